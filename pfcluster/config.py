@@ -1,0 +1,366 @@
+"""A run is a value: `RunConfig` says everything that decides what a run computes.
+
+Frozen dataclasses of plain values, checked where they are made. Launchers, arrays and trials carry them as JSON
+(config_json.py); command lines are built from them at the edge (`jobs/launch.py pretrain --model.depth 6`). No torch
+in this file: reading a config must cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Objective = Literal["mae", "finetune", "pf_mag"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: says which field, which value, and what would do."""
+
+
+def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} must {wanted}, got {value!r}")
+
+
+def _require_share(name: str, value: float, *, below_one: bool = False) -> None:
+    upper = value < 1 if below_one else value <= 1
+    _require(value >= 0 and upper, name, value, "lie in [0, 1)" if below_one else "lie in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """The embedded data: procedurally rendered faces (`data/synthetic.py`). Splits have disjoint identities."""
+
+    train: int = 6000
+    """Training faces."""
+    validation: int = 1000
+    """Faces that choose checkpoints."""
+    test: int = 2000
+    """Faces looked at once, at the end."""
+    identities: int = 1000
+    """People in the training split; validation and test have people of their own, in proportion to their faces."""
+    imbalance: float = 1.0
+    """Faces of the most frequent class for each face of the rarest; 1 is balanced. Training split only."""
+    label_noise: float = 0.0
+    """Chance that one of the annotators errs on a training face; the majority's vote is the label."""
+    annotators: int = 10
+    """Annotators a face."""
+    seed: int = 0
+    """Of the faces, not of the training."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test", "identities", "annotators"):
+            _require(getattr(self, name) >= 1, f"data.synthetic.{name}", getattr(self, name), "be at least 1")
+        _require(self.imbalance >= 1, "data.synthetic.imbalance", self.imbalance, "be at least 1")
+        _require_share("data.synthetic.label_noise", self.label_noise, below_one=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which faces, at which size."""
+
+    shards: str | None = None
+    """Folder made by shards/build.py; None takes the embedded synthetic faces."""
+    size: int = 48
+    """Side of the square input in pixels; shards of another size are resized."""
+    expect: str | None = None
+    """Name that the shards' manifest must bear: guards against training on another dataset's folder."""
+    limit: int | None = None
+    """Use only so many training samples, drawn by the run's seed; None uses all."""
+    max_bad_share: float = 0.01
+    """A run stops once more than this share of a split's samples turned out unreadable."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        _require(8 <= self.size <= 1024, "data.size", self.size, "lie in 8..1024 pixels")
+        _require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "be at least 1 or left out")
+        _require_share("data.max_bad_share", self.max_bad_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of the training images, drawn anew for each sample and step, applied in one batch on the
+    device.
+    """
+
+    flip: float = 0.5
+    """Chance of a horizontal flip."""
+    crop_scale: tuple[float, float] = (0.7, 1.0)
+    """Range of the random resized crop's share of the image's area; (1, 1) crops nothing."""
+    crop_ratio: tuple[float, float] = (0.9, 1.1)
+    """Range of the crop's aspect ratio, width over height."""
+    rotation: float = 8.0
+    """Largest rotation in degrees, either way."""
+    jitter: float = 0.2
+    """Largest relative change of brightness, contrast and saturation."""
+    erasing: float = 0.0
+    """Chance that a random rectangle (2-20 % of the area) is greyed out (Zhong et al. 2017)."""
+
+    def __post_init__(self) -> None:
+        _require_share("augment.flip", self.flip)
+        low, high = self.crop_scale
+        _require(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "be 0 < low <= high <= 1")
+        low, high = self.crop_ratio
+        _require(0 < low <= high, "augment.crop_ratio", self.crop_ratio, "be 0 < low <= high")
+        _require(0 <= self.rotation <= 180, "augment.rotation", self.rotation, "lie in 0..180 degrees")
+        _require_share("augment.jitter", self.jitter, below_one=True)
+        _require_share("augment.erasing", self.erasing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The encoder, and the decoder that MAE, the generator and the discriminator share (METHOD.md, Symbols)."""
+
+    architecture: Literal["vit", "cnn"] = "vit"
+    """"cnn" is the small convolutional net that judges poker faces; only fine-tuning knows it."""
+    patch: int = 6
+    """Side of a square patch in pixels."""
+    width: int = 128
+    """Encoder channels, D."""
+    depth: int = 4
+    """Encoder blocks."""
+    heads: int = 4
+    """Encoder attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over its width."""
+    decoder_width: int = 96
+    """Decoder channels, d."""
+    decoder_depth: int = 2
+    """Decoder blocks."""
+    decoder_heads: int = 4
+    """Decoder attention heads."""
+    init: str | None = None
+    """Weights to start from: a run's folder, a checkpoint's folder or file, `timm:NAME` (needs the network or a cached
+    download), or None for scratch."""
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "be at least 1")
+        for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
+            channels, count = getattr(self, width), getattr(self, heads)
+            _require(channels % 4 == 0, f"model.{width}", channels, "be a multiple of 4 (2-D sin-cos positions)")
+            _require(channels % count == 0, f"model.{width}", channels, f"be a multiple of model.{heads} = {count}")
+        _require(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeConfig:
+    """Masked-autoencoder pre-training (He et al. 2021, section 3; METHOD.md, section 1)."""
+
+    mask_ratio: float = 0.75
+    """Share of patches hidden from the encoder, in (0, 1)."""
+    norm_pixels: bool = True
+    """Predict each patch normalised by its own mean and variance."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.mask_ratio < 1, "mae.mask_ratio", self.mask_ratio, "lie in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """What the classification loss asks for, in fine-tuning and in PF-MAG."""
+
+    class_balance: Literal["none", "inverse"] = "none"
+    """"inverse" weights each class by the inverse of its frequency in the training split."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _require_share("classifier.label_smoothing", self.label_smoothing, below_one=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """The λ of PF-ViT's loss (METHOD.md, Losses). With automatic balance they are shares of terms of equal
+    magnitude.
+    """
+
+    cls: float = 1.0
+    """Classification of the emotion tokens."""
+    adv: float = 0.1
+    """Fooling the discriminator."""
+    rec: float = 3.0
+    """Reconstruction of the input, and of neutral inputs by their own poker face."""
+    ort: float = 0.1
+    """Orthogonality of the emotion view and the poker face."""
+
+    def __post_init__(self) -> None:
+        for name in ("cls", "adv", "rec", "ort"):
+            _require(getattr(self, name) >= 0, f"pf_mag.weights.{name}", getattr(self, name), "be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PfMagConfig:
+    """PF-MAG: PF-ViT and the discriminator that trains it (METHOD.md, section 3)."""
+
+    weights: LossWeights = field(default_factory=LossWeights)
+    balance: Literal["auto", "fixed"] = "auto"
+    """"auto" divides each term once by its mean magnitude over the first `balance_steps` steps after the warm-up."""
+    balance_steps: int = 20
+    """Steps whose magnitudes the automatic balance takes."""
+    warmup_steps: int = 0
+    """First steps that train on reconstruction and classification alone: the generator's new pixel head must emit
+    images before it meets an adversary. Δ learns from real and generated images meanwhile."""
+    warmup_rec: float = 10.0
+    """λ_rec during the warm-up (on a mean squared error; λ_cls is 0.3 then)."""
+    recognition: Literal["facenet", "none"] = "none"
+    """φ of L_ort: InceptionResnetV1 trained on VGGFace2, or none: the cosine of the tokens themselves."""
+    recognition_weights: str | None = None
+    """Local state dict of InceptionResnetV1; None downloads facenet-pytorch's own (107 MB) once."""
+    recognition_layer: Literal["feature_map", "embedding"] = "feature_map"
+    """Which of φ's features: the last map before pooling, flattened, or the 512-d embedding."""
+    fake_emotions: Literal["ignore", "zero"] = "ignore"
+    """Targets of Δ's emotion outputs for generated images in Δ's own loss: left out, or all zero."""
+    separator_ratio: float = 0.25
+    """Hidden width of the separator's two layers over the encoder's width."""
+
+    def __post_init__(self) -> None:
+        _require(self.balance_steps >= 1, "pf_mag.balance_steps", self.balance_steps, "be at least 1")
+        _require(self.warmup_steps >= 0, "pf_mag.warmup_steps", self.warmup_steps, "be at least 0")
+        _require(self.warmup_rec > 0, "pf_mag.warmup_rec", self.warmup_rec, "be positive")
+        _require(self.separator_ratio > 0, "pf_mag.separator_ratio", self.separator_ratio, "be positive")
+        if self.recognition_weights is not None:
+            _require(
+                self.recognition == "facenet",
+                "pf_mag.recognition",
+                self.recognition,
+                'be "facenet" where pf_mag.recognition_weights is given',
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """One optimizer and its learning rate over time."""
+
+    algorithm: Literal["adam", "adamw"] = "adamw"
+    """Adam has no weight decay of its own here."""
+    lr: float = 1e-3
+    """Peak learning rate, for the whole batch as it is: nothing rescales it."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of Adam's two moments."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of matrices; biases, norms and tokens have none. AdamW only."""
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    """After the warm-up: a half cosine to zero, or divided by `plateau_divide` after `plateau_patience` evaluations
+    without a better validation score, or constant."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    plateau_patience: int = 30
+    """Evaluations without improvement that the plateau schedule waits."""
+    plateau_divide: float = 10.0
+    """What the plateau schedule divides the rate by."""
+    clip_norm: float = 0.0
+    """Largest global norm of the gradients; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "be positive")
+        _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "lie in [0, 1)")
+        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+            _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "be at least 0")
+        _require(self.plateau_patience >= 1, "optim.plateau_patience", self.plateau_patience, "be at least 1")
+        _require(self.plateau_divide > 1, "optim.plateau_divide", self.plateau_divide, "be more than 1")
+        if self.algorithm == "adam":
+            _require(self.weight_decay == 0, "optim.weight_decay", self.weight_decay, "be 0 for adam; adamw has one")
+
+
+def _critic_optim() -> OptimConfig:
+    """METHOD.md, section 3: Adam at 1e-4 with betas of its own (lost in the paper's text; the GAN default here)."""
+    return OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How the steps are executed; none of it changes what is computed, but for rounding."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """"bf16" runs the forward passes under autocast; weights and optimizer stay fp32."""
+    accumulate: int = 1
+    """Micro-batches a step: the same step in less memory."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" takes the GPU where there is one."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+
+    def __post_init__(self) -> None:
+        _require(self.accumulate >= 1, "engine.accumulate", self.accumulate, "be at least 1")
+        _require(self.log_every >= 1, "engine.log_every", self.log_every, "be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run saves itself, and how much of it stays."""
+
+    every_steps: int = 500
+    """Steps between two checkpoints; one more is written at the end, at a better validation score, and on a signal."""
+    keep: int = 2
+    """Newest checkpoints kept; the best on validation stays besides."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "be at least 1")
+        _require(self.keep >= 1, "checkpoint.keep", self.keep, "be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured, when, and what chooses the checkpoint."""
+
+    every_epochs: float = 1.0
+    """Epochs between two evaluations on validation."""
+    batch_size: int = 256
+    """Images a forward pass of evaluation, for each process."""
+    metric: Literal["accuracy", "macro_f1"] = "accuracy"
+    """Validation score that chooses the checkpoint."""
+    choose_on: Literal["validation", "test"] = "validation"
+    """"test" is the paper's own habit; the report labels such runs."""
+    judge: str | None = None
+    """Run folder of a separately trained classifier that judges the poker faces' neutrality; None leaves it out."""
+    poker_faces: int = 1000
+    """Test images whose poker faces are judged at the end."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs > 0, "evaluate.every_epochs", self.every_epochs, "be positive")
+        _require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "be at least 1")
+        _require(self.poker_faces >= 1, "evaluate.poker_faces", self.poker_faces, "be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, whole. The same value gives the same weights (on one kind of device and one process count)."""
+
+    name: str = "run"
+    """Row of the report: runs that differ only in their seed share it."""
+    objective: Objective = "finetune"
+    seed: int = 0
+    """Of the initial weights, the order of samples, augmentation and masks."""
+    epochs: float = 10.0
+    """Passes over the training split."""
+    batch_size: int = 64
+    """Images a step over all processes together."""
+    max_steps: int | None = None
+    """Ends the run earlier; None runs all epochs."""
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mae: MaeConfig = field(default_factory=MaeConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    pf_mag: PfMagConfig = field(default_factory=PfMagConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    critic_optim: OptimConfig = field(default_factory=_critic_optim)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        plain = bool(self.name) and all(letter.isalnum() or letter in "-_." for letter in self.name)
+        _require(plain and self.name[0] != ".", "name", self.name, "be letters, digits, - _ . only: it names a folder")
+        _require(self.epochs > 0, "epochs", self.epochs, "be positive")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "be at least 1")
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "lie in 0..2^31-1")
+        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "be at least 1")
+        chunks = f"be a multiple of engine.accumulate = {self.engine.accumulate}"
+        _require(self.batch_size % self.engine.accumulate == 0, "batch_size", self.batch_size, chunks)
+        if self.model.architecture == "cnn":
+            _require(self.objective == "finetune", "objective", self.objective, 'be "finetune" for a cnn')
+        else:
+            tiles = f"be a multiple of model.patch = {self.model.patch}"
+            _require(self.data.size % self.model.patch == 0, "data.size", self.data.size, tiles)

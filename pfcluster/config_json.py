@@ -1,0 +1,83 @@
+"""Configs as JSON: the form in which launchers, arrays and trials carry them, and run folders keep them. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pfcluster.config import ConfigError, RunConfig
+
+T = TypeVar("T")
+
+
+def to_json(config: RunConfig) -> str:
+    """The config as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str, source: str = "config") -> RunConfig:
+    """Read what `to_json` wrote. Raises ConfigError that names the unknown field, the wrong type or the bad value."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{source} is not JSON: {error}") from error
+    return _build(RunConfig, values, "", source)
+
+
+def load(path: Path) -> RunConfig:
+    """The config in a file. Raises ConfigError where the file is missing or wrong."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    return from_json(text, str(path))
+
+
+def differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the fields in which two configs differ, with both values."""
+    left, right = _flatten(dataclasses.asdict(a)), _flatten(dataclasses.asdict(b))
+    return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _build(cls: type[T], values: object, prefix: str, source: str) -> T:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{source}: {prefix.rstrip('.') or 'the config'} must be an object, got {values!r}")
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(f"{source}: unknown field {prefix}{unknown[0]}; known here are {', '.join(hints)}")
+    read = {name: _value(hints[name], value, f"{prefix}{name}", source) for name, value in values.items()}
+    return cls(**read)
+
+
+def _value(hint: Any, value: Any, name: str, source: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{name}.", source)  # type: ignore[arg-type]
+    if get_origin(hint) is tuple:
+        parts = get_args(hint)
+        if isinstance(value, list | tuple) and len(value) == len(parts):
+            return tuple(_value(part, item, name, source) for part, item in zip(parts, value, strict=True))
+    elif get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise ConfigError(f"{source}: {name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
+    elif get_origin(hint) in (Union, UnionType):
+        if value is None:
+            return None
+        return _value(get_args(hint)[0], value, name, source)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{source}: {name} must be {getattr(hint, '__name__', hint)}, got {value!r}")

@@ -1,0 +1,185 @@
+"""Whole configs to start from. A recipe names the runs of one study; each is a `RunConfig` and can be changed by
+option.
+
+    judge      a small CNN that will say how neutral the poker faces look
+    mae        masked-autoencoder pre-training
+    scratch    the classifier without pre-training
+    mae-vit    the classifier from MAE's weights
+    pf-vit     PF-MAG from MAE's weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pfcluster.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    ClassifierConfig,
+    ConfigError,
+    DataConfig,
+    EvaluateConfig,
+    LossWeights,
+    ModelConfig,
+    OptimConfig,
+    PfMagConfig,
+    RunConfig,
+    SyntheticConfig,
+)
+
+Recipe = dict[str, RunConfig]
+ROLES = ("judge", "mae", "scratch", "mae-vit", "pf-vit")
+
+MAE_AUGMENT = AugmentConfig(crop_scale=(0.5, 1.0), rotation=0.0, jitter=0.0)
+"""MAE needs little: random resized crop and flip (He et al. 2021, section 4)."""
+CRITIC = OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
+
+
+def demo() -> Recipe:
+    """The embedded synthetic faces at 48 px, on two CPU cores.
+
+    Command: `python jobs/launch.py demo`; time and figures: README, Results.
+    """
+    data = DataConfig(size=48, synthetic=SyntheticConfig(train=4000, validation=500, test=1000, identities=800))
+    model = ModelConfig(patch=6, width=96, depth=4, heads=4, decoder_width=96, decoder_depth=2, decoder_heads=4)
+    return _small(data, model, mae_epochs=24, finetune_epochs=7, pf_mag_epochs=7, warmup_share=0.6)
+
+
+def small() -> Recipe:
+    """A small ViT at 48 px for real photos where no GPU is at hand: hours on a CPU for 30,000 faces.
+
+    Command: `python jobs/launch.py study --preset small --data.shards DIR`; measured on FER2013: README, Results.
+    """
+    data = DataConfig(size=48)
+    model = ModelConfig(patch=6, width=128, depth=4, heads=4, decoder_width=96, decoder_depth=2, decoder_heads=4)
+    return _small(data, model, mae_epochs=30, finetune_epochs=12, pf_mag_epochs=12, warmup_share=0.4)
+
+
+def vit_t() -> Recipe:
+    """The paper's recipe with ViT-T/16 at 224 px. Not run here; the paper's MAE-ViT-T has 88.72 on RAF-DB."""
+    return _paper(ModelConfig(patch=16, width=192, depth=12, heads=3, decoder_width=192, decoder_depth=4))
+
+
+def vit_s() -> Recipe:
+    """The paper's recipe with ViT-S/16 at 224 px. Not run here; the paper's MAE-ViT-S has 90.03 on RAF-DB."""
+    return _paper(ModelConfig(patch=16, width=384, depth=12, heads=6, decoder_width=256, decoder_depth=4))
+
+
+def vit_b() -> Recipe:
+    """The paper's recipe with ViT-B/16 at 224 px. Not run here; the paper's PF-ViT has 92.07 on RAF-DB.
+
+    Command: `python jobs/launch.py study --preset vit-b --data.shards DIR --processes 8 --engine.precision bf16`.
+    """
+    sizes = ModelConfig(patch=16, width=768, depth=12, heads=12, decoder_width=512, decoder_depth=8, decoder_heads=16)
+    return _paper(sizes)
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    "demo": demo,
+    "small": small,
+    "vit-t": vit_t,
+    "vit-s": vit_s,
+    "vit-b": vit_b,
+}
+
+
+def recipe(name: str) -> Recipe:
+    """A preset by name. Raises ConfigError that lists the names."""
+    if name not in PRESETS:
+        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]()
+
+
+def _small(
+    data: DataConfig,
+    model: ModelConfig,
+    *,
+    mae_epochs: float,
+    finetune_epochs: float,
+    pf_mag_epochs: float,
+    warmup_share: float,
+) -> Recipe:
+    """Small nets at small sizes: higher rates than the paper's, few epochs."""
+    finetune = RunConfig(
+        name="scratch",
+        objective="finetune",
+        epochs=finetune_epochs,
+        data=data,
+        model=model,
+        optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup_steps=40),
+    )
+    steps = data.synthetic.train / finetune.batch_size * pf_mag_epochs
+    pf_mag = replace(
+        finetune,
+        name="pf-vit",
+        objective="pf_mag",
+        epochs=pf_mag_epochs,
+        optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup_steps=40, clip_norm=5.0),
+        critic_optim=replace(CRITIC, lr=2e-4),
+        pf_mag=PfMagConfig(warmup_steps=round(steps * warmup_share)),
+    )
+    judge = ModelConfig(architecture="cnn")
+    return {
+        "judge": replace(finetune, name="judge", model=judge, optim=OptimConfig(lr=3e-3, warmup_steps=40)),
+        "mae": replace(
+            finetune,
+            name="mae",
+            objective="mae",
+            epochs=mae_epochs,
+            augment=MAE_AUGMENT,
+            optim=OptimConfig(lr=1.5e-3, warmup_steps=100),
+            evaluate=EvaluateConfig(every_epochs=5),
+        ),
+        "scratch": finetune,
+        "mae-vit": replace(finetune, name="mae-vit"),
+        "pf-vit": pf_mag,
+    }
+
+
+def _paper(model: ModelConfig) -> Recipe:
+    """METHOD.md: 300 epochs of MAE at batch 4096 (base rate 1.5e-4 for 256), then batch 32, Adam, plateau, 100
+    epochs.
+    """
+    data = DataConfig(size=224)
+    plateau = OptimConfig(algorithm="adam", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0, schedule="plateau")
+    finetune = RunConfig(
+        name="scratch",
+        objective="finetune",
+        epochs=100,
+        batch_size=32,
+        data=data,
+        model=model,
+        optim=plateau,
+        checkpoint=CheckpointConfig(every_steps=2000),
+    )
+    steps_per_epoch = 269_316 / 4096
+    mae_optim = OptimConfig(lr=1.5e-4 * 4096 / 256, betas=(0.9, 0.95), warmup_steps=round(40 * steps_per_epoch))
+    return {
+        "judge": replace(
+            finetune, name="judge", model=ModelConfig(architecture="cnn"), optim=replace(plateau, lr=1e-3), epochs=30
+        ),
+        "mae": replace(
+            finetune,
+            name="mae",
+            objective="mae",
+            epochs=300,
+            batch_size=4096,
+            augment=replace(MAE_AUGMENT, crop_scale=(0.2, 1.0), crop_ratio=(0.75, 1.3333)),
+            optim=mae_optim,
+            evaluate=EvaluateConfig(every_epochs=10),
+        ),
+        "scratch": finetune,
+        "mae-vit": replace(finetune, name="mae-vit"),
+        "pf-vit": replace(
+            finetune,
+            name="pf-vit",
+            objective="pf_mag",
+            optim=replace(plateau, lr=2e-5),
+            critic_optim=replace(CRITIC, schedule="plateau"),
+            classifier=ClassifierConfig(),
+            pf_mag=PfMagConfig(
+                weights=LossWeights(cls=1, adv=1, rec=1, ort=1), recognition="facenet", warmup_steps=2000
+            ),
+        ),
+    }
