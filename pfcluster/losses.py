@@ -1,0 +1,88 @@
+"""The losses of METHOD.md as pure functions, an equation beside each.
+
+Legend: b images, n patches, m hidden patches, k emotion classes, f features, p patch side.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def normalised(patches: Tensor) -> Tensor:
+    """Each patch by its own mean and variance: b m (3 p p) -> the same (He et al. 2021; unbiased variance, as
+    theirs).
+    """
+    mean, variance = patches.mean(2, keepdim=True), patches.var(2, keepdim=True)
+    return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def mae(prediction: Tensor, target: Tensor, *, norm_pixels: bool) -> Tensor:
+    """L_mae: the mean over hidden patches of (prediction - norm(target))²; b m (3 p p) twice -> scalar."""
+    target = normalised(target) if norm_pixels else target
+    return functional.mse_loss(prediction.float(), target.float())
+
+
+def classification(logits: Tensor, labels: Tensor, weights: Tensor | None, label_smoothing: float = 0.0) -> Tensor:
+    """L_cls = CE(ŷ, y): b k, b -> scalar. `weights` k scales each sample by its class.
+
+    The mean is over samples, not over weights, so that the means of equal slices average to the mean of the whole.
+    """
+    each = functional.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+    return (each if weights is None else each * weights[labels]).mean()
+
+
+def inverse_frequency(counts: Tensor) -> Tensor:
+    """Weights of classes with the given counts, k -> k: the mean over all samples is one. Absent classes get zero."""
+    present = counts > 0
+    weights = counts.sum() / (present.sum() * counts.clamp(min=1))
+    return torch.where(present, weights, torch.zeros_like(weights))
+
+
+def discriminator(logits_real: Tensor, logits_fake: Tensor, labels: Tensor, *, fake_emotions: str = "ignore") -> Tensor:
+    """L_Δ, the discriminator's turn: BCE over its outputs, b (k+1), (2b) (k+1), b -> scalar.
+
+    Real images: emotions = one-hot(y), real = 1. Reconstructions and poker faces: real = 0; their emotions are left out
+    ("ignore") or all zero ("zero"). The mean over real outputs plus the mean over fake outputs.
+    """
+    classes = logits_real.shape[1] - 1
+    target = functional.one_hot(labels, classes + 1).float()
+    target[:, classes] = 1.0
+    logits_real, logits_fake = logits_real.float(), logits_fake.float()
+    real = functional.binary_cross_entropy_with_logits(logits_real, target)
+    judged = logits_fake if fake_emotions == "zero" else logits_fake[:, classes:]
+    return real + functional.binary_cross_entropy_with_logits(judged, torch.zeros_like(judged))
+
+
+def adversarial(logits_rec: Tensor, logits_poker: Tensor, labels: Tensor, neutral: int | None) -> Tensor:
+    """L_adv, PF-ViT's turn: both images shall pass for real, I_rec for emotion y and I_p for neutral.
+
+    b (k+1) twice, b -> scalar, the sum of two mean BCEs. Where the dataset has no neutral class (`neutral` None) the
+    poker face's target is no emotion at all.
+    """
+    classes = logits_rec.shape[1] - 1
+    target = functional.one_hot(labels, classes + 1).float()
+    target[:, classes] = 1.0
+    calm = torch.zeros_like(target)
+    calm[:, classes] = 1.0
+    if neutral is not None:
+        calm[:, neutral] = 1.0
+    return functional.binary_cross_entropy_with_logits(
+        logits_rec.float(), target
+    ) + functional.binary_cross_entropy_with_logits(logits_poker.float(), calm)
+
+
+def reconstruction(images: Tensor, rec: Tensor, poker: Tensor, labels: Tensor, neutral: int | None) -> Tensor:
+    """L_rec = ‖I_rec - x‖² + 1[y = neutral] ‖I_p - x‖², each norm a mean over pixels; b 3 h w, b -> scalar."""
+    loss = functional.mse_loss(rec.float(), images.float())
+    if neutral is None:
+        return loss
+    own = (poker.float() - images.float()).square().flatten(1).mean(1)
+    return loss + (own * (labels == neutral)).mean()
+
+
+def orthogonality(emotion: Tensor, poker: Tensor) -> Tensor:
+    """L_ort = |cos(φ(I_e), φ(I_p))| of features b f (or tokens, flattened) -> scalar, the mean over images."""
+    cosine = functional.cosine_similarity(emotion.float().flatten(1), poker.float().flatten(1), dim=1)
+    return cosine.abs().mean()
