@@ -1,0 +1,229 @@
+"""Where a run's faces come from: shards made by shards/build.py, or the embedded synthetic faces.
+
+Legend: b images, h w pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pfcluster.config import DataConfig
+from pfcluster.data.shards import BadSampleError, ShardError, ShardSplit, load_manifest
+from pfcluster.data.synthetic import SyntheticFaces
+from pfcluster.dist import generator
+
+CACHE_BYTES = 2**31
+RENDER_CHUNK = 512
+
+
+class DataError(ValueError):
+    """The data cannot be trained on: says which folder or split, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Samples as they are stored: images uint8 b 3 h w, labels long (b,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Split(Protocol):
+    """One split of a dataset; everything that trains or evaluates asks for nothing more."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def labels(self) -> Tensor:
+        """long (n,)."""
+
+    def batch(self, indices: Tensor) -> RawBatch: ...
+
+    def keys(self, indices: Tensor) -> list[str]:
+        """Names of samples, for messages."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset's splits. `test` may be absent."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split | None
+
+    def counts(self) -> dict[str, int]:
+        """Samples by split."""
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test or ())}
+
+
+class SyntheticSplit:
+    """Synthetic faces, rendered once and kept where they fit into memory, else rendered as they are asked for."""
+
+    def __init__(self, faces: SyntheticFaces, first_index: int = 0) -> None:
+        self.faces = faces
+        self.first_index = first_index
+        self.classes = tuple(faces.classes)
+        self._cached: Tensor | None = None
+        self._labels = faces.labels()
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def labels(self) -> Tensor:
+        return self._labels
+
+    def batch(self, indices: Tensor) -> RawBatch:
+        return RawBatch(self._images(indices), self._labels[indices])
+
+    def keys(self, indices: Tensor) -> list[str]:
+        return [f"synthetic-{self.first_index + i}" for i in indices.tolist()]
+
+    def poker_faces(self, indices: Tensor) -> Tensor:
+        """The true poker faces: uint8 b 3 h w."""
+        return self.faces.poker_faces(indices)
+
+    def _images(self, indices: Tensor) -> Tensor:
+        if len(self) * 3 * self.faces.size**2 > CACHE_BYTES:
+            return self.faces.images(indices)
+        if self._cached is None:
+            chunks = torch.arange(len(self)).split(RENDER_CHUNK)
+            self._cached = torch.cat([self.faces.images(chunk) for chunk in chunks])
+        return self._cached[indices]
+
+
+@dataclass
+class ShardedSplit:
+    """A split of a shard folder. An unreadable sample is named, counted and replaced by the next one of the split."""
+
+    shards: ShardSplit
+    max_bad_share: float
+    bad: set[str] = field(default_factory=set)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.shards.classes)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def labels(self) -> Tensor:
+        return self.shards.labels()
+
+    def batch(self, indices: Tensor) -> RawBatch:
+        try:
+            images = self.shards.images(indices)
+        except BadSampleError:
+            indices = torch.tensor([self._readable(index) for index in indices.tolist()])
+            images = self.shards.images(indices)
+        return RawBatch(images, self.labels()[indices])
+
+    def keys(self, indices: Tensor) -> list[str]:
+        return [self.shards.key(i) for i in indices.tolist()]
+
+    def _readable(self, index: int) -> int:
+        """This sample, or the next one that can be read. Raises DataError once too many could not."""
+        for candidate in range(index, index + len(self)):
+            try:
+                self.shards.image(candidate % len(self))
+            except BadSampleError as error:
+                self.bad.add(self.shards.key(candidate % len(self)))
+                if len(self.bad) > self.max_bad_share * len(self):
+                    names = ", ".join(sorted(self.bad)[:5])
+                    raise DataError(
+                        f"{len(self.bad)} of {len(self)} samples cannot be read ({names}, ...), more than"
+                        f" data.max_bad_share = {self.max_bad_share}: {error}; check with shards/inspect.py --verify"
+                    ) from error
+            else:
+                return candidate % len(self)
+        raise DataError("no sample of this split can be read; check with shards/inspect.py --verify")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some samples of a split, in a fixed order."""
+
+    split: Split
+    chosen: Tensor
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.split.classes
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def labels(self) -> Tensor:
+        return self.split.labels()[self.chosen]
+
+    def batch(self, indices: Tensor) -> RawBatch:
+        return self.split.batch(self.chosen[indices])
+
+    def keys(self, indices: Tensor) -> list[str]:
+        return self.split.keys(self.chosen[indices])
+
+
+def open_dataset(config: DataConfig, seed: int) -> Dataset:
+    """Open the data a config names. `seed` draws the subset where `data.limit` asks for one. Raises DataError."""
+    dataset = _synthetic(config) if config.shards is None else _sharded(config, Path(config.shards))
+    if config.limit is None or config.limit >= len(dataset.train):
+        return dataset
+    chosen = torch.randperm(len(dataset.train), generator=generator(seed, "limit"))[: config.limit]
+    return Dataset(dataset.name, dataset.classes, Subset(dataset.train, chosen), dataset.validation, dataset.test)
+
+
+def _synthetic(config: DataConfig) -> Dataset:
+    options = config.synthetic
+    if config.expect not in (None, "synthetic"):
+        raise DataError(f"data.expect is {config.expect!r}, but no data.shards is given: these are synthetic faces")
+    if not 32 <= config.size <= 224:
+        raise DataError(f"data.size is {config.size}; synthetic faces come in 32 to 224 pixels")
+    people = 0
+    faces = 0
+    splits = []
+    for count, clean in ((options.train, False), (options.validation, True), (options.test, True)):
+        identities = max(1, round(options.identities * count / options.train))
+        split = SyntheticFaces(
+            count,
+            size=config.size,
+            identities=identities,
+            first_identity=people,
+            imbalance=1.0 if clean else options.imbalance,
+            label_noise=0.0 if clean else options.label_noise,
+            annotators=options.annotators,
+            seed=options.seed,
+            first_index=faces,
+        )
+        splits.append(SyntheticSplit(split, first_index=faces))
+        people, faces = people + identities, faces + count
+    return Dataset("synthetic", splits[0].classes, *splits)
+
+
+def _sharded(config: DataConfig, folder: Path) -> Dataset:
+    try:
+        manifest = load_manifest(folder)
+        if config.expect not in (None, manifest.name):
+            raise DataError(f"{folder} holds the dataset {manifest.name!r}, but data.expect is {config.expect!r}")
+        if "train" not in manifest.splits:
+            raise DataError(f"{folder} has no training split; build it with shards/build.py --input ...")
+        if "validation" not in manifest.splits:
+            raise DataError(
+                f"{folder} has no validation split, and checkpoints are chosen on one: build the shards with a"
+                " --val-share above 0"
+            )
+        splits = {
+            name: ShardedSplit(ShardSplit(folder, name), config.max_bad_share)
+            for name in ("train", "validation", "test")
+            if name in manifest.splits
+        }
+    except ShardError as error:
+        raise DataError(str(error)) from error
+    return Dataset(manifest.name, tuple(manifest.classes), splits["train"], splits["validation"], splits.get("test"))

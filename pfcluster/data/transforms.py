@@ -1,0 +1,104 @@
+"""Batched augmentation on tensors, on the training device. Chance is drawn on the CPU for a whole batch of all
+processes, so that a sample's changes depend on the run's seed and the step alone, never on the layout.
+
+Legend: b images, h w pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pfcluster.config import AugmentConfig
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 b 3 h w -> float in -1..1."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in -1..1 (clipped) -> uint8, b 3 h w."""
+    return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """uint8 or float b 3 h w -> float b 3 size size, antialiased; values keep their range."""
+    images = images.float()
+    if images.shape[2:] == (size, size):
+        return images
+    return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What augmentation does to each image of a batch."""
+
+    affine: Tensor
+    """b 2 3: places in the output to places in the input, both in -1..1 (crop, flip and rotation in one)."""
+    colour: Tensor
+    """b 3: factors of brightness, contrast, saturation."""
+    erased: Tensor
+    """b 4: left, top, right, bottom of a greyed rectangle in 0..1; empty where left = right."""
+
+    def __getitem__(self, part: slice) -> Changes:
+        return Changes(self.affine[part], self.colour[part], self.erased[part])
+
+
+def draw(config: AugmentConfig, count: int, generator: torch.Generator) -> Changes:
+    """Draw the changes of `count` images."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(count, generator=generator) * (high - low) + low
+
+    area = uniform(*config.crop_scale)
+    ratio = uniform(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1])).exp()
+    width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
+    left, top = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
+    mirror = torch.where(uniform(0, 1) < config.flip, -1.0, 1.0)
+    angle = uniform(-config.rotation, config.rotation) * (math.pi / 180)
+    cos, sin = angle.cos(), angle.sin()
+    affine = torch.stack([cos * width * mirror, -sin * height, left, sin * width * mirror, cos * height, top], dim=1)
+    colour = torch.stack([uniform(1 - config.jitter, 1 + config.jitter) for _ in range(3)], dim=1)
+    return Changes(affine.view(count, 2, 3), colour, _draw_erased(config.erasing, uniform))
+
+
+def _draw_erased(chance: float, uniform) -> Tensor:
+    """Rectangles of 2-20 % of the area with an aspect ratio of 1/3 to 3 (Zhong et al. 2017): -> b 4 in 0..1."""
+    area, ratio = uniform(0.02, 0.2), uniform(math.log(1 / 3), math.log(3)).exp()
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
+    left, top = uniform(0, 1) * (1 - width), uniform(0, 1) * (1 - height)
+    wanted = (uniform(0, 1) < chance).float()
+    return torch.stack([left, top, left + wanted * width, top + height], dim=1)
+
+
+def augment(images: Tensor, changes: Changes) -> Tensor:
+    """Apply the drawn changes: float b 3 h w in -1..1 -> the same shape and range."""
+    affine = changes.affine.to(images)
+    grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
+    images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    images = _recolour(images, changes.colour.to(images))
+    return _erase(images, changes.erased.to(images))
+
+
+def _recolour(images: Tensor, colour: Tensor) -> Tensor:
+    brightness, contrast, saturation = colour.view(-1, 3, 1, 1, 1).unbind(1)
+    unit = (images + 1) * 0.5 * brightness
+    mean = unit.mean((1, 2, 3), keepdim=True)
+    unit = mean + (unit - mean) * contrast
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    grey = (unit * weights).sum(1, keepdim=True)
+    return ((grey + (unit - grey) * saturation).clamp(0, 1) - 0.5) * 2
+
+
+def _erase(images: Tensor, erased: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    x = (torch.arange(width, device=images.device) + 0.5) / width
+    y = (torch.arange(height, device=images.device) + 0.5) / height
+    left, top, right, bottom = erased.view(-1, 4, 1).unbind(1)
+    columns, rows = (x >= left) & (x < right), (y >= top) & (y < bottom)
+    return images.masked_fill((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0.0)
