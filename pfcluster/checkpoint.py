@@ -1,0 +1,160 @@
+"""Checkpoints: a folder for a step, written aside and renamed, verified when read.
+
+    checkpoints/step-00000500/{model.safetensors, model_optimizer.safetensors, state.json}
+
+`state.json` holds the training state as JSON and the checksum of each file; a folder without it does not count.
+Weights and optimizer tensors are safetensors: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+StateDict = dict[str, Tensor]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be trusted or does not fit: says which file, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds: tensors by file name (without suffix) and the training state."""
+
+    step: int
+    tensors: dict[str, StateDict]
+    state: dict[str, Any]
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file aside, flush it to the disk, rename it into place: readers see the old one or the new one, whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(aside, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def save(folder: Path, step: int, tensors: dict[str, StateDict], state: dict[str, Any]) -> Path:
+    """Write the checkpoint of a step. Atomic: the folder appears whole under its final name, or not at all."""
+    final = step_folder(folder, step)
+    aside = folder / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    files = {}
+    for name, values in tensors.items():
+        path = aside / f"{name}.safetensors"
+        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
+        _flush(path)
+        files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    record = {"format": FORMAT, "step": step, "files": files, "state": state}
+    write_atomically(aside / "state.json", json.dumps(record, indent=2) + "\n")
+    _flush(aside)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(aside, final)
+    _flush(folder)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify the checkpoint in a folder. Raises CheckpointError."""
+    try:
+        record = json.loads((path / "state.json").read_text())
+        step, files, state = record["step"], record["files"], record["state"]
+        if record["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {record['format']}; this version reads format {FORMAT}")
+    except OSError as error:
+        raise CheckpointError(f"{path} is no checkpoint: cannot read state.json ({error.strerror})") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}/state.json is damaged: {error!r}") from error
+    tensors = {}
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file() or sha256(file) != expected["sha256"]:
+            raise CheckpointError(f"{file} is {'damaged: wrong checksum' if file.is_file() else 'missing'}")
+        try:
+            tensors[file.stem] = load_file(file)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged: {error}") from error
+    return Checkpoint(step, tensors, state)
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps that have a checkpoint, ascending. Unfinished folders do not count."""
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.glob("step-*/state.json"))
+
+
+def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that can be trusted (None where there is none), and what is wrong with newer ones.
+
+    Raises CheckpointError where checkpoints exist and none can be trusted: starting over would hide a loss.
+    """
+    problems: list[str] = []
+    for step in reversed(steps(folder)):
+        try:
+            return load(step_folder(folder, step)), problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(f"no checkpoint in {folder} can be trusted: {'; '.join(problems)}; remove them")
+    return None, problems
+
+
+def retain(folder: Path, keep: int, best: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best one, and what unfinished writes left behind."""
+    for step in steps(folder)[:-keep]:
+        if step != best:
+            shutil.rmtree(step_folder(folder, step))
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def find(run: Path) -> Path:
+    """The checkpoint folder that a run folder stands for: its best on validation, else its newest.
+
+    A checkpoint's own folder stands for itself. Raises CheckpointError.
+    """
+    if (run / "state.json").is_file():
+        return run
+    folder = run / "checkpoints"
+    found = steps(folder)
+    if not found:
+        raise CheckpointError(f"{run} is neither a run with checkpoints nor a checkpoint")
+    newest = step_folder(folder, found[-1])
+    best = json.loads((newest / "state.json").read_text())["state"].get("best") or {}
+    return step_folder(folder, best["step"]) if best.get("step") in found else newest
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        hashed = hashlib.sha256()
+        while block := file.read(2**20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written to a file, or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""From a config to modules: builds them from the run's seed and fills in the weights they start from."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from pfcluster import weights
+from pfcluster.config import RunConfig
+from pfcluster.dist import derive_seed
+from pfcluster.nn.discriminator import Discriminator
+from pfcluster.nn.judge import JudgeNet
+from pfcluster.nn.mae import MAE, Decoder
+from pfcluster.nn.pf_vit import Generator, PFViT
+from pfcluster.nn.vit import Classifier, ViT
+
+
+def build(config: RunConfig, classes: int, *, load_init: bool = True) -> dict[str, nn.Module]:
+    """The modules of a run: `model`, and `critic` for PF-MAG. The same config gives the same weights.
+
+    Raises WeightsError where `model.init` cannot be had or does not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        modules, encoder, decoder = _assemble(config, classes)
+        if load_init and config.model.init is not None and encoder is not None:
+            _initialise(config, encoder, decoder)
+        if config.objective == "pf_mag":
+            assert encoder is not None
+            assert decoder is not None
+            modules = _pf_mag(config, encoder, decoder, classes)
+    return modules
+
+
+def _assemble(config: RunConfig, classes: int) -> tuple[dict[str, nn.Module], ViT | None, Decoder | None]:
+    model = config.model
+    if model.architecture == "cnn":
+        return {"model": JudgeNet(classes)}, None, None
+    encoder = ViT(
+        size=config.data.size,
+        patch=model.patch,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+    )
+    if config.objective == "finetune":
+        return {"model": Classifier(encoder, model.width, classes)}, encoder, None
+    decoder = Decoder(
+        side=config.data.size // model.patch,
+        patch=model.patch,
+        encoder_width=model.width,
+        width=model.decoder_width,
+        depth=model.decoder_depth,
+        heads=model.decoder_heads,
+        mlp_ratio=model.mlp_ratio,
+    )
+    return {"model": MAE(encoder, decoder, mask_ratio=config.mae.mask_ratio)}, encoder, decoder
+
+
+def _initialise(config: RunConfig, encoder: ViT, decoder: Decoder | None) -> None:
+    """The encoder must fit. The decoder comes along where the source has one: from a classifier it stays new."""
+    source = config.model.init
+    assert source is not None
+    values = weights.read(source)
+    weights.load_part(encoder, values, "encoder", source)
+    if decoder is not None and any(name.startswith("decoder.") for name in values):
+        weights.load_part(decoder, values, "decoder", source)
+
+
+def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> dict[str, nn.Module]:
+    """METHOD.md, section 3: G and Δ are two copies of the pre-trained decoder."""
+    model = config.model
+    critic = Discriminator(copy.deepcopy(decoder), patch=model.patch, width=model.decoder_width, classes=classes)
+    generator = Generator(
+        decoder, width=model.decoder_width, heads=model.decoder_heads, mlp_ratio=model.mlp_ratio, patch=model.patch
+    )
+    pf_vit = PFViT(
+        encoder, generator, width=model.width, classes=classes, separator_ratio=config.pf_mag.separator_ratio
+    )
+    return {"model": pf_vit, "critic": critic}
+
+
+def parameter_counts(config: RunConfig, modules: dict[str, nn.Module]) -> dict[str, int]:
+    """Parameters that train, and those that remain at test time (E, S, C for PF-ViT; all but MAE's decoder for MAE)."""
+
+    def count(*parts: nn.Module) -> int:
+        return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+    model = modules["model"]
+    test = count(model)
+    if isinstance(model, PFViT):
+        test = count(model.encoder, model.separator, model.classifier)
+    elif isinstance(model, MAE):
+        test = count(model.encoder)
+    return {"train": count(*modules.values()), "test": test}

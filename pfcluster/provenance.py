@@ -1,0 +1,67 @@
+"""Where a run comes from: the command that repeats it, versions, commit, machine. Kept in `provenance.json`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pfcluster.checkpoint import write_atomically
+
+PACKAGES = ("pfcluster", "torch", "torchvision", "timm", "torchmetrics", "webdataset", "numpy")
+
+
+def write(folder: Path, command: str | None) -> None:
+    """Record how the run in `folder` was started. The first start's record stays; later ones add a date."""
+    path = folder / "provenance.json"
+    values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else _collect(command)
+    values["started"].append(datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The record, as result.json carries it."""
+    values: dict[str, Any] = json.loads((folder / "provenance.json").read_text())
+    return values
+
+
+def warn(folder: Path, message: str, is_main: bool) -> None:
+    """Tell the user on standard error, and keep it in `warnings.log`."""
+    if is_main:
+        print(f"warning: {message}", file=sys.stderr)
+        with open(folder / "warnings.log", "a") as file:
+            file.write(message + "\n")
+
+
+def _collect(command: str | None) -> dict[str, Any]:
+    return {
+        "command": command or shlex.join(["python", *sys.argv]),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "started": [],
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this code runs from, marked `-dirty` where tracked files changed; None outside of git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changes.stdout.strip() else commit

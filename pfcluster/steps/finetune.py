@@ -1,0 +1,49 @@
+"""Supervised fine-tuning of a classifier: METHOD.md, section 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pfcluster import losses
+from pfcluster.engine.base import Engine
+from pfcluster.steps.base import Metrics, mean
+from pfcluster.steps.batch import Batch
+
+
+def finetune_step(
+    batches: Sequence[Batch], model: Engine, *, class_weights: Tensor | None, label_smoothing: float
+) -> Metrics:
+    """Cross-entropy of the class token's logits. images: b 3 h w, labels: b, class_weights: k."""
+    metrics = []
+    for index, batch in enumerate(batches):
+        logits = model(batch.images, sync=index == len(batches) - 1)
+        loss = losses.classification(logits, batch.labels, class_weights, label_smoothing)
+        model.backward(loss / len(batches))
+        metrics.append({"loss": loss, "train_accuracy": (logits.argmax(1) == batch.labels).float().mean()})
+    return {**mean(metrics), "grad_norm": model.step()}
+
+
+class FinetuneObjective:
+    """A classifier with its one engine."""
+
+    def __init__(self, model: Engine, *, class_weights: Tensor | None, label_smoothing: float) -> None:
+        self.engines = {"model": model}
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
+
+    def step(self, batches: Sequence[Batch], step: int) -> Metrics:
+        return finetune_step(
+            batches,
+            self.engines["model"],
+            class_weights=self.class_weights,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        assert not state

@@ -1,0 +1,42 @@
+"""Masked-autoencoder pre-training: METHOD.md, section 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pfcluster import losses
+from pfcluster.engine.base import Engine
+from pfcluster.nn.mae import hidden_patches
+from pfcluster.steps.base import Metrics, mean
+from pfcluster.steps.batch import Batch
+
+
+def mae_step(batches: Sequence[Batch], model: Engine, *, kept: int, patch: int, norm_pixels: bool) -> Metrics:
+    """Predict the patches that were hidden. images: b 3 h w, order: b n."""
+    metrics = []
+    for index, batch in enumerate(batches):
+        assert batch.order is not None
+        prediction = model(batch.images, batch.order, sync=index == len(batches) - 1)
+        target = hidden_patches(batch.images, batch.order, kept, patch)
+        loss = losses.mae(prediction, target, norm_pixels=norm_pixels)
+        model.backward(loss / len(batches))
+        metrics.append({"loss": loss})
+    return {**mean(metrics), "grad_norm": model.step()}
+
+
+class MaeObjective:
+    """MAE with its one engine."""
+
+    def __init__(self, model: Engine, *, kept: int, patch: int, norm_pixels: bool) -> None:
+        self.engines = {"model": model}
+        self.options: dict[str, Any] = {"kept": kept, "patch": patch, "norm_pixels": norm_pixels}
+
+    def step(self, batches: Sequence[Batch], step: int) -> Metrics:
+        return mae_step(batches, self.engines["model"], **self.options)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        assert not state

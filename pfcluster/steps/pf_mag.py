@@ -1,0 +1,170 @@
+"""PF-MAG: PF-ViT and its discriminator, two optimizers, one forward for both turns (METHOD.md, section 3).
+
+Legend: b images, k emotion classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfcluster import losses
+from pfcluster.config import LossWeights, PfMagConfig
+from pfcluster.dist import World
+from pfcluster.engine.base import Engine
+from pfcluster.nn.pf_vit import Views
+from pfcluster.steps.base import Metrics, mean
+from pfcluster.steps.batch import Batch
+
+TERMS = ("cls", "adv", "rec", "ort")
+WARMUP_CLS = 0.3
+SMALLEST_MAGNITUDE = 1e-4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the losses need besides the batch."""
+
+    neutral: int | None
+    """Index of the neutral class; None where the dataset has none."""
+    class_weights: Tensor | None
+    """Weights of the classes in L_cls, k, or None."""
+    label_smoothing: float
+    fake_emotions: str
+    recognition: nn.Module | None
+    """φ; None takes the cosine on the tokens."""
+
+
+def critic_loss(critic: Engine, views: Views, batch: Batch, setting: Setting, *, sync: bool) -> Tensor:
+    """L_Δ on real images, reconstructions and poker faces, in one forward pass of Δ."""
+    fakes = [views.reconstruction.detach(), views.poker.detach()]
+    logits = critic(torch.cat([batch.images, *fakes]), sync=sync)
+    real, fake = logits[: len(batch.images)], logits[len(batch.images) :]
+    return losses.discriminator(real, fake, batch.labels, fake_emotions=setting.fake_emotions)
+
+
+def pf_vit_terms(views: Views, batch: Batch, judge: nn.Module | None, setting: Setting) -> Metrics:
+    """The four terms of L_PFViT; without a judge (in the warm-up) only the two that need none."""
+    terms = {
+        "cls": losses.classification(views.logits, batch.labels, setting.class_weights, setting.label_smoothing),
+        "rec": losses.reconstruction(batch.images, views.reconstruction, views.poker, batch.labels, setting.neutral),
+    }
+    if judge is None:
+        return terms
+    size = len(batch.images)
+    seen = judge(torch.cat([views.reconstruction, views.poker]))
+    terms["adv"] = losses.adversarial(seen[:size], seen[size:], batch.labels, setting.neutral)
+    if setting.recognition is None:
+        terms["ort"] = losses.orthogonality(views.emotion_tokens, views.face_tokens)
+    else:
+        assert views.emotion is not None
+        features = setting.recognition(torch.cat([views.emotion, views.poker]).float())
+        terms["ort"] = losses.orthogonality(features[:size], features[size:])
+    return terms
+
+
+def pf_mag_step(
+    batches: Sequence[Batch], pf_vit: Engine, critic: Engine, setting: Setting, balance: Balance, *, warm: bool
+) -> Metrics:
+    """One turn of the discriminator, one of PF-ViT. images: b 3 h w, labels: b.
+
+    With one micro-batch a single forward of PF-ViT serves both turns, which is exact because Δ's update does not touch
+    PF-ViT. With several, Δ must have seen all of them before PF-ViT's turn begins, so views are made twice: the same
+    step as the whole batch in one, in less memory.
+    """
+    emotion_view = setting.recognition is not None and not warm
+    shared = len(batches) == 1
+    metrics: list[Metrics] = []
+    for index, batch in enumerate(batches):
+        with nullcontext() if shared else torch.no_grad():
+            views = pf_vit(batch.images, emotion_view=emotion_view)
+        loss = critic_loss(critic, views, batch, setting, sync=index == len(batches) - 1)
+        critic.backward(loss / len(batches))
+        metrics.append({"critic": loss})
+    critic_norm = critic.step()
+
+    for index, batch in enumerate(batches):
+        if not shared:
+            views = pf_vit(batch.images, emotion_view=emotion_view, sync=index == len(batches) - 1)
+        with critic.frozen() as judge:  # raw module, no gradients of its own
+            terms = pf_vit_terms(views, batch, None if warm else judge, setting)
+            total = balance.total(terms, warm=warm)
+            pf_vit.backward(total / len(batches))
+        correct = (views.logits.argmax(1) == batch.labels).float().mean()
+        metrics[index] |= {**terms, "loss": total, "train_accuracy": correct}
+    return {**mean(metrics), "grad_norm": pf_vit.step(), "critic_grad_norm": critic_norm}
+
+
+@dataclass
+class Balance:
+    """The λ that are in force: fixed ones, or shares of terms brought to equal magnitude (METHOD.md, Losses).
+
+    The automatic balance divides each term by its mean magnitude over the first steps after the warm-up, over all
+    ranks; during those steps by the mean so far. Then it never changes again.
+    """
+
+    weights: LossWeights
+    automatic: bool
+    steps: int
+    warmup_rec: float
+    world: World
+    seen: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def observe(self, terms: Metrics) -> None:
+        """Take one more batch's magnitudes into account, as long as they are wanted."""
+        if not self.automatic or self.seen >= self.steps:
+            return
+        values = self.world.mean(torch.stack([terms[name].detach().double().abs() for name in TERMS])).tolist()
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in zip(TERMS, values, strict=True)}
+        self.seen += 1
+
+    def factor(self, name: str) -> float:
+        """λ of a term."""
+        share = float(getattr(self.weights, name))
+        if not self.automatic:
+            return share
+        return share / max(self.sums[name] / self.seen, SMALLEST_MAGNITUDE)
+
+    def total(self, terms: Metrics, *, warm: bool) -> Tensor:
+        """L_PFViT, or in the warm-up the two terms that make images and tell emotions."""
+        if warm:
+            return self.warmup_rec * terms["rec"] + WARMUP_CLS * terms["cls"]
+        self.observe(terms)
+        weighted = [self.factor(name) * terms[name] for name in TERMS]
+        return torch.stack(weighted).sum()
+
+
+class PfMagObjective:
+    """PF-ViT and Δ with their engines, and the balance between the terms."""
+
+    def __init__(
+        self, pf_vit: Engine, critic: Engine, setting: Setting, config: PfMagConfig, world: World, accumulate: int
+    ) -> None:
+        self.engines = {"model": pf_vit, "critic": critic}
+        self.setting = setting
+        self.warmup_steps = config.warmup_steps
+        self.balance = Balance(
+            config.weights, config.balance == "auto", config.balance_steps * accumulate, config.warmup_rec, world
+        )
+
+    def step(self, batches: Sequence[Batch], step: int) -> Metrics:
+        return pf_mag_step(
+            batches,
+            self.engines["model"],
+            self.engines["critic"],
+            self.setting,
+            self.balance,
+            warm=step < self.warmup_steps,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"balance_seen": self.balance.seen, "balance_sums": self.balance.sums}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.balance.seen, self.balance.sums = state["balance_seen"], dict(state["balance_sums"])

@@ -1,0 +1,323 @@
+"""`run(config, folder)`: build, train, save, evaluate. Whatever launched it, this is what happens in each process."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfcluster import checkpoint, models, provenance
+from pfcluster.config import ConfigError, RunConfig
+from pfcluster.config_json import differences, load, to_json
+from pfcluster.data.reader import read_ahead, sample_indices
+from pfcluster.data.source import Dataset, RawBatch, open_dataset
+from pfcluster.dist import World, world
+from pfcluster.emotions import neutral_index
+from pfcluster.engine.base import Engine, NonFiniteError
+from pfcluster.engine.ddp import DdpEngine
+from pfcluster.evaluate.final import evaluate_split, final_evaluation, load_judge
+from pfcluster.losses import inverse_frequency
+from pfcluster.nn.mae import MAE
+from pfcluster.nn.recognition import Recognition, find_weights
+from pfcluster.optim import Plateau, learning_rate
+from pfcluster.progress import Progress
+from pfcluster.record import MetricsLog
+from pfcluster.signals import StopRequest
+from pfcluster.steps.base import Objective
+from pfcluster.steps.batch import prepare
+from pfcluster.steps.finetune import FinetuneObjective
+from pfcluster.steps.mae import MaeObjective
+from pfcluster.steps.pf_mag import PfMagObjective, Setting
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: names the step, the samples, and what to do."""
+
+
+@dataclass
+class State:
+    """Where a run stands, besides the weights. JSON in every checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, float] | None = None
+    """Step and score of the best evaluation so far; higher scores are better."""
+    plateau: Plateau = field(default_factory=Plateau)
+
+
+def run(config: RunConfig, folder: Path, command: str | None = None) -> dict[str, Any]:
+    """Train one config in the process group of the environment, or go on where `folder` says that it stopped.
+
+    Returns the content of `result.json`: status "finished", or "interrupted" after a signal, with a checkpoint. A
+    folder
+    that is finished already gives its result again. Raises ValueError subclasses for what users can mend,
+    TrainingError.
+    """
+    with world(config.engine.device) as here, StopRequest() as stop:
+        if config.batch_size % (here.size * config.engine.accumulate):
+            raise ConfigError(
+                f"batch_size must be a multiple of the number of processes ({here.size}) times engine.accumulate"
+                f" ({config.engine.accumulate}), got {config.batch_size}"
+            )
+        finished = _claim(config, folder, here, command)
+        return finished if finished is not None else Trainer(config, folder, here, stop).train()
+
+
+def _claim(config: RunConfig, folder: Path, here: World, command: str | None) -> dict[str, Any] | None:
+    """Make the run folder this config's own; its result, if it is finished. Raises ConfigError for another's folder."""
+    result = folder / "result.json"
+    known = folder / "config.json"
+    if known.exists():
+        changed = differences(load(known), config)
+        if changed:
+            name, (old, new) = next(iter(changed.items()))
+            raise ConfigError(
+                f"{folder} belongs to another config: {name} is {old!r} there and {new!r} here"
+                f" ({len(changed)} differences); take another folder, or remove that one"
+            )
+    elif here.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(known, to_json(config))
+    here.barrier()
+    if result.exists():
+        values: dict[str, Any] = json.loads(result.read_text())
+        if values["status"] == "finished":
+            return values
+    if here.is_main:
+        provenance.write(folder, command)
+    return None
+
+
+class Trainer:
+    """One run in one process."""
+
+    def __init__(self, config: RunConfig, folder: Path, here: World, stop: StopRequest) -> None:
+        self.config, self.folder, self.world, self.stop = config, folder, here, stop
+        self.dataset = open_dataset(config.data, config.seed)
+        self.judge = load_judge(config, self.dataset, here)
+        self.modules = models.build(config, len(self.dataset.classes))
+        self.recognition = load_recognition(config, here)
+        self.engines = _engines(config, self.modules, here)
+        self.objective = build_objective(config, self.engines, self.modules, self.dataset, self.recognition, here)
+        self.parameters = models.parameter_counts(config, self.modules)
+        self.total_steps = total_steps(config, len(self.dataset.train))
+        self.evaluate_every = max(1, round(config.evaluate.every_epochs * len(self.dataset.train) / config.batch_size))
+        self.checkpoints = folder / "checkpoints"
+        self.state = State()
+
+    def train(self) -> dict[str, Any]:
+        """Resume, run the remaining steps, evaluate, write the result."""
+        self._resume()
+        progress = Progress(self.config, self.folder, self.total_steps, self.world)
+        progress.say(f"from step {self.state.step} of {self.total_steps}")
+        with MetricsLog(self.folder, self.state.step, self.world) as log:
+            status = self._loop(log, progress)
+            result = self._result(status)
+            if status == "finished":
+                progress.say("final evaluation", stage="evaluate")
+                result |= final_evaluation(
+                    self.config, self.folder, self.dataset, self.modules, self.judge, self.recognition, self.world
+                )
+                if "test" in result:
+                    log.write("test", self.state.step, self._epoch(), _flat(result["test"]))
+        if self.world.is_main:
+            checkpoint.write_atomically(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+        self.world.barrier()
+        return result
+
+    def _loop(self, log: MetricsLog, progress: Progress) -> str:
+        """The remaining steps; "finished", or "interrupted" once a signal asked to stop."""
+        started, resumed_seconds = time.monotonic(), self.state.seconds
+        steps = range(self.state.step, self.total_steps)
+        for step, raw in zip(steps, read_ahead(self._read, steps), strict=True):
+            for name, engine in self.engines.items():
+                options = self.config.critic_optim if name == "critic" else self.config.optim
+                lr = learning_rate(options, step, self.total_steps, self.state.plateau)
+                engine.set_lr(lr)
+            try:
+                metrics = self.objective.step(prepare(raw, self.config, step, self.world), step)
+            except NonFiniteError as error:
+                raise self._not_finite(step, error) from error
+            self.state.step = step + 1
+            self.state.seconds = resumed_seconds + time.monotonic() - started
+            log.add(metrics)
+            if self.state.step % self.config.engine.log_every == 0 or self.state.step == self.total_steps:
+                line = log.flush(self.state.step, self._epoch(), self.config.batch_size)
+                progress.update(self.state.step, line)
+            improved = self._maybe_evaluate(log, progress)
+            interrupted = self.world.any(self.stop.requested)
+            due = self.state.step % self.config.checkpoint.every_steps == 0 or self.state.step == self.total_steps
+            if improved or due or interrupted:
+                self._save()
+            if interrupted and self.state.step < self.total_steps:
+                progress.say(f"stopped at step {self.state.step}; the same command goes on from there")
+                return "interrupted"
+        return "finished"
+
+    def _read(self, step: int) -> RawBatch:
+        """This rank's samples of a step."""
+        mine = self.world.slice_of(self.config.batch_size)
+        return self.dataset.train.batch(self._indices(step)[mine])
+
+    def _indices(self, step: int) -> Tensor:
+        size = self.config.batch_size
+        return sample_indices(step * size, size, size=len(self.dataset.train), seed=self.config.seed)
+
+    def _epoch(self) -> float:
+        return self.state.step * self.config.batch_size / len(self.dataset.train)
+
+    def _maybe_evaluate(self, log: MetricsLog, progress: Progress) -> bool:
+        """Evaluate where it is due; whether this is the best checkpoint so far."""
+        step = self.state.step
+        if step % self.evaluate_every and step != self.total_steps:
+            return False
+        on_test = self.config.evaluate.choose_on == "test" and self.dataset.test is not None
+        split = self.dataset.test if on_test else self.dataset.validation
+        assert split is not None
+        values, score = evaluate_split(self.config, self.modules["model"], split, self.dataset.classes, self.world)
+        log.write(self.config.evaluate.choose_on, step, self._epoch(), values)
+        progress.update(step, {f"val {name}": value for name, value in values.items()})
+        self.state.plateau = self.state.plateau.after(score, self.config.optim)
+        if self.state.best is not None and score <= self.state.best["score"]:
+            return False
+        self.state.best = {"step": step, "score": score}
+        return True
+
+    def _save(self) -> None:
+        """Write a checkpoint on rank 0. The states are collected on all ranks: sharded engines need each other."""
+        tensors = {}
+        for name, engine in self.engines.items():
+            tensors[name] = engine.model_state()
+            tensors[f"{name}_optimizer"] = engine.optimizer_state()
+        state = {
+            "seconds": self.state.seconds,
+            "best": self.state.best,
+            "plateau": vars(self.state.plateau) | {"best": _finite(self.state.plateau.best)},
+            "objective": self.objective.state(),
+            "world_size": self.world.size,
+        }
+        if self.world.is_main:
+            checkpoint.save(self.checkpoints, self.state.step, tensors, state)
+            best = None if self.state.best is None else int(self.state.best["step"])
+            checkpoint.retain(self.checkpoints, self.config.checkpoint.keep, best)
+        self.world.barrier()
+
+    def _resume(self) -> None:
+        """Take over the newest checkpoint that can be trusted."""
+        found, problems = checkpoint.load_latest(self.checkpoints)
+        for problem in problems:
+            provenance.warn(self.folder, f"skipped a damaged checkpoint: {problem}", self.world.is_main)
+        if found is None:
+            return
+        for name, engine in self.engines.items():
+            engine.load(found.tensors[name], found.tensors[f"{name}_optimizer"])
+        plateau = found.state["plateau"]
+        best = -float("inf") if plateau["best"] is None else plateau["best"]
+        self.objective.load_state(found.state["objective"])
+        self.state = State(found.step, found.state["seconds"], found.state["best"], Plateau(**plateau | {"best": best}))
+
+    def _not_finite(self, step: int, error: NonFiniteError) -> TrainingError:
+        """Record the batch that broke the run, and keep a checkpoint from before it."""
+        keys = self.dataset.train.keys(self._indices(step))
+        moved = {engine.updates for engine in self.engines.values()}
+        if len(moved) == 1:
+            self._save()  # nothing has changed since the step before
+        kept = checkpoint.steps(self.checkpoints)
+        record = {"step": step, "error": str(error), "sample_keys": keys, "checkpoint_step": kept[-1] if kept else None}
+        if self.world.is_main:
+            checkpoint.write_atomically(self.folder / "failure.json", json.dumps(record, indent=2) + "\n")
+        shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
+        return TrainingError(
+            f"step {step}: {error}. Nothing was trained on this batch; its {len(keys)} samples ({shown}) are named in"
+            f" {self.folder / 'failure.json'}. Look at them, or lower optim.lr, or set optim.clip_norm, in a new folder"
+        )
+
+    def _result(self, status: str) -> dict[str, Any]:
+        """What result.json says of any run."""
+        best = self.state.best
+        warning = None
+        if self.config.evaluate.choose_on == "test":
+            warning = "the checkpoint was chosen on the test split, as in the paper: the test figures are optimistic"
+        return {
+            "format": 1,
+            "name": self.config.name,
+            "objective": self.config.objective,
+            "seed": self.config.seed,
+            "status": status,
+            "steps": self.state.step,
+            "seconds": round(self.state.seconds, 3),
+            "images_per_second": round(self.state.step * self.config.batch_size / max(self.state.seconds, 1e-9), 1),
+            "parameters": self.parameters,
+            "dataset": {"name": self.dataset.name, "classes": list(self.dataset.classes), **self.dataset.counts()},
+            "chosen_on": self.config.evaluate.choose_on,
+            "best": None if best is None else {"step": best["step"], "value": best["score"]},
+            "processes": self.world.size,
+            "device": str(self.world.device.type),
+            "warning": warning,
+            **provenance.read(self.folder),
+        }
+
+
+def total_steps(config: RunConfig, samples: int) -> int:
+    """Steps of a run over a training split of so many samples."""
+    steps = max(1, round(config.epochs * samples / config.batch_size))
+    return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def _engines(config: RunConfig, modules: dict[str, torch.nn.Module], here: World) -> dict[str, Engine]:
+    optims = {"model": config.optim, "critic": config.critic_optim}
+    return {name: DdpEngine(module, optims[name], config.engine, here) for name, module in modules.items()}
+
+
+def load_recognition(config: RunConfig, here: World) -> Recognition | None:
+    """φ, where PF-MAG asks for it; rank 0 looks (and downloads) first."""
+    if config.objective != "pf_mag" or config.pf_mag.recognition == "none":
+        return None
+    if here.is_main:
+        find_weights(config.pf_mag.recognition_weights)
+    here.barrier()
+    weights = find_weights(config.pf_mag.recognition_weights)
+    return Recognition(weights, config.pf_mag.recognition_layer).to(here.device)
+
+
+def build_objective(
+    config: RunConfig,
+    engines: dict[str, Engine],
+    modules: dict[str, torch.nn.Module],
+    dataset: Dataset,
+    recognition: Recognition | None,
+    here: World,
+) -> Objective:
+    """The objective that a config names, with everything it needs from the data."""
+    if config.objective == "mae":
+        model = modules["model"]
+        assert isinstance(model, MAE)
+        return MaeObjective(
+            engines["model"], kept=model.kept, patch=config.model.patch, norm_pixels=config.mae.norm_pixels
+        )
+    class_weights = None
+    if config.classifier.class_balance == "inverse":
+        counts = torch.bincount(dataset.train.labels(), minlength=len(dataset.classes))
+        class_weights = inverse_frequency(counts.float()).to(here.device)
+    smoothing = config.classifier.label_smoothing
+    if config.objective == "finetune":
+        return FinetuneObjective(engines["model"], class_weights=class_weights, label_smoothing=smoothing)
+    neutral = neutral_index(dataset.classes)
+    setting = Setting(neutral, class_weights, smoothing, config.pf_mag.fake_emotions, recognition)
+    return PfMagObjective(
+        engines["model"], engines["critic"], setting, config.pf_mag, here, accumulate=config.engine.accumulate
+    )
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinities."""
+    return value if abs(value) != float("inf") else None
+
+
+def _flat(values: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if isinstance(value, float)}
