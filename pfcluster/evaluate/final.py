@@ -1,0 +1,196 @@
+"""What a run is worth: scores on a split, and at the end the test split, the poker faces and the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfcluster import checkpoint, models
+from pfcluster.config import ConfigError, RunConfig
+from pfcluster.config_json import load
+from pfcluster.data import transforms
+from pfcluster.data.source import Dataset, Split, SyntheticSplit
+from pfcluster.dist import World
+from pfcluster.emotions import neutral_index
+from pfcluster.evaluate import poker
+from pfcluster.evaluate.classification import chunks, confusion, load_images, scores
+from pfcluster.evaluate.pictures import pick, write_grid
+from pfcluster.losses import mae as mae_loss
+from pfcluster.nn.mae import MAE, hidden_patches, paint
+from pfcluster.nn.pf_vit import PFViT
+from pfcluster.nn.recognition import Recognition
+from pfcluster.steps.batch import patch_order
+
+PICTURES = 8
+
+
+def _autocast(config: RunConfig, world: World) -> AbstractContextManager[Any]:
+    return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.engine.precision == "bf16")
+
+
+def classify_with(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """b 3 h w -> logits b k, of any of our classifiers."""
+    return model.classify if isinstance(model, PFViT) else model
+
+
+def evaluate_split(
+    config: RunConfig, model: nn.Module, split: Split, classes: tuple[str, ...], world: World
+) -> tuple[dict[str, float], float]:
+    """Scores on a split, and the one that chooses checkpoints (higher is better; for MAE the loss's negative)."""
+    model.eval()
+    with _autocast(config, world):
+        if isinstance(model, MAE):
+            loss = _mae_loss(config, model, split, world)
+            values, score = {"loss": loss}, -loss
+        else:
+            counts = _confusion(config, model, split, len(classes), world)
+            found = scores(counts, classes)
+            values = {name: found[name] for name in ("accuracy", "macro_f1")}
+            score = values[config.evaluate.metric]
+    model.train()
+    return values, score
+
+
+def _confusion(config: RunConfig, model: nn.Module, split: Split, classes: int, world: World) -> Tensor:
+    return confusion(
+        classify_with(model),
+        split,
+        size=config.data.size,
+        batch_size=config.evaluate.batch_size,
+        classes=classes,
+        world=world,
+    )
+
+
+@torch.inference_mode()
+def _mae_loss(config: RunConfig, model: MAE, split: Split, world: World) -> float:
+    """Mean loss over a split, each sample under a mask of its own that is the same at every evaluation."""
+    orders = patch_order(config, len(split), "validation-mask", 0)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for indices in chunks(len(split), config.evaluate.batch_size, world):
+        images, _ = load_images(split, indices, config.data.size, world.device)
+        order = orders[indices].to(world.device)
+        target = hidden_patches(images, order, model.kept, config.model.patch)
+        loss = mae_loss(model(images, order), target, norm_pixels=config.mae.norm_pixels)
+        sums += torch.tensor([loss.item() * len(indices), len(indices)], dtype=torch.float64)
+    total, count = world.sum(sums).tolist()
+    return total / count
+
+
+def final_evaluation(
+    config: RunConfig,
+    folder: Path,
+    dataset: Dataset,
+    modules: dict[str, nn.Module],
+    judge: poker.Judge | None,
+    recognition: Recognition | None,
+    world: World,
+) -> dict[str, Any]:
+    """Everything measured once, with the weights of the checkpoint that validation chose. Touches the test split."""
+    best = checkpoint.load(checkpoint.find(folder))
+    model = modules["model"]
+    model.load_state_dict(best.tensors["model"])
+    model.eval()
+    split = dataset.validation if dataset.test is None else dataset.test
+    values, _ = evaluate_split(config, model, dataset.validation, dataset.classes, world)
+    result: dict[str, Any] = {"validation": values, "pictures": {}, "poker": None, "reconstruction": None}
+    model.eval()
+    with _autocast(config, world):
+        if isinstance(model, MAE):
+            if dataset.test is not None:
+                result["test"] = {"n": len(dataset.test), "loss": _mae_loss(config, model, dataset.test, world)}
+            result["pictures"]["mae"] = _mae_picture(config, folder, split, model, world)
+            return result
+        if dataset.test is not None:
+            result["test"] = scores(
+                _confusion(config, model, dataset.test, len(dataset.classes), world), dataset.classes
+            )
+        if isinstance(model, PFViT):
+            found = poker.measure(
+                model,
+                split,
+                size=config.data.size,
+                count=config.evaluate.poker_faces,
+                batch_size=config.evaluate.batch_size,
+                judge=judge,
+                recognition=recognition,
+                world=world,
+            )
+            result["reconstruction"] = {"mse": found.pop("mse")}
+            result["poker"] = found
+            result["pictures"]["views"] = _views_picture(config, folder, split, model, world)
+    return result
+
+
+def load_judge(config: RunConfig, dataset: Dataset, world: World) -> poker.Judge | None:
+    """The classifier that judges poker faces, from its run folder. Raises ConfigError where it cannot judge."""
+    if config.objective != "pf_mag" or config.evaluate.judge is None:
+        return None
+    folder = Path(config.evaluate.judge)
+    try:
+        values = checkpoint.load(checkpoint.find(folder))
+        judge_config = load(folder / "config.json")
+    except ValueError as error:
+        raise ConfigError(f"evaluate.judge: {error}; train one with `jobs/launch.py judge`") from error
+    if judge_config.objective != "finetune":
+        raise ConfigError(f"evaluate.judge: {folder} is a run of {judge_config.objective}, a classifier is needed")
+    neutral = neutral_index(dataset.classes)
+    if neutral is None:
+        raise ConfigError(f"evaluate.judge: {dataset.name} has no neutral class to judge by; leave the judge out")
+    state = values.tensors["model"]
+    if len(state["head.weight"]) != len(dataset.classes):
+        raise ConfigError(
+            f"evaluate.judge: {folder} knows {len(state['head.weight'])} classes, {dataset.name} has"
+            f" {len(dataset.classes)}; train a judge on the same data"
+        )
+    net = models.build(judge_config, len(dataset.classes), load_init=False)["model"]
+    net.load_state_dict(state)
+    net.to(world.device).eval().requires_grad_(False)
+    return poker.Judge(net, judge_config.data.size, neutral)
+
+
+@torch.inference_mode()
+def _views_picture(config: RunConfig, folder: Path, split: Split, model: PFViT, world: World) -> str:
+    """Original, reconstruction, emotion, poker face and, where it is known, the truth."""
+    chosen = pick(split.labels(), len(split.classes), PICTURES)
+    images, labels = load_images(split, chosen, config.data.size, world.device)
+    views = model(images)
+    assert views.emotion is not None
+    columns = {
+        "original": images,
+        "reconstruction": views.reconstruction,
+        "emotion view": views.emotion,
+        "poker face": views.poker,
+    }
+    if isinstance(split, SyntheticSplit):
+        columns["true poker face"] = transforms.to_float(split.poker_faces(chosen))
+    return _write(folder, "views", columns, [split.classes[label] for label in labels.tolist()], world)
+
+
+@torch.inference_mode()
+def _mae_picture(config: RunConfig, folder: Path, split: Split, model: MAE, world: World) -> str:
+    """Original, what the encoder saw, and the guess in place of what was hidden."""
+    chosen = pick(split.labels(), len(split.classes), PICTURES)
+    images, labels = load_images(split, chosen, config.data.size, world.device)
+    order = patch_order(config, len(chosen), "picture-mask", 0).to(world.device)
+    patch, kept = config.model.patch, model.kept
+    prediction = model(images, order).float()
+    grey = torch.zeros_like(prediction)
+    columns = {
+        "original": images,
+        "visible": paint(images, grey, order, kept, patch, norm_pixels=False),
+        "guess": paint(images, prediction, order, kept, patch, norm_pixels=config.mae.norm_pixels),
+    }
+    return _write(folder, "mae", columns, [split.classes[label] for label in labels.tolist()], world)
+
+
+def _write(folder: Path, name: str, columns: dict[str, Tensor], rows: list[str], world: World) -> str:
+    place = f"pictures/{name}.png"
+    if world.is_main:
+        write_grid(folder / place, columns, rows)
+    return place

@@ -1,0 +1,199 @@
+"""The commands of jobs/launch.py: from options to configs to jobs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pfcluster import presets
+from pfcluster.config import ConfigError, RunConfig
+from pfcluster.launch.local import Job
+
+TRAINING = {"pretrain": "mae", "finetune": "scratch", "pf-mag": "pf-vit", "judge": "judge"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What surrounds the configs of one call."""
+
+    command: str
+    preset: str
+    seeds: tuple[int, ...]
+    processes: int
+    jobs: int
+    output: Path
+    dry_run: bool
+    overrides: tuple[str, ...]
+    """`--section.field value` pairs, as given."""
+
+    def text(self) -> str:
+        """The command that repeats this call."""
+        return shlex.join(["python", "jobs/launch.py", *sys.argv[1:]])
+
+
+def parse_training(command: str, arguments: Sequence[str]) -> Options:
+    """Options of a command that trains; what is left over are fields of the config."""
+    default = "demo" if command == "demo" else "small"
+    parser = argparse.ArgumentParser(
+        prog=f"jobs/launch.py {command}",
+        description="Every field of the config is an option too: --optim.lr 1e-4 --model.depth 6; listed below.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--preset", default=default, choices=sorted(presets.PRESETS), help="config to start from")
+    seeds = [0, 1, 2] if command in ("demo", "study") else [0]
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help="one run for each")
+    parser.add_argument("--processes", type=int, default=1, help="processes of a run (DDP), on this machine")
+    jobs_default = 2 if command == "demo" else 1
+    parser.add_argument("--jobs", type=int, default=jobs_default, help="runs at once, on this machine")
+    output = Path("runs") / command if command in ("demo", "study") else Path("runs")
+    parser.add_argument("--output", type=Path, default=output, help="runs go to OUTPUT/NAME/seed-N")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and its cost")
+    parser.add_argument("-h", "--help", action="store_true")
+    known, rest = parser.parse_known_args(arguments)
+    if known.help:
+        parser.print_help()
+        role = TRAINING.get(command, "pf-vit")
+        tyro.cli(RunConfig, default=presets.recipe(known.preset)[role], args=["--help"], prog="config fields")
+    for name in ("processes", "jobs"):
+        if getattr(known, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(known, name)}")
+    if len(set(known.seeds)) < len(known.seeds):
+        raise ConfigError(f"--seeds must differ from each other, got {' '.join(map(str, known.seeds))}")
+    return Options(
+        command,
+        known.preset,
+        tuple(known.seeds),
+        known.processes,
+        known.jobs,
+        known.output,
+        known.dry_run,
+        tuple(rest),
+    )
+
+
+def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """A config changed by `--section.field value` pairs. Raises ConfigError in one paragraph of plain words."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return tyro.cli(RunConfig, default=config, args=list(overrides))
+    except SystemExit as stop:
+        words = [word.strip("│╭╮╰╯─-") if set(word) <= set("│╭╮╰╯─-") else word for word in said.getvalue().split()]
+        raise ConfigError(" ".join(word for word in words if word)) from stop
+
+
+def study_jobs(options: Options, *, judged: bool = True) -> list[list[Job]]:
+    """A whole study in stages: judge and MAE once, then each classifier with each seed."""
+    recipe = {
+        role: apply_overrides(config, options.overrides) for role, config in presets.recipe(options.preset).items()
+    }
+    recipe = {role: replace(config, name=role) for role, config in recipe.items()}
+    first = options.seeds[0]
+    once = [_job(options, replace(recipe[role], seed=first)) for role in ("judge", "mae")]
+    judge, mae = (str(job.folder) for job in once)
+    grown = {
+        "scratch": recipe["scratch"],
+        "mae-vit": _from(recipe["mae-vit"], mae),
+        "pf-vit": _judged(_from(recipe["pf-vit"], mae), judge if judged else None),
+    }
+    later = [_job(options, replace(config, seed=seed)) for seed in options.seeds for config in grown.values()]
+    return [once, later]
+
+
+def single_jobs(options: Options) -> list[list[Job]]:
+    """One training command: a run for each seed."""
+    config = apply_overrides(presets.recipe(options.preset)[TRAINING[options.command]], options.overrides)
+    if config.objective == "finetune" and config.model.init is not None and config.name == "scratch":
+        config = replace(config, name="mae-vit")
+    return [[_job(options, replace(config, seed=seed)) for seed in options.seeds]]
+
+
+def _from(config: RunConfig, init: str) -> RunConfig:
+    return replace(config, model=replace(config.model, init=init))
+
+
+def _judged(config: RunConfig, judge: str | None) -> RunConfig:
+    return replace(config, evaluate=replace(config.evaluate, judge=judge))
+
+
+def _job(options: Options, config: RunConfig) -> Job:
+    return Job(config, options.output / config.name / f"seed-{config.seed}")
+
+
+def preflight(stages: Sequence[Sequence[Job]], processes: int) -> None:
+    """Find out within seconds what would go wrong after hours. Raises ValueError subclasses."""
+    from pfcluster import models
+    from pfcluster.data.source import open_dataset
+    from pfcluster.dist import World, world
+    from pfcluster.evaluate.final import load_judge
+    from pfcluster.nn.recognition import find_weights
+
+    coming = {str(job.folder) for stage in stages for job in stage}
+    seen: set[str] = set()
+    for job in (job for stage in stages for job in stage):
+        config = job.config
+        if config.name in seen or job.finished():
+            continue
+        seen.add(config.name)
+        if config.batch_size % (processes * config.engine.accumulate):
+            raise ConfigError(
+                f"batch_size must be a multiple of --processes {processes} times engine.accumulate"
+                f" {config.engine.accumulate}, got {config.batch_size}"
+            )
+        dataset = open_dataset(config.data, config.seed)
+        if config.model.init is not None and config.model.init not in coming:
+            models.build(config, len(dataset.classes))
+        if config.evaluate.judge is not None and config.evaluate.judge not in coming:
+            with world("cpu") as here:
+                assert isinstance(here, World)
+                load_judge(config, dataset, here)
+        if config.objective == "pf_mag" and config.pf_mag.recognition == "facenet":
+            find_weights(config.pf_mag.recognition_weights)
+
+
+def dry_run(stages: Sequence[Sequence[Job]], processes: int, console: Console) -> None:
+    """Print what would run: where, on what, at which cost."""
+    from pfcluster.data.source import open_dataset
+    from pfcluster.profile import profile
+    from pfcluster.train import total_steps
+
+    table = Table("run", "seeds", "steps", "batch", "parameters", "at test", "GFLOP/image", "memory")
+    jobs = [job for stage in stages for job in stage]
+    for name in dict.fromkeys(job.config.name for job in jobs):
+        same = [job.config for job in jobs if job.config.name == name]
+        config = same[0]
+        dataset = open_dataset(config.data, config.seed)
+        cost = profile(config, len(dataset.classes))
+        images = config.batch_size // (processes * config.engine.accumulate)
+        table.add_row(
+            name,
+            " ".join(str(each.seed) for each in same),
+            str(total_steps(config, len(dataset.train))),
+            str(config.batch_size),
+            f"{cost.train_parameters / 1e6:.2f} M",
+            f"{cost.test_parameters / 1e6:.2f} M",
+            f"{cost.flops / 1e9:.2f}",
+            f"{cost.memory(images) / 2**20:,.0f} MiB",
+        )
+    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts().items())
+    console.print(f"data: {dataset.name}, {len(dataset.classes)} classes; {counts}", highlight=False)
+    console.print(table)
+    places = " ".join(str(job.folder) for job in jobs)
+    console.print(f"folders: {places}", highlight=False)
+    console.print(
+        "GFLOP: forward + backward of a training step, 2 a multiply-add, without the recognition net. Memory: weights,"
+        " gradients, moments and saved activations of one process in fp32.",
+        highlight=False,
+        style="dim",
+    )

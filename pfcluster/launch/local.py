@@ -1,0 +1,236 @@
+"""Runs on this machine: each in N processes of its own, a few runs at a time, all watched on one screen.
+
+Runs whose folder says "finished" are not run again, so the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
+
+from pfcluster.checkpoint import write_atomically
+from pfcluster.config import RunConfig
+from pfcluster.config_json import load, to_json
+from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
+from pfcluster.signals import StopRequest
+
+POLL_SECONDS = 0.25
+SHOWN = ("loss", "accuracy")
+
+
+class LaunchError(RuntimeError):
+    """A run failed. `code` is the exit code to leave with; the message holds what the run said."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Job:
+    """A config and the folder it is run in."""
+
+    config: RunConfig
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        return f"{self.config.name} seed {self.config.seed}"
+
+    def finished(self) -> bool:
+        """Whether the folder holds this config's finished result."""
+        try:
+            same = load(self.folder / "config.json") == self.config
+            return same and json.loads((self.folder / "result.json").read_text())["status"] == "finished"
+        except (OSError, ValueError, KeyError):
+            return False
+
+
+@dataclass
+class _Running:
+    job: Job
+    processes: list[subprocess.Popen[bytes]]
+    logs: list[Path]
+    offset: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    step: int = 0
+
+    def poll(self) -> int | None:
+        """None while all ranks run; the first exit code that is not 0, as soon as there is one; 0 once all ended
+        well.
+        """
+        codes = [process.poll() for process in self.processes]
+        bad = [code for code in codes if code not in (None, FINISHED, INTERRUPTED)]
+        if bad:
+            self.signal(signal.SIGKILL)  # the others may wait in a collective for ever
+            return bad[0]
+        return None if None in codes else max(code for code in codes if code is not None)
+
+    def signal(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def read_metrics(self) -> None:
+        """Take over the lines that metrics.jsonl gained."""
+        path = self.job.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            if path.stat().st_size < self.offset:
+                self.offset = 0
+            file.seek(self.offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self.offset += len(line)
+                values = json.loads(line)
+                self.step = max(self.step, values["step"])
+                prefix = "" if values["split"] == "train" else "val "
+                self.values |= {
+                    prefix + name: value for name, value in values.items() if isinstance(value, int | float)
+                }
+
+
+def run_jobs(jobs: Sequence[Job], *, processes: int, at_once: int, command: str, title: str = "") -> bool:
+    """Run all jobs; True once all are finished, False where a signal stopped them (checkpoints are written).
+
+    Raises LaunchError where one fails, after the others were stopped in the same orderly way.
+    """
+    waiting = [job for job in jobs if not job.finished()]
+    console = Console(stderr=True)
+    for job in jobs:
+        if job not in waiting:
+            console.print(f"{job.label}: finished already in {job.folder}", highlight=False, soft_wrap=True)
+    running: list[_Running] = []
+    tasks: dict[int, TaskID] = {}
+    threads = max(1, (os.cpu_count() or 1) // (processes * at_once))
+    failure: LaunchError | None = None
+    with StopRequest() as stop, _bars(console) as bars:
+        asked = False
+        while running or (waiting and not stop.requested and failure is None):
+            while waiting and len(running) < at_once and not stop.requested and failure is None:
+                started = _start(waiting.pop(0), processes, threads, command)
+                running.append(started)
+                tasks[id(started)] = bars.add_task(f"{title}{started.job.label}", total=None, values="starting")
+            for each in list(running):
+                code = each.poll()
+                _show(bars, tasks[id(each)], each, done=code == FINISHED)
+                if code is None:
+                    continue
+                running.remove(each)
+                if code not in (FINISHED, INTERRUPTED):
+                    failure = failure or _failure(each, code)
+                elif not console.is_terminal and code == FINISHED:
+                    console.print(f"{title}{each.job.label}: {_line(each)}", highlight=False, soft_wrap=True)
+            if (stop.requested or failure) and not asked:
+                asked = True
+                for each in running:
+                    each.signal(signal.SIGTERM)
+            time.sleep(POLL_SECONDS)
+    if failure is not None:
+        raise failure
+    if stop.requested:
+        console.print("stopped; the same command goes on from the checkpoints")
+    return not stop.requested
+
+
+def _bars(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[values]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeLeft(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def _show(bars: Progress, task: TaskID, running: _Running, *, done: bool) -> None:
+    running.read_metrics()
+    total = _total(running.job)
+    if running.values:
+        bars.update(task, completed=running.step, total=total, values=_line(running))
+    if done:
+        bars.update(task, completed=running.step, total=running.step)
+
+
+def _total(job: Job) -> int | None:
+    """Steps of the run, as the worker announced them."""
+    try:
+        return int(json.loads((job.folder / "progress.json").read_text())["total_steps"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _line(running: _Running) -> str:
+    values = running.values
+    shown = [f"loss {values['loss']:.3f}"] if "loss" in values else []
+    shown += [f"val {name} {values[f'val {name}']:.3f}" for name in SHOWN if f"val {name}" in values]
+    if "images_per_second" in values:
+        shown.append(f"{values['images_per_second']:.0f} images/s")
+    return "  ".join(shown)
+
+
+def _start(job: Job, processes: int, threads: int, command: str) -> _Running:
+    """Start a run's processes; what they say goes to `logs/` in the run's folder."""
+    logs = job.folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    wanted = job.folder / "wanted.json"
+    write_atomically(wanted, to_json(job.config))
+    arguments = [str(wanted), str(job.folder), "--threads", str(threads), "--command", command]
+    shared = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1")
+    if processes > 1:
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+    else:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            shared.pop(name, None)
+    started, files = [], []
+    for rank in range(processes):
+        path = logs / f"rank-{rank}.log"
+        ranked = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
+        with open(path, "wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pfcluster.launch.worker", *arguments],
+                env=ranked,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        started.append(process)
+        files.append(path)
+    return _Running(job, started, files)
+
+
+def _failure(running: _Running, code: int) -> LaunchError:
+    """What the failed run said: one line for a user's error, the end of the log for anything else."""
+    for log in running.logs:
+        lines = log.read_text(errors="replace").splitlines()
+        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        if told:
+            return LaunchError(f"{running.job.label}: {told[-1]}", USER_ERROR if code == USER_ERROR else 1)
+    tails = "\n".join(line for log in running.logs for line in log.read_text(errors="replace").splitlines()[-15:])
+    return LaunchError(
+        f"{running.job.label} ended with code {code}; the end of its log ({running.logs[0]}):\n{tails}", 1
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

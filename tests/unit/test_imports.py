@@ -1,0 +1,100 @@
+"""The order of imports (README, "Where things live"): they point down only, and heavy packages stay out of the core."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "pfcluster"
+
+LEVELS = [
+    {"config", "emotions"},
+    {"config_json", "nn", "losses", "dist", "signals", "checkpoint"},
+    {"optim", "provenance", "record", "progress", "weights"},
+    {"engine", "data", "models", "presets"},
+    {"steps"},
+    {"evaluate", "profile"},
+    {"train"},
+    {"launch", "app", "report"},
+]
+ONLY_WHERE_USED = {
+    "deepspeed",
+    "ray",
+    "submitit",
+    "facenet_pytorch",
+    "gradio",
+    "webdataset",
+    "timm",
+    "matplotlib",
+    "cv2",
+}
+
+
+def room(module: str) -> str:
+    """The first part under pfcluster of a module's name."""
+    return module.split(".")[1] if "." in module else module
+
+
+def level(name: str) -> int:
+    return next(number for number, names in enumerate(LEVELS) if name in names)
+
+
+def imports(path: Path):
+    """Imported modules of a file, and whether at its top: (name, top)."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "pfcluster":
+                for alias in node.names:
+                    yield f"pfcluster.{alias.name}", id(node) in top
+            else:
+                yield node.module, id(node) in top
+
+
+def own_files():
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def test_imports_point_down():
+    wrong = []
+    for path in own_files():
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        for name, _ in imports(path):
+            if name.startswith("pfcluster.") and room(name) != own and level(room(name)) >= level(own):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def test_nets_and_losses_know_torch_and_each_other_only():
+    for path in [*sorted((PACKAGE / "nn").glob("*.py")), PACKAGE / "losses.py"]:
+        for name, _ in imports(path):
+            assert not name.startswith("pfcluster.") or name.startswith("pfcluster.nn"), (path, name)
+
+
+def test_engines_know_no_net():
+    for path in sorted((PACKAGE / "engine").glob("*.py")):
+        for name, _ in imports(path):
+            assert not name.startswith("pfcluster.nn"), (path, name)
+
+
+def test_heavy_packages_are_imported_where_they_are_used():
+    for path in own_files():
+        for name, top in imports(path):
+            assert not (top and name.split(".")[0] in ONLY_WHERE_USED), (path, name)
+
+
+def test_the_core_imports_without_the_packages_of_clusters_and_preparation():
+    blocked = "deepspeed ray submitit webdataset facenet_pytorch cv2 tyro"
+    code = (
+        f"import sys; [sys.modules.__setitem__(name, None) for name in {blocked!r}.split()];"
+        "import pfcluster.train, pfcluster.profile, pfcluster.presets; print('imported')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout.strip() == "imported", done.stderr
