@@ -74,9 +74,7 @@ def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> 
     """METHOD.md, section 3: G and Δ are two copies of the pre-trained decoder."""
     model = config.model
     critic = Discriminator(copy.deepcopy(decoder), patch=model.patch, width=model.decoder_width, classes=classes)
-    generator = Generator(
-        decoder, width=model.decoder_width, heads=model.decoder_heads, mlp_ratio=model.mlp_ratio, patch=model.patch
-    )
+    generator = Generator(decoder, width=model.decoder_width, heads=model.decoder_heads, patch=model.patch)
     pf_vit = PFViT(
         encoder, generator, width=model.width, classes=classes, separator_ratio=config.pf_mag.separator_ratio
     )

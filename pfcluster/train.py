@@ -23,7 +23,7 @@ from pfcluster.engine.ddp import DdpEngine
 from pfcluster.evaluate.final import evaluate_split, final_evaluation, load_judge
 from pfcluster.losses import inverse_frequency
 from pfcluster.nn.mae import MAE
-from pfcluster.nn.recognition import Recognition, find_weights
+from pfcluster.nn.recognition import Recognition, find_weights, load_net
 from pfcluster.optim import Plateau, learning_rate
 from pfcluster.progress import Progress
 from pfcluster.record import MetricsLog
@@ -282,7 +282,7 @@ def load_recognition(config: RunConfig, here: World) -> Recognition | None:
         find_weights(config.pf_mag.recognition_weights)
     here.barrier()
     weights = find_weights(config.pf_mag.recognition_weights)
-    return Recognition(weights, config.pf_mag.recognition_layer).to(here.device)
+    return Recognition(load_net(weights), config.pf_mag.recognition_layer).to(here.device)
 
 
 def build_objective(

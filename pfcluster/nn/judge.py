@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 
 class JudgeNet(nn.Module):
-    """Four stages of two 3x3 convolutions, halving the image between them, then the mean over places and a linear head.
+    """Four 3x3 convolutions, halving the image between them, then the mean over places and a linear head.
 
-    Group normalisation (Wu and He 2018) keeps no statistics of batches: the same answer in training and serving, and
-    on any number of processes.
+    Batch normalisation: with group normalisation the same net learned half as fast on the synthetic faces. Under
+    several processes each normalises its own part of the batch, and rank 0's running statistics are kept, as usual in
+    torch.
     """
 
     def __init__(self, classes: int, *, widths: tuple[int, ...] = (24, 48, 96, 160)) -> None:
@@ -20,8 +21,7 @@ class JudgeNet(nn.Module):
         stages: list[nn.Module] = []
         channels = 3
         for width in widths:
-            for source in (channels, width):
-                stages += [nn.Conv2d(source, width, 3, padding=1, bias=False), nn.GroupNorm(8, width), nn.ReLU()]
+            stages += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             stages.append(nn.MaxPool2d(2))
             channels = width
         self.features = nn.Sequential(*stages[:-1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pfcluster.nn.mae import Decoder
-from pfcluster.nn.vit import Mlp, ViT, attend, init_linear, unpatchify
+from pfcluster.nn.vit import ViT, attend, init_linear, unpatchify
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,14 @@ class Separator(nn.Module):
 
 
 class CrossFusion(nn.Module):
-    """F: mask tokens, one for each patch, ask the encoder's tokens: softmax(Q Kᵀ / √d) V, as one transformer block.
+    """F(t) = softmax(Q Kᵀ / √d) V: mask tokens, one for each patch, ask the encoder's tokens.
 
     Q comes from mask token + position, K and V from the tokens projected to the decoder's width, with their positions
-    as the pre-trained decoder saw them. One 512-wide block of it accounts for the paper's parameter count to the digit.
+    as the pre-trained decoder saw them. The paper's parameter count leaves room for an MLP behind it, its equation has
+    none; without it a training step keeps within its FLOPs (benchmarks/flops.py).
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm_query = nn.LayerNorm(width, eps=1e-6)
@@ -72,8 +73,6 @@ class CrossFusion(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
         self.apply(init_linear)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
@@ -82,8 +81,7 @@ class CrossFusion(nn.Module):
         query = self.query(self.norm_query(queries)).view(1, n, self.heads, -1).transpose(1, 2).expand(b, -1, -1, -1)
         key_value = self.key_value(self.norm_tokens(tokens)).view(b, tokens.shape[1], 2, self.heads, -1)
         key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
-        fused = queries + self.proj(attend(query, key, value))
-        return fused + self.mlp(self.norm2(fused))
+        return queries + self.proj(attend(query, key, value))
 
 
 class Generator(nn.Module):
@@ -97,13 +95,13 @@ class Generator(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, decoder: Decoder, *, width: int, heads: int, mlp_ratio: float, patch: int) -> None:
+    def __init__(self, decoder: Decoder, *, width: int, heads: int, patch: int) -> None:
         super().__init__()
         self.patch = patch
         self.embed = decoder.embed
         self.mask_token = decoder.mask_token
         self.register_buffer("positions", decoder.positions, persistent=False)
-        self.fusion = CrossFusion(width, heads, mlp_ratio)
+        self.fusion = CrossFusion(width, heads)
         self.blocks = decoder.blocks
         self.norm = decoder.norm
         self.head = nn.Linear(width, 3 * patch * patch)

@@ -26,10 +26,10 @@ class Recognition(nn.Module):
     own.
     """
 
-    def __init__(self, weights: Path, layer: Literal["feature_map", "embedding"] = "feature_map") -> None:
+    def __init__(self, net: nn.Module, layer: Literal["feature_map", "embedding"] = "feature_map") -> None:
         super().__init__()
         self.layer = layer
-        self.net = _load(weights).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Recognition:
         """Stays in evaluation mode whatever the modules around it do."""
@@ -77,7 +77,8 @@ def find_weights(local: str | None) -> Path:
     return cached
 
 
-def _load(weights: Path) -> nn.Module:
+def load_net(weights: Path) -> nn.Module:
+    """InceptionResnetV1 with the weights of a file. Raises RecognitionError."""
     from facenet_pytorch import InceptionResnetV1
 
     net = InceptionResnetV1(pretrained=None, classify=False)

@@ -102,7 +102,7 @@ def test_emotion_and_face_tokens_add_up():
 
 
 def pf_vit() -> PFViT:
-    generator = Generator(decoder(), width=16, heads=2, mlp_ratio=4.0, patch=8)
+    generator = Generator(decoder(), width=16, heads=2, patch=8)
     return PFViT(ViT(**SIZES), generator, width=32, classes=5)
 
 

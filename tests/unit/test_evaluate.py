@@ -1,0 +1,118 @@
+"""Scores against torchmetrics on raw predictions, and figures of poker faces that cannot be flattered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
+
+from pfcluster.config import DataConfig, SyntheticConfig
+from pfcluster.data.source import open_dataset
+from pfcluster.data.transforms import to_float
+from pfcluster.dist import World
+from pfcluster.evaluate.classification import chunks, confusion, scores
+from pfcluster.evaluate.pictures import pick
+from pfcluster.evaluate.poker import Judge, measure, region_error
+from pfcluster.nn.pf_vit import Views
+
+HERE = World(0, 1, torch.device("cpu"))
+CLASSES = ("neutral", "happiness", "anger", "fear")
+
+
+def test_scores_equal_those_of_torchmetrics():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (200,), generator=generator)
+    guesses = torch.where(
+        torch.rand(200, generator=generator) < 0.6, labels, torch.randint(0, 4, (200,), generator=generator)
+    )
+    found = scores(multiclass_confusion_matrix(guesses, labels, num_classes=4), CLASSES)
+    assert found["accuracy"] == pytest.approx((guesses == labels).float().mean().item())
+    assert found["macro_f1"] == pytest.approx(
+        multiclass_f1_score(guesses, labels, num_classes=4, average="macro").item()
+    )
+    by_class = multiclass_accuracy(guesses, labels, num_classes=4, average="none").tolist()
+    assert list(found["per_class"].values()) == pytest.approx(by_class)
+    assert found["n"] == 200
+
+
+def test_a_class_that_is_absent_has_no_accuracy_and_no_part_in_the_mean():
+    found = scores(torch.tensor([[3, 1], [0, 0]]), ("neutral", "fear"))
+    assert found["per_class"] == {"neutral": 0.75}
+    assert found["macro_f1"] == pytest.approx(2 * 3 / (4 + 3))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_see_every_sample_once(ranks):
+    seen = torch.cat([part for rank in range(ranks) for part in chunks(10, 3, World(rank, ranks, HERE.device))])
+    assert sorted(seen.tolist()) == list(range(10))
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return open_dataset(DataConfig(size=32, synthetic=SyntheticConfig(train=8, validation=8, test=24, identities=4)), 0)
+
+
+def test_confusion_counts_a_perfect_and_a_constant_classifier(faces):
+    truth = torch.bincount(faces.test.labels(), minlength=8)
+    images = to_float(faces.test.batch(torch.arange(24)).images)
+
+    def perfect(shown):
+        which = (shown.flatten(1).unsqueeze(1) - images.flatten(1)).abs().sum(2).argmin(1)
+        return nn.functional.one_hot(faces.test.labels()[which], 8).float()
+
+    options = {"size": 32, "batch_size": 5, "classes": 8, "world": HERE}
+    assert torch.equal(confusion(perfect, faces.test, **options), truth.diag())
+    counts = confusion(lambda shown: torch.eye(8)[[2] * len(shown)], faces.test, **options)
+    assert torch.equal(counts[:, 2], truth)
+
+
+class Copycat(nn.Module):
+    """A "PF-ViT" whose poker face is its input, or what it is told to show."""
+
+    def __init__(self, poker=None):
+        super().__init__()
+        self.poker = poker
+        self.shown = 0
+
+    def forward(self, images, *, emotion_view=True):
+        poker = images if self.poker is None else self.poker[self.shown : self.shown + len(images)]
+        self.shown += len(images)
+        return Views(torch.zeros(len(images), 8), images, poker, None, images, images)
+
+
+def figures(faces, model):
+    judge = Judge(lambda shown: torch.eye(8)[[1] * len(shown)], 32, neutral=0)
+    options = {"size": 32, "count": 24, "batch_size": 7, "judge": judge, "recognition": None, "world": HERE}
+    return measure(model, faces.test, **options)
+
+
+def test_a_poker_face_that_copies_its_input_scores_as_the_input_does(faces):
+    rows = figures(faces, Copycat())["rows"]
+    assert rows["poker face"] == pytest.approx(rows["input"])
+    assert rows["input"]["region_error"] > 0.05
+    assert rows["input"]["neutrality"] == 0.0
+    assert rows["input"]["identity"] is None
+    assert rows["truth"]["region_error"] == 0.0
+
+
+def test_the_true_poker_face_scores_best(faces):
+    truth = to_float(faces.test.poker_faces(torch.arange(24)))
+    rows = figures(faces, Copycat(truth))["rows"]
+    assert rows["poker face"]["region_error"] == pytest.approx(0.0, abs=1e-9)
+    assert rows["poker face"]["ssim"] == pytest.approx(1.0)
+    assert rows["poker face"]["psnr"] == 100.0
+
+
+def test_the_region_is_where_input_and_truth_differ():
+    truth, inputs = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    inputs[0, 0, 0, 0] = 0.5  # one pixel, in one channel
+    inputs[0, :, 3, 3] = 0.2  # too little to count
+    squared, values = region_error(torch.full((1, 3, 4, 4), 0.1), truth, inputs)
+    assert values.item() == 3
+    assert squared.item() == pytest.approx(3 * 0.01)
+
+
+def test_pictures_go_round_the_classes():
+    labels = torch.tensor([1, 1, 1, 0, 2, 0])
+    assert pick(labels, 3, 5).tolist() == [3, 0, 4, 5, 1]

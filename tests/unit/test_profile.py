@@ -1,0 +1,51 @@
+"""FLOPs are those of a real step, and stay within the budget that the nets were built for (benchmarks/flops.py)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pfcluster import losses, models, presets
+from pfcluster.nn.mae import hidden_patches
+from pfcluster.profile import profile
+from pfcluster.steps.batch import patch_order
+
+GIGA = 1e9
+
+
+def test_the_count_on_the_meta_device_is_that_of_a_real_step():
+    config = presets.recipe("demo")["mae"]
+    model = models.build(config, 8)["model"]
+    images, order = torch.randn(4, 3, 48, 48), patch_order(config, 4, "mask", 0)
+    with FlopCounterMode(display=False) as counter:
+        target = hidden_patches(images, order, model.kept, 6)
+        losses.mae(model(images, order), target, norm_pixels=True).backward()
+    assert profile(config, 8).flops == pytest.approx(
+        counter.get_total_flops() / 4, rel=0.02
+    )  # fused attention counts its recomputation
+
+
+def test_mae_b_stays_within_its_flops():
+    assert profile(presets.recipe("vit-b")["mae"], 8).flops <= 57.6 * GIGA
+
+
+def test_pf_mag_b_with_the_recognition_net_stays_within_its_flops():
+    from facenet_pytorch import InceptionResnetV1
+
+    from pfcluster.nn.recognition import Recognition
+
+    config = presets.recipe("vit-b")["pf-vit"]
+    with torch.device("meta"):
+        recognition = Recognition(InceptionResnetV1(pretrained=None))
+    whole = profile(config, 8, recognition=recognition).flops
+    without = profile(replace(config, pf_mag=replace(config.pf_mag, recognition="none")), 8).flops
+    assert without < whole <= 350 * GIGA
+
+
+def test_parameters_of_vit_b_are_near_the_papers():
+    recipe = presets.recipe("vit-b")
+    assert profile(recipe["pf-vit"], 7).train_parameters / 1e6 == pytest.approx(145.1, rel=0.05)
+    assert profile(recipe["pf-vit"], 7).test_parameters / 1e6 == pytest.approx(89.7, rel=0.05)

@@ -1,0 +1,121 @@
+"""Others' weights mean the same in our nets; what does not fit is refused with its shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+
+from pfcluster import checkpoint, models, weights
+from pfcluster.config import DataConfig, ModelConfig, RunConfig
+from pfcluster.nn.mae import Decoder
+from pfcluster.nn.vit import ViT
+from pfcluster.weights import WeightsError
+
+SIZES = {"size": 32, "patch": 8, "width": 48, "depth": 2, "heads": 3}
+
+
+def timm_vit():
+    """A timm ViT of the same sizes, its weights stirred so that nothing is zero."""
+    torch.manual_seed(1)
+    model = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def test_timm_weights_give_timm_features(tmp_path):
+    theirs = timm_vit()
+    torch.save(theirs.state_dict(), tmp_path / "vit.pth")
+    ours = ViT(**SIZES)
+    weights.load_part(ours, weights.read(str(tmp_path / "vit.pth")), "encoder", "vit.pth")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(ours(images), theirs.forward_features(images), atol=1e-4)
+
+
+def test_weights_for_imagenet_normalised_images_get_the_difference_folded_in(tmp_path):
+    theirs = timm_vit()
+    torch.save({"model": theirs.state_dict()}, tmp_path / "mae.pth")
+    ours = ViT(**SIZES)
+    weights.load_part(ours, weights.read(str(tmp_path / "mae.pth")), "encoder", "mae.pth")
+    unit = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (weights.IMAGENET_MEAN, weights.IMAGENET_STD))
+    assert torch.allclose(ours(unit * 2 - 1), theirs.forward_features((unit - mean) / std), atol=1e-4)
+
+
+def test_the_decoder_of_a_reference_checkpoint_predicts_our_patch_order(tmp_path):
+    state = timm_vit().state_dict()
+    own = Decoder(side=4, patch=8, encoder_width=48, width=16, depth=1, heads=2)
+    state |= {f"decoder_blocks.{name}": value for name, value in own.blocks.state_dict().items()}
+    for part in ("weight", "bias"):
+        state |= {f"decoder_embed.{part}": getattr(own.embed, part), f"decoder_norm.{part}": getattr(own.norm, part)}
+    state["mask_token"] = own.mask_token
+    state["decoder_pred.weight"] = torch.randn(192, 16)
+    state["decoder_pred.bias"] = torch.arange(192.0)  # the reference's order within a patch: row, column, channel
+    torch.save({"model": {name: value.detach() for name, value in state.items()}}, tmp_path / "mae.pth")
+    values = weights.read(str(tmp_path / "mae.pth")) | {"decoder.positions": own.positions}
+    weights.load_part(own, {k: v for k, v in values.items() if k != "decoder.positions"}, "decoder", "mae.pth")
+    reference = torch.arange(192.0).view(8, 8, 3).permute(2, 0, 1).flatten()
+    assert torch.equal(own.head.bias, reference)
+
+
+def test_positions_are_resized_to_another_grid():
+    grid = torch.linspace(0, 1, 16).view(16, 1).expand(16, 8)
+    resized = weights.resize_positions(grid.contiguous(), 64)
+    assert resized.shape == (64, 8)
+    assert resized.mean().item() == pytest.approx(0.5, abs=1e-3)
+    assert weights.resize_positions(grid, 16) is grid
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 64, "heads": 4}, r"shape \(.*48.*\).*this model's.*it holds 2 blocks, width 48, patch 8"),
+        ({"depth": 3}, r"lacks encoder\.blocks\.2"),
+        ({"depth": 1}, "more encoder blocks"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused_with_its_sizes(tmp_path, change, words):
+    torch.save(timm_vit().state_dict(), tmp_path / "vit.pth")
+    sizes = {"patch": 8, "width": 48, "depth": 2, "heads": 3} | change
+    config = RunConfig(data=DataConfig(size=32), model=ModelConfig(**sizes, init=str(tmp_path / "vit.pth")))
+    with pytest.raises(WeightsError, match=words):
+        models.build(config, 8)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "text.pth").write_text("not weights")
+    with pytest.raises(WeightsError, match="holds no plain weights"):
+        weights.read(str(tmp_path / "text.pth"))
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="no ViT"):
+        weights.read(str(tmp_path / "other.pth"))
+    with pytest.raises(WeightsError, match="neither a folder nor a file"):
+        weights.read(str(tmp_path / "absent"))
+    with pytest.raises(WeightsError, match="neither a run"):
+        weights.read(str(tmp_path))
+
+
+def test_pf_mag_starts_as_two_copies_of_the_pre_trained_decoder(tmp_path):
+    config = RunConfig(objective="mae", data=DataConfig(size=32), model=ModelConfig(patch=8, width=48))
+    mae = models.build(config, 8)["model"]
+    checkpoint.save(tmp_path / "checkpoints", 1, {"model": mae.state_dict()}, {})
+    started = replace(config, objective="pf_mag", seed=5, model=replace(config.model, init=str(tmp_path)))
+    built = models.build(started, 8)
+    generator, critic = built["model"].generator, built["critic"]
+    for own in (generator.blocks, critic.blocks):
+        for name, value in mae.decoder.blocks.state_dict().items():
+            assert torch.equal(own.state_dict()[name], value)
+    assert torch.equal(built["model"].encoder.patch_embed.weight, mae.encoder.patch_embed.weight)
+    assert torch.equal(generator.mask_token, mae.decoder.mask_token)
+    assert generator.blocks[0].mlp.fc1.weight is not critic.blocks[0].mlp.fc1.weight
+    assert not torch.equal(generator.head.weight, mae.decoder.head.weight)
+
+
+def test_the_seed_decides_the_weights():
+    config = RunConfig()
+    first, again, other = (models.build(replace(config, seed=seed), 8)["model"].head.weight for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
