@@ -1,0 +1,116 @@
+"""Soft shapes and the face's own coordinates: what the features are drawn with.
+
+Only sums, products, square roots and comparisons touch pixels, so that a pixel's bits cannot depend on its neighbours
+in memory: a face comes out the same in whatever chunk it is rendered.
+
+Legend: b faces, h w pixels, s sides. Coordinates as in faces.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pfcluster.data import facs
+from pfcluster.data.faces import Faces
+
+
+def bump(distance: Tensor, width: Tensor | float) -> Tensor:
+    """A smooth hill, one at distance 0 and zero from `width` on: (1 - (d/w)²)²; b h w -> b h w."""
+    ratio = distance / width
+    hill = (1 - ratio * ratio).clamp_(min=0)
+    return hill.mul_(hill)
+
+
+def spot(x: Tensor, y: Tensor, width: Tensor | float, height: Tensor | float) -> Tensor:
+    """A smooth round hill with the given half axes: b h w twice -> b h w."""
+    across, down = x / width, y / height
+    hill = (1 - across * across - down * down).clamp_(min=0)
+    return hill.mul_(hill)
+
+
+def step(value: Tensor, start: float, end: float) -> Tensor:
+    """Smoothly from zero at `start` to one at `end`: 3t² - 2t³."""
+    t = ((value - start) / (end - start)).clamp_(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def between(value: Tensor, low: Tensor | float, high: Tensor | float, edge: Tensor) -> Tensor:
+    """The share of [value - edge, value + edge] that lies in [low, high]: an antialiased stripe, b h w in [0, 1]."""
+    upper = torch.minimum(value + edge, torch.as_tensor(high))
+    lower = torch.maximum(value - edge, torch.as_tensor(low))
+    return ((upper - lower) / (2 * edge)).clamp_(0, 1)
+
+
+def fill(distance: Tensor, edge: Tensor) -> Tensor:
+    """Inside (negative distance) one, outside zero, over a soft edge: b h w -> b h w."""
+    return step(0.5 - distance / (2 * edge), 0.0, 1.0)
+
+
+def line(distance: Tensor, width: Tensor | float, edge: Tensor) -> Tensor:
+    """A soft stroke around distance 0. Where it is finer than the edge it is drawn wider and fainter: b h w -> b h
+    w.
+    """
+    drawn = (width * width + edge * edge) ** 0.5
+    return bump(distance, drawn) * (width / drawn)
+
+
+def paint(canvas: Tensor, colour: Tensor, alpha: Tensor) -> None:
+    """Lays a colour over the canvas, in place: b 3 h w, b 3 1 1 (or b 3 h w), b h w."""
+    canvas += alpha[:, None] * (colour - canvas)
+
+
+@dataclass(frozen=True)
+class View:
+    """Faces as they meet the picture's pixels."""
+
+    faces: Faces
+    x: Tensor
+    """b h w: across the head before it is turned, for its outline."""
+    y: Tensor
+    """b h w: down the head before it is turned."""
+    depth: Tensor
+    """b h w in [0, 1]: how far the head's surface stands out towards the camera."""
+    u: Tensor
+    """b h w: across the turned face; 0 on its midline."""
+    v: Tensor
+    """b h w: down the turned face."""
+    side: Tensor
+    """b h w: which side's action units hold here, smoothly from 0 (left) to 1 (right)."""
+    edge: Tensor
+    """b 1 1: half width of every soft edge: one pixel, or the photo's blur where that is more."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One identity or nuisance parameter: b 1 1."""
+        return self.faces.parameter(name)
+
+    def unit(self, number: int) -> Tensor:
+        """The intensity of an action unit at each pixel: b h w."""
+        left, right = self.faces.action_units[:, facs.column(number), :, None, None].unbind(1)
+        return left + (right - left) * self.side
+
+    def whole(self, number: int) -> Tensor:
+        """The mean intensity of an action unit over both sides: b 1 1."""
+        left, right = self.faces.action_units[:, facs.column(number), :, None, None].unbind(1)
+        return (left + right) * 0.5
+
+
+def look(faces: Faces, size: int) -> View:
+    """The view of a camera with size × size pixels. The head is an ellipsoid: turning it moves what lies on it."""
+    centres = (torch.arange(size, dtype=torch.float32) * 2 + 1) / size - 1
+    roll = faces.parameter("roll")
+    shifted_x = (centres[None, None, :] - faces.parameter("shift_x")) / faces.parameter("scale")
+    shifted_y = (centres[None, :, None] - faces.parameter("shift_y")) / faces.parameter("scale")
+    x = shifted_x * roll.cos() + shifted_y * roll.sin()
+    y = shifted_y * roll.cos() - shifted_x * roll.sin()
+
+    width, height = faces.parameter("face_width"), faces.parameter("face_height")
+    depth = (1 - (x / width) ** 2 - (y / height) ** 2).clamp_(min=0).sqrt_()
+    yaw, pitch = faces.parameter("yaw"), faces.parameter("pitch")
+    u = x * yaw.cos() - depth * (0.8 * width * yaw.sin())
+    v = y * pitch.cos() - depth * (0.8 * width * pitch.sin())
+    pixel = 2 / size
+    edge = (faces.parameter("blur").clamp(min=0) ** 2 + (0.8 * pixel) ** 2).sqrt()
+    return View(faces, x, y, depth, u, v, step(u, -0.12, 0.12), edge)
