@@ -1,0 +1,267 @@
+"""The build of a shard folder: list, plan, make shards, and write the manifest last.
+
+A build may be killed at any moment and started again with the same options: the plan and a marker for every finished
+shard lie in `.build/` until the manifest stands. The result is the same bytes for any number of workers or restarts, on
+one machine with one set of versions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pfcluster.data.align import FaceAligner
+from pfcluster.data.build_options import BuildOptions
+from pfcluster.data.make_shard import ShardMaker, ShardResult, marker_path
+from pfcluster.data.plan import SPLITS, BuildError, LeftOut, Plan, PlannedShard, limited, listing_digest, make_plan
+from pfcluster.data.raw import RawDataset, read_raw
+from pfcluster.data.shard_writer import write_json, write_table
+from pfcluster.data.shards import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest
+from pfcluster.data.workers import run_workers
+
+LEFT_OUT_FILE = "left_out.csv"
+PLAN = "plan.json"
+DELETE = "delete the folder to build it anew, or give another --output"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a build reports to; each is called with a number of photos."""
+
+    start: Callable[[str, int, int], None] = lambda stage, total, done: None
+    """Stage, photos in all, photos done in an earlier run."""
+    advance: Callable[[int], None] = lambda photos: None
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished build."""
+
+    manifest: Manifest
+    photos_now: int
+    """Photos that this run worked on; the rest an earlier one."""
+    warnings: tuple[str, ...]
+
+
+def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:
+    """Make, or finish, the shard folder. Raises BuildError, RawDataError, ShardError."""
+    progress = progress or Progress()
+    datasets = {"input": limited(read_raw(options.input, images=options.images), options.limit, options.seed)}
+    if options.test_input:
+        test = read_raw(options.test_input, images=options.images)
+        datasets["test_input"] = limited(test, options.limit, options.seed)
+    identity = {"options": options.lasting(), "source": _source(datasets)}
+    with _locked(options.output):
+        if (options.output / MANIFEST).exists():
+            manifest = load_manifest(options.output)
+            source = {key: value for key, value in manifest.source.items() if key != "known_identities"}
+            _compare(options.output, {"options": manifest.options, "source": source}, identity)
+            (options.output / BUILD_FOLDER / PLAN).unlink(missing_ok=True)
+            return BuildResult(manifest, 0, _warnings(manifest))
+        plan = _load_or_make_plan(options, datasets, identity, progress)
+        waiting = [shard for shard in plan.shards if not _is_finished(options.output, shard)]
+        total, now = (sum(len(shard.photos) for shard in shards) for shards in (plan.shards, waiting))
+        progress.start("faces", total, total - now)
+        run_workers(functools.partial(_maker, options, datasets), waiting, options.workers, progress.advance)
+        manifest = _finish(options, datasets, identity, plan)
+    return BuildResult(manifest, now, _warnings(manifest))
+
+
+def _maker(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> ShardMaker:
+    """Called in each worker."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    aligner = FaceAligner(options.size) if options.align == "mtcnn" else None
+    return ShardMaker(options.output, options.dataset, datasets, options.size, options.quality, aligner)
+
+
+def _source(datasets: Mapping[str, RawDataset]) -> dict[str, Any]:
+    """What the manifest says of the inputs; enough to tell whether they have changed."""
+    listed = {
+        role: {
+            "name": dataset.name,
+            "kind": dataset.kind,
+            "photos": len(dataset.photos),
+            "other_files": dataset.other_files,
+        }
+        for role, dataset in datasets.items()
+    }
+    return {**listed, "listing_sha256": listing_digest(datasets)}
+
+
+def _versions(align: str) -> dict[str, str]:
+    """Of the packages that decide bytes."""
+    names = ["numpy", "pillow", "webdataset", "opencv-python-headless"]
+    found = {}
+    for name in [*names, "torch", "facenet-pytorch"] if align == "mtcnn" else names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """The output folder, with its `.build`, for this process alone. Raises BuildError."""
+    folder = output / BUILD_FOLDER
+    try:
+        if output.is_dir() and not (output / MANIFEST).exists() and not folder.is_dir() and any(output.iterdir()):
+            raise BuildError(f"{output} holds other files and no build; give a new or empty folder as --output")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise BuildError(f"--output {output} cannot be written: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BuildError(f"another build is writing into {output}; wait for it, or end it first") from error
+        try:
+            yield
+        finally:
+            if not (folder / PLAN).exists():  # finished, or refused before it began
+                shutil.rmtree(folder, ignore_errors=True)
+                if not any(output.iterdir()):
+                    output.rmdir()
+
+
+def _compare(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises BuildError where a folder's build was made, or begun, with other options."""
+    old, new = _flat(before), _flat(now)
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if differing:
+        lines = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differing if not key.endswith("sha256")]
+        what = "; ".join(lines) or "the input's photos or labels have changed"
+        raise BuildError(f"{output} holds a build with other options: {what}. Repeat those, or {DELETE}")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _load_or_make_plan(
+    options: BuildOptions, datasets: Mapping[str, RawDataset], identity: Mapping[str, Any], progress: Progress
+) -> Plan:
+    path = options.output / BUILD_FOLDER / PLAN
+    identity = {**identity, "versions": _versions(options.align)}
+    if path.exists():
+        try:
+            stored = json.loads(path.read_bytes())
+            _compare(options.output, stored["identity"], identity)
+            return Plan.from_json(stored["plan"])
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise BuildError(f"{path} cannot be read ({error}); {DELETE}") from error
+    progress.start("reading", sum(len(dataset.photos) for dataset in datasets.values()), 0)
+    plan = make_plan(
+        datasets,
+        val_share=options.val_share,
+        test_share=options.test_share,
+        samples_per_shard=options.samples_per_shard,
+        seed=options.seed,
+        advance=lambda: progress.advance(1),
+    )
+    try:
+        write_json(path, {"identity": identity, "plan": plan.to_json()})
+    except OSError as error:
+        raise BuildError(f"{path} cannot be written: {error.strerror or error}") from error
+    return plan
+
+
+def _is_finished(output: Path, shard: PlannedShard) -> bool:
+    """Whether an earlier run left the shard's marker and the files it speaks of."""
+    try:
+        file = ShardResult.from_json(json.loads(marker_path(output, shard.name).read_bytes())).file
+        return (output / file.file).stat().st_size == file.bytes and (output / file.index_file).is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _finish(
+    options: BuildOptions, datasets: Mapping[str, RawDataset], identity: Mapping[str, Any], plan: Plan
+) -> Manifest:
+    """Gather the shards' results, write left_out.csv and, last of all, the manifest."""
+    results = {
+        shard: ShardResult.from_json(json.loads(marker_path(options.output, shard.name).read_bytes()))
+        for shard in plan.shards
+    }
+    left_out = sorted([*plan.left_out, *(photo for result in results.values() for photo in result.left_out)])
+    if not any(result.file.samples for result in results.values()):
+        reasons = Counter(photo.reason for photo in left_out)
+        raise BuildError(f"no photo gave a face ({_counts(reasons)}); --align none takes photos as they are")
+    splits = {}
+    for split in SPLITS:
+        own = [result for shard, result in results.items() if shard.split == split]
+        if own:
+            splits[split] = _split_info(plan.classes, own)
+    manifest = Manifest(
+        format=FORMAT,
+        name=options.dataset,
+        classes=plan.classes,
+        size=options.size,
+        splits=splits,
+        photos=plan.photos,
+        left_out=dict(sorted(Counter(photo.reason for photo in left_out).items())),
+        left_out_file=LEFT_OUT_FILE,
+        options=dict(identity["options"]),
+        source={**identity["source"], "known_identities": plan.known_identities},
+        versions=_versions(options.align),
+    )
+    rows = [_left_out_row(datasets, photo) for photo in left_out]
+    try:
+        write_table(options.output / LEFT_OUT_FILE, ("input", "source", "label", "reason", "detail"), rows)
+        write_json(options.output / MANIFEST, asdict(manifest), indent=1)
+    except OSError as error:
+        raise BuildError(f"{options.output} cannot be written: {error.strerror or error}") from error
+    (options.output / BUILD_FOLDER / PLAN).unlink()  # the build folder goes with its lock
+    return manifest
+
+
+def _split_info(classes: Sequence[str], results: Sequence[ShardResult]) -> SplitInfo:
+    per_class = {name: sum(result.per_class.get(name, 0) for result in results) for name in classes}
+    identities = set().union(*(result.identities for result in results))
+    return SplitInfo(sum(per_class.values()), per_class, len(identities), tuple(result.file for result in results))
+
+
+def _left_out_row(datasets: Mapping[str, RawDataset], photo: LeftOut) -> tuple[str, ...]:
+    raw = datasets[photo.role].photos[photo.number]
+    return photo.role, raw.source, raw.label, photo.reason, photo.detail
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+
+
+def _warnings(manifest: Manifest) -> tuple[str, ...]:
+    """What a person should know before training on these shards."""
+    found = []
+    samples = sum(split.samples for split in manifest.splits.values())
+    assert manifest.photos == samples + sum(manifest.left_out.values()), "every photo is a sample or left out"
+    planned = manifest.source["known_identities"]
+    if 0 < planned < samples:
+        found.append(
+            f"the person is known on {planned} photos only; the others count as people of their own,"
+            " so that one person may stand in several splits"
+        )
+    if planned == 0:
+        found.append("no photo says who is on it: splits share no photo, but may share people")
+    for name, split in manifest.splits.items():
+        empty = [label for label in manifest.classes if not split.per_class[label]]
+        if empty:
+            found.append(f"the {name} split has no {', '.join(empty)}")
+    return tuple(found)

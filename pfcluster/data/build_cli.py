@@ -1,0 +1,84 @@
+"""The command line of the build: options in, a progress bar, a summary out. `shards/build.py` runs it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any, NoReturn
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from pfcluster.data.build import BuildResult, Progress, build
+from pfcluster.data.build_options import BuildOptions
+from pfcluster.data.inspect_cli import left_out_table, splits_table
+
+STAGES = {"reading": "reading photos", "faces": "making shards"}
+
+
+class _Speed(ProgressColumn):
+    """Photos a second, of this run."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f} photos/s" if task.speed else "", style="progress.data.speed")
+
+
+def main() -> int:
+    """Run the command of `sys.argv`. Returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    messages = Console(stderr=True)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        options = tyro.cli(BuildOptions, prog="shards/build.py")
+        result, seconds = _run(options, messages)
+    except ValueError as error:
+        messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        messages.print("stopped; finished shards are kept, and the same command goes on from them")
+        return 130
+    _print_result(options, result, seconds)
+    return 0
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _run(options: BuildOptions, messages: Console) -> tuple[BuildResult, float]:
+    """Build with a bar. Returns the result and the seconds that making shards took."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    with Bar(*columns, console=messages) as bar:
+        started = time.perf_counter()
+
+        def start(stage: str, total: int, done: int) -> None:
+            nonlocal started
+            started = time.perf_counter()
+            for task in bar.tasks:
+                bar.stop_task(task.id)
+            bar.add_task(STAGES[stage], total=total, completed=done)
+
+        result = build(options, Progress(start, lambda photos: bar.advance(bar.tasks[-1].id, photos)))
+        return result, time.perf_counter() - started
+
+
+def _print_result(options: BuildOptions, result: BuildResult, seconds: float) -> None:
+    console, manifest = Console(), result.manifest
+    samples = sum(split.samples for split in manifest.splits.values())
+    console.print(splits_table(manifest))
+    if manifest.left_out:
+        console.print(left_out_table(manifest))
+    others = sum(source["other_files"] for source in manifest.source.values() if isinstance(source, dict))
+    if others:
+        console.print(f"{others} files that are no pictures by their names were passed over")
+    for warning in result.warnings:
+        console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
+    if result.photos_now:
+        rate = f"{result.photos_now} of them now, in {seconds:.1f} s: {result.photos_now / seconds:.1f} photos/s"
+    else:
+        rate = "finished before; nothing was done"
+    console.print(f"{manifest.photos} photos in, {samples} faces out ({rate})", soft_wrap=True, highlight=False)
+    console.print(f"written to {escape(str(options.output))}", soft_wrap=True, highlight=False)

@@ -1,0 +1,72 @@
+"""JPEG in and out, and the decoding of raw photos of any format. Knows numpy and pillow, and simplejpeg where it is
+there.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps
+
+try:
+    import simplejpeg
+except ImportError:  # pillow decodes the same pixels, half as fast
+    simplejpeg = None
+
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+"""What pillow raises on files that are no pictures, or damaged ones."""
+
+
+class UnreadablePhotoError(ValueError):
+    """Bytes that are no picture, or a damaged one."""
+
+
+def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
+    """Pixels of one JPEG: uint8 h w 3, RGB; grey becomes three equal channels. Raises ValueError on damage."""
+    if simplejpeg is not None:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except UNDECODABLE as error:
+        raise ValueError(str(error)) from error
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """Baseline JPEG of uint8 h w 3, without chroma subsampling; one channel where all three are equal."""
+    grey = bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
+    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=quality, **({} if grey else {"subsampling": 0}))
+    return buffer.getvalue()
+
+
+def decode_photo(data: bytes) -> tuple[np.ndarray, bool]:
+    """Pixels of a photo of any format that pillow knows: uint8 h w 3, RGB, turned upright as its EXIF says.
+
+    Also whether the file is a plain JPEG of exactly these pixels (grey or RGB, not turned), fit to be kept as it is.
+    Transparent pixels are laid on white. Raises UnreadablePhotoError.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            plain = picture.format == "JPEG" and picture.mode in ("L", "RGB")
+            upright = ImageOps.exif_transpose(picture)
+            plain = plain and picture.getexif().get(0x0112, 1) == 1
+            pixels = np.array(_to_rgb(upright))
+    except UNDECODABLE as error:
+        raise UnreadablePhotoError(str(error).split("<_io")[0].strip() or type(error).__name__) from error
+    return pixels, plain
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        values = np.asarray(picture, dtype=np.float64)
+        top = 255.0 if values.max(initial=0.0) <= 255 else 65535.0
+        return Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        ground = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(ground, picture).convert("RGB")
+    return picture.convert("RGB")

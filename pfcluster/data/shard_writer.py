@@ -1,0 +1,101 @@
+"""Writing a shard folder's files: aside first, synced, then renamed, so that a name never stands for half a file.
+
+The same samples give the same bytes: no times, one user, group and mode, sorted keys in JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pfcluster.data.shards import ShardFile, file_sha256, index_name
+
+OWNER = "pfcluster"
+MODE = 0o444
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One face, ready to be written."""
+
+    key: str
+    jpeg: bytes
+    record: dict[str, Any]
+    """The sample's JSON; holds at least label and identity."""
+
+
+def write_aside(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Let `fill` write a file beside `path`, sync it, and rename it to `path`. Nothing is left behind on an error."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
+    """Write a value as JSON, aside and renamed."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+    write_aside(path, lambda file: _write_all(file, text.encode()))
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV, aside and renamed."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_aside(path, lambda file: _write_all(file, buffer.getvalue().encode()))
+
+
+def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardFile:
+    """Write `<name>.tar` and its index into `folder`; samples are taken one by one. Returns their checksums."""
+    from webdataset.writer import TarWriter
+
+    tar = folder / f"{name}.tar"
+    records: dict[str, dict[str, Any]] = {}
+
+    def fill(file: BinaryIO) -> None:
+        with TarWriter(file, user=OWNER, group=OWNER, mode=MODE, mtime=0, encoder=False) as writer:
+            for sample in samples:
+                text = json.dumps(sample.record, ensure_ascii=False, sort_keys=True)
+                writer.write({"__key__": sample.key, "jpg": sample.jpeg, "json": text.encode()})
+                records[sample.key] = sample.record
+
+    write_aside(tar, fill)
+    index = folder / index_name(tar.name)
+    write_aside(index, lambda file: _write_all(file, _index(tar, records)))
+    return ShardFile(tar.name, len(records), file_sha256(tar), tar.stat().st_size, file_sha256(index))
+
+
+def _index(tar: Path, records: dict[str, dict[str, Any]]) -> bytes:
+    """The index of a written tar, read off the tar itself; one sample a line."""
+    lines = []
+    with tarfile.open(tar, "r:") as archive:
+        for member in archive:
+            key, _, ending = member.name.rpartition(".")
+            if ending == "jpg":
+                row = {"key": key, "offset": member.offset_data, "size": member.size}
+                row |= {name: records[key][name] for name in ("label", "identity")}
+                lines.append(json.dumps(row, ensure_ascii=False))
+    return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    file.write(data)

@@ -1,0 +1,168 @@
+"""Alignment: the similarity and the warp against known geometry, MTCNN on real photos."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pfcluster.data.align import (
+    AlignedFace,
+    Face,
+    FaceAligner,
+    Rejected,
+    choose,
+    resize,
+    similarity,
+    template,
+    warp,
+)
+
+real_data = pytest.mark.skipif("PFCLUSTER_REAL_DATA" not in os.environ, reason="PFCLUSTER_REAL_DATA is not set")
+
+
+def face(left: float, top: float, right: float, bottom: float) -> Face:
+    return Face((left, top, right, bottom), np.zeros((5, 2)), 1.0)
+
+
+def spot(width: int, height: int, x: float, y: float, radius: float) -> np.ndarray:
+    """A bright disc on grey: uint8 h w 3."""
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    inside = np.hypot(columns - x, rows - y) <= radius
+    return np.repeat(np.where(inside, 255, 90)[..., None], 3, axis=2).astype(np.uint8)
+
+
+def centre_of_brightness(image: np.ndarray) -> np.ndarray:
+    rows, columns = np.nonzero(image[..., 0] > 200)
+    return np.array([columns.mean(), rows.mean()])
+
+
+def test_similarity_recovers_rotation_scale_and_shift() -> None:
+    angle, scale, shift = 0.4, 2.5, np.array([7.0, -3.0])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = template(112)
+    matrix = similarity(points, scale * points @ rotation.T + shift)
+    np.testing.assert_allclose(matrix, np.column_stack([scale * rotation, shift]), atol=1e-9)
+
+
+def test_similarity_never_mirrors() -> None:
+    points = template(112)
+    matrix = similarity(points * [-1, 1], points)
+    assert np.linalg.det(matrix[:, :2]) > 0
+
+
+def test_template_grows_with_the_crop() -> None:
+    np.testing.assert_allclose(template(224), 2 * template(112))
+    np.testing.assert_allclose(template(112)[0], (38.2946, 51.6963))
+
+
+@pytest.mark.parametrize("scale", [1.5, 0.8, 0.3, 0.11])
+def test_warp_puts_points_where_the_matrix_says(scale: float) -> None:
+    """Also where the photo is averaged down first."""
+    x, y = 431.0, 282.0
+    image = spot(900, 600, x, y, 6 / scale)
+    matrix = np.array([[scale, 0, 50 - scale * x], [0, scale, 61 - scale * y]])
+    crop = warp(image, matrix, 112)
+    assert crop.shape == (112, 112, 3)
+    np.testing.assert_allclose(centre_of_brightness(crop), (50, 61), atol=0.3)
+
+
+def test_warp_is_black_outside_the_photo() -> None:
+    crop = warp(np.full((20, 20, 3), 200, np.uint8), np.array([[1.0, 0, 30], [0, 1, 30]]), 112)
+    assert crop[0, 0].tolist() == [0, 0, 0]
+    assert crop[40, 40].tolist() == [200, 200, 200]
+
+
+def test_choose_takes_the_largest_and_most_central() -> None:
+    large_aside, small_central, middling = face(0, 0, 60, 60), face(90, 90, 110, 110), face(70, 70, 130, 130)
+    assert choose([large_aside, small_central, middling], 200, 200) is middling
+    assert choose([small_central, face(20, 20, 180, 180)], 200, 200).box == (20, 20, 180, 180)
+
+
+def test_resize_cuts_the_middle_square() -> None:
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 20:60] = 255
+    assert (resize(image, 20) == 255).all()
+    assert resize(image, 64).shape == (64, 64, 3)
+
+
+def test_photos_without_faces_are_rejected_not_raised() -> None:
+    """Also among photos of other sizes, and photos too small for MTCNN's first net."""
+    torch.set_num_threads(1)
+    noise = np.random.default_rng(0).integers(0, 255, (120, 120, 3), dtype=np.uint8)
+    flat = np.full((120, 120, 3), 128, np.uint8)
+    results = FaceAligner(48).align([flat, noise, np.zeros((9, 9, 3), np.uint8), np.zeros((300, 80, 3), np.uint8)])
+    assert [type(result) for result in results] == [Rejected] * 4
+    assert isinstance(results[2], Rejected)
+    assert (results[2].reason, results[2].detail) == ("no face found", "photo of 9x9 px")
+
+
+def wild_photos(count: int) -> list[np.ndarray]:
+    """Photos of 350 x 350 px, spread over the dataset."""
+    root = Path(os.environ["PFCLUSTER_REAL_DATA"]) / "wild"
+    with open(root / "legend.csv", newline="") as file:
+        names = [row["image"] for row in csv.DictReader(file)]
+    photos: list[np.ndarray] = []
+    for name in names[:: len(names) // (count * 2)]:
+        with Image.open(root / "images" / name) as picture:
+            if picture.size == (350, 350) and len(photos) < count:
+                photos.append(np.array(picture.convert("RGB")))
+    return photos
+
+
+@real_data
+def test_real_faces_are_aligned_to_the_template() -> None:
+    """The crops' eyes, found anew, lie at the template's; single faces deviate by their build and pose."""
+    torch.set_num_threads(1)
+    photos = wild_photos(24)
+    aligner = FaceAligner(112)
+    crops = [result.image for result in aligner.align(photos) if isinstance(result, AlignedFace)]
+    assert len(crops) >= 23
+    again = [choose(faces, 112, 112).landmarks for faces in aligner.detect(crops) if faces]
+    assert len(again) == len(crops)
+    offsets = np.array(again) - template(112)
+    assert np.abs(offsets[:, :2].mean(axis=0)).max() < 2
+    assert np.linalg.norm(offsets[:, :2], axis=2).mean() < 4
+
+
+@real_data
+def test_faces_cut_by_the_photo_keep_their_landmarks() -> None:
+    """A face that fills its photo is found with the same points as with room around it."""
+    torch.set_num_threads(1)
+    aligner = FaceAligner(112)
+    distances = []
+    for photo in wild_photos(12):
+        roomy = np.pad(photo, ((200, 200), (200, 200), (0, 0)), constant_values=128)
+        tight, wide = aligner.detect([photo])[0], aligner.detect([roomy])[0]
+        a = choose(tight, 350, 350)
+        b = choose(wide, 750, 750)
+        distances.append(np.linalg.norm(a.landmarks - (b.landmarks - 200), axis=1).mean())
+    assert np.median(distances) < 8  # of 350 px
+
+
+@real_data
+def test_a_photo_alone_gives_the_crop_that_it_gives_among_others() -> None:
+    torch.set_num_threads(1)
+    photos = wild_photos(10)
+    aligner = FaceAligner(96)
+    together, alone = aligner.align(photos), [aligner.align([photo])[0] for photo in photos]
+    for one, other in zip(together, alone, strict=True):
+        assert isinstance(one, AlignedFace)
+        assert isinstance(other, AlignedFace)
+        np.testing.assert_allclose(one.face.landmarks, other.face.landmarks, atol=0.01)
+
+
+@real_data
+def test_a_face_too_small_for_the_crop_is_rejected() -> None:
+    torch.set_num_threads(1)
+    photo = np.array(Image.fromarray(wild_photos(1)[0]).resize((60, 60)))
+    canvas = np.full((200, 200, 3), 90, np.uint8)
+    canvas[70:130, 70:130] = photo
+    result = FaceAligner(512).align([canvas])[0]
+    assert isinstance(result, Rejected)
+    assert result.reason == "face too small"

@@ -1,0 +1,158 @@
+"""The readers of raw datasets: what they list, what they pass over, what they refuse in plain words."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pfcluster.data.raw import RawDataError, class_folder, read_bytes, read_raw
+
+
+def write(path: Path, data: bytes = b"picture") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def make_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_folder_lists_sorted_photos_with_their_class(tmp_path: Path) -> None:
+    write(tmp_path / "sad" / "2.png", b"two")
+    write(tmp_path / "Happy" / "1.JPG", b"one")
+    write(tmp_path / "readme.txt")
+    write(tmp_path / "sad" / "._2.png")
+    dataset = read_raw(tmp_path)
+    assert [(photo.source, photo.label, photo.size) for photo in dataset.photos] == [
+        ("Happy/1.JPG", "Happy", 3),
+        ("sad/2.png", "sad", 3),
+    ]
+    assert dataset.other_files == 2
+    assert (dataset.kind, dataset.name) == ("folder", tmp_path.name)
+    assert read_bytes(dataset.photos[1]) == b"two"
+
+
+def test_innermost_emotion_names_the_class() -> None:
+    assert class_folder(["train", "happy", "person_7"]) == "happy"
+    assert class_folder(["train", "grinning"]) == "grinning"
+    assert class_folder([]) == ""
+
+
+def test_tar_photos_are_read_by_their_span(tmp_path: Path) -> None:
+    source = make_tar(
+        tmp_path / "train.tar", {"train/sad/b.jpg": b"bbbb", "train/angry/a.jpg": b"aaa", "notes.md": b"x"}
+    )
+    dataset = read_raw(source)
+    assert [(photo.source, photo.label) for photo in dataset.photos] == [
+        ("train/angry/a.jpg", "angry"),
+        ("train/sad/b.jpg", "sad"),
+    ]
+    assert [read_bytes(photo) for photo in dataset.photos] == [b"aaa", b"bbbb"]
+    assert dataset.other_files == 1
+
+
+def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        link = tarfile.TarInfo("sad/link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with pytest.raises(RawDataError, match="holds no photos"):
+        read_raw(tmp_path / "t.tar")
+
+
+def test_cut_off_and_compressed_tars_are_refused(tmp_path: Path) -> None:
+    whole = make_tar(tmp_path / "whole.tar", {"sad/a.jpg": bytes(5000)}).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:3000])
+    with pytest.raises(RawDataError, match="cut off"):
+        read_raw(tmp_path / "cut.tar")
+    make_tar(tmp_path / "packed.tar.gz", {"sad/a.jpg": b"x"}, "w:gz")
+    with pytest.raises(RawDataError, match="unpack it first"):
+        read_raw(tmp_path / "packed.tar.gz")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["image,emotion,identity", "File Name;LABEL;person_id", "path\texpression\tSubject", "\ufeffimg,class,actor"],
+)
+def test_csv_headers_are_tolerant(tmp_path: Path, header: str) -> None:
+    delimiter = next(mark for mark in ",;\t" if mark in header)
+    rows = [header, delimiter.join(["a.jpg", "Happy", "Ann"]), "", delimiter.join(["b.jpg", "sad", ""])]
+    source = write(tmp_path / "legend.csv", "\r\n".join(rows).encode())
+    write(tmp_path / "images" / "a.jpg", b"aa")
+    dataset = read_raw(source)
+    assert [(photo.source, photo.label, photo.identity, photo.size) for photo in dataset.photos] == [
+        ("a.jpg", "Happy", "Ann", 2),
+        ("b.jpg", "sad", None, -1),
+    ]
+
+
+def test_csv_annotator_column_is_no_identity_and_a_file_name_is_none(tmp_path: Path) -> None:
+    source = write(tmp_path / "l.csv", b"user.id,image,emotion\n7,a.jpg,sad\n")
+    assert read_raw(source).photos[0].identity is None
+    source = write(tmp_path / "l.csv", b"image,emotion,identity\nx/a.jpg,sad,a.jpg\n")
+    assert read_raw(source).photos[0].identity is None
+
+
+def test_csv_photos_in_a_named_folder_and_short_rows(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "a.jpg")
+    absolute = write(tmp_path / "deep" / "z.jpg")
+    source = write(tmp_path / "l.csv", f"image,emotion\na.jpg,sad\na.jpg\n,happy\n{absolute},sad\n".encode())
+    photos = read_raw(source, images=tmp_path / "elsewhere").photos
+    assert [photo.size for photo in photos] == [7, 7, -1, 7]
+    assert [photo.label for photo in photos] == ["sad", "", "happy", "sad"]
+    assert photos[2].path == ""
+    assert photos[3].source == "z.jpg"  # no path of the machine goes into shards
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("l.csv", b"", "is empty"),
+        ("l.csv", b"photo_of,emotion\n", "no image column"),
+        ("l.csv", b"image,feeling\n", "no label column"),
+        ("l.csv", b"image,emotion\n", "holds no photos"),
+        ("l.csv", b"image,emotion\n\xff\xfe,sad\n", "UTF-8"),
+        ("l.zip", b"PK", "neither a folder"),
+    ],
+)
+def test_unusable_files_are_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    with pytest.raises(RawDataError, match=message):
+        read_raw(write(tmp_path / name, data))
+
+
+def test_missing_source_and_images_folder(tmp_path: Path) -> None:
+    with pytest.raises(RawDataError, match="does not exist"):
+        read_raw(tmp_path / "nowhere")
+    source = write(tmp_path / "l.csv", b"image,emotion\na.jpg,sad\n")
+    with pytest.raises(RawDataError, match="--images"):
+        read_raw(source, images=tmp_path / "nowhere")
+
+
+def test_a_photo_that_shrank_since_it_was_listed(tmp_path: Path) -> None:
+    path = write(tmp_path / "sad" / "a.jpg", b"12345")
+    photo = read_raw(tmp_path).photos[0]
+    path.write_bytes(b"12")
+    with pytest.raises(OSError, match="were listed"):
+        read_bytes(photo)
+
+
+@pytest.mark.skipif("PFCLUSTER_REAL_DATA" not in os.environ, reason="PFCLUSTER_REAL_DATA is not set")
+def test_real_datasets_are_listed_whole() -> None:
+    root = Path(os.environ["PFCLUSTER_REAL_DATA"])
+    wild = read_raw(root / "wild" / "legend.csv")
+    assert len(wild.photos) == 2640
+    assert all(photo.size > 0 for photo in wild.photos)
+    fer = read_raw(root / "fer2013" / "public_test.tar")
+    assert len(fer.photos) == 3589
+    assert {photo.label for photo in fer.photos} == {"angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"}
+    assert read_bytes(fer.photos[0])[:2] == b"\xff\xd8"
