@@ -88,7 +88,7 @@ def report(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     files = write_report(options.study, options.output, baseline=options.baseline)
     console = Console()
-    console.print(main_table(files.report))
+    console.print(main_table(files))
     console.print(f"report: {files.html}", highlight=False, soft_wrap=True)
     return 0
 
