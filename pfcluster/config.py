@@ -45,6 +45,10 @@ class SyntheticConfig:
     """Chance that one of the annotators errs on a training face; the majority's vote is the label."""
     annotators: int = 10
     """Annotators a face."""
+    nuisance: float = 1.0
+    """Share of the range of pose, light, background, blur, noise and occlusion that is used; 0 is a studio."""
+    weakest: float = 0.3
+    """Strength of the weakest expression shown; the strongest has 1."""
     seed: int = 0
     """Of the faces, not of the training."""
 
@@ -53,6 +57,8 @@ class SyntheticConfig:
             _require(getattr(self, name) >= 1, f"data.synthetic.{name}", getattr(self, name), "be at least 1")
         _require(self.imbalance >= 1, "data.synthetic.imbalance", self.imbalance, "be at least 1")
         _require_share("data.synthetic.label_noise", self.label_noise, below_one=True)
+        _require_share("data.synthetic.nuisance", self.nuisance)
+        _require_share("data.synthetic.weakest", self.weakest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +129,9 @@ class ModelConfig:
     """Encoder attention heads."""
     mlp_ratio: float = 4.0
     """Hidden width of a block's MLP over its width."""
+    patch_gain: float = 1.0
+    """Start of the encoder's patch embedding over Xavier's (MAE's own, 1). Small nets that train for few steps learn
+    sooner from 4: an expression changes a patch by little beside its brightness and its position's embedding."""
     decoder_width: int = 96
     """Decoder channels, d."""
     decoder_depth: int = 2
@@ -140,7 +149,8 @@ class ModelConfig:
             channels, count = getattr(self, width), getattr(self, heads)
             _require(channels % 4 == 0, f"model.{width}", channels, "be a multiple of 4 (2-D sin-cos positions)")
             _require(channels % count == 0, f"model.{width}", channels, f"be a multiple of model.{heads} = {count}")
-        _require(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "be positive")
+        for name in ("mlp_ratio", "patch_gain"):
+            _require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "be positive")
 
 
 @dataclass(frozen=True, kw_only=True)

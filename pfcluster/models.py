@@ -45,6 +45,7 @@ def _assemble(config: RunConfig, classes: int) -> tuple[dict[str, nn.Module], Vi
         depth=model.depth,
         heads=model.heads,
         mlp_ratio=model.mlp_ratio,
+        patch_gain=model.patch_gain,
     )
     if config.objective == "finetune":
         return {"model": Classifier(encoder, model.width, classes)}, encoder, None

@@ -7,6 +7,8 @@ saves.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +56,9 @@ class _CountingEngine(Engine):
     def __call__(self, *inputs: Any, sync: bool = True, **named: Any) -> Any:
         return self.module(*inputs, **named)
 
+    def precision(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
@@ -75,38 +80,47 @@ class _CountingEngine(Engine):
 
 def profile(config: RunConfig, classes: int, *, recognition: nn.Module | None = None) -> Profile:
     """Count one step of a config. φ is counted where its module is given (on the meta device)."""
-    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
     with torch.device("meta"):
         modules = models.build(config, classes, load_init=False)
-        batch = Batch(
-            torch.empty(SAMPLE, 3, config.data.size, config.data.size),
-            torch.empty(SAMPLE, dtype=torch.long),
-            torch.empty(SAMPLE, (config.data.size // config.model.patch) ** 2, dtype=torch.long),
-        )
-        own = {parameter.untyped_storage()._cdata for module in modules.values() for parameter in module.parameters()}
-        saved: dict[int, tuple[int, torch.UntypedStorage]] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                saved[storage._cdata] = (storage.nbytes(), storage)
-            return tensor
-
-        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            _step(config, modules, batch, classes, recognition)
+        batch = meta_batch(config, SAMPLE)
+        flops, saved = count(lambda: _step(config, modules, batch, recognition), modules)
     counts = models.parameter_counts(config, modules)
     return Profile(
         train_parameters=counts["train"],
         test_parameters=counts["test"],
-        flops=counter.get_total_flops() / SAMPLE,
-        saved_bytes=sum(size for size, _ in saved.values()) / SAMPLE,
+        flops=flops / SAMPLE,
+        saved_bytes=saved / SAMPLE,
         state_bytes=16 * counts["train"],
     )
 
 
-def _step(
-    config: RunConfig, modules: dict[str, nn.Module], batch: Batch, classes: int, recognition: nn.Module | None
-) -> None:
+def meta_batch(config: RunConfig, images: int) -> Batch:
+    """A batch of the config's shapes without contents, on torch's default device (call it under `meta`)."""
+    return Batch(
+        torch.empty(images, 3, config.data.size, config.data.size),
+        torch.empty(images, dtype=torch.long),
+        torch.empty(images, (config.data.size // config.model.patch) ** 2, dtype=torch.long),
+    )
+
+
+def count(step: Callable[[], None], modules: dict[str, nn.Module]) -> tuple[int, int]:
+    """FLOPs of a step on the meta device, and the bytes that autograd saves in it besides the modules' parameters."""
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
+    own = {parameter.untyped_storage()._cdata for module in modules.values() for parameter in module.parameters()}
+    saved: dict[int, tuple[int, torch.UntypedStorage]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other storage takes its place
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        step()
+    return counter.get_total_flops(), sum(size for size, _ in saved.values())
+
+
+def _step(config: RunConfig, modules: dict[str, nn.Module], batch: Batch, recognition: nn.Module | None) -> None:
     model = modules["model"]
     engine = _CountingEngine(model)
     if isinstance(model, MAE):

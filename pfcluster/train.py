@@ -309,9 +309,7 @@ def build_objective(
         return FinetuneObjective(engines["model"], class_weights=class_weights, label_smoothing=smoothing)
     neutral = neutral_index(dataset.classes)
     setting = Setting(neutral, class_weights, smoothing, config.pf_mag.fake_emotions, recognition)
-    return PfMagObjective(
-        engines["model"], engines["critic"], setting, config.pf_mag, here, accumulate=config.engine.accumulate
-    )
+    return PfMagObjective(engines["model"], engines["critic"], setting, config.pf_mag, here)
 
 
 def _finite(value: float) -> float | None:

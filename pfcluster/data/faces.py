@@ -85,6 +85,8 @@ NUISANCE = (
     ("occluder_skin", 0.0, 1.0),  # above one half: a hand, else in the colour of the clothes
 )
 
+ABSENT_BELOW_ZERO = ("blur", "noise", "occluder")
+
 IDENTITY_NAMES = tuple(name for name, _, _ in IDENTITY)
 NUISANCE_NAMES = tuple(name for name, _, _ in NUISANCE)
 
@@ -134,6 +136,20 @@ def concatenate(parts: Sequence[Faces]) -> Faces:
         torch.cat([part.nuisance for part in parts]),
         torch.cat([part.action_units for part in parts]),
     )
+
+
+def calmed(nuisance: Tensor, share: float) -> Tensor:
+    """Nuisance parameters b n drawn back towards a plain photo: `share` of their range is left, 1 changes nothing.
+
+    Most shrink around the middle of their range; what is absent below zero grows rarer and weaker, until at 0 it is
+    gone.
+    """
+    if share == 1:
+        return nuisance
+    low, high = (torch.tensor([row[side] for row in NUISANCE]) for side in (1, 2))
+    hidden = torch.tensor([name in ABSENT_BELOW_ZERO for name in NUISANCE_NAMES])
+    middle = (low + high) / 2
+    return torch.where(hidden, nuisance - (1 - share) * high, middle + share * (nuisance - middle))
 
 
 def from_uniforms(table: Sequence[tuple[str, float, float]], uniforms: Tensor) -> Tensor:

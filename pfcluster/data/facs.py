@@ -66,8 +66,8 @@ RECIPES = (
 
 SECONDARY_SHARE = 0.8
 """How often a secondary unit is shown."""
-STRENGTH = (0.3, 1.0)
-"""Range of a showing's strength: the weak ones are what makes the task hard."""
+WEAKEST = 0.3
+"""Strength of the weakest showing; the strongest has 1. The weak ones are what makes the task hard."""
 SPREAD = (0.7, 1.2)
 """Range of one unit's intensity around its showing's strength."""
 NOISE_SHARE, NOISE = 0.2, 0.18
@@ -93,7 +93,7 @@ def column(action_unit: int) -> int:
     return ACTION_UNITS.index(action_unit)
 
 
-def intensities(emotions: Tensor, uniforms: Tensor) -> Tensor:
+def intensities(emotions: Tensor, uniforms: Tensor, weakest: float = WEAKEST) -> Tensor:
     """Random showings of the given expressions: b (indices into CANONICAL), b u in [0, 1) -> b a s.
 
     u = UNIFORMS. Each face has one strength, each of its units an own intensity around it; secondary units are dropped
@@ -107,7 +107,7 @@ def intensities(emotions: Tensor, uniforms: Tensor) -> Tensor:
     unilateral = torch.tensor([one.unilateral for one in recipes])[emotions]
 
     shown = core | (secondary & (dropped < SECONDARY_SHARE))
-    strength = STRENGTH[0] + (STRENGTH[1] - STRENGTH[0]) * strength
+    strength = weakest + (1 - weakest) * strength
     amount = shown * strength[:, None] * (SPREAD[0] + (SPREAD[1] - SPREAD[0]) * spread)
     noise = (twitch < NOISE_SHARE) * (quiet >= QUIET_SHARE)[:, None] * NOISE * twitch_size
 

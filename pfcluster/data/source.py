@@ -5,6 +5,7 @@ Legend: b images, h w pixels.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -73,6 +74,7 @@ class SyntheticSplit:
         self.first_index = first_index
         self.classes = tuple(faces.classes)
         self._cached: Tensor | None = None
+        self._rendering = threading.Lock()
         self._labels = faces.labels()
 
     def __len__(self) -> int:
@@ -94,9 +96,10 @@ class SyntheticSplit:
     def _images(self, indices: Tensor) -> Tensor:
         if len(self) * 3 * self.faces.size**2 > CACHE_BYTES:
             return self.faces.images(indices)
-        if self._cached is None:
-            chunks = torch.arange(len(self)).split(RENDER_CHUNK)
-            self._cached = torch.cat([self.faces.images(chunk) for chunk in chunks])
+        with self._rendering:  # readers are threads; one of them renders
+            if self._cached is None:
+                chunks = torch.arange(len(self)).split(RENDER_CHUNK)
+                self._cached = torch.cat([self.faces.images(chunk) for chunk in chunks])
         return self._cached[indices]
 
 
@@ -199,6 +202,8 @@ def _synthetic(config: DataConfig) -> Dataset:
             imbalance=1.0 if clean else options.imbalance,
             label_noise=0.0 if clean else options.label_noise,
             annotators=options.annotators,
+            nuisance=options.nuisance,
+            weakest=options.weakest,
             seed=options.seed,
             first_index=faces,
         )

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pfcluster.data import facs
-from pfcluster.data.faces import IDENTITY, NUISANCE, NUISANCE_NAMES, Faces, concatenate, from_uniforms
+from pfcluster.data.faces import IDENTITY, NUISANCE, NUISANCE_NAMES, Faces, calmed, concatenate, from_uniforms
 from pfcluster.data.renderer import LARGEST, SMALLEST, render
 from pfcluster.emotions import CANONICAL
 
@@ -74,11 +74,14 @@ class SyntheticFaces:
         imbalance: float = 1.0,
         label_noise: float = 0.0,
         annotators: int = 10,
+        nuisance: float = 1.0,
+        weakest: float = facs.WEAKEST,
         seed: int = 0,
         first_index: int = 0,
     ) -> None:
         """size: pixels. identities: how many people, numbered from first_identity. imbalance: how many times more
-        frequent the first class is than the last. label_noise: how often each of the `annotators` errs."""
+        frequent the first class is than the last. label_noise: how often each of the `annotators` errs. nuisance: how
+        much of the range of pose, light, background and so on is used. weakest: strength of the weakest showing."""
         _at_least("count", count, 1)
         _at_least("identities", identities, 1)
         _at_least("annotators", annotators, 1)
@@ -89,6 +92,9 @@ class SyntheticFaces:
             raise ValueError(f"size must lie in {SMALLEST}..{LARGEST} pixels, got {size}")
         if not 0 <= label_noise < 1:
             raise ValueError(f"label_noise must lie in [0, 1), got {label_noise}")
+        for name, share in (("nuisance", nuisance), ("weakest", weakest)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}")
         _check_classes(classes)
         self.classes = tuple(classes)
         self.size = size
@@ -97,6 +103,8 @@ class SyntheticFaces:
         self._imbalance = imbalance
         self._label_noise = label_noise
         self._annotators = annotators
+        self._nuisance = nuisance
+        self._weakest = weakest
         self._seed = seed
 
     def __len__(self) -> int:
@@ -129,8 +137,10 @@ class SyntheticFaces:
         emotions = torch.tensor([CANONICAL.index(name) for name in self.classes])[self._true_labels(rows)]
         return Faces(
             identity=identity_parameters(self._people(rows)),
-            nuisance=from_uniforms(NUISANCE, uniforms("nuisance", self._seed, rows, len(NUISANCE))),
-            action_units=facs.intensities(emotions, uniforms("units", self._seed, rows, facs.UNIFORMS)),
+            nuisance=calmed(
+                from_uniforms(NUISANCE, uniforms("nuisance", self._seed, rows, len(NUISANCE))), self._nuisance
+            ),
+            action_units=facs.intensities(emotions, uniforms("units", self._seed, rows, facs.UNIFORMS), self._weakest),
         )
 
     def images(self, indices: Indices | None = None) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,17 +46,27 @@ class Engine(ABC):
     def set_lr(self, lr: float) -> None:
         """Learning rate of the next steps."""
 
+    @abstractmethod
+    def precision(self) -> AbstractContextManager[Any]:
+        """The autocast under which this engine's module computes."""
+
     @contextmanager
-    def frozen(self) -> Iterator[nn.Module]:
-        """The raw module with its parameters' gradients off: to be used inside another engine's backward.
+    def frozen(self) -> Iterator[Callable[..., Any]]:
+        """The raw module, under this engine's precision, with its parameters' gradients off: to be used inside another
+        engine's backward.
 
         Nothing else may be used there: called through itself, or unfrozen, a sharded engine is silently wrong.
         """
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.requires_grad_(False)
+
+        def judge(*inputs: Any) -> Any:
+            with self.precision():
+                return self.module(*inputs)
+
         try:
-            yield self.module
+            yield judge
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)

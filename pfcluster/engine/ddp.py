@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -31,14 +32,18 @@ class DdpEngine(Engine):
             )
 
     def __call__(self, *inputs: Any, sync: bool = True, **named: Any) -> Any:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+        with self.precision():
             if self.replica is None:
                 return self.module(*inputs, **named)
             self.replica.require_backward_grad_sync = sync  # what DDP.no_sync() sets, read by this forward pass
             return self.replica(*inputs, **named)
 
+    def precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        # A loss that is not finite spoils all its gradients, on all ranks, so that `step` sees it and refuses.
+        (loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)).backward()
 
     def step(self) -> Tensor:
         parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]

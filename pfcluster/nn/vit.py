@@ -126,7 +126,18 @@ class ViT(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, *, size: int, patch: int, width: int, depth: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self,
+        *,
+        size: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        patch_gain: float = 1.0,
+    ) -> None:
+        """`patch_gain` scales the start of the patch embedding's weights."""
         super().__init__()
         self.patch = patch
         self.patch_embed = nn.Linear(3 * patch * patch, width)
@@ -135,6 +146,7 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.apply(init_linear)
+        nn.init.xavier_uniform_(self.patch_embed.weight, gain=patch_gain)
         nn.init.normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:

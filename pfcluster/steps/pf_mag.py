@@ -5,7 +5,7 @@ Legend: b images, k emotion classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +48,7 @@ def critic_loss(critic: Engine, views: Views, batch: Batch, setting: Setting, *,
     return losses.discriminator(real, fake, batch.labels, fake_emotions=setting.fake_emotions)
 
 
-def pf_vit_terms(views: Views, batch: Batch, judge: nn.Module | None, setting: Setting) -> Metrics:
+def pf_vit_terms(views: Views, batch: Batch, judge: Callable[[Tensor], Tensor] | None, setting: Setting) -> Metrics:
     """The four terms of L_PFViT; without a judge (in the warm-up) only the two that need none."""
     terms = {
         "cls": losses.classification(views.logits, batch.labels, setting.class_weights, setting.label_smoothing),
@@ -80,24 +80,36 @@ def pf_mag_step(
     emotion_view = setting.recognition is not None and not warm
     shared = len(batches) == 1
     metrics: list[Metrics] = []
+    seen: list[Views] = []
     for index, batch in enumerate(batches):
         with nullcontext() if shared else torch.no_grad():
             views = pf_vit(batch.images, emotion_view=emotion_view)
         loss = critic_loss(critic, views, batch, setting, sync=index == len(batches) - 1)
         critic.backward(loss / len(batches))
         metrics.append({"critic": loss})
+        seen.append(views)
     critic_norm = critic.step()
 
-    for index, batch in enumerate(batches):
-        if not shared:
-            views = pf_vit(batch.images, emotion_view=emotion_view, sync=index == len(batches) - 1)
-        with critic.frozen() as judge:  # raw module, no gradients of its own
+    with critic.frozen() as judge:  # raw module, no gradients of its own
+        if balance.watches and not warm:
+            balance.observe(magnitudes(seen, batches, judge, setting))
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            views = seen[0] if shared else pf_vit(batch.images, emotion_view=emotion_view, sync=last)
             terms = pf_vit_terms(views, batch, None if warm else judge, setting)
             total = balance.total(terms, warm=warm)
             pf_vit.backward(total / len(batches))
-        correct = (views.logits.argmax(1) == batch.labels).float().mean()
-        metrics[index] |= {**terms, "loss": total, "train_accuracy": correct}
+            correct = (views.logits.argmax(1) == batch.labels).float().mean()
+            metrics[index] |= {**terms, "loss": total, "train_accuracy": correct}
     return {**mean(metrics), "grad_norm": pf_vit.step(), "critic_grad_norm": critic_norm}
+
+
+@torch.no_grad()
+def magnitudes(
+    seen: Sequence[Views], batches: Sequence[Batch], judge: Callable[[Tensor], Tensor], setting: Setting
+) -> Metrics:
+    """The four terms over a whole batch, before any gradient is taken: what the automatic balance goes by."""
+    return mean([pf_vit_terms(views, batch, judge, setting) for views, batch in zip(seen, batches, strict=True)])
 
 
 @dataclass
@@ -116,10 +128,14 @@ class Balance:
     seen: int = 0
     sums: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def watches(self) -> bool:
+        """Whether the magnitudes of the coming step are wanted."""
+        return self.automatic and self.seen < self.steps
+
     def observe(self, terms: Metrics) -> None:
-        """Take one more batch's magnitudes into account, as long as they are wanted."""
-        if not self.automatic or self.seen >= self.steps:
-            return
+        """Take one more step's magnitudes into account, over all its micro-batches and ranks."""
+        assert self.watches
         values = self.world.mean(torch.stack([terms[name].detach().double().abs() for name in TERMS])).tolist()
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in zip(TERMS, values, strict=True)}
         self.seen += 1
@@ -135,7 +151,6 @@ class Balance:
         """L_PFViT, or in the warm-up the two terms that make images and tell emotions."""
         if warm:
             return self.warmup_rec * terms["rec"] + WARMUP_CLS * terms["cls"]
-        self.observe(terms)
         weighted = [self.factor(name) * terms[name] for name in TERMS]
         return torch.stack(weighted).sum()
 
@@ -143,15 +158,11 @@ class Balance:
 class PfMagObjective:
     """PF-ViT and Δ with their engines, and the balance between the terms."""
 
-    def __init__(
-        self, pf_vit: Engine, critic: Engine, setting: Setting, config: PfMagConfig, world: World, accumulate: int
-    ) -> None:
+    def __init__(self, pf_vit: Engine, critic: Engine, setting: Setting, config: PfMagConfig, world: World) -> None:
         self.engines = {"model": pf_vit, "critic": critic}
         self.setting = setting
         self.warmup_steps = config.warmup_steps
-        self.balance = Balance(
-            config.weights, config.balance == "auto", config.balance_steps * accumulate, config.warmup_rec, world
-        )
+        self.balance = Balance(config.weights, config.balance == "auto", config.balance_steps, config.warmup_rec, world)
 
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
         return pf_mag_step(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.reference import plain_mae_loss
 from pfcluster import losses
 from pfcluster.nn.discriminator import Discriminator
 from pfcluster.nn.judge import JudgeNet
@@ -49,27 +50,6 @@ def test_a_block_with_few_queries_equals_the_rows_of_the_whole():
     whole = block(tokens)
     assert torch.allclose(block(tokens, queries=slice(0, 1)), whole[:, :1], atol=1e-6)
     assert torch.allclose(block(tokens, queries=slice(4, None)), whole[:, 4:], atol=1e-6)
-
-
-def plain_mae_loss(mae: MAE, images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """He et al. as the reference writes it: embed all, drop, decode in image order, predict all, average the hidden."""
-    encoder, half = mae.encoder, mae.decoder
-    tokens = encoder.patch_embed(patchify(images, encoder.patch)) + encoder.positions
-    shuffled = torch.gather(tokens, 1, order.unsqueeze(2).expand_as(tokens))[:, : mae.kept]
-    tokens = torch.cat([encoder.cls_token.expand(len(images), -1, -1), shuffled], dim=1)
-    for block in encoder.blocks:
-        tokens = block(tokens)
-    embedded = half.embed(encoder.norm(tokens))
-    masks = half.mask_token.expand(len(images), order.shape[1] - mae.kept, -1)
-    restore = order.argsort(1).unsqueeze(2).expand(-1, -1, embedded.shape[2])
-    image_order = torch.gather(torch.cat([embedded[:, 1:], masks], dim=1), 1, restore) + half.positions
-    tokens = torch.cat([embedded[:, :1], image_order], dim=1)
-    for block in half.blocks:
-        tokens = block(tokens)
-    prediction = half.head(half.norm(tokens))[:, 1:]
-    each = (prediction - losses.normalised(patchify(images, encoder.patch))).square().mean(2)
-    hidden = torch.ones_like(each).scatter(1, order[:, : mae.kept], 0.0)
-    return (each * hidden).sum() / hidden.sum()
 
 
 def test_the_fast_mae_equals_the_plain_one_in_loss_and_gradients():

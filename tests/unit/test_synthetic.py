@@ -291,6 +291,8 @@ def test_one_class_only_has_no_other_to_confuse_it_with() -> None:
         ({"imbalance": 0.5}, r"imbalance must be at least 1, got 0\.5"),
         ({"imbalance": float("nan")}, "imbalance must be at least 1, got nan"),
         ({"label_noise": 1.0}, r"label_noise must lie in \[0, 1\), got 1\.0"),
+        ({"nuisance": -0.1}, r"nuisance must lie in \[0, 1\], got -0\.1"),
+        ({"weakest": 1.5}, r"weakest must lie in \[0, 1\], got 1\.5"),
         ({"annotators": 0}, "annotators must be at least 1, got 0"),
         ({"seed": -3}, "seed must be at least 0, got -3"),
         ({"first_index": -1}, "first_index must be at least 0, got -1"),
@@ -299,6 +301,26 @@ def test_one_class_only_has_no_other_to_confuse_it_with() -> None:
 def test_bad_arguments_are_refused_by_name(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SyntheticFaces(**{"count": 8, **arguments})  # type: ignore[arg-type]
+
+
+def test_without_nuisance_faces_differ_by_person_and_expression_alone() -> None:
+    calm = SyntheticFaces(40, size=48, nuisance=0.0).faces(range(40))
+    for name in ("yaw", "roll", "exposure", "background_red"):
+        assert calm.parameter(name).unique().numel() == 1, name
+    assert all((calm.parameter(name) <= 0).all() for name in ("blur", "noise", "occluder"))
+    half, whole = (SyntheticFaces(400, size=48, nuisance=share).faces(range(400)) for share in (0.5, 1.0))
+    assert half.parameter("yaw").std() == pytest.approx(whole.parameter("yaw").std().item() / 2, rel=1e-4)
+    assert (half.parameter("blur") > 0).sum() < (whole.parameter("blur") > 0).sum()
+
+
+def test_no_expression_is_weaker_than_the_weakest() -> None:
+    faces = SyntheticFaces(300, size=48, classes=("happiness",), weakest=0.8)
+    smiles = faces.action_units(range(300))[:, facs.column(12)]
+    assert (
+        smiles.min()
+        > 0.8 * facs.SPREAD[0] * 0.9
+        > SyntheticFaces(300, size=48, classes=("happiness",)).action_units(range(300))[:, facs.column(12)].min()
+    )
 
 
 def test_bad_requests_are_refused_by_name(dataset: SyntheticFaces) -> None:

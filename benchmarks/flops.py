@@ -1,0 +1,109 @@
+"""Parameters, FLOPs and saved activations of one training step, counted by torch on the meta device: no machine needed.
+
+    python -m benchmarks.flops [--output benchmarks/results/flops.md]
+
+FLOPs: 2 for each multiply-add, forward + backward, for one image of 224 px (torch.utils.flop_counter). Saved: bytes
+that autograd keeps in a step, fp32, one image. "Plain" is the same net and loss as one would write the step first
+(benchmarks/reference.py; tests/unit/test_steps.py shows that the gradients are equal); φ is facenet-pytorch's
+InceptionResnetV1.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from facenet_pytorch import InceptionResnetV1
+
+from benchmarks.reference import plain_mae_loss, plain_pf_mag_step
+from pfcluster import models, presets
+from pfcluster.config import LossWeights, RunConfig
+from pfcluster.nn.mae import MAE
+from pfcluster.nn.recognition import Recognition
+from pfcluster.profile import SAMPLE, count, meta_batch, profile
+from pfcluster.steps.pf_mag import Setting
+
+CLASSES = 8
+PAPER = {"PF-ViT-B at test time (E, S, C)": "89.7 M", "PF-MAG-B in training": "145.1 M"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=None, help="Markdown file to write")
+    options = parser.parse_args()
+    text = f"{parameters()}\n{costs()}"
+    print(text)
+    if options.output:
+        head = (
+            "# Parameters, FLOPs, saved activations\n\n`python -m benchmarks.flops --output"
+            f" benchmarks/results/flops.md`, torch {torch.__version__}, any machine. {CLASSES} classes, 224 px.\n\n"
+        )
+        options.output.write_text(head + text)
+
+
+def parameters() -> str:
+    """Parameter counts beside the paper's."""
+    recipe = presets.recipe("vit-b")
+    pf_mag, mae = profile(recipe["pf-vit"], CLASSES), profile(recipe["mae"], CLASSES)
+    rows = {
+        "MAE-B in pre-training": mae.train_parameters,
+        "MAE-ViT-B at test time": profile(recipe["mae-vit"], CLASSES).test_parameters,
+        "PF-ViT-B at test time (E, S, C)": pf_mag.test_parameters,
+        "PF-MAG-B in training": pf_mag.train_parameters,
+    }
+    lines = ["| model | here | paper |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {number / 1e6:.1f} M | {PAPER.get(name, '–')} |" for name, number in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def costs() -> str:
+    """FLOPs and saved bytes of ours and of the plain step, for the three encoders."""
+    columns = ("step", "GFLOP", "plain", "plain / ours", "saved MiB", "plain", "ours / plain")
+    lines = ["| " + " | ".join(columns) + " |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]
+    with torch.device("meta"):
+        recognition = Recognition(InceptionResnetV1(pretrained=None))
+    for size in ("t", "s", "b"):
+        recipe = presets.recipe(f"vit-{size}")
+        without = replace(recipe["pf-vit"], pf_mag=replace(recipe["pf-vit"].pf_mag, recognition="none"))
+        for label, config, phi in (
+            (f"MAE-{size.upper()}, 75 % hidden", recipe["mae"], None),
+            (f"PF-MAG-{size.upper()} with φ", recipe["pf-vit"], recognition),
+            (f"PF-MAG-{size.upper()} without φ", without, None),
+        ):
+            ours = profile(config, CLASSES, recognition=phi)
+            flops, saved = plain(config, phi)
+            cells = (
+                f"{ours.flops / 1e9:.1f}",
+                f"{flops / 1e9:.1f}",
+                f"{flops / ours.flops:.2f}",
+                f"{ours.saved_bytes / 2**20:.0f}",
+                f"{saved / 2**20:.0f}",
+                f"{ours.saved_bytes / saved:.2f}",
+            )
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plain(config: RunConfig, recognition: Recognition | None) -> tuple[float, float]:
+    """FLOPs and saved bytes for one image of the plain step."""
+    with torch.device("meta"):
+        modules = models.build(config, CLASSES, load_init=False)
+        batch = meta_batch(config, SAMPLE)
+        model = modules["model"]
+
+        def step() -> None:
+            if isinstance(model, MAE):
+                assert batch.order is not None
+                plain_mae_loss(model, batch.images, batch.order).backward()
+            else:
+                setting = Setting(0, None, 0.0, config.pf_mag.fake_emotions, recognition)
+                plain_pf_mag_step(model, modules["critic"], batch, setting, LossWeights())  # type: ignore[arg-type]
+
+        flops, saved = count(step, modules)
+    return flops / SAMPLE, saved / SAMPLE
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The steps as one would write them first: what ours are timed against (benchmarks/) and must equal (tests/).
+
+`plain_mae_loss` follows He et al.'s reference: embed every patch, drop the hidden ones, put the rest back in image
+order for the decoder, predict every patch, average over the hidden ones. `plain_pf_mag_step` is the usual GAN loop: a
+forward without gradients makes the fakes of the discriminator's turn, a second one serves PF-ViT's turn, each image
+goes through the nets in a call of its own, and the discriminator collects gradients that nobody wants. Same nets,
+same losses.
+
+Legend: b images, n patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pfcluster import losses
+from pfcluster.config import LossWeights
+from pfcluster.nn.discriminator import Discriminator
+from pfcluster.nn.mae import MAE
+from pfcluster.nn.pf_vit import PFViT
+from pfcluster.nn.vit import patchify
+from pfcluster.steps.batch import Batch
+from pfcluster.steps.pf_mag import Setting
+
+
+def plain_mae_loss(mae: MAE, images: Tensor, order: Tensor) -> Tensor:
+    """L_mae on normalised patches: b 3 h w, a permutation of the patches b n (visible first) -> scalar."""
+    encoder, half = mae.encoder, mae.decoder
+    tokens = encoder.patch_embed(patchify(images, encoder.patch)) + encoder.positions
+    shuffled = torch.gather(tokens, 1, order.unsqueeze(2).expand_as(tokens))[:, : mae.kept]
+    tokens = torch.cat([encoder.cls_token.expand(len(images), -1, -1), shuffled], dim=1)
+    for block in encoder.blocks:
+        tokens = block(tokens)
+    embedded = half.embed(encoder.norm(tokens))
+    masks = half.mask_token.expand(len(images), order.shape[1] - mae.kept, -1)
+    restore = order.argsort(1).unsqueeze(2).expand(-1, -1, embedded.shape[2])
+    image_order = torch.gather(torch.cat([embedded[:, 1:], masks], dim=1), 1, restore) + half.positions
+    tokens = torch.cat([embedded[:, :1], image_order], dim=1)
+    for block in half.blocks:
+        tokens = block(tokens)
+    prediction = half.head(half.norm(tokens))[:, 1:]
+    each = (prediction - losses.normalised(patchify(images, encoder.patch))).square().mean(2)
+    hidden = torch.ones_like(each).scatter(1, order[:, : mae.kept], 0.0)
+    return (each * hidden).sum() / hidden.sum()
+
+
+def plain_critic(critic: Discriminator, images: Tensor) -> Tensor:
+    """Δ with its whole last block, of which only the class token's output is read: b 3 h w -> b (k + 1)."""
+    tokens = critic.patch_embed(patchify(images, critic.patch)) + critic.positions
+    tokens = torch.cat([critic.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+    for block in critic.blocks:
+        tokens = block(tokens)
+    return critic.head(critic.norm(tokens)[:, 0])
+
+
+def plain_pf_mag_step(
+    pf_vit: PFViT,
+    critic: Discriminator,
+    batch: Batch,
+    setting: Setting,
+    weights: LossWeights,
+    critic_turn: Callable[[], None] = lambda: None,
+) -> None:
+    """Gradients of both turns with fixed weights; `critic_turn` is called between them, with Δ's own in place."""
+    images, labels = batch.images, batch.labels
+    with torch.no_grad():
+        tokens = pf_vit.encoder(images)
+        fakes = [pf_vit.generator(tokens), pf_vit.generator(pf_vit.separator(tokens)[1])]
+    fake_logits = torch.cat([plain_critic(critic, fake) for fake in fakes])
+    real_logits = plain_critic(critic, images)
+    losses.discriminator(real_logits, fake_logits, labels, fake_emotions=setting.fake_emotions).backward()
+    critic_turn()
+
+    tokens = pf_vit.encoder(images)
+    emotion, face = pf_vit.separator(tokens)
+    reconstruction, poker = pf_vit.generator(tokens), pf_vit.generator(face)
+    if setting.recognition is None:
+        orthogonality = losses.orthogonality(emotion, face)
+    else:
+        features = [setting.recognition(pf_vit.generator(emotion)), setting.recognition(poker)]
+        orthogonality = losses.orthogonality(*features)
+    logits_rec, logits_poker = plain_critic(critic, reconstruction), plain_critic(critic, poker)
+    total = (
+        weights.cls * losses.classification(pf_vit.classifier(emotion[:, 0]), labels, setting.class_weights)
+        + weights.adv * losses.adversarial(logits_rec, logits_poker, labels, setting.neutral)
+        + weights.rec * losses.reconstruction(images, reconstruction, poker, labels, setting.neutral)
+        + weights.ort * orthogonality
+    )
+    total.backward()
+    critic.zero_grad(set_to_none=True)

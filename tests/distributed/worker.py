@@ -1,0 +1,20 @@
+"""One rank: `worker.py FOLDER...` runs the config.json of each folder in one process group that it joins first."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as torch_dist
+
+from pfcluster.config_json import load
+from pfcluster.dist import world
+from pfcluster.train import run
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with world("cpu") as here:
+        assert (here.size > 1) == torch_dist.is_initialized()
+        for name in sys.argv[1:]:
+            assert run(load(Path(name) / "wanted.json"), Path(name))["status"] == "finished"

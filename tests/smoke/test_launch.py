@@ -1,0 +1,247 @@
+"""The command line as users call it: a whole study, resuming, stopping, and what happens to bad calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfcluster import checkpoint
+from pfcluster.config import RunConfig
+from pfcluster.config_json import to_json
+from tests.tiny import ROOT, config, final_weights
+
+LAUNCH = [sys.executable, str(ROOT / "jobs/launch.py")]
+TINY = shlex.split(
+    "--data.size 32 --data.synthetic.train 96 --data.synthetic.validation 32 --data.synthetic.test 40"
+    " --data.synthetic.identities 12 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2"
+    " --model.decoder-width 16 --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 16 --epochs 2"
+    " --engine.device cpu --engine.log-every 1 --checkpoint.every-steps 4 --evaluate.poker-faces 16"
+    " --evaluate.every-epochs 1 --pf-mag.warmup-steps 4 --pf-mag.balance-steps 2"
+)
+
+
+def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*LAUNCH, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("work") / "study"
+    return folder, launch("demo", *TINY, "--seeds", "0", "1", "--output", str(folder))
+
+
+def test_a_study_ends_with_a_report(study):
+    folder, done = study
+    assert done.returncode == 0, done.stderr
+    assert "Expression recognition on the test split" in done.stdout
+    assert f"report: {folder / 'report/report.html'}" in done.stdout
+    for name, seeds in {"judge": 1, "mae": 1, "scratch": 2, "mae-vit": 2, "pf-vit": 2}.items():
+        found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}/seed-*/result.json"))]
+        assert [result["seed"] for result in found] == list(range(seeds)), name
+        assert all(result["status"] == "finished" and result["steps"] == 12 for result in found)
+    page = (folder / "report/report.html").read_text()
+    assert "pf-vit" in page
+    assert "data:image/png;base64" in page
+    assert "http://" not in page
+    assert 'src="/' not in page
+
+
+def test_a_run_folder_says_how_to_repeat_it(study):
+    folder, _ = study
+    run = folder / "pf-vit/seed-1"
+    result = json.loads((run / "result.json").read_text())
+    assert result["command"].startswith("python jobs/launch.py demo --data.size 32")
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert result["git_commit"]
+    assert json.loads((run / "config.json").read_text())["model"]["init"] == str(folder / "mae/seed-0")
+    assert list((run / "tensorboard").iterdir())
+    rows = result["poker"]["rows"]
+    assert set(rows) == {"input", "reconstruction", "poker face", "truth"}
+    assert all(0 <= cells["neutrality"] <= 1 for cells in rows.values())
+    assert rows["truth"]["region_error"] == 0
+    assert rows["input"]["psnr"] > 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
+    assert [line["split"] for line in lines].count("test") == 1
+
+
+def test_the_same_command_again_trains_nothing(study):
+    folder, _ = study
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-*/result.json")}
+    done = launch("demo", *TINY, "--seeds", "0", "1", "--output", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("finished already") == 8
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-*/result.json")} == before
+
+
+def test_evaluate_repeats_the_scores_of_the_run(study):
+    folder, _ = study
+    result = json.loads((folder / "mae-vit/seed-0/result.json").read_text())
+    done = launch("evaluate", str(folder / "mae-vit/seed-0"))
+    assert done.returncode == 0, done.stderr
+    assert f"{100 * result['test']['accuracy']:.2f} %" in done.stdout
+    refused = launch("evaluate", str(folder / "mae/seed-0"))
+    assert refused.returncode == 2
+    assert "has no classes to score" in refused.stderr
+
+
+def test_two_processes_from_the_command_line(tmp_path):
+    done = launch("pretrain", *TINY, "--processes", "2", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "mae/seed-0/result.json").read_text())["processes"] == 2
+
+
+def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
+    done = launch("pf-mag", *TINY, "--seeds", "3", "4", "--dry-run", "--output", str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    for words in ("GFLOP/image", "pf-vit", "3 4", "MiB", "train 96"):
+        assert words in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["retrain"], "no command 'retrain'"),
+        (["finetune", "--model.depht", "6"], "--model.depht"),
+        (["finetune", "--model.depth", "six"], "six"),
+        (["finetune", "--model.heads", "7"], "be a multiple of model.heads = 7"),
+        (["finetune", "--data.shards", "nowhere"], "nowhere holds no manifest.json"),
+        (["finetune", "--data.expect", "raf-db"], "data.expect is 'raf-db'"),
+        (["finetune", "--model.init", "nowhere"], "neither a folder nor a file: nowhere"),
+        (["finetune", "--engine.device", "cuda"], "torch sees no CUDA device"),
+        (["finetune", "--batch-size", "33", "--processes", "2"], "batch_size must be a multiple of --processes 2"),
+        (["pf-mag", "--evaluate.judge", "nowhere"], "train one with `jobs/launch.py judge`"),
+        (["pf-mag", "--pf-mag.recognition", "facenet", "--pf-mag.recognition-weights", "no.pt"], "no file no.pt"),
+        (["finetune", "--seeds", "1", "1"], "--seeds must differ"),
+        (["report", "nowhere"], "nowhere is no folder"),
+        (["evaluate", "nowhere"], "neither a run with checkpoints nor a checkpoint"),
+    ],
+)
+def test_bad_calls_end_with_plain_words(tmp_path, arguments, words):
+    if arguments == ["finetune", "--engine.device", "cuda"] and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    done = launch(*arguments, *(["--output", str(tmp_path)] if arguments[0] in ("finetune", "pf-mag") else []))
+    assert done.returncode == 2, done.stderr
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_of_another_shape_is_refused_before_anything_runs(study, tmp_path):
+    folder, _ = study
+    done = launch(
+        "finetune",
+        *TINY,
+        "--model.width",
+        "48",
+        "--model.init",
+        str(folder / "mae/seed-0"),
+        "--output",
+        str(tmp_path / "runs"),
+    )
+    assert done.returncode == 2
+    assert "width 32" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_another_config_is_refused(study):
+    folder, _ = study
+    done = launch("finetune", *TINY, "--optim.lr", "0.5", "--output", str(folder))
+    assert done.returncode == 2
+    assert "optim.lr is" in done.stderr
+
+
+def start(run: RunConfig, folder: Path) -> subprocess.Popen[bytes]:
+    """One worker process, as the launcher starts it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "wanted.json").write_text(to_json(run))
+    arguments = [str(folder / "wanted.json"), str(folder), "--threads", "1"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pfcluster.launch.worker", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+
+
+def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:
+    """Until metrics.jsonl has the step, or the process ended."""
+    path = folder / "metrics.jsonl"
+    while process.poll() is None and not (path.exists() and f'"step": {step},' in path.read_text()):
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag"])
+def test_killed_and_stopped_runs_end_with_the_unbroken_runs_weights(tmp_path, objective):
+    run = config(objective, epochs=8)
+    assert start(run, tmp_path / "whole").wait(timeout=300) == 0
+    broken = tmp_path / "broken"
+    codes = []
+    for step, number in ((8, signal.SIGKILL), (23, signal.SIGTERM), (35, signal.SIGINT)):
+        process = start(run, broken)
+        wait_for_step(process, broken, step)
+        process.send_signal(number)
+        codes.append(process.wait(timeout=300))
+    assert codes == [-signal.SIGKILL, 75, 75]
+    assert json.loads((broken / "result.json").read_text())["status"] == "interrupted"
+    assert start(run, broken).wait(timeout=300) == 0
+    whole, resumed = final_weights(tmp_path / "whole"), final_weights(broken)
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+    ours, theirs = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (broken, tmp_path / "whole")
+    )
+    for lines in (ours, theirs):
+        for line in lines:
+            line.pop("images_per_second", None)
+    assert ours == theirs
+
+
+def test_a_killed_launcher_takes_its_workers_with_it_and_nothing_is_lost(tmp_path):
+    arguments = ["finetune", *TINY, "--epochs", "200", "--output", str(tmp_path)]
+    launcher = subprocess.Popen([*LAUNCH, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "scratch/seed-0"
+    wait_for_step(launcher, folder, 8)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait(timeout=60)
+    for _ in range(600):
+        if (folder / "result.json").exists():
+            break
+        time.sleep(0.1)
+    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    assert checkpoint.load_latest(folder / "checkpoints")[1] == []
+
+
+def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):
+    arguments = ["finetune", *TINY, "--epochs", "30", "--output", str(tmp_path)]
+    launcher = subprocess.Popen([*LAUNCH, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "scratch/seed-0"
+    wait_for_step(launcher, folder, 8)
+    os.kill(launcher.pid, signal.SIGINT)
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 130
+    assert "the same command goes on" in said
+    assert launch(*arguments).returncode == 0
+    assert json.loads((folder / "result.json").read_text())["steps"] == 180
+
+
+def test_a_run_that_diverges_stops_and_names_its_samples(tmp_path):
+    done = launch("finetune", *TINY, "--optim.lr", "1e30", "--optim.warmup-steps", "0", "--output", str(tmp_path))
+    assert done.returncode == 1
+    assert "Nothing was trained on this batch" in done.stderr
+    assert "Traceback" not in done.stderr
+    folder = tmp_path / "scratch/seed-0"
+    failure = json.loads((folder / "failure.json").read_text())
+    assert len(failure["sample_keys"]) == 16
+    assert all(key.startswith("synthetic-") for key in failure["sample_keys"])
+    assert failure["checkpoint_step"] == failure["step"]
+    weights = final_weights(folder)
+    assert all(value.isfinite().all() for value in weights.values())
