@@ -4,7 +4,7 @@
     images, labels = faces.images(), faces.labels()
     truth = faces.poker_faces()                      # the same photos, had nobody moved a muscle
 
-    python -m pfcluster.data.synthetic docs/synthetic_faces.png
+    python -m pfcluster.data.synthetic docs/synthetic_faces.jpg
 
 Every number is a hash of (seed, what it is for, index): nothing depends on order, batch or earlier calls.
 
@@ -218,7 +218,7 @@ def expression_rows(people: int) -> Faces:
 
 
 def contact_sheet(path: str | Path, size: int = 96, people: int = 6, wild_rows: int = 4) -> None:
-    """Writes a PNG: rows of people showing each expression and their neutral twin, then samples as the dataset has
+    """Writes a picture: rows of people showing each expression and their neutral twin, then samples as the dataset has
     them.
 
     size: pixels of one face, 32..224.
@@ -241,8 +241,8 @@ def contact_sheet(path: str | Path, size: int = 96, people: int = 6, wild_rows: 
         sheet.paste(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), place)
         if row >= people:
             draw.text((place[0] + 3, place[1] + size - 13), captions[number - people * len(columns)], fill="white")
-    sheet.save(path)
+    sheet.save(path, quality=88)
 
 
 if __name__ == "__main__":
-    contact_sheet(sys.argv[1] if len(sys.argv) > 1 else "docs/synthetic_faces.png")
+    contact_sheet(sys.argv[1] if len(sys.argv) > 1 else "docs/synthetic_faces.jpg")

@@ -155,6 +155,9 @@ def poker_sentences(group: Group) -> list[str]:
             sentences.append(f"Over the whole image, poker face against input: {'; '.join(whole_image)}.")
     else:
         sentences.append("The true neutral faces of this data are not known, so no distance to them can be given.")
+    error = group.summary("reconstruction", "mse")
+    if error is not None:
+        sentences.append(f"Reconstructions miss their input by a mean squared error of {mean_std(error, 4)} (−1..1).")
     return [*sentences, *_judged(group)]
 
 

@@ -127,13 +127,14 @@ def mae_table(groups: Sequence[Group]) -> Table | None:
             group.summary(*path) for path in (("steps",), ("parameters", "train"), ("images_per_second",), ("seconds",))
         ]
         steps, parameters, speed, seconds = (one.mean if one else None for one in means)
-        mse = mean_std(group.summary("reconstruction", "mse"), 4)
+        loss = [mean_std(group.summary(split, "loss"), 4) for split in ("validation", "test")]
         rows.append(
-            (group.title, str(len(group.runs)), mse, count(steps), count(parameters), count(speed), duration(seconds))
+            (group.title, str(len(group.runs)), *loss, count(steps), count(parameters), count(speed), duration(seconds))
         )
-    columns = ("run", "seeds", "reconstruction MSE", "steps", "parameters", "images/s", "time")
+    columns = ("run", "seeds", "validation loss", "test loss", "steps", "parameters", "images/s", "time")
     note = (
-        "Mean squared error of reconstructed pixels, mean ± standard deviation over seeds. The other columns are means."
+        "Loss: mean squared error on hidden patches, as they were trained (by default each patch normalised by its own "
+        "mean and variance), mean ± standard deviation over seeds. The other columns are means."
     )
     return Table("Masked autoencoders", columns, tuple(rows), note) if rows else None
 

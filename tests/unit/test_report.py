@@ -103,7 +103,13 @@ def full(tmp_path: Path) -> Path:
     write_group(study, "scratch", [0.70, 0.71, 0.72])
     write_group(study, "pf-vit", [0.75, 0.77, 0.76], objective="pf_mag", poker=poker(0.06), pictures={"views": "v.png"})
     write_group(
-        study, "mae", [0.0], objective="mae", test=None, reconstruction={"mse": 0.0123}, pictures={"mae": "v.png"}
+        study,
+        "mae",
+        [0.0],
+        objective="mae",
+        test={"n": 9, "loss": 0.31},
+        validation={"loss": 0.0123},
+        pictures={"mae": "v.png"},
     )
     for folder in (study / "runs").iterdir():
         lines = [{"split": "train", "step": step, "loss": 2 / step, "cls": 1 / step} for step in range(1, 20)]
@@ -128,7 +134,7 @@ def test_means_and_tests_reach_the_tables(full: Path) -> None:
     )
     assert "With n = 3 only large differences can be seen" in report
     assert "Answering “neutral” every time would score 50.00 %" in report
-    assert "| mae | 1 | 0.0123 ± – |" in report
+    assert "| mae | 1 | 0.0123 ± – | 0.3100 ± – |" in report
 
 
 def test_unfinished_and_failed_runs_are_listed_and_not_counted(full: Path) -> None:
@@ -144,7 +150,7 @@ def test_csv_has_every_run_and_full_precision(full: Path) -> None:
     assert {row["test.accuracy"] for row in rows if row["name"] == "scratch"} == {"0.7", "0.71", "0.72", ""}
     summary = {row["name"]: row for row in csv.DictReader(files.summary_csv.open())}
     assert float(summary["scratch"]["test.accuracy.std"]) == pytest.approx(0.01)
-    assert summary["mae"]["reconstruction.mse.std"] == ""
+    assert summary["mae"]["validation.loss.std"] == ""
 
 
 def test_page_is_whole_and_stands_alone(full: Path) -> None:
