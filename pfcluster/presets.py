@@ -45,7 +45,7 @@ def demo() -> Recipe:
     model = ModelConfig(patch=8, width=64, decoder_width=96, patch_gain=4.0)
     gentle = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
     epochs = {"judge": 7, "mae": 50, "finetune": 10, "pf_mag": 10}
-    return _small(DataConfig(size=48, synthetic=faces), model, gentle, epochs, batch_size=32, warmup_steps=625)
+    return _small(DataConfig(size=48, synthetic=faces), model, gentle, epochs, batch_size=32, warmup_steps=500)
 
 
 def small() -> Recipe:
