@@ -8,7 +8,6 @@ Weights and optimizer tensors are safetensors: nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from pfcluster.files import flush, sha256, write_atomically
 
 FORMAT = 1
 StateDict = dict[str, Tensor]
@@ -37,16 +38,6 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file aside, flush it to the disk, rename it into place: readers see the old one or the new one, whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
 def step_folder(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return folder / f"step-{step:08d}"
@@ -62,14 +53,14 @@ def save(folder: Path, step: int, tensors: dict[str, StateDict], state: dict[str
     for name, values in tensors.items():
         path = aside / f"{name}.safetensors"
         save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
-        _flush(path)
+        flush(path)
         files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
     record = {"format": FORMAT, "step": step, "files": files, "state": state}
     write_atomically(aside / "state.json", json.dumps(record, indent=2) + "\n")
-    _flush(aside)
+    flush(aside)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
-    _flush(folder)
+    flush(folder)
     return final
 
 
@@ -140,21 +131,3 @@ def find(run: Path) -> Path:
     newest = step_folder(folder, found[-1])
     best = json.loads((newest / "state.json").read_text())["state"].get("best") or {}
     return step_folder(folder, best["step"]) if best.get("step") in found else newest
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        hashed = hashlib.sha256()
-        while block := file.read(2**20):
-            hashed.update(block)
-    return hashed.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold what was written to a file, or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -44,17 +44,17 @@ def demo() -> Recipe:
     faces = SyntheticConfig(train=4000, validation=500, test=1000, identities=800, nuisance=0.4, weakest=0.5)
     model = ModelConfig(patch=8, width=64, decoder_width=96, patch_gain=4.0)
     gentle = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
-    epochs = {"judge": 7, "mae": 50, "finetune": 10, "pf_mag": 10}
+    epochs = {"judge": 7, "mae": 40, "finetune": 10, "pf_mag": 9}
     return _small(DataConfig(size=48, synthetic=faces), model, gentle, epochs, batch_size=32, warmup_steps=500)
 
 
 def small() -> Recipe:
-    """A small ViT at 48 px for real photos where no GPU is at hand: an hour on a CPU for 30,000 faces.
+    """A small ViT at 48 px for real photos where no GPU is at hand: about ten minutes of one core a run for 30,000 faces.
 
     Command: `python jobs/launch.py study --preset small --data.shards DIR`; measured on FER2013: README, Results.
     """
     model = ModelConfig(patch=8, width=96, decoder_width=96, patch_gain=4.0)
-    epochs = {"judge": 8, "mae": 20, "finetune": 10, "pf_mag": 10}
+    epochs = {"judge": 8, "mae": 12, "finetune": 6, "pf_mag": 8}
     return _small(DataConfig(size=48), model, AugmentConfig(), epochs, batch_size=64, warmup_steps=1500)
 
 

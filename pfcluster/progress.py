@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pfcluster.checkpoint import write_atomically
 from pfcluster.config import RunConfig
 from pfcluster.dist import World
+from pfcluster.files import write_atomically
 
 SHOWN = ("loss", "val accuracy", "val loss", "images_per_second")
 

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pfcluster.checkpoint import write_atomically
+from pfcluster.files import write_atomically
 
 PACKAGES = ("pfcluster", "torch", "torchvision", "timm", "torchmetrics", "webdataset", "numpy")
 

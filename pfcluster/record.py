@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfcluster.checkpoint import write_atomically
 from pfcluster.dist import World
+from pfcluster.files import write_atomically
 
 
 class MetricsLog:

@@ -21,6 +21,7 @@ from pfcluster.emotions import neutral_index
 from pfcluster.engine.base import Engine, NonFiniteError
 from pfcluster.engine.ddp import DdpEngine
 from pfcluster.evaluate.final import evaluate_split, final_evaluation, load_judge
+from pfcluster.files import write_atomically
 from pfcluster.losses import inverse_frequency
 from pfcluster.nn.mae import MAE
 from pfcluster.nn.recognition import Recognition, find_weights, load_net
@@ -82,7 +83,7 @@ def _claim(config: RunConfig, folder: Path, here: World, command: str | None) ->
             )
     elif here.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(known, to_json(config))
+        write_atomically(known, to_json(config))
     here.barrier()
     if result.exists():
         values: dict[str, Any] = json.loads(result.read_text())
@@ -126,7 +127,7 @@ class Trainer:
                 if "test" in result:
                     log.write("test", self.state.step, self._epoch(), _flat(result["test"]))
         if self.world.is_main:
-            checkpoint.write_atomically(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+            write_atomically(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
         self.world.barrier()
         return result
 
@@ -230,7 +231,7 @@ class Trainer:
         kept = checkpoint.steps(self.checkpoints)
         record = {"step": step, "error": str(error), "sample_keys": keys, "checkpoint_step": kept[-1] if kept else None}
         if self.world.is_main:
-            checkpoint.write_atomically(self.folder / "failure.json", json.dumps(record, indent=2) + "\n")
+            write_atomically(self.folder / "failure.json", json.dumps(record, indent=2) + "\n")
         shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
         return TrainingError(
             f"step {step}: {error}. Nothing was trained on this batch; its {len(keys)} samples ({shown}) are named in"

@@ -8,14 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pfcluster.data.shards import ShardFile, file_sha256, index_name
+from pfcluster.data.shards import ShardFile, index_name
+from pfcluster.files import sha256, write_aside, write_atomically
 
 OWNER = "pfcluster"
 MODE = 0o444
@@ -31,28 +31,10 @@ class Sample:
     """The sample's JSON; holds at least label and identity."""
 
 
-def write_aside(path: Path, fill: Callable[[BinaryIO], None]) -> None:
-    """Let `fill` write a file beside `path`, sync it, and rename it to `path`. Nothing is left behind on an error."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Write a value as JSON, aside and renamed."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
-    write_aside(path, lambda file: _write_all(file, text.encode()))
+    write_atomically(path, text)
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -61,7 +43,7 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_aside(path, lambda file: _write_all(file, buffer.getvalue().encode()))
+    write_atomically(path, buffer.getvalue())
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardFile:
@@ -80,8 +62,8 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardFile
 
     write_aside(tar, fill)
     index = folder / index_name(tar.name)
-    write_aside(index, lambda file: _write_all(file, _index(tar, records)))
-    return ShardFile(tar.name, len(records), file_sha256(tar), tar.stat().st_size, file_sha256(index))
+    write_atomically(index, _index(tar, records))
+    return ShardFile(tar.name, len(records), sha256(tar), tar.stat().st_size, sha256(index))
 
 
 def _index(tar: Path, records: dict[str, dict[str, Any]]) -> bytes:
@@ -95,7 +77,3 @@ def _index(tar: Path, records: dict[str, dict[str, Any]]) -> bytes:
                 row |= {name: records[key][name] for name in ("label", "identity")}
                 lines.append(json.dumps(row, ensure_ascii=False))
     return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    file.write(data)

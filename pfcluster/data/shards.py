@@ -10,7 +10,6 @@ Legend: `n` samples of a split, `b` samples asked for, `h` `w` pixels (both the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pfcluster.data.jpeg import decode_jpeg
+from pfcluster.files import sha256
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -123,21 +123,12 @@ def _manifest(values: Mapping[str, Any]) -> Manifest:
     return Manifest(**{**values, "classes": tuple(values["classes"]), "splits": splits})
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def check_shard(folder: Path, shard: ShardFile) -> None:
     """Compare a tar and its index with the manifest's checksums. Raises ShardError."""
     for name, wanted in ((shard.file, shard.sha256), (shard.index_file, shard.index_sha256)):
         path = folder / name
         try:
-            found = file_sha256(path)
+            found = sha256(path)
         except OSError as error:
             raise ShardError(f"{path} cannot be read ({error.strerror or error}); {REBUILD}") from error
         if found != wanted:

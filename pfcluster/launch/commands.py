@@ -93,22 +93,23 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         raise ConfigError(" ".join(word for word in words if word)) from stop
 
 
-def study_jobs(options: Options, *, judged: bool = True) -> list[list[Job]]:
-    """A whole study in stages: judge and MAE once, then each classifier with each seed."""
+def study_jobs(options: Options) -> list[list[Job]]:
+    """A whole study in two stages: what starts from nothing, then what starts from MAE's weights. Long runs go first.
+
+    MAE and the judge run once, with the first seed; each classifier with each seed.
+    """
     recipe = {
         role: apply_overrides(config, options.overrides) for role, config in presets.recipe(options.preset).items()
     }
     recipe = {role: replace(config, name=role) for role, config in recipe.items()}
     first = options.seeds[0]
-    once = [_job(options, replace(recipe[role], seed=first)) for role in ("judge", "mae")]
-    judge, mae = (str(job.folder) for job in once)
-    grown = {
-        "scratch": recipe["scratch"],
-        "mae-vit": _from(recipe["mae-vit"], mae),
-        "pf-vit": _judged(_from(recipe["pf-vit"], mae), judge if judged else None),
-    }
-    later = [_job(options, replace(config, seed=seed)) for seed in options.seeds for config in grown.values()]
-    return [once, later]
+    once = [_job(options, replace(recipe[role], seed=first)) for role in ("mae", "judge")]
+    mae, judge = (str(job.folder) for job in once)
+    grown = (_judged(_from(recipe["pf-vit"], mae), judge), _from(recipe["mae-vit"], mae))
+    return [
+        [*once, *_seeded(options, recipe["scratch"])],
+        [job for config in grown for job in _seeded(options, config)],
+    ]
 
 
 def single_jobs(options: Options) -> list[list[Job]]:
@@ -116,14 +117,18 @@ def single_jobs(options: Options) -> list[list[Job]]:
     config = apply_overrides(presets.recipe(options.preset)[TRAINING[options.command]], options.overrides)
     if config.objective == "finetune" and config.model.init is not None and config.name == "scratch":
         config = replace(config, name="mae-vit")
-    return [[_job(options, replace(config, seed=seed)) for seed in options.seeds]]
+    return [_seeded(options, config)]
+
+
+def _seeded(options: Options, config: RunConfig) -> list[Job]:
+    return [_job(options, replace(config, seed=seed)) for seed in options.seeds]
 
 
 def _from(config: RunConfig, init: str) -> RunConfig:
     return replace(config, model=replace(config.model, init=init))
 
 
-def _judged(config: RunConfig, judge: str | None) -> RunConfig:
+def _judged(config: RunConfig, judge: str) -> RunConfig:
     return replace(config, evaluate=replace(config.evaluate, judge=judge))
 
 

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
-from pfcluster.checkpoint import write_atomically
 from pfcluster.config import RunConfig
 from pfcluster.config_json import load, to_json
+from pfcluster.files import write_atomically
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
 from pfcluster.signals import StopRequest
 

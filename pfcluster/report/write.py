@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pfcluster.files import write_atomically
 from pfcluster.report import page, tables
 from pfcluster.report.findings import choose_baseline, compare, poker_sentences
 from pfcluster.report.groups import Group, group_runs
@@ -174,18 +173,9 @@ def group_row(group: Group) -> dict[str, object]:
 
 
 def _write(file: Path, text: str) -> Path:
-    """Write aside and move into place, so that a reader sees the old file or the new one."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-            os.chmod(aside, 0o644)
-            os.replace(aside, file)
-        except BaseException:
-            os.unlink(aside)
-            raise
+        write_atomically(file, text)
     except OSError as error:
         raise ReportError(f"cannot write {file}: {error.strerror}; give another output folder") from error
     return file

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pfcluster"
 
 LEVELS = [
-    {"config", "emotions"},
+    {"config", "emotions", "files"},
     {"config_json", "nn", "losses", "dist", "signals", "checkpoint"},
     {"optim", "provenance", "record", "progress", "weights"},
     {"engine", "data", "models", "presets"},
