@@ -76,7 +76,7 @@ def _pf_mag(modules: dict[str, nn.Module], batch: Batch) -> tuple[Callable[[], N
     pf_vit, delta = (_Still(module, OptimConfig(), EngineConfig(device="cpu"), alone) for module in (model, critic))
 
     def ours() -> None:
-        pf_mag_step([batch], pf_vit, delta, SETTING, Balance(WEIGHTS, False, 1, 1.0, alone), warm=False)
+        pf_mag_step([batch], pf_vit, delta, SETTING, Balance(WEIGHTS, False, 1, 1.0, 1.0, alone), warm=False)
 
     def plain() -> None:
         plain_pf_mag_step(model, critic, batch, SETTING, WEIGHTS, lambda: critic.zero_grad(set_to_none=True))

@@ -78,7 +78,8 @@ def train(command: str, arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Write the report of a study and print its main table."""
+    """Write the report of a study, print its main table and what it says."""
+    from pfcluster.report.page import findings
     from pfcluster.report.write import main_table, write_report
 
     parser = argparse.ArgumentParser(prog="jobs/launch.py report")
@@ -89,6 +90,8 @@ def report(arguments: list[str]) -> int:
     files = write_report(options.study, options.output, baseline=options.baseline)
     console = Console()
     console.print(main_table(files))
+    for sentence in findings(files.report):
+        console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"report: {files.html}", highlight=False, soft_wrap=True)
     return 0
 

@@ -212,7 +212,9 @@ class PfMagConfig:
     """First steps that train on reconstruction and classification alone: the generator's new pixel head must emit
     images before it meets an adversary. Δ learns from real and generated images meanwhile."""
     warmup_rec: float = 10.0
-    """λ_rec during the warm-up (on a mean squared error; λ_cls is 0.3 then)."""
+    """λ_rec during the warm-up (on a mean squared error)."""
+    warmup_cls: float = 0.3
+    """λ_cls during the warm-up."""
     recognition: Literal["facenet", "none"] = "none"
     """φ of L_ort: InceptionResnetV1 trained on VGGFace2, or none: the cosine of the tokens themselves."""
     recognition_weights: str | None = None
@@ -228,6 +230,7 @@ class PfMagConfig:
         _require(self.balance_steps >= 1, "pf_mag.balance_steps", self.balance_steps, "be at least 1")
         _require(self.warmup_steps >= 0, "pf_mag.warmup_steps", self.warmup_steps, "be at least 0")
         _require(self.warmup_rec > 0, "pf_mag.warmup_rec", self.warmup_rec, "be positive")
+        _require(self.warmup_cls >= 0, "pf_mag.warmup_cls", self.warmup_cls, "be at least 0")
         _require(self.separator_ratio > 0, "pf_mag.separator_ratio", self.separator_ratio, "be positive")
         if self.recognition_weights is not None:
             _require(

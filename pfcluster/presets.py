@@ -49,7 +49,7 @@ def demo() -> Recipe:
 
 
 def small() -> Recipe:
-    """A small ViT at 48 px for real photos where no GPU is at hand: about ten minutes of one core a run for 30,000 faces.
+    """A small ViT at 48 px for real photos where no GPU is at hand: for 30,000 faces minutes of one core a run.
 
     Command: `python jobs/launch.py study --preset small --data.shards DIR`; measured on FER2013: README, Results.
     """

@@ -129,5 +129,5 @@ def _step(config: RunConfig, modules: dict[str, nn.Module], batch: Batch, recogn
         finetune_step([batch], engine, class_weights=None, label_smoothing=0.0)
     else:
         setting = Setting(0, None, 0.0, config.pf_mag.fake_emotions, recognition)
-        balance = Balance(config.pf_mag.weights, False, 1, 1.0, World(0, 1, torch.device("meta")))
+        balance = Balance(config.pf_mag.weights, False, 1, 1.0, 1.0, World(0, 1, torch.device("meta")))
         pf_mag_step([batch], engine, _CountingEngine(modules["critic"]), setting, balance, warm=False)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pfcluster import presets
 from pfcluster.config import ConfigError, RunConfig
+from pfcluster.emotions import neutral_index
 from pfcluster.launch.local import Job
 
 TRAINING = {"pretrain": "mae", "finetune": "scratch", "pf-mag": "pf-vit", "judge": "judge"}
@@ -96,8 +97,11 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 def study_jobs(options: Options) -> list[list[Job]]:
     """A whole study in two stages: what starts from nothing, then what starts from MAE's weights. Long runs go first.
 
-    MAE and the judge run once, with the first seed; each classifier with each seed.
+    MAE and the judge run once, with the first seed; each classifier with each seed. Where the data has no neutral class
+    nobody is asked to judge poker faces. Raises DataError.
     """
+    from pfcluster.data.source import open_dataset
+
     recipe = {
         role: apply_overrides(config, options.overrides) for role, config in presets.recipe(options.preset).items()
     }
@@ -105,7 +109,12 @@ def study_jobs(options: Options) -> list[list[Job]]:
     first = options.seeds[0]
     once = [_job(options, replace(recipe[role], seed=first)) for role in ("mae", "judge")]
     mae, judge = (str(job.folder) for job in once)
-    grown = (_judged(_from(recipe["pf-vit"], mae), judge), _from(recipe["mae-vit"], mae))
+    pf_vit = _from(recipe["pf-vit"], mae)
+    if neutral_index(open_dataset(pf_vit.data, first).classes) is None:
+        once.pop()
+    else:
+        pf_vit = _judged(pf_vit, judge)
+    grown = (pf_vit, _from(recipe["mae-vit"], mae))
     return [
         [*once, *_seeded(options, recipe["scratch"])],
         [job for config in grown for job in _seeded(options, config)],

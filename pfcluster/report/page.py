@@ -52,7 +52,7 @@ def findings(report: Report) -> list[str]:
     sentences += map(comparison_sentence, report.comparisons)
     for group in report.groups:
         if group.has_poker_faces:
-            sentences.append(f"{group.label}: {poker_sentences(group)[0]}")
+            sentences.append(f"{group.label}: {' '.join(poker_sentences(group)[:2])}")
     return sentences + cautions(report)
 
 

@@ -40,11 +40,17 @@ def main_table(groups: Sequence[Group]) -> Table | None:
         figures = (str(accuracy.n), mean_std(accuracy, 2), interval(accuracy, 2), mean_std(macro_f1, 2))
         chosen = "test ‡" if group.chosen_on == "test" else group.chosen_on
         rows.append((group.title, group.objective, chosen, *figures, count(parameters.mean if parameters else None)))
-    columns = ("run", "objective", "chosen on", "seeds", "accuracy %", "95 % interval", "macro F1 %", "parameters")
-    note = (
-        "Mean ± standard deviation over seeds (n − 1 in the denominator); Student's 95 % interval of the mean; "
-        "parameters as used at test time."
+    columns = (
+        "run",
+        "objective",
+        "chosen on",
+        "seeds",
+        "accuracy %",
+        "95 % interval",
+        "macro F1 %",
+        "parameters at test",
     )
+    note = "Mean ± standard deviation over seeds (n − 1 in the denominator); Student's 95 % interval of the mean."
     if any(row[2] == "test ‡" for row in rows):
         note += " ‡ The checkpoint was chosen on the test split: the figure is optimistic."
     if any("⚠" in row[0] for row in rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pfcluster.files import write_atomically
 from pfcluster.report import page, tables
@@ -82,17 +82,21 @@ def read_report(study: Path, baseline: str | None = None) -> Report:
 
 
 def main_table(files: ReportFiles) -> RichTable:
-    """The main table for a terminal; the pre-training runs' where nothing was classified."""
+    """The main table for a terminal of 80 columns; the pre-training runs' where nothing was classified."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
     report = files.report
     table = tables.main_table(report.groups) or tables.mae_table(report.groups) or tables.runs_table(report.runs, ())
     shown = RichTable(title=Text(table.caption), caption=Text(table.note))
-    for index, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="left" if index < table.labels else "right")
+    on_test = any(group.chosen_on == "test" for group in report.groups)
+    left_out = ("objective", "parameters at test", *(() if on_test else ("chosen on",)))
+    kept = [index for index, column in enumerate(table.columns) if column not in left_out]
+    for index in kept:
+        justify: Literal["left", "right"] = "left" if index < table.labels else "right"
+        shown.add_column(Text(table.columns[index]), justify=justify, no_wrap=True)
     for row in table.rows:
-        shown.add_row(*map(Text, row))
+        shown.add_row(*(Text(row[index]) for index in kept))
     return shown
 
 

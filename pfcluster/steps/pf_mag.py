@@ -22,7 +22,6 @@ from pfcluster.steps.base import Metrics, mean
 from pfcluster.steps.batch import Batch
 
 TERMS = ("cls", "adv", "rec", "ort")
-WARMUP_CLS = 0.3
 SMALLEST_MAGNITUDE = 1e-4
 
 
@@ -124,6 +123,7 @@ class Balance:
     automatic: bool
     steps: int
     warmup_rec: float
+    warmup_cls: float
     world: World
     seen: int = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -150,7 +150,7 @@ class Balance:
     def total(self, terms: Metrics, *, warm: bool) -> Tensor:
         """L_PFViT, or in the warm-up the two terms that make images and tell emotions."""
         if warm:
-            return self.warmup_rec * terms["rec"] + WARMUP_CLS * terms["cls"]
+            return self.warmup_rec * terms["rec"] + self.warmup_cls * terms["cls"]
         weighted = [self.factor(name) * terms[name] for name in TERMS]
         return torch.stack(weighted).sum()
 
@@ -162,7 +162,9 @@ class PfMagObjective:
         self.engines = {"model": pf_vit, "critic": critic}
         self.setting = setting
         self.warmup_steps = config.warmup_steps
-        self.balance = Balance(config.weights, config.balance == "auto", config.balance_steps, config.warmup_rec, world)
+        self.balance = Balance(
+            config.weights, config.balance == "auto", config.balance_steps, config.warmup_rec, config.warmup_cls, world
+        )
 
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
         return pf_mag_step(

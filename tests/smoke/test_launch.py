@@ -11,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pfcluster import checkpoint
 from pfcluster.config import RunConfig
@@ -245,3 +247,28 @@ def test_a_run_that_diverges_stops_and_names_its_samples(tmp_path):
     assert failure["checkpoint_step"] == failure["step"]
     weights = final_weights(folder)
     assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_study_of_data_without_a_neutral_class_asks_no_judge(tmp_path):
+    for label in ("happy", "sad"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.random.default_rng(number + 100 * len(label)).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
+    shards = tmp_path / "shards"
+    build = [
+        sys.executable,
+        str(ROOT / "shards/build.py"),
+        "--input",
+        str(tmp_path / "photos"),
+        "--output",
+        str(shards),
+    ]
+    options = ["--align", "none", "--size", "32", "--val-share", "0.2", "--workers", "1"]
+    assert subprocess.run([*build, *options], capture_output=True, check=False).returncode == 0
+    tiny = [*TINY, "--batch-size", "4", "--data.shards", str(shards)]
+    done = launch("study", *tiny, "--seeds", "0", "--output", str(tmp_path / "study"))
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "study/judge").exists()
+    rows = json.loads((tmp_path / "study/pf-vit/seed-0/result.json").read_text())["poker"]["rows"]
+    assert rows["poker face"]["neutrality"] is None

@@ -63,7 +63,7 @@ def test_the_shared_forward_takes_the_gradients_of_the_plain_gan_loop(recognitio
     weights = LossWeights(cls=1.0, adv=0.3, rec=2.0, ort=0.5)
     model, critic = engines(config(), STILL)
     images = batch()
-    pf_mag_step([images], model, critic, setting, Balance(weights, False, 1, 1.0, ALONE), warm=False)
+    pf_mag_step([images], model, critic, setting, Balance(weights, False, 1, 1.0, 1.0, ALONE), warm=False)
     ours = gradients(model), gradients(critic)
 
     modules = models.build(config(), CLASSES)
@@ -86,7 +86,7 @@ def test_the_discriminator_is_untouched_by_pf_vits_turn():
     model, critic = engines(config(), STILL)
     weights = {name: value.clone() for name, value in critic.module.state_dict().items()}
     setting = Setting(0, None, 0.0, "ignore", None)
-    pf_mag_step([batch()], model, critic, setting, Balance(LossWeights(), False, 1, 1.0, ALONE), warm=False)
+    pf_mag_step([batch()], model, critic, setting, Balance(LossWeights(), False, 1, 1.0, 1.0, ALONE), warm=False)
     assert critic.updates == model.updates == 1
     assert all(parameter.grad is None and parameter.requires_grad for parameter in critic.module.parameters())
     for name, value in critic.module.state_dict().items():
@@ -101,7 +101,7 @@ def test_accumulation_takes_the_step_of_the_whole_batch(automatic):
         model, critic = engines(config(), STILL)
         whole = batch(8)
         pieces = [Batch(*pair) for pair in zip(whole.images.chunk(parts), whole.labels.chunk(parts), strict=True)]
-        balance = Balance(LossWeights(), automatic, 1, 1.0, ALONE)
+        balance = Balance(LossWeights(), automatic, 1, 1.0, 1.0, ALONE)
         metrics = pf_mag_step(pieces, model, critic, setting, balance, warm=False)
         found.append((gradients(model), gradients(critic), metrics))
     for first, second in zip(found[0][:2], found[1][:2], strict=True):
@@ -114,7 +114,7 @@ def test_accumulation_takes_the_step_of_the_whole_batch(automatic):
 def test_the_warm_up_trains_no_adversary_into_pf_vit():
     model, critic = engines(config(), STILL)
     setting = Setting(0, None, 0.0, "ignore", None)
-    balance = Balance(LossWeights(), True, 5, 10.0, ALONE)
+    balance = Balance(LossWeights(), True, 5, 10.0, 0.3, ALONE)
     metrics = pf_mag_step([batch()], model, critic, setting, balance, warm=True)
     assert "adv" not in metrics
     assert "ort" not in metrics
@@ -124,7 +124,7 @@ def test_the_warm_up_trains_no_adversary_into_pf_vit():
 
 
 def test_the_automatic_balance_makes_terms_equal_then_stands_still():
-    balance = Balance(LossWeights(cls=1, adv=1, rec=1, ort=1), True, 2, 1.0, ALONE)
+    balance = Balance(LossWeights(cls=1, adv=1, rec=1, ort=1), True, 2, 1.0, 1.0, ALONE)
     terms = {name: torch.tensor(value) for name, value in {"cls": 2.0, "adv": 0.5, "rec": 8.0, "ort": 0.1}.items()}
     balance.observe(terms)
     assert balance.total(terms, warm=False).item() == pytest.approx(4.0)
@@ -138,7 +138,7 @@ def test_the_automatic_balance_makes_terms_equal_then_stands_still():
 
 
 def test_fixed_weights_are_taken_as_they_are():
-    balance = Balance(LossWeights(cls=1, adv=2, rec=3, ort=4), False, 2, 1.0, ALONE)
+    balance = Balance(LossWeights(cls=1, adv=2, rec=3, ort=4), False, 2, 1.0, 1.0, ALONE)
     terms = {name: torch.tensor(1.0) for name in ("cls", "adv", "rec", "ort")}
     assert balance.total(terms, warm=False).item() == 10
     assert balance.seen == 0
@@ -179,7 +179,7 @@ def test_bf16_autocast_keeps_weights_in_fp32_and_comes_near_fp32():
         modules = models.build(config(), CLASSES)
         options = EngineConfig(precision=precision)  # type: ignore[arg-type]
         model, critic = (DdpEngine(modules[name], OptimConfig(), options, ALONE) for name in ("model", "critic"))
-        balance = Balance(LossWeights(), True, 1, 1.0, ALONE)
+        balance = Balance(LossWeights(), True, 1, 1.0, 1.0, ALONE)
         found.append(pf_mag_step([batch()], model, critic, setting, balance, warm=False))
         assert all(parameter.dtype == torch.float32 for module in modules.values() for parameter in module.parameters())
     for name in ("critic", "cls", "adv", "rec"):
