@@ -182,7 +182,7 @@ def dry_run(stages: Sequence[Sequence[Job]], processes: int, console: Console) -
     from pfcluster.profile import profile
     from pfcluster.train import total_steps
 
-    table = Table("run", "seeds", "steps", "batch", "parameters", "at test", "GFLOP/image", "memory")
+    table = Table("run", "seeds", "steps", "batch", "parameters", "at test", "GFLOP", "memory")
     jobs = [job for stage in stages for job in stage]
     for name in dict.fromkeys(job.config.name for job in jobs):
         same = [job.config for job in jobs if job.config.name == name]
@@ -206,8 +206,8 @@ def dry_run(stages: Sequence[Sequence[Job]], processes: int, console: Console) -
     places = " ".join(str(job.folder) for job in jobs)
     console.print(f"folders: {places}", highlight=False)
     console.print(
-        "GFLOP: forward + backward of a training step, 2 a multiply-add, without the recognition net. Memory: weights,"
-        " gradients, moments and saved activations of one process in fp32.",
+        "GFLOP: forward + backward of a training step for one image, 2 a multiply-add, without the recognition net."
+        " Memory: weights, gradients, moments and saved activations of one process in fp32.",
         highlight=False,
         style="dim",
     )
