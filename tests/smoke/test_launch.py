@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_shape_is_refused_before_anything_runs(study, tm
 
 def test_a_folder_of_another_config_is_refused(study):
     folder, _ = study
-    done = launch("finetune", *TINY, "--optim.lr", "0.5", "--output", str(folder))
+    done = launch("finetune", "--preset", "demo", *TINY, "--optim.lr", "0.5", "--output", str(folder))
     assert done.returncode == 2
     assert "optim.lr is" in done.stderr
 
