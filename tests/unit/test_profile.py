@@ -23,7 +23,7 @@ def test_the_count_on_the_meta_device_is_that_of_a_real_step():
     images, order = torch.randn(4, 3, 48, 48), patch_order(config, 4, "mask", 0)
     # The meta device counts attention as two plain products; the CPU's fused kernel is not counted by every torch.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        target = hidden_patches(images, order, model.kept, 6)
+        target = hidden_patches(images, order, model.kept, config.model.patch)
         losses.mae(model(images, order), target, norm_pixels=True).backward()
     assert profile(config, 8).flops == pytest.approx(counter.get_total_flops() / 4, rel=1e-6)
 
