@@ -44,24 +44,39 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def save(folder: Path, step: int, tensors: dict[str, StateDict], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of a step. Atomic: the folder appears whole under its final name, or not at all."""
+    """Write the checkpoint of a step. Atomic: the folder appears whole under its final name, or not at all.
+
+    Raises OSError where it cannot be written, and leaves no half of it behind.
+    """
     final = step_folder(folder, step)
     aside = folder / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    files = {}
-    for name, values in tensors.items():
-        path = aside / f"{name}.safetensors"
-        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
-        flush(path)
-        files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-    record = {"format": FORMAT, "step": step, "files": files, "state": state}
-    write_atomically(aside / "state.json", json.dumps(record, indent=2) + "\n")
-    flush(aside)
+    try:
+        files = {
+            f"{name}.safetensors": _write_tensors(aside / f"{name}.safetensors", values)
+            for name, values in tensors.items()
+        }
+        record = {"format": FORMAT, "step": step, "files": files, "state": state}
+        write_atomically(aside / "state.json", json.dumps(record, indent=2) + "\n")
+        flush(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
     flush(folder)
     return final
+
+
+def _write_tensors(path: Path, values: StateDict) -> dict[str, Any]:
+    """Write one file to the disk; its checksum and size. Raises OSError."""
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+    flush(path)
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 
 def load(path: Path) -> Checkpoint:

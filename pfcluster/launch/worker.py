@@ -38,6 +38,9 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:  # a full disk, a lost file system
+        print(f"error: {error}; checkpoints from before are whole: mend it and give the same command", file=sys.stderr)
+        return FAILED
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED

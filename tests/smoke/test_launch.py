@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -233,6 +234,23 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):
     assert "the same command goes on" in said
     assert launch(*arguments).returncode == 0
     assert json.loads((folder / "result.json").read_text())["steps"] == 180
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named_and_nothing_is_lost(tmp_path):
+    run = tmp_path / "run"
+    (tmp_path / "wanted.json").write_text(to_json(config("finetune")))
+    worker = [sys.executable, "-m", "pfcluster.launch.worker", str(tmp_path / "wanted.json"), str(run)]
+
+    def no_large_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    full = subprocess.run(worker, cwd=ROOT, capture_output=True, text=True, preexec_fn=no_large_files, check=False)
+    assert full.returncode == 1
+    assert "cannot write" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert list((run / "checkpoints").iterdir()) == []
+    assert subprocess.run(worker, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    assert json.loads((run / "result.json").read_text())["steps"] == 12
 
 
 def test_a_run_that_diverges_stops_and_names_its_samples(tmp_path):
