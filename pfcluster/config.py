@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Objective = Literal["mae", "finetune", "pf_mag"]
+Backend = Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
 
 class ConfigError(ValueError):
@@ -223,6 +224,8 @@ class PfMagConfig:
     """Which of φ's features: the last map before pooling, flattened, or the 512-d embedding."""
     fake_emotions: Literal["ignore", "zero"] = "ignore"
     """Targets of Δ's emotion outputs for generated images in Δ's own loss: left out, or all zero."""
+    r1: float = 0.0
+    """Weight of Δ's R1 gradient penalty on real images (Mescheder et al. 2018); 0 leaves it out. Not with ZeRO-3."""
     separator_ratio: float = 0.25
     """Hidden width of the separator's two layers over the encoder's width."""
 
@@ -231,6 +234,7 @@ class PfMagConfig:
         _require(self.warmup_steps >= 0, "pf_mag.warmup_steps", self.warmup_steps, "be at least 0")
         _require(self.warmup_rec > 0, "pf_mag.warmup_rec", self.warmup_rec, "be positive")
         _require(self.warmup_cls >= 0, "pf_mag.warmup_cls", self.warmup_cls, "be at least 0")
+        _require(self.r1 >= 0, "pf_mag.r1", self.r1, "be at least 0")
         _require(self.separator_ratio > 0, "pf_mag.separator_ratio", self.separator_ratio, "be positive")
         if self.recognition_weights is not None:
             _require(
@@ -264,8 +268,12 @@ class OptimConfig:
     """What the plateau schedule divides the rate by."""
     clip_norm: float = 0.0
     """Largest global norm of the gradients; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, in [0, 1): evaluated, and started from, in the weights'
+    place. 0 keeps none."""
 
     def __post_init__(self) -> None:
+        _require_share("optim.ema", self.ema, below_one=True)
         _require(self.lr > 0, "optim.lr", self.lr, "be positive")
         _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "lie in [0, 1)")
         for name in ("weight_decay", "warmup_steps", "clip_norm"):
@@ -285,28 +293,56 @@ def _critic_optim() -> OptimConfig:
 class EngineConfig:
     """How the steps are executed; none of it changes what is computed, but for rounding."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """"bf16" runs the forward passes under autocast; weights and optimizer stay fp32."""
+    backend: Backend = "auto"
+    """What scales a run over processes. "auto" takes DeepSpeed ZeRO-2 where it is installed and passes a check on this
+    device, else FSDP2, else DDP; for a single process it takes DDP, which is plain torch there."""
+    precision: Literal["fp32", "bf16", "bf16_params"] = "fp32"
+    """"bf16" runs the forward passes under autocast; weights and optimizer stay fp32. "bf16_params" also computes and
+    gathers with bf16 weights, the optimizer's masters stay fp32 (FSDP2 and ZeRO)."""
     accumulate: int = 1
     """Micro-batches a step: the same step in less memory."""
+    recompute: bool = False
+    """Activation checkpointing: keep only the blocks' inputs and compute them again in the backward."""
+    compile: bool = False
+    """torch.compile of each block; not with ZeRO-3, whose hooks sit inside the blocks."""
+    offload_optimizer: bool = False
+    """Keep ZeRO's moments and fp32 weights in the host's memory."""
+    shard_ranks: int | None = None
+    """Neighbouring processes that share one copy of the weights (FSDP2): the GPUs of a node, say, for hybrid sharding;
+    None shares over all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" takes the GPU where there is one."""
+    timeout: float = 600.0
+    """Seconds after which a process that is dead or stuck ends the run on all."""
     log_every: int = 10
     """Steps between two lines of metrics."""
 
     def __post_init__(self) -> None:
         _require(self.accumulate >= 1, "engine.accumulate", self.accumulate, "be at least 1")
         _require(self.log_every >= 1, "engine.log_every", self.log_every, "be at least 1")
+        _require(self.timeout > 0, "engine.timeout", self.timeout, "be positive")
+        _require(self.shard_ranks is None or self.shard_ranks >= 1, "engine.shard_ranks", self.shard_ranks, "be positive")
+        options = {
+            "engine.offload_optimizer": (self.offload_optimizer, ("zero1", "zero2", "zero3")),
+            "engine.shard_ranks": (self.shard_ranks is not None, ("fsdp2",)),
+            "engine.precision bf16_params": (self.precision == "bf16_params", ("fsdp2", "zero1", "zero2", "zero3")),
+            "engine.compile": (self.compile, ("ddp", "fsdp2", "zero1", "zero2")),
+        }
+        for name, (wanted, backends) in options.items():
+            able = f"be one of {', '.join(backends)} (or auto) with {name}"
+            _require(not wanted or self.backend in ("auto", *backends), "engine.backend", self.backend, able)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a run saves itself, and how much of it stays."""
+    """When a run saves itself, how, and how much of it stays."""
 
     every_steps: int = 500
     """Steps between two checkpoints; one more is written at the end, at a better validation score, and on a signal."""
     keep: int = 2
     """Newest checkpoints kept; the best on validation stays besides."""
+    asynchronous: bool = True
+    """Write while the training goes on; a step then waits only for a copy of the weights."""
 
     def __post_init__(self) -> None:
         _require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "be at least 1")
@@ -372,6 +408,9 @@ class RunConfig:
         _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "be at least 1")
         chunks = f"be a multiple of engine.accumulate = {self.engine.accumulate}"
         _require(self.batch_size % self.engine.accumulate == 0, "batch_size", self.batch_size, chunks)
+        twice = 'not be "zero3" with pf_mag.r1: ZeRO-3 cannot differentiate twice; zero2, fsdp2 and ddp can'
+        _require(self.pf_mag.r1 == 0 or self.engine.backend != "zero3", "engine.backend", self.engine.backend, twice)
+        _require(self.critic_optim.ema == 0, "critic_optim.ema", self.critic_optim.ema, "be 0: nothing reads Δ's average")
         if self.model.architecture == "cnn":
             _require(self.objective == "finetune", "objective", self.objective, 'be "finetune" for a cnn')
         else:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as torch_dist
@@ -56,23 +57,35 @@ class World:
 
 
 @contextmanager
-def world(device: str = "auto") -> Iterator[World]:
+def world(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
     """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe, if they do.
 
-    `device` is auto, cpu or cuda. Raises ValueError where CUDA is asked for and absent.
+    `device` is auto, cpu or cuda; `timeout` are the seconds that a collective waits. Raises ValueError where CUDA is
+    asked for and absent.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    owned = size > 1 and not torch_dist.is_initialized()
-    if owned:
-        torch_dist.init_process_group("nccl" if place.type == "cuda" else "gloo", rank=rank, world_size=size)
+    found = torch_dist.is_initialized()
+    here = World(rank, size, place)
+    if size > 1:
+        ensure_group(here, timeout)
     try:
-        yield World(rank, size, place)
+        yield here
     finally:
-        if owned:
+        if torch_dist.is_initialized() and not found:
             torch_dist.destroy_process_group()
+
+
+def ensure_group(here: World, timeout: float) -> None:
+    """The process group, made where there is none yet: engines that cut things want one even for a single process."""
+    if torch_dist.is_initialized():
+        return
+    backend = "nccl" if here.device.type == "cuda" else "gloo"
+    limit = timedelta(seconds=timeout)
+    store = torch_dist.HashStore() if here.size == 1 else None
+    torch_dist.init_process_group(backend, rank=here.rank, world_size=here.size, timeout=limit, store=store)
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -55,6 +55,11 @@ def discriminator(logits_real: Tensor, logits_fake: Tensor, labels: Tensor, *, f
     return real + functional.binary_cross_entropy_with_logits(judged, torch.zeros_like(judged))
 
 
+def gradient_penalty(slope: Tensor) -> Tensor:
+    """R1 = ½ E‖∇ₓ Δ(x)‖² on real images (Mescheder et al. 2018, eq. 9): the gradients b 3 h w -> scalar."""
+    return 0.5 * slope.float().square().flatten(1).sum(1).mean()
+
+
 def adversarial(logits_rec: Tensor, logits_poker: Tensor, labels: Tensor, neutral: int | None) -> Tensor:
     """L_adv, PF-ViT's turn: both images shall pass for real, I_rec for emotion y and I_p for neutral.
 

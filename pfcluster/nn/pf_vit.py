@@ -6,7 +6,7 @@ patch side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from pfcluster.nn.mae import Decoder
 from pfcluster.nn.vit import ViT, attend, init_linear, unpatchify
 
 
-@dataclass(frozen=True)
-class Views:
-    """What PF-ViT makes of a batch. Images are b 3 h w with values around -1..1; logits b classes; tokens b t d."""
+class Views(NamedTuple):
+    """What PF-ViT makes of a batch. Images are b 3 h w with values around -1..1; logits b classes; tokens b t d.
+
+    A tuple, because FSDP2 and ZeRO look for tensors in a module's outputs and would not see those of a dataclass.
+    """
 
     logits: Tensor
     reconstruction: Tensor
@@ -30,15 +32,7 @@ class Views:
 
     def detach(self) -> Views:
         """The same values without their history."""
-        emotion = None if self.emotion is None else self.emotion.detach()
-        return Views(
-            self.logits.detach(),
-            self.reconstruction.detach(),
-            self.poker.detach(),
-            emotion,
-            self.emotion_tokens.detach(),
-            self.face_tokens.detach(),
-        )
+        return Views(*(None if value is None else value.detach() for value in self))
 
 
 class Separator(nn.Module):

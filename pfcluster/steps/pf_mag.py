@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pfcluster import losses
 from pfcluster.config import LossWeights, PfMagConfig
@@ -37,14 +38,22 @@ class Setting:
     fake_emotions: str
     recognition: nn.Module | None
     """φ; None takes the cosine on the tokens."""
+    r1: float = 0.0
+    """Weight of the R1 penalty in L_Δ."""
 
 
 def critic_loss(critic: Engine, views: Views, batch: Batch, setting: Setting, *, sync: bool) -> Tensor:
     """L_Δ on real images, reconstructions and poker faces, in one forward pass of Δ."""
     fakes = [views.reconstruction.detach(), views.poker.detach()]
-    logits = critic(torch.cat([batch.images, *fakes]), sync=sync)
-    real, fake = logits[: len(batch.images)], logits[len(batch.images) :]
-    return losses.discriminator(real, fake, batch.labels, fake_emotions=setting.fake_emotions)
+    images = batch.images.detach().requires_grad_(setting.r1 > 0)
+    with sdpa_kernel(SDPBackend.MATH) if setting.r1 > 0 else nullcontext():  # no fused attention differentiates twice
+        logits = critic(torch.cat([images, *fakes]), sync=sync)
+    real, fake = logits[: len(images)], logits[len(images) :]
+    loss = losses.discriminator(real, fake, batch.labels, fake_emotions=setting.fake_emotions)
+    if setting.r1 > 0:
+        slope = critic.input_gradient(real[:, -1].float().sum(), images)
+        loss = loss + setting.r1 * losses.gradient_penalty(slope)
+    return loss
 
 
 def pf_vit_terms(views: Views, batch: Batch, judge: Callable[[Tensor], Tensor] | None, setting: Setting) -> Metrics:

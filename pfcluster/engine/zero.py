@@ -1,0 +1,170 @@
+"""DeepSpeed ZeRO, stages 1 to 3: moments, then gradients, then parameters are cut over the ranks (Rajbhandari et al.
+2020).
+
+deepspeed is imported where it is used. Its settings are built here in code, one set per engine; what it keeps is read
+and written through the fragments that its own universal checkpoints use.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfcluster.config import EngineConfig, OptimConfig
+from pfcluster.dist import World
+from pfcluster.engine.base import Engine, EngineError, NonFiniteError, StateDict, adam_slots
+from pfcluster.optim import build_optimizer
+from pfcluster.pieces import Piece, Pieces, gather
+
+BUCKET = 50_000_000
+"""Most elements reduced or gathered at once; DeepSpeed's own 5e8 reserves 2 GB of fp32 for it."""
+
+
+class ZeroEngine(Engine):
+    """A module and its optimizer inside a DeepSpeedEngine."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optim: OptimConfig,
+        engine: EngineConfig,
+        world: World,
+        *,
+        stage: int,
+        double_backward: bool = False,
+    ) -> None:
+        """`double_backward` allows `input_gradient`. Raises EngineError for it on stage 3."""
+        super().__init__(module.to(world.device), world, precision=engine.precision, ema=optim.ema)
+        if double_backward and stage == 3:
+            raise EngineError("ZeRO-3 cannot differentiate twice (R1): take zero2, fsdp2 or ddp")
+        self.stage, self.backend, self.double_backward = stage, f"zero{stage}", double_backward
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        optimizer = build_optimizer(module, optim)
+        self.inner = _initialize(module, optimizer, settings(optim, engine, stage, module), world)
+        self.zero = self.inner.optimizer
+        for name, buffer in module.named_buffers():
+            buffer.data = buffers[name].data  # bf16 parameters would round them too
+        self.names = {parameter: name for name, parameter in module.named_parameters()}
+
+    def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
+        self.inner.set_gradient_accumulation_boundary(sync)
+        with self.precision():
+            if self.double_backward:  # through the engine the inner gradient would start the backward's book-keeping
+                return self.module(*inputs, **named)
+            return self.inner(*inputs, **named)
+
+    def _backward(self, loss: Tensor) -> None:
+        self.inner.backward(loss)
+
+    def _input_gradient(self, output: Tensor, inputs: Tensor) -> Tensor:
+        if not self.double_backward:
+            raise EngineError("this engine was not built for input_gradient: it needs double_backward=True")
+        return super()._input_gradient(output, inputs)
+
+    def _step(self) -> Tensor:
+        self.inner.step()
+        if self.zero.overflow:  # DeepSpeed left the weights alone and would go on in silence
+            raise NonFiniteError("the gradients' norm is not finite")
+        return torch.as_tensor(self.inner.get_global_grad_norm(), device=self.world.device)
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.zero.param_groups:
+            group["lr"] = lr
+
+    def _weights(self) -> Pieces:
+        return {name: Piece(flat.narrow(0, start, size).detach(), offset, self.shapes[name])
+                for name, flat, start, size, offset in self._fragments()}
+
+    def _optimizer_state(self, *, create: bool) -> Pieces:
+        found: Pieces = {}
+        for name, flat, start, size, offset in self._fragments():
+            for slot, value in adam_slots(self.zero.optimizer, flat, create=create).items():
+                if value.ndim == 0:
+                    found[f"{name}/{slot}"] = Piece(value.view(1), 0, ())
+                else:
+                    found[f"{name}/{slot}"] = Piece(value.narrow(0, start, size), offset, self.shapes[name])
+        return found
+
+    def _fragments(self) -> Iterator[tuple[str, Tensor, int, int, int]]:
+        """Name, the flat fp32 master tensor, where in it this rank's part of the parameter starts, its size, and where
+        that part starts in the flattened parameter.
+        """
+        for parameter, name in self.names.items():
+            if self.stage == 3:
+                group, start, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
+                offset = self.world.rank * size
+                size = max(0, min(size, parameter.ds_numel - offset))  # the last ranks hold padding
+                yield name, self.zero.fp32_partitioned_groups_flat[group], start, size, offset
+            elif parameter._hp_mapping is not None:
+                mapping = parameter._hp_mapping
+                flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
+                there, here = mapping.hp_fragment_address, mapping.lp_fragment_address
+                yield name, flat, there.start, there.numel, here.start
+
+    def _whole(self, *, averaged: bool) -> StateDict:
+        pieces = self._weights()
+        if averaged:
+            average = self._averaged()
+            pieces = {name: Piece(average[name], piece.offset, piece.shape) for name, piece in pieces.items()}
+        return gather(pieces, self.shapes, self.world.device, None)
+
+    @torch.no_grad()
+    def loaded(self) -> None:
+        if self.stage < 3:
+            self.zero.update_lp_params()
+            return
+        self.zero._partition_all_parameters()
+        for group in range(len(self.zero.fp16_groups)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(group)
+        if self.zero.persistent_parameters:
+            self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+
+
+def settings(optim: OptimConfig, engine: EngineConfig, stage: int, module: nn.Module) -> dict[str, Any]:
+    """DeepSpeed's configuration: only what differs from its defaults, and what its defaults must not decide."""
+    size = sum(parameter.numel() for parameter in module.parameters())
+    bucket = min(BUCKET, size + size % 2)  # it must be even
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "memory_efficient_linear": False,  # replaces functional.linear for the whole process
+        "stage3_prefetch_bucket_size": bucket,
+    }
+    if engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    half = engine.precision == "bf16_params"
+    values: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # never read here: batches come from outside
+        "gradient_accumulation_steps": 1,  # steps say themselves which pass is the last
+        "gradient_clipping": optim.clip_norm,  # its default is 1.0
+        "zero_allow_untested_optimizer": True,  # torch's own Adam
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "bf16": {"enabled": half, "check_grad_overflow": True} if half else {"enabled": False},
+        "steps_per_print": 2**31,
+    }
+    if half:
+        values["communication_data_type"] = "fp32"
+    return values
+
+
+def _initialize(
+    module: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any], world: World
+) -> Any:
+    """A DeepSpeedEngine in the process group that is there already."""
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    deepspeed.init_distributed(
+        "nccl" if world.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+    )
+    return deepspeed.initialize(model=module, optimizer=optimizer, config=values, dist_init_required=False)[0]

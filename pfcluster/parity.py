@@ -1,0 +1,145 @@
+"""Does a backend train what one process trains? The real objectives on tiny nets and random images, side by side.
+
+`jobs/launch.py doctor` runs this on a cluster's own nodes, tests/distributed on 1, 2 and 4 processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pfcluster import models
+from pfcluster.config import DataConfig, EngineConfig, ModelConfig, Objective, OptimConfig, PfMagConfig, RunConfig
+from pfcluster.data.source import RawBatch
+from pfcluster.dist import World, generator
+from pfcluster.engine.base import Engine
+from pfcluster.engine.build import build_engine
+from pfcluster.nn.mae import MAE
+from pfcluster.steps.base import Objective as Steps
+from pfcluster.steps.batch import prepare
+from pfcluster.steps.finetune import FinetuneObjective
+from pfcluster.steps.mae import MaeObjective
+from pfcluster.steps.pf_mag import PfMagObjective, Setting
+
+CLASSES, STEPS = 4, 4
+MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Relative differences between a backend and one process after `STEPS` steps."""
+
+    weights: float
+    """Norm of the difference of all weights over the norm of one process's."""
+    metrics: float
+    """Largest relative difference of a loss or gradient norm at any step."""
+
+
+def tiny_config(objective: Objective, engine: EngineConfig, *, r1: float = 0.0, batch_size: int = 16) -> RunConfig:
+    """A run of any objective that takes milliseconds a step; PF-MAG meets its adversary after the first."""
+    return RunConfig(
+        objective=objective,
+        batch_size=batch_size,
+        data=DataConfig(size=32),
+        model=MODEL,
+        optim=OptimConfig(lr=1e-3, clip_norm=0.5),
+        critic_optim=OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, clip_norm=0.5),
+        engine=engine,
+        pf_mag=PfMagConfig(warmup_steps=1, balance_steps=2, r1=r1),
+    )
+
+
+def compare(
+    backend: str, objective: Objective, world: World, *, engine: EngineConfig, r1: float = 0.0, batch_size: int = 16
+) -> Difference:
+    """Train `backend` with a config's engine options on this world, and plain torch in this process alone on the same
+    batches, whole. A collective; all ranks get the same answer.
+    """
+    wanted, seen = train(tiny_config(objective, _plain(engine), r1=r1, batch_size=batch_size), "ddp", alone(world))
+    found, log = train(tiny_config(objective, engine, r1=r1, batch_size=batch_size), backend, world)
+    weights = float((found - wanted).norm() / wanted.norm())
+    assert log.keys() == seen.keys()
+    metrics = max(abs(log[key] - seen[key]) / max(abs(seen[key]), 1e-3) for key in seen)
+    worst = torch.tensor([weights, metrics], dtype=torch.float64)
+    if world.size > 1:
+        worst = worst.to(world.device)
+        torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
+    return Difference(*worst.tolist())
+
+
+def alone(world: World) -> World:
+    """This process without the others, on the same device."""
+    return World(0, 1, world.device)
+
+
+def _plain(engine: EngineConfig) -> EngineConfig:
+    return EngineConfig(device=engine.device, precision="fp32")
+
+
+def train(config: RunConfig, backend: str, world: World) -> tuple[Tensor, dict[str, float]]:
+    """All weights, flat and in double precision, after `STEPS` steps, and every step's scalars as means over ranks."""
+    modules = models.build(config, CLASSES)
+    optims = {"model": config.optim, "critic": config.critic_optim}
+    engines = {
+        name: build_engine(
+            backend,
+            module,
+            optims[name],
+            config.engine,
+            world,
+            double_backward=name == "critic" and config.pf_mag.r1 > 0,
+        )
+        for name, module in modules.items()
+    }
+    objective = build(config, engines, world)
+    log = {}
+    for step in range(STEPS):
+        chance = generator(0, "parity", step)
+        size = (config.batch_size, 3, config.data.size, config.data.size)
+        images = torch.randint(0, 256, size, dtype=torch.uint8, generator=chance)
+        labels = torch.randint(0, CLASSES, (config.batch_size,), generator=chance)
+        mine = world.slice_of(config.batch_size)
+        metrics = objective.step(prepare(RawBatch(images[mine], labels[mine]), config, step, world), step)
+        names = sorted(metrics)
+        values = world.mean(torch.stack([metrics[name].detach().float() for name in names])).tolist()
+        log |= {f"{step}/{name}": value for name, value in zip(names, values, strict=True)}
+    states = {name: without_key_biases(engine.model_state()) for name, engine in engines.items()}
+    flat = [states[name][key].flatten().double().cpu() for name in sorted(states) for key in sorted(states[name])]
+    return torch.cat(flat), log
+
+
+def build(config: RunConfig, engines: dict[str, Engine], world: World) -> Steps:
+    """The objective of a tiny config, which needs nothing of a dataset."""
+    model = engines["model"]
+    if config.objective == "mae":
+        assert isinstance(model.module, MAE)
+        return MaeObjective(model, kept=model.module.kept, patch=config.model.patch, norm_pixels=True)
+    if config.objective == "finetune":
+        return FinetuneObjective(model, class_weights=None, label_smoothing=0.1)
+    setting = Setting(0, None, 0.0, "ignore", None, config.pf_mag.r1)
+    return PfMagObjective(model, engines["critic"], setting, config.pf_mag, world)
+
+
+def without_key_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A net's weights, with the biases of attention's keys set to zero.
+
+    Softmax cancels them: their gradient is zero but for rounding, which Adam, dividing it by its own size, turns into
+    steps of any direction. They change nothing that a net computes.
+    """
+    kept = {}
+    for name, value in weights.items():
+        if name.endswith("qkv.bias"):
+            query, key, rest = value.chunk(3)
+            value = torch.cat([query, torch.zeros_like(key), rest])
+        elif name.endswith("key_value.bias"):
+            key, rest = value.chunk(2)
+            value = torch.cat([torch.zeros_like(key), rest])
+        kept[name] = value
+    return kept
+
+
+def with_accumulation(engine: EngineConfig, parts: int) -> EngineConfig:
+    """The same engine options with so many micro-batches a step."""
+    return replace(engine, accumulate=parts)
