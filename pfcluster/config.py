@@ -321,7 +321,9 @@ class EngineConfig:
         _require(self.accumulate >= 1, "engine.accumulate", self.accumulate, "be at least 1")
         _require(self.log_every >= 1, "engine.log_every", self.log_every, "be at least 1")
         _require(self.timeout > 0, "engine.timeout", self.timeout, "be positive")
-        _require(self.shard_ranks is None or self.shard_ranks >= 1, "engine.shard_ranks", self.shard_ranks, "be positive")
+        _require(
+            self.shard_ranks is None or self.shard_ranks >= 1, "engine.shard_ranks", self.shard_ranks, "be positive"
+        )
         options = {
             "engine.offload_optimizer": (self.offload_optimizer, ("zero1", "zero2", "zero3")),
             "engine.shard_ranks": (self.shard_ranks is not None, ("fsdp2",)),
@@ -410,9 +412,13 @@ class RunConfig:
         _require(self.batch_size % self.engine.accumulate == 0, "batch_size", self.batch_size, chunks)
         twice = 'not be "zero3" with pf_mag.r1: ZeRO-3 cannot differentiate twice; zero2, fsdp2 and ddp can'
         _require(self.pf_mag.r1 == 0 or self.engine.backend != "zero3", "engine.backend", self.engine.backend, twice)
-        _require(self.critic_optim.ema == 0, "critic_optim.ema", self.critic_optim.ema, "be 0: nothing reads Δ's average")
+        _require(
+            self.critic_optim.ema == 0, "critic_optim.ema", self.critic_optim.ema, "be 0: nothing reads Δ's average"
+        )
         if self.model.architecture == "cnn":
             _require(self.objective == "finetune", "objective", self.objective, 'be "finetune" for a cnn')
+            statistics = 'be "fp32" or "bf16" for a cnn: bf16 would round its running statistics'
+            _require(self.engine.precision != "bf16_params", "engine.precision", self.engine.precision, statistics)
         else:
             tiles = f"be a multiple of model.patch = {self.model.patch}"
             _require(self.data.size % self.model.patch == 0, "data.size", self.data.size, tiles)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,7 @@ def build_engine(
     """An engine around a module, which is changed in place. A collective."""
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    prepare(module, engine)
+    prepare(module, engine, backend)
     if backend == "ddp":
         return DdpEngine(module, optim, engine, world, double_backward=double_backward)
     ensure_group(world, engine.timeout)
@@ -103,7 +104,7 @@ def build_engine(
     return ZeroEngine(module, optim, engine, world, stage=stage, double_backward=double_backward)
 
 
-def prepare(module: nn.Module, engine: EngineConfig) -> None:
+def prepare(module: nn.Module, engine: EngineConfig, backend: str) -> None:
     """Compile and checkpoint the units of a module, where the config asks for it. Parameter names stay."""
     if not (engine.compile or engine.recompute):
         return
@@ -112,11 +113,18 @@ def prepare(module: nn.Module, engine: EngineConfig) -> None:
         if engine.compile:
             forward = torch.compile(forward, dynamic=False)
         if engine.recompute:
-            # Without early stop, which would leave ZeRO-3's hooks half way through the unit.
-            forward = functools.partial(
-                checkpoint, forward, use_reentrant=False, preserve_rng_state=False, early_stop=False
-            )
+            forward = functools.partial(_recomputed, forward, reentrant=backend == "zero3")
         unit.forward = forward
+
+
+def _recomputed(forward: Callable[..., Any], *inputs: Any, reentrant: bool, **named: Any) -> Any:
+    """Call a forward of which autograd keeps only the inputs. ZeRO-3 takes the weights away between two passes, which
+    torch's newer, non-reentrant form does not survive.
+    """
+    if torch.is_grad_enabled():
+        call = functools.partial(forward, **named)
+        return checkpoint(call, *inputs, use_reentrant=reentrant, preserve_rng_state=False)
+    return forward(*inputs, **named)
 
 
 def _problem(backend: str, engine: EngineConfig, world: World) -> str | None:
@@ -132,7 +140,9 @@ def _problem(backend: str, engine: EngineConfig, world: World) -> str | None:
         if not found <= selfcheck.TOLERANCE:
             problem = f"its weights differ from one process by {found:.2g}"
     except Exception as error:  # backends, compilers and drivers raise anything
-        problem = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
+        problem = (
+            f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
+        )
     failed = world.any(problem is not None)
     return (problem or "it fails on another rank") if failed else None
 

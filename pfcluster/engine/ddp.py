@@ -20,7 +20,13 @@ class DdpEngine(Engine):
     backend = "ddp"
 
     def __init__(
-        self, module: nn.Module, optim: OptimConfig, engine: EngineConfig, world: World, *, double_backward: bool = False
+        self,
+        module: nn.Module,
+        optim: OptimConfig,
+        engine: EngineConfig,
+        world: World,
+        *,
+        double_backward: bool = False,
     ) -> None:
         super().__init__(module.to(world.device), world, precision=engine.precision, ema=optim.ema)
         self.optimizer = build_optimizer(self.module, optim)

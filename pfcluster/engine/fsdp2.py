@@ -28,7 +28,13 @@ class Fsdp2Engine(Engine):
     backend = "fsdp2"
 
     def __init__(
-        self, module: nn.Module, optim: OptimConfig, engine: EngineConfig, world: World, *, double_backward: bool = False
+        self,
+        module: nn.Module,
+        optim: OptimConfig,
+        engine: EngineConfig,
+        world: World,
+        *,
+        double_backward: bool = False,
     ) -> None:
         """`double_backward` keeps the weights whole from the forward to the end of the backward: `input_gradient` needs
         them twice."""

@@ -7,9 +7,11 @@ and written through the fragments that its own universal checkpoints use.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -43,20 +45,29 @@ class ZeroEngine(Engine):
         if double_backward and stage == 3:
             raise EngineError("ZeRO-3 cannot differentiate twice (R1): take zero2, fsdp2 or ddp")
         self.stage, self.backend, self.double_backward = stage, f"zero{stage}", double_backward
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        self.buffers = {name: buffer.clone() for name, buffer in super()._saved_buffers().items()}
+        if self.autocast:
+            module.forward = _under(self.precision, module.forward)  # DeepSpeed's forward switches an outer one off
+        exact: dict[str, Tensor] = {}
+        if engine.precision == "bf16_params":
+            exact = {name: parameter.detach().flatten().clone() for name, parameter in module.named_parameters()}
+            for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
+                unit.register_forward_pre_hook(_to_bf16)  # what FSDP2's mixed precision does too
         optimizer = build_optimizer(module, optim)
         self.inner = _initialize(module, optimizer, settings(optim, engine, stage, module), world)
         self.zero = self.inner.optimizer
-        for name, buffer in module.named_buffers():
-            buffer.data = buffers[name].data  # bf16 parameters would round them too
         self.names = {parameter: name for name, parameter in module.named_parameters()}
+        if exact:  # DeepSpeed makes its fp32 weights from the rounded ones
+            for name, piece in self._weights().items():
+                piece.values.copy_(exact[name][piece.offset : piece.offset + len(piece.values)])
+            self.loaded()
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
         self.inner.set_gradient_accumulation_boundary(sync)
         with self.precision():
             if self.double_backward:  # through the engine the inner gradient would start the backward's book-keeping
                 return self.module(*inputs, **named)
-            return self.inner(*inputs, **named)
+            return self.inner(*inputs, **named)  # the raw module is wrong under ZeRO-3 with accumulation
 
     def _backward(self, loss: Tensor) -> None:
         self.inner.backward(loss)
@@ -77,8 +88,10 @@ class ZeroEngine(Engine):
             group["lr"] = lr
 
     def _weights(self) -> Pieces:
-        return {name: Piece(flat.narrow(0, start, size).detach(), offset, self.shapes[name])
-                for name, flat, start, size, offset in self._fragments()}
+        return {
+            name: Piece(flat.narrow(0, start, size).detach(), offset, self.shapes[name])
+            for name, flat, start, size, offset in self._fragments()
+        }
 
     def _optimizer_state(self, *, create: bool) -> Pieces:
         found: Pieces = {}
@@ -113,8 +126,15 @@ class ZeroEngine(Engine):
             pieces = {name: Piece(average[name], piece.offset, piece.shape) for name, piece in pieces.items()}
         return gather(pieces, self.shapes, self.world.device, None)
 
+    def _saved_buffers(self) -> dict[str, Tensor]:
+        """In fp32: with bf16 parameters the module's own are rounded. Nothing but a batch norm changes them."""
+        own = super()._saved_buffers()
+        return self.buffers if any(own[name].dtype != kept.dtype for name, kept in self.buffers.items()) else own
+
     @torch.no_grad()
     def loaded(self) -> None:
+        for name, buffer in super()._saved_buffers().items():
+            buffer.copy_(self._saved_buffers()[name])
         if self.stage < 3:
             self.zero.update_lp_params()
             return
@@ -123,6 +143,22 @@ class ZeroEngine(Engine):
             self.zero._reassign_or_swap_out_partitioned_parameters(group)
         if self.zero.persistent_parameters:
             self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+
+
+def _under(context: Callable[[], AbstractContextManager[Any]], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function inside a context of its own."""
+
+    @functools.wraps(forward)
+    def inside(*inputs: Any, **named: Any) -> Any:
+        with context():
+            return forward(*inputs, **named)
+
+    return inside
+
+
+def _to_bf16(unit: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Positional inputs of a unit in the precision of its parameters."""
+    return tuple(each.bfloat16() if isinstance(each, Tensor) and each.is_floating_point() else each for each in inputs)
 
 
 def settings(optim: OptimConfig, engine: EngineConfig, stage: int, module: nn.Module) -> dict[str, Any]:
@@ -154,9 +190,7 @@ def settings(optim: OptimConfig, engine: EngineConfig, stage: int, module: nn.Mo
     return values
 
 
-def _initialize(
-    module: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any], world: World
-) -> Any:
+def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any], world: World) -> Any:
     """A DeepSpeedEngine in the process group that is there already."""
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
