@@ -1,9 +1,9 @@
-"""Checkpoints: a folder for a step, written aside and renamed, verified when read.
+"""Checkpoints: a folder for a step, written by all ranks aside, renamed when whole, verified when read.
 
-    checkpoints/step-00000500/{model.safetensors, model_optimizer.safetensors, state.json}
+    checkpoints/step-00000500/{shard-00001-model-00001-of-00001.safetensors, ..., state.json}
 
-`state.json` holds the training state as JSON and the checksum of each file; a folder without it does not count.
-Weights and optimizer tensors are safetensors: nothing is ever unpickled.
+`state.json` holds the training state as JSON, every tensor's shape and each file's checksum; a folder without it does
+not count. Any number of ranks under any engine reads what any other wrote (`dcp.py`); `consolidate` makes one file.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from pfcluster import dcp
 from pfcluster.files import flush, sha256, write_atomically
+from pfcluster.pieces import Pieces, whole_piece
 
-FORMAT = 1
+FORMAT = 2
 StateDict = dict[str, Tensor]
 
 
@@ -30,12 +32,41 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """What a folder holds: tensors by file name (without suffix) and the training state."""
+class Record:
+    """What `state.json` says of a checkpoint."""
 
     step: int
-    tensors: dict[str, StateDict]
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    """Of all tensors, `model/<name>`, `model_optimizer/<name>/<slot>`, `model_ema/<name>`, and the critic's."""
     state: dict[str, Any]
+
+    def read_into(self, pieces: Pieces) -> None:
+        """Fill views of what a rank holds. Raises CheckpointError where they are not all there."""
+        try:
+            dcp.read(pieces, self.path)
+        except dcp.DamageError as error:
+            raise CheckpointError(f"{error}; this checkpoint belongs to another model or is damaged") from error
+
+    def tensors(self, *groups: str) -> dict[str, StateDict]:
+        """Whole tensors on the CPU by group (`model`, `critic_optimizer`, ...; none given: all) and name."""
+        kinds = dcp.dtypes(self.path)
+        wanted = [key for key in self.shapes if not groups or key.split("/", 1)[0] in groups]
+        missing = [key for key in wanted if key not in kinds]
+        if missing:
+            raise CheckpointError(f"{self.path} is damaged: it has no {missing[0]}")
+        whole = {key: torch.empty(self.shapes[key], dtype=kinds[key]) for key in wanted}
+        self.read_into({key: whole_piece(value) for key, value in whole.items() if value.numel()})
+        found: dict[str, StateDict] = {}
+        for key, value in whole.items():
+            group, name = key.split("/", 1)
+            found.setdefault(group, {})[name] = value
+        return found
+
+    def weights(self) -> StateDict:
+        """The model's whole weights as they are evaluated: their moving average where one is kept."""
+        group = "model_ema" if any(key.startswith("model_ema/") for key in self.shapes) else "model"
+        return self.tensors(group)[group]
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -43,63 +74,45 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save(folder: Path, step: int, tensors: dict[str, StateDict], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of a step. Atomic: the folder appears whole under its final name, or not at all.
+def aside(folder: Path, step: int) -> Path:
+    """Where a checkpoint is written before it counts."""
+    return folder / f".step-{step:08d}.tmp"
 
-    Raises OSError where it cannot be written, and leaves no half of it behind.
-    """
-    final = step_folder(folder, step)
-    aside = folder / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        files = {
-            f"{name}.safetensors": _write_tensors(aside / f"{name}.safetensors", values)
-            for name, values in tensors.items()
-        }
-        record = {"format": FORMAT, "step": step, "files": files, "state": state}
-        write_atomically(aside / "state.json", json.dumps(record, indent=2) + "\n")
-        flush(aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+
+def commit(folder: Path, step: int, shapes: dict[str, tuple[int, ...]], state: dict[str, Any]) -> None:
+    """Make the checkpoint that lies aside count: checksums, `state.json`, its final name. Raises OSError."""
+    written, final = aside(folder, step), step_folder(folder, step)
+    files = {
+        path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in written.glob("*.safetensors")
+    }
+    record = {"format": FORMAT, "step": step, "files": files, "shapes": shapes, "state": state}
+    write_atomically(written / "state.json", json.dumps(record) + "\n")
+    flush(written)
     shutil.rmtree(final, ignore_errors=True)
-    os.replace(aside, final)
+    os.replace(written, final)
     flush(folder)
-    return final
 
 
-def _write_tensors(path: Path, values: StateDict) -> dict[str, Any]:
-    """Write one file to the disk; its checksum and size. Raises OSError."""
-    try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
-    flush(path)
-    return {"sha256": sha256(path), "bytes": path.stat().st_size}
-
-
-def load(path: Path) -> Checkpoint:
-    """Read and verify the checkpoint in a folder. Raises CheckpointError."""
+def verify(path: Path) -> Record:
+    """Read a checkpoint's record and compare its files with their checksums. Raises CheckpointError."""
     try:
         record = json.loads((path / "state.json").read_text())
-        step, files, state = record["step"], record["files"], record["state"]
         if record["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {record['format']}; this version reads format {FORMAT}")
+        shapes = {key: tuple(shape) for key, shape in record["shapes"].items()}
+        found, files = Record(record["step"], path, shapes, record["state"]), dict(record["files"])
     except OSError as error:
         raise CheckpointError(f"{path} is no checkpoint: cannot read state.json ({error.strerror})") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}/state.json is damaged: {error!r}") from error
-    tensors = {}
     for name, expected in files.items():
         file = path / name
         if not file.is_file() or sha256(file) != expected["sha256"]:
             raise CheckpointError(f"{file} is {'damaged: wrong checksum' if file.is_file() else 'missing'}")
-        try:
-            tensors[file.stem] = load_file(file)
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} is damaged: {error}") from error
-    return Checkpoint(step, tensors, state)
+    extra = sorted({file.name for file in path.glob("*.safetensors")} - set(files))
+    if extra:
+        raise CheckpointError(f"{path / extra[0]} does not belong there")
+    return found
 
 
 def steps(folder: Path) -> list[int]:
@@ -107,7 +120,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.glob("step-*/state.json"))
 
 
-def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def latest(folder: Path) -> tuple[Record | None, list[str]]:
     """The newest checkpoint that can be trusted (None where there is none), and what is wrong with newer ones.
 
     Raises CheckpointError where checkpoints exist and none can be trusted: starting over would hide a loss.
@@ -115,7 +128,7 @@ def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     problems: list[str] = []
     for step in reversed(steps(folder)):
         try:
-            return load(step_folder(folder, step)), problems
+            return verify(step_folder(folder, step)), problems
         except CheckpointError as error:
             problems.append(str(error))
     if problems:
@@ -124,10 +137,14 @@ def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def retain(folder: Path, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one, and what unfinished writes left behind."""
+    """Remove all but the newest `keep` checkpoints and the best one."""
     for step in steps(folder)[:-keep]:
         if step != best:
             shutil.rmtree(step_folder(folder, step))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what unfinished writes left behind. Nobody may be writing."""
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -146,3 +163,30 @@ def find(run: Path) -> Path:
     newest = step_folder(folder, found[-1])
     best = json.loads((newest / "state.json").read_text())["state"].get("best") or {}
     return step_folder(folder, best["step"]) if best.get("step") in found else newest
+
+
+def load(run: Path) -> Record:
+    """The verified checkpoint that a run's or checkpoint's folder stands for. Raises CheckpointError."""
+    return verify(find(run))
+
+
+def consolidate(run: Path, output: Path, *, everything: bool = False) -> Record:
+    """Write the weights of a run's or checkpoint's folder as one safetensors file, by the model's own names; with
+    `everything` all tensors by `<group>/<name>`, optimizers' too. Raises CheckpointError, OSError.
+    """
+    record = load(run)
+    if everything:
+        values = {
+            f"{group}/{name}": value for group, tensors in record.tensors().items() for name, value in tensors.items()
+        }
+    else:
+        values = record.weights()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    written = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        save_file(values, written, {"format": "pt", "step": str(record.step)})
+        flush(written)
+        os.replace(written, output)
+    finally:
+        written.unlink(missing_ok=True)
+    return record

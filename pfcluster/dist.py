@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,21 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank. A collective: all ranks must ask together."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))).item())
+
+    def from_main(self, find: Callable[[], T]) -> T:
+        """What `find` gives on rank 0, on all ranks; what it raises there is raised on all. A collective."""
+        if self.size == 1:
+            return find()
+        answer: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                answer[0] = find()
+            except Exception as error:  # handed on to all ranks, which raise it
+                answer[1] = error
+        torch_dist.broadcast_object_list(answer, 0, device=self.device)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
 
     def barrier(self) -> None:
         """Wait for all ranks."""

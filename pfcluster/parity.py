@@ -15,13 +15,13 @@ from pfcluster.config import DataConfig, EngineConfig, ModelConfig, Objective, O
 from pfcluster.data.source import RawBatch
 from pfcluster.dist import World, generator
 from pfcluster.engine.base import Engine
-from pfcluster.engine.build import build_engine
 from pfcluster.nn.mae import MAE
 from pfcluster.steps.base import Objective as Steps
 from pfcluster.steps.batch import prepare
 from pfcluster.steps.finetune import FinetuneObjective
 from pfcluster.steps.mae import MaeObjective
 from pfcluster.steps.pf_mag import PfMagObjective, Setting
+from pfcluster.train import build_engines
 
 CLASSES, STEPS = 4, 4
 MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
@@ -81,18 +81,7 @@ def _plain(engine: EngineConfig) -> EngineConfig:
 def train(config: RunConfig, backend: str, world: World) -> tuple[Tensor, dict[str, float]]:
     """All weights, flat and in double precision, after `STEPS` steps, and every step's scalars as means over ranks."""
     modules = models.build(config, CLASSES)
-    optims = {"model": config.optim, "critic": config.critic_optim}
-    engines = {
-        name: build_engine(
-            backend,
-            module,
-            optims[name],
-            config.engine,
-            world,
-            double_backward=name == "critic" and config.pf_mag.r1 > 0,
-        )
-        for name, module in modules.items()
-    }
+    engines = build_engines(config, backend, modules, world)
     objective = build(config, engines, world)
     log = {}
     for step in range(STEPS):

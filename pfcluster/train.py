@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from dataclasses import dataclass, field
@@ -19,15 +20,17 @@ from pfcluster.data.source import Dataset, RawBatch, open_dataset
 from pfcluster.dist import World, world
 from pfcluster.emotions import neutral_index
 from pfcluster.engine.base import Engine, NonFiniteError
-from pfcluster.engine.ddp import DdpEngine
+from pfcluster.engine.build import build_engine, choose
 from pfcluster.evaluate.final import evaluate_split, final_evaluation, load_judge
 from pfcluster.files import write_atomically
 from pfcluster.losses import inverse_frequency
 from pfcluster.nn.mae import MAE
 from pfcluster.nn.recognition import Recognition, find_weights, load_net
 from pfcluster.optim import Plateau, learning_rate
+from pfcluster.pieces import Pieces
 from pfcluster.progress import Progress
 from pfcluster.record import MetricsLog
+from pfcluster.saver import Saver
 from pfcluster.signals import StopRequest
 from pfcluster.steps.base import Objective
 from pfcluster.steps.batch import prepare
@@ -59,7 +62,7 @@ def run(config: RunConfig, folder: Path, command: str | None = None) -> dict[str
     that is finished already gives its result again. Raises ValueError subclasses for what users can mend,
     TrainingError.
     """
-    with world(config.engine.device) as here, StopRequest() as stop:
+    with world(config.engine.device, config.engine.timeout) as here, StopRequest() as stop:
         if config.batch_size % (here.size * config.engine.accumulate):
             raise ConfigError(
                 f"batch_size must be a multiple of the number of processes ({here.size}) times engine.accumulate"
@@ -101,28 +104,38 @@ class Trainer:
         self.config, self.folder, self.world, self.stop = config, folder, here, stop
         self.dataset = open_dataset(config.data, config.seed)
         self.judge = load_judge(config, self.dataset, here)
-        self.modules = models.build(config, len(self.dataset.classes))
+        modules = models.build(config, len(self.dataset.classes))
+        self.parameters = models.parameter_counts(config, modules)
+        self.replica = copy.deepcopy(modules["model"])
         self.recognition = load_recognition(config, here)
-        self.engines = _engines(config, self.modules, here)
-        self.objective = build_objective(config, self.engines, self.modules, self.dataset, self.recognition, here)
-        self.parameters = models.parameter_counts(config, self.modules)
+        self.choice = choose(config.engine, here)
+        self.engines = build_engines(config, self.choice.backend, modules, here)
+        self.objective = build_objective(config, self.engines, self.dataset, self.recognition, here)
         self.total_steps = total_steps(config, len(self.dataset.train))
         self.evaluate_every = max(1, round(config.evaluate.every_epochs * len(self.dataset.train) / config.batch_size))
-        self.checkpoints = folder / "checkpoints"
+        self.saver = Saver(
+            folder / "checkpoints",
+            here,
+            keep=config.checkpoint.keep,
+            asynchronous=config.checkpoint.asynchronous,
+            timeout=config.engine.timeout,
+        )
         self.state = State()
 
     def train(self) -> dict[str, Any]:
         """Resume, run the remaining steps, evaluate, write the result."""
         self._resume()
         progress = Progress(self.config, self.folder, self.total_steps, self.world)
+        progress.say(f"engine {self.choice.backend} ({self.choice.reason})")
         progress.say(f"from step {self.state.step} of {self.total_steps}")
         with MetricsLog(self.folder, self.state.step, self.world) as log:
             status = self._loop(log, progress)
+            self.saver.wait()
             result = self._result(status)
             if status == "finished":
                 progress.say("final evaluation", stage="evaluate")
                 result |= final_evaluation(
-                    self.config, self.folder, self.dataset, self.modules, self.judge, self.recognition, self.world
+                    self.config, self.folder, self.dataset, self.replica, self.judge, self.recognition, self.world
                 )
                 if "test" in result:
                     log.write("test", self.state.step, self._epoch(), _flat(result["test"]))
@@ -180,7 +193,9 @@ class Trainer:
         on_test = self.config.evaluate.choose_on == "test" and self.dataset.test is not None
         split = self.dataset.test if on_test else self.dataset.validation
         assert split is not None
-        values, score = evaluate_split(self.config, self.modules["model"], split, self.dataset.classes, self.world)
+        model = self._evaluated()
+        values, score = evaluate_split(self.config, model, split, self.dataset.classes, self.world)
+        model.to("cpu")
         log.write(self.config.evaluate.choose_on, step, self._epoch(), values)
         progress.update(step, {f"val {name}": value for name, value in values.items()})
         self.state.plateau = self.state.plateau.after(score, self.config.optim)
@@ -189,34 +204,42 @@ class Trainer:
         self.state.best = {"step": step, "score": score}
         return True
 
+    def _evaluated(self) -> torch.nn.Module:
+        """A plain copy of the model on the device, its weights whole: the moving average where one is kept. Ranks may
+        call it unequally often, which the engines' own modules would not survive.
+        """
+        averaged = self.config.optim.ema > 0
+        self.replica.load_state_dict(self.engines["model"].model_state(averaged=averaged))
+        return self.replica.to(self.world.device)
+
     def _save(self) -> None:
-        """Write a checkpoint on rank 0. The states are collected on all ranks: sharded engines need each other."""
-        tensors = {}
+        """Have all ranks write a checkpoint of this step."""
+        pieces: Pieces = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for name, engine in self.engines.items():
-            tensors[name] = engine.model_state()
-            tensors[f"{name}_optimizer"] = engine.optimizer_state()
+            pieces |= engine.pieces(name)
+            shapes |= engine.saved_shapes(name)
         state = {
             "seconds": self.state.seconds,
             "best": self.state.best,
             "plateau": vars(self.state.plateau) | {"best": _finite(self.state.plateau.best)},
             "objective": self.objective.state(),
             "world_size": self.world.size,
+            "backend": self.choice.backend,
         }
-        if self.world.is_main:
-            checkpoint.save(self.checkpoints, self.state.step, tensors, state)
-            best = None if self.state.best is None else int(self.state.best["step"])
-            checkpoint.retain(self.checkpoints, self.config.checkpoint.keep, best)
-        self.world.barrier()
+        best = None if self.state.best is None else int(self.state.best["step"])
+        self.saver.save(self.state.step, pieces, shapes, state, best)
 
     def _resume(self) -> None:
-        """Take over the newest checkpoint that can be trusted."""
-        found, problems = checkpoint.load_latest(self.checkpoints)
+        """Take over the newest checkpoint that can be trusted: rank 0 finds it, each rank reads its own part."""
+        found, problems = self.world.from_main(lambda: checkpoint.latest(self.saver.folder))
         for problem in problems:
             provenance.warn(self.folder, f"skipped a damaged checkpoint: {problem}", self.world.is_main)
         if found is None:
             return
         for name, engine in self.engines.items():
-            engine.load(found.tensors[name], found.tensors[f"{name}_optimizer"])
+            found.read_into(engine.pieces(name, loading=True))
+            engine.loaded()
         plateau = found.state["plateau"]
         best = -float("inf") if plateau["best"] is None else plateau["best"]
         self.objective.load_state(found.state["objective"])
@@ -228,7 +251,8 @@ class Trainer:
         moved = {engine.updates for engine in self.engines.values()}
         if len(moved) == 1:
             self._save()  # nothing has changed since the step before
-        kept = checkpoint.steps(self.checkpoints)
+        self.saver.wait()
+        kept = checkpoint.steps(self.saver.folder)
         record = {"step": step, "error": str(error), "sample_keys": keys, "checkpoint_step": kept[-1] if kept else None}
         if self.world.is_main:
             write_atomically(self.folder / "failure.json", json.dumps(record, indent=2) + "\n")
@@ -258,6 +282,8 @@ class Trainer:
             "chosen_on": self.config.evaluate.choose_on,
             "best": None if best is None else {"step": best["step"], "value": best["score"]},
             "processes": self.world.size,
+            "engine": {"backend": self.choice.backend, "reason": self.choice.reason},
+            "checkpoints": self.saver.summary(),
             "device": str(self.world.device.type),
             "warning": warning,
             **provenance.read(self.folder),
@@ -270,9 +296,16 @@ def total_steps(config: RunConfig, samples: int) -> int:
     return steps if config.max_steps is None else min(steps, config.max_steps)
 
 
-def _engines(config: RunConfig, modules: dict[str, torch.nn.Module], here: World) -> dict[str, Engine]:
+def build_engines(
+    config: RunConfig, backend: str, modules: dict[str, torch.nn.Module], here: World
+) -> dict[str, Engine]:
+    """An engine around each module, in the same order on all ranks."""
     optims = {"model": config.optim, "critic": config.critic_optim}
-    return {name: DdpEngine(module, optims[name], config.engine, here) for name, module in modules.items()}
+    twice = {"model": False, "critic": config.pf_mag.r1 > 0}
+    return {
+        name: build_engine(backend, module, optims[name], config.engine, here, double_backward=twice[name])
+        for name, module in modules.items()
+    }
 
 
 def load_recognition(config: RunConfig, here: World) -> Recognition | None:
@@ -289,14 +322,13 @@ def load_recognition(config: RunConfig, here: World) -> Recognition | None:
 def build_objective(
     config: RunConfig,
     engines: dict[str, Engine],
-    modules: dict[str, torch.nn.Module],
     dataset: Dataset,
     recognition: Recognition | None,
     here: World,
 ) -> Objective:
     """The objective that a config names, with everything it needs from the data."""
     if config.objective == "mae":
-        model = modules["model"]
+        model = engines["model"].module
         assert isinstance(model, MAE)
         return MaeObjective(
             engines["model"], kept=model.kept, patch=config.model.patch, norm_pixels=config.mae.norm_pixels
@@ -309,7 +341,7 @@ def build_objective(
     if config.objective == "finetune":
         return FinetuneObjective(engines["model"], class_weights=class_weights, label_smoothing=smoothing)
     neutral = neutral_index(dataset.classes)
-    setting = Setting(neutral, class_weights, smoothing, config.pf_mag.fake_emotions, recognition)
+    setting = Setting(neutral, class_weights, smoothing, config.pf_mag.fake_emotions, recognition, config.pf_mag.r1)
     return PfMagObjective(engines["model"], engines["critic"], setting, config.pf_mag, here)
 
 

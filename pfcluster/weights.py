@@ -36,8 +36,8 @@ def read(source: str) -> StateDict:
     path = Path(source)
     if path.is_dir():
         try:
-            return checkpoint.load(checkpoint.find(path)).tensors["model"]
-        except (checkpoint.CheckpointError, KeyError) as error:
+            return checkpoint.load(path).weights()
+        except checkpoint.CheckpointError as error:
             raise WeightsError(f"model.init: {error}") from error
     if not path.is_file():
         raise WeightsError(f"model.init: neither a folder nor a file: {source}; give a run, a checkpoint or timm:NAME")

@@ -45,5 +45,5 @@ def config(objective: str, **changes: object) -> RunConfig:
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a run's last checkpoint, `file/name` -> tensor."""
     steps = checkpoint.steps(folder / "checkpoints")
-    found = checkpoint.load(checkpoint.step_folder(folder / "checkpoints", steps[-1]))
-    return {f"{file}/{name}": value for file, values in found.tensors.items() for name, value in values.items()}
+    found = checkpoint.verify(checkpoint.step_folder(folder / "checkpoints", steps[-1]))
+    return {f"{file}/{name}": value for file, values in found.tensors().items() for name, value in values.items()}

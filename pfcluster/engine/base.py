@@ -20,6 +20,8 @@ from pfcluster.dist import World
 from pfcluster.pieces import Piece, Pieces, whole_piece
 
 StateDict = dict[str, Tensor]
+ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
+"""What both of our optimizers keep for a parameter: a step count, and two moments of its shape."""
 
 
 class NonFiniteError(RuntimeError):
@@ -162,11 +164,11 @@ class Engine(ABC):
         """Everything to be saved that this rank holds, as views: `NAME/<parameter>`, `NAME_optimizer/<parameter>/<slot>`
         and `NAME_ema/<parameter>`.
 
-        Replicated buffers are rank 0's when saving, and everybody's when `loading`; then the optimizer's tensors are
-        made where it has none yet. Write into the views and call `loaded()`.
+        Replicated buffers are rank 0's when saving, and everybody's when `loading`; then write into the views and call
+        `loaded()`. The optimizer's tensors are made where it has none yet.
         """
         found = {f"{name}/{key}": piece for key, piece in self._weights().items()}
-        found |= {f"{name}_optimizer/{key}": piece for key, piece in self._optimizer_state(create=loading).items()}
+        found |= {f"{name}_optimizer/{key}": piece for key, piece in self._optimizer_state().items()}
         if self.decay:
             weights = self._weights()
             found |= {
@@ -179,6 +181,16 @@ class Engine(ABC):
                 if self.decay:
                     found[f"{name}_ema/{key}"] = whole_piece(buffer)
         return {key: piece for key, piece in found.items() if len(piece.values)}
+
+    def saved_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Shape of every whole tensor that the ranks' `pieces` make up together."""
+        held = self.shapes | {key: tuple(buffer.shape) for key, buffer in self._saved_buffers().items()}
+        found = {f"{name}/{key}": shape for key, shape in held.items()}
+        for key, shape in self.shapes.items():
+            found |= {f"{name}_optimizer/{key}/{slot}": () if slot == "step" else shape for slot in ADAM_SLOTS}
+        if self.decay:
+            found |= {f"{name}_ema/{key}": shape for key, shape in held.items()}
+        return found
 
     @abstractmethod
     def loaded(self) -> None:
@@ -210,7 +222,7 @@ class Engine(ABC):
         """This rank's part of the fp32 parameters by name, as views."""
 
     @abstractmethod
-    def _optimizer_state(self, *, create: bool) -> Pieces:
+    def _optimizer_state(self) -> Pieces:
         """This rank's part of the optimizer's tensors by `<parameter>/<slot>`, as views."""
 
     @abstractmethod
@@ -277,10 +289,10 @@ def clipped(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], cl
     return norm
 
 
-def adam_slots(optimizer: torch.optim.Optimizer, parameter: Tensor, *, create: bool) -> dict[str, Tensor]:
-    """Adam's tensors of a parameter; made as its first step would make them where `create` asks and none are there."""
+def adam_slots(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Adam's tensors of a parameter, `ADAM_SLOTS`; made as its first step would make them where none are there."""
     slots = optimizer.state[parameter] if parameter in optimizer.state else {}
-    if not slots and create:
+    if not slots:
         on_device = parameter.device if optimizer.defaults.get("fused") else "cpu"
         slots = {
             "step": torch.zeros((), dtype=torch.float32, device=on_device),

@@ -61,11 +61,11 @@ class DdpEngine(Engine):
     def _weights(self) -> Pieces:
         return {name: whole_piece(parameter) for name, parameter in self.module.named_parameters()}
 
-    def _optimizer_state(self, *, create: bool) -> Pieces:
+    def _optimizer_state(self) -> Pieces:
         return {
             f"{name}/{slot}": whole_piece(value)
             for name, parameter in self.module.named_parameters()
-            for slot, value in adam_slots(self.optimizer, parameter, create=create).items()
+            for slot, value in adam_slots(self.optimizer, parameter).items()
         }
 
     def _whole(self, *, averaged: bool) -> StateDict:

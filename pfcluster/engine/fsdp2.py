@@ -46,10 +46,9 @@ class Fsdp2Engine(Engine):
         mesh = self.mesh if world.size > shard else self.mesh["shard"]
         half = torch.bfloat16 if engine.precision == "bf16_params" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
-        reshard = False if double_backward else None
         for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=False if double_backward else True)
-        self.root: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=not double_backward)
+        self.root: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False if double_backward else None)
         self.optimizer = build_optimizer(self.module, optim)
         self.clip_norm = optim.clip_norm
 
@@ -86,11 +85,11 @@ class Fsdp2Engine(Engine):
     def _weights(self) -> Pieces:
         return {name: _piece(parameter) for name, parameter in self.module.named_parameters()}
 
-    def _optimizer_state(self, *, create: bool) -> Pieces:
+    def _optimizer_state(self) -> Pieces:
         return {
             f"{name}/{slot}": _piece(value)
             for name, parameter in self.module.named_parameters()
-            for slot, value in adam_slots(self.optimizer, parameter, create=create).items()
+            for slot, value in adam_slots(self.optimizer, parameter).items()
         }
 
     def _whole(self, *, averaged: bool) -> StateDict:

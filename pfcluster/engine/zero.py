@@ -93,10 +93,10 @@ class ZeroEngine(Engine):
             for name, flat, start, size, offset in self._fragments()
         }
 
-    def _optimizer_state(self, *, create: bool) -> Pieces:
+    def _optimizer_state(self) -> Pieces:
         found: Pieces = {}
         for name, flat, start, size, offset in self._fragments():
-            for slot, value in adam_slots(self.zero.optimizer, flat, create=create).items():
+            for slot, value in adam_slots(self.zero.optimizer, flat).items():
                 if value.ndim == 0:
                     found[f"{name}/{slot}"] = Piece(value.view(1), 0, ())
                 else:

@@ -30,7 +30,7 @@ PICTURES = 8
 
 
 def _autocast(config: RunConfig, world: World) -> AbstractContextManager[Any]:
-    return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.engine.precision == "bf16")
+    return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.engine.precision != "fp32")
 
 
 def classify_with(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -86,16 +86,14 @@ def final_evaluation(
     config: RunConfig,
     folder: Path,
     dataset: Dataset,
-    modules: dict[str, nn.Module],
+    model: nn.Module,
     judge: poker.Judge | None,
     recognition: Recognition | None,
     world: World,
 ) -> dict[str, Any]:
     """Everything measured once, with the weights of the checkpoint that validation chose. Touches the test split."""
-    best = checkpoint.load(checkpoint.find(folder))
-    model = modules["model"]
-    model.load_state_dict(best.tensors["model"])
-    model.eval()
+    model.load_state_dict(checkpoint.load(folder).weights())
+    model.to(world.device).eval()
     split = dataset.validation if dataset.test is None else dataset.test
     values, _ = evaluate_split(config, model, dataset.validation, dataset.classes, world)
     result: dict[str, Any] = {"validation": values, "pictures": {}, "poker": None, "reconstruction": None}
@@ -133,7 +131,7 @@ def load_judge(config: RunConfig, dataset: Dataset, world: World) -> poker.Judge
         return None
     folder = Path(config.evaluate.judge)
     try:
-        values = checkpoint.load(checkpoint.find(folder))
+        state = checkpoint.load(folder).weights()
         judge_config = load(folder / "config.json")
     except ValueError as error:
         raise ConfigError(f"evaluate.judge: {error}; train one with `jobs/launch.py judge`") from error
@@ -142,7 +140,6 @@ def load_judge(config: RunConfig, dataset: Dataset, world: World) -> poker.Judge
     neutral = neutral_index(dataset.classes)
     if neutral is None:
         raise ConfigError(f"evaluate.judge: {dataset.name} has no neutral class to judge by; leave the judge out")
-    state = values.tensors["model"]
     if len(state["head.weight"]) != len(dataset.classes):
         raise ConfigError(
             f"evaluate.judge: {folder} knows {len(state['head.weight'])} classes, {dataset.name} has"

@@ -19,7 +19,7 @@ def evaluate_run(run: Path, split: str = "test", shards: str | None = None) -> d
     """Scores of a classifier's best checkpoint (see `classification.scores`). Raises ConfigError, DataError,
     CheckpointError.
     """
-    saved = checkpoint.load(checkpoint.find(run))
+    weights = checkpoint.load(run).weights()
     home = next((folder for folder in (run, *run.parents) if (folder / "config.json").is_file()), run)
     config = load(home / "config.json")
     if config.objective == "mae":
@@ -37,7 +37,7 @@ def evaluate_run(run: Path, split: str = "test", shards: str | None = None) -> d
         raise DataError(f"{dataset.name} has no test split; give --split validation")
     with world(config.engine.device) as here:
         model = models.build(config, len(dataset.classes), load_init=False)["model"]
-        model.load_state_dict(saved.tensors["model"])
+        model.load_state_dict(weights)
         model.to(here.device).eval()
         counts = confusion(
             classify_with(model),

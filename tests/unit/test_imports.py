@@ -11,13 +11,15 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pfcluster"
 
 LEVELS = [
-    {"config", "emotions", "files"},
-    {"config_json", "nn", "losses", "dist", "signals", "checkpoint"},
-    {"optim", "provenance", "record", "progress", "weights"},
+    {"config", "emotions", "files", "pieces"},
+    {"config_json", "nn", "losses", "dist", "signals", "dcp"},
+    {"checkpoint", "optim", "provenance", "record", "progress"},
+    {"saver", "weights"},
     {"engine", "data", "models", "presets"},
     {"steps"},
     {"evaluate", "profile"},
     {"train"},
+    {"parity"},
     {"launch", "app", "report"},
 ]
 ONLY_WHERE_USED = {
