@@ -130,9 +130,7 @@ def _chunk(piece: Piece) -> ChunkStorageMetadata:
 
 
 def _write_item(key: str, piece: Piece) -> WriteItem:
-    data = TensorWriteData(
-        _chunk(piece), TensorProperties.create_from_tensor(piece.values), torch.Size([piece.total])
-    )
+    data = TensorWriteData(_chunk(piece), TensorProperties.create_from_tensor(piece.values), torch.Size([piece.total]))
     return WriteItem(MetadataIndex(key, torch.Size([piece.offset])), WriteItemType.SHARD, tensor_data=data)
 
 

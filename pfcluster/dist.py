@@ -16,7 +16,6 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-
 T = TypeVar("T")
 
 
@@ -90,11 +89,13 @@ def world(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
     here = World(rank, size, place)
     if size > 1:
         ensure_group(here, timeout)
+    failed = True
     try:
         yield here
+        failed = False
     finally:
-        if torch_dist.is_initialized() and not found:
-            torch_dist.destroy_process_group()
+        if torch_dist.is_initialized() and not found and (size == 1 or not failed):
+            torch_dist.destroy_process_group()  # after a failure it may wait for ranks that are gone
 
 
 def ensure_group(here: World, timeout: float) -> None:

@@ -83,7 +83,7 @@ def train(config: RunConfig, backend: str, world: World) -> tuple[Tensor, dict[s
     modules = models.build(config, CLASSES)
     engines = build_engines(config, backend, modules, world)
     objective = build(config, engines, world)
-    log = {}
+    log: dict[str, float] = {}
     for step in range(STEPS):
         chance = generator(0, "parity", step)
         size = (config.batch_size, 3, config.data.size, config.data.size)

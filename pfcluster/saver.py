@@ -36,7 +36,9 @@ class Saver:
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.sweep(folder)
         if world.size > 1:  # the writing threads talk beside the training
-            self.group = torch_dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            group = torch_dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            assert isinstance(group, ProcessGroup)
+            self.group = group
         world.barrier()
 
     def save(
@@ -45,7 +47,9 @@ class Saver:
         """Copy the pieces and write them, with `state` beside them, in the background or at once. A collective."""
         began = time.monotonic()
         self.wait()
-        copies = {key: Piece(piece.values.to("cpu", copy=True), piece.offset, piece.shape) for key, piece in pieces.items()}
+        copies = {
+            key: Piece(piece.values.to("cpu", copy=True), piece.offset, piece.shape) for key, piece in pieces.items()
+        }
         self._thread = threading.Thread(target=self._write, args=(step, copies, shapes, state, best), daemon=True)
         self._thread.start()
         if not self.asynchronous:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +20,17 @@ from pfcluster.data.reader import read_ahead, sample_indices
 from pfcluster.data.source import Dataset, RawBatch, open_dataset
 from pfcluster.dist import World, world
 from pfcluster.emotions import neutral_index
-from pfcluster.engine.base import Engine, NonFiniteError
+from pfcluster.engine.base import Engine, EngineError, NonFiniteError
 from pfcluster.engine.build import build_engine, choose
+from pfcluster.engine.marks import seconds
 from pfcluster.evaluate.final import evaluate_split, final_evaluation, load_judge
 from pfcluster.files import write_atomically
+from pfcluster.heartbeat import Heartbeat
 from pfcluster.losses import inverse_frequency
 from pfcluster.nn.mae import MAE
 from pfcluster.nn.recognition import Recognition, find_weights, load_net
 from pfcluster.optim import Plateau, learning_rate
+from pfcluster.pace import Pace
 from pfcluster.pieces import Pieces
 from pfcluster.progress import Progress
 from pfcluster.record import MetricsLog
@@ -60,7 +64,7 @@ def run(config: RunConfig, folder: Path, command: str | None = None) -> dict[str
     Returns the content of `result.json`: status "finished", or "interrupted" after a signal, with a checkpoint. A
     folder
     that is finished already gives its result again. Raises ValueError subclasses for what users can mend,
-    TrainingError.
+    TrainingError, OSError for a disk, and LostRankError where another rank is the reason.
     """
     with world(config.engine.device, config.engine.timeout) as here, StopRequest() as stop:
         if config.batch_size % (here.size * config.engine.accumulate):
@@ -69,7 +73,21 @@ def run(config: RunConfig, folder: Path, command: str | None = None) -> dict[str
                 f" ({config.engine.accumulate}), got {config.batch_size}"
             )
         finished = _claim(config, folder, here, command)
-        return finished if finished is not None else Trainer(config, folder, here, stop).train()
+        if finished is not None:
+            return finished
+        with Heartbeat(here, config.engine.timeout) as heartbeat:
+            try:
+                return Trainer(config, folder, here, stop, heartbeat).train()
+            except (RuntimeError, ConnectionError) as error:
+                if here.size == 1 or not _of_communication(error):
+                    raise
+                raise heartbeat.blame(error) from error
+
+
+def _of_communication(error: Exception) -> bool:
+    """Whether an error may be another rank's. gloo and NCCL raise plain RuntimeErrors."""
+    ours = isinstance(error, TrainingError | EngineError | NonFiniteError)
+    return not ours and re.search(r"gloo|nccl|connection|timed out|store|socket", str(error), re.IGNORECASE) is not None
 
 
 def _claim(config: RunConfig, folder: Path, here: World, command: str | None) -> dict[str, Any] | None:
@@ -100,8 +118,8 @@ def _claim(config: RunConfig, folder: Path, here: World, command: str | None) ->
 class Trainer:
     """One run in one process."""
 
-    def __init__(self, config: RunConfig, folder: Path, here: World, stop: StopRequest) -> None:
-        self.config, self.folder, self.world, self.stop = config, folder, here, stop
+    def __init__(self, config: RunConfig, folder: Path, here: World, stop: StopRequest, heartbeat: Heartbeat) -> None:
+        self.config, self.folder, self.world, self.stop, self.heartbeat = config, folder, here, stop, heartbeat
         self.dataset = open_dataset(config.data, config.seed)
         self.judge = load_judge(config, self.dataset, here)
         modules = models.build(config, len(self.dataset.classes))
@@ -120,6 +138,7 @@ class Trainer:
             asynchronous=config.checkpoint.asynchronous,
             timeout=config.engine.timeout,
         )
+        self.pace = Pace(folder, here)
         self.state = State()
 
     def train(self) -> dict[str, Any]:
@@ -131,6 +150,12 @@ class Trainer:
         with MetricsLog(self.folder, self.state.step, self.world) as log:
             status = self._loop(log, progress)
             self.saver.wait()
+            pace = self.pace.summary()
+            if pace is not None:
+                progress.say(
+                    f"slowest rank: {pace['slowest_rank']} on {pace['host']}, {pace['busy_ms']} ms a step before it"
+                    f" waits, the median {pace['median_busy_ms']} ms"
+                )
             result = self._result(status)
             if status == "finished":
                 progress.say("final evaluation", stage="evaluate")
@@ -148,21 +173,26 @@ class Trainer:
         """The remaining steps; "finished", or "interrupted" once a signal asked to stop."""
         started, resumed_seconds = time.monotonic(), self.state.seconds
         steps = range(self.state.step, self.total_steps)
+        released = time.monotonic()
         for step, raw in zip(steps, read_ahead(self._read, steps), strict=True):
             for name, engine in self.engines.items():
                 options = self.config.critic_optim if name == "critic" else self.config.optim
                 lr = learning_rate(options, step, self.total_steps, self.state.plateau)
                 engine.set_lr(lr)
+            batches = prepare(raw, self.config, step, self.world)
+            data = time.monotonic() - released
             try:
-                metrics = self.objective.step(prepare(raw, self.config, step, self.world), step)
+                metrics = self.objective.step(batches, step)
             except NonFiniteError as error:
                 raise self._not_finite(step, error) from error
-            self.state.step = step + 1
+            self.state.step = self.heartbeat.step = step + 1
             self.state.seconds = resumed_seconds + time.monotonic() - started
             log.add(metrics)
+            self.pace.add(data, self._forward_seconds(), time.monotonic() - released)
             if self.state.step % self.config.engine.log_every == 0 or self.state.step == self.total_steps:
                 line = log.flush(self.state.step, self._epoch(), self.config.batch_size)
                 progress.update(self.state.step, line)
+                self.pace.flush(self.state.step)
             improved = self._maybe_evaluate(log, progress)
             interrupted = self.world.any(self.stop.requested)
             due = self.state.step % self.config.checkpoint.every_steps == 0 or self.state.step == self.total_steps
@@ -171,7 +201,16 @@ class Trainer:
             if interrupted and self.state.step < self.total_steps:
                 progress.say(f"stopped at step {self.state.step}; the same command goes on from there")
                 return "interrupted"
+            released = time.monotonic()
         return "finished"
+
+    def _forward_seconds(self) -> float:
+        """Time of the step that was just taken from its first forward pass to its first backward."""
+        marks = [(engine.forward_began, engine.backward_began) for engine in self.engines.values()]
+        began, turned = marks[0][0], marks[-1][1]  # Δ, the last engine, has the first turn
+        assert began is not None
+        assert turned is not None
+        return seconds(began, turned)
 
     def _read(self, step: int) -> RawBatch:
         """This rank's samples of a step."""
@@ -284,6 +323,7 @@ class Trainer:
             "processes": self.world.size,
             "engine": {"backend": self.choice.backend, "reason": self.choice.reason},
             "checkpoints": self.saver.summary(),
+            "pace": self.pace.summary(),
             "device": str(self.world.device.type),
             "warning": warning,
             **provenance.read(self.folder),

@@ -17,6 +17,9 @@ from pfcluster.config import (
     RunConfig,
     SyntheticConfig,
 )
+from pfcluster.dist import World
+from pfcluster.pieces import whole_piece
+from pfcluster.saver import Saver
 
 ROOT = Path(__file__).parents[1]
 DATA = DataConfig(size=32, synthetic=SyntheticConfig(train=96, validation=32, test=40, identities=12, nuisance=0.3))
@@ -47,3 +50,12 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     steps = checkpoint.steps(folder / "checkpoints")
     found = checkpoint.verify(checkpoint.step_folder(folder / "checkpoints", steps[-1]))
     return {f"{file}/{name}": value for file, values in found.tensors().items() for name, value in values.items()}
+
+
+def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> Path:
+    """Write a checkpoint as a run of one process does; its folder."""
+    values = {f"{group}/{name}": value for group, held in tensors.items() for name, value in held.items()}
+    saver = Saver(folder, World(0, 1, torch.device("cpu")), keep=100, asynchronous=False, timeout=60)
+    shapes = {key: tuple(value.shape) for key, value in values.items()}
+    saver.save(step, {key: whole_piece(value) for key, value in values.items()}, shapes, state, None)
+    return checkpoint.step_folder(folder, step)

@@ -6,7 +6,6 @@ DeepSpeed or FSDP2 raises EngineError under plain DDP too, before any weight has
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pfcluster.dist import World
+from pfcluster.engine.marks import Mark, mark
 from pfcluster.pieces import Piece, Pieces, whole_piece
 
 StateDict = dict[str, Tensor]
@@ -53,11 +53,13 @@ class Engine(ABC):
         self.average: dict[str, Tensor] = {}
         self.updates = 0
         """Steps taken since the start of the process: tells which engines already moved when a training step failed."""
-        self.backward_began: float | None = None
-        """When this step's first backward began (`time.monotonic`): until then ranks of DDP and ZeRO-1, 2 do not wait
-        for each other."""
+        self.forward_began: Mark | None = None
+        """When the latest step's first forward pass began."""
+        self.backward_began: Mark | None = None
+        """When its first backward began: until then ranks of DDP, ZeRO-1 and 2 do not wait for each other."""
         self._calling = self._in_backward = self._is_frozen = False
         self._open = self._closed = False
+        self._fresh = True
         module.register_forward_pre_hook(self._check_call)
 
     def __call__(self, *inputs: Any, sync: bool = True, **named: Any) -> Any:
@@ -79,6 +81,8 @@ class Engine(ABC):
                 )
             if self._open:
                 raise EngineError("two forward passes wait for one backward: put their inputs into one batch")
+        if self._fresh:
+            self.forward_began, self.backward_began, self._fresh = mark(self.world.device), None, False
         self._calling = True
         try:
             outputs = self._forward(inputs, named, sync=sync)
@@ -100,7 +104,7 @@ class Engine(ABC):
         if not self._open:
             raise EngineError("backward without a forward pass of this engine: each takes one")
         if self.backward_began is None:
-            self.backward_began = time.monotonic()
+            self.backward_began = mark(self.world.device)
         self._in_backward = True
         try:
             self._backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
@@ -126,7 +130,7 @@ class Engine(ABC):
         """
         if self._open or not self._closed:
             raise EngineError("step() must follow the backward of a synchronised pass")
-        self._closed, self.backward_began = False, None
+        self._closed, self._fresh = False, True
         norm = self._step()
         self.updates += 1
         if self.decay:
@@ -161,8 +165,8 @@ class Engine(ABC):
                 parameter.requires_grad_(True)
 
     def pieces(self, name: str, *, loading: bool = False) -> Pieces:
-        """Everything to be saved that this rank holds, as views: `NAME/<parameter>`, `NAME_optimizer/<parameter>/<slot>`
-        and `NAME_ema/<parameter>`.
+        """Everything to be saved that this rank holds, as views: `NAME/<parameter>`, `NAME_ema/<parameter>` and
+        `NAME_optimizer/<parameter>/<slot>`.
 
         Replicated buffers are rank 0's when saving, and everybody's when `loading`; then write into the views and call
         `loaded()`. The optimizer's tensors are made where it has none yet.
@@ -291,7 +295,7 @@ def clipped(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], cl
 
 def adam_slots(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
     """Adam's tensors of a parameter, `ADAM_SLOTS`; made as its first step would make them where none are there."""
-    slots = optimizer.state[parameter] if parameter in optimizer.state else {}
+    slots: dict[str, Tensor] = optimizer.state.get(parameter, {})
     if not slots:
         on_device = parameter.device if optimizer.defaults.get("fused") else "cpu"
         slots = {

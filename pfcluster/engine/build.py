@@ -46,7 +46,7 @@ def choose(engine: EngineConfig, world: World) -> Choice:
     able = [backend for backend in PREFERRED if knows(engine, backend)]
     if world.size == 1 and "ddp" in able:
         return Choice("ddp", "one process has nothing to share")
-    passed_over = []
+    passed_over: list[str] = []
     for backend in able:
         problem = _problem(backend, engine, world)
         if problem is None:

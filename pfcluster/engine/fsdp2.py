@@ -48,7 +48,9 @@ class Fsdp2Engine(Engine):
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
         for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
             fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=not double_backward)
-        self.root: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False if double_backward else None)
+        self.root: Any = fully_shard(
+            module, mesh=mesh, mp_policy=policy, reshard_after_forward=False if double_backward else None
+        )
         self.optimizer = build_optimizer(self.module, optim)
         self.clip_norm = optim.clip_norm
 
@@ -94,10 +96,7 @@ class Fsdp2Engine(Engine):
 
     def _whole(self, *, averaged: bool) -> StateDict:
         if not averaged:
-            return {
-                name: parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
-                for name, parameter in self.module.named_parameters()
-            }
+            return {name: _full(parameter.detach()) for name, parameter in self.module.named_parameters()}
         weights, average = self._weights(), self._averaged()
         group = self.mesh["shard"].get_group()
         pieces = {name: Piece(average[name], piece.offset, piece.shape) for name, piece in weights.items()}
@@ -107,11 +106,16 @@ class Fsdp2Engine(Engine):
         """The pieces are the sharded parameters themselves."""
 
 
+def _full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be cut. A collective."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def _piece(tensor: Tensor) -> Piece:
     """This rank's rows of a tensor cut along its first dimension."""
     if not isinstance(tensor, DTensor):
         return whole_piece(tensor)
     _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    local = tensor.detach().to_local()
+    local: Tensor = tensor.to_local().detach()
     row = tensor.numel() // max(1, tensor.shape[0]) if tensor.ndim else 1
     return Piece(local.view(-1), offsets[0] * row if offsets else 0, tuple(tensor.shape))

@@ -14,7 +14,7 @@ from pfcluster.dist import World
 from pfcluster.engine.base import Engine
 
 TOLERANCE = 1e-4
-"""Relative, of all weights after three steps of Adam: wrong gradients exceed it by orders, rounding does not reach it."""
+"""Relative, of all weights after three steps of Adam: wrong gradients exceed it by orders, rounding never."""
 WIDTH, EACH, STEPS = 24, 4, 3
 
 Builder = Callable[[nn.Module, OptimConfig, EngineConfig, World], Engine]

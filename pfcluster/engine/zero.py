@@ -107,6 +107,7 @@ class ZeroEngine(Engine):
         """Name, the flat fp32 master tensor, where in it this rank's part of the parameter starts, its size, and where
         that part starts in the flattened parameter.
         """
+        parameter: Any  # DeepSpeed hangs its own attributes on them
         for parameter, name in self.names.items():
             if self.stage == 3:
                 group, start, size = self.zero.grad_position[self.zero.get_param_id(parameter)]

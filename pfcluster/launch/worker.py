@@ -29,6 +29,7 @@ def main() -> int:
     import torch
 
     from pfcluster.config_json import load
+    from pfcluster.heartbeat import LostRankError
     from pfcluster.train import TrainingError, run
 
     if options.threads:
@@ -44,6 +45,9 @@ def main() -> int:
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    except LostRankError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(FAILED)  # libraries' own ends would wait for the lost rank
     return FINISHED if result["status"] == "finished" else INTERRUPTED
 
 

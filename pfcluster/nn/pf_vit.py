@@ -32,7 +32,9 @@ class Views(NamedTuple):
 
     def detach(self) -> Views:
         """The same values without their history."""
-        return Views(*(None if value is None else value.detach() for value in self))
+        emotion = None if self.emotion is None else self.emotion.detach()
+        own = {name: value.detach() for name, value in self._asdict().items() if name != "emotion"}
+        return Views(**own, emotion=emotion)
 
 
 class Separator(nn.Module):

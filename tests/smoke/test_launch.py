@@ -220,7 +220,7 @@ def test_a_killed_launcher_takes_its_workers_with_it_and_nothing_is_lost(tmp_pat
             break
         time.sleep(0.1)
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
-    assert checkpoint.load_latest(folder / "checkpoints")[1] == []
+    assert checkpoint.latest(folder / "checkpoints")[1] == []
 
 
 def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "pfcluster"
 LEVELS = [
     {"config", "emotions", "files", "pieces"},
     {"config_json", "nn", "losses", "dist", "signals", "dcp"},
-    {"checkpoint", "optim", "provenance", "record", "progress"},
+    {"checkpoint", "optim", "provenance", "record", "progress", "heartbeat", "pace"},
     {"saver", "weights"},
     {"engine", "data", "models", "presets"},
     {"steps"},

@@ -8,11 +8,12 @@ import pytest
 import timm
 import torch
 
-from pfcluster import checkpoint, models, weights
+from pfcluster import models, weights
 from pfcluster.config import DataConfig, ModelConfig, RunConfig
 from pfcluster.nn.mae import Decoder
 from pfcluster.nn.vit import ViT
 from pfcluster.weights import WeightsError
+from tests.tiny import write_checkpoint
 
 SIZES = {"size": 32, "patch": 8, "width": 48, "depth": 2, "heads": 3}
 
@@ -101,7 +102,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 def test_pf_mag_starts_as_two_copies_of_the_pre_trained_decoder(tmp_path):
     config = RunConfig(objective="mae", data=DataConfig(size=32), model=ModelConfig(patch=8, width=48))
     mae = models.build(config, 8)["model"]
-    checkpoint.save(tmp_path / "checkpoints", 1, {"model": mae.state_dict()}, {})
+    write_checkpoint(tmp_path / "checkpoints", 1, {"model": mae.state_dict()}, {})
     started = replace(config, objective="pf_mag", seed=5, model=replace(config.model, init=str(tmp_path)))
     built = models.build(started, 8)
     generator, critic = built["model"].generator, built["critic"]

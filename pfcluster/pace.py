@@ -1,0 +1,73 @@
+"""Which rank is slow: each one's own time in a step, before it waits for the others."""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+from pfcluster.dist import World
+
+COLUMNS = ("data", "forward", "step")
+
+
+@dataclass
+class Pace:
+    """Seconds of each rank, written to `ranks.jsonl` as milliseconds with every line of metrics.
+
+    `data` is reading, copying and augmenting a batch; `forward` the passes before the first backward, in which DDP,
+    ZeRO-1 and ZeRO-2 do not communicate (under FSDP2 and ZeRO-3 they wait for each other's weights there, so only
+    `data` tells them apart); `step` the whole step.
+    """
+
+    folder: Path
+    world: World
+    pending: list[tuple[float, ...]] = field(default_factory=list)
+    busy: list[list[float]] = field(default_factory=list)
+    """Mean of data + forward of all ranks, one list for each line written."""
+
+    def __post_init__(self) -> None:
+        self.hosts: list[str] = [socket.gethostname()]
+        if self.world.size > 1:
+            self.hosts = [""] * self.world.size
+            torch_dist.all_gather_object(self.hosts, socket.gethostname())
+
+    def add(self, data: float, forward: float, step: float) -> None:
+        """Seconds of one step on this rank."""
+        self.pending.append((data, forward, step))
+
+    def flush(self, step: int) -> None:
+        """Write the means since the last time. A collective."""
+        mine = torch.tensor(self.pending, dtype=torch.float64).mean(0).float().to(self.world.device)
+        self.pending = []
+        if self.world.size == 1:
+            return
+        everyone = [torch.empty_like(mine) for _ in range(self.world.size)]
+        torch_dist.all_gather(everyone, mine)
+        rows = torch.stack(everyone).tolist()
+        self.busy.append([data + forward for data, forward, _ in rows])
+        if self.world.is_main:
+            line = {name: [round(1e3 * row[i], 2) for row in rows] for i, name in enumerate(COLUMNS)}
+            with open(self.folder / "ranks.jsonl", "a") as file:
+                file.write(json.dumps({"step": step, **line}) + "\n")
+
+    def summary(self) -> dict[str, Any] | None:
+        """The slowest rank over all lines of this process, and how it compares with the median; None for one rank."""
+        if not self.busy:
+            return None
+        means = [statistics.fmean(column) for column in zip(*self.busy, strict=True)]
+        slowest = max(range(len(means)), key=means.__getitem__)
+        median = statistics.median(means)
+        return {
+            "slowest_rank": slowest,
+            "host": self.hosts[slowest],
+            "busy_ms": round(1e3 * means[slowest], 2),
+            "median_busy_ms": round(1e3 * median, 2),
+            "over_median": round(means[slowest] / max(median, 1e-9), 3),
+        }
