@@ -6,6 +6,7 @@ the parts it wants. Nothing is pickled.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def write(pieces: Pieces, folder: Path, commit: Callable[[], None], group: Proce
 
     Raises OSError on all ranks where one of them cannot write.
     """
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:
         dist_checkpoint.save(
             dict(pieces),
@@ -111,6 +113,7 @@ def write(pieces: Pieces, folder: Path, commit: Callable[[], None], group: Proce
 
 def read(pieces: Pieces, folder: Path) -> None:
     """Fill the pieces from the files in `folder`. Raises DamageError; each rank reads for itself."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:
         dist_checkpoint.load(
             dict(pieces), storage_reader=HuggingFaceStorageReader(str(folder)), planner=_LoadPlanner(), no_dist=True

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from datetime import timedelta
 from types import TracebackType
 
@@ -164,5 +165,5 @@ class Heartbeat:
         """A connection of our own to the server that the process group was made through."""
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         limit = timedelta(seconds=max(5.0, self.timeout))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return PrefixStore(f"pfcluster-heartbeat-{attempt}", TCPStore(host, port, is_master=False, timeout=limit))
+        own = self.world.from_main(lambda: uuid.uuid4().hex)  # a server may see several runs
+        return PrefixStore(f"pfcluster-heartbeat-{own}", TCPStore(host, port, is_master=False, timeout=limit))

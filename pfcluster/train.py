@@ -72,7 +72,7 @@ def run(config: RunConfig, folder: Path, command: str | None = None) -> dict[str
                 f"batch_size must be a multiple of the number of processes ({here.size}) times engine.accumulate"
                 f" ({config.engine.accumulate}), got {config.batch_size}"
             )
-        finished = _claim(config, folder, here, command)
+        finished = here.from_main(lambda: _claim(config, folder, command))
         if finished is not None:
             return finished
         with Heartbeat(here, config.engine.timeout) as heartbeat:
@@ -90,29 +90,32 @@ def _of_communication(error: Exception) -> bool:
     return not ours and re.search(r"gloo|nccl|connection|timed out|store|socket", str(error), re.IGNORECASE) is not None
 
 
-def _claim(config: RunConfig, folder: Path, here: World, command: str | None) -> dict[str, Any] | None:
+def _claim(config: RunConfig, folder: Path, command: str | None) -> dict[str, Any] | None:
     """Make the run folder this config's own; its result, if it is finished. Raises ConfigError for another's folder."""
-    result = folder / "result.json"
-    known = folder / "config.json"
-    if known.exists():
-        changed = differences(load(known), config)
-        if changed:
-            name, (old, new) = next(iter(changed.items()))
-            raise ConfigError(
-                f"{folder} belongs to another config: {name} is {old!r} there and {new!r} here"
-                f" ({len(changed)} differences); take another folder, or remove that one"
-            )
-    elif here.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(known, to_json(config))
-    here.barrier()
+    known, result = folder / "config.json", folder / "result.json"
+    changed = differences(load(known), config) if known.exists() else {}
+    others = {name: values for name, values in changed.items() if not _only_execution(name)}
+    if others:
+        name, (old, new) = next(iter(others.items()))
+        raise ConfigError(
+            f"{folder} belongs to another config: {name} is {old!r} there and {new!r} here"
+            f" ({len(others)} differences); take another folder, or remove that one"
+        )
     if result.exists():
         values: dict[str, Any] = json.loads(result.read_text())
         if values["status"] == "finished":
             return values
-    if here.is_main:
-        provenance.write(folder, command)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (old, new) in changed.items():
+        provenance.warn(folder, f"{name} was {old!r} and is {new!r} from here on", True)
+    write_atomically(known, to_json(config))
+    provenance.write(folder, command)
     return None
+
+
+def _only_execution(name: str) -> bool:
+    """Whether a field may change when a run goes on: how it is executed and saved, but not in which precision."""
+    return name.startswith(("engine.", "checkpoint.")) and name != "engine.precision"
 
 
 class Trainer:

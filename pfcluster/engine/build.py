@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from pfcluster.config import ConfigError, EngineConfig, OptimConfig
@@ -22,6 +23,7 @@ from pfcluster.engine.ddp import DdpEngine
 PREFERRED = ("zero2", "fsdp2", "ddp")
 KNOWN_WARNINGS = (
     ".*returned a view tensor. An in-place op",  # FSDP2; our steps change nothing in place
+    ".*find_unused_parameters=True was specified",  # DDP; it is meant
     "`broadcast_buffers` is deprecated",  # torch 2.13's name for it is not in 2.9
     ".*is deprecated. Please use `torch.distributed",  # DeepSpeed's calls, one line each a step
 )
@@ -90,7 +92,7 @@ def build_engine(
     """An engine around a module, which is changed in place. A collective."""
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    prepare(module, engine, backend)
+    prepare(module, engine, backend, double_backward=double_backward)
     if backend == "ddp":
         return DdpEngine(module, optim, engine, world, double_backward=double_backward)
     ensure_group(world, engine.timeout)
@@ -104,27 +106,34 @@ def build_engine(
     return ZeroEngine(module, optim, engine, world, stage=stage, double_backward=double_backward)
 
 
-def prepare(module: nn.Module, engine: EngineConfig, backend: str) -> None:
-    """Compile and checkpoint the units of a module, where the config asks for it. Parameter names stay."""
-    if not (engine.compile or engine.recompute):
-        return
+def prepare(module: nn.Module, engine: EngineConfig, backend: str, *, double_backward: bool = False) -> None:
+    """Compile and checkpoint the units of a module where the config asks for it, and give them an attention that can be
+    differentiated twice where `double_backward` does: no fused kernel can. Parameter names stay.
+    """
     for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
         forward: Any = unit.forward
+        if double_backward:
+            forward = functools.partial(_with_math_attention, forward)
         if engine.compile:
             forward = torch.compile(forward, dynamic=False)
         if engine.recompute:
             forward = functools.partial(_recomputed, forward, reentrant=backend == "zero3")
-        unit.forward = forward
+        if forward != unit.forward:
+            unit.forward = forward
+
+
+def _with_math_attention(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    with sdpa_kernel(SDPBackend.MATH):
+        return forward(*inputs, **named)
 
 
 def _recomputed(forward: Callable[..., Any], *inputs: Any, reentrant: bool, **named: Any) -> Any:
     """Call a forward of which autograd keeps only the inputs. ZeRO-3 takes the weights away between two passes, which
     torch's newer, non-reentrant form does not survive.
     """
-    if torch.is_grad_enabled():
-        call = functools.partial(forward, **named)
-        return checkpoint(call, *inputs, use_reentrant=reentrant, preserve_rng_state=False)
-    return forward(*inputs, **named)
+    if not torch.is_grad_enabled():
+        return forward(*inputs, **named)
+    return checkpoint(functools.partial(forward, **named), *inputs, use_reentrant=reentrant, preserve_rng_state=False)
 
 
 def _problem(backend: str, engine: EngineConfig, world: World) -> str | None:

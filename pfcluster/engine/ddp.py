@@ -34,8 +34,14 @@ class DdpEngine(Engine):
         self.replica: DistributedDataParallel | None = None
         if world.size > 1:
             devices = [world.device.index] if world.device.type == "cuda" else None
+            # Looking for unused parameters keeps DDP from ordering its buckets anew after its first step, which would
+            # sum in another order: a run that goes on would differ in its last bits from one that never stopped.
             self.replica = DistributedDataParallel(
-                self.module, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
+                self.module,
+                device_ids=devices,
+                gradient_as_bucket_view=True,
+                broadcast_buffers=False,
+                find_unused_parameters=True,
             )
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:

@@ -6,6 +6,7 @@ neighbouring ranks (the GPUs of a node) and replicated between the groups: hybri
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -65,9 +66,7 @@ class Fsdp2Engine(Engine):
         loss.backward()
         if self.double_backward:
             self.root.set_reshard_after_backward(True)
-            for part in self.module.modules():
-                if isinstance(part, FSDPModule):
-                    part.reshard()
+            self._reshard()
 
     def _input_gradient(self, output: Tensor, inputs: Tensor) -> Tensor:
         if not self.double_backward:
@@ -84,19 +83,29 @@ class Fsdp2Engine(Engine):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
+    def _reshard(self) -> None:
+        """Let go of whole parameters that a pass without a backward left behind."""
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        self._reshard()
+        return self.module.named_parameters()
+
     def _weights(self) -> Pieces:
-        return {name: _piece(parameter) for name, parameter in self.module.named_parameters()}
+        return {name: _piece(parameter) for name, parameter in self._parameters()}
 
     def _optimizer_state(self) -> Pieces:
         return {
             f"{name}/{slot}": _piece(value)
-            for name, parameter in self.module.named_parameters()
+            for name, parameter in self._parameters()
             for slot, value in adam_slots(self.optimizer, parameter).items()
         }
 
     def _whole(self, *, averaged: bool) -> StateDict:
         if not averaged:
-            return {name: _full(parameter.detach()) for name, parameter in self.module.named_parameters()}
+            return {name: _full(parameter.detach()) for name, parameter in self._parameters()}
         weights, average = self._weights(), self._averaged()
         group = self.mesh["shard"].get_group()
         pieces = {name: Piece(average[name], piece.offset, piece.shape) for name, piece in weights.items()}

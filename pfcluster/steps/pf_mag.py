@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pfcluster import losses
 from pfcluster.config import LossWeights, PfMagConfig
@@ -46,8 +45,7 @@ def critic_loss(critic: Engine, views: Views, batch: Batch, setting: Setting, *,
     """L_Δ on real images, reconstructions and poker faces, in one forward pass of Δ."""
     fakes = [views.reconstruction.detach(), views.poker.detach()]
     images = batch.images.detach().requires_grad_(setting.r1 > 0)
-    with sdpa_kernel(SDPBackend.MATH) if setting.r1 > 0 else nullcontext():  # no fused attention differentiates twice
-        logits = critic(torch.cat([images, *fakes]), sync=sync)
+    logits = critic(torch.cat([images, *fakes]), sync=sync)
     real, fake = logits[: len(images)], logits[len(images) :]
     loss = losses.discriminator(real, fake, batch.labels, fake_emotions=setting.fake_emotions)
     if setting.r1 > 0:

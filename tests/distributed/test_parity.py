@@ -1,150 +1,83 @@
-"""Several real processes (gloo) compute what one computes: weights, losses, gradient norms, scores."""
+"""Every engine trains, on 1, 2 and 4 real processes, what one process trains: weights, losses, gradient norms."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import pytest
-import torch
 
-from pfcluster import checkpoint
-from pfcluster.config import RunConfig
-from pfcluster.config_json import to_json
-from tests.tiny import ROOT, config, final_weights
+from tests.distributed.ranks import launch
 
-CASES: dict[str, RunConfig] = {
-    **{objective: config(objective) for objective in ("mae", "finetune", "pf_mag")},
-    **{
-        f"{objective}-accumulate": config(objective, engine=replace(config(objective).engine, accumulate=2))
-        for objective in ("mae", "finetune", "pf_mag")
-    },
-}
+BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+OBJECTIVES = ("mae", "finetune", "pf_mag")
 RANKS = (1, 2, 4)
 TOLERANCE = 1e-6
-"""Relative, over all weights together, after twelve steps in fp32."""
+"""Relative, in fp32: of all weights together after the steps, and of any loss or norm at any of them."""
+BF16 = 3e-2
 
 
-def launch(folders: list[Path], ranks: int) -> None:
-    """Run the configs in `ranks` processes. Raises AssertionError with what the ranks said."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "PYTHONPATH": str(ROOT)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/distributed/worker.py"), *map(str, folders)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    said = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * ranks, "\n".join(said)
+def case(backend: str, objective: str, *, r1: float = 0.0, **options: Any) -> dict[str, Any]:
+    return {"backend": backend, "objective": objective, "r1": r1, "options": options}
+
+
+PLAIN = [case(*names, accumulate=parts) for *names, parts in product(BACKENDS, OBJECTIVES, (1, 2))]
+OPTIONS = [
+    *[case(backend, "pf_mag", r1=0.5, accumulate=parts) for backend in BACKENDS[:4] for parts in (1, 2)],
+    *[case(backend, objective, recompute=True) for backend in BACKENDS for objective in ("mae", "pf_mag")],
+    *[case(backend, "pf_mag", offload_optimizer=True) for backend in BACKENDS[2:]],
+    *[case(backend, "pf_mag", recompute=True, accumulate=2, r1=0.5) for backend in ("fsdp2", "zero2")],
+]
+HALF = [
+    *[case(backend, "pf_mag", precision="bf16") for backend in BACKENDS],
+    *[case(backend, "pf_mag", precision="bf16_params", accumulate=2) for backend in BACKENDS[1:]],
+]
+HYBRID = [case("fsdp2", objective, shard_ranks=2, accumulate=2) for objective in OBJECTIVES]
+COMPILED = [case("ddp", "pf_mag", compile=True)]
+
+
+def name(each: dict[str, Any]) -> str:
+    options = [f"{key}={value}" for key, value in {"r1": each["r1"], **each["options"]}.items() if value]
+    return "-".join([each["backend"], each["objective"], *options])
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
-    """Every case on every number of ranks."""
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[float]]:
+    """Differences of weights and metrics by number of ranks and case."""
     root = tmp_path_factory.mktemp("parity")
     found = {}
     for ranks in RANKS:
-        for name, case in CASES.items():
-            folder = root / f"{name}-{ranks}"
-            folder.mkdir()
-            (folder / "wanted.json").write_text(to_json(case))
-            found[name, ranks] = folder
-        launch([found[name, ranks] for name in CASES], ranks)
+        cases = PLAIN + {1: COMPILED, 2: OPTIONS + HALF, 4: HYBRID}[ranks]
+        result = root / f"{ranks}.json"
+        launch("parity_worker.py", [str(result), json.dumps(cases)], ranks)
+        for each, difference in zip(cases, json.loads(result.read_text()), strict=True):
+            found[ranks, name(each)] = difference
     return found
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("each", PLAIN, ids=name)
+def test_engines_train_what_one_process_trains(measured, each, ranks):
+    assert max(measured[ranks, name(each)]) < TOLERANCE
 
 
-def without_key_biases(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The nets' weights, with the biases of attention's keys set to zero.
-
-    Softmax cancels them: their gradient is zero but for rounding, which Adam, dividing it by its own size, turns into
-    steps of any direction. They change nothing that a net computes.
-    """
-    kept = {}
-    for name, value in weights.items():
-        if name.split("/")[0] not in ("model", "critic"):
-            continue
-        if name.endswith("qkv.bias"):
-            query, key, rest = value.chunk(3)
-            value = torch.cat([query, torch.zeros_like(key), rest])
-        elif name.endswith("key_value.bias"):
-            key, rest = value.chunk(2)
-            value = torch.cat([torch.zeros_like(key), rest])
-        kept[name] = value
-    return kept
+@pytest.mark.parametrize("each", OPTIONS, ids=name)
+def test_options_change_nothing_but_rounding(measured, each):
+    assert max(measured[2, name(each)]) < TOLERANCE
 
 
-def distance(folder: Path, reference: Path) -> float:
-    """Norm of the difference of all weights over the norm of the reference's."""
-    ours, theirs = (without_key_biases(final_weights(path)) for path in (folder, reference))
-    assert ours.keys() == theirs.keys()
-    difference = torch.stack([(ours[name] - theirs[name]).double().norm() for name in theirs]).norm()
-    return (difference / torch.stack([value.double().norm() for value in theirs.values()]).norm()).item()
+@pytest.mark.parametrize("each", HYBRID, ids=name)
+def test_hybrid_sharding_trains_what_one_process_trains(measured, each):
+    assert max(measured[4, name(each)]) < TOLERANCE
 
 
-@pytest.mark.parametrize("ranks", RANKS[1:])
-@pytest.mark.parametrize("case", CASES)
-def test_ranks_train_the_weights_of_one_process(runs, case, ranks):
-    assert distance(runs[case, ranks], runs[case, 1]) < TOLERANCE
+def test_compiled_blocks_train_what_plain_ones_train(measured):
+    assert max(measured[1, name(COMPILED[0])]) < TOLERANCE
 
 
-@pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag"])
-def test_accumulation_trains_the_weights_of_the_whole_batch(runs, objective):
-    assert distance(runs[f"{objective}-accumulate", 1], runs[objective, 1]) < TOLERANCE
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_ranks_log_the_losses_norms_and_scores_of_one_process(runs, case):
-    alone = metrics(runs[case, 1])
-    for ranks in RANKS[1:]:
-        together = metrics(runs[case, ranks])
-        assert len(together) == len(alone)
-        for ours, theirs in zip(together, alone, strict=True):
-            assert ours.keys() == theirs.keys()
-            for name in theirs.keys() - {"images_per_second", "split"}:
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), (name, theirs["step"])
-
-
-def test_ranks_measure_the_poker_faces_of_one_process(runs):
-    alone, together = (json.loads((runs["pf_mag", ranks] / "result.json").read_text()) for ranks in (1, 4))
-    assert together["processes"] == 4
-    assert together["poker"]["n"] == alone["poker"]["n"] == 16
-    for row, cells in alone["poker"]["rows"].items():
-        for name, value in cells.items():
-            assert together["poker"]["rows"][row][name] == (
-                None if value is None else pytest.approx(value, rel=1e-2)
-            ), (row, name)
-    assert together["test"]["n"] == 40
-
-
-def test_a_run_goes_on_with_another_number_of_ranks(runs, tmp_path):
-    """The checkpoint of step 9, made by two ranks, finished by one and by four."""
-    source = checkpoint.step_folder(runs["pf_mag", 2] / "checkpoints", 9)
-    assert source.is_dir()
-    for ranks in (1, 4):
-        folder = tmp_path / str(ranks)
-        (folder / "checkpoints").mkdir(parents=True)
-        (folder / "wanted.json").write_text(to_json(CASES["pf_mag"]))
-        for path in source.iterdir():
-            target = folder / "checkpoints" / source.name / path.name
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(path.read_bytes())
-        launch([folder], ranks)
-        assert min(line["step"] for line in metrics(folder)) == 10
-        assert distance(folder, runs["pf_mag", 1]) < TOLERANCE
+@pytest.mark.parametrize("each", HALF, ids=name)
+def test_bf16_stays_near_fp32_and_is_not_it(measured, each):
+    weights, metrics = measured[2, name(each)]
+    assert 1e-5 < weights < 2e-3
+    assert metrics < BF16

@@ -1,4 +1,4 @@
-"""One rank: `worker.py FOLDER...` runs the config.json of each folder in one process group that it joins first."""
+"""One rank: `run_worker.py FOLDER...` runs the wanted.json of each folder in one process group that it joins first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pfcluster.train import run
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with world("cpu") as here:
+    with world("cpu", 120) as here:
         assert (here.size > 1) == torch_dist.is_initialized()
         for name in sys.argv[1:]:
             assert run(load(Path(name) / "wanted.json"), Path(name))["status"] == "finished"

@@ -1,0 +1,116 @@
+"""One rank: does what is silently wrong under one backend or another, with every engine, and writes how each ended.
+
+`refused_worker.py RESULT`
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pfcluster import models, parity
+from pfcluster.config import EngineConfig
+from pfcluster.dist import World, world
+from pfcluster.engine.base import Engine, EngineError
+from pfcluster.train import build_engines
+
+BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+
+
+def critics_turn(critic: Engine, images: Tensor) -> None:
+    critic.backward(critic(images).square().mean())
+    critic.step()
+
+
+def frozen_but_through_the_engine(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
+    views = pf_vit(images)
+    critics_turn(critic, images)
+    with critic.frozen():
+        pf_vit.backward(critic(views.poker).mean())
+
+
+def raw_but_not_frozen(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
+    views = pf_vit(images)
+    critics_turn(critic, images)
+    pf_vit.backward(critic.module(views.poker).mean())
+
+
+def not_frozen_and_through_the_engine(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
+    views = pf_vit(images)
+    critics_turn(critic, images)
+    pf_vit.backward(critic(views.poker, sync=False).mean())
+
+
+def two_synchronised_backwards_in_a_step(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
+    critic.backward(critic(images).mean())
+    critic.backward(critic(-images).mean())
+
+
+def two_forwards_for_one_backward(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
+    critic.backward(critic(images).mean() + critic(-images).mean())
+
+
+def a_step_without_a_synchronised_pass(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
+    critic.backward(critic(images, sync=False).mean())
+    critic.step()
+
+
+WRONG: tuple[Callable[[Engine, Engine, Tensor], None], ...] = (
+    frozen_but_through_the_engine,
+    raw_but_not_frozen,
+    not_frozen_and_through_the_engine,
+    two_synchronised_backwards_in_a_step,
+    two_forwards_for_one_backward,
+    a_step_without_a_synchronised_pass,
+)
+
+
+def outcome(wrong: Callable[[Engine, Engine, Tensor], None], backend: str, here: World) -> dict[str, object]:
+    """What a wrong step raised, and whether PF-ViT's weights, and Δ's since its own turn, stayed as they were."""
+    config = parity.tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
+    engines = build_engines(config, backend, models.build(config, parity.CLASSES), here)
+    pf_vit, critic = engines["model"], engines["critic"]
+    images = torch.rand(4, 3, 32, 32)
+    before = {name: value.clone() for name, value in pf_vit.model_state().items()}
+    raised = None
+    try:
+        wrong(pf_vit, critic, images)
+    except EngineError as error:
+        raised = str(error)
+    after = pf_vit.model_state()
+    same = all(torch.equal(after[name], value) for name, value in before.items())
+    return {"raised": raised, "pf_vit_unchanged": same, "critic_steps": critic.updates, "pf_vit_steps": pf_vit.updates}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with world("cpu", 60) as here:
+        found = {}
+        for backend, wrong in product(BACKENDS, WRONG):
+            found[f"{backend}/{wrong.__name__}"] = outcome(wrong, backend, here)
+        # Δ's own weights across PF-ViT's whole turn, done right
+        for backend in BACKENDS:
+            config = parity.tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
+            engines = build_engines(config, backend, models.build(config, parity.CLASSES), here)
+            pf_vit, critic = engines["model"], engines["critic"]
+            images = torch.rand(4, 3, 32, 32)
+            views = pf_vit(images)
+            critics_turn(critic, images)
+            before = {name: value.clone() for name, value in critic.model_state().items()}
+            with critic.frozen() as judge:
+                pf_vit.backward(judge(views.poker).square().mean() + views.reconstruction.square().mean())
+            pf_vit.step()
+            after = critic.model_state()
+            same = all(torch.equal(after[name], value) for name, value in before.items())
+            critics_turn(critic, images)
+            moved = any(not torch.equal(critic.model_state()[name], value) for name, value in before.items())
+            found[f"{backend}/right"] = {"critic_unchanged": same, "critic_moved_in_its_own_turn": moved}
+        if here.is_main:
+            Path(sys.argv[1]).write_text(json.dumps(found))

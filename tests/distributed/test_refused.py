@@ -1,0 +1,88 @@
+"""What some backend would compute wrong without a word raises under every engine, before a weight has moved."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pfcluster.config import ConfigError, EngineConfig, OptimConfig, PfMagConfig, RunConfig
+from pfcluster.dist import World
+from pfcluster.engine.build import check, choose
+from tests.distributed.ranks import launch
+from tests.distributed.refused_worker import BACKENDS, WRONG
+
+WORDS = {
+    "frozen_but_through_the_engine": "a frozen engine was called",
+    "raw_but_not_frozen": "raw module was called with its gradients on",
+    "not_frozen_and_through_the_engine": "in another engine's backward",
+    "two_synchronised_backwards_in_a_step": "a synchronised pass is the last of its step",
+    "two_forwards_for_one_backward": "a synchronised pass|two forward passes wait",
+    "a_step_without_a_synchronised_pass": "must follow the backward of a synchronised pass",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    result = tmp_path_factory.mktemp("refused") / "result.json"
+    launch("refused_worker.py", [str(result)], 2)
+    return json.loads(result.read_text())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("wrong", [each.__name__ for each in WRONG])
+def test_silently_wrong_steps_raise(outcomes, backend, wrong):
+    found = outcomes[f"{backend}/{wrong}"]
+    assert any(word in found["raised"] for word in WORDS[wrong].split("|"))
+    assert found["pf_vit_unchanged"]
+    assert found["pf_vit_steps"] == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_discriminator_is_exactly_unchanged_by_pf_vits_turn(outcomes, backend):
+    assert outcomes[f"{backend}/right"] == {"critic_unchanged": True, "critic_moved_in_its_own_turn": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backend": "ddp", "offload_optimizer": True}, "zero1, zero2, zero3"),
+        ({"backend": "ddp", "precision": "bf16_params"}, "fsdp2, zero1"),
+        ({"backend": "zero2", "shard_ranks": 2}, "fsdp2"),
+        ({"backend": "zero3", "compile": True}, "ddp, fsdp2, zero1, zero2"),
+    ],
+)
+def test_options_that_a_backend_does_not_have_are_refused_by_name(options, words):
+    with pytest.raises(ConfigError, match=rf"engine.backend must be one of {words}"):
+        EngineConfig(**options)
+
+
+def test_r1_is_refused_where_it_would_be_wrong():
+    penalty = PfMagConfig(r1=1.0)
+    with pytest.raises(ConfigError, match="ZeRO-3 cannot differentiate twice"):
+        RunConfig(engine=EngineConfig(backend="zero3"), pf_mag=penalty)
+    RunConfig(engine=EngineConfig(backend="zero2"), pf_mag=penalty)
+
+
+def test_an_average_that_nobody_reads_is_refused():
+    with pytest.raises(ConfigError, match=r"critic_optim.ema must be 0"):
+        RunConfig(critic_optim=OptimConfig(ema=0.9))
+
+
+def test_a_group_that_does_not_fit_the_processes_is_refused():
+    with pytest.raises(ConfigError, match=r"shard_ranks must divide the number of processes \(6\), got 4"):
+        check(EngineConfig(backend="fsdp2", shard_ranks=4), 6)
+
+
+def test_a_missing_deepspeed_is_named_before_anything_starts(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs deepspeed, which is not installed: pip install"):
+        check(EngineConfig(backend="zero2"), 2)
+
+
+def test_auto_takes_plain_torch_for_one_process():
+    import torch
+
+    found = choose(EngineConfig(), World(0, 1, torch.device("cpu")))
+    assert (found.backend, found.reason) == ("ddp", "one process has nothing to share")
