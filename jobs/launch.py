@@ -5,6 +5,8 @@
     python jobs/launch.py judge | pretrain | finetune | pf-mag  one stage of it
     python jobs/launch.py evaluate RUN [--split test]           scores of a run's best checkpoint
     python jobs/launch.py report STUDY [--baseline NAME]        mean ± std over seeds, tables and pictures
+    python jobs/launch.py consolidate RUN [--output FILE]       a run's weights as one safetensors file
+    python jobs/launch.py doctor [--processes N]                does every engine train right here
 
 `python jobs/launch.py COMMAND --help` lists the options. Stopped runs go on where they were: give the same command
 again.
@@ -25,9 +27,9 @@ if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
 from pfcluster.launch import commands  # noqa: E402
-from pfcluster.launch.local import LaunchError, run_jobs  # noqa: E402
+from pfcluster.launch.local import LaunchError, run_jobs, run_ranks  # noqa: E402
 
-COMMANDS = ("demo", "study", *commands.TRAINING, "evaluate", "report")
+COMMANDS = ("demo", "study", *commands.TRAINING, "evaluate", "report", "consolidate", "doctor")
 INTERRUPTED = 130
 
 
@@ -46,6 +48,10 @@ def main(arguments: Sequence[str]) -> int:
             return report(rest)
         if command == "evaluate":
             return evaluate(rest)
+        if command == "consolidate":
+            return consolidate(rest)
+        if command == "doctor":
+            return doctor(rest)
         return train(command, rest)
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -114,6 +120,37 @@ def evaluate(arguments: list[str]) -> int:
     table.add_row("macro F1", f"{100 * found['macro_f1']:.2f} %")
     Console().print(table)
     return 0
+
+
+def consolidate(arguments: list[str]) -> int:
+    """One safetensors file from a checkpoint that many ranks wrote; needs no cluster."""
+    from pfcluster import checkpoint
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py consolidate")
+    parser.add_argument("run", type=Path, help="run folder (its best checkpoint), or a checkpoint's")
+    parser.add_argument("--output", type=Path, default=None, help="default: RUN/weights.safetensors")
+    parser.add_argument("--everything", action="store_true", help="optimizers' tensors and the discriminator too")
+    options = parser.parse_args(arguments)
+    output = options.output or options.run / ("everything" if options.everything else "weights")
+    output = output if output.suffix == ".safetensors" else output.with_name(output.name + ".safetensors")
+    record = checkpoint.consolidate(options.run, output, everything=options.everything)
+    size = output.stat().st_size / 2**20
+    Console().print(f"step {record.step}: {output} ({size:,.1f} MiB)", highlight=False, soft_wrap=True)
+    return 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """The doctor in processes of this machine; on a cluster its launcher starts `python -m pfcluster.launch.doctor`."""
+    from pfcluster.launch import doctor as examination
+
+    parser = examination.parser("jobs/launch.py doctor")
+    parser.add_argument("--processes", type=int, default=2, help="ranks on this machine")
+    options = parser.parse_args(arguments)
+    if options.processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {options.processes}")
+    passed = ["--folder", str(options.folder), "--device", options.device, "--backends", *options.backends]
+    passed += ["--json", str(options.json)] if options.json else []
+    return run_ranks("pfcluster.launch.doctor", passed, options.processes)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ class Heartbeat:
     def _suspicion(self) -> str | None:
         """What can be seen of the others after a collective failed: who left, else who is gone, else who is stuck."""
         others = [rank for rank in range(self.world.size) if rank != self.world.rank]
-        gone = [f"{self._name(rank)} is gone" for rank in others if self._silence(rank) > 2.5 * self.interval]
+        gone = [
+            f"{self._name(rank)} gives no sign of life" for rank in others if self._silence(rank) > 2.5 * self.interval
+        ]
         left = [
             f"{self._name(rank)} ended with {self._get('left', rank)}" for rank in others if self._get("left", rank)
         ]
@@ -113,7 +115,7 @@ class Heartbeat:
                     self._verdict = self._store.get("verdict").decode()
                 silent = [rank for rank in self._watched() if self._silence(rank) > self.timeout]
                 if silent and self._verdict is None and not self._blaming:
-                    self._conclude(f"{self._name(silent[0])} has not been heard of for {self.timeout:g} s")
+                    self._conclude(f"{self._name(silent[0])} gave no sign of life for {self.timeout:g} s")
             except RuntimeError:
                 if self._stop.wait(self.timeout):
                     return

@@ -1,15 +1,14 @@
-"""What a config costs before it is run: parameters, FLOPs and memory of one training step, counted on the meta device.
+"""What a training step computes, counted on the meta device before anything runs: parameters, FLOPs, saved activations.
 
 FLOPs are torch's own count (2 for each multiply-add, forward + backward); activations are the bytes that autograd
-saves.
+saves. What a rank holds while it trains is counted in memory.py.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,87 +19,120 @@ from pfcluster import models
 from pfcluster.config import RunConfig
 from pfcluster.dist import World
 from pfcluster.engine.base import Engine, StateDict
+from pfcluster.engine.build import prepare
 from pfcluster.nn.mae import MAE
+from pfcluster.pieces import Pieces
 from pfcluster.steps.batch import Batch
 from pfcluster.steps.finetune import finetune_step
 from pfcluster.steps.mae import mae_step
 from pfcluster.steps.pf_mag import Balance, Setting, pf_mag_step
 
 SAMPLE = 4
-"""Images of the counted step; the counts are linear in them."""
+"""Images of a counted micro-batch; the counts are linear in them."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Cost of a training step. FLOPs and saved bytes for one image, state in bytes (fp32 weights, gradients, two
-    moments).
-    """
+    """Cost of a training step: FLOPs and saved bytes for one image."""
 
     train_parameters: int
     test_parameters: int
     flops: float
     saved_bytes: float
-    state_bytes: int
-
-    def memory(self, images: int) -> float:
-        """Estimated bytes for a step on so many images at a time, without the allocator's overhead."""
-        return self.state_bytes + self.saved_bytes * images
 
 
-class _CountingEngine(Engine):
-    """Runs forward and backward where nothing is computed, and takes no step."""
+class CountingEngine(Engine):
+    """Runs forward and backward where nothing is computed, takes no step and keeps no state."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    backend = "none"
 
-    def __call__(self, *inputs: Any, sync: bool = True, **named: Any) -> Any:
-        return self.module(*inputs, **named)
+    def __init__(self, module: nn.Module, *, precision: str = "fp32") -> None:
+        super().__init__(module, World(0, 1, torch.device("cpu")), precision=precision, ema=0.0)
 
-    def precision(self) -> AbstractContextManager[Any]:
-        return nullcontext()
+    def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
+        with self.precision():
+            return self.module(*inputs, **named)
 
-    def backward(self, loss: Tensor) -> None:
+    def _backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self) -> Tensor:
-        return torch.zeros((), device="meta")
+    def _step(self) -> Tensor:
+        self.module.zero_grad(set_to_none=True)
+        return torch.zeros((), device=next(self.module.parameters()).device)
 
     def set_lr(self, lr: float) -> None:
-        raise AssertionError("a counted step has no optimizer")
+        """Nothing is trained."""
 
-    def model_state(self) -> StateDict:
-        return dict(self.module.state_dict())
+    def loaded(self) -> None:
+        """Nothing is held."""
 
-    def optimizer_state(self) -> StateDict:
+    def _weights(self) -> Pieces:
         return {}
 
-    def load(self, model: StateDict, optimizer: StateDict | None) -> None:
-        self.module.load_state_dict(model)
+    def _optimizer_state(self) -> Pieces:
+        return {}
+
+    def _whole(self, *, averaged: bool) -> StateDict:
+        return {}
 
 
 def profile(config: RunConfig, classes: int, *, recognition: nn.Module | None = None) -> Profile:
-    """Count one step of a config. φ is counted where its module is given (on the meta device)."""
+    """Count one step of a config. φ is counted where its module is given (on the meta device).
+
+    With several micro-batches PF-MAG makes its views twice: the third costs what the second does, so two are counted.
+    """
+    parts = min(config.engine.accumulate, 2)
     with torch.device("meta"):
         modules = models.build(config, classes, load_init=False)
-        batch = meta_batch(config, SAMPLE)
-        flops, saved = count(lambda: _step(config, modules, batch, recognition), modules)
+        engines = {name: CountingEngine(prepared(config, name, module)) for name, module in modules.items()}
+        batches = empty_batches(config, SAMPLE, parts)
+        flops, saved = count(lambda: take_step(config, engines, batches, recognition), modules)
     counts = models.parameter_counts(config, modules)
     return Profile(
         train_parameters=counts["train"],
         test_parameters=counts["test"],
-        flops=flops / SAMPLE,
-        saved_bytes=saved / SAMPLE,
-        state_bytes=16 * counts["train"],
+        flops=flops / (SAMPLE * parts),
+        saved_bytes=saved / (SAMPLE * parts),
     )
 
 
-def meta_batch(config: RunConfig, images: int) -> Batch:
-    """A batch of the config's shapes without contents, on torch's default device (call it under `meta`)."""
-    return Batch(
-        torch.empty(images, 3, config.data.size, config.data.size),
-        torch.empty(images, dtype=torch.long),
-        torch.empty(images, (config.data.size // config.model.patch) ** 2, dtype=torch.long),
-    )
+def prepared(config: RunConfig, name: str, module: nn.Module) -> nn.Module:
+    """A module as the config's engines prepare it, but not compiled: recomputation, attention that R1 can
+    differentiate.
+    """
+    options = replace(config.engine, compile=False)
+    prepare(module, options, options.backend, double_backward=name == "critic" and config.pf_mag.r1 > 0)
+    return module
+
+
+def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
+    """A step's micro-batches of so many images without contents, on torch's default device: views of one batch, as
+    `prepare` makes them.
+    """
+    count = images * parts
+    pictures = torch.empty(count, 3, config.data.size, config.data.size)
+    labels = torch.empty(count, dtype=torch.long)
+    patches = (config.data.size // config.model.patch) ** 2
+    orders: Sequence[Tensor | None] = [None] * parts
+    if config.objective == "mae":
+        orders = torch.empty(count, patches, dtype=torch.long).chunk(parts)
+    return [Batch(*part) for part in zip(pictures.chunk(parts), labels.chunk(parts), orders, strict=True)]
+
+
+def take_step(
+    config: RunConfig, engines: dict[str, CountingEngine], batches: Sequence[Batch], recognition: nn.Module | None
+) -> None:
+    """The real step of a config's objective, after the warm-up."""
+    engine = engines["model"]
+    model = engine.module
+    if isinstance(model, MAE):
+        mae_step(batches, engine, kept=model.kept, patch=config.model.patch, norm_pixels=config.mae.norm_pixels)
+    elif config.objective == "finetune":
+        finetune_step(batches, engine, class_weights=None, label_smoothing=config.classifier.label_smoothing)
+    else:
+        setting = Setting(0, None, 0.0, config.pf_mag.fake_emotions, recognition, config.pf_mag.r1)
+        balance = Balance(config.pf_mag.weights, False, 1, 1.0, 1.0, engine.world)
+        pf_mag_step(batches, engine, engines["critic"], setting, balance, warm=False)
 
 
 def count(step: Callable[[], None], modules: dict[str, nn.Module]) -> tuple[int, int]:
@@ -118,16 +150,3 @@ def count(step: Callable[[], None], modules: dict[str, nn.Module]) -> tuple[int,
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         step()
     return counter.get_total_flops(), sum(size for size, _ in saved.values())
-
-
-def _step(config: RunConfig, modules: dict[str, nn.Module], batch: Batch, recognition: nn.Module | None) -> None:
-    model = modules["model"]
-    engine = _CountingEngine(model)
-    if isinstance(model, MAE):
-        mae_step([batch], engine, kept=model.kept, patch=config.model.patch, norm_pixels=config.mae.norm_pixels)
-    elif config.objective == "finetune":
-        finetune_step([batch], engine, class_weights=None, label_smoothing=0.0)
-    else:
-        setting = Setting(0, None, 0.0, config.pf_mag.fake_emotions, recognition)
-        balance = Balance(config.pf_mag.weights, False, 1, 1.0, 1.0, World(0, 1, torch.device("meta")))
-        pf_mag_step([batch], engine, _CountingEngine(modules["critic"]), setting, balance, warm=False)

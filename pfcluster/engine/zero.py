@@ -195,6 +195,7 @@ def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, values: dic
     """A DeepSpeedEngine in the process group that is there already."""
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # misses CUDA, which nobody asked for
     import deepspeed
     from deepspeed.utils import logger
 

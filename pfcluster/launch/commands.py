@@ -150,6 +150,7 @@ def preflight(stages: Sequence[Sequence[Job]], processes: int) -> None:
     from pfcluster import models
     from pfcluster.data.source import open_dataset
     from pfcluster.dist import World, world
+    from pfcluster.engine.build import check
     from pfcluster.evaluate.final import load_judge
     from pfcluster.nn.recognition import find_weights
 
@@ -165,6 +166,7 @@ def preflight(stages: Sequence[Sequence[Job]], processes: int) -> None:
                 f"batch_size must be a multiple of --processes {processes} times engine.accumulate"
                 f" {config.engine.accumulate}, got {config.batch_size}"
             )
+        check(config.engine, processes)
         dataset = open_dataset(config.data, config.seed)
         if config.model.init is not None and config.model.init not in coming:
             models.build(config, len(dataset.classes))

@@ -66,16 +66,19 @@ class _Running:
     offset: int = 0
     values: dict[str, float] = field(default_factory=dict)
     step: int = 0
+    lost: int = 0
+    """The rank that ended badly first."""
 
     def poll(self) -> int | None:
         """None while all ranks run; the first exit code that is not 0, as soon as there is one; 0 once all ended
         well.
         """
         codes = [process.poll() for process in self.processes]
-        bad = [code for code in codes if code not in (None, FINISHED, INTERRUPTED)]
+        bad = [rank for rank, code in enumerate(codes) if code not in (None, FINISHED, INTERRUPTED)]
         if bad:
+            self.lost = bad[0]
             self.signal(signal.SIGKILL)  # the others may wait in a collective for ever
-            return bad[0]
+            return codes[self.lost]
         return None if None in codes else max(code for code in codes if code is not None)
 
     def signal(self, number: int) -> None:
@@ -193,16 +196,9 @@ def _start(job: Job, processes: int, threads: int, command: str) -> _Running:
     wanted = job.folder / "wanted.json"
     write_atomically(wanted, to_json(job.config))
     arguments = [str(wanted), str(job.folder), "--threads", str(threads), "--command", command]
-    shared = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1")
-    if processes > 1:
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
-    else:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-            shared.pop(name, None)
     started, files = [], []
-    for rank in range(processes):
+    for rank, ranked in enumerate(rank_environments(processes, threads)):
         path = logs / f"rank-{rank}.log"
-        ranked = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
         with open(path, "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pfcluster.launch.worker", *arguments],
@@ -217,6 +213,40 @@ def _start(job: Job, processes: int, threads: int, command: str) -> _Running:
     return _Running(job, started, files)
 
 
+def rank_environments(processes: int, threads: int) -> list[dict[str, str]]:
+    """The environment of each process of a group on this machine: how they find each other, and their threads."""
+    shared = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1")
+    shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of an option that is meant (engine/ddp.py)
+    if processes == 1:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            shared.pop(name, None)
+        return [shared]
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def run_ranks(module: str, arguments: Sequence[str], processes: int) -> int:
+    """Run `python -m module` in a group of processes of which only rank 0's words are shown; -> 0, or the first exit
+    code that is another.
+    """
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=environment,
+            stdout=None if rank == 0 else subprocess.DEVNULL,
+            stderr=None if rank == 0 else subprocess.DEVNULL,
+        )
+        for rank, environment in enumerate(rank_environments(processes, threads))
+    ]
+    try:
+        codes = [process.wait() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return next((code for code in codes if code), 0)
+
+
 def _failure(running: _Running, code: int) -> LaunchError:
     """What the failed run said: one line for a user's error, the end of the log for anything else."""
     for log in running.logs:
@@ -224,10 +254,12 @@ def _failure(running: _Running, code: int) -> LaunchError:
         told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         if told:
             return LaunchError(f"{running.job.label}: {told[-1]}", USER_ERROR if code == USER_ERROR else 1)
-    tails = "\n".join(line for log in running.logs for line in log.read_text(errors="replace").splitlines()[-15:])
-    return LaunchError(
-        f"{running.job.label} ended with code {code}; the end of its log ({running.logs[0]}):\n{tails}", 1
-    )
+    log = running.logs[running.lost]
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    who = f"rank {running.lost} of {running.job.label}" if len(running.logs) > 1 else running.job.label
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    advice = "checkpoints from before are whole, the same command goes on"
+    return LaunchError(f"{who} {how}; {advice}. The end of its log ({log}):\n{tail}", 1)
 
 
 def _free_port() -> int:
