@@ -196,6 +196,7 @@ def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, values: dic
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # misses CUDA, which nobody asked for
+    os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))  # it insists, also for a single process
     import deepspeed
     from deepspeed.utils import logger
 

@@ -7,6 +7,7 @@ srun ... python -m pfcluster.launch.doctor              the ranks that a launche
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -88,13 +89,13 @@ def _bandwidth(here: World) -> list[dict[str, Any]]:
     for size in SIZES:
         whole = torch.zeros(size // 4 // here.size * here.size, device=here.device)
         part = torch.zeros(len(whole) // here.size, device=here.device)
-        collectives: dict[str, tuple[Callable[[], Any], float]] = {
-            "all-reduce": (lambda whole=whole: torch_dist.all_reduce(whole), 2 * ring),
-            "all-gather": (lambda whole=whole, part=part: torch_dist.all_gather_into_tensor(whole, part), ring),
-            "reduce-scatter": (lambda whole=whole, part=part: torch_dist.reduce_scatter_tensor(part, whole), ring),
+        collectives: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...], float]] = {
+            "all-reduce": (torch_dist.all_reduce, (whole,), 2 * ring),
+            "all-gather": (torch_dist.all_gather_into_tensor, (whole, part), ring),
+            "reduce-scatter": (torch_dist.reduce_scatter_tensor, (part, whole), ring),
         }
-        for name, (call, factor) in collectives.items():
-            seconds = _timed(here, call)
+        for name, (call, tensors, factor) in collectives.items():
+            seconds = _timed(here, functools.partial(call, *tensors))
             sent = factor * 4 * len(whole)
             rows.append(
                 {"collective": name, "bytes": size, "ms": 1e3 * seconds, "gigabytes_per_s": sent / seconds / 1e9}

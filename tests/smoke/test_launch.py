@@ -97,12 +97,6 @@ def test_evaluate_repeats_the_scores_of_the_run(study):
     assert "has no classes to score" in refused.stderr
 
 
-def test_two_processes_from_the_command_line(tmp_path):
-    done = launch("pretrain", *TINY, "--processes", "2", "--output", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "mae/seed-0/result.json").read_text())["processes"] == 2
-
-
 def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
     done = launch("pf-mag", *TINY, "--seeds", "3", "4", "--dry-run", "--output", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr

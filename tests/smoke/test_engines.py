@@ -1,0 +1,92 @@
+"""Engines from the command line: chosen, named, changed on the way, examined, and their checkpoints made one file."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.smoke.test_launch import LAUNCH, TINY, launch, wait_for_step
+from tests.tiny import ROOT
+
+
+def test_a_run_over_two_processes_says_which_engine_it_took_and_why(tmp_path):
+    done = launch("pretrain", *TINY, "--processes", "2", "--optim.ema", "0.9", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "mae/seed-0"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["processes"] == 2
+    assert result["engine"]["backend"] == "zero2"
+    assert "differs from one process by no more than" in result["engine"]["reason"]
+    log = (folder / "logs/rank-0.log").read_text()
+    assert "engine zero2 (differs from" in log
+    assert "slowest rank: " in log
+    assert "Warning" not in log
+    assert result["checkpoints"]["written"] >= 3
+    assert result["checkpoints"]["bytes"] > 0
+
+    made = launch("consolidate", str(folder))
+    assert made.returncode == 0, made.stderr
+    assert str(folder / "weights.safetensors") in made.stdout.replace("\n", "")
+    assert "encoder.cls_token" in load_file(folder / "weights.safetensors")
+    tuned = ["finetune", *TINY, "--max-steps", "2", "--model.init", str(folder / "weights.safetensors")]
+    started = launch(*tuned, "--output", str(tmp_path))
+    assert started.returncode == 0, started.stderr
+
+
+def test_an_interrupted_run_goes_on_with_another_engine_and_says_so(tmp_path):
+    common = ["pf-mag", *TINY, "--epochs", "40", "--output", str(tmp_path)]
+    first = [*common, "--processes", "2", "--engine.backend", "fsdp2"]
+    launcher = subprocess.Popen([*LAUNCH, *first], cwd=ROOT, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "pf-vit/seed-0"
+    wait_for_step(launcher, folder, 6)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=120) == 130
+    shorter = [*common, "--engine.backend", "ddp", "--max-steps", "30"]
+    refused = launch(*shorter)
+    assert refused.returncode == 2
+    assert "belongs to another config: max_steps" in refused.stderr
+    done = launch(*common, "--engine.backend", "ddp", "--engine.accumulate", "2")
+    assert done.returncode == 0, done.stderr
+    assert "engine.backend was 'fsdp2' and is 'ddp' from here on" in (folder / "warnings.log").read_text()
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["engine"]["backend"], result["processes"], result["steps"]) == ("ddp", 1, 240)
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(1, 241))
+
+
+def test_the_doctor_examines_the_engines_the_net_and_the_folder(tmp_path):
+    found = tmp_path / "found.json"
+    call = ["doctor", "--processes", "2", "--backends", "ddp", "fsdp2", "zero2", "--device", "cpu"]
+    done = launch(*call, "--folder", str(tmp_path), "--json", str(found))
+    assert done.returncode == 0, done.stderr
+    for words in ("2 ranks", "difference to one process", "all-reduce", "seen by all", "engine auto takes zero2"):
+        assert words in done.stdout
+    values = json.loads(found.read_text())
+    assert [row["ok"] for row in values["parity"]] == [True] * 6
+    assert all(0 < row["weights"] < 1e-6 for row in values["parity"])
+    assert len(values["bandwidth"]) == 9
+    assert not list(tmp_path.glob(".doctor-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pf-mag", "--engine.backend", "zero3", "--pf-mag.r1", "1"], "ZeRO-3 cannot differentiate twice"),
+        (["pretrain", "--engine.backend", "zero2", "--engine.shard-ranks", "2"], "engine.backend must be one of fsdp2"),
+        (["pretrain", "--processes", "3", "--batch-size", "48", "--engine.shard-ranks", "2"], "must divide the number"),
+        (["pf-mag", "--critic-optim.ema", "0.9"], "nothing reads"),
+        (["pretrain", "--engine.backend", "zero4"], "zero4"),
+        (["consolidate", "nowhere"], "neither a run with checkpoints nor a checkpoint"),
+        (["doctor", "--processes", "0"], "--processes must be at least 1"),
+    ],
+)
+def test_bad_calls_end_with_plain_words(tmp_path, arguments, words):
+    options = ["--output", str(tmp_path / "runs")] if arguments[0] not in ("consolidate", "doctor") else []
+    done = launch(*arguments, *options)
+    assert done.returncode == 2, done.stdout
+    assert words in " ".join(done.stderr.split())
+    assert not (tmp_path / "runs").exists()
