@@ -44,9 +44,13 @@ class Engine(ABC):
     backend: str
     """The name by which `engine.backend` asks for it."""
 
-    def __init__(self, module: nn.Module, world: World, *, precision: str, ema: float) -> None:
-        """`ema` is the decay of an exponential moving average of the weights; 0 keeps none."""
-        self.module, self.world = module, world
+    def __init__(
+        self, module: nn.Module, world: World, *, precision: str, ema: float, double_backward: bool = False
+    ) -> None:
+        """`ema` is the decay of an exponential moving average of the weights, 0 keeps none; `double_backward` allows
+        `input_gradient`.
+        """
+        self.module, self.world, self.double_backward = module, world, double_backward
         self.shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
         self.autocast = precision != "fp32"
         self.decay = ema
@@ -116,11 +120,14 @@ class Engine(ABC):
         """The gradient of a scalar made of a pass's outputs by that pass's inputs, itself differentiable; the pass's
         `backward` must follow. Raises EngineError on an engine that was not built for it.
         """
+        if not self.double_backward:
+            raise EngineError("this engine was not built for input_gradient: it needs double_backward=True")
         self._in_backward = True
         try:
-            return self._input_gradient(output, inputs)
+            (gradient,) = torch.autograd.grad(output, inputs, create_graph=True)
         finally:
             self._in_backward = False
+        return gradient
 
     def step(self) -> Tensor:
         """Clip, update the weights and their average, forget the gradients; -> the gradients' global norm before
@@ -232,10 +239,6 @@ class Engine(ABC):
     @abstractmethod
     def _whole(self, *, averaged: bool) -> StateDict:
         """Whole fp32 parameters, or their average, by name."""
-
-    def _input_gradient(self, output: Tensor, inputs: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(output, inputs, create_graph=True)
-        return gradient
 
     def _averaged(self) -> dict[str, Tensor]:
         """The moving average of this rank's weights; it starts as a copy of them."""

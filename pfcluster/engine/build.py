@@ -157,5 +157,8 @@ def _problem(backend: str, engine: EngineConfig, world: World) -> str | None:
 
 
 def _plain(backend: str, module: nn.Module, optim: OptimConfig, engine: EngineConfig, world: World) -> Engine:
-    bare = EngineConfig(**vars(engine) | {"backend": backend, "compile": False, "recompute": False})
+    if backend == "ddp":
+        bare = EngineConfig(device=engine.device, timeout=engine.timeout)
+    else:
+        bare = EngineConfig(**vars(engine) | {"backend": backend, "compile": False, "recompute": False})
     return build_engine(backend, module, optim, bare, world)

@@ -28,7 +28,9 @@ class DdpEngine(Engine):
         *,
         double_backward: bool = False,
     ) -> None:
-        super().__init__(module.to(world.device), world, precision=engine.precision, ema=optim.ema)
+        super().__init__(
+            module.to(world.device), world, precision=engine.precision, ema=optim.ema, double_backward=double_backward
+        )
         self.optimizer = build_optimizer(self.module, optim)
         self.clip_norm = optim.clip_norm
         self.replica: DistributedDataParallel | None = None

@@ -18,7 +18,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from pfcluster.config import EngineConfig, OptimConfig
 from pfcluster.dist import World
-from pfcluster.engine.base import Engine, EngineError, StateDict, adam_slots, clipped
+from pfcluster.engine.base import Engine, StateDict, adam_slots, clipped
 from pfcluster.optim import build_optimizer
 from pfcluster.pieces import Piece, Pieces, gather, whole_piece
 
@@ -39,8 +39,9 @@ class Fsdp2Engine(Engine):
     ) -> None:
         """`double_backward` keeps the weights whole from the forward to the end of the backward: `input_gradient` needs
         them twice."""
-        super().__init__(module.to(world.device), world, precision=engine.precision, ema=optim.ema)
-        self.double_backward = double_backward
+        super().__init__(
+            module.to(world.device), world, precision=engine.precision, ema=optim.ema, double_backward=double_backward
+        )
         shard = engine.shard_ranks or world.size
         sizes, names = ((world.size // shard, shard), ("replicate", "shard"))
         self.mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=names)
@@ -67,11 +68,6 @@ class Fsdp2Engine(Engine):
         if self.double_backward:
             self.root.set_reshard_after_backward(True)
             self._reshard()
-
-    def _input_gradient(self, output: Tensor, inputs: Tensor) -> Tensor:
-        if not self.double_backward:
-            raise EngineError("this engine was not built for input_gradient: it needs double_backward=True")
-        return super()._input_gradient(output, inputs)
 
     def _step(self) -> Tensor:
         norm = clipped(self.optimizer, list(self.module.parameters()), self.clip_norm)

@@ -48,7 +48,7 @@ def difference(build: Builder, reference: Builder, engine: EngineConfig, world: 
         nets = _Net(WIDTH), _Net(1)
     plain = replace(engine, precision="fp32")
     alone = World(0, 1, world.device)
-    wanted = _play(copy.deepcopy(nets), reference, replace(plain, backend="ddp"), alone, samples)
+    wanted = _play(copy.deepcopy(nets), reference, plain, alone, samples)
     found = _play(nets, build, plain, world, samples)
     return float((found - wanted).norm() / wanted.norm())
 

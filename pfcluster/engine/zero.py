@@ -40,11 +40,13 @@ class ZeroEngine(Engine):
         stage: int,
         double_backward: bool = False,
     ) -> None:
-        """`double_backward` allows `input_gradient`. Raises EngineError for it on stage 3."""
-        super().__init__(module.to(world.device), world, precision=engine.precision, ema=optim.ema)
+        """Raises EngineError for `double_backward` on stage 3."""
+        super().__init__(
+            module.to(world.device), world, precision=engine.precision, ema=optim.ema, double_backward=double_backward
+        )
         if double_backward and stage == 3:
             raise EngineError("ZeRO-3 cannot differentiate twice (R1): take zero2, fsdp2 or ddp")
-        self.stage, self.backend, self.double_backward = stage, f"zero{stage}", double_backward
+        self.stage, self.backend = stage, f"zero{stage}"
         self.buffers = {name: buffer.clone() for name, buffer in super()._saved_buffers().items()}
         if self.autocast:
             module.forward = _under(self.precision, module.forward)  # DeepSpeed's forward switches an outer one off
@@ -71,11 +73,6 @@ class ZeroEngine(Engine):
 
     def _backward(self, loss: Tensor) -> None:
         self.inner.backward(loss)
-
-    def _input_gradient(self, output: Tensor, inputs: Tensor) -> Tensor:
-        if not self.double_backward:
-            raise EngineError("this engine was not built for input_gradient: it needs double_backward=True")
-        return super()._input_gradient(output, inputs)
 
     def _step(self) -> Tensor:
         self.inner.step()

@@ -71,3 +71,8 @@ def test_reconstruction_counts_the_poker_face_of_neutral_inputs_only():
 def test_orthogonality_is_the_absolute_cosine():
     a = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     assert losses.orthogonality(a, torch.tensor([[0.0, 2.0], [-3.0, 0.0]])).item() == pytest.approx(0.5)
+
+
+def test_the_gradient_penalty_is_half_the_mean_squared_norm():
+    slope = torch.tensor([[[[3.0, 4.0]]], [[[0.0, 1.0]]]])
+    assert losses.gradient_penalty(slope).item() == pytest.approx(0.5 * (25 + 1) / 2)

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.reference import plain_pf_mag_step
-from pfcluster import models, presets
+from pfcluster import losses, models, presets
 from pfcluster.config import EngineConfig, LossWeights, ModelConfig, OptimConfig, RunConfig
 from pfcluster.dist import World
-from pfcluster.engine.base import NonFiniteError
+from pfcluster.engine.base import EngineError, NonFiniteError
+from pfcluster.engine.build import build_engine
 from pfcluster.engine.ddp import DdpEngine
 from pfcluster.steps.batch import Batch
 from pfcluster.steps.finetune import finetune_step
@@ -189,3 +191,52 @@ def test_bf16_autocast_keeps_weights_in_fp32_and_comes_near_fp32():
     for name in ("critic", "cls", "adv", "rec"):
         assert found[0][name] != found[1][name]
         assert found[1][name].item() == pytest.approx(found[0][name].item(), rel=0.03), name
+
+
+def test_r1_adds_the_slope_of_the_real_output_to_the_critics_loss():
+    """Against the same computed by hand on plain modules, with its gradients."""
+    weight = 0.7
+    run = replace(config(), pf_mag=replace(config().pf_mag, r1=weight))
+    modules = models.build(run, CLASSES)
+    model = build_engine("ddp", modules["model"], STILL, EngineConfig(), ALONE)
+    critic = build_engine("ddp", modules["critic"], STILL, EngineConfig(), ALONE, double_backward=True)
+    setting = Setting(0, None, 0.0, "ignore", None, weight)
+    balance = Balance(LossWeights(), False, 1, 1.0, 1.0, ALONE)
+    found = pf_mag_step([batch()], model, critic, setting, balance, warm=False)
+
+    plain = models.build(run, CLASSES)
+    images = batch().images.requires_grad_(True)
+    with torch.no_grad():
+        views = plain["model"](images, emotion_view=False)
+    with sdpa_kernel(SDPBackend.MATH):
+        logits = plain["critic"](torch.cat([images, views.reconstruction, views.poker]))
+    real, fake = logits[:6], logits[6:]
+    (slope,) = torch.autograd.grad(real[:, -1].sum(), images, create_graph=True)
+    loss = losses.discriminator(real, fake, batch().labels) + weight / 2 * slope.square().flatten(1).sum(1).mean()
+    loss.backward()
+    assert found["critic"].item() == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in plain["critic"].named_parameters():
+        assert torch.allclose(
+            gradients(critic)[name], parameter.grad.flatten().view_as(parameter), rtol=1e-3, atol=1e-7
+        )
+
+
+def test_an_engine_that_was_not_built_for_it_has_no_second_derivative():
+    modules = models.build(config(), CLASSES)
+    critic = build_engine("ddp", modules["critic"], STILL, EngineConfig(), ALONE)
+    images = batch().images.requires_grad_(True)
+    with pytest.raises(EngineError, match="needs double_backward=True"):
+        critic.input_gradient(critic(images).sum(), images)
+
+
+def test_the_average_of_the_weights_follows_them():
+    run = replace(config(), objective="finetune")
+    engine = DdpEngine(models.build(run, CLASSES)["model"], OptimConfig(lr=0.1, ema=0.5), EngineConfig(), ALONE)
+    average = None
+    for _ in range(3):
+        finetune_step([batch()], engine, class_weights=None, label_smoothing=0.0)
+        now = engine.module.head.weight.detach().clone()
+        average = now if average is None else 0.5 * average + 0.5 * now
+    assert torch.allclose(engine.model_state(averaged=True)["head.weight"], average)
+    assert torch.equal(engine.model_state()["head.weight"], now)
+    assert not torch.allclose(average, now)

@@ -1,0 +1,47 @@
+"""One rank: what `auto` takes when ZeRO is well, wrong, broken, or missing. `auto_worker.py RESULT`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from pfcluster.config import EngineConfig
+from pfcluster.dist import world
+from pfcluster.engine import build, zero
+
+SETTINGS = zero.settings
+FIND = importlib.util.find_spec
+
+
+def changed(section: str, value: Any):
+    """DeepSpeed's settings with one of them other than we set it."""
+    return lambda *given: SETTINGS(*given) | {section: value}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with world("cpu", 60) as here:
+        options = EngineConfig(device="cpu")
+        cases = {
+            "well": mock.patch.object(zero, "settings", SETTINGS),
+            "wrong": mock.patch.object(zero, "settings", changed("gradient_clipping", 1e-3)),
+            "broken": mock.patch.object(zero, "settings", changed("zero_optimization", {"stage": 9})),
+            "missing": mock.patch.object(
+                importlib.util, "find_spec", lambda name: None if name == "deepspeed" else FIND(name)
+            ),
+        }
+        found = {}
+        for name, state in cases.items():
+            with state:
+                choice = build.choose(options, here)
+            found[name] = [choice.backend, choice.reason]
+        sharing = build.choose(EngineConfig(device="cpu", shard_ranks=1), here)
+        found["sharing"] = [sharing.backend, sharing.reason]
+        if here.is_main:
+            Path(sys.argv[1]).write_text(json.dumps(found))
