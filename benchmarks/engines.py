@@ -35,12 +35,12 @@ from pfcluster.dist import World, world
 from pfcluster.engine.base import Engine
 from pfcluster.engine.ddp import DdpEngine
 from pfcluster.nn.mae import MAE
+from pfcluster.objectives import build_engines
 from pfcluster.saver import Saver
 from pfcluster.steps.base import Objective
 from pfcluster.steps.batch import Batch, patch_order
 from pfcluster.steps.mae import MaeObjective
 from pfcluster.steps.pf_mag import PfMagObjective
-from pfcluster.train import build_engines
 
 RANKS = 2
 STEPS = {"MAE-T": ("mae", 8), "PF-MAG-T": ("pf-vit", 2)}

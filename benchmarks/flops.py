@@ -22,7 +22,7 @@ from pfcluster import models, presets
 from pfcluster.config import LossWeights, RunConfig
 from pfcluster.nn.mae import MAE
 from pfcluster.nn.recognition import Recognition
-from pfcluster.profile import SAMPLE, count, meta_batch, profile
+from pfcluster.profile import SAMPLE, count, empty_batches, profile
 from pfcluster.steps.pf_mag import Setting
 
 CLASSES = 8
@@ -90,7 +90,7 @@ def plain(config: RunConfig, recognition: Recognition | None) -> tuple[float, fl
     """FLOPs and saved bytes for one image of the plain step."""
     with torch.device("meta"):
         modules = models.build(config, CLASSES, load_init=False)
-        batch = meta_batch(config, SAMPLE)
+        (batch,) = empty_batches(config, SAMPLE, 1)
         model = modules["model"]
 
         def step() -> None:

@@ -38,7 +38,7 @@ SETTING = Setting(0, None, 0.0, "ignore", None)
 class _Still(DdpEngine):
     """Takes no step: what is timed is forward and backward."""
 
-    def step(self) -> torch.Tensor:
+    def _step(self) -> torch.Tensor:
         self.module.zero_grad(set_to_none=True)
         return torch.zeros(())
 

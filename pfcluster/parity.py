@@ -16,12 +16,12 @@ from pfcluster.data.source import RawBatch
 from pfcluster.dist import World, generator
 from pfcluster.engine.base import Engine
 from pfcluster.nn.mae import MAE
+from pfcluster.objectives import build_engines
 from pfcluster.steps.base import Objective as Steps
 from pfcluster.steps.batch import prepare
 from pfcluster.steps.finetune import FinetuneObjective
 from pfcluster.steps.mae import MaeObjective
 from pfcluster.steps.pf_mag import PfMagObjective, Setting
-from pfcluster.train import build_engines
 
 CLASSES, STEPS = 4, 4
 MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)

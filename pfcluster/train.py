@@ -17,18 +17,15 @@ from pfcluster import checkpoint, models, provenance
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config_json import differences, load, to_json
 from pfcluster.data.reader import read_ahead, sample_indices
-from pfcluster.data.source import Dataset, RawBatch, open_dataset
+from pfcluster.data.source import RawBatch, open_dataset
 from pfcluster.dist import World, world
-from pfcluster.emotions import neutral_index
-from pfcluster.engine.base import Engine, EngineError, NonFiniteError
-from pfcluster.engine.build import build_engine, choose
+from pfcluster.engine.base import EngineError, NonFiniteError
+from pfcluster.engine.build import choose
 from pfcluster.engine.marks import seconds
 from pfcluster.evaluate.final import evaluate_split, final_evaluation, load_judge
 from pfcluster.files import write_atomically
 from pfcluster.heartbeat import Heartbeat
-from pfcluster.losses import inverse_frequency
-from pfcluster.nn.mae import MAE
-from pfcluster.nn.recognition import Recognition, find_weights, load_net
+from pfcluster.objectives import build_engines, build_objective, load_recognition
 from pfcluster.optim import Plateau, learning_rate
 from pfcluster.pace import Pace
 from pfcluster.pieces import Pieces
@@ -36,11 +33,7 @@ from pfcluster.progress import Progress
 from pfcluster.record import MetricsLog
 from pfcluster.saver import Saver
 from pfcluster.signals import StopRequest
-from pfcluster.steps.base import Objective
 from pfcluster.steps.batch import prepare
-from pfcluster.steps.finetune import FinetuneObjective
-from pfcluster.steps.mae import MaeObjective
-from pfcluster.steps.pf_mag import PfMagObjective, Setting
 
 
 class TrainingError(RuntimeError):
@@ -62,8 +55,7 @@ def run(config: RunConfig, folder: Path, command: str | None = None) -> dict[str
     """Train one config in the process group of the environment, or go on where `folder` says that it stopped.
 
     Returns the content of `result.json`: status "finished", or "interrupted" after a signal, with a checkpoint. A
-    folder
-    that is finished already gives its result again. Raises ValueError subclasses for what users can mend,
+    folder that is finished already gives its result again. Raises ValueError subclasses for what users can mend,
     TrainingError, OSError for a disk, and LostRankError where another rank is the reason.
     """
     with world(config.engine.device, config.engine.timeout) as here, StopRequest() as stop:
@@ -337,55 +329,6 @@ def total_steps(config: RunConfig, samples: int) -> int:
     """Steps of a run over a training split of so many samples."""
     steps = max(1, round(config.epochs * samples / config.batch_size))
     return steps if config.max_steps is None else min(steps, config.max_steps)
-
-
-def build_engines(
-    config: RunConfig, backend: str, modules: dict[str, torch.nn.Module], here: World
-) -> dict[str, Engine]:
-    """An engine around each module, in the same order on all ranks."""
-    optims = {"model": config.optim, "critic": config.critic_optim}
-    twice = {"model": False, "critic": config.pf_mag.r1 > 0}
-    return {
-        name: build_engine(backend, module, optims[name], config.engine, here, double_backward=twice[name])
-        for name, module in modules.items()
-    }
-
-
-def load_recognition(config: RunConfig, here: World) -> Recognition | None:
-    """φ, where PF-MAG asks for it; rank 0 looks (and downloads) first."""
-    if config.objective != "pf_mag" or config.pf_mag.recognition == "none":
-        return None
-    if here.is_main:
-        find_weights(config.pf_mag.recognition_weights)
-    here.barrier()
-    weights = find_weights(config.pf_mag.recognition_weights)
-    return Recognition(load_net(weights), config.pf_mag.recognition_layer).to(here.device)
-
-
-def build_objective(
-    config: RunConfig,
-    engines: dict[str, Engine],
-    dataset: Dataset,
-    recognition: Recognition | None,
-    here: World,
-) -> Objective:
-    """The objective that a config names, with everything it needs from the data."""
-    if config.objective == "mae":
-        model = engines["model"].module
-        assert isinstance(model, MAE)
-        return MaeObjective(
-            engines["model"], kept=model.kept, patch=config.model.patch, norm_pixels=config.mae.norm_pixels
-        )
-    class_weights = None
-    if config.classifier.class_balance == "inverse":
-        counts = torch.bincount(dataset.train.labels(), minlength=len(dataset.classes))
-        class_weights = inverse_frequency(counts.float()).to(here.device)
-    smoothing = config.classifier.label_smoothing
-    if config.objective == "finetune":
-        return FinetuneObjective(engines["model"], class_weights=class_weights, label_smoothing=smoothing)
-    neutral = neutral_index(dataset.classes)
-    setting = Setting(neutral, class_weights, smoothing, config.pf_mag.fake_emotions, recognition, config.pf_mag.r1)
-    return PfMagObjective(engines["model"], engines["critic"], setting, config.pf_mag, here)
 
 
 def _finite(value: float) -> float | None:

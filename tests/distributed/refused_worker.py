@@ -18,7 +18,7 @@ from pfcluster import models, parity
 from pfcluster.config import EngineConfig
 from pfcluster.dist import World, world
 from pfcluster.engine.base import Engine, EngineError
-from pfcluster.train import build_engines
+from pfcluster.objectives import build_engines
 
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 

@@ -18,7 +18,9 @@ LEVELS = [
     {"engine", "data", "models", "presets"},
     {"steps"},
     {"evaluate", "profile"},
-    {"train"},
+    {"trace"},
+    {"keepers"},
+    {"train", "memory"},
     {"parity"},
     {"launch", "app", "report"},
 ]

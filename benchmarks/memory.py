@@ -1,0 +1,216 @@
+"""The memory plan of `--dry-run` against what real ranks hold: two processes on gloo, each engine in fresh ones.
+
+    python -m benchmarks.memory [--only TEXT] [--output benchmarks/results/memory.md]
+
+Planned: `pfcluster.memory.plan`, which allocates nothing; what an engine offloads is added, for here the host is the
+device. Measured: the kernel's own count of a rank's resident memory. After imports, and a step of a tiny net under the
+same engine, its size is the baseline; two steps later, when optimizer states are there and ZeRO-3 knows the order of
+the weights, the peak (VmHWM) is reset and two more steps are made. The larger rank's peak above its baseline counts.
+glibc is told to give freed blocks back at once (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.steps import CLASSES, processor
+from pfcluster import models, parity, presets
+from pfcluster.config import EngineConfig, RunConfig
+from pfcluster.dist import World, world
+from pfcluster.launch.local import rank_environments
+from pfcluster.memory import BACKENDS, MemoryPlan, plan
+from pfcluster.nn.recognition import Recognition
+from pfcluster.objectives import build_engines
+from pfcluster.profile import empty_batches
+from pfcluster.steps.base import Objective
+from pfcluster.steps.batch import Batch
+from pfcluster.steps.pf_mag import PfMagObjective, Setting
+
+RANKS, WARM_STEPS, STEPS = 2, 2, 2
+MIB = 2**20
+BLOCK = 65536
+"""Bytes from which glibc maps a block of its own, which it gives back when it is freed."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: a preset's run at 224 px with so many images for each forward pass of a rank."""
+
+    label: str
+    role: str
+    images: int
+    backends: Sequence[str] = BACKENDS
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of `engine`."""
+    ema: float = 0.0
+    recognition: bool = False
+
+    def config(self, backend: str) -> RunConfig:
+        """The run under a backend, past its warm-up."""
+        base = presets.recipe("vit-s")[self.role]
+        engine = EngineConfig(device="cpu", backend=backend, **self.options)  # type: ignore[arg-type]
+        return replace(
+            base,
+            batch_size=self.images * RANKS * engine.accumulate,
+            engine=engine,
+            optim=replace(base.optim, ema=self.ema),
+            pf_mag=replace(base.pf_mag, recognition="none", warmup_steps=0, balance="fixed"),
+        )
+
+    def phi(self) -> Recognition | None:
+        """φ with random weights, where the case has one."""
+        if not self.recognition:
+            return None
+        from facenet_pytorch import InceptionResnetV1
+
+        return Recognition(InceptionResnetV1(pretrained=None))
+
+
+ZERO, SHARDED = ("zero1", "zero2", "zero3"), ("zero1", "zero2", "zero3", "fsdp2")
+CASES = (
+    Case("MAE-S, 16 images", "mae", 16),
+    Case("PF-MAG-S, 2 images", "pf-vit", 2),
+    Case("PF-MAG-S with φ, 2 images", "pf-vit", 2, ("ddp", "zero2", "fsdp2"), recognition=True),
+    Case("PF-MAG-S, 2 x 1 images (accumulate)", "pf-vit", 1, options={"accumulate": 2}),
+    Case("MAE-S, 2 x 8 images (accumulate)", "mae", 8, options={"accumulate": 2}),
+    Case("MAE-S, 16 images, recompute, EMA", "mae", 16, options={"recompute": True}, ema=0.99),
+    Case("MAE-S, 16 images, bf16", "mae", 16, options={"precision": "bf16"}),
+    Case("MAE-S, 16 images, bf16_params", "mae", 16, SHARDED, {"precision": "bf16_params"}),
+    Case("MAE-S, 16 images, offload_optimizer", "mae", 16, ZERO, {"offload_optimizer": True}),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="cases whose label or engine has this text")
+    parser.add_argument("--output", type=Path, default=None, help="Markdown file to write")
+    parser.add_argument("--rank", nargs=2, metavar=("CASE", "BACKEND"), default=None, help="be a rank that is measured")
+    options = parser.parse_args()
+    if options.rank:
+        print(json.dumps(measure(CASES[int(options.rank[0])], options.rank[1])))
+        return
+    lines = ["| step of a rank | engine | planned MiB | measured MiB | planned / measured |"]
+    lines.append("| --- | --- | ---: | ---: | ---: |")
+    print(*lines, sep="\n", flush=True)
+    ratios = []
+    for number, case in enumerate(CASES):
+        for backend in case.backends:
+            if options.only not in f"{case.label} {backend}":
+                continue
+            planned, measured = total(planned_for(case, backend)) / MIB, measured_by(number, backend) / MIB
+            ratios.append(planned / measured)
+            lines.append(f"| {case.label} | {backend} | {planned:.0f} | {measured:.0f} | {ratios[-1]:.2f} |")
+            print(lines[-1], flush=True)
+    if options.output:
+        options.output.write_text(head(ratios) + "\n".join(lines) + "\n")
+
+
+def planned_for(case: Case, backend: str) -> MemoryPlan:
+    """The plan of a case."""
+    phi = case.phi()
+    return plan(case.config(backend), CLASSES, RANKS, backend, None if phi is None else phi.to("meta"))
+
+
+def total(planned: MemoryPlan) -> int:
+    """Bytes of device and host together."""
+    return planned.peak + planned.host
+
+
+def measured_by(case: int, backend: str) -> int:
+    """The larger rank's peak above its baseline, of fresh processes, in bytes."""
+    settings = {"MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK), "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-m", "benchmarks.memory", "--rank", str(case), backend]
+    ranks = [
+        subprocess.Popen(command, env=environment | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for environment in rank_environments(RANKS, 1)
+    ]
+    ended = [rank.communicate() for rank in ranks]
+    for rank, (_, said) in zip(ranks, ended, strict=True):
+        if rank.returncode:
+            raise RuntimeError(f"{CASES[case].label} under {backend} ended with {rank.returncode}:\n{said[-2000:]}")
+    return max(json.loads(out.splitlines()[-1]) for out, _ in ended)
+
+
+def measure(case: Case, backend: str) -> int:
+    """This rank's peak above its baseline, in bytes."""
+    torch.set_num_threads(1)
+    config, phi = case.config(backend), case.phi()
+    with world("cpu") as here:
+        tiny = parity.tiny_config(config.objective, config.engine)
+        _train(replace(tiny, pf_mag=config.pf_mag), backend, here, None, 2)
+        gc.collect()
+        baseline = _resident("VmRSS") - _bytes(phi)
+        objective = _objective(config, backend, here, phi)
+        for step in range(WARM_STEPS):
+            objective.step(_batches(config, here), step)
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+        for step in range(WARM_STEPS, WARM_STEPS + STEPS):
+            objective.step(_batches(config, here), step)
+        return _resident("VmHWM") - baseline
+
+
+def _train(config: RunConfig, backend: str, here: World, phi: Recognition | None, steps: int) -> None:
+    objective = _objective(config, backend, here, phi)
+    for step in range(steps):
+        objective.step(_batches(config, here), step)
+
+
+def _objective(config: RunConfig, backend: str, here: World, phi: Recognition | None) -> Objective:
+    engines = build_engines(config, backend, models.build(config, CLASSES), here)
+    if phi is None:
+        return parity.build(config, engines, here)
+    setting = Setting(0, None, 0.0, config.pf_mag.fake_emotions, phi, config.pf_mag.r1)
+    return PfMagObjective(engines["model"], engines["critic"], setting, config.pf_mag, here)
+
+
+def _batches(config: RunConfig, here: World) -> list[Batch]:
+    """Random images, labels and masks of a rank."""
+    parts = config.engine.accumulate
+    batches = empty_batches(config, config.batch_size // (here.size * parts), parts)
+    for batch in batches:
+        batch.images.uniform_(-1, 1)
+        batch.labels.random_(CLASSES)
+        if batch.order is not None:
+            batch.order.copy_(torch.rand(batch.order.shape).argsort(1))
+    return batches
+
+
+def _resident(name: str) -> int:
+    """A line of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+
+def _bytes(module: torch.nn.Module | None) -> int:
+    """φ is there before the baseline is taken, and belongs to what is planned."""
+    return 0 if module is None else sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
+
+
+def head(ratios: Sequence[float]) -> str:
+    """What the result file says above its table."""
+    versions = f"torch {torch.__version__}, deepspeed {importlib.metadata.version('deepspeed')}"
+    return (
+        "# The memory plan against real ranks\n\n`python -m benchmarks.memory --output benchmarks/results/memory.md`,"
+        f" {date.today()}, {RANKS} processes on gloo, one thread each of {processor()}, {versions}.\nViT-S/16 at 224"
+        f" px, {CLASSES} classes, fp32 unless said; images are those of one forward pass of one rank.\n\nMeasured: peak"
+        " resident memory (VmHWM) of two steps in the steady state above that after imports and a tiny step; freed"
+        " blocks go back to the kernel at once. Every engine and case in fresh processes. Planned:"
+        " `pfcluster.memory.plan`, on fake tensors; with offload_optimizer device and host together.\n\n"
+        f"All {len(ratios)} rows: planned / measured {min(ratios):.2f} to {max(ratios):.2f}.\n\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""From a config to what its steps are made of: engines around its modules, φ, and the objective that drives them."""
+
+from __future__ import annotations
+
+import torch
+
+from pfcluster.config import RunConfig
+from pfcluster.data.source import Dataset
+from pfcluster.dist import World
+from pfcluster.emotions import neutral_index
+from pfcluster.engine.base import Engine
+from pfcluster.engine.build import build_engine
+from pfcluster.losses import inverse_frequency
+from pfcluster.nn.mae import MAE
+from pfcluster.nn.recognition import Recognition, find_weights, load_net
+from pfcluster.steps.base import Objective
+from pfcluster.steps.finetune import FinetuneObjective
+from pfcluster.steps.mae import MaeObjective
+from pfcluster.steps.pf_mag import PfMagObjective, Setting
+
+
+def build_engines(
+    config: RunConfig, backend: str, modules: dict[str, torch.nn.Module], here: World
+) -> dict[str, Engine]:
+    """An engine around each module, in the same order on all ranks."""
+    optims = {"model": config.optim, "critic": config.critic_optim}
+    twice = {"model": False, "critic": config.pf_mag.r1 > 0}
+    return {
+        name: build_engine(backend, module, optims[name], config.engine, here, double_backward=twice[name])
+        for name, module in modules.items()
+    }
+
+
+def load_recognition(config: RunConfig, here: World) -> Recognition | None:
+    """φ, where PF-MAG asks for it; rank 0 looks (and downloads) first."""
+    if config.objective != "pf_mag" or config.pf_mag.recognition == "none":
+        return None
+    if here.is_main:
+        find_weights(config.pf_mag.recognition_weights)
+    here.barrier()
+    weights = find_weights(config.pf_mag.recognition_weights)
+    return Recognition(load_net(weights), config.pf_mag.recognition_layer).to(here.device)
+
+
+def build_objective(
+    config: RunConfig,
+    engines: dict[str, Engine],
+    dataset: Dataset,
+    recognition: Recognition | None,
+    here: World,
+) -> Objective:
+    """The objective that a config names, with everything it needs from the data."""
+    if config.objective == "mae":
+        model = engines["model"].module
+        assert isinstance(model, MAE)
+        return MaeObjective(
+            engines["model"], kept=model.kept, patch=config.model.patch, norm_pixels=config.mae.norm_pixels
+        )
+    class_weights = None
+    if config.classifier.class_balance == "inverse":
+        counts = torch.bincount(dataset.train.labels(), minlength=len(dataset.classes))
+        class_weights = inverse_frequency(counts.float()).to(here.device)
+    smoothing = config.classifier.label_smoothing
+    if config.objective == "finetune":
+        return FinetuneObjective(engines["model"], class_weights=class_weights, label_smoothing=smoothing)
+    neutral = neutral_index(dataset.classes)
+    setting = Setting(neutral, class_weights, smoothing, config.pf_mag.fake_emotions, recognition, config.pf_mag.r1)
+    return PfMagObjective(engines["model"], engines["critic"], setting, config.pf_mag, here)
