@@ -68,7 +68,9 @@ def train(command: str, arguments: list[str]) -> int:
     stages = commands.study_jobs(options) if whole else commands.single_jobs(options)
     console = Console()
     if options.dry_run:
-        commands.dry_run(stages, options.processes, console)
+        from pfcluster.launch.dry_run import dry_run
+
+        dry_run(stages, options, console)
         return 0
     commands.preflight(stages, options.processes)
     for number, stage in enumerate(stages, start=1):

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from pfcluster import presets
 from pfcluster.config import ConfigError, RunConfig
@@ -34,8 +32,17 @@ class Options:
     jobs: int
     output: Path
     dry_run: bool
+    nodes: int
+    gpus_per_node: int
+    """Processes on a node."""
+    assumed_tflops: float
     overrides: tuple[str, ...]
     """`--section.field value` pairs, as given."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes of a run, on all nodes together."""
+        return self.nodes * self.gpus_per_node
 
     def text(self) -> str:
         """The command that repeats this call."""
@@ -59,16 +66,30 @@ def parse_training(command: str, arguments: Sequence[str]) -> Options:
     parser.add_argument("--jobs", type=int, default=jobs_default, help="runs at once, on this machine")
     output = Path("runs") / command if command in ("demo", "study") else Path("runs")
     parser.add_argument("--output", type=Path, default=output, help="runs go to OUTPUT/NAME/seed-N")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and its cost")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and what it costs of a GPU")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of a run, with --dry-run")
+    parser.add_argument("--gpus-per-node", type=int, default=None, help="with --dry-run; default: --processes")
+    parser.add_argument(
+        "--assumed-tflops", type=float, default=300.0, help="TFLOP/s of a GPU, for --dry-run's images/s"
+    )
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(arguments)
     if known.help:
         parser.print_help()
         role = TRAINING.get(command, "pf-vit")
         tyro.cli(RunConfig, default=presets.recipe(known.preset)[role], args=["--help"], prog="config fields")
-    for name in ("processes", "jobs"):
+    known.gpus_per_node = known.processes if known.gpus_per_node is None else known.gpus_per_node
+    for name in ("processes", "jobs", "nodes", "gpus_per_node"):
         if getattr(known, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(known, name)}")
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(known, name)}")
+    if not known.assumed_tflops > 0:
+        raise ConfigError(f"--assumed-tflops must be positive, got {known.assumed_tflops}")
+    if not known.dry_run and (known.nodes, known.gpus_per_node) != (1, known.processes):
+        raise ConfigError(
+            f"--nodes {known.nodes} --gpus-per-node {known.gpus_per_node} without --dry-run: submitting to a cluster is"
+            " not part of this version; torchrun or srun starts `-m pfcluster.launch.worker CONFIG FOLDER` by hand, and"
+            " on this machine --processes says how many"
+        )
     if len(set(known.seeds)) < len(known.seeds):
         raise ConfigError(f"--seeds must differ from each other, got {' '.join(map(str, known.seeds))}")
     return Options(
@@ -79,6 +100,9 @@ def parse_training(command: str, arguments: Sequence[str]) -> Options:
         known.jobs,
         known.output,
         known.dry_run,
+        known.nodes,
+        known.gpus_per_node,
+        known.assumed_tflops,
         tuple(rest),
     )
 
@@ -176,40 +200,3 @@ def preflight(stages: Sequence[Sequence[Job]], processes: int) -> None:
                 load_judge(config, dataset, here)
         if config.objective == "pf_mag" and config.pf_mag.recognition == "facenet":
             find_weights(config.pf_mag.recognition_weights)
-
-
-def dry_run(stages: Sequence[Sequence[Job]], processes: int, console: Console) -> None:
-    """Print what would run: where, on what, at which cost."""
-    from pfcluster.data.source import open_dataset
-    from pfcluster.profile import profile
-    from pfcluster.train import total_steps
-
-    table = Table("run", "seeds", "steps", "batch", "parameters", "at test", "GFLOP", "memory")
-    jobs = [job for stage in stages for job in stage]
-    for name in dict.fromkeys(job.config.name for job in jobs):
-        same = [job.config for job in jobs if job.config.name == name]
-        config = same[0]
-        dataset = open_dataset(config.data, config.seed)
-        cost = profile(config, len(dataset.classes))
-        images = config.batch_size // (processes * config.engine.accumulate)
-        table.add_row(
-            name,
-            " ".join(str(each.seed) for each in same),
-            str(total_steps(config, len(dataset.train))),
-            str(config.batch_size),
-            f"{cost.train_parameters / 1e6:.2f} M",
-            f"{cost.test_parameters / 1e6:.2f} M",
-            f"{cost.flops / 1e9:.2f}",
-            f"{cost.memory(images) / 2**20:,.0f} MiB",
-        )
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts().items())
-    console.print(f"data: {dataset.name}, {len(dataset.classes)} classes; {counts}", highlight=False)
-    console.print(table)
-    places = " ".join(str(job.folder) for job in jobs)
-    console.print(f"folders: {places}", highlight=False)
-    console.print(
-        "GFLOP: forward + backward of a training step for one image, 2 a multiply-add, without the recognition net."
-        " Memory: weights, gradients, moments and saved activations of one process in fp32.",
-        highlight=False,
-        style="dim",
-    )

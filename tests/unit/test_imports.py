@@ -17,7 +17,7 @@ LEVELS = [
     {"saver", "weights"},
     {"engine", "data", "models", "presets"},
     {"steps"},
-    {"evaluate", "profile"},
+    {"evaluate", "objectives", "profile"},
     {"trace"},
     {"keepers"},
     {"train", "memory"},

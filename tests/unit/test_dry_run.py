@@ -1,0 +1,77 @@
+"""`--dry-run` on the command line: every engine's memory for a layout that is not here."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from jobs.launch import main
+
+FACES = {"train": 96, "validation": 32, "test": 32, "identities": 16}
+TINY = ["--preset", "demo", *(word for key, n in FACES.items() for word in (f"--data.synthetic.{key}", str(n)))]
+
+
+def said(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command, each in one line of plain words."""
+    code = main([*arguments])
+    captured = capsys.readouterr()
+    return code, " ".join(captured.out.split()), " ".join(captured.err.split())
+
+
+def peaks(output: str) -> dict[str, float]:
+    """MiB of each engine's row."""
+    rows = re.findall(r"│ (ddp|zero[123]|fsdp2) │([^a-z]*)│", output)
+    return {name: float(cells.split("│")[5].replace(",", "")) for name, cells in rows}
+
+
+def test_it_plans_512_gpus_for_every_engine(capsys, tmp_path):
+    options = ["--nodes", "64", "--gpus-per-node", "8", "--batch-size", "1024", "--output", str(tmp_path / "runs")]
+    code, output, _ = said(capsys, "pf-mag", *TINY, "--dry-run", *options)
+    assert code == 0
+    assert "64 x 8 GPUs, 2 images a step each" in output
+    found = peaks(output)
+    assert sorted(found) == ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+    assert found["fsdp2"] < found["zero2"] < found["ddp"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_rate_is_that_of_the_assumption_it_names(capsys):
+    options = ["pretrain", *TINY, "--dry-run", "--nodes", "2", "--gpus-per-node", "4", "--batch-size", "64"]
+    _, output, _ = said(capsys, *options, "--assumed-tflops", "50")
+    rate = float(re.search(r"mae: ([\d,]+) images/s", output)[1].replace(",", ""))
+    gigaflops = float(re.search(r"([\d.]+) │ └", output.replace("┴", "└").replace("─", ""))[1])
+    assert "each of 8 GPUs sustains 50 TFLOP/s" in output
+    assert rate == pytest.approx(8 * 50e12 / (gigaflops * 1e9), rel=0.02)
+
+
+def test_engines_that_do_not_know_an_option_are_named(capsys):
+    options = ["--processes", "4", "--engine.shard-ranks", "2"]
+    code, output, _ = said(capsys, "pretrain", *TINY, "--dry-run", *options)
+    assert code == 0
+    assert sorted(peaks(output)) == ["fsdp2"]
+    assert "not ddp: engine.backend must be one of fsdp2" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--nodes", "2"], "submitting to a cluster is not part of this version"),
+        (["--gpus-per-node", "2"], "torchrun or srun starts `-m pfcluster.launch.worker"),
+        (["--dry-run", "--nodes", "64", "--gpus-per-node", "8"], "= 512, got 64; 512 would do"),
+        (
+            ["--dry-run", "--nodes", "3", "--engine.accumulate", "2"],
+            "engine.accumulate 2 = 6, got 64; 60 or 66 would do",
+        ),
+        (["--dry-run", "--nodes", "0"], "--nodes must be at least 1"),
+        (["--dry-run", "--assumed-tflops", "-1"], "--assumed-tflops must be positive"),
+        (
+            ["--dry-run", "--processes", "4", "--engine.shard-ranks", "3"],
+            "must divide the number of processes (4), got 3",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(capsys, options, words):
+    code, _, errors = said(capsys, "pretrain", *TINY, *options)
+    assert code == 2
+    assert words in errors

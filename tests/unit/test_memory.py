@@ -1,0 +1,238 @@
+"""What the memory plan says: state bytes against arithmetic by hand, a whole step against a real one's allocations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pfcluster import models, parity, presets
+from pfcluster.config import ConfigError, EngineConfig, ModelConfig, RunConfig
+from pfcluster.dist import World
+from pfcluster.engine.build import build_engine
+from pfcluster.memory import BACKENDS, MemoryPlan, micro_batch, plan, plans, with_backend
+from pfcluster.profile import empty_batches
+from pfcluster.trace import _Run, trace
+
+CLASSES = parity.CLASSES
+
+
+def mae(*, batch_size: int = 16, **engine) -> RunConfig:
+    return parity.tiny_config("mae", EngineConfig(device="cpu", **engine), batch_size=batch_size)
+
+
+def shapes(config: RunConfig) -> list[tuple[int, ...]]:
+    """Shapes of all parameters of a run."""
+    with torch.device("meta"):
+        modules = models.build(config, CLASSES)
+    return [tuple(parameter.shape) for module in modules.values() for parameter in module.parameters()]
+
+
+def still(config: RunConfig) -> int:
+    """Bytes of the buffers of a run's modules."""
+    with torch.device("meta"):
+        modules = models.build(config, CLASSES)
+    return sum(buffer.nbytes for module in modules.values() for buffer in module.buffers())
+
+
+def whole(config: RunConfig) -> int:
+    return sum(math.prod(shape) for shape in shapes(config))
+
+
+def rows(config: RunConfig, ranks: int) -> int:
+    """Elements of a rank's rows, padded to equal parts."""
+    return sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for shape in shapes(config))
+
+
+def with_ema(config: RunConfig) -> RunConfig:
+    return replace(config, optim=replace(config.optim, ema=0.99))
+
+
+def test_ddp_keeps_everything_whole():
+    config = mae()
+    found, size = plan(config, CLASSES, 2, "ddp"), whole(config)
+    assert found.parameters == 4 * size + still(config)
+    assert found.gradients == 4 * size
+    assert found.optimizer == 8 * size
+    assert (found.buffers, found.host) == (0, 0)
+    assert found.peak == found.parameters + found.gradients + found.optimizer + found.activations
+    assert plan(with_ema(config), CLASSES, 2, "ddp").optimizer == 12 * size
+
+
+def test_one_process_makes_its_gradients_anew_in_every_step():
+    found = plan(mae(), CLASSES, 1, "ddp")
+    assert found.gradients == 4 * whole(mae())
+    assert found.peak < found.parameters + found.gradients + found.optimizer + found.activations
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_zero_1_and_2_cut_masters_and_moments(ranks):
+    config = mae(batch_size=4 * ranks)
+    size = whole(config)
+    for backend in ("zero1", "zero2"):
+        found = plan(config, CLASSES, ranks, backend)
+        assert found.parameters == 4 * size + still(config)
+        assert found.optimizer == 12 * math.ceil(size / ranks)
+        assert plan(with_ema(config), CLASSES, ranks, backend).optimizer == 16 * math.ceil(size / ranks)
+        halves = plan(replace(config, engine=EngineConfig(precision="bf16_params")), CLASSES, ranks, backend)
+        assert halves.parameters == 2 * size + still(config)
+        assert halves.optimizer == found.optimizer
+    assert plan(config, CLASSES, ranks, "zero1").gradients == 4 * size
+    largest = max(math.prod(shape) for shape in shapes(config))
+    assert plan(config, CLASSES, ranks, "zero2").gradients == 4 * (math.ceil(size / ranks) + largest)
+
+
+def test_zero_3_cuts_weights_and_keeps_small_ones_whole():
+    config = replace(mae(), model=replace(parity.MODEL, width=256))  # an MLP's matrices exceed 100,000 elements
+    sizes = [math.prod(shape) for shape in shapes(config)]
+    part, small = sum(math.ceil(size / 4) for size in sizes), sum(size for size in sizes if size <= 100_000)
+    assert 0 < small < sum(sizes)
+    found = plan(config, CLASSES, 4, "zero3")
+    assert found.parameters == 4 * (part + small) + still(config)
+    assert found.gradients == 4 * part
+    assert found.optimizer == 12 * part
+
+
+def test_fsdp2_cuts_everything_by_rows():
+    config = mae()
+    found = plan(config, CLASSES, 4, "fsdp2")
+    assert found.parameters == 4 * rows(config, 4) + still(config)
+    assert found.optimizer == 8 * rows(config, 4)
+    assert (
+        4 * rows(config, 4) < found.gradients < 4 * whole(config) < plan(config, CLASSES, 1, "fsdp2").parameters * 1.1
+    )
+    halves = replace(config, engine=EngineConfig(precision="bf16_params"))
+    assert plan(halves, CLASSES, 4, "fsdp2").optimizer == found.optimizer
+    assert plan(halves, CLASSES, 4, "fsdp2").buffers < found.buffers
+
+
+def test_shard_ranks_cut_within_their_group_only():
+    config = mae(shard_ranks=2)
+    within, alone = plan(config, CLASSES, 4, "fsdp2"), plan(mae(batch_size=8), CLASSES, 2, "fsdp2")
+    assert (within.parameters, within.optimizer) == (alone.parameters, alone.optimizer)
+    with pytest.raises(ConfigError, match="shard_ranks must divide the number of processes"):
+        plan(mae(batch_size=12, shard_ranks=2), CLASSES, 3, "fsdp2")
+
+
+@pytest.mark.parametrize("backend", ["zero1", "zero2", "zero3"])
+def test_offloading_moves_masters_and_moments_to_the_host(backend):
+    here = plan(mae(), CLASSES, 2, backend)
+    there = plan(mae(offload_optimizer=True), CLASSES, 2, backend)
+    assert here.host == 0
+    assert there.host > here.optimizer > there.optimizer
+    assert there.peak < here.peak
+
+
+def test_pf_mag_has_two_engines_and_phi():
+    config = parity.tiny_config("pf_mag", EngineConfig(device="cpu"))
+    found = plan(config, CLASSES, 2, "ddp")
+    assert found.parameters == 4 * whole(config) + still(config)
+    assert found.optimizer == 8 * whole(config)
+    with torch.device("meta"):
+        phi = torch.nn.Conv2d(3, 5, 3).requires_grad_(False)
+    judged = plan(replace(config, pf_mag=replace(config.pf_mag, recognition="facenet")), CLASSES, 2, "ddp", phi)
+    assert judged.parameters == found.parameters + 4 * (5 * 27 + 5)
+    assert judged.activations > found.activations
+
+
+def test_activations_are_linear_in_the_micro_batch():
+    sizes = [plan(mae(batch_size=2 * images), CLASSES, 2, "ddp").activations for images in (1, 4, 16)]
+    assert (sizes[2] - sizes[1]) == pytest.approx(4 * (sizes[1] - sizes[0]), rel=1e-3)
+    run = _Run(mae(), CLASSES, 16, None)
+    assert max(moment.highest for moment in trace(mae(), CLASSES, 16)) == pytest.approx(max(run.live), rel=1e-3)
+
+
+def test_accumulating_halves_the_activations_and_more_parts_hold_little_more():
+    config = parity.tiny_config("pf_mag", EngineConfig(device="cpu"), batch_size=64)
+
+    def activations(parts: int) -> int:
+        engine = EngineConfig(device="cpu", accumulate=parts)
+        return plan(replace(config, engine=engine), CLASSES, 1, "ddp").activations
+
+    assert 0.4 * activations(1) < activations(2) < 0.6 * activations(1)
+    assert activations(8) < activations(4) < activations(2)
+    run = _Run(replace(config, engine=EngineConfig(accumulate=3)), CLASSES, 2, None)
+    six = max(moment.highest for moment in trace(replace(config, engine=EngineConfig(accumulate=6)), CLASSES, 2))
+    assert six == max(run.live) + 3 * run.left_behind
+
+
+def test_gradients_of_local_passes_lie_beside_ddps_buckets():
+    assert plan(mae(accumulate=2), CLASSES, 2, "ddp").gradients == 8 * whole(mae())
+
+
+@pytest.mark.parametrize("objective", ["mae", "pf_mag"])
+def test_recomputing_and_autocast_lower_the_activations(objective):
+    plain = parity.tiny_config(objective, EngineConfig(device="cpu"), batch_size=32)
+    again = replace(plain, engine=EngineConfig(device="cpu", recompute=True))
+    for backend in ("ddp", "zero3"):
+        assert plan(again, CLASSES, 2, backend).activations < 0.8 * plan(plain, CLASSES, 2, backend).activations
+    assert _half(plain).activations < plan(plain, CLASSES, 2, "ddp").activations
+
+
+def _half(config: RunConfig) -> MemoryPlan:
+    return plan(replace(config, engine=EngineConfig(device="cpu", precision="bf16")), CLASSES, 2, "ddp")
+
+
+def test_a_penalty_on_gradients_holds_the_attention_matrix():
+    config = parity.tiny_config("pf_mag", EngineConfig(device="cpu"), r1=1.0)
+    without = replace(config, pf_mag=replace(config.pf_mag, r1=0.0))
+    assert plan(config, CLASSES, 2, "fsdp2").activations > plan(without, CLASSES, 2, "fsdp2").activations
+
+
+def test_512_processes_of_a_net_larger_than_this_machine():
+    giant = ModelConfig(patch=16, width=8192, depth=96, heads=64, decoder_width=512, decoder_depth=1)
+    config = replace(presets.recipe("vit-b")["mae"], model=giant, batch_size=4096)
+    found = plan(config, 8, 512, "fsdp2")
+    assert 4 * whole(config) > 300 * 2**30
+    assert found.parameters < 4 * whole(config) / 500
+    assert found.peak < plan(config, 8, 512, "ddp").peak / 8
+
+
+def test_the_peak_is_no_more_than_the_sum_and_no_less_than_what_stays():
+    for found in plans(mae(), CLASSES, 2, BACKENDS).values():
+        lasting = found.parameters + found.optimizer
+        assert lasting < found.peak <= lasting + found.gradients + found.activations + found.buffers
+
+
+def test_batches_that_cannot_be_shared_out_are_refused_with_ones_that_can():
+    assert micro_batch(mae(batch_size=32, accumulate=2), 4) == 4
+    with pytest.raises(ConfigError, match=r"= 8, got 36; 32 or 40 would do"):
+        micro_batch(mae(batch_size=36, accumulate=2), 4)
+    with pytest.raises(ConfigError, match=r"got 4; 8 would do"):
+        micro_batch(mae(batch_size=4), 8)
+
+
+def test_a_backend_that_does_not_know_an_option_is_refused():
+    with pytest.raises(ConfigError, match="shard_ranks"):
+        with_backend(mae(shard_ranks=2), "ddp")
+
+
+@pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag"])
+def test_the_plan_of_one_process_is_what_a_real_step_allocates(objective):
+    config = parity.tiny_config(objective, EngineConfig(device="cpu"), batch_size=32)
+    config = replace(config, pf_mag=replace(config.pf_mag, warmup_steps=0, balance="fixed"))
+    planned = plan(config, CLASSES, 1, "ddp")
+    alone = World(0, 1, torch.device("cpu"))
+    optims = {"model": config.optim, "critic": config.critic_optim}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        engines = {
+            name: build_engine("ddp", module, optims[name], config.engine, alone)
+            for name, module in models.build(config, CLASSES).items()
+        }
+        objective_ = parity.build(config, engines, alone)
+        for step in range(3):
+            (batch,) = empty_batches(config, 32, 1)
+            batch.images.uniform_(-1, 1)
+            batch.labels.zero_()
+            if batch.order is not None:
+                batch.order.copy_(torch.arange(batch.order.shape[1]))
+            objective_.step([batch], step)
+    events = sorted(watched.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    now = most = 0
+    for event in events:
+        now += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, now)
+    assert planned.peak == pytest.approx(most, rel=0.1)
