@@ -3,12 +3,12 @@
     python -m benchmarks.memory [--only TEXT] [--output benchmarks/results/memory.md]
 
 Planned: `pfcluster.memory.plan`, which allocates nothing; what an engine offloads is added, for here the host is the
-device. Measured: what torch's allocator has handed out, from torch.profiler's memory events, in the third step, when
-optimizer states are there and ZeRO-3 knows the order of the weights; that is what a GPU would have to hold. Beside it
-the kernel's count of resident memory in steps of their own: peak (VmHWM, reset before) above the size after imports and
-a step of a tiny net under the same engine, while glibc gives freed blocks back at once (MALLOC_MMAP_THRESHOLD_,
-MALLOC_TRIM_THRESHOLD_). It leaves out pages that were allocated and not yet written, such as ZeRO's buckets at the
-backward's start. The larger rank's figures count.
+device. Measured: the kernel's own count of a rank's resident memory. After imports, and two steps of a tiny net under
+the same engine, its size is the baseline; two steps later, when optimizer states are there and ZeRO-3 knows the order
+of the weights, the peak (VmHWM) is reset and two more steps are made. glibc is told to write into every block that it
+hands out (MALLOC_PERTURB_), so that what is allocated is resident, as on a GPU, and to give freed ones back at once
+(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_). torch.profiler's memory events were tried first: they say the same for
+DDP, ZeRO-1 and 2, but miss what gloo's threads free, which adds up under ZeRO-3 and FSDP2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.metadata
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.steps import CLASSES, processor
 from pfcluster import models, parity, presets
@@ -43,9 +41,8 @@ from pfcluster.steps.pf_mag import PfMagObjective, Setting
 
 RANKS, WARM_STEPS = 2, 2
 MIB = 2**20
-STEADY = "steady step"
-BLOCK = 65536
-"""Bytes from which glibc maps a block of its own, which it gives back when it is freed."""
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_PERTURB_": "85"}
+"""glibc maps larger blocks one by one and unmaps them when they are freed; the byte that it writes is any but 0."""
 
 
 @dataclass(frozen=True)
@@ -103,19 +100,19 @@ def main() -> None:
     parser.add_argument("--rank", nargs=2, metavar=("CASE", "BACKEND"), default=None, help="be a rank that is measured")
     options = parser.parse_args()
     if options.rank:
-        print(json.dumps(measure(CASES[int(options.rank[0])], options.rank[1])))
+        print(measure(CASES[int(options.rank[0])], options.rank[1]))
         return
-    lines = ["| step of a rank | engine | planned MiB | measured MiB | planned / measured | resident MiB |"]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
+    lines = ["| step of a rank | engine | planned MiB | measured MiB | planned / measured |"]
+    lines.append("| --- | --- | ---: | ---: | ---: |")
     print(*lines, sep="\n", flush=True)
     ratios = []
     for number, case in enumerate(CASES):
         for backend in case.backends:
             if options.only not in f"{case.label} {backend}":
                 continue
-            planned, (held, resident) = total(planned_for(case, backend)), measured_by(number, backend)
-            ratios.append(planned / held)
-            cells = f"{planned / MIB:.0f} | {held / MIB:.0f} | {ratios[-1]:.2f} | {resident / MIB:.0f}"
+            planned, measured = total(planned_for(case, backend)), measured_by(number, backend)
+            ratios.append(planned / measured)
+            cells = f"{planned / MIB:.0f} | {measured / MIB:.0f} | {ratios[-1]:.2f}"
             lines.append(f"| {case.label} | {backend} | {cells} |")
             print(lines[-1], flush=True)
     if options.output:
@@ -133,59 +130,34 @@ def total(planned: MemoryPlan) -> int:
     return planned.peak + planned.host
 
 
-def measured_by(case: int, backend: str) -> tuple[int, int]:
+def measured_by(case: int, backend: str) -> int:
     """`measure` in fresh processes, the larger rank's."""
-    settings = {"MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK), "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "benchmarks.memory", "--rank", str(case), backend]
     ranks = [
-        subprocess.Popen(command, env=environment | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(command, env=environment | MALLOC, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for environment in rank_environments(RANKS, 1)
     ]
     ended = [rank.communicate() for rank in ranks]
     for rank, (_, said) in zip(ranks, ended, strict=True):
         if rank.returncode:
             raise RuntimeError(f"{CASES[case].label} under {backend} ended with {rank.returncode}:\n{said[-2000:]}")
-    held, resident = zip(*(json.loads(out.splitlines()[-1]) for out, _ in ended), strict=True)
-    return max(held), max(resident)
+    return max(int(out.splitlines()[-1]) for out, _ in ended)
 
 
-def measure(case: Case, backend: str) -> tuple[int, int]:
-    """This rank's peak in a step: bytes allocated, and bytes resident."""
+def measure(case: Case, backend: str) -> int:
+    """This rank's peak in a step, in bytes."""
     torch.set_num_threads(1)
     config, phi = case.config(backend), case.phi()
     with world("cpu") as here:
         tiny = replace(parity.tiny_config(config.objective, config.engine), pf_mag=config.pf_mag)
         _train(_objective(tiny, backend, here, None), tiny, here, range(WARM_STEPS))
         gc.collect()
-        before = _resident("VmRSS") - _bytes(phi)
+        baseline = _resident("VmRSS") - _bytes(phi)
         objective = _objective(config, backend, here, phi)
         _train(objective, config, here, range(WARM_STEPS))
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-        _train(objective, config, here, range(WARM_STEPS, WARM_STEPS + 2))
-        resident = _resident("VmHWM") - before
-        del objective
-        gc.collect()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-            objective = _objective(config, backend, here, phi)
-            _train(objective, config, here, range(WARM_STEPS))
-            with record_function(STEADY):
-                _train(objective, config, here, range(WARM_STEPS, WARM_STEPS + 1))
-    return _highest(watched) + _bytes(phi), resident
-
-
-def _highest(watched: profile) -> int:
-    """The most bytes allocated since the profiler's start at any time of the steady step."""
-    assert watched.profiler is not None
-    assert watched.profiler.kineto_results is not None
-    events = sorted(watched.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    steady = next(event for event in events if event.name() == STEADY)
-    now = most = 0
-    event: Any
-    for event in events:
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now if event.start_ns() >= steady.start_ns() else 0)
-    return most
+        _train(objective, config, here, range(WARM_STEPS, 2 * WARM_STEPS))
+        return _resident("VmHWM") - baseline
 
 
 def _train(objective: Objective, config: RunConfig, here: World, steps: range) -> None:
@@ -232,11 +204,9 @@ def head(ratios: Sequence[float]) -> str:
         f" {date.today()}, {RANKS} processes on gloo, one thread each of {processor()}, {versions}.\nViT-S/16 at 224"
         f" px, {CLASSES} classes, fp32 unless said; images are those of one forward pass of one rank.\n\nPlanned:"
         " `pfcluster.memory.plan`, on fake tensors; with offload_optimizer device and host together. Measured: the"
-        " most that torch's allocator had handed out during the third step (torch.profiler's memory events), every"
-        " engine and case in fresh processes. Resident: the kernel's peak (VmHWM) in steps without the profiler, above"
-        " the size after imports and a tiny step. Pages of a new buffer become resident when they are written: what"
-        " ZeRO allocates for its bucket at the backward's start, when activations are at their peak, counts as"
-        " allocated only; a GPU reserves it.\n\n"
+        " kernel's count, peak resident memory (VmHWM) of two steady steps above that after imports and steps of a tiny"
+        " net, in fresh processes for every row; glibc writes into every block it hands out, so that all that is"
+        " allocated is resident, and gives freed ones back at once.\n\n"
         f"All {len(ratios)} rows: planned / measured {min(ratios):.2f} to {max(ratios):.2f}.\n\n"
     )
 

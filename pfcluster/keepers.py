@@ -14,18 +14,20 @@ from torch import nn
 
 from pfcluster.config import ConfigError, OptimConfig, RunConfig
 from pfcluster.engine.zero import settings
+from pfcluster.profile import twice
 from pfcluster.trace import Moment
 
 FP32, MOMENTS = 4, 2
 
 
 class Keeper(ABC):
-    """What an engine keeps of one module: bytes that stay, and bytes that come and go with the moments of a step."""
+    """What an engine keeps of one module, in bytes of one rank; the fields are those of `memory.MemoryPlan`."""
 
     parameters: int
     optimizer: int
     host = 0
     gradients = 0
+    """Now: they come and go with the moments of a step, as buffers do."""
     buffers = 0
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int) -> None:
@@ -34,7 +36,6 @@ class Keeper(ABC):
         self.whole = sum(self.sizes.values())
         self.fixed = sum(buffer.nbytes for buffer in module.buffers())
         self.item = 2 if config.engine.precision == "bf16_params" else FP32
-        self.processes = processes
         self.copies = MOMENTS + (self.optim.ema > 0)
         """fp32 tensors of a weight's size that its optimizer keeps."""
 
@@ -46,8 +47,9 @@ class Keeper(ABC):
 
 
 class DdpKeeper(Keeper):
-    """Everything whole. Gradients live in DDP's buckets, which stay; those of passes that are not synchronised besides
-    them."""
+    """Everything whole. Gradients live in DDP's buckets, which stay, and besides them those of passes that are not
+    synchronised. One process has no buckets: gradients come anew in every step.
+    """
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int) -> None:
         super().__init__(name, module, config, processes)
@@ -88,7 +90,9 @@ class ZeroKeeper(Keeper):
         """Gradients of the parameters that the rank's part touches."""
         if self.offload:
             self.host = self.optimizer + (FP32 + self.item) * self.part + self.item * largest
-            self.optimizer, self.owned = self.item * largest, 0
+            self.optimizer = self.owned = 0
+        self.staging = self.buffers = self.item * largest if self.offload else 0
+        """Where gradients of a parameter wait for their way to the host."""
         self.copy = self.item + (FP32 if self.item < FP32 else 0)
         """Bytes of an element while it is reduced, in fp32."""
         self.filled, self.reduced = 0, 0
@@ -98,7 +102,7 @@ class ZeroKeeper(Keeper):
         if not own:
             return 0
         if moment.what == "gradient":
-            self.buffers = self.item * self.bucket
+            self.buffers = self.staging + self.item * self.bucket
             return self._collect(moment.parameter)
         if moment.what.startswith("backwarded"):
             return self._end_backward(local=moment.what == "backwarded locally")
@@ -132,7 +136,7 @@ class ZeroKeeper(Keeper):
         else:
             extra = self._reduce()
             self.gradients = self.reduced = self.owned
-        self.buffers = 0
+        self.buffers = self.staging
         return extra
 
     def _drain(self) -> int:
@@ -225,7 +229,7 @@ class Fsdp2Keeper(Keeper):
         self.unit = ranks * max((sum(self.parts[key] for key in unit) for unit in self.units), default=0)
         self.parameters = FP32 * sum(self.parts.values()) + self.fixed
         self.optimizer = FP32 * sum(self.parts.values()) * self.copies
-        self.all = ranks * sum(self.parts.values()) if name == "critic" and config.pf_mag.r1 > 0 else 0
+        self.all = ranks * sum(self.parts.values()) if twice(config, name) else 0
         self.local = self.frozen = False
         self.waiting: set[str] = set()
         self.cut: set[str] = set()

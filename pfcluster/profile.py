@@ -46,8 +46,9 @@ class CountingEngine(Engine):
 
     backend = "none"
 
-    def __init__(self, module: nn.Module, *, precision: str = "fp32") -> None:
-        super().__init__(module, World(0, 1, torch.device("cpu")), precision=precision, ema=0.0)
+    def __init__(self, module: nn.Module, *, precision: str = "fp32", double_backward: bool = False) -> None:
+        here = World(0, 1, torch.device("cpu"))
+        super().__init__(module, here, precision=precision, ema=0.0, double_backward=double_backward)
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
         with self.precision():
@@ -84,7 +85,10 @@ def profile(config: RunConfig, classes: int, *, recognition: nn.Module | None = 
     parts = min(config.engine.accumulate, 2)
     with torch.device("meta"):
         modules = models.build(config, classes, load_init=False)
-        engines = {name: CountingEngine(prepared(config, name, module)) for name, module in modules.items()}
+        engines = {
+            name: CountingEngine(prepared(config, name, module), double_backward=twice(config, name))
+            for name, module in modules.items()
+        }
         batches = empty_batches(config, SAMPLE, parts)
         flops, saved = count(lambda: take_step(config, engines, batches, recognition), modules)
     counts = models.parameter_counts(config, modules)
@@ -101,8 +105,13 @@ def prepared(config: RunConfig, name: str, module: nn.Module) -> nn.Module:
     differentiate.
     """
     options = replace(config.engine, compile=False)
-    prepare(module, options, options.backend, double_backward=name == "critic" and config.pf_mag.r1 > 0)
+    prepare(module, options, options.backend, double_backward=twice(config, name))
     return module
+
+
+def twice(config: RunConfig, name: str) -> bool:
+    """Whether a module is differentiated by its inputs, too: Δ under R1."""
+    return name == "critic" and config.pf_mag.r1 > 0
 
 
 def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:

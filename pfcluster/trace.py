@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from pfcluster import models
 from pfcluster.config import RunConfig
-from pfcluster.profile import CountingEngine, empty_batches, prepared, take_step
+from pfcluster.profile import CountingEngine, empty_batches, prepared, take_step, twice
 
 SIZES = 2, 3
 """Images of the micro-batches that are run; a single one has shapes of its own (no copy where others need one)."""
@@ -30,7 +30,7 @@ PARTS = 3
 
 @dataclass(frozen=True)
 class Moment:
-    """Something that an engine acts on, and the step's own bytes: in that instant, and at most until the next one."""
+    """Something that an engine acts on, and the bytes that the step itself holds then."""
 
     what: str
     """start; forward or frozen forward, forwarded; backward, gradient, backwarded (with "locally" where the pass is not
@@ -39,9 +39,11 @@ class Moment:
     engine: str
     """model or critic."""
     parameter: str
-    """Whose gradient it is; it is among the bytes of this instant, not later."""
+    """Whose gradient it is, or nothing. The gradient is among the bytes of this instant, not later."""
     live: float
+    """Bytes in this instant."""
     highest: float
+    """The most after it, until the next moment."""
 
 
 def trace(config: RunConfig, classes: int, images: int, recognition: nn.Module | None = None) -> list[Moment]:
@@ -49,7 +51,7 @@ def trace(config: RunConfig, classes: int, images: int, recognition: nn.Module |
 
     Bytes are linear in the images, instant by instant; so two small micro-batches tell those of any.
     """
-    small, large = (_Run(config, classes, size, recognition) for size in SIZES)
+    small, large = (FakeStep(config, classes, size, recognition) for size in SIZES)
     assert len(small.live) == len(large.live), (len(small.live), len(large.live))
     assert [mark[1:] for mark in small.marks] == [mark[1:] for mark in large.marks]
     share = (images - SIZES[0]) / (SIZES[1] - SIZES[0])
@@ -63,8 +65,10 @@ def trace(config: RunConfig, classes: int, images: int, recognition: nn.Module |
     ]
 
 
-class _Run:
-    """A step on fake tensors: the live bytes after each operation, and where among them the marks lie."""
+class FakeStep:
+    """A step on fake tensors: the live bytes after each operation, where among them the marks lie, and what a
+    micro-batch leaves behind for the rest of the step.
+    """
 
     def __init__(self, config: RunConfig, classes: int, images: int, recognition: nn.Module | None) -> None:
         self.live: list[int] = []
@@ -75,11 +79,11 @@ class _Run:
             if config.engine.precision == "bf16_params":
                 modules = {name: module.bfloat16() for name, module in modules.items()}
         judge = copy.deepcopy(recognition)
+        everything = [*modules.values(), *([] if judge is None else [judge])]
         with FakeTensorMode(allow_non_fake_inputs=True):
-            for module in (*modules.values(), *([] if judge is None else [judge])):
+            for module in everything:
                 module.to_empty(device="cpu")
             engines = {name: self._engine(config, name, module) for name, module in modules.items()}
-            everything = [*modules.values(), *([] if judge is None else [judge])]
             own = [tensor for part in everything for tensor in (*part.parameters(), *part.buffers())]
             with _Storages(own, self.live):
                 self.mark("start", "model")
@@ -102,7 +106,7 @@ class _Run:
             for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
                 unit.register_forward_pre_hook(_to_bf16)
         prepared(config, name, module)
-        engine = _TracedEngine(module, precision, name, self)
+        engine = _TracedEngine(module, precision, name, self, double_backward=twice(config, name))
         module.register_forward_pre_hook(lambda *_: self.mark(engine.kind_of_pass(), name))
         module.register_forward_hook(lambda *_: self.mark("forwarded", name))
         for key, parameter in module.named_parameters():
@@ -117,8 +121,8 @@ class _Run:
 class _TracedEngine(CountingEngine):
     """Marks its passes and steps."""
 
-    def __init__(self, module: nn.Module, precision: str, name: str, run: _Run) -> None:
-        super().__init__(module, precision=precision)
+    def __init__(self, module: nn.Module, precision: str, name: str, run: FakeStep, *, double_backward: bool) -> None:
+        super().__init__(module, precision=precision, double_backward=double_backward)
         self.name, self.run = name, run
 
     def kind_of_pass(self) -> str:

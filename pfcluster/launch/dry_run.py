@@ -86,17 +86,17 @@ def _print_memory(config: RunConfig, classes: int, images: int, options: Options
     layout = f"{options.nodes} x {options.gpus_per_node} GPUs"
     step = f"{config.engine.accumulate} x {images}" if config.engine.accumulate > 1 else str(images)
     console.print(_table(f"{config.name}: MiB a GPU; {layout}, {step} images a step each", found))
-    for line in others:
+    hosts = [f"{backend} {each.host / MIB:,.1f}" for backend, each in found.items() if each.host]
+    for line in [*others, *([f"besides, MiB of the host for each GPU: {', '.join(hosts)}"] if hosts else [])]:
         console.print(line, highlight=False, style="dim")
 
 
 def _table(title: str, found: dict[str, MemoryPlan]) -> Table:
-    columns = (*COLUMNS, *(["host"] if any(each.host for each in found.values()) else []))
     table = Table("engine", title=title, title_justify="left")
-    for column in columns:
+    for column in COLUMNS:
         table.add_column(column, justify="right")
     for backend, each in found.items():
-        table.add_row(backend, *(f"{getattr(each, column) / MIB:,.1f}" for column in columns))
+        table.add_row(backend, *(f"{getattr(each, column) / MIB:,.1f}" for column in COLUMNS))
     return table
 
 

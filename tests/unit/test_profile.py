@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pfcluster import losses, models, presets
+from pfcluster.config import EngineConfig
 from pfcluster.nn.mae import hidden_patches
 from pfcluster.profile import profile
 from pfcluster.steps.batch import patch_order
@@ -49,3 +50,18 @@ def test_parameters_of_vit_b_are_near_the_papers():
     recipe = presets.recipe("vit-b")
     assert profile(recipe["pf-vit"], 7).train_parameters / 1e6 == pytest.approx(145.1, rel=0.05)
     assert profile(recipe["pf-vit"], 7).test_parameters / 1e6 == pytest.approx(89.7, rel=0.05)
+
+
+def test_recomputing_costs_a_forward_of_the_blocks_and_accumulating_a_forward_of_pf_vit():
+    config = presets.recipe("demo")["pf-vit"]
+
+    def flops(**engine) -> float:
+        return profile(replace(config, engine=EngineConfig(**engine)), 8).flops
+
+    assert 1.2 * flops() < flops(recompute=True) < 1.35 * flops()
+    assert 1.1 * flops() < flops(accumulate=2) == flops(accumulate=4) < 1.3 * flops()
+
+
+def test_a_penalty_on_gradients_costs_flops():
+    config = presets.recipe("demo")["pf-vit"]
+    assert profile(replace(config, pf_mag=replace(config.pf_mag, r1=1.0)), 8).flops > 1.05 * profile(config, 8).flops
