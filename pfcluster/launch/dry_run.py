@@ -86,7 +86,7 @@ def _print_memory(config: RunConfig, classes: int, images: int, options: Options
     layout = f"{options.nodes} x {options.gpus_per_node} GPUs"
     step = f"{config.engine.accumulate} x {images}" if config.engine.accumulate > 1 else str(images)
     console.print(_table(f"{config.name}: MiB a GPU; {layout}, {step} images a step each", found))
-    hosts = [f"{backend} {each.host / MIB:,.1f}" for backend, each in found.items() if each.host]
+    hosts = [f"{backend} {_mib(each.host)}" for backend, each in found.items() if each.host]
     for line in [*others, *([f"besides, MiB of the host for each GPU: {', '.join(hosts)}"] if hosts else [])]:
         console.print(line, highlight=False, style="dim")
 
@@ -96,8 +96,12 @@ def _table(title: str, found: dict[str, MemoryPlan]) -> Table:
     for column in COLUMNS:
         table.add_column(column, justify="right")
     for backend, each in found.items():
-        table.add_row(backend, *(f"{getattr(each, column) / MIB:,.1f}" for column in COLUMNS))
+        table.add_row(backend, *(_mib(getattr(each, column)) for column in COLUMNS))
     return table
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f}" if size >= 100 * MIB else f"{size / MIB:.1f}"
 
 
 def _print_rate(config: RunConfig, cost: Profile, options: Options, console: Console) -> None:
