@@ -280,22 +280,6 @@ class Engine(ABC):
             )
 
 
-def clipped(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
-    """Clip the gradients of all parameters by their global norm, where `clip_norm` is not 0; -> the norm before it.
-
-    Raises NonFiniteError, and forgets the gradients then.
-    """
-    owners = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in owners if parameter.grad is not None])
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    if not torch.isfinite(norm):
-        optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(f"the gradients' norm is {norm.item()}")
-    if clip_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(owners, clip_norm, norm)
-    return norm
-
-
 def adam_slots(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
     """Adam's tensors of a parameter, `ADAM_SLOTS`; made as its first step would make them where none are there."""
     slots: dict[str, Tensor] = optimizer.state.get(parameter, {})

@@ -100,10 +100,10 @@ def build_engine(
         from pfcluster.engine.fsdp2 import Fsdp2Engine
 
         return Fsdp2Engine(module, optim, engine, world, double_backward=double_backward)
-    from pfcluster.engine.zero import ZeroEngine
+    from pfcluster.engine.zero import Zero1Engine, Zero2Engine, Zero3Engine
 
-    stage = int(backend.removeprefix("zero"))
-    return ZeroEngine(module, optim, engine, world, stage=stage, double_backward=double_backward)
+    kind = {"zero1": Zero1Engine, "zero2": Zero2Engine, "zero3": Zero3Engine}[backend]
+    return kind(module, optim, engine, world, double_backward=double_backward)
 
 
 def prepare(module: nn.Module, engine: EngineConfig, backend: str, *, double_backward: bool = False) -> None:

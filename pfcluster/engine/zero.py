@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from pfcluster.config import EngineConfig, OptimConfig
 from pfcluster.dist import World
-from pfcluster.engine.base import Engine, EngineError, NonFiniteError, StateDict, adam_slots
+from pfcluster.engine.base import EngineError, NonFiniteError, StateDict, adam_slots
+from pfcluster.engine.configured import ConfiguredEngine
 from pfcluster.optim import build_optimizer
 from pfcluster.pieces import Piece, Pieces, gather
 
@@ -27,26 +28,15 @@ BUCKET = 50_000_000
 """Most elements reduced or gathered at once; DeepSpeed's own 5e8 reserves 2 GB of fp32 for it."""
 
 
-class ZeroEngine(Engine):
+class ZeroEngine(ConfiguredEngine):
     """A module and its optimizer inside a DeepSpeedEngine."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        optim: OptimConfig,
-        engine: EngineConfig,
-        world: World,
-        *,
-        stage: int,
-        double_backward: bool = False,
-    ) -> None:
-        """Raises EngineError for `double_backward` on stage 3."""
-        super().__init__(
-            module.to(world.device), world, precision=engine.precision, ema=optim.ema, double_backward=double_backward
-        )
-        if double_backward and stage == 3:
+    stage: int
+
+    def _build(self, optim: OptimConfig, engine: EngineConfig) -> None:
+        if self.double_backward and self.stage == 3:
             raise EngineError("ZeRO-3 cannot differentiate twice (R1): take zero2, fsdp2 or ddp")
-        self.stage, self.backend = stage, f"zero{stage}"
+        module = self.module
         self.buffers = {name: buffer.clone() for name, buffer in super()._saved_buffers().items()}
         if self.autocast:
             module.forward = _under(self.precision, module.forward)  # DeepSpeed's forward switches an outer one off
@@ -56,7 +46,7 @@ class ZeroEngine(Engine):
             for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
                 unit.register_forward_pre_hook(_to_bf16)  # what FSDP2's mixed precision does too
         optimizer = build_optimizer(module, optim)
-        self.inner = _initialize(module, optimizer, settings(optim, engine, stage, module), world)
+        self.inner = _initialize(module, optimizer, settings(optim, engine, self.stage, module), self.world)
         self.zero = self.inner.optimizer
         self.names = {parameter: name for name, parameter in module.named_parameters()}
         if exact:  # DeepSpeed makes its fp32 weights from the rounded ones
@@ -141,6 +131,24 @@ class ZeroEngine(Engine):
             self.zero._reassign_or_swap_out_partitioned_parameters(group)
         if self.zero.persistent_parameters:
             self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+
+
+class Zero1Engine(ZeroEngine):
+    """Cuts the optimizer's moments and the fp32 weights they belong to."""
+
+    stage, backend = 1, "zero1"
+
+
+class Zero2Engine(ZeroEngine):
+    """Cuts the gradients too."""
+
+    stage, backend = 2, "zero2"
+
+
+class Zero3Engine(ZeroEngine):
+    """Cuts the parameters too."""
+
+    stage, backend = 3, "zero3"
 
 
 def _under(context: Callable[[], AbstractContextManager[Any]], forward: Callable[..., Any]) -> Callable[..., Any]:
