@@ -1,0 +1,87 @@
+"""Small studies written by hand, and what their report says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from pfcluster.report.write import ReportFiles
+
+CLASSES = ["neutral", "happiness"]
+
+
+def write_run(study: Path, name: str, seed: int, /, **changes: Any) -> Path:
+    """A finished fine-tuning run with an accuracy of 0.75.
+
+    `changes` replace fields of result.json, `config` those of config.json.
+    """
+    folder = study / "runs" / f"{name}-seed{seed}-{changes.pop('suffix', 0)}"
+    folder.mkdir(parents=True)
+    config = {"name": name, "seed": seed, "batch_size": 64, "model": {"depth": 4}} | changes.pop("config", {})
+    (folder / "config.json").write_text(json.dumps(config))
+    accuracy = changes.pop("accuracy", 0.75)
+    result = {
+        "format": 1, "name": name, "objective": "finetune", "seed": seed, "status": "finished", "steps": 100,
+        "seconds": 61.0, "images_per_second": 900.0, "parameters": {"train": 1234567, "test": 1000000},
+        "dataset": {"name": "synthetic", "classes": CLASSES, "train": 80, "validation": 10, "test": 8},
+        "chosen_on": "validation", "best": {"step": 90, "value": 0.8}, "validation": {"accuracy": 0.8},
+        "test": {"n": 8, "accuracy": accuracy, "macro_f1": accuracy - 0.05,
+                 "per_class": {"neutral": 0.5, "happiness": 1.0}, "confusion": [[2, 2], [0, 4]]},
+        "poker": None, "reconstruction": None, "pictures": {}, "command": f"python jobs/launch.py --seed {seed}",
+        "versions": {"torch": "2.15"}, "git_commit": "abc",
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result | changes))
+    return folder
+
+
+def write_group(study: Path, name: str, accuracies: list[float], **changes: Any) -> None:
+    for seed, accuracy in enumerate(accuracies):
+        write_run(study, name, seed, accuracy=accuracy, **changes)
+
+
+def poker(face: float, *, source: float = 0.15, reconstruction: float = 0.10, psnr: float = 22.0) -> Mapping[str, Any]:
+    """Poker rows with these errors in the expression's region."""
+
+    def row(error: float | None, decibel: float | None) -> dict[str, float | None]:
+        return {"neutrality": 0.5, "identity": 0.9, "psnr": decibel, "ssim": None, "region_error": error}
+
+    rows = {"input": row(source, 24.0), "reconstruction": row(reconstruction, 25.0)}
+    return {"n": 8, "rows": rows | {"poker face": row(face, psnr), "truth": row(0.0, None)}}
+
+
+def text(files: ReportFiles) -> str:
+    """The report's Markdown without its escapes and unbreakable spaces."""
+    return files.markdown.read_text().replace("\\", "").replace("\u00a0", " ")
+
+
+class Page(HTMLParser):
+    """What the tests look at: tags with attributes, the text, and unclosed elements."""
+
+    void = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]

@@ -1,0 +1,130 @@
+"""What a report makes of bare, odd and malformed results; and its figures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pfcluster.report.figures import confusion, curves, mean_curve, thin
+from pfcluster.report.results import ReportError
+from pfcluster.report.write import main_table, write_report
+from tests.studies import CLASSES, Page, text, write_run
+
+
+def test_bare_results_make_a_report(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b" / "run"
+    folder.mkdir(parents=True)
+    bare = {"format": 1, "name": "bare", "objective": "finetune", "seed": 0, "status": "finished"}
+    (folder / "result.json").write_text(json.dumps(bare))
+    files = write_report(tmp_path)
+    page = Page(files.html.read_text())
+    assert not page.all("svg")
+    assert not page.all("img")
+    headings = {attributes["href"] for attributes in page.all("a")}
+    assert headings == {"#reading", "#runs", "#repeat", "#findings"} - ({"#findings"} - headings)
+    assert {notice.name for notice in files.notices} == {"no config", "no test figures"}
+    assert files.latex.read_text().startswith("%")
+    assert main_table(files).row_count == 1
+
+
+@pytest.mark.parametrize(
+    ("relative", "why"), [("gone.png", "cannot be read"), ("../../secret.png", "outside"), ("result.json", "none of")]
+)
+def test_bad_pictures_are_left_out_and_named(tmp_path: Path, relative: str, why: str) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    write_run(tmp_path, "pf-vit", 0, pictures={"views": relative})
+    files = write_report(tmp_path)
+    assert [notice.name for notice in files.notices] == ["picture left out"]
+    assert why in files.notices[0].text
+    assert not Page(files.html.read_text()).all("img")
+    assert why in files.markdown.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"format": 2}, "format"),
+        ({"seed": "0"}, "seed"),
+        ({"objective": "dance"}, "objective"),
+        ({"status": None}, "status"),
+        ({"test": {"accuracy": "high"}}, "test.accuracy"),
+        ({"test": {"accuracy": 0.5, "per_class": [1]}}, "test.per_class"),
+        ({"test": {"accuracy": 0.5, "confusion": [[1]]}}, "test.confusion"),
+        ({"test": {"accuracy": 0.5, "confusion": [[1, 2], [3, "x"]]}}, "test.confusion"),
+        ({"poker": {"rows": {"input": 3}}}, "poker.rows.input"),
+        ({"poker": {"rows": {"input": {"psnr": "x"}}}}, "poker.rows.input.psnr"),
+        ({"pictures": ["a.png"]}, "pictures"),
+        ({"dataset": {"classes": "neutral"}}, "dataset.classes"),
+    ],
+)
+def test_malformed_results_name_file_and_field(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
+    folder = write_run(tmp_path, "scratch", 0, **changes)
+    with pytest.raises(ReportError, match=re.escape(f"{folder / 'result.json'}: {field} must")):
+        write_report(tmp_path)
+
+
+def test_refusals_say_where_and_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="is no folder"):
+        write_report(tmp_path / "gone")
+    with pytest.raises(ReportError, match="no finished run"):
+        write_report(tmp_path)
+    folder = write_run(tmp_path, "scratch", 0, status="failed")
+    with pytest.raises(ReportError, match="1 unfinished: runs/scratch-seed0-0"):
+        write_report(tmp_path)
+    (folder / "result.json").write_text("{")
+    with pytest.raises(ReportError, match=r"result\.json cannot be read"):
+        write_report(tmp_path)
+
+
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    write_run(tmp_path, "scratch", 0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReportError, match="give another output folder"):
+        write_report(tmp_path, tmp_path / "file" / "report")
+
+
+def test_figures_that_are_no_numbers_are_left_out_and_named(tmp_path: Path) -> None:
+    write_run(tmp_path, "scratch", 0, accuracy=0.7)
+    write_run(tmp_path, "scratch", 1, accuracy=float("nan"))
+    files = write_report(tmp_path)
+    assert "| scratch | finetune | validation | 1 | 70.00 ± – |" in text(files)
+    assert "not a number" in [notice.name for notice in files.notices]
+
+
+def test_configs_inside_a_run_are_not_runs(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "scratch", 0)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "config.json").write_text("{}")
+    assert not write_report(tmp_path).report.unfinished
+
+
+def test_curves_of_any_length() -> None:
+    assert curves("Loss", "loss", {"a": [[]], "b": [[(1, float("nan"))]]}) == ""
+    svg = curves("Loss $x", "loss", {"_a<b": [[(0, 1.0), (10, 2.0)], [(0, 3.0), (10, 4.0)]]})
+    assert svg.startswith("<svg role=")
+    assert "_a&lt;b" in svg
+    assert svg.count("<svg") == 1
+
+
+def test_mean_curve_by_hand() -> None:
+    assert mean_curve([[(0, 0.0), (10, 10.0)], [(0, 2.0), (5, 4.0)]]) == [(0, 1.0), (5, 4.5)]
+    assert mean_curve([[(0, 1.0)], [(5, 3.0)]]) == [(0, 1.0)]
+
+
+def test_thinning_keeps_the_mean() -> None:
+    points = [(float(step), float(step % 7)) for step in range(600)]
+    thinned = thin(points)
+    assert len(thinned) == 300
+    assert sum(value for _, value in thinned) / 300 == pytest.approx(sum(value for _, value in points) / 600)
+
+
+def test_confusion_shows_shares_of_rows() -> None:
+    svg = confusion("name", CLASSES, [[3, 1], [0, 0]])
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert words.count("75") == 1
+    assert words.count("25") == 1
+    assert words.count("–") == 2

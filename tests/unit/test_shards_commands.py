@@ -1,0 +1,80 @@
+"""The command lines of shards/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.photos import (
+    ROOT,
+    SIZE,
+    contents,
+    picture,
+    run,
+)
+
+
+def test_command_lines_work_from_the_scripts_own_folder(raw: Path, built: Path, tmp_path: Path) -> None:
+    """There `inspect.py` would shadow Python's own module. Also that the command and the function build the same."""
+    arguments = ["--size", SIZE, "--align", "none", "--workers", 1, "--samples-per-shard", 8, "--val-share", 0.25]
+    done = run("build.py", "--input", raw, "--output", tmp_path / "out", *arguments, cwd=ROOT / "shards")
+    assert done.returncode == 0, done.stderr
+    assert "36 photos in, 36 faces out" in done.stdout
+    assert contents(tmp_path / "out") == contents(built)
+    sheet = tmp_path / "sheet.png"
+    shown = run("inspect.py", built, "--sheet", sheet, "--per-class", 4, "--verify", cwd=ROOT / "shards")
+    assert shown.returncode == 0, shown.stderr
+    assert "6 shards have the manifest's checksums" in shown.stdout
+    with Image.open(sheet) as written:
+        assert written.size[0] > 4 * SIZE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "{tmp}/nowhere"], "does not exist"),
+        (["--input", "{tmp}/empty"], "holds no photos"),
+        (["--input", "{tmp}/unknown"], "labels found are 'bored'"),
+        (["--input", "{raw}", "--val-share", "1.5"], "--val-share must lie in [0, 1)"),
+        (["--input", "{raw}", "--val-share", "0.6", "--test-share", "0.5"], "must be < 1"),
+        (["--input", "{raw}", "--test-input", "{raw}", "--test-share", "0.5"], "give one of them"),
+        (["--input", "{raw}", "--size", "huge"], "invalid"),
+        (["--input", "{raw}", "--align", "retina"], "invalid"),
+        (["--input", "{raw}", "--speed", "9"], "--speed"),
+        (["--input", "{raw}", "--output", "{tmp}/file/out"], "cannot be written"),
+        (["--input", "{raw}", "--output", "{raw}"], "holds other files"),
+    ],
+)
+def test_wrong_commands_end_with_plain_words(raw: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "unknown" / "bored").mkdir(parents=True)
+    picture("sad", 1).save(tmp_path / "unknown" / "bored" / "1.png")
+    filled = [argument.format(tmp=tmp_path, raw=raw) for argument in arguments]
+    if "--output" not in filled:
+        filled += ["--output", str(tmp_path / "out")]
+    done = run("build.py", *filled)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    assert message in " ".join((done.stdout + done.stderr).split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_names_damage_and_ends_with_2(damaged: Path) -> None:
+    tar = damaged / "train-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
+    done = run("inspect.py", damaged, "--verify")
+    assert done.returncode == 2
+    assert "train-00000.tar has changed" in done.stderr
+    assert "Traceback" not in done.stderr
+    for arguments in (
+        ["/nowhere"],
+        [damaged, "--per-class", 0],
+        [damaged, "--sheet", "/nowhere/x.png"],
+        [damaged, "--x"],
+    ):
+        done = run("inspect.py", *arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
