@@ -23,7 +23,8 @@ from pfcluster.data.align import FaceAligner
 from pfcluster.data.build_options import BuildOptions
 from pfcluster.data.make_shard import ShardMaker, ShardResult, marker_path
 from pfcluster.data.plan import SPLITS, BuildError, LeftOut, Plan, PlannedShard, limited, listing_digest, make_plan
-from pfcluster.data.raw import RawDataset, read_raw
+from pfcluster.data.raw.base import RawDataset, ReadOptions
+from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.shard_writer import write_json, write_table
 from pfcluster.data.shards import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest
 from pfcluster.data.workers import run_workers
@@ -55,9 +56,11 @@ class BuildResult:
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:
     """Make, or finish, the shard folder. Raises BuildError, RawDataError, ShardError."""
     progress = progress or Progress()
-    datasets = {"input": limited(read_raw(options.input, images=options.images), options.limit, options.seed)}
+    datasets = {
+        "input": limited(read_raw(options.input, ReadOptions(images=options.images)), options.limit, options.seed)
+    }
     if options.test_input:
-        test = read_raw(options.test_input, images=options.images)
+        test = read_raw(options.test_input, ReadOptions(images=options.images))
         datasets["test_input"] = limited(test, options.limit, options.seed)
     identity = {"options": options.lasting(), "source": _source(datasets)}
     with _locked(options.output):

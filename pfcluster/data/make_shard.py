@@ -14,7 +14,7 @@ import numpy as np
 from pfcluster.data.align import AlignedFace, FaceAligner, Rejected, resize
 from pfcluster.data.jpeg import UnreadablePhotoError, decode_jpeg, decode_photo, encode_jpeg
 from pfcluster.data.plan import BuildError, LeftOut, PlannedPhoto, PlannedShard
-from pfcluster.data.raw import RawDataset, RawPhoto, read_bytes
+from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
 from pfcluster.data.shard_writer import Sample, write_json, write_shard
 from pfcluster.data.shards import BUILD_FOLDER, ShardFile
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pfcluster.data.raw import RawDataset, RawPhoto, read_bytes
+from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
 from pfcluster.data.split import choose_groups, connected_groups, rank
 from pfcluster.emotions import CANONICAL, UnknownEmotionError, canonical_name, ordered
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pfcluster.data.raw import RawDataError, class_folder, read_bytes, read_raw
+from pfcluster.data.raw.base import RawDataError, ReadOptions, class_folder, read_bytes
+from pfcluster.data.raw.readers import read_raw
 
 
 def write(path: Path, data: bytes = b"picture") -> Path:
@@ -107,7 +108,7 @@ def test_csv_photos_in_a_named_folder_and_short_rows(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere" / "a.jpg")
     absolute = write(tmp_path / "deep" / "z.jpg")
     source = write(tmp_path / "l.csv", f"image,emotion\na.jpg,sad\na.jpg\n,happy\n{absolute},sad\n".encode())
-    photos = read_raw(source, images=tmp_path / "elsewhere").photos
+    photos = read_raw(source, ReadOptions(images=tmp_path / "elsewhere")).photos
     assert [photo.size for photo in photos] == [7, 7, -1, 7]
     assert [photo.label for photo in photos] == ["sad", "", "happy", "sad"]
     assert photos[2].path == ""
@@ -135,7 +136,7 @@ def test_missing_source_and_images_folder(tmp_path: Path) -> None:
         read_raw(tmp_path / "nowhere")
     source = write(tmp_path / "l.csv", b"image,emotion\na.jpg,sad\n")
     with pytest.raises(RawDataError, match="--images"):
-        read_raw(source, images=tmp_path / "nowhere")
+        read_raw(source, ReadOptions(images=tmp_path / "nowhere"))
 
 
 def test_a_photo_that_shrank_since_it_was_listed(tmp_path: Path) -> None:

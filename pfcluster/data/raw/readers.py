@@ -1,0 +1,51 @@
+"""All readers of raw datasets, and which of them a folder or file is for."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pfcluster.data.raw import generic
+from pfcluster.data.raw.base import RawDataError, RawDataset, ReadOptions
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one layout is told apart and listed."""
+
+    recognises: Callable[[Path], bool]
+    """Whether a folder or file has this layout, by names alone."""
+    read: Callable[[Path, ReadOptions], RawDataset]
+
+
+READERS: dict[str, Reader] = {
+    "csv": Reader(lambda source: source.is_file() and source.suffix.lower() in (".csv", ".tsv"), generic.read_csv),
+    "tar": Reader(lambda source: source.is_file() and tarfile.is_tarfile(source), generic.read_tar),
+    "folder": Reader(lambda source: source.is_dir(), generic.read_folder),
+}
+"""Name -> reader; the first that recognises a source reads it. Datasets' own layouts stand before the general ones."""
+
+
+def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "auto") -> RawDataset:
+    """List the photos of a raw dataset. `kind`: name of its reader; "auto" takes the first that recognises it.
+
+    Raises RawDataError.
+    """
+    try:
+        if not source.exists():
+            raise RawDataError(f"{source} does not exist; give a folder of class folders, a .csv or a .tar")
+        name = next((name for name, reader in READERS.items() if reader.recognises(source)), None)
+        if kind != "auto":
+            name = kind
+        if name is None:
+            raise RawDataError(f"{source} is neither a folder, a .csv nor a tar; unpack archives of other kinds first")
+        dataset = READERS[name].read(source, options or ReadOptions())
+    except OSError as error:
+        raise RawDataError(f"{source} cannot be read: {error.strerror or error}") from error
+    if not dataset.photos:
+        raise RawDataError(
+            f"{source} holds no photos ({dataset.other_files} files that are no pictures by their names)"
+        )
+    return dataset
