@@ -67,7 +67,7 @@ class DataConfig:
     """Which faces, at which size."""
 
     shards: str | None = None
-    """Folder made by shards/build.py; None takes the embedded synthetic faces."""
+    """Folder made by shards/build.py, or its URL (http, https, s3, gs); None takes the embedded synthetic faces."""
     size: int = 48
     """Side of the square input in pixels; shards of another size are resized."""
     expect: str | None = None
@@ -76,12 +76,33 @@ class DataConfig:
     """Use only so many training samples, drawn by the run's seed; None uses all."""
     max_bad_share: float = 0.01
     """A run stops once more than this share of a split's samples turned out unreadable."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """"balanced" shows every class equally often, rare samples therefore more than once an epoch."""
+    order: Literal["auto", "full", "blocks"] = "auto"
+    """"full" shuffles the whole split; "blocks" reads neighbouring samples together, for disks that seek; "auto" takes
+    blocks for shards at a URL. Which it is changes the order of samples, not their number."""
+    block: int = 512
+    """Neighbouring samples of a block; a shard's, best."""
+    window: int = 8
+    """Blocks that are shuffled into each other."""
+    mode: Literal["stream", "host", "device"] = "stream"
+    """Decode each batch when it is wanted; or the training split once, into a file in `cache` that all processes of a
+    machine map, or onto the device (3 · size² bytes a sample: 270,000 at 224 px are 41 GB)."""
+    workers: int = 2
+    """Threads that read ahead, a batch each; 0 reads when a step asks."""
+    cache: str | None = None
+    """Folder for what is fetched from a URL, and for data.mode host; None: $PFCLUSTER_CACHE or ~/.cache/pfcluster."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
         _require(8 <= self.size <= 1024, "data.size", self.size, "lie in 8..1024 pixels")
         _require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "be at least 1 or left out")
         _require_share("data.max_bad_share", self.max_bad_share)
+        for name in ("block", "window"):
+            _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "be at least 1")
+        _require(0 <= self.workers <= 256, "data.workers", self.workers, "lie in 0..256")
+        together = 'be "auto" or "full" with data.sampling balanced: it goes round each class\'s own samples'
+        _require(self.sampling == "uniform" or self.order != "blocks", "data.order", self.order, together)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pfcluster.config import RunConfig
-from pfcluster.data.source import Dataset
+from pfcluster.data.split_types import Dataset
 from pfcluster.dist import World
 from pfcluster.emotions import neutral_index
 from pfcluster.engine.base import Engine

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfcluster import models
 from pfcluster.config import DataConfig, EngineConfig, ModelConfig, Objective, OptimConfig, PfMagConfig, RunConfig
-from pfcluster.data.source import RawBatch
+from pfcluster.data.split_types import RawBatch
 from pfcluster.dist import World, generator
 from pfcluster.engine.base import Engine
 from pfcluster.nn.mae import MAE

@@ -16,8 +16,9 @@ from torch import Tensor
 from pfcluster import checkpoint, models, provenance
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config_json import differences, load, to_json
-from pfcluster.data.reader import read_ahead, sample_indices
-from pfcluster.data.source import RawBatch, open_dataset
+from pfcluster.data.reader import read_ahead
+from pfcluster.data.source import made_resident, open_dataset, sample_order
+from pfcluster.data.split_types import RawBatch
 from pfcluster.dist import World, world
 from pfcluster.engine.base import EngineError, NonFiniteError
 from pfcluster.engine.build import choose
@@ -107,7 +108,8 @@ def _claim(config: RunConfig, folder: Path, command: str | None) -> dict[str, An
 
 def _only_execution(name: str) -> bool:
     """Whether a field may change when a run goes on: how it is executed and saved, but not in which precision."""
-    return name.startswith(("engine.", "checkpoint.")) and name != "engine.precision"
+    reading = ("data.mode", "data.workers", "data.cache")
+    return name in reading or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")
 
 
 class Trainer:
@@ -115,7 +117,9 @@ class Trainer:
 
     def __init__(self, config: RunConfig, folder: Path, here: World, stop: StopRequest, heartbeat: Heartbeat) -> None:
         self.config, self.folder, self.world, self.stop, self.heartbeat = config, folder, here, stop, heartbeat
-        self.dataset = open_dataset(config.data, config.seed)
+        dataset = open_dataset(config.data, config.seed)
+        self.dataset = made_resident(dataset, config.data, here.device)
+        self.order = sample_order(config.data, dataset, config.seed)
         self.judge = load_judge(config, self.dataset, here)
         modules = models.build(config, len(self.dataset.classes))
         self.parameters = models.parameter_counts(config, modules)
@@ -169,7 +173,7 @@ class Trainer:
         started, resumed_seconds = time.monotonic(), self.state.seconds
         steps = range(self.state.step, self.total_steps)
         released = time.monotonic()
-        for step, raw in zip(steps, read_ahead(self._read, steps), strict=True):
+        for step, raw in zip(steps, read_ahead(self._read, steps, self.config.data.workers), strict=True):
             for name, engine in self.engines.items():
                 options = self.config.critic_optim if name == "critic" else self.config.optim
                 lr = learning_rate(options, step, self.total_steps, self.state.plateau)
@@ -214,7 +218,7 @@ class Trainer:
 
     def _indices(self, step: int) -> Tensor:
         size = self.config.batch_size
-        return sample_indices(step * size, size, size=len(self.dataset.train), seed=self.config.seed)
+        return self.order.samples(step * size, size)
 
     def _epoch(self) -> float:
         return self.state.step * self.config.batch_size / len(self.dataset.train)
@@ -312,7 +316,12 @@ class Trainer:
             "seconds": round(self.state.seconds, 3),
             "images_per_second": round(self.state.step * self.config.batch_size / max(self.state.seconds, 1e-9), 1),
             "parameters": self.parameters,
-            "dataset": {"name": self.dataset.name, "classes": list(self.dataset.classes), **self.dataset.counts()},
+            "dataset": {
+                "name": self.dataset.name,
+                "classes": list(self.dataset.classes),
+                "votes": self.dataset.votes,
+                **self.dataset.counts(),
+            },
             "chosen_on": self.config.evaluate.choose_on,
             "best": None if best is None else {"step": best["step"], "value": best["score"]},
             "processes": self.world.size,

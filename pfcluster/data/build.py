@@ -19,11 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pfcluster.data.align import FaceAligner
+from pfcluster.data.align import Aligner, GivenLandmarks
 from pfcluster.data.build_options import BuildOptions
+from pfcluster.data.detect import FaceAligner
 from pfcluster.data.make_shard import ShardMaker, ShardResult, marker_path
 from pfcluster.data.plan import SPLITS, BuildError, LeftOut, Plan, PlannedShard, limited, listing_digest, make_plan
-from pfcluster.data.raw.base import RawDataset, ReadOptions
+from pfcluster.data.raw.base import RawDataset
+from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.shard_writer import write_json, write_table
 from pfcluster.data.shards import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest
@@ -56,12 +58,8 @@ class BuildResult:
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:
     """Make, or finish, the shard folder. Raises BuildError, RawDataError, ShardError."""
     progress = progress or Progress()
-    datasets = {
-        "input": limited(read_raw(options.input, ReadOptions(images=options.images)), options.limit, options.seed)
-    }
-    if options.test_input:
-        test = read_raw(options.test_input, ReadOptions(images=options.images))
-        datasets["test_input"] = limited(test, options.limit, options.seed)
+    inputs = {"input": options.input} | ({"test_input": options.test_input} if options.test_input else {})
+    datasets = {role: _listed(options, source) for role, source in inputs.items()}
     identity = {"options": options.lasting(), "source": _source(datasets)}
     with _locked(options.output):
         if (options.output / MANIFEST).exists():
@@ -79,6 +77,14 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     return BuildResult(manifest, now, _warnings(manifest))
 
 
+def _listed(options: BuildOptions, source: Path) -> RawDataset:
+    """The photos of an input, with the landmarks that were given for them."""
+    dataset = read_raw(source, options.reading(), kind=options.kind)
+    if options.landmarks is not None:
+        dataset = with_openface(dataset, options.landmarks)
+    return limited(dataset, options.limit, options.seed)
+
+
 def _maker(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> ShardMaker:
     """Called in each worker."""
     import cv2
@@ -86,7 +92,13 @@ def _maker(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> ShardMa
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    aligner = FaceAligner(options.size) if options.align == "mtcnn" else None
+    aligner: Aligner | None = None
+    if options.align == "mtcnn":
+        aligner = FaceAligner(
+            options.size, device=options.detector_device(), rule=options.face, several=options.several == "take"
+        )
+    elif options.align == "landmarks":
+        aligner = GivenLandmarks(options.size)
     return ShardMaker(options.output, options.dataset, datasets, options.size, options.quality, aligner)
 
 
@@ -98,6 +110,7 @@ def _source(datasets: Mapping[str, RawDataset]) -> dict[str, Any]:
             "kind": dataset.kind,
             "photos": len(dataset.photos),
             "other_files": dataset.other_files,
+            "votes": dataset.votes,
         }
         for role, dataset in datasets.items()
     }
@@ -171,14 +184,7 @@ def _load_or_make_plan(
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise BuildError(f"{path} cannot be read ({error}); {DELETE}") from error
     progress.start("reading", sum(len(dataset.photos) for dataset in datasets.values()), 0)
-    plan = make_plan(
-        datasets,
-        val_share=options.val_share,
-        test_share=options.test_share,
-        samples_per_shard=options.samples_per_shard,
-        seed=options.seed,
-        advance=lambda: progress.advance(1),
-    )
+    plan = make_plan(datasets, options.plan(), lambda: progress.advance(1))
     try:
         write_json(path, {"identity": identity, "plan": plan.to_json()})
     except OSError as error:
@@ -216,6 +222,7 @@ def _finish(
         format=FORMAT,
         name=options.dataset,
         classes=plan.classes,
+        votes=datasets["input"].votes,
         size=options.size,
         splits=splits,
         photos=plan.photos,
@@ -238,7 +245,8 @@ def _finish(
 def _split_info(classes: Sequence[str], results: Sequence[ShardResult]) -> SplitInfo:
     per_class = {name: sum(result.per_class.get(name, 0) for result in results) for name in classes}
     identities = set().union(*(result.identities for result in results))
-    return SplitInfo(sum(per_class.values()), per_class, len(identities), tuple(result.file for result in results))
+    files = tuple(result.file for result in results)
+    return SplitInfo(sum(file.samples for file in files), per_class, len(identities), files)
 
 
 def _left_out_row(datasets: Mapping[str, RawDataset], photo: LeftOut) -> tuple[str, ...]:

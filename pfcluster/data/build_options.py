@@ -7,7 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pfcluster.data.plan import BuildError
+from pfcluster.data.align import FaceRule
+from pfcluster.data.plan import DEFAULT_VAL_SHARE, BuildError, PlanOptions
+from pfcluster.data.raw.base import ReadOptions, VotingMode
+from pfcluster.emotions import CANONICAL
+
+Kind = Literal[
+    "auto",
+    "rafdb",
+    "affectnet",
+    "ferplus",
+    "fer2013",
+    "expw",
+    "ckplus",
+    "jaffe",
+    "sfew",
+    "parquet",
+    "csv",
+    "tar",
+    "folder",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,19 +34,45 @@ class BuildOptions:
     """Build a folder of shards from a raw dataset."""
 
     input: Path
-    """Folder of class folders, CSV (image, label, optional identity) or tar of class folders."""
+    """A dataset in its own layout (docs/data.md), or class folders, a tar of them, or a CSV of image, label and
+    optionally identity and split."""
     output: Path
     """Folder to write into."""
     test_input: Path | None = None
     """The dataset's own test split, in any of the three forms. Copies of its photos in the input are left out."""
+    kind: Kind = "auto"
+    """The input's layout; "auto" finds it out by the names of its files."""
     images: Path | None = None
     """Folder of a CSV's photos; without it they are looked for beside the CSV and in its `images` folder."""
+    votes: VotingMode = "majority"
+    """FERPlus: how the annotators' votes become a label. Accuracies under different modes do not compare."""
+    peak_frames: int = 1
+    """CK+: last frames of a sequence that bear its label."""
+    originals: bool = False
+    """RAF-DB, SFEW: the original photos instead of the crops that the dataset's authors aligned."""
+    labels: Literal["required", "ignored"] = "required"
+    """"ignored" takes every photo and stores no label: faces for pre-training."""
+    without: tuple[str, ...] = ()
+    """Emotions to leave out: `--without contempt` makes AffectNet-7 of AffectNet-8."""
+    duplicates: Literal["leave-out", "keep"] = "leave-out"
+    """"keep" takes copies of a photo as they come, also across splits: published counts need it."""
+    landmarks: Path | None = None
+    """Folder of OpenFace's CSVs, one a photo; for --align landmarks."""
     size: int = 112
     """Side of the square crops in pixels."""
-    align: Literal["mtcnn", "none"] = "mtcnn"
-    """Detect faces and align them by five landmarks, or take photos as they are, resized."""
-    val_share: float = 0.1
-    """Share of the input held out for validation, by identity, stratified by label."""
+    align: Literal["mtcnn", "landmarks", "none"] = "mtcnn"
+    """Detect faces and align them by five landmarks, align by landmarks that the dataset or --landmarks gives, or take
+    photos as they are, resized."""
+    face: FaceRule = "largest-central"
+    """Which of several faces is taken, where the dataset gives no box: the one of the largest area times nearness to
+    the photo's centre, of the largest area, or the nearest."""
+    several: Literal["take", "leave-out"] = "take"
+    """Photos with more than one face: take one by the rule, or leave the photo out."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where faces are detected; "auto" takes the GPU where there is one. Workers share a machine's GPUs in turn."""
+    val_share: float | None = None
+    """Share of the training photos held out for validation, by identity, stratified by label; 0.1 unless the dataset
+    has a validation split of its own."""
     test_share: float = 0.0
     """Share of the input held out for the test split; for datasets without one of their own."""
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
@@ -44,14 +89,18 @@ class BuildOptions:
     """Take only so many photos of each input, drawn by the seed."""
 
     def __post_init__(self) -> None:
+        held = DEFAULT_VAL_SHARE if self.val_share is None else self.val_share
+        unknown = [name for name in self.without if name not in CANONICAL]
         checks = (
+            ("without", unknown, not unknown, f"name emotions of {', '.join(CANONICAL)}"),
+            ("peak-frames", self.peak_frames, self.peak_frames >= 1, "be at least 1"),
             ("size", self.size, 8 <= self.size <= 1024, "lie in 8..1024 pixels"),
-            ("val-share", self.val_share, 0 <= self.val_share < 1, "lie in [0, 1)"),
+            ("val-share", self.val_share, 0 <= held < 1, "lie in [0, 1)"),
             ("test-share", self.test_share, 0 <= self.test_share < 1, "lie in [0, 1)"),
             (
                 "val-share plus test-share",
-                self.val_share + self.test_share,
-                self.val_share + self.test_share < 1,
+                held + self.test_share,
+                held + self.test_share < 1,
                 "be < 1",
             ),
             ("workers", self.workers, 1 <= self.workers <= 1024, "lie in 1..1024"),
@@ -62,6 +111,8 @@ class BuildOptions:
         for name, value, holds, wanted in checks:
             if not holds:
                 raise BuildError(f"--{name} must {wanted}, got {value}")
+        if self.landmarks is not None and self.align != "landmarks":
+            raise BuildError(f"--landmarks is for --align landmarks, got --align {self.align}")
         if self.test_input and self.test_share:
             raise BuildError("--test-input and --test-share both make a test split: give one of them")
 
@@ -71,7 +122,28 @@ class BuildOptions:
         source = self.input.resolve()
         return self.name or (source.parent.name if source.suffix.lower() in (".csv", ".tsv") else source.stem)
 
+    def detector_device(self) -> str:
+        """The device of this process's detector."""
+        import torch
+
+        if self.device == "cpu" or not torch.cuda.is_available():
+            if self.device == "cuda":
+                raise BuildError("--device is cuda, but torch sees no CUDA device here; use cpu or auto")
+            return "cpu"
+        return f"cuda:{os.getpid() % torch.cuda.device_count()}"
+
+    def reading(self) -> ReadOptions:
+        """What the readers are asked for."""
+        names = ("images", "votes", "peak_frames", "originals")
+        return ReadOptions(**{name: getattr(self, name) for name in names})
+
+    def plan(self) -> PlanOptions:
+        """What decides the plan."""
+        names = ("val_share", "test_share", "samples_per_shard", "seed", "labels", "without", "duplicates")
+        return PlanOptions(**{name: getattr(self, name) for name in names})
+
     def lasting(self) -> dict[str, Any]:
         """The options that decide the result's bytes, without paths."""
-        left = ("input", "output", "test_input", "images", "workers", "name")
-        return {"name": self.dataset, **{key: value for key, value in vars(self).items() if key not in left}}
+        left = ("input", "output", "test_input", "images", "landmarks", "kind", "workers", "device", "name")
+        values = {key: value for key, value in vars(self).items() if key not in left}
+        return {"name": self.dataset, **values, "without": list(self.without)}

@@ -34,6 +34,25 @@ def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
         raise ValueError(str(error)) from error
 
 
+def decode_jpeg_into(data: bytes | memoryview, pixels: np.ndarray) -> None:
+    """`decode_jpeg` into `pixels`, contiguous uint8 h w 3. Raises ValueError on damage, and where sizes differ."""
+    height, width = pixels.shape[:2]
+    if simplejpeg is None:
+        found = decode_jpeg(data)
+        if found.shape != pixels.shape:
+            raise ValueError(_other_size(found.shape[1], found.shape[0], width, height))
+        pixels[:] = found
+        return
+    found_height, found_width = simplejpeg.decode_jpeg_header(data)[:2]
+    if (found_height, found_width) != (height, width):
+        raise ValueError(_other_size(found_width, found_height, width, height))
+    simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=pixels)
+
+
+def _other_size(found_width: int, found_height: int, width: int, height: int) -> str:
+    return f"it is {found_width}x{found_height} px, not {width}x{height}"
+
+
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     """Baseline JPEG of uint8 h w 3, without chroma subsampling; one channel where all three are equal."""
     grey = bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pfcluster.data.align import AlignedFace, FaceAligner, Rejected, resize
+from pfcluster.data.align import AlignedFace, Aligner, Hint, Rejected, resize
 from pfcluster.data.jpeg import UnreadablePhotoError, decode_jpeg, decode_photo, encode_jpeg
 from pfcluster.data.plan import BuildError, LeftOut, PlannedPhoto, PlannedShard
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
 from pfcluster.data.shard_writer import Sample, write_json, write_shard
 from pfcluster.data.shards import BUILD_FOLDER, ShardFile
+from pfcluster.emotions import CANONICAL
 
 WINDOW_PHOTOS = 64
 WINDOW_PIXELS = 64_000_000
@@ -53,7 +54,7 @@ class ShardMaker:
     """Role -> listed photos."""
     size: int
     quality: int
-    aligner: FaceAligner | None
+    aligner: Aligner | None
     """None takes photos as they are."""
 
     def make(self, shard: PlannedShard, advance: Callable[[int], None]) -> None:
@@ -69,8 +70,8 @@ class ShardMaker:
 
         file = write_shard(self.folder, shard.name, collect())
         per_class: dict[str, int] = {}
-        for sample in samples:
-            per_class[sample.record["label"]] = per_class.get(sample.record["label"], 0) + 1
+        for label in filter(None, (sample.record["label"] for sample in samples)):
+            per_class[label] = per_class.get(label, 0) + 1
         identities = tuple(sorted({sample.record["identity"] for sample in samples}))
         result = ShardResult(file, per_class, identities, tuple(left_out))
         write_json(marker_path(self.folder, shard.name), dataclasses.asdict(result))
@@ -111,7 +112,9 @@ class ShardMaker:
 
     def _samples(self, split: str, window: Sequence[_Opened], left_out: list[LeftOut]) -> Iterator[Sample]:
         images = [opened.image for opened in window]
-        faces = self.aligner.align(images) if self.aligner else [None] * len(window)
+        raw = [self._raw(opened.photo) for opened in window]
+        hints = [Hint(photo.box, photo.landmarks) for photo in raw]
+        faces = self.aligner.align(images, hints) if self.aligner else [None] * len(window)
         for opened, face in zip(window, faces, strict=True):
             photo = opened.photo
             if isinstance(face, Rejected):
@@ -145,6 +148,9 @@ class ShardMaker:
             "box": [0, 0, width, height],
             "landmarks": None,
         }
+        votes = self._raw(photo).votes
+        if votes:
+            record["votes"] = {name: round(share, 6) for name, share in zip(CANONICAL, votes, strict=True) if share}
         if face:
             record["box"] = [round(value, 2) for value in face.face.box]
             record["landmarks"] = [[round(value, 2) for value in point] for point in face.face.landmarks.tolist()]

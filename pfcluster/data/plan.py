@@ -11,13 +11,15 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
 from pfcluster.data.split import choose_groups, connected_groups, rank
 from pfcluster.emotions import CANONICAL, UnknownEmotionError, canonical_name, ordered
 
 SPLITS = ("train", "validation", "test")
+DEFAULT_VAL_SHARE = 0.1
+"""Of the training photos, where the dataset has no validation split of its own."""
 
 
 class BuildError(ValueError):
@@ -42,7 +44,7 @@ class PlannedPhoto(NamedTuple):
     number: int
     key: str
     label: str
-    """Canonical name."""
+    """Canonical name; empty where the build ignores labels."""
     identity: str
     """The person, or `photo-<content hash>` where none is known."""
     sha256: str
@@ -98,6 +100,29 @@ class _Candidate:
     def identity(self) -> str:
         return self.photo.identity or f"photo-{self.sha256[:16]}"
 
+    @property
+    def face(self) -> str:
+        """What is shown: the photo's content, and where several of its faces are labelled, which one."""
+        return self.sha256 if self.photo.box is None else f"{self.sha256} {self.photo.box}"
+
+    @property
+    def is_test(self) -> bool:
+        """Whether the photo belongs to the dataset's own test split."""
+        return self.role == "test_input" or self.photo.split == "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What decides a plan besides the photos; `BuildOptions` explains each."""
+
+    val_share: float | None
+    test_share: float
+    samples_per_shard: int
+    seed: int
+    labels: Literal["required", "ignored"] = "required"
+    without: tuple[str, ...] = ()
+    duplicates: Literal["leave-out", "keep"] = "leave-out"
+
 
 def listing_digest(datasets: Mapping[str, RawDataset]) -> str:
     """SHA-256 over what the listings say: names, labels, identities, sizes. Tells whether an input has changed."""
@@ -110,25 +135,22 @@ def listing_digest(datasets: Mapping[str, RawDataset]) -> str:
 
 
 def make_plan(
-    datasets: Mapping[str, RawDataset],
-    *,
-    val_share: float,
-    test_share: float,
-    samples_per_shard: int,
-    seed: int,
-    advance: Callable[[], None] = lambda: None,
+    datasets: Mapping[str, RawDataset], options: PlanOptions, advance: Callable[[], None] = lambda: None
 ) -> Plan:
     """Plan the build of `input` and, where given, `test_input`. Reads every photo once; `advance` is called for each.
 
-    Raises BuildError where nothing is left to build.
+    Raises BuildError where nothing is left to build, or where the options contradict the dataset's own splits.
     """
-    candidates, left_out = _candidates(datasets, advance)
-    kept, same = _without_copies(candidates)
+    val_share = _validation_share(datasets, options)
+    candidates, left_out = _candidates(datasets, options, advance)
+    kept, same = (candidates, []) if options.duplicates == "keep" else _without_copies(candidates)
     left_out += same
     if not kept:
         raise BuildError(_nothing_left(datasets, left_out))
-    splits = _split(candidates, kept, val_share, test_share, seed)
-    shards = [shard for split in SPLITS for shard in _shards(split, splits[split], samples_per_shard, seed)]
+    splits = _split(candidates, kept, val_share, options.test_share, options.seed)
+    shards = [
+        shard for split in SPLITS for shard in _shards(split, splits[split], options.samples_per_shard, options.seed)
+    ]
     return Plan(
         classes=ordered([candidate.label for candidate in kept]),
         photos=sum(len(dataset.photos) for dataset in datasets.values()),
@@ -136,6 +158,19 @@ def make_plan(
         shards=tuple(shards),
         left_out=tuple(sorted(left_out)),
     )
+
+
+def _validation_share(datasets: Mapping[str, RawDataset], options: PlanOptions) -> float:
+    """The share of training photos to hold out: none where the dataset brings a validation split of its own."""
+    own = {photo.split for photo in datasets["input"].photos}
+    if "test" in own and ("test_input" in datasets or options.test_share):
+        given = "--test-input" if "test_input" in datasets else "--test-share"
+        raise BuildError(f"{datasets['input'].name} has a test split of its own; leave {given} out")
+    if "validation" not in own:
+        return DEFAULT_VAL_SHARE if options.val_share is None else options.val_share
+    if options.val_share:
+        raise BuildError(f"{datasets['input'].name} has a validation split of its own; leave --val-share out")
+    return 0.0
 
 
 def limited(dataset: RawDataset, limit: int | None, seed: int) -> RawDataset:
@@ -148,15 +183,15 @@ def limited(dataset: RawDataset, limit: int | None, seed: int) -> RawDataset:
 
 
 def _candidates(
-    datasets: Mapping[str, RawDataset], advance: Callable[[], None]
+    datasets: Mapping[str, RawDataset], options: PlanOptions, advance: Callable[[], None]
 ) -> tuple[list[_Candidate], list[LeftOut]]:
-    """Photos that are there and have a known label."""
+    """Photos that are there and have a wanted label."""
     candidates: list[_Candidate] = []
     left_out: list[LeftOut] = []
     for role, dataset in datasets.items():
         for index, photo in enumerate(dataset.photos):
             advance()
-            found = _candidate(role, index, photo)
+            found = _candidate(role, index, photo, options)
             if isinstance(found, LeftOut):
                 left_out.append(found)
             else:
@@ -164,15 +199,19 @@ def _candidates(
     return candidates, left_out
 
 
-def _candidate(role: str, index: int, photo: RawPhoto) -> _Candidate | LeftOut:
+def _candidate(role: str, index: int, photo: RawPhoto, options: PlanOptions) -> _Candidate | LeftOut:
     if not photo.path:
         return LeftOut(role, index, "no image named", "the row has a label only")
     if photo.size < 0:
         return LeftOut(role, index, "missing file", "")
-    try:
-        label = canonical_name(photo.label)
-    except UnknownEmotionError:
-        return LeftOut(role, index, "unknown label", photo.label or "no label")
+    label = ""
+    if options.labels == "required":
+        try:
+            label = canonical_name(photo.label)
+        except UnknownEmotionError:
+            return LeftOut(role, index, "unknown label", photo.label or "no label")
+        if label in options.without:
+            return LeftOut(role, index, "class not wanted", label)
     try:
         data = read_bytes(photo)
     except OSError as error:
@@ -181,18 +220,19 @@ def _candidate(role: str, index: int, photo: RawPhoto) -> _Candidate | LeftOut:
 
 
 def _without_copies(candidates: Iterable[_Candidate]) -> tuple[list[_Candidate], list[LeftOut]]:
-    """One photo of each content. The test input keeps its photos: copies of them elsewhere are left out."""
+    """One photo of each face. The test split keeps its photos: copies of them elsewhere are left out."""
     by_content: dict[str, list[_Candidate]] = {}
     for candidate in candidates:
-        by_content.setdefault(candidate.sha256, []).append(candidate)
+        by_content.setdefault(candidate.face, []).append(candidate)
     kept: list[_Candidate] = []
     left_out: list[LeftOut] = []
     for copies in by_content.values():
-        test = [copy for copy in copies if copy.role == "test_input"]
+        copies.sort(key=lambda one: one.photo.split != "validation")  # stable: it keeps its photos next
+        test = [copy for copy in copies if copy.is_test]
         for copy in copies:
-            if test and copy.role == "input":
+            if test and not copy.is_test:
                 detail = f"same photo as {test[0].photo.source}"
-                left_out.append(LeftOut(copy.role, copy.index, "also in the test input", detail))
+                left_out.append(LeftOut(copy.role, copy.index, "also in the test split", detail))
         rest = test or copies
         labels = ordered([copy.label for copy in rest])
         if len(labels) > 1:
@@ -210,22 +250,28 @@ def _without_copies(candidates: Iterable[_Candidate]) -> tuple[list[_Candidate],
 def _split(
     candidates: Sequence[_Candidate], kept: Sequence[_Candidate], val_share: float, test_share: float, seed: int
 ) -> dict[str, list[_Candidate]]:
-    """Kept photos by split. Copies that were left out still tie the people they name into one group."""
-    inner = [candidate for candidate in candidates if candidate.role == "input"]
-    groups = connected_groups((("content", one.sha256), ("person", one.identity)) for one in inner)
-    group_of = {candidate.index: group for candidate, group in zip(inner, groups, strict=True)}
+    """Kept photos by split: the dataset's own where it has them, the rest cut by groups.
+
+    Copies that were left out still tie the people they name into one group.
+    """
+    free = [candidate for candidate in candidates if not candidate.is_test and candidate.photo.split != "validation"]
+    groups = connected_groups((("content", one.sha256), ("person", one.identity)) for one in free)
+    group_of = {(one.role, one.index): group for one, group in zip(free, groups, strict=True)}
     members: dict[int, Counter[str]] = {}
     splits: dict[str, list[_Candidate]] = {split: [] for split in SPLITS}
     for candidate in kept:
-        if candidate.role == "input":
-            members.setdefault(group_of[candidate.index], Counter())[candidate.label] += 1
+        group = group_of.get((candidate.role, candidate.index))
+        if group is not None:
+            members.setdefault(group, Counter())[candidate.label] += 1
     val = choose_groups(members, val_share, seed)
     rest = {group: labels for group, labels in members.items() if group not in val}
     test = choose_groups(rest, test_share / (1 - val_share), seed)
     for candidate in kept:
-        group = group_of[candidate.index] if candidate.role == "input" else None
-        split = "test" if group is None or group in test else "validation" if group in val else "train"
-        splits[split].append(candidate)
+        group = group_of.get((candidate.role, candidate.index))
+        if group is None:
+            splits["test" if candidate.is_test else "validation"].append(candidate)
+        else:
+            splits["test" if group in test else "validation" if group in val else "train"].append(candidate)
     return splits
 
 

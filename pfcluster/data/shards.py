@@ -10,8 +10,12 @@ Legend: `n` samples of a split, `b` samples asked for, `h` `w` pixels (both the 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import mmap
+import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfcluster.data.jpeg import decode_jpeg
+from pfcluster.data.jpeg import decode_jpeg_into
+from pfcluster.data.store import LocalStore, Store, StoreError, open_store
 from pfcluster.files import sha256
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 BUILD_FOLDER = ".build"
 """Within a shard folder while its build is under way."""
+UNLABELLED = -1
+"""Label of every sample of a folder that was built without labels."""
 REBUILD = "delete the folder and build it again with shards/build.py"
 
 
@@ -73,7 +80,9 @@ class Manifest:
     format: int
     name: str
     classes: tuple[str, ...]
-    """Canonical names; a label's number is its place here."""
+    """Canonical names; a label's number is its place here. Empty where the build ignored labels."""
+    votes: str | None
+    """How annotators' votes became labels (FERPlus): accuracies under different modes do not compare."""
     size: int
     """Side of the square images in pixels."""
     splits: dict[str, SplitInfo]
@@ -92,33 +101,45 @@ def index_name(tar: str) -> str:
     return tar.removesuffix(".tar") + ".index.json"
 
 
-def load_manifest(folder: Path | str) -> Manifest:
-    """Read `manifest.json` of a shard folder. Raises ShardError."""
-    path = Path(folder) / MANIFEST
+def load_manifest(folder: Path | str | Store) -> Manifest:
+    """Read `manifest.json` of a shard folder or its URL. Raises ShardError."""
+    store = _store(folder)
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(store.listing(MANIFEST))
     except FileNotFoundError as error:
         hint = "give a folder made by shards/build.py"
-        if (path.parent / BUILD_FOLDER).is_dir():
+        if isinstance(store, LocalStore) and (store.folder / BUILD_FOLDER).is_dir():
             hint = "its build has not finished; run the same shards/build.py command again"
-        raise ShardError(f"{path.parent} holds no {MANIFEST}: {hint}") from error
-    except (OSError, ValueError) as error:
-        raise ShardError(f"{path} cannot be read ({error}); {REBUILD}") from error
+        raise ShardError(f"{store.name} holds no {MANIFEST}: {hint}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ShardError(f"{store.name}/{MANIFEST} cannot be read ({error}); {REBUILD}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else None
-        raise ShardError(f"{path} has format {found!r}, this version reads format {FORMAT}; {REBUILD}")
+        raise ShardError(f"{store.name}/{MANIFEST} has format {found!r}, this version reads format {FORMAT}; {REBUILD}")
     try:
         return _manifest(values)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ShardError(f"{path} lacks or garbles a field ({error!r}); {REBUILD}") from error
+        raise ShardError(f"{store.name}/{MANIFEST} lacks or garbles a field ({error!r}); {REBUILD}") from error
+
+
+def _store(folder: Path | str | Store, cache: str | Path | None = None) -> Store:
+    """A store is one already. Raises ShardError."""
+    try:
+        return open_store(folder, cache) if isinstance(folder, str | Path) else folder
+    except StoreError as error:
+        raise ShardError(str(error)) from error
 
 
 def _manifest(values: Mapping[str, Any]) -> Manifest:
     splits = {}
     for name, split in values["splits"].items():
         shards = tuple(ShardFile(**shard) for shard in split["shards"])
-        if any(Path(shard.file).name != shard.file for shard in shards):
-            raise ValueError("a shard's file lies outside its folder")
+        if any(not re.fullmatch(r"[\w-][\w.-]*\.tar", shard.file) for shard in shards):
+            raise ValueError("a shard's file lies outside its folder, or is no tar")
+        if any(shard.samples < 0 or shard.bytes < 0 for shard in shards):
+            raise ValueError("a shard has less than nothing in it")
+        if sum(shard.samples for shard in shards) != split["samples"]:
+            raise ValueError("the shards' samples do not add up")
         splits[name] = SplitInfo(**{**split, "shards": shards})
     return Manifest(**{**values, "classes": tuple(values["classes"]), "splits": splits})
 
@@ -141,46 +162,77 @@ def check_shard(folder: Path, shard: ShardFile) -> None:
 class ShardSplit:
     """One split of a shard folder: samples by number, tars memory-mapped. Threads may share it; pickling reopens it."""
 
-    def __init__(self, folder: Path | str, split: str, *, verify: bool = False) -> None:
-        """Open a split. Sizes of all tars are checked, with `verify` their checksums too. Raises ShardError."""
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: Path | str, split: str, *, verify: bool = False, cache: str | Path | None = None
+    ) -> None:
+        """Open a split of a folder or URL. Sizes of all local tars are checked, with `verify` their checksums too;
+        remote ones are fetched into `cache` when a sample of theirs is asked for, and checked as they arrive. Raises
+        ShardError.
+        """
+        self.folder = folder
         self.split = split
-        manifest = load_manifest(self.folder)
+        self._cache = cache
+        self._store = _store(folder, cache)
+        manifest = load_manifest(self._store)
         if split not in manifest.splits:
-            raise ShardError(f"{self.folder} has no split {split!r}, only {', '.join(manifest.splits)}")
+            raise ShardError(f"{self._store.name} has no split {split!r}, only {', '.join(manifest.splits)}")
         self.classes = manifest.classes
         self.size = manifest.size
         self.name = manifest.name
+        self.votes = manifest.votes
         self._files = manifest.splits[split].shards
-        if verify:
+        if verify and isinstance(self._store, LocalStore):
             for shard in self._files:
-                check_shard(self.folder, shard)
-        self._tars = [_map_tar(self.folder, shard) for shard in self._files]
-        rows = [(number, row) for number, shard in enumerate(self._files) for row in _load_index(self.folder, shard)]
+                check_shard(self._store.folder, shard)
+        self._tars: list[mmap.mmap | None] = [None] * len(self._files)
+        self._mapping = threading.Lock()
+        if self._store.is_local:
+            for number in range(len(self._files)):
+                self._tar(number)
+        rows = [(number, row) for number, shard in enumerate(self._files) for row in _load_index(self._store, shard)]
         self._read_rows(rows)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all tars lie on this machine."""
+        return self._store.is_local
+
+    def fingerprint(self) -> str:
+        """Changes with any byte of the split's tars."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self._files).encode()).hexdigest()
+
+    def _tar(self, number: int) -> mmap.mmap:
+        """The mapped tar; a remote one is fetched first."""
+        mapped = self._tars[number]
+        if mapped is None:
+            with self._mapping:
+                mapped = self._tars[number] or _map_tar(self._store, self._files[number])
+                self._tars[number] = mapped
+        return mapped
 
     def _read_rows(self, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
         numbers = {name: number for number, name in enumerate(self.classes)}
         try:
             self._keys = [str(row["key"]) for _, row in rows]
             self._identities = [str(row["identity"]) for _, row in rows]
-            self._labels = torch.tensor([numbers[row["label"]] for _, row in rows], dtype=torch.long)
+            labels = [numbers[row["label"]] if numbers else UNLABELLED for _, row in rows]
+            self._labels = torch.tensor(labels, dtype=torch.long)
             spans = [(shard, int(row["offset"]), int(row["size"])) for shard, row in rows]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ShardError(f"an index of {self.folder}/{self.split} is garbled ({error!r}); {REBUILD}") from error
-        self._spans = np.array(spans, dtype=np.int64).reshape(-1, 3)
         for shard, offset, size in spans:
             if offset < 0 or size < 0 or offset + size > self._files[shard].bytes:
                 raise ShardError(f"{self._files[shard].index_file} points outside its tar; {REBUILD}")
+        self._spans = np.array(spans, dtype=np.int64).reshape(-1, 3)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardSplit, (self.folder, self.split)
+        return functools.partial(ShardSplit, self.folder, self.split, cache=self._cache), ()
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def labels(self) -> Tensor:
-        """Every sample's label, as its place in `classes`: long (n,)."""
+        """Every sample's label, as its place in `classes`, or UNLABELLED: long (n,)."""
         return self._labels
 
     def identities(self) -> list[str]:
@@ -197,51 +249,54 @@ class ShardSplit:
 
     def image(self, index: int) -> np.ndarray:
         """The sample's pixels: uint8 h w 3, RGB; grey becomes three equal channels. Raises BadSampleError."""
-        try:
-            pixels = decode_jpeg(self._view(index))
-        except ValueError as error:
-            raise BadSampleError(f"{self._place(index)} does not decode ({error}); {REBUILD}") from error
-        if pixels.shape != (self.size, self.size, 3):
-            height, width = pixels.shape[:2]
-            raise BadSampleError(f"{self._place(index)} is {width}x{height} px, not {self.size}x{self.size}; {REBUILD}")
+        pixels = np.empty((self.size, self.size, 3), dtype=np.uint8)
+        self._decode(index, pixels)
         return pixels
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Pixels of several samples: uint8 b 3 h w. Raises BadSampleError."""
+        """Pixels of several samples: uint8 b 3 h w, a view of b h w 3. Raises BadSampleError."""
         numbers = [int(index) for index in indices]
         batch = np.empty((len(numbers), self.size, self.size, 3), dtype=np.uint8)
         for row, index in enumerate(numbers):
-            batch[row] = self.image(index)
-        return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()
+            self._decode(index, batch[row])
+        return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+    def _decode(self, index: int, pixels: np.ndarray) -> None:
+        """Fill `pixels`, uint8 size size 3."""
+        try:
+            decode_jpeg_into(self._view(index), pixels)
+        except ValueError as error:
+            raise BadSampleError(f"{self._place(index)} does not decode ({error}); {REBUILD}") from error
 
     def _view(self, index: int) -> memoryview:
         shard, offset, size = self._spans[index].tolist()
-        return memoryview(self._tars[shard])[offset : offset + size]
+        return memoryview(self._tar(shard))[offset : offset + size]
 
     def _place(self, index: int) -> str:
-        return f"sample {self._keys[index]} in {self.folder / self._files[self._spans[index, 0]].file}"
+        return f"sample {self._keys[index]} in {self._store.name}/{self._files[self._spans[index, 0]].file}"
 
 
-def _map_tar(folder: Path, shard: ShardFile) -> mmap.mmap:
+def _map_tar(store: Store, shard: ShardFile) -> mmap.mmap:
     """Map a tar whose size is the manifest's. Raises ShardError."""
-    path = folder / shard.file
+    where = f"{store.name}/{shard.file}"
     try:
-        with open(path, "rb") as file:
+        with open(store.path(shard.file, shard.sha256), "rb") as file:
             found = file.seek(0, 2)
             if found != shard.bytes:
                 state = "cut off" if found < shard.bytes else "too long"
-                raise ShardError(f"{path} is {state}: {found} bytes, the manifest says {shard.bytes}; {REBUILD}")
+                raise ShardError(f"{where} is {state}: {found} bytes, the manifest says {shard.bytes}; {REBUILD}")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ShardError(f"{path} cannot be read ({error.strerror or error}); {REBUILD}") from error
+    except (OSError, StoreError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ShardError(f"{where} cannot be read ({reason}); {REBUILD}") from error
 
 
-def _load_index(folder: Path, shard: ShardFile) -> list[dict[str, Any]]:
-    path = folder / shard.index_file
+def _load_index(store: Store, shard: ShardFile) -> list[dict[str, Any]]:
+    where = f"{store.name}/{shard.index_file}"
     try:
-        rows = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ShardError(f"{path} cannot be read ({error}); {REBUILD}") from error
+        rows = json.loads(store.listing(shard.index_file, shard.index_sha256))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ShardError(f"{where} cannot be read ({error}); {REBUILD}") from error
     if not isinstance(rows, list) or len(rows) != shard.samples:
-        raise ShardError(f"{path} does not list the {shard.samples} samples of the manifest; {REBUILD}")
+        raise ShardError(f"{where} does not list the {shard.samples} samples of the manifest; {REBUILD}")
     return rows

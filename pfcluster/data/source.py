@@ -6,64 +6,23 @@ Legend: b images, h w pixels.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pfcluster.config import DataConfig
+from pfcluster.data.reader import Balanced, BlockShuffle, FullShuffle, Order
+from pfcluster.data.resident import in_host_memory, on_device
 from pfcluster.data.shards import BadSampleError, ShardError, ShardSplit, load_manifest
+from pfcluster.data.split_types import DataError, Dataset, RawBatch, Split
+from pfcluster.data.store import default_cache
 from pfcluster.data.synthetic import SyntheticFaces
 from pfcluster.dist import generator
 
 CACHE_BYTES = 2**31
 RENDER_CHUNK = 512
-
-
-class DataError(ValueError):
-    """The data cannot be trained on: says which folder or split, why, and what to do."""
-
-
-@dataclass(frozen=True)
-class RawBatch:
-    """Samples as they are stored: images uint8 b 3 h w, labels long (b,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-class Split(Protocol):
-    """One split of a dataset; everything that trains or evaluates asks for nothing more."""
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def labels(self) -> Tensor:
-        """long (n,)."""
-
-    def batch(self, indices: Tensor) -> RawBatch: ...
-
-    def keys(self, indices: Tensor) -> list[str]:
-        """Names of samples, for messages."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset's splits. `test` may be absent."""
-
-    name: str
-    classes: tuple[str, ...]
-    train: Split
-    validation: Split
-    test: Split | None
-
-    def counts(self) -> dict[str, int]:
-        """Samples by split."""
-        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test or ())}
 
 
 class SyntheticSplit:
@@ -176,11 +135,37 @@ class Subset:
 
 def open_dataset(config: DataConfig, seed: int) -> Dataset:
     """Open the data a config names. `seed` draws the subset where `data.limit` asks for one. Raises DataError."""
-    dataset = _synthetic(config) if config.shards is None else _sharded(config, Path(config.shards))
+    dataset = _synthetic(config) if config.shards is None else _sharded(config, config.shards)
     if config.limit is None or config.limit >= len(dataset.train):
         return dataset
     chosen = torch.randperm(len(dataset.train), generator=generator(seed, "limit"))[: config.limit]
-    return Dataset(dataset.name, dataset.classes, Subset(dataset.train, chosen), dataset.validation, dataset.test)
+    return replace(dataset, train=Subset(dataset.train, chosen))
+
+
+def sample_order(config: DataConfig, dataset: Dataset, seed: int) -> Order:
+    """The order in which a run takes its training samples. Raises DataError."""
+    size = len(dataset.train)
+    if config.sampling == "balanced":
+        if not dataset.classes:
+            raise DataError(f"data.sampling is balanced, but {dataset.name} was built without labels")
+        return Order(size, Balanced(dataset.train.labels(), seed))
+    if config.order == "blocks" or (config.order == "auto" and dataset.remote):
+        return Order(size, BlockShuffle(size, seed, config.block, config.window))
+    return Order(size, FullShuffle(size, seed))
+
+
+def made_resident(dataset: Dataset, config: DataConfig, device: torch.device) -> Dataset:
+    """The dataset with its training split where `data.mode` wants it. Raises DataError."""
+    if config.mode == "stream" or (config.mode == "host" and config.shards is None):
+        return dataset  # synthetic faces are kept in memory anyway
+    train = dataset.train
+    if config.mode == "device":
+        return replace(dataset, train=on_device(train, device, config.workers))
+    inner = train.split if isinstance(train, Subset) else train
+    assert isinstance(inner, ShardedSplit)
+    folder = (Path(config.cache) if config.cache is not None else default_cache()) / "decoded"
+    resident = in_host_memory(inner, folder, inner.shards.fingerprint(), config.workers)
+    return replace(dataset, train=Subset(resident, train.chosen) if isinstance(train, Subset) else resident)
 
 
 def _synthetic(config: DataConfig) -> Dataset:
@@ -209,26 +194,35 @@ def _synthetic(config: DataConfig) -> Dataset:
         )
         splits.append(SyntheticSplit(split, first_index=faces))
         people, faces = people + identities, faces + count
-    return Dataset("synthetic", splits[0].classes, *splits)
+    train, validation, test = splits
+    return Dataset("synthetic", train.classes, train, validation, test)
 
 
-def _sharded(config: DataConfig, folder: Path) -> Dataset:
+def _sharded(config: DataConfig, place: str) -> Dataset:
     try:
-        manifest = load_manifest(folder)
+        manifest = load_manifest(place)
         if config.expect not in (None, manifest.name):
-            raise DataError(f"{folder} holds the dataset {manifest.name!r}, but data.expect is {config.expect!r}")
+            raise DataError(f"{place} holds the dataset {manifest.name!r}, but data.expect is {config.expect!r}")
         if "train" not in manifest.splits:
-            raise DataError(f"{folder} has no training split; build it with shards/build.py --input ...")
+            raise DataError(f"{place} has no training split; build it with shards/build.py --input ...")
         if "validation" not in manifest.splits:
             raise DataError(
-                f"{folder} has no validation split, and checkpoints are chosen on one: build the shards with a"
+                f"{place} has no validation split, and checkpoints are chosen on one: build the shards with a"
                 " --val-share above 0"
             )
         splits = {
-            name: ShardedSplit(ShardSplit(folder, name), config.max_bad_share)
+            name: ShardedSplit(ShardSplit(place, name, cache=config.cache), config.max_bad_share)
             for name in ("train", "validation", "test")
             if name in manifest.splits
         }
     except ShardError as error:
         raise DataError(str(error)) from error
-    return Dataset(manifest.name, tuple(manifest.classes), splits["train"], splits["validation"], splits.get("test"))
+    return Dataset(
+        manifest.name,
+        tuple(manifest.classes),
+        splits["train"],
+        splits["validation"],
+        splits.get("test"),
+        votes=manifest.votes,
+        remote=not splits["train"].shards.is_local,
+    )

@@ -28,7 +28,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def resize(images: Tensor, size: int) -> Tensor:
     """uint8 or float b 3 h w -> float b 3 size size, antialiased; values keep their range."""
-    images = images.float()
+    images = images.to(torch.float32, memory_format=torch.contiguous_format)
     if images.shape[2:] == (size, size):
         return images
     return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)

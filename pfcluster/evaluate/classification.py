@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from pfcluster.data import transforms
-from pfcluster.data.source import Split
+from pfcluster.data.split_types import Split
 from pfcluster.dist import World
 
 

@@ -14,7 +14,8 @@ from pfcluster import checkpoint, models
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config_json import load
 from pfcluster.data import transforms
-from pfcluster.data.source import Dataset, Split, SyntheticSplit
+from pfcluster.data.source import SyntheticSplit
+from pfcluster.data.split_types import Dataset, Split
 from pfcluster.dist import World
 from pfcluster.emotions import neutral_index
 from pfcluster.evaluate import poker

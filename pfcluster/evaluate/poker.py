@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pfcluster.data import transforms
-from pfcluster.data.source import Split, SyntheticSplit
+from pfcluster.data.source import SyntheticSplit
+from pfcluster.data.split_types import Split
 from pfcluster.dist import World
 from pfcluster.evaluate.classification import chunks, load_images
 from pfcluster.nn.pf_vit import PFViT

@@ -9,7 +9,8 @@ from typing import Any
 from pfcluster import checkpoint, models
 from pfcluster.config import ConfigError
 from pfcluster.config_json import load
-from pfcluster.data.source import DataError, open_dataset
+from pfcluster.data.source import open_dataset
+from pfcluster.data.split_types import DataError
 from pfcluster.dist import world
 from pfcluster.evaluate.classification import confusion, scores
 from pfcluster.evaluate.final import classify_with

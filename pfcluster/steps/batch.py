@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfcluster.config import RunConfig
 from pfcluster.data import transforms
-from pfcluster.data.source import RawBatch
+from pfcluster.data.split_types import RawBatch
 from pfcluster.dist import World, generator
 
 

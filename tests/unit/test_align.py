@@ -14,7 +14,6 @@ from PIL import Image
 from pfcluster.data.align import (
     AlignedFace,
     Face,
-    FaceAligner,
     Rejected,
     choose,
     resize,
@@ -22,6 +21,7 @@ from pfcluster.data.align import (
     template,
     warp,
 )
+from pfcluster.data.detect import FaceAligner
 
 real_data = pytest.mark.skipif("PFCLUSTER_REAL_DATA" not in os.environ, reason="PFCLUSTER_REAL_DATA is not set")
 

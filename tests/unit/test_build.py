@@ -114,7 +114,7 @@ def test_photos_of_the_test_input_are_kept_out_of_training(tmp_path: Path) -> No
     picture("neutral", 9).save(test / "neutral" / "x.png")
     build(options(train, tmp_path / "out", test_input=test, val_share=0.34))
     manifest = load_manifest(tmp_path / "out")
-    assert manifest.left_out == {"also in the test input": 6}
+    assert manifest.left_out == {"also in the test split": 6}
     assert manifest.splits["test"].samples == 7
     assert manifest.classes == ("neutral", "happiness", "sadness")
     assert manifest.splits["train"].samples + manifest.splits["validation"].samples == 6

@@ -9,10 +9,16 @@ import torch
 
 from pfcluster.config import AugmentConfig, DataConfig, RunConfig, SyntheticConfig
 from pfcluster.data import transforms
-from pfcluster.data.reader import read_ahead, sample_indices
-from pfcluster.data.source import DataError, RawBatch, open_dataset
+from pfcluster.data.reader import FullShuffle, Order, read_ahead
+from pfcluster.data.source import open_dataset
+from pfcluster.data.split_types import DataError, RawBatch
 from pfcluster.dist import World, derive_seed, generator
 from pfcluster.steps.batch import patch_order, prepare
+
+
+def sample_indices(first: int, count: int, *, size: int, seed: int) -> torch.Tensor:
+    return Order(size, FullShuffle(size, seed)).samples(first, count)
+
 
 TINY = SyntheticConfig(train=20, validation=8, test=8, identities=5)
 

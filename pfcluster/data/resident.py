@@ -1,0 +1,133 @@
+"""Splits that are decoded once: kept in memory beside the processor, or on the training device.
+
+Legend: n samples of the split, b images, h w pixels.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfcluster.data.split_types import DataError, RawBatch, Split
+from pfcluster.files import write_aside
+
+CHUNK = 256
+"""Samples decoded at a time."""
+RESERVE = 0.9
+"""Share of what is free that a split may take."""
+
+
+@dataclass(frozen=True)
+class ResidentSplit:
+    """A split whose pixels are all at hand."""
+
+    split: Split
+    images: Tensor
+    """uint8 n 3 h w."""
+    targets: Tensor
+    """long (n,), on the CPU: the labels that belong to the images, also where an unreadable sample was replaced."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.split.classes
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def labels(self) -> Tensor:
+        return self.split.labels()
+
+    def batch(self, indices: Tensor) -> RawBatch:
+        return RawBatch(self.images[indices.to(self.images.device)], self.targets[indices])
+
+    def keys(self, indices: Tensor) -> list[str]:
+        return self.split.keys(indices)
+
+
+def on_device(split: Split, device: torch.device, workers: int) -> ResidentSplit:
+    """Decode a whole split onto the device. Raises DataError where it does not fit."""
+    shape = _shape(split)
+    needed = int(np.prod(shape))
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        if needed > RESERVE * free:
+            raise DataError(
+                f"data.mode is device, and {shape[0]} images of {shape[2]} px take {needed / 1e9:.1f} GB of"
+                f" {free / 1e9:.1f} GB free on {device}; take data.mode host or stream, or data.limit"
+            )
+    images = torch.empty(shape, dtype=torch.uint8, device=device)
+    targets = torch.empty(shape[0], dtype=torch.long)
+
+    def load(chunk: Tensor) -> None:
+        batch = split.batch(chunk)
+        images[chunk[0] : chunk[-1] + 1] = batch.images.to(device)
+        targets[chunk] = batch.labels
+
+    _each_chunk(shape[0], load, workers)
+    return ResidentSplit(split, images, targets)
+
+
+def in_host_memory(split: Split, folder: Path, fingerprint: str, workers: int) -> ResidentSplit:
+    """A split decoded once into a file of `folder` that every process of the machine maps, and later runs find again.
+
+    It is the page cache that holds it: in memory where there is room, on the disk where not. Raises DataError where the
+    disk has no room.
+    """
+    shape = _shape(split)
+    pixels, labels = folder / f"{fingerprint[:32]}.u8", folder / f"{fingerprint[:32]}.labels.npy"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{fingerprint[:32]}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (labels.exists() and pixels.exists() and pixels.stat().st_size == int(np.prod(shape))):
+                _decode_into(split, shape, pixels, labels, workers)
+        mapped = np.memmap(pixels, dtype=np.uint8, mode="c", shape=(shape[0], *shape[2:], 3))
+        targets = torch.from_numpy(np.load(labels, allow_pickle=False))
+    except OSError as error:
+        raise DataError(f"data.cache {folder} cannot be used: {error.strerror or error}") from error
+    return ResidentSplit(split, torch.from_numpy(mapped).permute(0, 3, 1, 2), targets)
+
+
+def _decode_into(split: Split, shape: tuple[int, int, int, int], pixels: Path, labels: Path, workers: int) -> None:
+    needed, free = int(np.prod(shape)), shutil.disk_usage(pixels.parent).free
+    if needed > RESERVE * free:
+        raise DataError(
+            f"data.mode is host, and {shape[0]} images of {shape[2]} px take {needed / 1e9:.1f} GB of"
+            f" {free / 1e9:.1f} GB free in {pixels.parent}; name another folder with data.cache, or stream"
+        )
+    targets = np.empty(shape[0], dtype=np.int64)
+    aside = pixels.with_suffix(".part")
+    try:
+        mapped = np.memmap(aside, dtype=np.uint8, mode="w+", shape=(shape[0], *shape[2:], 3))
+
+        def load(chunk: Tensor) -> None:
+            batch = split.batch(chunk)
+            mapped[chunk.numpy()] = batch.images.permute(0, 2, 3, 1).numpy()
+            targets[chunk.numpy()] = batch.labels.numpy()
+
+        _each_chunk(shape[0], load, workers)
+        mapped.flush()
+        write_aside(labels, lambda file: np.save(file, targets, allow_pickle=False))
+        aside.rename(pixels)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _shape(split: Split) -> tuple[int, int, int, int]:
+    """n 3 h w."""
+    _, channels, height, width = split.batch(torch.tensor([0])).images.shape
+    return len(split), channels, height, width
+
+
+def _each_chunk(count: int, load: object, workers: int) -> None:
+    assert callable(load)
+    with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="decoder") as pool:
+        for _ in pool.map(load, torch.arange(count).split(CHUNK)):
+            pass
