@@ -68,7 +68,7 @@ def test_balanced_epochs_show_every_class_equally_often_and_every_sample_in_turn
         assert counts[[0, 1, 3]].max() - counts[[0, 1, 3]].min() <= 1
     seen = torch.bincount(torch.cat(epochs), minlength=SIZE)
     for label in (0, 1, 3):
-        assert seen[LABELS == label].max() - seen[LABELS == label].min() <= 1
+        assert seen[label == LABELS].max() - seen[label == LABELS].min() <= 1
     whole = torch.bincount(LABELS[torch.cat(epochs)], minlength=4)
     assert whole[[0, 1, 3]].max() - whole[[0, 1, 3]].min() <= 1
 
