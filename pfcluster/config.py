@@ -88,6 +88,9 @@ class DataConfig:
     mode: Literal["stream", "host", "device"] = "stream"
     """Decode each batch when it is wanted; or the training split once, into a file in `cache` that all processes of a
     machine map, or onto the device (3 · size² bytes a sample: 270,000 at 224 px are 41 GB)."""
+    crop: Literal["device", "host"] = "device"
+    """Where augmentation crops, turns and flips: the whole batch at once in floats on the device; or each image in
+    bytes by the threads that read it, faster where the device is a CPU, or slow beside its CPUs. Rounding differs."""
     workers: int = 2
     """Threads that read ahead, a batch each; 0 reads when a step asks."""
     cache: str | None = None
@@ -100,6 +103,8 @@ class DataConfig:
         _require_share("data.max_bad_share", self.max_bad_share)
         for name in ("block", "window"):
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "be at least 1")
+        late = 'be "device" with data.mode device: the images are there already'
+        _require(self.mode != "device" or self.crop == "device", "data.crop", self.crop, late)
         _require(0 <= self.workers <= 256, "data.workers", self.workers, "lie in 0..256")
         together = 'be "auto" or "full" with data.sampling balanced: it goes round each class\'s own samples'
         _require(self.sampling == "uniform" or self.order != "blocks", "data.order", self.order, together)

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pfcluster.config_json import differences, load, to_json
 from pfcluster.data.reader import read_ahead
 from pfcluster.data.source import made_resident, open_dataset, sample_order
 from pfcluster.data.split_types import RawBatch
+from pfcluster.data.transforms import crop_on_host
 from pfcluster.dist import World, world
 from pfcluster.engine.base import EngineError, NonFiniteError
 from pfcluster.engine.build import choose
@@ -34,7 +35,7 @@ from pfcluster.progress import Progress
 from pfcluster.record import MetricsLog
 from pfcluster.saver import Saver
 from pfcluster.signals import StopRequest
-from pfcluster.steps.batch import prepare
+from pfcluster.steps.batch import drawn_changes, prepare
 
 
 class TrainingError(RuntimeError):
@@ -214,7 +215,11 @@ class Trainer:
     def _read(self, step: int) -> RawBatch:
         """This rank's samples of a step."""
         mine = self.world.slice_of(self.config.batch_size)
-        return self.dataset.train.batch(self._indices(step)[mine])
+        raw = self.dataset.train.batch(self._indices(step)[mine])
+        if self.config.data.crop == "device":
+            return raw
+        changes = drawn_changes(self.config, step, self.world)
+        return replace(raw, images=crop_on_host(raw.images, changes, self.config.data.size))
 
     def _indices(self, step: int) -> Tensor:
         size = self.config.batch_size

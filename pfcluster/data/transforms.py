@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -76,8 +77,43 @@ def _draw_erased(chance: float, uniform) -> Tensor:
     return torch.stack([left, top, left + wanted * width, top + height], dim=1)
 
 
-def augment(images: Tensor, changes: Changes) -> Tensor:
-    """Apply the drawn changes: float b 3 h w in -1..1 -> the same shape and range."""
+def crop_on_host(images: Tensor, changes: Changes, size: int) -> Tensor:
+    """The geometric part of the drawn changes, in bytes: uint8 b 3 h w -> uint8 b 3 size size, a view of b h w 3.
+
+    A crop without rotation begins and ends at whole pixels, as torchvision's does.
+    """
+    import cv2
+
+    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+    height, width = pixels.shape[1:3]
+    cropped = np.empty((len(pixels), size, size, 3), dtype=np.uint8)
+    for row, (image, affine) in enumerate(zip(pixels, changes.affine.double().numpy(), strict=True)):
+        (xx, xy, left), (yx, yy, top) = affine  # output to input, both in -1..1
+        if xy == 0 and yx == 0:
+            x0, x1 = (round((left + side * abs(xx) + 1) * width / 2) for side in (-1, 1))
+            y0, y1 = (round((top + side * yy + 1) * height / 2) for side in (-1, 1))
+            part = image[max(0, y0) : max(y0 + 1, y1), max(0, x0) : max(x0 + 1, x1)]
+            cv2.resize(part, (size, size), dst=cropped[row], interpolation=cv2.INTER_LINEAR)
+            if xx < 0:
+                cv2.flip(cropped[row], 1, dst=cropped[row])
+            continue
+        # pixel i of s stands at (2 i + 1) / s - 1
+        matrix = np.array([[xx * width / size, xy * width / size, 0], [yx * height / size, yy * height / size, 0]])
+        for line, (shift, extent) in enumerate(((left, width), (top, height))):
+            ones = matrix[line, :2].sum()
+            slope = affine[line, :2].sum()
+            matrix[line, 2] = ((shift - slope + 1) * extent - 1 + ones) / 2
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        cv2.warpAffine(image, matrix, (size, size), dst=cropped[row], flags=flags, borderMode=cv2.BORDER_REFLECT)
+    return torch.from_numpy(cropped).permute(0, 3, 1, 2)
+
+
+def augment(images: Tensor, changes: Changes, *, cropped: bool = False) -> Tensor:
+    """Apply the drawn changes: float b 3 h w in -1..1 -> the same shape and range. `cropped`: but for the geometric
+    part, which crop_on_host has done.
+    """
+    if cropped:
+        return _erase(_recolour(images, changes.colour.to(images)), changes.erased.to(images))
     affine = changes.affine.to(images)
     grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
     images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

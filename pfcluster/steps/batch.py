@@ -30,9 +30,9 @@ def prepare(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[B
     micro-batches.
     """
     mine = world.slice_of(config.batch_size)
-    changes = transforms.draw(config.augment, config.batch_size, generator(config.seed, "augment", step))[mine]
+    changes = drawn_changes(config, step, world)
     images = transforms.resize(raw.images.to(world.device, non_blocking=True), config.data.size)
-    images = transforms.augment(images.div_(127.5).sub_(1.0), changes)
+    images = transforms.augment(images.div_(127.5).sub_(1.0), changes, cropped=config.data.crop == "host")
     labels = raw.labels.to(world.device, non_blocking=True)
     order = patch_order(config, config.batch_size, "mask", step)[mine] if config.objective == "mae" else None
     if order is not None:
@@ -40,6 +40,12 @@ def prepare(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[B
     parts = config.engine.accumulate
     orders = [None] * parts if order is None else order.chunk(parts)
     return [Batch(*part) for part in zip(images.chunk(parts), labels.chunk(parts), orders, strict=True)]
+
+
+def drawn_changes(config: RunConfig, step: int, world: World) -> transforms.Changes:
+    """What augmentation does to this rank's samples of a step."""
+    chance = generator(config.seed, "augment", step)
+    return transforms.draw(config.augment, config.batch_size, chance)[world.slice_of(config.batch_size)]
 
 
 def patch_order(config: RunConfig, count: int, stream: str, step: int) -> Tensor:

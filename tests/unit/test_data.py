@@ -97,6 +97,20 @@ def test_bytes_survive_the_way_to_floats_and_back():
     assert torch.equal(transforms.to_uint8(transforms.to_float(images)), images)
 
 
+@pytest.mark.parametrize("rotation", [0.0, 20.0])
+def test_cropping_in_bytes_on_the_host_is_cropping_on_the_device_but_for_rounding(rotation):
+    config = AugmentConfig(flip=0.5, crop_scale=(0.5, 0.9), rotation=rotation, jitter=0)
+    smooth = torch.rand(16, 3, 6, 6).mul(255)
+    smooth = transforms.resize(smooth, 96).round().clamp(0, 255).to(torch.uint8)
+    changes = transforms.draw(config, 16, generator(3))
+    expected = transforms.augment(transforms.to_float(smooth), changes)
+    cropped = transforms.crop_on_host(smooth, changes, 96)
+    found = transforms.augment(transforms.to_float(cropped), changes, cropped=True)
+    inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # outside the photo the two reflect differently
+    assert (found - expected)[inner].abs().mean() < 0.012
+    assert transforms.crop_on_host(smooth, changes, 48).shape == (16, 3, 48, 48)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_ranks_get_the_two_halves_of_one_process_batch(accumulate):
     config = RunConfig(objective="mae", batch_size=8, data=DataConfig(synthetic=TINY))
