@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfcluster.data.raw import generic
+from pfcluster.data.raw import affectnet, expw, fer2013, generic, rafdb
 from pfcluster.data.raw.base import RawDataError, RawDataset, ReadOptions
 
 
@@ -21,6 +21,11 @@ class Reader:
 
 
 READERS: dict[str, Reader] = {
+    "rafdb": Reader(rafdb.recognises, rafdb.read),
+    "affectnet": Reader(affectnet.recognises, affectnet.read),
+    "ferplus": Reader(fer2013.recognises_ferplus, fer2013.read_ferplus),
+    "fer2013": Reader(fer2013.recognises_fer2013, fer2013.read_fer2013),
+    "expw": Reader(expw.recognises, expw.read),
     "csv": Reader(lambda source: source.is_file() and source.suffix.lower() in (".csv", ".tsv"), generic.read_csv),
     "tar": Reader(lambda source: source.is_file() and tarfile.is_tarfile(source), generic.read_tar),
     "folder": Reader(lambda source: source.is_dir(), generic.read_folder),
