@@ -27,6 +27,7 @@ from pfcluster.data.plan import SPLITS, BuildError, LeftOut, Plan, PlannedShard,
 from pfcluster.data.raw.base import RawDataset
 from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import read_raw
+from pfcluster.data.raw.spool import spool
 from pfcluster.data.shard_writer import write_json, write_table
 from pfcluster.data.shards import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest
 from pfcluster.data.workers import run_workers
@@ -68,6 +69,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
             _compare(options.output, {"options": manifest.options, "source": source}, identity)
             (options.output / BUILD_FOLDER / PLAN).unlink(missing_ok=True)
             return BuildResult(manifest, 0, _warnings(manifest))
+        datasets = {role: spool(one, options.output / BUILD_FOLDER / f"{role}.spool") for role, one in datasets.items()}
         plan = _load_or_make_plan(options, datasets, identity, progress)
         waiting = [shard for shard in plan.shards if not _is_finished(options.output, shard)]
         total, now = (sum(len(shard.photos) for shard in shards) for shards in (plan.shards, waiting))

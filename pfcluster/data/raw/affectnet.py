@@ -1,16 +1,15 @@
-"""AffectNet (Mollahosseini et al. 2017): the first release's CSVs, and the later one's arrays beside each photo.
+"""AffectNet (Mollahosseini, Hasani and Mahoor 2017): the older CSV files, and the newer folders of .npy files.
 
-Its validation set is the test split here, as in the literature: the authors' own test set was never published. Labels 8
-to 10 (none, uncertain, no face) are no emotions; a build without labels takes those photos as well.
+AffectNet's real test set is not public, so its validation set is the "test" split here, as in the literature.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,116 +27,160 @@ from pfcluster.data.raw.base import (
 from pfcluster.data.raw.landmarks import five_points
 from pfcluster.emotions import name_of
 
-TABLES: dict[str, OwnSplit] = {"training.csv": "train", "validation.csv": "test"}
-AUTOMATIC = "automatically_annotated.csv"
-TABLE_FOLDERS = ("", "Manually_Annotated_file_lists", "Manually_Annotated/Manually_Annotated_file_lists")
-PHOTO_FOLDERS = (
-    "Manually_Annotated/Manually_Annotated_Images",
-    "Manually_Annotated_Images",
-    "Manually_Annotated",
-    "Automatically_Annotated/Automatically_Annotated_Images",
-    "Automatically_Annotated_Images",
-    "",
-)
-SETS: dict[str, OwnSplit] = {"train_set": "train", "val_set": "test"}
-NAME, LABEL, POINTS = "subDirectory_filePath", "expression", "facial_landmarks"
+Box = tuple[float, float, float, float]
+
+NAME, EXPRESSION, LANDMARKS = "subDirectory_filePath", "expression", "facial_landmarks"
 BOX = ("face_x", "face_y", "face_width", "face_height")
+HEADER = (NAME, *BOX, LANDMARKS, EXPRESSION, "valence", "arousal")
+NOTHING = ("", "null", "nan")
+"""Cells, in small letters, that stand for no value."""
+
+MANUAL: Mapping[str, OwnSplit] = {"training.csv": "train", "validation.csv": "test"}
+AUTOMATIC: Mapping[str, OwnSplit] = {"automatically_annotated.csv": "train"}
+"""Read only where there is nothing that people annotated."""
+LIST_FOLDERS = ("", "Manually_Annotated_file_lists", "Automatically_annotated_file_list")
+PHOTO_FOLDERS = ("Manually_Annotated/Manually_Annotated_Images", "Manually_Annotated_Images")
+AUTOMATIC_FOLDERS = ("Automatically_Annotated/Automatically_Annotated_Images", "Automatically_Annotated_Images")
+NPY_FOLDERS: Mapping[str, OwnSplit] = {"train_set": "train", "val_set": "test"}
 
 
 def recognises(source: Path) -> bool:
-    """Whether a folder has one of AffectNet's two layouts."""
-    if any((source / name / "images").is_dir() and (source / name / "annotations").is_dir() for name in SETS):
-        return True
-    return bool(_tables(source))
+    """Whether a folder holds both CSV files, or the automatic one, or a `train_set` or `val_set` with annotations."""
+    lists = _lists(source, MANUAL)
+    return len(lists) == len(MANUAL) or bool(_lists(source, AUTOMATIC)) or bool(_npy_folders(source))
 
 
 def read(source: Path, options: ReadOptions) -> RawDataset:
-    """The photos with their own splits, boxes and landmarks; no persons are known. Raises RawDataError."""
-    tables = _tables(source)
-    if tables:
-        photos = [photo for table, split in tables for photo in _table_photos(source, table, split)]
-        return RawDataset("affectnet", "affectnet", tuple(photos), 0, str(source))
+    """The photos in the order of the lists, or by name in the newer layout. Raises RawDataError."""
+    if _npy_folders(source):
+        return _read_npy(source)
+    for names, folders in ((MANUAL, PHOTO_FOLDERS), (AUTOMATIC, AUTOMATIC_FOLDERS)):
+        lists = _lists(source, names)
+        if lists:
+            folder = next((source / name for name in folders if (source / name).is_dir()), source)
+            photos = [_listed(where, row, folder, split) for table, split in lists for where, row in _rows(table)]
+            return RawDataset("affectnet", "affectnet", tuple(photos), 0, str(folder))
+    raise RawDataError(
+        f"{source} is no AffectNet: it has neither {' and '.join(MANUAL)} nor train_set/annotations;"
+        " give the folder that holds them"
+    )
+
+
+def _lists(source: Path, names: Mapping[str, OwnSplit]) -> list[tuple[Path, OwnSplit]]:
+    """The lists of these names that are there, each with its split."""
+    found = []
+    for name, split in names.items():
+        place = next((source / folder / name for folder in LIST_FOLDERS if (source / folder / name).is_file()), None)
+        if place is not None:
+            found.append((place, split))
+    return found
+
+
+def _npy_folders(source: Path) -> list[tuple[str, OwnSplit]]:
+    return [
+        (name, split)
+        for name, split in NPY_FOLDERS.items()
+        if (source / name / "images").is_dir() and (source / name / "annotations").is_dir()
+    ]
+
+
+def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A list's rows by column, each with where it stands. Copies whose header is lost have AffectNet's own columns."""
+    rows = csv.reader(io.StringIO(text_of(table), newline=""))
+    header: Sequence[str] = ()
+    try:
+        for row in rows:
+            where = f"{table}, line {rows.line_num}"
+            if not row:
+                continue
+            if not header:
+                header = _header(table, row)
+                if NAME in header and header[0] == row[0].strip():
+                    continue
+            if len(row) != len(header):
+                raise RawDataError(f"{where}: {len(row)} cells, not {len(header)}; correct it or fetch the file again")
+            yield where, {name: cell.strip() for name, cell in zip(header, row, strict=True)}
+    except csv.Error as error:
+        raise RawDataError(f"{table}, line {rows.line_num}: no readable CSV ({error}); fetch the file again") from error
+
+
+def _header(table: Path, first: Sequence[str]) -> Sequence[str]:
+    """The names of the columns, which a first row of nine cells with a file's name in it does not say."""
+    names = [cell.strip() for cell in first]
+    missing = [name for name in HEADER[:7] if name not in names]
+    if len(missing) == 7 and len(names) == len(HEADER) and "." in names[0]:
+        return HEADER
+    if missing:
+        raise RawDataError(f"{table}, line 1: no column {', '.join(missing)}; its header must be {','.join(HEADER)}")
+    return names
+
+
+def _listed(where: str, row: Mapping[str, str], folder: Path, split: OwnSplit) -> RawPhoto:
+    name = row[NAME].replace("\\", "/")
+    if not name or "\0" in name:
+        raise RawDataError(f"{where}: no name of a photo in {NAME}; correct the line or fetch the file again")
+    try:
+        box, landmarks = _box([row[name] for name in BOX]), _landmarks(row[LANDMARKS])
+    except ValueError as error:
+        raise RawDataError(
+            f"{where}: the face's box or landmarks are not the numbers that they should be ({error});"
+            " correct the line or fetch the file again"
+        ) from error
+    label, path = name_of("affectnet", row[EXPRESSION]), folder / name
+    size = file_size(path)
+    return RawPhoto(name, label, None, str(path), 0, size, split=split, box=box, landmarks=landmarks)
+
+
+def _box(cells: Sequence[str]) -> Box | None:
+    if any(cell.lower() in NOTHING for cell in cells):
+        return None
+    x, y, width, height = _numbers(cells)
+    return (x, y, x + width, y + height) if width > 0 and height > 0 else None
+
+
+def _landmarks(cell: str) -> tuple[Point, ...]:
+    if cell.lower() in NOTHING:
+        return ()
+    numbers = _numbers(cell.rstrip(";").split(";"))
+    if len(numbers) % 2:
+        raise ValueError(f"{len(numbers)} numbers are no pairs")
+    return five_points(list(zip(numbers[::2], numbers[1::2], strict=True)))
+
+
+def _numbers(cells: Sequence[str]) -> list[float]:
+    numbers = [float(cell) for cell in cells]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a number is not finite")
+    return numbers
+
+
+def _read_npy(source: Path) -> RawDataset:
     photos, others = [], 0
-    for name, split in SETS.items():
-        found, more = pictures_below(source / name / "images")
-        others += more
-        photos += [_annotated(source / name, f"{name}/images/{below}", path, split) for below, path in found]
+    for folder, split in _npy_folders(source):
+        found, passed_over = pictures_below(source / folder / "images")
+        others += passed_over
+        for name, path in found:
+            annotation = source / folder / "annotations" / path.stem
+            label, landmarks = _npy_label(Path(f"{annotation}_exp.npy")), _npy_landmarks(Path(f"{annotation}_lnd.npy"))
+            size, written = file_size(path), f"{folder}/images/{name}"
+            photos.append(RawPhoto(written, label, None, str(path), 0, size, split=split, landmarks=landmarks))
     return RawDataset("affectnet", "affectnet", tuple(photos), others, str(source))
 
 
-def _tables(source: Path) -> list[tuple[Path, OwnSplit | None]]:
-    """The tables that are there, with their splits. The automatic labels count only where there are no others."""
-    for folder in TABLE_FOLDERS:
-        found: list[tuple[Path, OwnSplit | None]] = []
-        for name, split in TABLES.items():
-            if (source / folder / name).is_file() and NAME in _first_line(source / folder / name):
-                found.append((source / folder / name, split))
-        if found:
-            return found
-    automatic = source / AUTOMATIC
-    return [(automatic, None)] if automatic.is_file() and NAME in _first_line(automatic) else []
-
-
-def _first_line(table: Path) -> str:
-    with open(table, "rb") as file:
-        return file.readline(1000).decode("utf-8", "replace")
-
-
-def _table_photos(source: Path, table: Path, split: OwnSplit | None) -> list[RawPhoto]:
-    rows = csv.DictReader(io.StringIO(text_of(table), newline=""))
-    missing = [name for name in (NAME, LABEL) if name not in (rows.fieldnames or ())]
-    if missing:
-        raise RawDataError(f"{table} has no column {missing[0]}: it is no table of AffectNet's")
-    photos = []
-    folders = [source / folder for folder in PHOTO_FOLDERS if (source / folder).is_dir()]
-    for number, row in enumerate(rows, start=2):
-        name = (row[NAME] or "").replace("\\", "/")
-        path = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
-        try:
-            box, points = _box(row), _points(row)
-        except ValueError as error:
-            raise RawDataError(f"{table}, line {number}: box or landmarks are garbled ({error})") from error
-        label = name_of("affectnet", row[LABEL] or "")
-        size = file_size(path) if name else -1
-        photos.append(
-            RawPhoto(name, label, None, str(path) if name else "", 0, size, split=split, box=box, landmarks=points)
-        )
-    return photos
-
-
-def _box(row: dict[str, str]) -> tuple[float, float, float, float] | None:
-    if not all((row.get(name) or "").strip() for name in BOX):
-        return None
-    left, top, width, height = (float(row[name]) for name in BOX)
-    return (left, top, left + width, top + height) if width > 0 and height > 0 else None
-
-
-def _points(row: dict[str, str]) -> tuple[Point, ...]:
-    """`x;y;x;y...` of 68 points; none where the cell is empty or holds a placeholder."""
-    numbers = [float(part) for part in (row.get(POINTS) or "").split(";") if part.strip()]
-    return five_points(_pairs(numbers)) if len(numbers) > 2 else ()
-
-
-def _pairs(numbers: Sequence[float]) -> list[Point]:
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
-
-
-def _annotated(folder: Path, source: str, path: Path, split: OwnSplit) -> RawPhoto:
-    """A photo of the later release. What its annotations lack or garble, it has not."""
-    label, points = "", ()  # type: tuple[str, tuple[Point, ...]]
-    expression = _array(folder / "annotations" / f"{path.stem}_exp.npy")
-    if expression is not None and expression.size == 1:
-        written = str(expression.reshape(-1)[0]).strip()
-        label = name_of("affectnet", written.removesuffix(".0"))
-    landmarks = _array(folder / "annotations" / f"{path.stem}_lnd.npy")
-    if landmarks is not None and landmarks.size == 136 and np.issubdtype(landmarks.dtype, np.number):
-        points = five_points(_pairs(landmarks.reshape(-1).tolist()))
-    return RawPhoto(source, label, None, str(path), 0, file_size(path), split=split, landmarks=points)
-
-
-def _array(path: Path) -> np.ndarray[Any, Any] | None:
-    """A stored array, never unpickled; None where there is none."""
+def _npy_numbers(path: Path) -> list[float]:
+    """An array's numbers, which may be written as text; none where the file is missing or broken."""
     try:
-        return np.load(path, allow_pickle=False) if path.stat().st_size < 2**20 else None
-    except (OSError, ValueError, EOFError, SyntaxError):
-        return None
+        return _numbers(np.load(path, allow_pickle=False).reshape(-1).tolist())
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, SyntaxError):
+        return []
+
+
+def _npy_label(path: Path) -> str:
+    """The emotion's name; empty where the file does not hold one whole number."""
+    numbers = _npy_numbers(path)
+    return name_of("affectnet", str(int(numbers[0]))) if len(numbers) == 1 and numbers[0].is_integer() else ""
+
+
+def _npy_landmarks(path: Path) -> tuple[Point, ...]:
+    numbers = _npy_numbers(path)
+    return five_points(list(zip(numbers[::2], numbers[1::2], strict=True))) if len(numbers) == 136 else ()

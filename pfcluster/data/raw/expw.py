@@ -1,56 +1,62 @@
-"""ExpW (Zhang et al. 2015): photos with the boxes of the faces that are labelled, several in some of them."""
+"""ExpW, Expression in the Wild (Zhang et al. 2016): one list of faces, several of which may share a photo."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections import Counter
 from pathlib import Path
 
-from pfcluster.data.raw.base import (
-    RawDataError,
-    RawDataset,
-    RawPhoto,
-    ReadOptions,
-    file_size,
-    numbered_lines,
-)
+from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, ReadOptions, file_size, numbered_lines
 from pfcluster.emotions import name_of
 
-LISTINGS = ("label/label.lst", "label.lst")
-FOLDERS = ("image", "origin", "images")
-COLUMNS = 8
+FIELDS = (
+    *("image_name", "face_id_in_image", "face_box_top", "face_box_left"),
+    *("face_box_right", "face_box_bottom", "face_box_confidence", "expression_label"),
+)
+"""What a line of the list says, in this order."""
 
 
 def recognises(source: Path) -> bool:
-    """Whether a folder holds ExpW's listing."""
-    return any((source / listing).is_file() for listing in LISTINGS)
+    """Whether a folder holds `label/label.lst` or `label.lst`."""
+    return _listing(source) is not None
 
 
 def read(source: Path, options: ReadOptions) -> RawDataset:
-    """A photo for each labelled face, with its box. Raises RawDataError."""
-    listing = next((source / name for name in LISTINGS if (source / name).is_file()), None)
-    folder = next((source / name for name in FOLDERS if (source / name).is_dir()), None)
-    if listing is None or folder is None:
-        missing = " or ".join(LISTINGS) if listing is None else " or ".join(FOLDERS)
-        raise RawDataError(f"{source} is no ExpW: it has no {missing}")
-    rows = [(number, line.split()) for number, line in numbered_lines(listing)]
-    faces = Counter(row[0] for _, row in rows)
-    photos = tuple(_face(listing, folder, number, row, faces) for number, row in rows)
-    return RawDataset("expw", "expw", photos, 0, str(folder))
+    """The faces in the order of the list, each with its box. Raises RawDataError."""
+    listing = _listing(source)
+    if listing is None:
+        raise RawDataError(f"{source} is no ExpW: it has no label/label.lst; give the folder that holds it")
+    folder = next((source / name for name in ("image", "origin") if (source / name).is_dir()), source / "image")
+    faces = [_face(f"{listing}, line {number}", line, folder) for number, line in numbered_lines(listing)]
+    times = Counter(photo.source for _, photo in faces)
+    photos = [
+        dataclasses.replace(photo, source=f"{photo.source}#{face}") if times[photo.source] > 1 else photo
+        for face, photo in faces
+    ]
+    return RawDataset("expw", "expw", tuple(photos), 0, str(folder))
 
 
-def _face(listing: Path, folder: Path, number: int, row: list[str], faces: Counter[str]) -> RawPhoto:
-    """`name face_id top left right bottom confidence label`."""
+def _listing(source: Path) -> Path | None:
+    places = (source / "label" / "label.lst", source / "label.lst")
+    return next((place for place in places if place.is_file()), None)
+
+
+def _face(where: str, line: str, folder: Path) -> tuple[str, RawPhoto]:
+    """The number of a line's face within its photo, and the photo under its plain name."""
+    parts = line.rsplit(maxsplit=len(FIELDS) - 1)
     try:
-        if len(row) != COLUMNS or "/" in row[0]:
-            raise ValueError(f"{len(row)} columns")
-        top, left, right, bottom = map(float, row[2:6])
+        name, face, *numbers, label = parts
+        top, left, right, bottom, _ = map(float, numbers)
+        int(face), int(label)
+        if "\0" in name or not all(map(math.isfinite, (top, left, right, bottom))):
+            raise ValueError
         if not (left < right and top < bottom):
-            raise ValueError("the box is empty")
+            raise ValueError
     except ValueError as error:
         raise RawDataError(
-            f"{listing}, line {number}: it must be name, face, top, left, right, bottom, confidence, label ({error})"
+            f"{where}: {line!r} is not {' '.join(FIELDS)}; correct the line or fetch the list again"
         ) from error
-    source = row[0] if faces[row[0]] == 1 else f"{row[0]}#{row[1]}"
-    path = folder / row[0]
-    label = name_of("expw", row[7])
-    return RawPhoto(source, label, None, str(path), 0, file_size(path), box=(left, top, right, bottom))
+    path = folder / name
+    box = (left, top, right, bottom)
+    return face, RawPhoto(name, name_of("expw", label), None, str(path), 0, file_size(path), box=box)

@@ -53,7 +53,12 @@ def _numbered(source: Path) -> Path | None:
     """The folder of train/ and test/ that hold no other folders than 1 ... 7."""
     for root in (source, source / "DATASET"):
         if all((root / split).is_dir() for split in SPLITS):
-            names = {path.name for split in SPLITS for path in (root / split).iterdir() if path.is_dir()}
+            names = {
+                path.name
+                for split in SPLITS
+                for path in (root / split).iterdir()
+                if path.is_dir() and path.name[0] != "."
+            }
             if names and names <= NUMBERS:
                 return root
     return None
@@ -66,9 +71,9 @@ def _read_listed(root: Path, originals: bool) -> RawDataset:
         raise RawDataError(f"{root} has labels and no photos: neither Image/aligned nor Image/original is there")
     photos = []
     for number, line in numbered_lines(root / LISTING):
-        name, _, label = line.partition(" ")
+        name, label = (*line.split(), "", "")[:2]
         split = next((split for split in SPLITS if name.startswith(f"{split}_")), None)
-        if split is None or "/" in name or label.strip() not in NUMBERS:
+        if split is None or "/" in name or len(line.split()) != 2 or label not in NUMBERS:
             raise RawDataError(
                 f"{root / LISTING}, line {number}: {line!r} is no photo and label such as 'train_00001.jpg 5' (1 ... 7)"
             )

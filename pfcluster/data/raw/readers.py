@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfcluster.data.raw import affectnet, expw, fer2013, generic, rafdb
+from pfcluster.data.raw import affectnet, expw, fer2013, generic, parquet, posed, rafdb
 from pfcluster.data.raw.base import RawDataError, RawDataset, ReadOptions
 
 
@@ -26,6 +26,10 @@ READERS: dict[str, Reader] = {
     "ferplus": Reader(fer2013.recognises_ferplus, fer2013.read_ferplus),
     "fer2013": Reader(fer2013.recognises_fer2013, fer2013.read_fer2013),
     "expw": Reader(expw.recognises, expw.read),
+    "ckplus": Reader(posed.ckplus_recognises, posed.ckplus_read),
+    "jaffe": Reader(posed.jaffe_recognises, posed.jaffe_read),
+    "sfew": Reader(posed.sfew_recognises, posed.sfew_read),
+    "parquet": Reader(parquet.recognises, parquet.read),
     "csv": Reader(lambda source: source.is_file() and source.suffix.lower() in (".csv", ".tsv"), generic.read_csv),
     "tar": Reader(lambda source: source.is_file() and tarfile.is_tarfile(source), generic.read_tar),
     "folder": Reader(lambda source: source.is_dir(), generic.read_folder),

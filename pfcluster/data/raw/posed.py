@@ -1,0 +1,163 @@
+"""Small datasets in their authors' layouts: CK+ (Lucey et al. 2010), JAFFE (Lyons et al. 1998), SFEW 2.0 (Dhall et al.
+2015).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pfcluster.data.raw.base import (
+    PICTURES,
+    OwnSplit,
+    RawDataError,
+    RawDataset,
+    RawPhoto,
+    ReadOptions,
+    file_size,
+    numbered_lines,
+    pictures_below,
+)
+from pfcluster.emotions import NEUTRAL, name_of
+
+CKPLUS_FRAMES = "cohn-kanade-images"
+CKPLUS_LABELS = ("Emotion", "Emotion_labels/Emotion", "Emotion_labels")
+JAFFE_NAME = re.compile(r"([A-Z]{2})\.([A-Z]{2})\d+\.\d+\.(tiff?|jpe?g|png|bmp)", re.IGNORECASE)
+"""`KA.AN1.39.tiff`: person, emotion and its take, number."""
+JAFFE_CODES = ("AN", "DI", "FE", "HA", "NE", "SA", "SU")
+SFEW_CLASSES = frozenset(("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"))
+SFEW_ALIGNED: dict[OwnSplit, tuple[str, ...]] = {
+    "train": ("Train_Aligned_Faces",),
+    "test": ("Val_Aligned_Faces_new", "Val_Aligned_Faces"),
+}
+SFEW_ORIGINALS: dict[OwnSplit, tuple[str, ...]] = {"train": ("Train",), "test": ("Val",)}
+"""SFEW's folders. Its test labels are not public, so its validation photos are what is tested on."""
+
+
+def ckplus_recognises(source: Path) -> bool:
+    """Whether a folder holds CK+'s frames and its emotion files."""
+    return (source / CKPLUS_FRAMES).is_dir() and _ckplus_labels(source) is not None
+
+
+def ckplus_read(source: Path, options: ReadOptions) -> RawDataset:
+    """The first frame and the last ones of every sequence that has an emotion file. Raises RawDataError."""
+    labels = _ckplus_labels(source)
+    if labels is None or not (source / CKPLUS_FRAMES).is_dir():
+        raise RawDataError(f"{source} is no CK+: it needs the folders {CKPLUS_FRAMES} and {CKPLUS_LABELS[0]}")
+    if options.peak_frames < 1:
+        raise RawDataError(f"--peak-frames {options.peak_frames}: at least the last frame must bear the label; give 1")
+    photos: list[RawPhoto] = []
+    for file in sorted(labels.glob("*/*/*_emotion.txt")):
+        if not file.name.startswith("."):
+            sequence = source / CKPLUS_FRAMES / file.parent.relative_to(labels)
+            photos += _ckplus_sequence(source, sequence, _ckplus_label(file), options.peak_frames)
+    return RawDataset("ckplus", source.resolve().name, tuple(photos), 0, str(source))
+
+
+def _ckplus_labels(source: Path) -> Path | None:
+    return next((source / name for name in CKPLUS_LABELS if any((source / name).glob("S*/*/"))), None)
+
+
+def _ckplus_label(file: Path) -> str:
+    """The name of the number that an emotion file holds, written as `3.0000000e+00`."""
+    lines = list(numbered_lines(file))
+    text = lines[0][1] if len(lines) == 1 else ""
+    try:
+        value = float(text)
+        if value != int(value):
+            raise ValueError("no whole number")
+    except (ValueError, OverflowError) as error:
+        line = lines[-1][0] if lines else 1
+        raise RawDataError(
+            f"{file}, line {line}: it must hold one number of an emotion, such as 3.0000000e+00; copy it again"
+        ) from error
+    return name_of("ckplus", str(int(value)))
+
+
+def _ckplus_sequence(source: Path, sequence: Path, label: str, peaks: int) -> Iterator[RawPhoto]:
+    """A sequence's neutral first frame and its last frames with the label; the first is never among the last."""
+    frames = pictures_below(sequence)[0]
+    if len(frames) < 2:
+        raise RawDataError(f"{sequence} has an emotion file and {len(frames)} frames; copy its frames again")
+    peak = frames[1:][-peaks:]
+    for path, name in [(frames[0][1], NEUTRAL), *((path, label) for _, path in peak)]:
+        below = path.relative_to(source).as_posix()
+        yield RawPhoto(below, name, sequence.parent.name, str(path), 0, file_size(path))
+
+
+def jaffe_recognises(source: Path) -> bool:
+    """Whether a folder itself holds photos that are named as JAFFE's are."""
+    return source.is_dir() and any(_jaffe_parts(path.name) for path in source.iterdir())
+
+
+def jaffe_read(source: Path, options: ReadOptions) -> RawDataset:
+    """The photos of a flat folder, with the persons and emotions that their names say. Raises RawDataError."""
+    photos, others = [], 0
+    for path in sorted(source.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in PICTURES or not path.is_file():
+            others += path.is_file()
+            continue
+        parts = _jaffe_parts(path.name)
+        if parts is None:
+            raise RawDataError(
+                f"{path} is not named as JAFFE's photos are (KA.AN1.39.tiff: person, emotion, number); move it away"
+            )
+        person, code = parts
+        photos.append(RawPhoto(path.name, name_of("jaffe", code), person, str(path), 0, file_size(path)))
+    return RawDataset("jaffe", source.resolve().name, tuple(photos), others, str(source))
+
+
+def _jaffe_parts(name: str) -> tuple[str, str] | None:
+    """Person and emotion's code of a photo's name."""
+    match = JAFFE_NAME.fullmatch(name)
+    if match is None or match[2].upper() not in JAFFE_CODES:
+        return None
+    return match[1].upper(), match[2].upper()
+
+
+def sfew_recognises(source: Path) -> bool:
+    """Whether a folder holds SFEW's Train and Val, each with its seven classes, and no labelled Test."""
+    if not source.is_dir():
+        return False
+    return _sfew_folders(source, originals=False) is not None and _sfew_folder(source, ("Test",)) is None
+
+
+def sfew_read(source: Path, options: ReadOptions) -> RawDataset:
+    """The labelled photos: Train to train on, Val to test on. Raises RawDataError."""
+    folders = _sfew_folders(source, options.originals)
+    if folders is None:
+        raise RawDataError(
+            f"{source} is no SFEW: it needs Train and Val, or Train_Aligned_Faces and Val_Aligned_Faces, each with the"
+            f" folders {', '.join(sorted(SFEW_CLASSES))}"
+        )
+    photos, others = [], 0
+    for split, folder in folders.items():
+        for label in sorted(SFEW_CLASSES):
+            found, more = pictures_below(folder / label)
+            others += more
+            for _, path in found:
+                below = path.relative_to(source).as_posix()
+                photos.append(RawPhoto(below, label, None, str(path), 0, file_size(path), split=split))
+    return RawDataset("sfew", source.resolve().name, tuple(photos), others, str(source))
+
+
+def _sfew_folders(source: Path, originals: bool) -> dict[OwnSplit, Path] | None:
+    """Both splits' folders, aligned or not but never one of each; the other sort where the wanted one is not there."""
+    sorts = (SFEW_ORIGINALS, SFEW_ALIGNED) if originals else (SFEW_ALIGNED, SFEW_ORIGINALS)
+    for sort in sorts:
+        found = {split: _sfew_folder(source, names) for split, names in sort.items()}
+        there = {split: folder for split, folder in found.items() if folder is not None}
+        if len(there) == len(sort):
+            return there
+    return None
+
+
+def _sfew_folder(source: Path, names: Sequence[str]) -> Path | None:
+    """The folder of one of the names that holds the seven classes: at the top, or one level below or above."""
+    for name in names:
+        nested = (path for pattern in (f"{name}/*/", f"*/{name}/") for path in sorted(source.glob(pattern)))
+        for folder in (source / name, *nested):
+            if all((folder / label).is_dir() for label in SFEW_CLASSES):
+                return folder
+    return None

@@ -1,0 +1,167 @@
+"""Datasets' own layouts, small and as their authors ship them: what is listed, under which label and split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pfcluster.data.raw.base import RawDataError, RawDataset, ReadOptions, read_bytes
+from pfcluster.data.raw.landmarks import five_points, with_openface
+from pfcluster.data.raw.readers import read_raw
+
+
+def write(path: Path, data: str | bytes = b"photo") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def rows(dataset: RawDataset) -> list[tuple[str, str, str | None]]:
+    """Source, label, split."""
+    return [(photo.source, photo.label, photo.split) for photo in dataset.photos]
+
+
+def rafdb(root: Path) -> Path:
+    listing = "train_00001.jpg 5\ntrain_00002.jpg 7\ntest_0001.jpg 1\n"
+    write(root / "basic" / "EmoLabel" / "list_patition_label.txt", listing)
+    for stem in ("train_00001", "train_00002", "test_0001"):
+        write(root / "basic" / "Image" / "aligned" / f"{stem}_aligned.jpg", f"aligned {stem}")
+        write(root / "basic" / "Image" / "original" / f"{stem}.jpg", f"original {stem}")
+    return root
+
+
+def test_rafdb_as_its_authors_ship_it(tmp_path: Path) -> None:
+    dataset = read_raw(rafdb(tmp_path))
+    assert dataset.kind == "rafdb"
+    assert rows(dataset) == [
+        ("train_00001.jpg", "sadness", "train"),
+        ("train_00002.jpg", "neutral", "train"),
+        ("test_0001.jpg", "surprise", "test"),
+    ]
+    assert read_bytes(dataset.photos[0]) == b"aligned train_00001"
+    originals = read_raw(tmp_path, ReadOptions(originals=True))
+    assert read_bytes(originals.photos[2]) == b"original test_0001"
+    assert rows(read_raw(tmp_path / "basic")) == rows(dataset)
+
+
+def test_rafdb_in_numbered_folders(tmp_path: Path) -> None:
+    for split, number in (("train", 1), ("train", 6), ("test", 4)):
+        write(tmp_path / "DATASET" / split / str(number) / f"{split}_{number}.jpg")
+    for source in (tmp_path, tmp_path / "DATASET"):
+        assert rows(read_raw(source)) == [
+            ("train/1/train_1.jpg", "surprise", "train"),
+            ("train/6/train_6.jpg", "anger", "train"),
+            ("test/4/test_4.jpg", "happiness", "test"),
+        ]
+
+
+@pytest.mark.parametrize("line", ["train_00003.jpg 8", "train_00003.jpg", "other.jpg 3", "train_/../../x.jpg 3"])
+def test_rafdb_lines_that_are_none(tmp_path: Path, line: str) -> None:
+    listing = rafdb(tmp_path) / "basic" / "EmoLabel" / "list_patition_label.txt"
+    listing.write_text(listing.read_text() + line + "\n")
+    with pytest.raises(RawDataError, match="line 4: "):
+        read_raw(tmp_path)
+
+
+POINTS = [(float(number), float(100 + number)) for number in range(68)]
+FIVE = ((38.5, 138.5), (44.5, 144.5), (30.0, 130.0), (48.0, 148.0), (54.0, 154.0))
+HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal\n"
+
+
+def test_five_points_of_sixty_eight() -> None:
+    assert five_points(POINTS) == FIVE
+    with pytest.raises(ValueError, match="67 points"):
+        five_points(POINTS[:67])
+
+
+def affectnet_table(root: Path) -> Path:
+    landmarks = ";".join(f"{x};{y}" for x, y in POINTS)
+    numbers = range(11)
+    lines = [f"{number}/{number}.jpg,10,20,30,40,{landmarks},{number},0.1,0.2" for number in numbers]
+    write(root / "training.csv", HEADER + "\n".join(lines) + "\n")
+    write(root / "validation.csv", HEADER + "7/v.jpg,,,,,,7,-2,-2\n")
+    for name in [*(f"{number}/{number}.jpg" for number in numbers), "7/v.jpg"]:
+        write(root / "Manually_Annotated_Images" / name)
+    return root
+
+
+def test_affectnet_s_tables(tmp_path: Path) -> None:
+    dataset = read_raw(affectnet_table(tmp_path))
+    assert dataset.kind == "affectnet"
+    names = "neutral happiness sadness surprise fear disgust anger contempt none uncertain no-face contempt".split()  # noqa: SIM905
+    assert [photo.label for photo in dataset.photos] == names
+    assert [photo.split for photo in dataset.photos] == ["train"] * 11 + ["test"]
+    assert dataset.photos[0].box == (10, 20, 40, 60)
+    assert dataset.photos[0].landmarks == FIVE
+    assert (dataset.photos[11].box, dataset.photos[11].landmarks) == (None, ())
+    assert all(photo.size == 5 for photo in dataset.photos)
+
+
+@pytest.mark.parametrize(
+    "line", ["0/0.jpg,a,2,3,4,,1,0,0", "0/0.jpg,1,2,3,4,1;2;3;4,1,0,0", "0/0.jpg,1,2,3,4,1;x;2,1,0,0"]
+)
+def test_affectnet_tables_that_are_garbled(tmp_path: Path, line: str) -> None:
+    affectnet_table(tmp_path)
+    write(tmp_path / "training.csv", HEADER + line + "\n")
+    with pytest.raises(RawDataError, match=r"training\.csv, line 2"):
+        read_raw(tmp_path)
+
+
+def test_affectnet_s_arrays(tmp_path: Path) -> None:
+    for split, number, label in (("train_set", 0, "6"), ("train_set", 1, "2"), ("val_set", 5, "1")):
+        write(tmp_path / split / "images" / f"{number}.jpg")
+        annotations = tmp_path / split / "annotations"
+        annotations.mkdir(exist_ok=True)
+        np.save(annotations / f"{number}_exp.npy", np.array(label))
+        np.save(annotations / f"{number}_lnd.npy", np.array(POINTS).reshape(-1))
+    write(tmp_path / "train_set" / "images" / "2.jpg")  # without annotations
+    np.save(tmp_path / "train_set" / "annotations" / "2_exp.npy", np.array({"a": 1}, dtype=object))  # only a pickle
+    dataset = read_raw(tmp_path)
+    assert rows(dataset) == [
+        ("train_set/images/0.jpg", "anger", "train"),
+        ("train_set/images/1.jpg", "sadness", "train"),
+        ("train_set/images/2.jpg", "", "train"),
+        ("val_set/images/5.jpg", "happiness", "test"),
+    ]
+    assert dataset.photos[0].landmarks == FIVE
+    assert dataset.photos[2].landmarks == ()
+
+
+def test_expw_lists_faces_with_their_boxes(tmp_path: Path) -> None:
+    lines = ["one.jpg 0 10 20 60 70 61.1 3", "two.jpg 0 1 2 30 40 50.5 0", "two.jpg 1 5 50 90 99 44.0 6"]
+    write(tmp_path / "label" / "label.lst", "\n".join(lines))
+    for name in ("one.jpg", "two.jpg"):
+        write(tmp_path / "image" / name)
+    dataset = read_raw(tmp_path)
+    assert [(photo.source, photo.label) for photo in dataset.photos] == [
+        ("one.jpg", "happiness"),
+        ("two.jpg#0", "anger"),
+        ("two.jpg#1", "neutral"),
+    ]
+    assert dataset.photos[0].box == (20, 10, 60, 70)
+    write(tmp_path / "label" / "label.lst", "one.jpg 0 10 60 20 70 61.1 3")
+    with pytest.raises(RawDataError, match="line 1"):
+        read_raw(tmp_path)
+
+
+def test_openface_tables_give_landmarks(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / "photos" / "happy" / f"{name}.jpg", name)
+    columns = [f" {axis}_{number}" for axis in "xy" for number in range(68)]
+    header = ",".join(["face", " confidence", *columns])
+
+    def face(confidence: float, shift: float) -> str:
+        values = [x + shift for x, _ in POINTS] + [y for _, y in POINTS]
+        return ",".join(map(str, [0, confidence, *values]))
+
+    write(tmp_path / "tables" / "a.csv", "\n".join([header, face(0.4, 50), face(0.9, 0)]))
+    write(tmp_path / "tables" / "happy" / "b.csv", header)
+    dataset = with_openface(read_raw(tmp_path / "photos"), tmp_path / "tables")
+    assert [photo.landmarks for photo in dataset.photos] == [FIVE, (), ()]
+    write(tmp_path / "tables" / "c.csv", "face, confidence\n0, 1")
+    with pytest.raises(RawDataError, match=r"c\.csv is no table of OpenFace"):
+        with_openface(read_raw(tmp_path / "photos"), tmp_path / "tables")
+    with pytest.raises(RawDataError, match="has no table for any photo"):
+        with_openface(read_raw(tmp_path / "photos"), write(tmp_path / "empty" / "x").parent)
