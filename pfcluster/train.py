@@ -17,7 +17,7 @@ from pfcluster import checkpoint, models, provenance
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config_json import differences, load, to_json
 from pfcluster.data.reader import read_ahead
-from pfcluster.data.source import made_resident, open_dataset, sample_order
+from pfcluster.data.source import made_resident, open_dataset, require_labels, sample_order
 from pfcluster.data.split_types import RawBatch
 from pfcluster.data.transforms import crop_on_host
 from pfcluster.dist import World, world
@@ -119,6 +119,7 @@ class Trainer:
     def __init__(self, config: RunConfig, folder: Path, here: World, stop: StopRequest, heartbeat: Heartbeat) -> None:
         self.config, self.folder, self.world, self.stop, self.heartbeat = config, folder, here, stop, heartbeat
         dataset = open_dataset(config.data, config.seed)
+        require_labels(dataset, config.objective)
         self.dataset = made_resident(dataset, config.data, here.device)
         self.order = sample_order(config.data, dataset, config.seed)
         self.judge = load_judge(config, self.dataset, here)

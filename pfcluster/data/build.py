@@ -7,19 +7,17 @@ one machine with one set of versions.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pfcluster.data.align import Aligner, GivenLandmarks
+from pfcluster.data.build_folder import PLAN, alone, locked
 from pfcluster.data.build_options import BuildOptions
 from pfcluster.data.detect import FaceAligner
 from pfcluster.data.make_shard import ShardMaker, ShardResult, marker_path
@@ -33,7 +31,8 @@ from pfcluster.data.shards import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, Spli
 from pfcluster.data.workers import run_workers
 
 LEFT_OUT_FILE = "left_out.csv"
-PLAN = "plan.json"
+BAD = ("missing file", "unreadable")
+"""Reasons that count against --max-bad-share."""
 DELETE = "delete the folder to build it anew, or give another --output"
 
 
@@ -50,33 +49,63 @@ class Progress:
 class BuildResult:
     """A finished build."""
 
-    manifest: Manifest
+    manifest: Manifest | None
+    """None while other slices are still to be made."""
     photos_now: int
     """Photos that this run worked on; the rest an earlier one."""
     warnings: tuple[str, ...]
+    shards_left: int = 0
+    """Of all slices."""
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:
-    """Make, or finish, the shard folder. Raises BuildError, RawDataError, ShardError."""
+    """Make, or finish, the shard folder, or one slice of it. Raises BuildError, RawDataError, ShardError."""
     progress = progress or Progress()
     inputs = {"input": options.input} | ({"test_input": options.test_input} if options.test_input else {})
     datasets = {role: _listed(options, source) for role, source in inputs.items()}
     identity = {"options": options.lasting(), "source": _source(datasets)}
-    with _locked(options.output):
+    number, count = options.part()
+    with locked(options.output, shared=count > 1):
         if (options.output / MANIFEST).exists():
-            manifest = load_manifest(options.output)
-            source = {key: value for key, value in manifest.source.items() if key != "known_identities"}
-            _compare(options.output, {"options": manifest.options, "source": source}, identity)
-            (options.output / BUILD_FOLDER / PLAN).unlink(missing_ok=True)
-            return BuildResult(manifest, 0, _warnings(manifest))
-        datasets = {role: spool(one, options.output / BUILD_FOLDER / f"{role}.spool") for role, one in datasets.items()}
-        plan = _load_or_make_plan(options, datasets, identity, progress)
-        waiting = [shard for shard in plan.shards if not _is_finished(options.output, shard)]
-        total, now = (sum(len(shard.photos) for shard in shards) for shards in (plan.shards, waiting))
+            return _finished_before(options, identity)
+        with alone(options.output / BUILD_FOLDER / "plan.lock"):
+            folder = options.output / BUILD_FOLDER
+            datasets = {role: spool(one, folder / f"{role}.spool") for role, one in datasets.items()}
+            plan = _load_or_make_plan(options, datasets, identity, progress)
+        _check_bad(options, plan.left_out, plan.photos)
+        mine = plan.shards[number::count]
+        waiting = [shard for shard in mine if not _is_finished(options.output, shard)]
+        total, now = (sum(len(shard.photos) for shard in shards) for shards in (mine, waiting))
         progress.start("faces", total, total - now)
         run_workers(functools.partial(_maker, options, datasets), waiting, options.workers, progress.advance)
-        manifest = _finish(options, datasets, identity, plan)
+        with alone(options.output / BUILD_FOLDER / "merge.lock"):
+            if (options.output / MANIFEST).exists():  # another slice was the last as well
+                return replace(_finished_before(options, identity), photos_now=now)
+            left = sum(not _is_finished(options.output, shard) for shard in plan.shards)
+            if left:
+                return BuildResult(None, now, (), left)
+            manifest = _finish(options, datasets, identity, plan)
     return BuildResult(manifest, now, _warnings(manifest))
+
+
+def _finished_before(options: BuildOptions, identity: Mapping[str, Any]) -> BuildResult:
+    """The result of a folder whose manifest stands, if it is this build's."""
+    manifest = load_manifest(options.output)
+    source = {key: value for key, value in manifest.source.items() if key != "known_identities"}
+    _compare(options.output, {"options": manifest.options, "source": source}, identity)
+    (options.output / BUILD_FOLDER / PLAN).unlink(missing_ok=True)
+    return BuildResult(manifest, 0, _warnings(manifest))
+
+
+def _check_bad(options: BuildOptions, left_out: Sequence[LeftOut], photos: int) -> None:
+    """Raises BuildError where too many photos are missing or unreadable."""
+    bad = [photo for photo in left_out if photo.reason in BAD]
+    if len(bad) > options.max_bad_share * photos:
+        reasons = _counts(Counter(photo.reason for photo in bad))
+        raise BuildError(
+            f"{len(bad)} of {photos} photos cannot be read ({reasons}), more than --max-bad-share"
+            f" {options.max_bad_share}: check the input's folder and --images, or raise it; what is made is kept"
+        )
 
 
 def _listed(options: BuildOptions, source: Path) -> RawDataset:
@@ -129,31 +158,6 @@ def _versions(align: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """The output folder, with its `.build`, for this process alone. Raises BuildError."""
-    folder = output / BUILD_FOLDER
-    try:
-        if output.is_dir() and not (output / MANIFEST).exists() and not folder.is_dir() and any(output.iterdir()):
-            raise BuildError(f"{output} holds other files and no build; give a new or empty folder as --output")
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise BuildError(f"--output {output} cannot be written: {error.strerror or error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BuildError(f"another build is writing into {output}; wait for it, or end it first") from error
-        try:
-            yield
-        finally:
-            if not (folder / PLAN).exists():  # finished, or refused before it began
-                shutil.rmtree(folder, ignore_errors=True)
-                if not any(output.iterdir()):
-                    output.rmdir()
 
 
 def _compare(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -212,6 +216,7 @@ def _finish(
         for shard in plan.shards
     }
     left_out = sorted([*plan.left_out, *(photo for result in results.values() for photo in result.left_out)])
+    _check_bad(options, left_out, plan.photos)
     if not any(result.file.samples for result in results.values()):
         reasons = Counter(photo.reason for photo in left_out)
         raise BuildError(f"no photo gave a face ({_counts(reasons)}); --align none takes photos as they are")

@@ -67,6 +67,11 @@ def _run(options: BuildOptions, messages: Console) -> tuple[BuildResult, float]:
 
 def _print_result(options: BuildOptions, result: BuildResult, seconds: float) -> None:
     console, manifest = Console(), result.manifest
+    if manifest is None:
+        rate = f"{result.photos_now} photos in {seconds:.1f} s: {result.photos_now / seconds:.1f} photos/s"
+        console.print(f"slice {options.slice} is made ({rate})", soft_wrap=True, highlight=False)
+        console.print(f"{result.shards_left} shards of other slices are left; the last slice writes the manifest")
+        return
     samples = sum(split.samples for split in manifest.splits.values())
     console.print(splits_table(manifest))
     if manifest.left_out:

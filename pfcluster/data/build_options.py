@@ -75,6 +75,11 @@ class BuildOptions:
     has a validation split of its own."""
     test_share: float = 0.0
     """Share of the input held out for the test split; for datasets without one of their own."""
+    max_bad_share: float = 0.05
+    """The build stops where more than this share of the photos is missing or unreadable."""
+    slice: str | None = None
+    """Make only part I of N, such as 3/16 (I from 0), so that many machines share a build of one folder; `auto` takes
+    both from a SLURM array's task. The last part to end writes the manifest."""
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     """Processes; they change nothing in the result."""
     samples_per_shard: int = 512
@@ -103,6 +108,7 @@ class BuildOptions:
                 held + self.test_share < 1,
                 "be < 1",
             ),
+            ("max-bad-share", self.max_bad_share, 0 <= self.max_bad_share <= 1, "lie in [0, 1]"),
             ("workers", self.workers, 1 <= self.workers <= 1024, "lie in 1..1024"),
             ("samples-per-shard", self.samples_per_shard, self.samples_per_shard >= 1, "be at least 1"),
             ("quality", self.quality, 1 <= self.quality <= 100, "lie in 1..100"),
@@ -111,6 +117,7 @@ class BuildOptions:
         for name, value, holds, wanted in checks:
             if not holds:
                 raise BuildError(f"--{name} must {wanted}, got {value}")
+        self.part()
         if self.landmarks is not None and self.align != "landmarks":
             raise BuildError(f"--landmarks is for --align landmarks, got --align {self.align}")
         if self.test_input and self.test_share:
@@ -121,6 +128,22 @@ class BuildOptions:
         """The dataset's name."""
         source = self.input.resolve()
         return self.name or (source.parent.name if source.suffix.lower() in (".csv", ".tsv") else source.stem)
+
+    def part(self) -> tuple[int, int]:
+        """Which part of how many is to be made; (0, 1) is all. Raises BuildError."""
+        if self.slice is None:
+            return 0, 1
+        text = self.slice
+        if text == "auto":
+            names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+            if any(name not in os.environ for name in names):
+                raise BuildError("--slice auto needs a SLURM array (sbatch --array=0-15); else say which, such as 3/16")
+            number, first, count = (int(os.environ[name]) for name in names)
+            text = f"{number - first}/{count}"
+        number_text, _, count_text = text.partition("/")
+        if not (number_text.isdecimal() and count_text.isdecimal() and int(number_text) < int(count_text)):
+            raise BuildError(f"--slice must be I/N with 0 <= I < N, such as 3/16, got {text!r}")
+        return int(number_text), int(count_text)
 
     def detector_device(self) -> str:
         """The device of this process's detector."""
@@ -144,6 +167,18 @@ class BuildOptions:
 
     def lasting(self) -> dict[str, Any]:
         """The options that decide the result's bytes, without paths."""
-        left = ("input", "output", "test_input", "images", "landmarks", "kind", "workers", "device", "name")
+        left = (
+            "input",
+            "output",
+            "test_input",
+            "images",
+            "landmarks",
+            "kind",
+            "workers",
+            "device",
+            "name",
+            "slice",
+            "max_bad_share",
+        )
         values = {key: value for key, value in vars(self).items() if key not in left}
         return {"name": self.dataset, **values, "without": list(self.without)}

@@ -142,6 +142,14 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
     return replace(dataset, train=Subset(dataset.train, chosen))
 
 
+def require_labels(dataset: Dataset, objective: str) -> None:
+    """Raises DataError where an objective needs labels and the dataset has none."""
+    if objective != "mae" and not dataset.classes:
+        raise DataError(
+            f"{dataset.name} was built with --labels ignored: it has faces to pre-train on, no classes for {objective}"
+        )
+
+
 def sample_order(config: DataConfig, dataset: Dataset, seed: int) -> Order:
     """The order in which a run takes its training samples. Raises DataError."""
     size = len(dataset.train)

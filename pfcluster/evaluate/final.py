@@ -167,7 +167,7 @@ def _views_picture(config: RunConfig, folder: Path, split: Split, model: PFViT, 
     }
     if isinstance(split, SyntheticSplit):
         columns["true poker face"] = transforms.to_float(split.poker_faces(chosen))
-    return _write(folder, "views", columns, [split.classes[label] for label in labels.tolist()], world)
+    return _write(folder, "views", columns, _names(split, labels), world)
 
 
 @torch.inference_mode()
@@ -184,7 +184,12 @@ def _mae_picture(config: RunConfig, folder: Path, split: Split, model: MAE, worl
         "visible": paint(images, grey, order, kept, patch, norm_pixels=False),
         "guess": paint(images, prediction, order, kept, patch, norm_pixels=config.mae.norm_pixels),
     }
-    return _write(folder, "mae", columns, [split.classes[label] for label in labels.tolist()], world)
+    return _write(folder, "mae", columns, _names(split, labels), world)
+
+
+def _names(split: Split, labels: Tensor) -> list[str]:
+    """Captions; faces without labels have none."""
+    return [split.classes[label] if split.classes else "" for label in labels.tolist()]
 
 
 def _write(folder: Path, name: str, columns: dict[str, Tensor], rows: list[str], world: World) -> str:

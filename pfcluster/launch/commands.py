@@ -172,7 +172,7 @@ def _job(options: Options, config: RunConfig) -> Job:
 def preflight(stages: Sequence[Sequence[Job]], processes: int) -> None:
     """Find out within seconds what would go wrong after hours. Raises ValueError subclasses."""
     from pfcluster import models
-    from pfcluster.data.source import open_dataset
+    from pfcluster.data.source import open_dataset, require_labels
     from pfcluster.dist import World, world
     from pfcluster.engine.build import check
     from pfcluster.evaluate.final import load_judge
@@ -192,6 +192,7 @@ def preflight(stages: Sequence[Sequence[Job]], processes: int) -> None:
             )
         check(config.engine, processes)
         dataset = open_dataset(config.data, config.seed)
+        require_labels(dataset, config.objective)
         if config.model.init is not None and config.model.init not in coming:
             models.build(config, len(dataset.classes))
         if config.evaluate.judge is not None and config.evaluate.judge not in coming:

@@ -62,9 +62,10 @@ class Group:
         return summarize(values) if values else None
 
     def test_set(self) -> tuple[Any, ...]:
-        """What two groups must share to be compared: the dataset's name, its classes, the number of test samples."""
-        dataset = self.runs[0].values.get("dataset") or {}
-        return dataset.get("name"), self.classes, self.runs[0].number("test", "n")
+        """What two groups must share to be compared: the dataset with the mode of its votes, its classes, the number of
+        test samples.
+        """
+        return self.runs[0].dataset, self.classes, self.runs[0].number("test", "n")
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[Notice]]:

@@ -84,7 +84,7 @@ def cautions(report: Report) -> list[str]:
         total = sum(map(sum, matrix)) if matrix else 0
         if matrix and total:
             most = max(range(len(matrix)), key=lambda index: sum(matrix[index]))
-            dataset = str((group.runs[0].values.get("dataset") or {}).get("name") or "the test split")
+            dataset = group.runs[0].dataset or "the test split"
             guesses[dataset] = (group.classes[most], 100 * sum(matrix[most]) / total)
     for dataset, (name, share) in guesses.items():
         sentences.append(f"Answering “{name}” every time would score {number(share, 2)} % on {dataset}.")
@@ -220,7 +220,9 @@ def provenance(runs: Sequence[Run]) -> dict[str, Any]:
                 versions[str(package)].append(str(version))
     days = sorted(run.finished_at for run in runs)
     datasets = {
-        json.dumps(run.values.get("dataset")): run.values["dataset"] for run in runs if run.values.get("dataset")
+        json.dumps(run.values.get("dataset")): {**run.values["dataset"], "name": run.dataset}
+        for run in runs
+        if run.values.get("dataset")
     }
     return {
         "commands": [(run.place, str(run.values["command"])) for run in runs if run.values.get("command")],

@@ -72,6 +72,13 @@ class Run:
     def classes(self) -> tuple[str, ...]:
         return tuple((self.values.get("dataset") or {}).get("classes") or ())
 
+    @property
+    def dataset(self) -> str:
+        """The dataset's name, and where votes became its labels, how: such runs compare within one mode only."""
+        dataset = self.values.get("dataset") or {}
+        name, votes = dataset.get("name") or "", dataset.get("votes")
+        return f"{name} ({votes} votes)" if votes else str(name)
+
 
 @dataclass(frozen=True)
 class Unfinished:

@@ -90,7 +90,7 @@ def test_every_photo_left_out_is_listed_with_its_reason(tmp_path: Path) -> None:
     (images / "empty.jpg").write_bytes(b"")
     picture("happy", 500).save(images / "odd.png")
     (images / "copy.bin").write_bytes((images / "1.png").read_bytes())
-    build(options(source, tmp_path / "out", val_share=0))
+    build(options(source, tmp_path / "out", val_share=0, max_bad_share=0.2))
     assert left_out(tmp_path / "out") == {
         "input:gone.jpg:happy": "missing file",
         "input:broken.jpg:happy": "unreadable",

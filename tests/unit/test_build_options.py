@@ -1,0 +1,105 @@
+"""Builds by slices, with the dataset's own splits, without labels, and what ends a build."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pfcluster.data.build import build
+from pfcluster.data.plan import BuildError
+from pfcluster.data.shards import ShardSplit
+from tests.photos import ROOT, SIZE, contents, make_folder, options, picture
+
+
+def test_slices_made_in_any_order_give_the_bytes_of_one_build(raw: Path, built: Path, tmp_path: Path) -> None:
+    made = [build(options(raw, tmp_path / "out", val_share=0.25, slice=part)) for part in ("2/3", "0/3", "0/3", "1/3")]
+    assert made[0].shards_left > made[1].shards_left > made[-1].shards_left == 0
+    assert [result.manifest is None for result in made] == [True, True, True, False]
+    assert made[2].photos_now == 0
+    assert contents(tmp_path / "out") == contents(built)
+    assert build(options(raw, tmp_path / "out", val_share=0.25, slice="1/3")).photos_now == 0
+
+
+def test_slices_at_once_write_one_manifest(tmp_path: Path) -> None:
+    raw = make_folder(tmp_path / "raw", 40)
+    build(options(raw, tmp_path / "plain"))
+    command = [
+        sys.executable,
+        str(ROOT / "shards" / "build.py"),
+        "--input",
+        str(raw),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    command += ["--size", str(SIZE), "--align", "none", "--samples-per-shard", "8", "--workers", "1", "--slice", "auto"]
+    array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
+    parts = [
+        subprocess.Popen(
+            command, env={**os.environ, **array, "SLURM_ARRAY_TASK_ID": str(number)}, stdout=subprocess.PIPE
+        )
+        for number in (1, 2, 3, 4)
+    ]
+    said = [part.communicate(timeout=120)[0].decode() for part in parts]
+    assert [part.returncode for part in parts] == [0] * 4, said
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("part", ["3", "3/3", "-1/2", "a/b", "auto"])
+def test_slices_that_are_none(raw: Path, tmp_path: Path, part: str) -> None:
+    with pytest.raises(BuildError, match="--slice"):
+        options(raw, tmp_path / "out", slice=part)
+
+
+def test_too_many_bad_photos_end_a_build_and_nothing_made_is_lost(tmp_path: Path) -> None:
+    raw = make_folder(tmp_path / "raw", 10, ("happy", "sad"))
+    (raw / "sad" / "009.png").write_bytes(b"no picture")
+    for limit in (0.0, 0.04):
+        with pytest.raises(BuildError, match=r"1 of 20 photos cannot be read \(unreadable: 1\), more than"):
+            build(options(raw, tmp_path / "out", max_bad_share=limit))
+    result = build(options(raw, tmp_path / "out", max_bad_share=0.05))
+    assert result.photos_now == 0
+    assert result.manifest is not None
+    assert result.manifest.left_out == {"unreadable": 1}
+
+
+def test_a_dataset_s_own_splits_are_kept(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for place, (split, count) in enumerate((("train", 6), ("val", 3), ("test", 2))):
+        for label in ("happy", "sad"):
+            (raw / split / label).mkdir(parents=True)
+            for number in range(count):
+                picture(label, 100 * place + number + 50 * (label == "sad")).save(raw / split / label / f"{number}.png")
+    (raw / "train" / "sad" / "copy.png").write_bytes((raw / "test" / "sad" / "0.png").read_bytes())
+    (raw / "train" / "sad" / "again.png").write_bytes((raw / "val" / "sad" / "0.png").read_bytes())
+    manifest = build(options(raw, tmp_path / "out")).manifest
+    assert manifest is not None
+    assert {name: split.samples for name, split in manifest.splits.items()} == {"train": 12, "validation": 6, "test": 4}
+    assert manifest.left_out == {"also in the test split": 1, "duplicate photo": 1}
+    kept = build(options(raw, tmp_path / "all", duplicates="keep")).manifest
+    assert kept is not None
+    assert kept.splits["train"].samples == 14
+    for change, message in (({"val_share": 0.2}, "--val-share"), ({"test_share": 0.2}, "--test-share")):
+        with pytest.raises(BuildError, match=f"of its own; leave {message} out"):
+            build(options(raw, tmp_path / "no", **change))
+
+
+def test_faces_without_labels(tmp_path: Path) -> None:
+    raw = make_folder(tmp_path / "raw", 8)
+    (raw / "bored").mkdir()
+    picture("happy", 5000).save(raw / "bored" / "x.png")
+    manifest = build(options(raw, tmp_path / "out", labels="ignored")).manifest
+    assert manifest is not None
+    assert (manifest.classes, manifest.left_out) == ((), {})
+    assert sum(split.samples for split in manifest.splits.values()) == 25
+    assert set(ShardSplit(tmp_path / "out", "train").labels().tolist()) == {-1}
+
+
+def test_classes_that_are_not_wanted(tmp_path: Path) -> None:
+    raw = make_folder(tmp_path / "raw", 8)
+    manifest = build(options(raw, tmp_path / "out", without=("sadness",))).manifest
+    assert manifest is not None
+    assert (manifest.classes, manifest.left_out) == (("neutral", "happiness"), {"class not wanted": 8})
