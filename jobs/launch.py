@@ -111,16 +111,25 @@ def evaluate(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="jobs/launch.py evaluate")
     parser.add_argument("run", type=Path, help="run folder, or a checkpoint's")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    parser.add_argument("--shards", default=None, help="another shard folder with the same classes")
+    parser.add_argument("--shards", default=None, help="another shard folder; emotions are matched by name")
     options = parser.parse_args(arguments)
     found = evaluate_run(options.run, options.split, options.shards)
-    table = Table("class", "accuracy", title=f"{options.run}, {options.split}: {found['n']} images")
+    table = Table(
+        "class", "accuracy", title=f"{options.run} on {found['dataset']}, {options.split}: {found['n']} images"
+    )
     for name, value in found["per_class"].items():
         table.add_row(name, f"{100 * value:.1f} %")
     table.add_section()
     table.add_row("all", f"{100 * found['accuracy']:.2f} %")
     table.add_row("macro F1", f"{100 * found['macro_f1']:.2f} %")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if found["dropped"]:
+        counts = ", ".join(f"{count} {name}" for name, count in found["dropped"].items())
+        console.print(f"left out, as the run does not know them: {counts}", highlight=False)
+    if found["unanswered"]:
+        names = ", ".join(found["unanswered"])
+        console.print(f"the data has no {names}: these answers were not open to the classifier", highlight=False)
     return 0
 
 

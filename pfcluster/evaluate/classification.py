@@ -39,7 +39,7 @@ def confusion(
     counts = torch.zeros(classes, classes, dtype=torch.long, device=world.device)
     for indices in chunks(len(split), batch_size, world):
         images, labels = load_images(split, indices, size, world.device)
-        counts += multiclass_confusion_matrix(classify(images).float(), labels, num_classes=classes)
+        counts += multiclass_confusion_matrix(classify(images).float(), labels, num_classes=classes, ignore_index=-1)
     return world.sum(counts).cpu()
 
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pfcluster import checkpoint, models
 from pfcluster.config import ConfigError
 from pfcluster.config_json import load
@@ -14,10 +16,12 @@ from pfcluster.data.split_types import DataError
 from pfcluster.dist import world
 from pfcluster.evaluate.classification import confusion, scores
 from pfcluster.evaluate.final import classify_with
+from pfcluster.evaluate.shared_classes import SharedClasses
 
 
 def evaluate_run(run: Path, split: str = "test", shards: str | None = None) -> dict[str, Any]:
-    """Scores of a classifier's best checkpoint (see `classification.scores`). Raises ConfigError, DataError,
+    """Scores of a classifier's best checkpoint (see `classification.scores`), over the emotions that the run and the
+    data both know, by name; with the samples dropped and the classes not looked at. Raises ConfigError, DataError,
     CheckpointError.
     """
     weights = checkpoint.load(run).weights()
@@ -28,24 +32,29 @@ def evaluate_run(run: Path, split: str = "test", shards: str | None = None) -> d
     trained = open_dataset(config.data, config.seed)
     data = config.data if shards is None else replace(config.data, shards=shards, expect=None, limit=None)
     dataset = trained if shards is None else open_dataset(data, config.seed)
-    if dataset.classes != trained.classes:
-        raise DataError(
-            f"{shards} has the classes {', '.join(dataset.classes)},"
-            f" the run was trained on {', '.join(trained.classes)}"
-        )
     chosen = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}[split]
     if chosen is None:
         raise DataError(f"{dataset.name} has no test split; give --split validation")
+    shared = SharedClasses(chosen, trained.classes)
     with world(config.engine.device) as here:
-        model = models.build(config, len(dataset.classes), load_init=False)["model"]
+        model = models.build(config, len(trained.classes), load_init=False)["model"]
         model.load_state_dict(weights)
         model.to(here.device).eval()
+        whole = classify_with(model)
+        columns = shared.columns.to(here.device)
+
+        def classify(images: Tensor) -> Tensor:
+            """b 3 h w -> logits of the shared classes, b k."""
+            return whole(images)[:, columns]
+
         counts = confusion(
-            classify_with(model),
-            chosen,
+            classify,
+            shared,
             size=config.data.size,
             batch_size=config.evaluate.batch_size,
-            classes=len(dataset.classes),
+            classes=len(shared.classes),
             world=here,
         )
-    return scores(counts, dataset.classes)
+    found = scores(counts, shared.classes)
+    named = f"{dataset.name} ({dataset.votes} votes)" if dataset.votes else dataset.name
+    return {**found, "dataset": named, "dropped": shared.dropped(), "unanswered": list(shared.unanswered)}

@@ -9,11 +9,13 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from pfcluster.config import DataConfig, SyntheticConfig
 from pfcluster.data.source import open_dataset
+from pfcluster.data.split_types import DataError, RawBatch
 from pfcluster.data.transforms import to_float
 from pfcluster.dist import World
 from pfcluster.evaluate.classification import chunks, confusion, scores
 from pfcluster.evaluate.pictures import pick
 from pfcluster.evaluate.poker import Judge, measure, region_error
+from pfcluster.evaluate.shared_classes import SharedClasses
 from pfcluster.nn.pf_vit import Views
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -40,6 +42,40 @@ def test_a_class_that_is_absent_has_no_accuracy_and_no_part_in_the_mean():
     found = scores(torch.tensor([[3, 1], [0, 0]]), ("neutral", "fear"))
     assert found["per_class"] == {"neutral": 0.75}
     assert found["macro_f1"] == pytest.approx(2 * 3 / (4 + 3))
+
+
+class Labelled:
+    """A split of numbers: sample i is a picture of the grey value i."""
+
+    def __init__(self, classes, labels):
+        self.classes, self._labels = classes, torch.tensor(labels)
+
+    def __len__(self):
+        return len(self._labels)
+
+    def labels(self):
+        return self._labels
+
+    def batch(self, indices):
+        images = indices.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+        return RawBatch(images, self._labels[indices])
+
+    def keys(self, indices):
+        return [str(index) for index in indices.tolist()]
+
+
+def test_another_dataset_meets_a_classifier_by_names_and_what_either_lacks_is_left_out():
+    fer = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+    data = Labelled(fer, [6, 3, 0, 5, 3, 1, 1])
+    shared = SharedClasses(data, ("neutral", "happiness", "anger", "contempt"))
+    assert shared.classes == ("neutral", "happiness", "anger")
+    assert shared.labels().tolist() == [0, 1, 2, 1]
+    assert shared.keys(torch.arange(4)) == ["0", "1", "2", "4"]
+    assert shared.batch(torch.tensor([3, 0])).labels.tolist() == [1, 0]
+    assert shared.columns.tolist() == [0, 1, 2]
+    assert (shared.dropped(), shared.unanswered) == ({"disgust": 2, "surprise": 1}, ("contempt",))
+    with pytest.raises(DataError, match="share 1"):
+        SharedClasses(data, ("neutral", "contempt"))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
