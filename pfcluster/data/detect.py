@@ -59,10 +59,10 @@ class FaceAligner:
     def align(self, images: Sequence[np.ndarray], hints: Sequence[Hint] | None = None) -> list[AlignedFace | Rejected]:
         """See `Aligner`. A hint's box says which face is meant."""
         hints = hints or [NO_HINT] * len(images)
-        found = self.detect(images) if not self.several else self._dominant(images, hints)
+        found = self.detect(images) if not self.several else self.find(images, hints)
         return [self._crop(*each) for each in zip(images, found, hints, strict=True)]
 
-    def _dominant(self, images: Sequence[np.ndarray], hints: Sequence[Hint]) -> list[list[Face]]:
+    def find(self, images: Sequence[np.ndarray], hints: Sequence[Hint]) -> list[list[Face]]:
         """Faces of each photo, at least the one that the rule takes.
 
         Large faces are looked for first, which costs little: a photo is done once no smaller face could be taken

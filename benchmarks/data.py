@@ -1,0 +1,274 @@
+"""Data: reading, resuming, aligning, ours and what a user would take instead, in turn in one process.
+
+    python -m benchmarks.data [--photos DIR] [--rounds 5] [--output benchmarks/results/data.md]
+
+Images a second of one core (process CPU time, one thread), medians over rounds; ratios are medians of the rounds' own
+ratios. Reading: 2,048 photos of 224 px, made of synthetic faces with camera noise, in 4 shards; every variant gives
+batches of 64 as uint8 tensors, but for torchvision's, which gives floats and is asked for nothing else. Aligning and
+building need raw photos: DIR/legend.csv and DIR/images, 350 px.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.data_variants import (
+    BATCH,
+    SIDE,
+    Read,
+    decoders,
+    image_folder,
+    make_photos,
+    make_shards,
+    ours,
+    real_crops,
+    web_dataset,
+)
+from pfcluster.data.shards import ShardSplit
+
+
+def rates(variants: dict[str, Read], rounds: int) -> dict[str, list[float]]:
+    """Images a second of CPU time, each variant once a round, after one round that does not count."""
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, read in variants.items():
+            began = time.process_time()
+            images = read()
+            if number:
+                found[name].append(images / (time.process_time() - began))
+    return found
+
+
+def table(found: dict[str, list[float]], base: str, what: str) -> Iterator[str]:
+    """Medians, and medians of each round's ratio to `base`."""
+    yield f"| {what} | images/s | over {base} |"
+    yield "| --- | ---: | ---: |"
+    for name, values in found.items():
+        ratio = statistics.median(one / other for one, other in zip(values, found[base], strict=True))
+        yield f"| {name} | {statistics.median(values):,.{0 if values[0] > 999 else 1}f} | {ratio:.2f} |"
+    yield ""
+
+
+def first_batch(shards: Path) -> Iterator[str]:
+    """Time from nothing to the first batch at a step deep in an epoch, in new processes (wall clock)."""
+    code = {
+        "ours, at step 25 of 31": (
+            "from pfcluster.data.source import open_dataset, sample_order\n"
+            "from pfcluster.config import DataConfig\n"
+            "began = time.perf_counter()\n"
+            f"config = DataConfig(shards={str(shards)!r}, size={SIDE})\n"
+            "data = open_dataset(config, 0)\n"
+            f"data.train.batch(sample_order(config, data, 0).samples(25 * {BATCH}, {BATCH}))\n"
+        ),
+        "webdataset, read on to step 25": (
+            "import webdataset, glob, simplejpeg\n"
+            "began = time.perf_counter()\n"
+            f"urls = sorted(glob.glob({str(shards)!r} + '/train-*.tar'))\n"
+            "pipe = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(1000)\n"
+            "pipe = pipe.to_tuple('jpg', 'json').map_tuple(simplejpeg.decode_jpeg, lambda x: x)\n"
+            f"stream = iter(pipe.batched({BATCH}))\n"
+            "for _ in range(26): next(stream)\n"
+        ),
+    }
+    yield "| first batch after a resume | ms |"
+    yield "| --- | ---: |"
+    for name, text in code.items():
+        program = f"import time, torch\ntorch.set_num_threads(1)\n{text}print(time.perf_counter() - began)"
+        times = []
+        for _ in range(3):
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+            times.append(float(done.stdout.split()[-1]))
+        yield f"| {name} | {1000 * statistics.median(times):.0f} |"
+    yield ""
+
+
+def raw_photos(folder: Path, count: int) -> list[np.ndarray]:
+    """Photos of 350 x 350 px, spread over the dataset."""
+    paths = sorted((folder / "images").iterdir())
+    found: list[np.ndarray] = []
+    for path in paths[:: max(1, len(paths) // (count * 2))]:
+        with Image.open(path) as picture:
+            if picture.size == (350, 350) and len(found) < count:
+                found.append(np.array(picture.convert("RGB")))
+    return found
+
+
+def aligning(folder: Path, rounds: int) -> Iterator[str]:
+    """Photos a second to a face and its landmarks, one core, and how far apart the two are."""
+    from facenet_pytorch import MTCNN
+
+    from pfcluster.data.align import NO_HINT, Face, choose, overlap
+    from pfcluster.data.detect import FaceAligner
+
+    photos = raw_photos(folder, 96)
+    theirs, aligner = MTCNN(keep_all=True).eval(), FaceAligner(112)
+    single: list[Any] = []
+    batched: list[list[Face]] = []
+
+    def one_at_a_time() -> int:
+        single[:] = [theirs.detect(Image.fromarray(photo), landmarks=True) for photo in photos]
+        return len(photos)
+
+    def ours_batched() -> int:
+        batched[:] = aligner.find(photos, [NO_HINT] * len(photos))
+        return len(photos)
+
+    def in_full() -> int:
+        aligner.detect(photos)
+        return len(photos)
+
+    variants = {
+        "facenet-pytorch, one at a time": one_at_a_time,
+        "ours, all faces of 40 px and more": in_full,
+        "ours, as builds do it": ours_batched,
+    }
+    yield from table(rates(variants, rounds), "facenet-pytorch, one at a time", "aligning, 350 px")
+    overlaps, distances = [], []
+    for (boxes, probabilities, points), faces in zip(single, batched, strict=True):
+        if boxes is None or not faces:
+            continue
+        each = zip(boxes, points, probabilities, strict=True)
+        other = [Face(tuple(map(float, box)), np.asarray(dots), 1.0) for box, dots, sure in each if sure >= 0.9]  # type: ignore[arg-type]
+        if other:
+            a, b = choose(other, 350, 350), choose(faces, 350, 350)
+            eyes = np.linalg.norm(b.landmarks[0] - b.landmarks[1])
+            overlaps.append(overlap(a.box, b.box))
+            distances.append(np.linalg.norm(a.landmarks - b.landmarks, axis=1).mean() / eyes)
+    yield (
+        f"Both found a face in {len(overlaps)} of {len(photos)} photos. Intersection over union of the boxes: median"
+        f" {np.median(overlaps):.2f}, 5th percentile {np.percentile(overlaps, 5):.2f}; mean distance of the five"
+        f" landmarks over that of the eyes: median {np.median(distances):.3f}, 95th percentile"
+        f" {np.percentile(distances, 95):.3f}."
+    )
+    yield ""
+
+
+def building(folder: Path, scratch: Path) -> Iterator[str]:
+    """Whole builds by wall clock, with 1 and 2 workers, and one killed on the way."""
+    command = [sys.executable, "shards/build.py", "--input", str(folder / "legend.csv"), "--test-share", "0.15"]
+    digests, seconds = {}, {}
+    for name, workers in (("one worker", "1"), ("two workers", "2"), ("two workers, killed twice", "2")):
+        output = scratch / name.replace(" ", "-")
+        whole = [*command, "--output", str(output), "--workers", workers]
+        if "killed" in name:
+            for pause in (30, 45):
+                process = subprocess.Popen(whole, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                time.sleep(pause)
+                process.kill()
+                process.wait()
+        began = time.perf_counter()
+        subprocess.run(whole, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seconds[name] = time.perf_counter() - began
+        digests[name] = {path.name: path.read_bytes() for path in sorted(output.glob("*.*"))}
+        shutil.rmtree(output)
+    photos = len((folder / "legend.csv").read_text().splitlines()) - 1
+    yield f"| build of {photos:,} photos, 112 px | s | photos/s |"
+    yield "| --- | ---: | ---: |"
+    for name in ("one worker", "two workers"):
+        yield f"| {name} | {seconds[name]:.0f} | {photos / seconds[name]:.1f} |"
+    same = all(files == digests["one worker"] for files in digests.values())
+    yield ""
+    yield f"All three builds, one of them killed twice and gone on with: {'the same bytes' if same else 'OTHER BYTES'}."
+    yield ""
+
+
+def headers(shards: Path) -> str:
+    """Bytes of a shard that are neither photo nor record."""
+    split = ShardSplit(shards, "train")
+    whole = sum(path.stat().st_size for path in shards.glob("train-*.tar"))
+    held = sum(len(split.jpeg(index)) for index in range(len(split)))
+    return f"Tar bytes a sample beside its JPEG (headers, padding, record): {(whole - held) / len(split):,.0f}."
+
+
+def main() -> None:
+    """Measure, print, and write where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, default=None, help="folder with legend.csv and images/")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=None)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        lines = list(report(Path(scratch), options.photos, options.rounds))
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.output:
+        options.output.write_text(text)
+
+
+def report(scratch: Path, photos: Path | None, rounds: int) -> Iterator[str]:
+    """The result's lines."""
+    yield "# Data: reading, resuming, aligning"
+    yield ""
+    yield f"`python -m benchmarks.data --photos DIR --rounds {rounds}`, {date.today()}, {processor()}, Python"
+    yield f"{platform.python_version()}, torch {torch.__version__}; one thread, CPU time, medians of {rounds} rounds."
+    yield ""
+    folder = make_photos(scratch / "photos")
+    shards = make_shards(folder, scratch / "shards")
+    yield from reading("synthetic faces in colour", folder, shards, rounds)
+    yield from first_batch(shards)
+    if photos is None:
+        yield "No --photos: reading real crops, aligning and building were not measured."
+        return
+    yield from reading("aligned crops of real photos, mostly grey", *real_crops(photos, scratch), rounds)
+    yield from aligning(photos, max(1, rounds // 2))
+    yield from building(photos, scratch)
+
+
+def reading(title: str, folder: Path, shards: Path, rounds: int) -> Iterator[str]:
+    """An epoch of one dataset, by every reader."""
+    split = ShardSplit(shards, "train")
+    jpegs = [split.jpeg(index) for index in range(len(split))]
+    yield f"## Reading: {title}"
+    yield ""
+    yield f"{len(split)} JPEGs of {SIDE} px, {sum(map(len, jpegs)) / len(jpegs) / 1000:.1f} kB on average. {headers(shards)}"
+    yield ""
+    yield from table(rates(decoders(jpegs), rounds), "pillow", "bare decoding")
+    with tempfile.TemporaryDirectory() as cache:
+        for augment in (False, True):
+            variants = {
+                "ImageFolder + DataLoader": image_folder(folder, augment=augment),
+                "webdataset, pillow, torchvision": web_dataset(shards, augment=augment, fast=False),
+                "webdataset, simplejpeg, cv2": web_dataset(shards, augment=augment, fast=True),
+                "ours, stream": ours(shards, Path(cache), augment=augment, mode="stream"),
+                "ours, host (decoded once)": ours(shards, Path(cache), augment=augment, mode="host"),
+                "bare decoding, simplejpeg": decoders(jpegs)["simplejpeg"],
+            }
+            found = rates(variants, rounds)
+            what = "random resized crop, flip" if augment else "no augmentation"
+            yield from table(found, "ImageFolder + DataLoader", what)
+            pairs = zip(found["ours, stream"], found["bare decoding, simplejpeg"], strict=True)
+            yield f"Ours, stream, over bare decoding: {statistics.median(one / limit for one, limit in pairs):.2f}."
+            yield ""
+
+
+def processor() -> str:
+    """The processor's name and the cores that this process may use."""
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+if __name__ == "__main__":
+    main()
