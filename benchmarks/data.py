@@ -239,7 +239,8 @@ def reading(title: str, folder: Path, shards: Path, rounds: int) -> Iterator[str
     jpegs = [split.jpeg(index) for index in range(len(split))]
     yield f"## Reading: {title}"
     yield ""
-    yield f"{len(split)} JPEGs of {SIDE} px, {sum(map(len, jpegs)) / len(jpegs) / 1000:.1f} kB on average. {headers(shards)}"
+    mean = sum(map(len, jpegs)) / len(jpegs) / 1000
+    yield f"{len(split)} JPEGs of {SIDE} px, {mean:.1f} kB on average. {headers(shards)}"
     yield ""
     yield from table(rates(decoders(jpegs), rounds), "pillow", "bare decoding")
     with tempfile.TemporaryDirectory() as cache:
