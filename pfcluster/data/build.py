@@ -31,6 +31,8 @@ from pfcluster.data.shards import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, Spli
 from pfcluster.data.workers import run_workers
 
 LEFT_OUT_FILE = "left_out.csv"
+GENERAL = ("folder", "tar", "csv", "parquet")
+"""Layouts that belong to no dataset."""
 BAD = ("missing file", "unreadable")
 """Reasons that count against --max-bad-share."""
 DELETE = "delete the folder to build it anew, or give another --output"
@@ -63,6 +65,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     progress = progress or Progress()
     inputs = {"input": options.input} | ({"test_input": options.test_input} if options.test_input else {})
     datasets = {role: _listed(options, source) for role, source in inputs.items()}
+    options = replace(options, name=options.name or _own_name(options, datasets["input"]))
     identity = {"options": options.lasting(), "source": _source(datasets)}
     number, count = options.part()
     with locked(options.output, shared=count > 1):
@@ -86,6 +89,11 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
                 return BuildResult(None, now, (), left)
             manifest = _finish(options, datasets, identity, plan)
     return BuildResult(manifest, now, _warnings(manifest))
+
+
+def _own_name(options: BuildOptions, dataset: RawDataset) -> str:
+    """What a dataset is called that was given no name: a known one by its own, others by their folder."""
+    return options.dataset if dataset.kind in GENERAL else dataset.kind
 
 
 def _finished_before(options: BuildOptions, identity: Mapping[str, Any]) -> BuildResult:

@@ -89,7 +89,7 @@ class BuildOptions:
     seed: int = 0
     """Of the split and the order of photos."""
     name: str | None = None
-    """The dataset's name; without it that of the input (of a CSV: its folder's)."""
+    """The dataset's name; without it a known dataset's own, or that of the input (of a CSV: its folder's)."""
     limit: int | None = None
     """Take only so many photos of each input, drawn by the seed."""
 

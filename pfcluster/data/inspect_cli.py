@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pfcluster.data.contact_sheet import contact_sheet
+from pfcluster.data.quality_cli import show_quality
 from pfcluster.data.shards import Manifest, ShardError, ShardSplit, check_shard, load_manifest
 
 
@@ -29,10 +30,16 @@ class InspectOptions:
     """Faces of each class on the contact sheet."""
     verify: bool = False
     """Compare every file with its checksum."""
+    quality: bool = True
+    """Look at every face, and warn of what would spoil a result."""
+    duplicates: Path | None = None
+    """CSV to write all pairs of near-duplicates to."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.per_class <= 100:
             raise ShardError(f"--per-class must lie in 1..100, got {self.per_class}")
+        if self.duplicates and not self.quality:
+            raise ShardError("--duplicates needs the quality check: leave --no-quality out")
 
 
 def main() -> int:
@@ -97,6 +104,8 @@ def _show(options: InspectOptions, console: Console) -> None:
         sheet = contact_sheet(ShardSplit(options.folder, options.split), options.per_class)
         sheet.save(options.sheet)
         console.print(f"contact sheet written to {escape(str(options.sheet))}", soft_wrap=True, highlight=False)
+    if options.quality:
+        show_quality(options.folder, manifest, console, options.duplicates)
 
 
 def _verify(folder: Path, manifest: Manifest, console: Console) -> None:

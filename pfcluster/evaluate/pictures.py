@@ -38,7 +38,11 @@ def write_grid(path: Path, columns: dict[str, Tensor], row_names: list[str]) -> 
 
 
 def pick(labels: Tensor, classes: int, count: int) -> Tensor:
-    """Up to `count` samples that go round the classes in turn, the first of each first: long (n,)."""
+    """Up to `count` samples that go round the classes in turn, the first of each first: long (n,). Without classes the
+    first samples.
+    """
+    if not classes:
+        return torch.arange(min(count, len(labels)))
     by_class = [(labels == index).nonzero()[:, 0].tolist() for index in range(classes)]
     turns = [members[turn] for turn in range(count) for members in by_class if turn < len(members)]
     return torch.tensor(turns[:count], dtype=torch.long)

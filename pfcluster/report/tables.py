@@ -30,11 +30,12 @@ class Table:
 
 def main_table(groups: Sequence[Group]) -> Table | None:
     """Test accuracy and macro F1 of every classification group; None where there is none."""
-    rows = []
+    rows, datasets = [], []
     for group in groups:
         accuracy = group.summary("test", "accuracy", scale=100)
         if accuracy is None:
             continue
+        datasets.append(group.runs[0].dataset)
         macro_f1 = group.summary("test", "macro_f1", scale=100)
         parameters = group.summary("parameters", "test")
         figures = (str(accuracy.n), mean_std(accuracy, 2), interval(accuracy, 2), mean_std(macro_f1, 2))
@@ -55,7 +56,9 @@ def main_table(groups: Sequence[Group]) -> Table | None:
         note += " ‡ The checkpoint was chosen on the test split: the figure is optimistic."
     if any("⚠" in row[0] for row in rows):
         note += " ⚠ These runs differ in more than their seed: the mean is no result."
-    return Table("Expression recognition on the test split", columns, tuple(rows), note, labels=3) if rows else None
+    named = [name for name in dict.fromkeys(datasets) if name]
+    title = "Expression recognition on the test split" + (f" of {' and '.join(named)}" if named else "")
+    return Table(title, columns, tuple(rows), note, labels=3) if rows else None
 
 
 def per_class_table(groups: Sequence[Group]) -> Table | None:

@@ -1,0 +1,72 @@
+"""Prints the quality check of a shard folder. `shards/inspect.py` shows it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pfcluster.data.quality import Pair, Quality, Spread, measure, read_enlargements, warnings
+from pfcluster.data.shards import Manifest, ShardSplit
+
+EXAMPLES = 5
+
+
+def show_quality(folder: Path, manifest: Manifest, console: Console, duplicates: Path | None = None) -> None:
+    """Measure, print, warn, and write the near-duplicates where asked to. Raises ShardError."""
+    splits = {name: ShardSplit(folder, name) for name in manifest.splits}
+    enlargements = {
+        name: read_enlargements(folder, split.shards, manifest.size) for name, split in manifest.splits.items()
+    }
+    quality = measure(splits, enlargements)
+    console.print(quality_table(quality))
+    _say(console, "near-duplicates", len(quality.pairs), [])
+    _say(console, "  between splits", len(quality.between_splits), _examples(quality.between_splits))
+    _say(console, "  within a split, labels differ", len(quality.disagreeing), _examples(quality.disagreeing))
+    leaks = [f"{leak.identity}: {' '.join(leak.keys.values())}" for leak in quality.leaks[:EXAMPLES]]
+    _say(console, "identities in several splits", len(quality.leaks), leaks)
+    for warning in warnings(quality):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
+    if duplicates:
+        write_pairs(duplicates, quality.pairs)
+        console.print(f"near-duplicates written to {escape(str(duplicates))}", soft_wrap=True, highlight=False)
+
+
+def quality_table(quality: Quality) -> Table:
+    """The spread of every split: 5th, 50th and 95th percentile, and shares."""
+    table = Table(title="spread (5 / 50 / 95 %)", title_justify="left")
+    table.add_column("")
+    for name in quality.splits:
+        table.add_column(name, justify="right")
+    splits = list(quality.splits.values())
+    table.add_row("brightness", *(_numbers(split.brightness, 0) for split in splits))
+    table.add_row("contrast", *(_numbers(split.contrast, 0) for split in splits))
+    table.add_row("nearly black / white", *(f"{split.black:.1%} / {split.white:.1%}" for split in splits))
+    table.add_row("enlargement", *(_numbers(split.enlargement, 2) for split in splits))
+    table.add_row("smaller than crop", *(f"{split.small:.1%}" if split.enlargement else "-" for split in splits))
+    return table
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    """One row a pair of near-duplicates."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Pair._fields)
+        writer.writerows(pairs)
+
+
+def _numbers(spread: Spread | None, digits: int) -> str:
+    return " / ".join(f"{value:.{digits}f}" for value in spread) if spread else "-"
+
+
+def _examples(pairs: Sequence[Pair]) -> list[str]:
+    return [f"{pair.key_a} {pair.key_b}" for pair in pairs[:EXAMPLES]]
+
+
+def _say(console: Console, what: str, count: int, examples: Sequence[str]) -> None:
+    shown = f" ({escape(', '.join(examples))})" if examples else ""
+    console.print(f"{what}: {count}{shown}", soft_wrap=True, highlight=False)

@@ -1,0 +1,168 @@
+"""From a dataset's own layout to runs, by the README's commands: however the data is read, the same weights."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pfcluster.data.synthetic import SyntheticFaces
+from pfcluster.emotions import VOCABULARIES
+from tests.tiny import ROOT, final_weights
+
+TINY = shlex.split(
+    "--data.size 32 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2 --model.decoder-width 16"
+    " --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 8 --max-steps 8 --engine.device cpu"
+    " --engine.log-every 1 --checkpoint.every-steps 4"
+)
+COUNT = 120
+
+
+def command(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(whole, capture_output=True, text=True, timeout=300, check=False)
+
+
+def ferplus(root: Path) -> Path:
+    """Synthetic faces as FER2013 and FERPlus come: grey values as text, ten votes each."""
+    root.mkdir(parents=True)
+    faces = SyntheticFaces(COUNT, size=32, seed=1)
+    voted = list(VOCABULARIES["ferplus"].values())
+    values, votes = ["emotion,pixels,Usage"], ["Usage,Image name," + ",".join(voted)]
+    for number, (image, label) in enumerate(zip(faces.images(), faces.labels().tolist(), strict=True)):
+        usage = ("Training", "Training", "Training", "PublicTest", "PrivateTest")[number % 5]
+        grey = image.float().mean(0).round().to(torch.uint8).numpy().reshape(-1)
+        values.append(f"0,{' '.join(map(str, grey))},{usage}")
+        counts = np.zeros(10, dtype=int)
+        counts[voted.index(faces.classes[label])] = 8
+        counts[8] = 2
+        votes.append(f"{usage},fer{number:07d}.png," + ",".join(map(str, counts)))
+    (root / "fer2013.csv").write_text("\n".join(values) + "\n")
+    (root / "fer2013new.csv").write_text("\n".join(votes) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    done = command(
+        "shards/build.py",
+        *("--input", ferplus(root / "raw"), "--output", root / "shards", "--size", 32, "--align", "none"),
+        *("--workers", 1, "--samples-per-shard", 16, "--votes", "probability"),
+    )
+    assert done.returncode == 0, done.stderr
+    return root / "shards"
+
+
+@pytest.fixture(scope="module")
+def plain(built: Path) -> Path:
+    """A run that streams from the folder."""
+    output = built.parent / "plain"
+    done = command("jobs/launch.py", "finetune", *TINY, "--data.shards", built, "--output", output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.fixture
+def url(built: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(built)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_votes_mode_is_in_the_manifest_the_result_and_the_report(built: Path, plain: Path) -> None:
+    manifest = json.loads((built / "manifest.json").read_text())
+    assert (manifest["votes"], manifest["options"]["votes"]) == ("probability", "probability")
+    assert {name: split["samples"] for name, split in manifest["splits"].items()} == {
+        "train": 72,
+        "validation": 24,
+        "test": 24,
+    }
+    run = plain / "scratch/seed-0"
+    assert json.loads((run / "result.json").read_text())["dataset"]["votes"] == "probability"
+    done = command("jobs/launch.py", "report", plain)
+    assert done.returncode == 0, done.stderr
+    assert "ferplus (probability votes)" in (plain / "report/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "reading",
+    ["--data.mode host", "--data.mode device", "--data.workers 0", "--data.workers 5", "--processes 2"],
+)
+def test_other_ways_of_reading_train_the_same_weights(built: Path, plain: Path, tmp_path: Path, reading: str) -> None:
+    options = [*TINY, "--data.shards", built, "--data.cache", tmp_path / "cache", *shlex.split(reading)]
+    done = command("jobs/launch.py", "finetune", *options, "--output", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    expected, found = final_weights(plain / "scratch/seed-0"), final_weights(tmp_path / "runs/scratch/seed-0")
+    for name, value in expected.items():
+        tolerance = 1e-6 if "processes" in reading else 0.0
+        assert torch.allclose(found[name], value, rtol=0, atol=tolerance), name
+
+
+def test_a_run_from_a_url_in_blocks_goes_on_in_another_mode(built: Path, url: str, tmp_path: Path) -> None:
+    """Killed half-way, the rest from the cache in host memory: the unbroken run's weights."""
+    common = [*TINY, "--data.shards", url, "--data.cache", tmp_path / "cache", "--data.block", 16, "--data.window", 2]
+    done = command("jobs/launch.py", "finetune", *common, "--output", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    first = [*common, "--output", tmp_path / "broken"]
+    done = command("jobs/launch.py", "finetune", *first)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "broken/scratch/seed-0"
+    (run / "result.json").unlink()
+    for folder in sorted((run / "checkpoints").glob("*"))[1:]:  # as if it had ended after step 4
+        for file in folder.glob("*"):
+            file.unlink()
+        folder.rmdir()
+    done = command("jobs/launch.py", "finetune", *first, "--data.mode", "host", "--data.workers", 3)
+    assert done.returncode == 0, done.stderr
+    expected, found = final_weights(tmp_path / "whole/scratch/seed-0"), final_weights(run)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_evaluation_on_other_shards_goes_by_names(built: Path, plain: Path, tmp_path: Path) -> None:
+    done = command(
+        "shards/build.py",
+        *("--input", built.parent / "raw", "--output", tmp_path / "other", "--size", 32, "--align", "none"),
+        *("--workers", 1, "--votes", "majority", "--without", "neutral", "fear", "--name", "other"),
+    )
+    assert done.returncode == 0, done.stderr
+    done = command("jobs/launch.py", "evaluate", plain / "scratch/seed-0", "--shards", tmp_path / "other")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "other (majority votes)" in said
+    assert "the data has no neutral, fear" in said
+
+
+def test_faces_without_labels_are_for_pre_training_only(built: Path, tmp_path: Path) -> None:
+    done = command(
+        "shards/build.py",
+        *("--input", built.parent / "raw/fer2013.csv", "--output", tmp_path / "faces", "--size", 32),
+        *("--align", "none", "--workers", 1, "--labels", "ignored"),
+    )
+    assert done.returncode == 0, done.stderr
+    options = [*TINY, "--data.shards", tmp_path / "faces", "--output", tmp_path / "runs"]
+    done = command("jobs/launch.py", "pretrain", *options)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/mae/seed-0/pictures/mae.png").exists()
+    refused = command("jobs/launch.py", "finetune", *options)
+    assert refused.returncode == 2
+    assert "was built with --labels ignored" in refused.stderr
+    refused = command("jobs/launch.py", "evaluate", tmp_path / "runs/mae/seed-0")
+    assert refused.returncode == 2

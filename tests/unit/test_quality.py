@@ -1,0 +1,177 @@
+"""The quality check of shard folders."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pfcluster.data.near_duplicates import NEAR, distances, grey, hashes, near_pairs
+from pfcluster.data.quality import Quality, SplitQuality, measure, read_enlargements, warnings
+from pfcluster.data.shards import load_manifest
+from tests.photos import SIZE, run
+
+CLASSES = ("happiness", "sadness")
+
+
+@dataclass
+class Split:
+    """Images in memory."""
+
+    pixels: np.ndarray
+    names: list[str]
+    numbers: Tensor
+    classes: tuple[str, ...] = CLASSES
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def image(self, index: int) -> np.ndarray:
+        return self.pixels[index]
+
+    def labels(self) -> Tensor:
+        return self.numbers
+
+    def identities(self) -> list[str]:
+        return self.names
+
+    def key(self, index: int) -> str:
+        return f"key-{index}"
+
+
+def smooth(count: int, seed: int, side: int = 48) -> np.ndarray:
+    """Random images without sharp edges: uint8 n s s 3."""
+    coarse = np.random.default_rng(seed).integers(40, 200, (count, 9, 9, 3), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC)) for one in coarse])
+
+
+def split(seed: int, count: int = 40) -> Split:
+    return Split(smooth(count, seed), [f"{seed}-{number}" for number in range(count)], torch.arange(count) % 2)
+
+
+def hash_of(images: np.ndarray) -> np.ndarray:
+    return hashes(grey(images))[0]
+
+
+def reencoded(image: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "jpeg", quality=70)
+    return np.asarray(Image.open(file))
+
+
+def test_copies_hash_alike_and_others_do_not() -> None:
+    images = smooth(50, 1)
+    own = hash_of(images)
+    assert (distances(own, hash_of(images)) == 0).all()
+    assert (distances(own, hash_of(images + np.uint8(20))) <= NEAR).all()
+    assert (distances(own, hash_of(np.stack([reencoded(image) for image in images]))) <= NEAR).mean() > 0.9
+    assert (distances(own, np.roll(own, 1)) > NEAR).all()
+
+
+def test_flat_images_have_no_hash_to_go_by() -> None:
+    flat = np.full((2, 24, 24, 3), 128, np.uint8)
+    flat[1, :12] = 129
+    ramp = np.broadcast_to(np.arange(24, dtype=np.uint8)[:, None] * 9, (2, 24, 24, 3))
+    assert not hashes(grey(np.concatenate([flat, ramp.transpose(0, 2, 1, 3), ramp])))[1].any()
+    assert hashes(grey(smooth(9, 2)))[1].all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_banding_finds_what_brute_force_finds(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    values = generator.integers(0, 2**64, 60, dtype=np.uint64)
+    flips = generator.integers(0, 64, (60, 6)).astype(np.uint64)
+    kept = np.arange(6) < generator.integers(0, 7, (60, 1))
+    copies = values ^ np.bitwise_or.reduce(np.where(kept, np.uint64(1) << flips, np.uint64(0)), axis=1)
+    values = np.concatenate([values, copies, values[:5]])
+    one, other = np.triu_indices(len(values), 1)
+    apart = distances(values[one], values[other])
+    pairs, found = near_pairs(values)
+    assert apart.tolist() == [bin(int(a ^ b)).count("1") for a, b in zip(values[one], values[other], strict=True)]
+    assert pairs.tolist() == np.stack([one, other], axis=1)[apart <= NEAR].tolist()
+    assert found.tolist() == apart[apart <= NEAR].tolist()
+    assert len(near_pairs(values, most=3)[0]) == 3
+
+
+def test_clean_splits_give_no_warnings() -> None:
+    quality = measure({"train": split(3), "test": split(4)}, {"train": np.full(40, 0.5)})
+    assert warnings(quality) == ()
+    assert quality.splits["train"].enlargement == (0.5, 0.5, 0.5)
+    assert quality.splits["test"].enlargement is None
+
+
+def test_planted_copies_are_found() -> None:
+    train, test = split(3), split(4)
+    test.pixels[7] = reencoded(train.pixels[2])
+    train.pixels[11] = train.pixels[20]
+    quality = measure({"train": train, "test": test})
+    (between,), (disagreeing,) = quality.between_splits, quality.disagreeing
+    assert between[:6] == ("train", "key-2", "happiness", "test", "key-7", "sadness")
+    assert disagreeing == ("train", "key-11", "sadness", "train", "key-20", "happiness", 0)
+    first, second = warnings(quality)
+    assert first.startswith("1 pairs of near-duplicates lie in two splits")
+    assert second.startswith("1 pairs of near-duplicates within a split have different labels")
+
+
+def test_people_in_two_splits_are_found() -> None:
+    train, test = split(3), split(4)
+    train.names[5] = test.names[6] = "anna"
+    train.names[7] = test.names[8] = "photo-0123"
+    quality = measure({"train": train, "test": test})
+    assert [(leak.identity, leak.keys) for leak in quality.leaks] == [("anna", {"train": "key-5", "test": "key-6"})]
+    assert warnings(quality)[0].startswith("1 identities are in more than one split")
+
+
+GOOD = SplitQuality(
+    1000, {"happiness": 500, "sadness": 500}, (80, 120, 160), (30, 40, 50), 0.0, 0.0, (0.4, 0.8, 1.2), 0.1
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"per_class": {"happiness": 1000, "sadness": 0}}, "test has 0 faces of sadness"),
+        ({"per_class": {"happiness": 991, "sadness": 9}}, "fewer than 10 faces of sadness (9)"),
+        ({"per_class": {"happiness": 970, "sadness": 30}}, "test has 970 faces of happiness but 30 of sadness"),
+        ({"per_class": {"happiness": 620, "sadness": 380}}, "happiness is 50% of train but 62% of test"),
+        ({"brightness": (20, 60, 90)}, "median brightness is 120 in train but 60 in test"),
+        ({"black": 0.02}, "2.0% of test is nearly black"),
+        ({"small": 0.7}, "70% of test's faces are smaller than their crop"),
+    ],
+)
+def test_each_fault_is_named(changes: dict[str, object], message: str) -> None:
+    assert warnings(Quality({"train": GOOD, "test": GOOD}, (), ())) == ()
+    bad = replace(GOOD, **changes)  # type: ignore[arg-type]
+    assert any(message in warning for warning in warnings(Quality({"train": GOOD, "test": bad}, (), ())))
+
+
+def test_unlabelled_and_empty_splits_are_measured() -> None:
+    unlabelled = replace(split(3), numbers=torch.full((40,), -1), classes=())
+    empty = Split(np.zeros((0, 48, 48, 3), np.uint8), [], torch.zeros(0, dtype=torch.long), ())
+    quality = measure({"train": unlabelled, "test": empty})
+    assert warnings(quality) == ()
+    assert quality.splits["train"].per_class == {}
+
+
+def test_enlargement_comes_from_the_records(built: Path) -> None:
+    train = load_manifest(built).splits["train"]
+    found = read_enlargements(built, train.shards, SIZE)
+    assert found.tolist() == [SIZE / 32] * train.samples
+
+
+def test_command_writes_pairs_and_can_leave_the_check_out(built: Path, tmp_path: Path) -> None:
+    done = run("inspect.py", built, "--duplicates", tmp_path / "pairs.csv")
+    assert done.returncode == 0, done.stderr
+    assert "spread" in done.stdout
+    with open(tmp_path / "pairs.csv", newline="") as file:
+        header = next(csv.reader(file))
+    assert header == ["split_a", "key_a", "label_a", "split_b", "key_b", "label_b", "distance"]
+    assert "spread" not in run("inspect.py", built, "--no-quality").stdout
+    assert run("inspect.py", built, "--no-quality", "--duplicates", tmp_path / "x.csv").returncode == 2
