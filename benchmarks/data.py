@@ -145,7 +145,11 @@ def aligning(folder: Path, rounds: int) -> Iterator[str]:
         if boxes is None or not faces:
             continue
         each = zip(boxes, points, probabilities, strict=True)
-        other = [Face(tuple(map(float, box)), np.asarray(dots), 1.0) for box, dots, sure in each if sure >= 0.9]  # type: ignore[arg-type]
+        other = [
+            Face(tuple(map(float, box)), np.asarray(dots, dtype=np.float64), 1.0)
+            for box, dots, sure in each
+            if sure >= 0.9
+        ]  # type: ignore[arg-type]
         if other:
             a, b = choose(other, 350, 350), choose(faces, 350, 350)
             eyes = np.linalg.norm(b.landmarks[0] - b.landmarks[1])

@@ -8,8 +8,11 @@ import numpy as np
 
 HASH_BITS = 64
 NEAR = 4
-"""Hashes that differ in at most so many of their 64 bits are near-duplicates: a re-encoded or brightened copy stays
-below. So do about one in a million pairs of different centred faces (FER2013): look at the pairs of large folders."""
+"""Hashes that differ in at most so many of their 64 bits may be near-duplicates: a re-encoded or brightened copy stays
+below. So do some pairs of different, equally posed faces: their cells are then compared."""
+LIKE = 0.93
+"""Correlation of two images' cells from which on they are one photo. Chosen on 2,569 pairs of FER2013: those looked at
+above it all were, between 0.90 and 0.93 half."""
 BAND_BITS = (13, 13, 13, 13, 12)
 """One band more than NEAR: hashes that differ in NEAR bits agree wholly in one of them at least."""
 SMALLEST_RANGE = 4.0
@@ -17,6 +20,7 @@ SMALLEST_RANGE = 4.0
 MOST_PAIRS = 1_000_000
 """The search stops there: a folder of copies has quadratically many pairs."""
 
+SIDE_CELLS = 16
 _ROWS, _COLUMNS = 8, 9
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _ODD, _PAIRS, _NIBBLES, _SUM = (
@@ -36,6 +40,20 @@ def hashes(brightness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = np.packbits(bits, axis=1).view(">u8").astype(np.uint64).reshape(-1)
     telling = (np.ptp(cells, axis=2).max(axis=1) >= SMALLEST_RANGE) & bits.any(axis=1) & ~bits.all(axis=1)
     return values, telling
+
+
+def cells(brightness: np.ndarray) -> np.ndarray:
+    """Each image of n h w as 16 x 16 cells, in shades around its own mean: int8 n 256."""
+    shades = _area(brightness.shape[1], SIDE_CELLS) @ brightness @ _area(brightness.shape[2], SIDE_CELLS).T
+    flat = shades.reshape(len(shades), -1)
+    return ((flat - flat.mean(axis=1, keepdims=True)) / 2).round().clip(-127, 127).astype(np.int8)
+
+
+def likeness(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Correlation of cells, n 256 twice -> float64 (n,)."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(axis=1) / np.maximum(size, 1e-9)
 
 
 def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from pfcluster.data.near_duplicates import MOST_PAIRS, grey, hashes, near_pairs
+from pfcluster.data.near_duplicates import LIKE, MOST_PAIRS, SIDE_CELLS, cells, grey, hashes, likeness, near_pairs
 from pfcluster.data.shards import UNLABELLED, ShardError, ShardFile
 
 UNKNOWN_PERSON = "photo-"
@@ -108,13 +108,11 @@ class Quality:
 
 def measure(splits: Mapping[str, Faces], enlargements: Mapping[str, np.ndarray] | None = None) -> Quality:
     """Look at every image once. `enlargements` come from `read_enlargements`, by split. Raises BadSampleError."""
-    measured, values, telling = {}, [], []
-    for name, split in splits.items():
-        light, own_values, own_telling = _look(split)
-        measured[name] = _split_quality(split, light, (enlargements or {}).get(name))
-        values.append(own_values)
-        telling.append(own_telling)
-    pairs = _pairs(splits, values, telling) if splits else ()
+    looks = {name: _look(split) for name, split in splits.items()}
+    measured = {
+        name: _split_quality(split, looks[name].light, (enlargements or {}).get(name)) for name, split in splits.items()
+    }
+    pairs = _pairs(splits, list(looks.values())) if splits else ()
     return Quality(measured, pairs, identity_leaks(splits))
 
 
@@ -155,17 +153,28 @@ def warnings(quality: Quality) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _look(split: Faces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the brightness n 2, hashes (n,), and which hashes say something (n,)."""
-    light, values, telling = [np.zeros((0, 2))], [np.zeros(0, np.uint64)], [np.zeros(0, bool)]
+class _Look(NamedTuple):
+    """What is kept of each image of a split."""
+
+    light: np.ndarray
+    """Mean and standard deviation of the brightness: n 2."""
+    hashes: np.ndarray
+    """uint64 (n,)."""
+    telling: np.ndarray
+    """Which hashes say something: bool (n,)."""
+    cells: np.ndarray
+    """int8 n 256."""
+
+
+def _look(split: Faces) -> _Look:
+    empty = _Look(np.zeros((0, 2)), np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros((0, SIDE_CELLS**2), np.int8))
+    looks = [empty]
     for start in range(0, len(split), BATCH):
         images = np.stack([split.image(index) for index in range(start, min(start + BATCH, len(split)))])
         brightness = grey(images)
-        light.append(np.stack([brightness.mean(axis=(1, 2)), brightness.std(axis=(1, 2))], axis=1))
-        own_values, own_telling = hashes(brightness)
-        values.append(own_values)
-        telling.append(own_telling)
-    return np.concatenate(light), np.concatenate(values), np.concatenate(telling)
+        light = np.stack([brightness.mean(axis=(1, 2)), brightness.std(axis=(1, 2))], axis=1)
+        looks.append(_Look(light, *hashes(brightness), cells(brightness)))
+    return _Look(*(np.concatenate(parts) for parts in zip(*looks, strict=True)))
 
 
 def _split_quality(split: Faces, light: np.ndarray, enlargement: np.ndarray | None) -> SplitQuality:
@@ -192,13 +201,15 @@ def _share(flags: np.ndarray) -> float:
     return float(flags.mean()) if len(flags) else 0.0
 
 
-def _pairs(
-    splits: Mapping[str, Faces], values: Sequence[np.ndarray], telling: Sequence[np.ndarray]
-) -> tuple[Pair, ...]:
+def _pairs(splits: Mapping[str, Faces], looks: Sequence[_Look]) -> tuple[Pair, ...]:
     places = [(name, index) for name, split in splits.items() for index in range(len(split))]
     labels = {name: split.labels().tolist() for name, split in splits.items()}
-    kept = np.concatenate(telling).nonzero()[0]
-    found, distance = near_pairs(np.concatenate(values)[kept])
+    kept = np.concatenate([look.telling for look in looks]).nonzero()[0]
+    found, distance = near_pairs(np.concatenate([look.hashes for look in looks])[kept])
+    found = kept[found]
+    every = np.concatenate([look.cells for look in looks])
+    alike = likeness(every[found[:, 0]], every[found[:, 1]]) >= LIKE
+    found, distance = found[alike], distance[alike]
 
     def side(place: int) -> tuple[str, str, str]:
         name, index = places[place]
@@ -207,7 +218,7 @@ def _pairs(
 
     return tuple(
         Pair(*side(one), *side(other), apart)
-        for (one, other), apart in zip(kept[found].tolist(), distance.tolist(), strict=True)
+        for (one, other), apart in zip(found.tolist(), distance.tolist(), strict=True)
     )
 
 

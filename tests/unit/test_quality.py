@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pfcluster.data.near_duplicates import NEAR, distances, grey, hashes, near_pairs
+from pfcluster.data.near_duplicates import LIKE, NEAR, cells, distances, grey, hashes, likeness, near_pairs
 from pfcluster.data.quality import Quality, SplitQuality, measure, read_enlargements, warnings
 from pfcluster.data.shards import load_manifest
 from tests.photos import SIZE, run
@@ -175,3 +175,17 @@ def test_command_writes_pairs_and_can_leave_the_check_out(built: Path, tmp_path:
     assert header == ["split_a", "key_a", "label_a", "split_b", "key_b", "label_b", "distance"]
     assert "spread" not in run("inspect.py", built, "--no-quality").stdout
     assert run("inspect.py", built, "--no-quality", "--duplicates", tmp_path / "x.csv").returncode == 2
+
+
+def test_one_hash_is_not_one_photo() -> None:
+    """Two ramps, one even, one steep at its end: the same signs of differences, other pictures."""
+    ramp = np.linspace(0, 1, 48)
+    even, steep = (np.tile(255 * ramp**power, (48, 1)) for power in (1, 9))
+    images = np.repeat(np.stack([even, steep])[..., None], 3, axis=3).round().astype(np.uint8)
+    assert distances(hash_of(images[:1]), hash_of(images[1:]))[0] <= NEAR
+    both = cells(grey(images))
+    assert likeness(both[:1], both[1:])[0] < LIKE
+    found = measure({"train": Split(images, ["a", "b"], torch.tensor([0, 1]))})
+    assert not found.pairs
+    brighter = cells(grey((images * 0.7 + 20).astype(np.uint8)))
+    assert likeness(both, brighter).min() > 0.99
