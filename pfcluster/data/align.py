@@ -91,7 +91,7 @@ class GivenLandmarks:
             return Rejected("no landmarks given", "the listing has none for this photo")
         if not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1:
             return Rejected("useless landmarks", "they are not finite, or all at one place")
-        box = hint.box or (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
+        box = hint.box or shown(similarity(points, template(self.size)), self.size)
         return crop(image, Face(box, points, 1.0), 1, self.size)
 
 
@@ -101,6 +101,13 @@ def crop(image: np.ndarray, face: Face, found: int, size: int) -> AlignedFace | 
     if side * MAX_ENLARGEMENT < size:
         return Rejected("face too small", f"{side:.0f} px for a crop of {size} px")
     return AlignedFace(warp(image, similarity(face.landmarks, template(size)), size), face, found)
+
+
+def shown(matrix: np.ndarray, size: int) -> Box:
+    """The upright square of the photo that has the side and the centre of the crop that `matrix` (2 3) cuts."""
+    half = size / 2 / float(np.hypot(matrix[0, 0], matrix[1, 0]))
+    x, y = np.linalg.solve(matrix[:, :2], np.full(2, (size - 1) / 2) - matrix[:, 2]).tolist()
+    return x - half, y - half, x + half, y + half
 
 
 def template(size: int) -> np.ndarray:

@@ -14,8 +14,11 @@ from PIL import Image
 from pfcluster.data.align import (
     AlignedFace,
     Face,
+    GivenLandmarks,
+    Hint,
     Rejected,
     choose,
+    overlap,
     resize,
     similarity,
     template,
@@ -166,3 +169,77 @@ def test_a_face_too_small_for_the_crop_is_rejected() -> None:
     result = FaceAligner(512).align([canvas])[0]
     assert isinstance(result, Rejected)
     assert result.reason == "face too small"
+
+
+def test_rules_of_several_faces() -> None:
+    large_aside, small_central = face(0, 0, 60, 60), face(90, 90, 110, 110)
+    assert choose([large_aside, small_central], 200, 200, "largest") is large_aside
+    assert choose([large_aside, small_central], 200, 200, "most-central") is small_central
+
+
+def test_overlap_of_boxes() -> None:
+    assert overlap((0, 0, 2, 2), (0, 0, 2, 2)) == 1
+    assert overlap((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
+    assert overlap((0, 0, 2, 2), (3, 0, 4, 2)) == 0
+    assert overlap((1, 1, 1, 1), (1, 1, 1, 1)) == 0
+
+
+def test_given_landmarks_cut_the_face_without_a_detector() -> None:
+    points = template(60) + np.array([40, 20])
+    image = spot(200, 120, *points[2], 4)
+    hints = [
+        Hint(landmarks=tuple(map(tuple, points.tolist()))),
+        Hint(),
+        Hint(landmarks=((5.0, 5.0),) * 5),
+        Hint(landmarks=((float("nan"), 5.0), *((x, x) for x in range(4)))),
+        Hint(landmarks=tuple(map(tuple, (points / 20).tolist()))),
+    ]
+    results = GivenLandmarks(112).align([image] * 5, hints)
+    assert isinstance(results[0], AlignedFace)
+    np.testing.assert_allclose(centre_of_brightness(results[0].image), template(112)[2], atol=0.5)
+    np.testing.assert_allclose(results[0].face.box, (39.5, 19.5, 99.5, 79.5))
+    reasons = [result.reason for result in results[1:] if isinstance(result, Rejected)]
+    assert reasons == ["no landmarks given", "useless landmarks", "useless landmarks", "face too small"]
+
+
+@real_data
+def test_a_box_says_which_of_several_faces_is_meant() -> None:
+    """Two people side by side: the box decides, whatever the rule; a box beside both gives nothing."""
+    torch.set_num_threads(1)
+    left, right = wild_photos(2)
+    both = np.concatenate([left, right], axis=1)
+    aligner = FaceAligner(112)
+    faces = aligner.detect([both])[0]
+    assert len(faces) >= 2
+    halves = [
+        max((one for one in faces if (one.box[0] < 350) == first), key=lambda one: one.box[2]) for first in (1, 0)
+    ]
+    hints = [Hint(box=one.box) for one in halves] + [Hint(box=(340, 0, 360, 10))]
+    results = aligner.align([both] * 3, hints)
+    for result, wanted in zip(results[:2], halves, strict=True):
+        assert isinstance(result, AlignedFace)
+        assert overlap(result.face.box, wanted.box) > 0.9
+    assert isinstance(results[2], Rejected)
+    assert results[2].reason == "no face at the given place"
+    alone = FaceAligner(112, several=False).align([both, left])
+    assert isinstance(alone[0], Rejected)
+    assert alone[0].reason == "several faces"
+
+
+@real_data
+def test_looking_for_large_faces_first_takes_the_face_of_the_full_look() -> None:
+    torch.set_num_threads(1)
+    photos = wild_photos(24)
+    small = np.full((400, 500, 3), 120, np.uint8)
+    small[150:220, 100:170] = np.array(Image.fromarray(photos[0]).resize((70, 70)))
+    photos.append(small)
+    aligner = FaceAligner(112)
+    quick, full = aligner.align(photos), aligner.detect(photos)
+    for photo, result, faces in zip(photos, quick, full, strict=True):
+        if not faces:
+            continue
+        assert isinstance(result, AlignedFace)
+        expected = choose(faces, photo.shape[1], photo.shape[0])
+        eyes = np.linalg.norm(expected.landmarks[0] - expected.landmarks[1])
+        assert overlap(result.face.box, expected.box) > 0.6
+        assert np.linalg.norm(result.face.landmarks - expected.landmarks, axis=1).mean() < 0.25 * eyes
