@@ -41,6 +41,7 @@ from benchmarks.data_variants import (
     real_crops,
     web_dataset,
 )
+from pfcluster.data.align import NO_HINT, Face, choose, overlap
 from pfcluster.data.shards import ShardSplit
 
 
@@ -114,7 +115,6 @@ def aligning(folder: Path, rounds: int) -> Iterator[str]:
     """Photos a second to a face and its landmarks, one core, and how far apart the two are."""
     from facenet_pytorch import MTCNN
 
-    from pfcluster.data.align import NO_HINT, Face, choose, overlap
     from pfcluster.data.detect import FaceAligner
 
     photos = raw_photos(folder, 96)
@@ -144,12 +144,7 @@ def aligning(folder: Path, rounds: int) -> Iterator[str]:
     for (boxes, probabilities, points), faces in zip(single, batched, strict=True):
         if boxes is None or not faces:
             continue
-        each = zip(boxes, points, probabilities, strict=True)
-        other = [
-            Face(tuple(map(float, box)), np.asarray(dots, dtype=np.float64), 1.0)
-            for box, dots, sure in each
-            if sure >= 0.9
-        ]  # type: ignore[arg-type]
+        other = [_face(*each) for each in zip(boxes, points, probabilities, strict=True) if each[2] >= 0.9]
         if other:
             a, b = choose(other, 350, 350), choose(faces, 350, 350)
             eyes = np.linalg.norm(b.landmarks[0] - b.landmarks[1])
@@ -162,6 +157,11 @@ def aligning(folder: Path, rounds: int) -> Iterator[str]:
         f" {np.percentile(distances, 95):.3f}."
     )
     yield ""
+
+
+def _face(box: Any, points: Any, probability: Any) -> Face:
+    left, top, right, bottom = map(float, box)
+    return Face((left, top, right, bottom), np.asarray(points, dtype=np.float64), float(probability))
 
 
 def building(folder: Path, scratch: Path) -> Iterator[str]:
