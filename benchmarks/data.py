@@ -172,7 +172,7 @@ def building(folder: Path, scratch: Path) -> Iterator[str]:
         output = scratch / name.replace(" ", "-")
         whole = [*command, "--output", str(output), "--workers", workers]
         if "killed" in name:
-            for pause in (30, 45):
+            for pause in (8, 12):
                 process = subprocess.Popen(whole, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 time.sleep(pause)
                 process.kill()

@@ -7,6 +7,7 @@ Legend: b images, h w pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,25 +88,28 @@ def crop_on_host(images: Tensor, changes: Changes, size: int) -> Tensor:
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     height, width = pixels.shape[1:3]
     cropped = np.empty((len(pixels), size, size, 3), dtype=np.uint8)
-    for row, (image, affine) in enumerate(zip(pixels, changes.affine.double().numpy(), strict=True)):
-        (xx, xy, left), (yx, yy, top) = affine  # output to input, both in -1..1
+    for image, out, (horizontal, vertical) in zip(pixels, cropped, changes.affine.tolist(), strict=True):
+        (xx, xy, left), (yx, yy, top) = horizontal, vertical  # output to input, both in -1..1
         if xy == 0 and yx == 0:
-            x0, x1 = (round((left + side * abs(xx) + 1) * width / 2) for side in (-1, 1))
-            y0, y1 = (round((top + side * yy + 1) * height / 2) for side in (-1, 1))
+            x0, x1 = round((left - abs(xx) + 1) * width / 2), round((left + abs(xx) + 1) * width / 2)
+            y0, y1 = round((top - yy + 1) * height / 2), round((top + yy + 1) * height / 2)
             part = image[max(0, y0) : max(y0 + 1, y1), max(0, x0) : max(x0 + 1, x1)]
-            cv2.resize(part, (size, size), dst=cropped[row], interpolation=cv2.INTER_LINEAR)
+            cv2.resize(part, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
             if xx < 0:
-                cv2.flip(cropped[row], 1, dst=cropped[row])
+                cv2.flip(out, 1, dst=out)
             continue
-        # pixel i of s stands at (2 i + 1) / s - 1
-        matrix = np.array([[xx * width / size, xy * width / size, 0], [yx * height / size, yy * height / size, 0]])
-        for line, (shift, extent) in enumerate(((left, width), (top, height))):
-            ones = matrix[line, :2].sum()
-            slope = affine[line, :2].sum()
-            matrix[line, 2] = ((shift - slope + 1) * extent - 1 + ones) / 2
+        lines = ((horizontal, width), (vertical, height))
+        matrix = np.array([_in_pixels(line, extent, size) for line, extent in lines])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        cv2.warpAffine(image, matrix, (size, size), dst=cropped[row], flags=flags, borderMode=cv2.BORDER_REFLECT)
+        cv2.warpAffine(image, matrix, (size, size), dst=out, flags=flags, borderMode=cv2.BORDER_REFLECT)
     return torch.from_numpy(cropped).permute(0, 3, 1, 2)
+
+
+def _in_pixels(line: Sequence[float], extent: int, size: int) -> tuple[float, float, float]:
+    """A row of an affine matrix over places in -1..1 as one over pixels: pixel i of s stands at (2 i + 1) / s - 1."""
+    x, y, shift = line
+    scale = extent / size
+    return x * scale, y * scale, ((shift - x - y + 1) * extent - 1 + (x + y) * scale) / 2
 
 
 def augment(images: Tensor, changes: Changes, *, cropped: bool = False) -> Tensor:
