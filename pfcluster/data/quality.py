@@ -256,7 +256,7 @@ def _class_warnings(splits: Mapping[str, SplitQuality]) -> list[str]:
                 f"test has fewer than {FEWEST_IN_TEST} faces of {', '.join(few)}, so their accuracy means little:"
                 " enlarge --test-share or add photos"
             )
-        if counts and max(counts.values()) > MOST_IMBALANCE * min(counts.values()):
+        if name == TRAIN and counts and max(counts.values()) > MOST_IMBALANCE * min(counts.values()):
             most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
             found.append(
                 f"{name} has {counts[most]} faces of {most} but {counts[least]} of {least}, more than"
