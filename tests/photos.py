@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pfcluster.data.build_options import BuildOptions
+from pfcluster.data.shards import MANIFEST
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 24
@@ -53,6 +56,17 @@ def options(source: Path, output: Path, **changes: object) -> BuildOptions:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def write_index(folder: Path, shard: str, data: bytes) -> None:
+    """Replace a shard's index, and its checksum in the manifest."""
+    (folder / f"{shard}.index.json").write_bytes(data)
+    values = json.loads((folder / MANIFEST).read_bytes())
+    for split in values["splits"].values():
+        for file in split["shards"]:
+            if file["file"] == f"{shard}.tar":
+                file["index_sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(values))
 
 
 def left_out(folder: Path) -> dict[str, str]:

@@ -8,7 +8,6 @@ one machine with one set of versions.
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from pfcluster.data.raw.base import RawDataset
 from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.raw.spool import spool
-from pfcluster.data.shard_writer import write_json, write_table
+from pfcluster.data.shard_writer import read_sealed, write_json, write_sealed, write_table
 from pfcluster.data.shards import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest
 from pfcluster.data.workers import run_workers
 
@@ -192,15 +191,15 @@ def _load_or_make_plan(
     identity = {**identity, "versions": _versions(options.align)}
     if path.exists():
         try:
-            stored = json.loads(path.read_bytes())
-            _compare(options.output, stored["identity"], identity)
-            return Plan.from_json(stored["plan"])
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            stored = read_sealed(path)
+        except (OSError, ValueError) as error:
             raise BuildError(f"{path} cannot be read ({error}); {DELETE}") from error
+        _compare(options.output, stored["identity"], identity)
+        return Plan.from_json(stored["plan"])
     progress.start("reading", sum(len(dataset.photos) for dataset in datasets.values()), 0)
     plan = make_plan(datasets, options.plan(), lambda: progress.advance(1))
     try:
-        write_json(path, {"identity": identity, "plan": plan.to_json()})
+        write_sealed(path, {"identity": identity, "plan": plan.to_json()})
     except OSError as error:
         raise BuildError(f"{path} cannot be written: {error.strerror or error}") from error
     return plan
@@ -209,9 +208,9 @@ def _load_or_make_plan(
 def _is_finished(output: Path, shard: PlannedShard) -> bool:
     """Whether an earlier run left the shard's marker and the files it speaks of."""
     try:
-        file = ShardResult.from_json(json.loads(marker_path(output, shard.name).read_bytes())).file
+        file = ShardResult.from_json(read_sealed(marker_path(output, shard.name))).file
         return (output / file.file).stat().st_size == file.bytes and (output / file.index_file).is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return False
 
 
@@ -220,8 +219,7 @@ def _finish(
 ) -> Manifest:
     """Gather the shards' results, write left_out.csv and, last of all, the manifest."""
     results = {
-        shard: ShardResult.from_json(json.loads(marker_path(options.output, shard.name).read_bytes()))
-        for shard in plan.shards
+        shard: ShardResult.from_json(read_sealed(marker_path(options.output, shard.name))) for shard in plan.shards
     }
     left_out = sorted([*plan.left_out, *(photo for result in results.values() for photo in result.left_out)])
     _check_bad(options, left_out, plan.photos)

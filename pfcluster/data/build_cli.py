@@ -76,6 +76,9 @@ def _print_result(options: BuildOptions, result: BuildResult, seconds: float) ->
     console.print(splits_table(manifest))
     if manifest.left_out:
         console.print(left_out_table(manifest))
+    read = manifest.source["input"]
+    votes = f", its votes counted by {read['votes']}" if read["votes"] else ""
+    console.print(f"{read['name']} was read as {read['kind']}{votes} (--kind says another)", highlight=False)
     others = sum(source["other_files"] for source in manifest.source.values() if isinstance(source, dict))
     if others:
         console.print(f"{others} files that are no pictures by their names were passed over")

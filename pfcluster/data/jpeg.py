@@ -6,17 +6,32 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 try:
     import simplejpeg
 except ImportError:  # pillow decodes the same pixels, half as fast
     simplejpeg = None
 
-UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error, Image.DecompressionBombError)
 """What pillow raises on files that are no pictures, or damaged ones."""
+MAX_PIXELS = 100_000_000
+"""Of a photo; larger ones are refused before they are decoded."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of what is opened, whatever a file's ending says. For EPS pillow would start another program."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the picture upright."""
 
 
 class UnreadablePhotoError(ValueError):
@@ -63,25 +78,39 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def decode_photo(data: bytes) -> tuple[np.ndarray, bool]:
-    """Pixels of a photo of any format that pillow knows: uint8 h w 3, RGB, turned upright as its EXIF says.
+    """Pixels of a photo of any of FORMATS, of several frames the first: uint8 h w 3, RGB, upright as its EXIF says.
 
     Also whether the file is a plain JPEG of exactly these pixels (grey or RGB, not turned), fit to be kept as it is.
-    Transparent pixels are laid on white. Raises UnreadablePhotoError.
+    Transparent pixels are laid on white. Raises UnreadablePhotoError, also for more than MAX_PIXELS.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            plain = picture.format == "JPEG" and picture.mode in ("L", "RGB")
-            upright = ImageOps.exif_transpose(picture)
-            plain = plain and picture.getexif().get(0x0112, 1) == 1
-            pixels = np.array(_to_rgb(upright))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pillow warns of large pictures and odd metadata
+            return _decode_photo(data)
+    except Image.DecompressionBombError as error:
+        raise UnreadablePhotoError(f"more than {MAX_PIXELS} px") from error
     except UNDECODABLE as error:
         raise UnreadablePhotoError(str(error).split("<_io")[0].strip() or type(error).__name__) from error
-    return pixels, plain
+
+
+def _decode_photo(data: bytes) -> tuple[np.ndarray, bool]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise UnreadablePhotoError(f"{width} x {height} px, more than {MAX_PIXELS} px")
+        plain = picture.format == "JPEG" and picture.mode in ("L", "RGB")
+        picture.load()  # some formats tell the orientation only at their end; TIFFs are turned by this
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        turn = TURNS.get(orientation)
+        upright = picture if turn is None else picture.transpose(turn)
+        return np.array(_to_rgb(upright)), plain and orientation == 1
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        values = np.asarray(picture, dtype=np.float64)
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64), nan=0.0)
         top = 255.0 if values.max(initial=0.0) <= 255 else 65535.0
         return Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
     if "A" in picture.getbands() or "transparency" in picture.info:

@@ -15,7 +15,7 @@ from pfcluster.data.align import AlignedFace, Aligner, Hint, Rejected, resize
 from pfcluster.data.jpeg import UnreadablePhotoError, decode_jpeg, decode_photo, encode_jpeg
 from pfcluster.data.plan import BuildError, LeftOut, PlannedPhoto, PlannedShard
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
-from pfcluster.data.shard_writer import Sample, write_json, write_shard
+from pfcluster.data.shard_writer import Sample, write_sealed, write_shard
 from pfcluster.data.shards import BUILD_FOLDER, ShardFile
 from pfcluster.emotions import CANONICAL
 
@@ -74,7 +74,7 @@ class ShardMaker:
             per_class[label] = per_class.get(label, 0) + 1
         identities = tuple(sorted({sample.record["identity"] for sample in samples}))
         result = ShardResult(file, per_class, identities, tuple(left_out))
-        write_json(marker_path(self.folder, shard.name), dataclasses.asdict(result))
+        write_sealed(marker_path(self.folder, shard.name), dataclasses.asdict(result))
 
     def _raw(self, photo: PlannedPhoto) -> RawPhoto:
         return self.datasets[photo.role].photos[photo.number]

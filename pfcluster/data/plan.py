@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
@@ -179,7 +179,7 @@ def limited(dataset: RawDataset, limit: int | None, seed: int) -> RawDataset:
         return dataset
     drawn = sorted(range(len(dataset.photos)), key=lambda i: rank(seed, f"{dataset.photos[i].source}\0{i}"))[:limit]
     photos = tuple(dataset.photos[index] for index in sorted(drawn))
-    return RawDataset(dataset.kind, dataset.name, photos, dataset.other_files, dataset.folder)
+    return replace(dataset, photos=photos)
 
 
 def _candidates(

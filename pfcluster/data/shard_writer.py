@@ -6,6 +6,7 @@ The same samples give the same bytes: no times, one user, group and mode, sorted
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import tarfile
@@ -35,6 +36,26 @@ def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Write a value as JSON, aside and renamed."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
     write_atomically(path, text)
+
+
+def write_sealed(path: Path, value: Any) -> None:
+    """Write a value as JSON with its checksum, aside and renamed; for `read_sealed`."""
+    write_json(path, {"sha256": _seal(value), "value": value})
+
+
+def read_sealed(path: Path) -> Any:
+    """The value that `write_sealed` wrote. Raises OSError, or ValueError where the file was changed since."""
+    try:
+        held = json.loads(path.read_bytes())
+        if held["sha256"] == _seal(held["value"]):
+            return held["value"]
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"it is no file of a build: {error!r}") from error
+    raise ValueError("it has changed since it was written")
+
+
+def _seal(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -35,6 +35,8 @@ BUILD_FOLDER = ".build"
 """Within a shard folder while its build is under way."""
 UNLABELLED = -1
 """Label of every sample of a folder that was built without labels."""
+LARGEST_SIZE = 1024
+"""Pixels; no build makes larger images."""
 REBUILD = "delete the folder and build it again with shards/build.py"
 
 
@@ -115,6 +117,7 @@ def load_manifest(folder: Path | str | Store) -> Manifest:
         raise ShardError(f"{store.name}/{MANIFEST} cannot be read ({error}); {REBUILD}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else None
+        found = found if isinstance(found, int) else None
         raise ShardError(f"{store.name}/{MANIFEST} has format {found!r}, this version reads format {FORMAT}; {REBUILD}")
     try:
         return _manifest(values)
@@ -131,17 +134,63 @@ def _store(folder: Path | str | Store, cache: str | Path | None = None) -> Store
 
 
 def _manifest(values: Mapping[str, Any]) -> Manifest:
-    splits = {}
-    for name, split in values["splits"].items():
-        shards = tuple(ShardFile(**shard) for shard in split["shards"])
-        if any(not re.fullmatch(r"[\w-][\w.-]*\.tar", shard.file) for shard in shards):
-            raise ValueError("a shard's file lies outside its folder, or is no tar")
-        if any(shard.samples < 0 or shard.bytes < 0 for shard in shards):
-            raise ValueError("a shard has less than nothing in it")
-        if sum(shard.samples for shard in shards) != split["samples"]:
-            raise ValueError("the shards' samples do not add up")
-        splits[name] = SplitInfo(**{**split, "shards": shards})
-    return Manifest(**{**values, "classes": tuple(values["classes"]), "splits": splits})
+    """Raises ValueError, TypeError, KeyError, AttributeError where a field is not what it should be."""
+    classes = values["classes"]
+    if not isinstance(classes, list) or not _are_texts(*classes) or len(set(classes)) != len(classes):
+        raise ValueError("the classes are no list of different names")
+    splits = {name: _split_info(split, classes) for name, split in values["splits"].items()}
+    files = [shard.file for split in splits.values() for shard in split.shards]
+    if len(set(files)) != len(files):
+        raise ValueError("a shard is named twice")
+    manifest = Manifest(**{**values, "classes": tuple(classes), "splits": splits})
+    if not _is_count(manifest.size) or not 1 <= manifest.size <= LARGEST_SIZE:
+        raise ValueError(f"the images' size must lie in 1..{LARGEST_SIZE} pixels")
+    if not _are_texts(manifest.name, manifest.left_out_file, manifest.votes or ""):
+        raise ValueError("the name, the votes or left_out_file is no text")
+    if not _is_count(manifest.photos) or not _are_counts(manifest.left_out):
+        raise ValueError("the photos or left_out are no counts")
+    if not all(isinstance(held, dict) for held in (manifest.options, manifest.source, manifest.versions)):
+        raise ValueError("the options, the source or the versions are no fields of their own")
+    if not _is_count(manifest.source.get("known_identities")):
+        raise ValueError("the source's known_identities are no count")
+    if manifest.photos != sum(split.samples for split in splits.values()) + sum(manifest.left_out.values()):
+        raise ValueError("the photos are not as many as the samples and those left out")
+    return manifest
+
+
+def _split_info(values: Mapping[str, Any], classes: Sequence[str]) -> SplitInfo:
+    split = SplitInfo(**{**values, "shards": tuple(_shard_file(shard) for shard in values["shards"])})
+    if sum(shard.samples for shard in split.shards) != split.samples:
+        raise ValueError("the shards' samples do not add up")
+    if not _is_count(split.samples) or not _is_count(split.identities):
+        raise ValueError("a split's samples or identities are no count")
+    if not _are_counts(split.per_class) or set(split.per_class) != set(classes):
+        raise ValueError("per_class does not count the samples of each class")
+    return split
+
+
+def _shard_file(values: Mapping[str, Any]) -> ShardFile:
+    shard = ShardFile(**values)
+    if not re.fullmatch(r"[\w-][\w.-]*\.tar", shard.file):
+        raise ValueError("a shard's file lies outside its folder, or is no tar")
+    if not _is_count(shard.samples) or not _is_count(shard.bytes) or shard.bytes == 0:
+        raise ValueError("a shard's samples or bytes are no count")
+    if not all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in (shard.sha256, shard.index_sha256)):
+        raise ValueError("a checksum is no SHA-256")
+    return shard
+
+
+def _is_count(value: object) -> bool:
+    """Whether a value of JSON is a whole number that fits into 63 bits; true and 1.0 are none."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, dict) and all(map(_is_count, values.values()))
+
+
+def _are_texts(*values: object) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def check_shard(folder: Path, shard: ShardFile) -> None:
@@ -152,11 +201,16 @@ def check_shard(folder: Path, shard: ShardFile) -> None:
             found = sha256(path)
         except OSError as error:
             raise ShardError(f"{path} cannot be read ({error.strerror or error}); {REBUILD}") from error
-        if found != wanted:
-            raise ShardError(
-                f"{path} has changed since it was built: its SHA-256 is {found[:12]}..., the manifest says"
-                f" {wanted[:12]}...; {REBUILD}"
-            )
+        _require_same(str(path), found, wanted)
+
+
+def _require_same(where: str, found: str, wanted: str) -> None:
+    """Raises ShardError where two checksums differ."""
+    if found != wanted:
+        raise ShardError(
+            f"{where} has changed since it was built: its SHA-256 is {found[:12]}..., the manifest says"
+            f" {wanted[:12]}...; {REBUILD}"
+        )
 
 
 class ShardSplit:
@@ -165,9 +219,9 @@ class ShardSplit:
     def __init__(
         self, folder: Path | str, split: str, *, verify: bool = False, cache: str | Path | None = None
     ) -> None:
-        """Open a split of a folder or URL. Sizes of all local tars are checked, with `verify` their checksums too;
-        remote ones are fetched into `cache` when a sample of theirs is asked for, and checked as they arrive. Raises
-        ShardError.
+        """Open a split of a folder or URL. Indexes are checked by their checksums, local tars by their sizes, with
+        `verify` by their checksums too; remote ones are fetched into `cache` when a sample of theirs is asked for, and
+        checked as they arrive. Raises ShardError.
         """
         self.folder = folder
         self.split = split
@@ -213,15 +267,19 @@ class ShardSplit:
     def _read_rows(self, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
         numbers = {name: number for number, name in enumerate(self.classes)}
         try:
-            self._keys = [str(row["key"]) for _, row in rows]
-            self._identities = [str(row["identity"]) for _, row in rows]
+            self._keys = [row["key"] for _, row in rows]
+            self._identities = [row["identity"] for _, row in rows]
             labels = [numbers[row["label"]] if numbers else UNLABELLED for _, row in rows]
             self._labels = torch.tensor(labels, dtype=torch.long)
-            spans = [(shard, int(row["offset"]), int(row["size"])) for shard, row in rows]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            spans = [(shard, row["offset"], row["size"]) for shard, row in rows]
+            if not _are_texts(*self._keys, *self._identities):
+                raise TypeError("a key or an identity is no text")
+            if not all(_is_count(place) for span in spans for place in span):
+                raise TypeError("an offset or a size is no count")
+        except (KeyError, TypeError) as error:
             raise ShardError(f"an index of {self.folder}/{self.split} is garbled ({error!r}); {REBUILD}") from error
         for shard, offset, size in spans:
-            if offset < 0 or size < 0 or offset + size > self._files[shard].bytes:
+            if offset + size > self._files[shard].bytes:
                 raise ShardError(f"{self._files[shard].index_file} points outside its tar; {REBUILD}")
         self._spans = np.array(spans, dtype=np.int64).reshape(-1, 3)
 
@@ -294,8 +352,13 @@ def _map_tar(store: Store, shard: ShardFile) -> mmap.mmap:
 def _load_index(store: Store, shard: ShardFile) -> list[dict[str, Any]]:
     where = f"{store.name}/{shard.index_file}"
     try:
-        rows = json.loads(store.listing(shard.index_file, shard.index_sha256))
-    except (OSError, ValueError, RecursionError) as error:
+        listing = store.listing(shard.index_file, shard.index_sha256)
+    except (OSError, StoreError) as error:
+        raise ShardError(f"{where} cannot be read ({error}); {REBUILD}") from error
+    _require_same(where, hashlib.sha256(listing).hexdigest(), shard.index_sha256)
+    try:
+        rows = json.loads(listing)
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{where} cannot be read ({error}); {REBUILD}") from error
     if not isinstance(rows, list) or len(rows) != shard.samples:
         raise ShardError(f"{where} does not list the {shard.samples} samples of the manifest; {REBUILD}")

@@ -143,7 +143,7 @@ def open_store(place: str | Path, cache: str | Path | None = None) -> Store:
     """
     text = str(place)
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*):", text)
-    if scheme is None or Path(text).is_dir():
+    if scheme is None or os.path.isdir(text):
         return LocalStore(Path(text))
     if scheme[1] not in SCHEMES or not text.startswith(f"{scheme[1]}://"):
         raise StoreError(f"{text} is neither a folder nor a URL that is read ({', '.join(SCHEMES)}://...)")

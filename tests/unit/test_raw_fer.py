@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfcluster.data.plan import limited
 from pfcluster.data.raw.base import RawDataError, ReadOptions, VotingMode, read_bytes
 from pfcluster.data.raw.fer2013 import vote
 from pfcluster.data.raw.readers import read_raw
@@ -137,6 +138,7 @@ def test_ferplus_labels_fer2013_s_photos_row_by_row(tmp_path: Path) -> None:
         ("fer0000004.png", "contempt", "train"),
     ]
     assert dataset.photos[2].votes == (0.5, 0.5, 0, 0, 0, 0, 0, 0)
+    assert limited(dataset, 2, 0).votes == "multi-target"
     assert read_raw(tmp_path).photos[2].label == "unknown"  # half is no majority
 
 

@@ -21,6 +21,7 @@ from tests.photos import (
     SIZE,
     options,
     picture,
+    write_index,
 )
 
 
@@ -128,7 +129,7 @@ def test_a_jpeg_that_does_not_decode_is_named(damaged: Path) -> None:
 def test_a_jpeg_cut_short_is_no_sample(damaged: Path) -> None:
     rows = json.loads((damaged / "train-00000.index.json").read_text())
     rows[0]["size"] -= 200
-    (damaged / "train-00000.index.json").write_text(json.dumps(rows))
+    write_index(damaged, "train-00000", json.dumps(rows).encode())
     with pytest.raises(BadSampleError, match=rows[0]["key"]):
         ShardSplit(damaged, "train").image(0)
 
@@ -154,17 +155,26 @@ def test_shards_outside_their_folder_and_wrong_indexes_are_refused(damaged: Path
     with pytest.raises(ShardError, match="outside"):
         load_manifest(damaged)
     (damaged / MANIFEST).write_text(text)
+    rows = json.loads((damaged / "train-00000.index.json").read_text())
+    for wrong, message in (
+        (json.dumps(rows[1:]), "does not list"),
+        (json.dumps([{**rows[0], "offset": 10**9}, *rows[1:]]), "outside its tar"),
+        (json.dumps([{**rows[0], "size": True}, *rows[1:]]), "garbled"),
+        (json.dumps([{**rows[0], "label": "boredom"}, *rows[1:]]), "garbled"),
+        ("[", "cannot be read"),
+    ):
+        write_index(damaged, "train-00000", wrong.encode())
+        with pytest.raises(ShardError, match=message):
+            ShardSplit(damaged, "train")
+
+
+def test_labels_that_change_places_in_an_index_are_found(damaged: Path) -> None:
     index = damaged / "train-00000.index.json"
-    rows = json.loads(index.read_text())
-    index.write_text(json.dumps(rows[1:]))
-    with pytest.raises(ShardError, match="does not list"):
+    text = index.read_text()
+    index.write_text(text.replace("happiness", "?").replace("sadness", "happiness").replace("?", "sadness"))
+    with pytest.raises(ShardError, match=r"train-00000\.index\.json has changed since it was built"):
         ShardSplit(damaged, "train")
-    index.write_text(json.dumps([{**rows[0], "offset": 10**9}, *rows[1:]]))
-    with pytest.raises(ShardError, match="outside its tar"):
-        ShardSplit(damaged, "train")
-    index.write_text("[")
-    with pytest.raises(ShardError, match="cannot be read"):
-        ShardSplit(damaged, "train")
+    ShardSplit(damaged, "validation")
 
 
 def test_no_folder_and_no_such_split(built: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pfcluster.data.raw.base import (
     RawPhoto,
     ReadOptions,
     file_size,
+    leads_out,
     pictures_below,
     text_of,
 )
@@ -42,6 +44,11 @@ LIST_FOLDERS = ("", "Manually_Annotated_file_lists", "Automatically_annotated_fi
 PHOTO_FOLDERS = ("Manually_Annotated/Manually_Annotated_Images", "Manually_Annotated_Images")
 AUTOMATIC_FOLDERS = ("Automatically_Annotated/Automatically_Annotated_Images", "Automatically_Annotated_Images")
 NPY_FOLDERS: Mapping[str, OwnSplit] = {"train_set": "train", "val_set": "test"}
+BROKEN_ARRAY = (
+    *(OSError, ValueError, TypeError, EOFError, AttributeError, SyntaxError, OverflowError, MemoryError),
+    *(SystemError, tokenize.TokenError),
+)
+"""What numpy raises on files that are no arrays, or damaged ones."""
 
 
 def recognises(source: Path) -> bool:
@@ -86,7 +93,7 @@ def _npy_folders(source: Path) -> list[tuple[str, OwnSplit]]:
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """A list's rows by column, each with where it stands. Copies whose header is lost have AffectNet's own columns."""
-    rows = csv.reader(io.StringIO(text_of(table), newline=""))
+    rows = csv.reader(io.StringIO(text_of(table), newline=""), strict=True)
     header: Sequence[str] = ()
     try:
         for row in rows:
@@ -112,13 +119,17 @@ def _header(table: Path, first: Sequence[str]) -> Sequence[str]:
         return HEADER
     if missing:
         raise RawDataError(f"{table}, line 1: no column {', '.join(missing)}; its header must be {','.join(HEADER)}")
+    if len(set(names)) != len(names):
+        raise RawDataError(f"{table}, line 1: two columns of one name; its header must be {','.join(HEADER)}")
     return names
 
 
 def _listed(where: str, row: Mapping[str, str], folder: Path, split: OwnSplit) -> RawPhoto:
     name = row[NAME].replace("\\", "/")
-    if not name or "\0" in name:
-        raise RawDataError(f"{where}: no name of a photo in {NAME}; correct the line or fetch the file again")
+    if not name or "\0" in name or leads_out(name):
+        raise RawDataError(
+            f"{where}: no name of a photo below the folder in {NAME}; correct it or fetch the file again"
+        )
     try:
         box, landmarks = _box([row[name] for name in BOX]), _landmarks(row[LANDMARKS])
     except ValueError as error:
@@ -170,8 +181,9 @@ def _read_npy(source: Path) -> RawDataset:
 def _npy_numbers(path: Path) -> list[float]:
     """An array's numbers, which may be written as text; none where the file is missing or broken."""
     try:
-        return _numbers(np.load(path, allow_pickle=False).reshape(-1).tolist())
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, SyntaxError):
+        with open(path, "rb") as file:
+            return _numbers(np.lib.format.read_array(file, allow_pickle=False).reshape(-1).tolist())
+    except BROKEN_ARRAY:
         return []
 
 

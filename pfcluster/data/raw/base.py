@@ -153,6 +153,12 @@ def pictures_below(root: Path) -> tuple[list[tuple[str, Path]], int]:
     return sorted(found), others
 
 
+def leads_out(name: str) -> bool:
+    """Whether a name would lead out of the folder below which it is looked for."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
 def class_folder(folders: Sequence[str]) -> str:
     """The label that a path's folders give: the innermost that names an emotion, else the innermost, else nothing.
 

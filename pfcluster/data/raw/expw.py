@@ -7,7 +7,15 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, ReadOptions, file_size, numbered_lines
+from pfcluster.data.raw.base import (
+    RawDataError,
+    RawDataset,
+    RawPhoto,
+    ReadOptions,
+    file_size,
+    leads_out,
+    numbered_lines,
+)
 from pfcluster.emotions import name_of
 
 FIELDS = (
@@ -49,7 +57,7 @@ def _face(where: str, line: str, folder: Path) -> tuple[str, RawPhoto]:
         name, face, *numbers, label = parts
         top, left, right, bottom, _ = map(float, numbers)
         int(face), int(label)
-        if "\0" in name or not all(map(math.isfinite, (top, left, right, bottom))):
+        if "\0" in name or leads_out(name) or not all(map(math.isfinite, (top, left, right, bottom))):
             raise ValueError
         if not (left < right and top < bottom):
             raise ValueError

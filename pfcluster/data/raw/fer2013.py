@@ -17,6 +17,7 @@ from pfcluster.data.raw.base import (
     ReadOptions,
     VotingMode,
     file_size,
+    leads_out,
     split_named,
     text_of,
 )
@@ -46,7 +47,10 @@ def read_fer2013(source: Path, options: ReadOptions) -> RawDataset:
     """The photos of `fer2013.csv`, in the order of its rows. Raises RawDataError."""
     table = source
     if source.is_dir():
-        table = next(source / name for name in PIXEL_FILES if (source / name).is_file())
+        found = [source / name for name in PIXEL_FILES if (source / name).is_file()]
+        if not found:
+            raise RawDataError(f"{source} is no FER2013: it has neither {' nor '.join(PIXEL_FILES)}")
+        table = found[0]
     photos = tuple(_pixel_rows(table))
     return RawDataset("fer2013", "fer2013", photos, 0, str(table))
 
@@ -63,6 +67,8 @@ def _pixel_rows(table: Path) -> Iterator[RawPhoto]:
         if missing:
             names = " and ".join(sorted(name.decode() for name in missing))
             raise RawDataError(f"{table} has no column {names}: it is no fer2013.csv")
+        if len(set(header)) != len(header):
+            raise RawDataError(f"{table} has two columns of one name: it is no fer2013.csv")
         place, at = {name: number for number, name in enumerate(header)}, file.tell()
         for number, line in enumerate(iter(file.readline, b"")):
             if line.strip():
@@ -94,7 +100,10 @@ def recognises_ferplus(source: Path) -> bool:
 def read_ferplus(source: Path, options: ReadOptions) -> RawDataset:
     """FER2013's photos with the labels that FERPlus's votes give under `options.votes`. Raises RawDataError."""
     table = source / VOTES_FILE
-    rows = list(csv.reader(io.StringIO(text_of(table), newline="")))
+    try:
+        rows = list(csv.reader(io.StringIO(text_of(table), newline=""), strict=True))
+    except csv.Error as error:
+        raise RawDataError(f"{table} is no readable CSV ({error}); fetch FERPlus again") from error
     if not rows or len(rows[0]) != len(VOTED) + 2:
         raise RawDataError(f"{table} must have the columns Usage, Image name and ten of votes; fetch FERPlus again")
     rows = [row for row in rows[1:] if row]
@@ -114,7 +123,11 @@ def _photos(source: Path, images: Path | None, rows: Sequence[Sequence[str]]) ->
                 f"{source} has FERPlus's votes and no photos: put FER2013's fer2013.csv beside them, or name the folder"
                 " of its PNGs with --images"
             )
-        return [_photo_file(folders, row[1].strip() if len(row) > 1 else "") for row in rows]
+        names = [row[1].strip() if len(row) > 1 else "" for row in rows]
+        wrong = [name for name in names if "\0" in name or leads_out(name)]
+        if wrong:
+            raise RawDataError(f"{source / VOTES_FILE} names a photo {wrong[0]!r}, outside its folder; fetch it again")
+        return [_photo_file(folders, name) for name in names]
     photos = list(_pixel_rows(table))
     if len(photos) != len(rows):
         raise RawDataError(
@@ -155,8 +168,8 @@ def _voted(table: Path, number: int, photo: RawPhoto, row: Sequence[str], option
 def vote(votes: Sequence[float], mode: VotingMode) -> tuple[str, tuple[float, ...]]:
     """What ten annotators' votes make of a photo: its label, and the share of each emotion in CANONICAL order.
 
-    votes: in the order of VOTED. The label is "unknown" or "no-face", with no shares, where a mode drops the photo.
-    As microsoft/FERPlus does it, but for "argmax", which takes the votes as they are.
+    votes: in the order of VOTED, none below 0, of a finite sum. The label is "unknown" or "no-face", with no shares,
+    where a mode drops the photo. As microsoft/FERPlus does it, but for "argmax", which takes the votes as they are.
     """
     if mode == "argmax":
         kept = list(votes)

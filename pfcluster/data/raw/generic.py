@@ -22,6 +22,7 @@ from pfcluster.data.raw.base import (
     class_folder,
     file_size,
     is_hidden,
+    leads_out,
     pictures_below,
     split_named,
     text_of,
@@ -49,16 +50,31 @@ def read_folder(root: Path, options: ReadOptions) -> RawDataset:
     return RawDataset("folder", root.resolve().name, _with_own_splits(photos), others, str(root))
 
 
+BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError, EOFError)
+"""What Python's tarfile raises on damaged archives, besides OSError."""
+
+
+def recognises_tar(source: Path) -> bool:
+    """Whether a file begins as a tar does, packed or not."""
+    try:
+        return source.is_file() and tarfile.is_tarfile(source)
+    except BROKEN_TAR:
+        return True  # it begins as one and breaks off: the reader says how
+
+
 def read_tar(source: Path, options: ReadOptions) -> RawDataset:
     """A plain tar of class folders, listed by its headers. Links, holes and names that lead out are passed over."""
-    photos, others, total = [], 0, source.stat().st_size
+    photos, others, total, last = [], 0, source.stat().st_size, -1
     try:
         with tarfile.open(source, "r:") as archive:
             for member in archive:
+                if member.offset <= last or member.size < 0:  # Python's tarfile would go round for ever
+                    raise RawDataError(f"{source} gives {member.name} a size below zero; make it anew")
+                last = member.offset
                 name = PurePosixPath(member.name)
                 if member.isdir():
                     continue
-                plain = member.isreg() and not member.issparse() and not name.is_absolute() and ".." not in name.parts
+                plain = member.isreg() and not member.issparse() and not leads_out(member.name)
                 if not plain or is_hidden(name) or name.suffix.lower() not in PICTURES:
                     others += 1
                     continue
@@ -66,13 +82,23 @@ def read_tar(source: Path, options: ReadOptions) -> RawDataset:
                     raise RawDataError(f"{source} is cut off within {member.name}; copy it again")
                 label = class_folder(name.parts[:-1])
                 photos.append(RawPhoto(str(name), label, None, str(source), member.offset_data, member.size))
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+            end = archive.offset
+        _require_end(source, end)
+    except BROKEN_TAR as error:
         if isinstance(error, RawDataError):
             raise
         hint = "unpack it first if it is compressed (.tar.gz), copy it again if it was cut off"
         raise RawDataError(f"{source} is no plain tar that can be read to its end ({error}); {hint}") from error
     photos.sort(key=lambda photo: (photo.source, photo.offset))
     return RawDataset("tar", source.name, _with_own_splits(photos), others, str(source))
+
+
+def _require_end(source: Path, end: int) -> None:
+    """Raises RawDataError where a tar's headers stop before its end, at one that is damaged."""
+    with open(source, "rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise RawDataError(f"{source} has a damaged header at byte {end}; copy it again")
 
 
 def _with_own_splits(photos: Sequence[RawPhoto]) -> tuple[RawPhoto, ...]:
@@ -88,7 +114,7 @@ def read_csv(source: Path, options: ReadOptions) -> RawDataset:
     header_line = text_of(source).partition("\n")[0]
     delimiter = max(",;\t", key=header_line.count)
     try:
-        rows = list(csv.reader(io.StringIO(text_of(source), newline=""), delimiter=delimiter))
+        rows = list(csv.reader(io.StringIO(text_of(source), newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise RawDataError(f"{source} is no readable CSV ({error})") from error
     if not rows:

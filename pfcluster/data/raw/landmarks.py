@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +15,14 @@ POINTS = 68
 """Of the iBUG 300-W markup, which AffectNet and OpenFace use."""
 LEFT_EYE, RIGHT_EYE = slice(36, 42), slice(42, 48)
 NOSE, LEFT_MOUTH, RIGHT_MOUTH = 30, 48, 54
+
+
+def finite(cell: str) -> float:
+    """The number that a text is. Raises ValueError where it is none, or not finite."""
+    number = float(cell)
+    if not math.isfinite(number):
+        raise ValueError(f"{cell.strip()} is no finite number")
+    return number
 
 
 def five_points(points: Sequence[Point]) -> tuple[Point, ...]:
@@ -36,24 +45,34 @@ def with_openface(dataset: RawDataset, where: Path) -> RawDataset:
     if not where.is_dir():
         raise RawDataError(f"--landmarks {where} is no folder; give the one that FaceLandmarkImg -out_dir wrote")
     photos, met = [], 0
-    for photo in dataset.photos:
-        name = PurePosixPath(photo.source).with_suffix(".csv") if photo.source else PurePosixPath("none.csv")
-        table = next((path for path in (where / name, where / name.name) if path.is_file()), None)
-        met += table is not None
-        photos.append(photo if table is None else dataclasses.replace(photo, landmarks=_best_face(table)))
+    try:
+        for photo in dataset.photos:
+            name = _table_name(PurePosixPath(photo.source))
+            table = next((path for path in (where / name, where / name.name) if path.is_file()), None)
+            met += table is not None
+            photos.append(photo if table is None else dataclasses.replace(photo, landmarks=_best_face(table)))
+    except OSError as error:
+        raise RawDataError(f"--landmarks {where} cannot be read: {error.strerror or error}") from error
     if not met:
         raise RawDataError(f"--landmarks {where} has no table for any photo; the first would be {name.name}")
     return dataclasses.replace(dataset, photos=tuple(photos))
 
 
+def _table_name(source: PurePosixPath) -> PurePosixPath:
+    """The name of a photo's table; one that would lead out of the tables' folder counts without its folders."""
+    if not source.name or source.name == "..":
+        return PurePosixPath("none.csv")
+    return PurePosixPath(source.name if ".." in source.parts else source).with_suffix(".csv")
+
+
 def _best_face(table: Path) -> tuple[Point, ...]:
     """The five points of a table's most confident face; none where it lists no face."""
     try:
-        rows = list(csv.DictReader(io.StringIO(text_of(table), newline=""), skipinitialspace=True))
+        rows = list(csv.DictReader(io.StringIO(text_of(table), newline=""), skipinitialspace=True, strict=True))
         faces = [{name.strip(): value for name, value in row.items() if name} for row in rows]
         if not faces:
             return ()
-        best = max(faces, key=lambda face: float(face.get("confidence") or 0))
-        return five_points([(float(best[f"x_{i}"]), float(best[f"y_{i}"])) for i in range(POINTS)])
+        best = max(faces, key=lambda face: finite(face.get("confidence") or "0"))
+        return five_points([(finite(best[f"x_{i}"]), finite(best[f"y_{i}"])) for i in range(POINTS)])
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise RawDataError(f"{table} is no table of OpenFace with confidence, x_0 ... y_67 ({error!r})") from error

@@ -49,7 +49,11 @@ def _files(source: Path) -> list[Path]:
 def _rows(file: Path, split: OwnSplit | None) -> Iterator[RawPhoto]:
     opened = open_parquet(file)
     labels = _labels(file, opened)
-    sizes = (-1 if data is None else len(data) for data in pictures(file))
+    sizes = [-1 if data is None else len(data) for data in pictures(file)]
+    if not len(labels) == len(sizes) == opened.metadata.num_rows:
+        raise RawDataError(
+            f"{file} has {len(labels)} labels and {len(sizes)} images, not {opened.metadata.num_rows}; fetch it again"
+        )
     for row, (label, size) in enumerate(zip(labels, sizes, strict=True)):
         path = str(file) if size >= 0 else ""
         yield RawPhoto(f"{file.name}#{row}", label, None, path, row, size, "parquet", split)
@@ -62,7 +66,7 @@ def open_parquet(file: Path) -> Any:
     except ImportError as error:
         raise RawDataError(f"{file} needs pyarrow to be read: pip install pyarrow") from error
     try:
-        return parquet.ParquetFile(file)
+        return parquet.ParquetFile(file, page_checksum_verification=True)  # of pages that have checksums
     except (arrow.ArrowException, OSError) as error:
         raise RawDataError(f"{file} is no parquet file that can be read ({error}); fetch it again") from error
 

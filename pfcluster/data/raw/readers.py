@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tarfile
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pfcluster.data.raw import affectnet, expw, fer2013, generic, parquet, posed, rafdb
-from pfcluster.data.raw.base import RawDataError, RawDataset, ReadOptions
+from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, ReadOptions
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ READERS: dict[str, Reader] = {
     "sfew": Reader(posed.sfew_recognises, posed.sfew_read),
     "parquet": Reader(parquet.recognises, parquet.read),
     "csv": Reader(lambda source: source.is_file() and source.suffix.lower() in (".csv", ".tsv"), generic.read_csv),
-    "tar": Reader(lambda source: source.is_file() and tarfile.is_tarfile(source), generic.read_tar),
+    "tar": Reader(generic.recognises_tar, generic.read_tar),
     "folder": Reader(lambda source: source.is_dir(), generic.read_folder),
 }
 """Name -> reader; the first that recognises a source reads it. Datasets' own layouts stand before the general ones."""
@@ -57,4 +57,18 @@ def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "a
         raise RawDataError(
             f"{source} holds no photos ({dataset.other_files} files that are no pictures by their names)"
         )
-    return dataset
+    return dataclasses.replace(dataset, photos=tuple(map(_with_plain_text, dataset.photos)))
+
+
+def _with_plain_text(photo: RawPhoto) -> RawPhoto:
+    """The photo with names that UTF-8 can write: a file's name that is no UTF-8 has its odd bytes spelt out."""
+    source, label, identity = photo.source, photo.label, photo.identity
+    if f"{source}{label}{identity}".isascii():
+        return photo
+    return dataclasses.replace(
+        photo, source=_spelt(source), label=_spelt(label), identity=identity and _spelt(identity)
+    )
+
+
+def _spelt(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,36 @@
+"""A small folder of shards to damage, and how many inputs each property tries.
+
+PFCLUSTER_EXAMPLES=10 tries ten times as many.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from pfcluster.data.build import build
+from tests.photos import make_folder, options
+
+TIMES = int(os.environ.get("PFCLUSTER_EXAMPLES", "1"))
+
+settings.register_profile(
+    "hostile",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=100 * TIMES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("hostile")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 photos of 3 classes: 2 shards to train on and 1 to validate. Tests that change it work on copies."""
+    root = tmp_path_factory.mktemp("hostile")
+    output = root / "shards"
+    build(options(make_folder(root / "raw", per_class=4), output, val_share=0.25, samples_per_shard=6))
+    return output

@@ -1,0 +1,240 @@
+"""Tars, parquet files, arrays and small files of numbers that were damaged, or made to do harm."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+import math
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pfcluster.data.build import build
+from pfcluster.data.raw.base import read_bytes
+from pfcluster.data.raw.landmarks import POINTS
+from pfcluster.data.raw.readers import read_raw
+from pfcluster.emotions import VOCABULARIES
+from tests.hostile.conftest import TIMES
+from tests.hostile.damage import NAMES, Damage, damages
+from tests.hostile.test_hostile_labels import WILD_CELLS, folder, listed, look_for_landmarks, put
+from tests.photos import left_out, options, picture
+
+MANY = settings(max_examples=400 * TIMES)
+FILES = {f"{label}/{i}.jpg": (b"%d " % i) * 150 * i for i, label in enumerate(("happy", "sad", "neutral", "angry"))}
+
+
+def header(name: str = "sad/x.jpg", **fields: Any) -> bytes:
+    """One header of a tar; `size` may be any number, `raw` (place and bytes) overwrites what stands there."""
+    member = tarfile.TarInfo(name)
+    size, raw = fields.pop("size", 0), fields.pop("raw", ())
+    for field, value in fields.items():
+        setattr(member, field, value)
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT)[-512:])
+    block[124:136] = number(size)
+    for place, data in raw:
+        block[place : place + len(data)] = data
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def number(value: int) -> bytes:
+    """A number of a header's 12 bytes, in the binary form that also has those below zero."""
+    first = b"\xff" if value < 0 else b"\x80"
+    return first + (value % 256**11).to_bytes(11, "big")
+
+
+def whole_tar(**keywords: Any) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", **keywords) as archive:
+        for name, data in FILES.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def check_tar(data: bytes, kind: str = "auto") -> None:
+    """Refused, or every photo that has a member's name has its label, and lies within the file."""
+    with folder() as root:
+        dataset = listed(put(root / "t.tar", data), kind=kind)
+    for photo in dataset.photos if dataset else ():
+        assert photo.source not in FILES or photo.label == photo.source.split("/")[0]
+        assert 0 <= photo.offset <= photo.offset + photo.size <= len(data)
+        assert not photo.source.startswith("/")
+        assert ".." not in photo.source.split("/")
+
+
+@MANY
+@given(damage=damages(), format=st.sampled_from((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)))
+def test_damaged_tars(damage: Damage, format: int) -> None:
+    check_tar(damage(whole_tar(format=format, pax_headers={"comment": "é" * 40})))
+
+
+@MANY
+@given(damage=damages(), pack=st.sampled_from((gzip.compress, lzma.compress, lambda data: data)), kind=st.booleans())
+def test_damaged_packed_tars_and_other_bytes(damage: Damage, pack: Any, kind: bool) -> None:
+    check_tar(damage(pack(whole_tar())), "tar" if kind else "auto")
+
+
+def test_tars_are_listed_whole_or_not_at_all() -> None:
+    data = bytearray(whole_tar())
+    data[data.index(b"neutral/2.jpg")] ^= 1
+    with folder() as root, pytest.raises(ValueError, match="damaged header"):
+        read_raw(put(root / "t.tar", bytes(data)))
+
+
+SIZES = st.sampled_from((0, 1, 5, 512, 513, -1, -5, -512, -513, -1024, -1536, 2**33, 2**62, 2**64, -(2**40)))
+TYPES = st.sampled_from([bytes([letter]) for letter in b"0127xgLKSVDX\0AZ5"])
+FIELDS = ("size", "path", "linkpath", "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "GNU.sparse.minor")
+MORE_FIELDS = ("GNU.sparse.realsize", "GNU.sparse.name", "hdrcharset", "mtime", "GNU.sparse.numblocks", "uid")
+ODD = ("1", "0", "-512", "0,512", "0,-512", "9" * 30, "9" * 5000, "nan", "BINARY", "/etc/x.jpg", "\udcff")
+VALUES = st.one_of(NAMES, st.integers(-2000, 2000).map(str), st.text(max_size=6), st.sampled_from(ODD))
+PLACES = ("sad/x.jpg", "/etc/x.jpg", "../x.jpg", "sad/../../x.jpg", "a" * 90 + ".png", "x", "é.jpg")
+
+
+@st.composite
+def pax(draw: st.DrawFn) -> bytes:
+    """The text of a pax header: records whose lengths may lie."""
+    fields = draw(st.lists(st.tuples(st.sampled_from(FIELDS + MORE_FIELDS), VALUES), max_size=5))
+    text = b""
+    for field, value in fields:
+        record = f" {field}={value}\n".encode("utf-8", "surrogatepass")
+        length = len(record) + len(str(len(record) + 3)) + draw(st.sampled_from((0, 0, 0, 1, -1, 50)))
+        text += b"%d" % length + record
+    return text + draw(st.binary(max_size=5))
+
+
+@st.composite
+def members(draw: st.DrawFn) -> bytes:
+    """A header of any type and size, with what may follow it."""
+    name = draw(st.sampled_from(PLACES))
+    kind, size = draw(TYPES), draw(SIZES)
+    body = draw(pax() | st.binary(max_size=600))
+    if draw(st.booleans()):
+        size = len(body)
+    sparse = draw(st.lists(SIZES, max_size=8))
+    raw = [(386 + 12 * place, number(value)) for place, value in enumerate(sparse)]
+    raw.append((482, draw(st.sampled_from((b"\0", b"\1")))))
+    block = header(name, type=kind, size=size, raw=raw if kind == b"S" else ())
+    return block + body + bytes(-len(body) % 512)
+
+
+@settings(max_examples=1200 * TIMES)
+@given(blocks=st.lists(members(), min_size=1, max_size=5), end=st.sampled_from((b"", bytes(1024), whole_tar())))
+def test_tars_made_to_do_harm(blocks: list[bytes], end: bytes) -> None:
+    check_tar(b"".join(blocks) + end)
+
+
+@given(kind=st.sampled_from((b"L", b"K", b"x", b"g")), times=st.sampled_from((2, 200, 3000)), first=st.booleans())
+def test_tars_of_endless_headers(kind: bytes, times: int, first: bool) -> None:
+    check_tar((b"" if first else whole_tar()[:1024]) + header("x", type=kind) * times + whole_tar())
+
+
+def test_names_that_are_no_utf_8_are_spelt_out(tmp_path: Path) -> None:
+    for label, name in (("sad", "\udce9.png"), ("sad", "b.png"), ("happy", "c.png"), ("\udcff", "d.png")):
+        (tmp_path / "raw" / label).mkdir(parents=True, exist_ok=True)
+        picture("sad", ord(name[0]) % 256).save(tmp_path / "raw" / label / name)
+    build(options(tmp_path / "raw", tmp_path / "out", val_share=0))
+    assert left_out(tmp_path / "out") == {"input:\\udcff/d.png:\\udcff": "unknown label"}
+    assert "sad/\\udce9.png" in {photo.source for photo in read_raw(tmp_path / "raw").photos}
+
+
+CLASSES = ["happy", "sad", "neutral"]
+LABELS = [2, 0, 1, 1, 0, 2, None]
+
+
+@pytest.fixture(scope="module")
+def table() -> bytes:
+    """A parquet file of seven photos, with checksums of its pages."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    images = [{"bytes": f"picture {i}".encode() * 9, "path": None} for i in range(len(LABELS))]
+    info = {"info": {"features": {"label": {"names": CLASSES, "_type": "ClassLabel"}}}}
+    held = arrow.table({"image": images, "label": LABELS}).replace_schema_metadata({"huggingface": json.dumps(info)})
+    buffer = io.BytesIO()
+    parquet.write_table(held, buffer, row_group_size=3, write_page_checksum=True)
+    return buffer.getvalue()
+
+
+@settings(max_examples=600 * TIMES)
+@given(damage=damages())
+def test_damaged_parquet(table: bytes, damage: Damage) -> None:
+    with folder() as root:
+        listed(put(root / "t.parquet", damage(table)))
+
+
+@MANY
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_damaged_pages_of_parquet_give_no_wrong_label(table: bytes, place: float, bit: int) -> None:
+    pages = len(table) - 8 - int.from_bytes(table[-8:-4], "little")
+    at = int(place * pages)
+    with folder() as root:
+        source = put(root / "t.parquet", table[:at] + bytes([table[at] ^ 1 << bit]) + table[at + 1 :])
+        dataset = listed(source)
+        if dataset is None:
+            return
+        assert [photo.label for photo in dataset.photos] == ["" if i is None else CLASSES[i] for i in LABELS]
+
+
+def saved(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@MANY
+@given(label=damages(), marks=damages(), shape=st.none() | st.lists(SIZES, max_size=3).map(tuple))
+def test_damaged_arrays_of_affectnet(label: Damage, marks: Damage, shape: tuple[int, ...] | None) -> None:
+    with folder() as root:
+        put(root / "train_set" / "images" / "0.jpg", b"a photo")
+        text = label(saved(np.array("6")))
+        if shape is not None:
+            buffer = io.BytesIO()
+            np.lib.format.write_array_header_1_0(buffer, {"descr": "<f8", "fortran_order": False, "shape": shape})
+            text = buffer.getvalue() + np.array([6.0]).tobytes()
+        put(root / "train_set" / "annotations" / "0_exp.npy", text)
+        put(root / "train_set" / "annotations" / "0_lnd.npy", marks(saved(np.arange(136) * 0.5)))
+        dataset = listed(root)
+    assert dataset is not None
+    photo = dataset.photos[0]
+    assert photo.label in {"", *VOCABULARIES["affectnet"].values()} or photo.label.lstrip("-").isdecimal()
+    assert all(map(math.isfinite, sum(photo.landmarks, ())))
+
+
+COLUMNS = ["face", " confidence", *(f" {axis}_{i}" for axis in "xy" for i in range(POINTS))]
+
+
+@MANY
+@given(damage=damages(), confidence=st.sampled_from(("0.9", "nan", "inf", "", "x", "1e400")))
+def test_damaged_tables_of_openface(damage: Damage, confidence: str) -> None:
+    row = ", ".join(["0", confidence, *(f"{i}.5" for i in range(2 * POINTS))])
+    with folder() as root:
+        photo = put(root / "photos" / "sad" / "a.jpg", b"a photo")
+        put(root / "tables" / "a.csv", damage("\n".join([",".join(COLUMNS), row, row]).encode()))
+        dataset = read_raw(photo.parents[1])
+        assert read_bytes(dataset.photos[0]) == b"a photo"
+        look_for_landmarks(dataset, root / "tables")
+
+
+@MANY
+@given(damage=damages(), number=st.integers(0, 7), wild=st.none() | st.binary(max_size=12) | WILD_CELLS.map(str.encode))
+def test_damaged_emotions_of_ckplus(damage: Damage, number: int, wild: bytes | None) -> None:
+    with folder() as root:
+        for frame in (1, 2, 3):
+            put(root / "cohn-kanade-images" / "S1" / "1" / f"{frame}.png", f"frame {frame}")
+        text = damage(b"   %d.0000000e+00\n" % number) if wild is None else wild
+        put(root / "Emotion" / "S1" / "1" / "1_emotion.txt", text)
+        dataset = listed(root)
+    if dataset is not None:
+        value = int(float(text.decode("utf-8-sig").strip()))
+        expected = VOCABULARIES["ckplus"].get(str(value), str(value))
+        assert [photo.label for photo in dataset.photos] == ["neutral", expected]
