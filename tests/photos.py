@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pfcluster.data.build_options import BuildOptions
-from pfcluster.data.shards import MANIFEST
+from pfcluster.data.manifest import MANIFEST
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 24

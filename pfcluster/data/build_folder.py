@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
 from pfcluster.data.plan import BuildError
-from pfcluster.data.shards import BUILD_FOLDER, MANIFEST
 
 PLAN = "plan.json"
 """In the build folder, until the manifest stands."""

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pfcluster.data.contact_sheet import contact_sheet
+from pfcluster.data.manifest import Manifest, ShardError, check_shard, load_manifest
 from pfcluster.data.quality_cli import show_quality
-from pfcluster.data.shards import Manifest, ShardError, ShardSplit, check_shard, load_manifest
+from pfcluster.data.shards import ShardSplit
 
 
 @dataclass(frozen=True, kw_only=True)

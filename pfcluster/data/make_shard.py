@@ -13,10 +13,10 @@ import numpy as np
 
 from pfcluster.data.align import AlignedFace, Aligner, Hint, Rejected, resize
 from pfcluster.data.jpeg import UnreadablePhotoError, decode_jpeg, decode_photo, encode_jpeg
+from pfcluster.data.manifest import BUILD_FOLDER, ShardFile
 from pfcluster.data.plan import BuildError, LeftOut, PlannedPhoto, PlannedShard
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
 from pfcluster.data.shard_writer import Sample, write_sealed, write_shard
-from pfcluster.data.shards import BUILD_FOLDER, ShardFile
 from pfcluster.emotions import CANONICAL
 
 WINDOW_PHOTOS = 64

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pfcluster.data.shards import ShardFile, index_name
+from pfcluster.data.manifest import ShardFile, index_name
 from pfcluster.files import sha256, write_aside, write_atomically
 
 OWNER = "pfcluster"

@@ -1,9 +1,4 @@
-"""The format of a shard folder, and its reader. Nothing here needs webdataset, and nothing is ever unpickled.
-
-    <split>-00000.tar           plain WebDataset: <key>.jpg and <key>.json a sample
-    <split>-00000.index.json    key, offset and size of each JPEG, label, identity
-    manifest.json               classes, counts, checksums, options, what was left out: written last
-    left_out.csv                every photo that is in no shard, with its reason
+"""The reader of a shard folder. Nothing here needs webdataset, and nothing is ever unpickled.
 
 Legend: `n` samples of a split, `b` samples asked for, `h` `w` pixels (both the manifest's `size`).
 """
@@ -14,10 +9,8 @@ import functools
 import hashlib
 import json
 import mmap
-import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,191 +19,25 @@ import torch
 from torch import Tensor
 
 from pfcluster.data.jpeg import decode_jpeg_into
-from pfcluster.data.store import LocalStore, Store, StoreError, open_store
-from pfcluster.files import sha256
+from pfcluster.data.manifest import (
+    REBUILD,
+    ShardError,
+    ShardFile,
+    are_texts,
+    as_store,
+    check_shard,
+    is_count,
+    load_manifest,
+    require_same,
+)
+from pfcluster.data.store import LocalStore, Store, StoreError
 
-FORMAT = 2
-MANIFEST = "manifest.json"
-BUILD_FOLDER = ".build"
-"""Within a shard folder while its build is under way."""
 UNLABELLED = -1
 """Label of every sample of a folder that was built without labels."""
-LARGEST_SIZE = 1024
-"""Pixels; no build makes larger images."""
-REBUILD = "delete the folder and build it again with shards/build.py"
-
-
-class ShardError(ValueError):
-    """A shard folder that cannot be used: says which file, what is wrong, and what to do."""
 
 
 class BadSampleError(ShardError):
     """One sample that cannot be used; the others may be well."""
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One tar and its index."""
-
-    file: str
-    samples: int
-    sha256: str
-    bytes: int
-    index_sha256: str
-
-    @property
-    def index_file(self) -> str:
-        return index_name(self.file)
-
-
-@dataclass(frozen=True)
-class SplitInfo:
-    """One split of a shard folder."""
-
-    samples: int
-    per_class: dict[str, int]
-    """Class -> samples, in the order of the manifest's classes."""
-    identities: int
-    """People, or photos of unknown people, that share no other split's."""
-    shards: tuple[ShardFile, ...]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a shard folder holds. No times and no paths of the machine: the same build gives the same bytes."""
-
-    format: int
-    name: str
-    classes: tuple[str, ...]
-    """Canonical names; a label's number is its place here. Empty where the build ignored labels."""
-    votes: str | None
-    """How annotators' votes became labels (FERPlus): accuracies under different modes do not compare."""
-    size: int
-    """Side of the square images in pixels."""
-    splits: dict[str, SplitInfo]
-    photos: int
-    """Photos that went in."""
-    left_out: dict[str, int]
-    """Reason -> photos."""
-    left_out_file: str
-    options: dict[str, Any]
-    source: dict[str, Any]
-    versions: dict[str, str]
-
-
-def index_name(tar: str) -> str:
-    """`train-00000.tar` -> `train-00000.index.json`."""
-    return tar.removesuffix(".tar") + ".index.json"
-
-
-def load_manifest(folder: Path | str | Store) -> Manifest:
-    """Read `manifest.json` of a shard folder or its URL. Raises ShardError."""
-    store = _store(folder)
-    try:
-        values = json.loads(store.listing(MANIFEST))
-    except FileNotFoundError as error:
-        hint = "give a folder made by shards/build.py"
-        if isinstance(store, LocalStore) and (store.folder / BUILD_FOLDER).is_dir():
-            hint = "its build has not finished; run the same shards/build.py command again"
-        raise ShardError(f"{store.name} holds no {MANIFEST}: {hint}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ShardError(f"{store.name}/{MANIFEST} cannot be read ({error}); {REBUILD}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else None
-        found = found if isinstance(found, int) else None
-        raise ShardError(f"{store.name}/{MANIFEST} has format {found!r}, this version reads format {FORMAT}; {REBUILD}")
-    try:
-        return _manifest(values)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ShardError(f"{store.name}/{MANIFEST} lacks or garbles a field ({error!r}); {REBUILD}") from error
-
-
-def _store(folder: Path | str | Store, cache: str | Path | None = None) -> Store:
-    """A store is one already. Raises ShardError."""
-    try:
-        return open_store(folder, cache) if isinstance(folder, str | Path) else folder
-    except StoreError as error:
-        raise ShardError(str(error)) from error
-
-
-def _manifest(values: Mapping[str, Any]) -> Manifest:
-    """Raises ValueError, TypeError, KeyError, AttributeError where a field is not what it should be."""
-    classes = values["classes"]
-    if not isinstance(classes, list) or not _are_texts(*classes) or len(set(classes)) != len(classes):
-        raise ValueError("the classes are no list of different names")
-    splits = {name: _split_info(split, classes) for name, split in values["splits"].items()}
-    files = [shard.file for split in splits.values() for shard in split.shards]
-    if len(set(files)) != len(files):
-        raise ValueError("a shard is named twice")
-    manifest = Manifest(**{**values, "classes": tuple(classes), "splits": splits})
-    if not _is_count(manifest.size) or not 1 <= manifest.size <= LARGEST_SIZE:
-        raise ValueError(f"the images' size must lie in 1..{LARGEST_SIZE} pixels")
-    if not _are_texts(manifest.name, manifest.left_out_file, manifest.votes or ""):
-        raise ValueError("the name, the votes or left_out_file is no text")
-    if not _is_count(manifest.photos) or not _are_counts(manifest.left_out):
-        raise ValueError("the photos or left_out are no counts")
-    if not all(isinstance(held, dict) for held in (manifest.options, manifest.source, manifest.versions)):
-        raise ValueError("the options, the source or the versions are no fields of their own")
-    if not _is_count(manifest.source.get("known_identities")):
-        raise ValueError("the source's known_identities are no count")
-    if manifest.photos != sum(split.samples for split in splits.values()) + sum(manifest.left_out.values()):
-        raise ValueError("the photos are not as many as the samples and those left out")
-    return manifest
-
-
-def _split_info(values: Mapping[str, Any], classes: Sequence[str]) -> SplitInfo:
-    split = SplitInfo(**{**values, "shards": tuple(_shard_file(shard) for shard in values["shards"])})
-    if sum(shard.samples for shard in split.shards) != split.samples:
-        raise ValueError("the shards' samples do not add up")
-    if not _is_count(split.samples) or not _is_count(split.identities):
-        raise ValueError("a split's samples or identities are no count")
-    if not _are_counts(split.per_class) or set(split.per_class) != set(classes):
-        raise ValueError("per_class does not count the samples of each class")
-    return split
-
-
-def _shard_file(values: Mapping[str, Any]) -> ShardFile:
-    shard = ShardFile(**values)
-    if not re.fullmatch(r"[\w-][\w.-]*\.tar", shard.file):
-        raise ValueError("a shard's file lies outside its folder, or is no tar")
-    if not _is_count(shard.samples) or not _is_count(shard.bytes) or shard.bytes == 0:
-        raise ValueError("a shard's samples or bytes are no count")
-    if not all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in (shard.sha256, shard.index_sha256)):
-        raise ValueError("a checksum is no SHA-256")
-    return shard
-
-
-def _is_count(value: object) -> bool:
-    """Whether a value of JSON is a whole number that fits into 63 bits; true and 1.0 are none."""
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _are_counts(values: object) -> bool:
-    return isinstance(values, dict) and all(map(_is_count, values.values()))
-
-
-def _are_texts(*values: object) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def check_shard(folder: Path, shard: ShardFile) -> None:
-    """Compare a tar and its index with the manifest's checksums. Raises ShardError."""
-    for name, wanted in ((shard.file, shard.sha256), (shard.index_file, shard.index_sha256)):
-        path = folder / name
-        try:
-            found = sha256(path)
-        except OSError as error:
-            raise ShardError(f"{path} cannot be read ({error.strerror or error}); {REBUILD}") from error
-        _require_same(str(path), found, wanted)
-
-
-def _require_same(where: str, found: str, wanted: str) -> None:
-    """Raises ShardError where two checksums differ."""
-    if found != wanted:
-        raise ShardError(
-            f"{where} has changed since it was built: its SHA-256 is {found[:12]}..., the manifest says"
-            f" {wanted[:12]}...; {REBUILD}"
-        )
 
 
 class ShardSplit:
@@ -226,7 +53,7 @@ class ShardSplit:
         self.folder = folder
         self.split = split
         self._cache = cache
-        self._store = _store(folder, cache)
+        self._store = as_store(folder, cache)
         manifest = load_manifest(self._store)
         if split not in manifest.splits:
             raise ShardError(f"{self._store.name} has no split {split!r}, only {', '.join(manifest.splits)}")
@@ -272,9 +99,9 @@ class ShardSplit:
             labels = [numbers[row["label"]] if numbers else UNLABELLED for _, row in rows]
             self._labels = torch.tensor(labels, dtype=torch.long)
             spans = [(shard, row["offset"], row["size"]) for shard, row in rows]
-            if not _are_texts(*self._keys, *self._identities):
+            if not are_texts(*self._keys, *self._identities):
                 raise TypeError("a key or an identity is no text")
-            if not all(_is_count(place) for span in spans for place in span):
+            if not all(is_count(place) for span in spans for place in span):
                 raise TypeError("an offset or a size is no count")
         except (KeyError, TypeError) as error:
             raise ShardError(f"an index of {self.folder}/{self.split} is garbled ({error!r}); {REBUILD}") from error
@@ -355,7 +182,7 @@ def _load_index(store: Store, shard: ShardFile) -> list[dict[str, Any]]:
         listing = store.listing(shard.index_file, shard.index_sha256)
     except (OSError, StoreError) as error:
         raise ShardError(f"{where} cannot be read ({error}); {REBUILD}") from error
-    _require_same(where, hashlib.sha256(listing).hexdigest(), shard.index_sha256)
+    require_same(where, hashlib.sha256(listing).hexdigest(), shard.index_sha256)
     try:
         rows = json.loads(listing)
     except (ValueError, RecursionError) as error:

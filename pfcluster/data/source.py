@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from pfcluster.config import DataConfig
+from pfcluster.data.manifest import ShardError, load_manifest
 from pfcluster.data.reader import Balanced, BlockShuffle, FullShuffle, Order
 from pfcluster.data.resident import in_host_memory, on_device
-from pfcluster.data.shards import BadSampleError, ShardError, ShardSplit, load_manifest
+from pfcluster.data.shards import BadSampleError, ShardSplit
 from pfcluster.data.split_types import DataError, Dataset, RawBatch, Split
 from pfcluster.data.store import default_cache
 from pfcluster.data.synthetic import SyntheticFaces

@@ -19,8 +19,9 @@ from pfcluster.config import DataConfig
 from pfcluster.data.build import build
 from pfcluster.data.build_options import BuildOptions
 from pfcluster.data.inspect_cli import left_out_table, splits_table
+from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.plan import BuildError
-from pfcluster.data.shards import MANIFEST, BadSampleError, ShardError, ShardSplit, load_manifest
+from pfcluster.data.shards import BadSampleError, ShardSplit
 from pfcluster.data.source import open_dataset
 from pfcluster.data.split_types import DataError
 from pfcluster.data.store import StoreError, open_store

@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from pfcluster.data.build import build
+from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.plan import BuildError
-from pfcluster.data.shards import MANIFEST, ShardError, ShardSplit, load_manifest
+from pfcluster.data.shards import ShardSplit
 from pfcluster.data.split import choose_groups, connected_groups
 from tests.photos import (
     CANONICAL,

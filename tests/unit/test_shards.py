@@ -15,7 +15,8 @@ from PIL import Image
 
 from pfcluster.data.build import build
 from pfcluster.data.jpeg import encode_jpeg
-from pfcluster.data.shards import MANIFEST, BadSampleError, ShardError, ShardSplit, load_manifest
+from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
+from pfcluster.data.shards import BadSampleError, ShardSplit
 from tests.photos import (
     COLOURS,
     SIZE,

@@ -15,7 +15,8 @@ import torch
 
 from pfcluster.config import DataConfig
 from pfcluster.data import store
-from pfcluster.data.shards import MANIFEST, ShardError, ShardSplit, load_manifest
+from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
+from pfcluster.data.shards import ShardSplit
 from pfcluster.data.source import DataError, made_resident, open_dataset
 from pfcluster.data.store import StoreError, open_store
 
