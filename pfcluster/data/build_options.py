@@ -138,8 +138,8 @@ class BuildOptions:
             names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
             if any(name not in os.environ for name in names):
                 raise BuildError("--slice auto needs a SLURM array (sbatch --array=0-15); else say which, such as 3/16")
-            number, first, count = (int(os.environ[name]) for name in names)
-            text = f"{number - first}/{count}"
+            task, first, count = (os.environ[name] for name in names)
+            text = f"{int(task) - int(first)}/{count}" if task.isdecimal() and first.isdecimal() else f"{task}/{count}"
         number_text, _, count_text = text.partition("/")
         if not (number_text.isdecimal() and count_text.isdecimal() and int(number_text) < int(count_text)):
             raise BuildError(f"--slice must be I/N with 0 <= I < N, such as 3/16, got {text!r}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.data.store import LocalStore, Store, StoreError
+from pfcluster.data.store import LocalStore, Store, StoreError, open_store
 from pfcluster.files import sha256
 
 FORMAT = 2

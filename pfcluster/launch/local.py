@@ -64,6 +64,9 @@ class _Running:
     processes: list[subprocess.Popen[bytes]]
     logs: list[Path]
     offset: int = 0
+    """Bytes of metrics.jsonl that were read."""
+    inode: int = 0
+    """Of that file: a run that goes on puts another in its place, without what it does again."""
     values: dict[str, float] = field(default_factory=dict)
     step: int = 0
     lost: int = 0
@@ -92,8 +95,9 @@ class _Running:
         if not path.exists():
             return
         with open(path, "rb") as file:
-            if path.stat().st_size < self.offset:
-                self.offset = 0
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self.inode:
+                self.offset, self.inode = 0, inode
             file.seek(self.offset)
             for line in file:
                 if not line.endswith(b"\n"):
