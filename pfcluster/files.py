@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+ASIDE = ".*.tmp"
+"""Names of the files that `write_aside` fills; a process that was killed leaves one behind."""
+
+
 def write_aside(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Let `fill` write a file beside `path`, sync it, and rename it to `path`: readers see the old one or the new one,
     whole. Nothing is left behind on an error.

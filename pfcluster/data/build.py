@@ -28,6 +28,7 @@ from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.raw.spool import spool
 from pfcluster.data.shard_writer import read_sealed, write_json, write_sealed, write_table
 from pfcluster.data.workers import run_workers
+from pfcluster.files import ASIDE
 
 LEFT_OUT_FILE = "left_out.csv"
 GENERAL = ("folder", "tar", "csv", "parquet")
@@ -247,6 +248,8 @@ def _finish(
     )
     rows = [_left_out_row(datasets, photo) for photo in left_out]
     try:
+        for unfinished in options.output.glob(ASIDE):
+            unfinished.unlink()
         write_table(options.output / LEFT_OUT_FILE, ("input", "source", "label", "reason", "detail"), rows)
         write_json(options.output / MANIFEST, asdict(manifest), indent=1)
     except OSError as error:

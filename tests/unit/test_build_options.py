@@ -60,7 +60,9 @@ def test_too_many_bad_photos_end_a_build_and_nothing_made_is_lost(tmp_path: Path
     for limit in (0.0, 0.04):
         with pytest.raises(BuildError, match=r"1 of 20 photos cannot be read \(unreadable: 1\), more than"):
             build(options(raw, tmp_path / "out", max_bad_share=limit))
+    (tmp_path / "out" / ".train-00000.tar.4711.tmp").write_bytes(b"of a process that was killed")
     result = build(options(raw, tmp_path / "out", max_bad_share=0.05))
+    assert not list((tmp_path / "out").glob(".*"))
     assert result.photos_now == 0
     assert result.manifest is not None
     assert result.manifest.left_out == {"unreadable": 1}
