@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-
 ASIDE = ".*.tmp"
 """Names of the files that `write_aside` fills; a process that was killed leaves one behind."""
 
