@@ -26,6 +26,16 @@ ALIASES = {
     "calm": "neutral",
 }
 
+_FER2013 = {
+    "0": "anger",
+    "1": "disgust",
+    "2": "fear",
+    "3": "happiness",
+    "4": "sadness",
+    "5": "surprise",
+    "6": "neutral",
+}
+
 VOCABULARIES: dict[str, Mapping[str, str]] = {
     "rafdb": {
         "1": "surprise",
@@ -42,15 +52,7 @@ VOCABULARIES: dict[str, Mapping[str, str]] = {
         "9": "uncertain",
         "10": "no-face",
     },
-    "fer2013": {
-        "0": "anger",
-        "1": "disgust",
-        "2": "fear",
-        "3": "happiness",
-        "4": "sadness",
-        "5": "surprise",
-        "6": "neutral",
-    },
+    "fer2013": _FER2013,
     "ferplus": {
         "0": "neutral",
         "1": "happiness",
@@ -63,15 +65,7 @@ VOCABULARIES: dict[str, Mapping[str, str]] = {
         "8": "unknown",
         "9": "no-face",
     },
-    "expw": {
-        "0": "anger",
-        "1": "disgust",
-        "2": "fear",
-        "3": "happiness",
-        "4": "sadness",
-        "5": "surprise",
-        "6": "neutral",
-    },
+    "expw": _FER2013,
     "ckplus": {
         "0": "neutral",
         "1": "anger",

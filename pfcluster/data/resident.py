@@ -51,10 +51,14 @@ class ResidentSplit:
         return self.split.keys(indices)
 
 
+def bytes_of(split: Split) -> int:
+    """What a split takes once it is decoded."""
+    return int(np.prod(_shape(split)))
+
+
 def on_device(split: Split, device: torch.device, workers: int) -> ResidentSplit:
     """Decode a whole split onto the device. Raises DataError where it does not fit."""
-    shape = _shape(split)
-    needed = int(np.prod(shape))
+    shape, needed = _shape(split), bytes_of(split)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         if needed > RESERVE * free:

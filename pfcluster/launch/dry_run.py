@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.data.source import open_dataset
+from pfcluster.data.resident import bytes_of
+from pfcluster.data.source import open_dataset, require_labels
 from pfcluster.launch.commands import Options
 from pfcluster.launch.local import Job
 from pfcluster.memory import BACKENDS, MemoryPlan, micro_batch, plans, with_backend
@@ -33,6 +34,7 @@ def dry_run(stages: Sequence[Sequence[Job]], options: Options, console: Console)
     for name, same in runs.items():
         config = same[0]
         dataset = open_dataset(config.data, config.seed)
+        require_labels(dataset, config.objective)
         cost = costs[name] = profile(config, len(dataset.classes), recognition=_recognition(config))
         table.add_row(
             name,
@@ -49,6 +51,9 @@ def dry_run(stages: Sequence[Sequence[Job]], options: Options, console: Console)
     for name, same in runs.items():
         _print_memory(same[0], len(dataset.classes), images[name], options, console)
         _print_rate(same[0], costs[name], options, console)
+    if any(same[0].data.mode == "device" for same in runs.values()):
+        held = _mib(bytes_of(dataset.train))
+        console.print(f"besides, {held} MiB of each GPU for the images of data.mode device", highlight=False)
     places = " ".join(str(job.folder) for job in jobs)
     console.print(f"folders: {places}", highlight=False)
     console.print(

@@ -76,3 +76,11 @@ def test_what_cannot_be_is_refused(capsys, options, words):
     code, _, errors = said(capsys, "pretrain", *TINY, *options)
     assert code == 2
     assert words in errors
+
+
+def test_images_that_are_kept_on_the_device_are_counted(capsys):
+    code, output, _ = said(capsys, "pretrain", *TINY, "--data.mode", "device", "--dry-run")
+    assert code == 0
+    assert f"besides, {96 * 3 * 48**2 / 2**20:.1f} MiB of each GPU for the images" in output
+    _, output, _ = said(capsys, "pretrain", *TINY, "--dry-run")
+    assert "of data.mode device" not in output
