@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from types import TracebackType
 from torch.distributed import PrefixStore, TCPStore
 
 from pfcluster.dist import World
+from pfcluster.hosts import host_name
 
 FAILED = 1
 """Exit code of a process that ends because another rank did."""
@@ -130,7 +130,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         self.beats += 1
-        record = {"beat": self.beats, "step": self.step, "host": socket.gethostname(), "pid": os.getpid()}
+        record = {"beat": self.beats, "step": self.step, "host": host_name(), "pid": os.getpid()}
         self._put("alive", json.dumps(record))
         for rank in self._watched():
             self._silence(rank)

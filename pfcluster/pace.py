@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as torch_dist
 
 from pfcluster.dist import World
+from pfcluster.hosts import host_name
 
 COLUMNS = ("data", "forward", "step")
 
@@ -33,10 +33,10 @@ class Pace:
     """Mean of data + forward of all ranks, one list for each line written."""
 
     def __post_init__(self) -> None:
-        self.hosts: list[str] = [socket.gethostname()]
+        self.hosts: list[str] = [host_name()]
         if self.world.size > 1:
             self.hosts = [""] * self.world.size
-            torch_dist.all_gather_object(self.hosts, socket.gethostname())
+            torch_dist.all_gather_object(self.hosts, host_name())
 
     def add(self, data: float, forward: float, step: float) -> None:
         """Seconds of one step on this rank."""

@@ -14,6 +14,8 @@ from typing import Any
 
 from pfcluster.files import write_atomically
 
+SNAPSHOT = "snapshot.json"
+"""Beside a copy of the code (launch/snapshot.py): which commit it is of."""
 PACKAGES = ("pfcluster", "torch", "torchvision", "timm", "torchmetrics", "webdataset", "numpy")
 
 
@@ -43,7 +45,7 @@ def _collect(command: str | None) -> dict[str, Any]:
     return {
         "command": command or shlex.join(["python", *sys.argv]),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "machine": f"{platform.system()} {platform.machine()}",
         "started": [],
     }
@@ -56,8 +58,14 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _git_commit() -> str | None:
-    """Commit of the checkout this code runs from, marked `-dirty` where tracked files changed; None outside of git."""
+def git_commit() -> str | None:
+    """Commit of the checkout this code runs from, or was copied from, marked `-dirty` where tracked files changed; None
+    outside of git.
+    """
+    copied = Path(__file__).parent.parent / SNAPSHOT
+    if copied.is_file():
+        known: str | None = json.loads(copied.read_text())["git_commit"]
+        return known
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

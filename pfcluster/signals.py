@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM ask a run to stop at the next step's end, with a checkpoint. A second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM ask a run to stop at the next step's end, with a checkpoint. A second Ctrl-C stops at once.
+
+Schedulers ask with SIGTERM or SIGUSR2 (NCCL keeps SIGUSR1 for itself).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM only raise a flag. Outside the main thread it can be raised by hand alone."""
+    """While entered, SIGINT, SIGTERM and SIGUSR2 only raise a flag. Outside the main thread it can be raised by hand
+    alone.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -19,12 +24,16 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        self.ask(number)
+
+    def ask(self, number: int) -> None:
+        """Raise the flag, as this signal would."""
         self.requested = True
-        self.signal = number
+        self.signal = self.signal or number
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
@@ -53,14 +54,16 @@ class State:
     plateau: Plateau = field(default_factory=Plateau)
 
 
-def run(config: RunConfig, folder: Path, command: str | None = None) -> dict[str, Any]:
+def run(config: RunConfig, folder: Path, command: str | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
     """Train one config in the process group of the environment, or go on where `folder` says that it stopped.
 
     Returns the content of `result.json`: status "finished", or "interrupted" after a signal, with a checkpoint. A
-    folder that is finished already gives its result again. Raises ValueError subclasses for what users can mend,
+    folder that is finished already gives its result again. A launcher that listens for signals before the training
+    begins, or by other ways, hands its own `stop`, entered. Raises ValueError subclasses for what users can mend,
     TrainingError, OSError for a disk, and LostRankError where another rank is the reason.
     """
-    with world(config.engine.device, config.engine.timeout) as here, StopRequest() as stop:
+    with world(config.engine.device, config.engine.timeout) as here, contextlib.ExitStack() as entered:
+        stop = entered.enter_context(StopRequest()) if stop is None else stop
         if config.batch_size % (here.size * config.engine.accumulate):
             raise ConfigError(
                 f"batch_size must be a multiple of the number of processes ({here.size}) times engine.accumulate"
@@ -87,14 +90,7 @@ def _of_communication(error: Exception) -> bool:
 def _claim(config: RunConfig, folder: Path, command: str | None) -> dict[str, Any] | None:
     """Make the run folder this config's own; its result, if it is finished. Raises ConfigError for another's folder."""
     known, result = folder / "config.json", folder / "result.json"
-    changed = differences(load(known), config) if known.exists() else {}
-    others = {name: values for name, values in changed.items() if not _only_execution(name)}
-    if others:
-        name, (old, new) = next(iter(others.items()))
-        raise ConfigError(
-            f"{folder} belongs to another config: {name} is {old!r} there and {new!r} here"
-            f" ({len(others)} differences); take another folder, or remove that one"
-        )
+    changed = changes_of(config, folder)
     if result.exists():
         values: dict[str, Any] = json.loads(result.read_text())
         if values["status"] == "finished":
@@ -105,6 +101,23 @@ def _claim(config: RunConfig, folder: Path, command: str | None) -> dict[str, An
     write_atomically(known, to_json(config))
     provenance.write(folder, command)
     return None
+
+
+def changes_of(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Fields that a run would change by going on in a folder, with their old and new values; only such as may change.
+
+    Raises ConfigError where the folder belongs to another config.
+    """
+    known = folder / "config.json"
+    changed = differences(load(known), config) if known.exists() else {}
+    others = {name: values for name, values in changed.items() if not _only_execution(name)}
+    if others:
+        name, (old, new) = next(iter(others.items()))
+        raise ConfigError(
+            f"{folder} belongs to another config: {name} is {old!r} there and {new!r} here"
+            f" ({len(others)} differences); take another folder, or remove that one"
+        )
+    return changed
 
 
 def _only_execution(name: str) -> bool:

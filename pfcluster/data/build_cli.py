@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import tyro
@@ -27,12 +28,14 @@ class _Speed(ProgressColumn):
         return Text(f"{task.speed:.0f} photos/s" if task.speed else "", style="progress.data.speed")
 
 
-def main() -> int:
-    """Run the command of `sys.argv`. Returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, that of `sys.argv` for None. Returns the exit code: 0, 2 for what the user can mend, 130 when
+    interrupted.
+    """
     messages = Console(stderr=True)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        options = tyro.cli(BuildOptions, prog="shards/build.py")
+        options = tyro.cli(BuildOptions, prog="shards/build.py", args=None if arguments is None else list(arguments))
         result, seconds = _run(options, messages)
     except ValueError as error:
         messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)

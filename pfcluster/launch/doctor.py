@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
-import socket
 import sys
 import time
 import uuid
@@ -29,6 +28,7 @@ from pfcluster.config import Backend, EngineConfig
 from pfcluster.dist import World, ensure_group, world
 from pfcluster.engine.build import choose
 from pfcluster.files import write_atomically
+from pfcluster.hosts import host_name
 from pfcluster.parity import compare
 
 BACKENDS = tuple(name for name in get_args(Backend) if name != "auto")
@@ -42,7 +42,7 @@ SECONDS = 3.0
 
 def examine(here: World, folder: Path, backends: Sequence[str]) -> dict[str, Any]:
     """All checks on this process group. A collective; JSON values, the same on all ranks."""
-    hosts = _everywhere(here, f"{socket.gethostname()} ({_device_name(here)})")
+    hosts = _everywhere(here, f"{host_name()} ({_device_name(here)})")
     engine = EngineConfig(device=here.device.type)  # type: ignore[arg-type]
     choice = choose(engine, here)
     return {

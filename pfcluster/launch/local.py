@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
-from pfcluster.config import RunConfig
-from pfcluster.config_json import load, to_json
+from pfcluster.config_json import to_json
 from pfcluster.files import write_atomically
+from pfcluster.launch.plan import Call, Job, Plan
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
 from pfcluster.signals import StopRequest
 
@@ -36,26 +36,6 @@ class LaunchError(RuntimeError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-
-
-@dataclass(frozen=True)
-class Job:
-    """A config and the folder it is run in."""
-
-    config: RunConfig
-    folder: Path
-
-    @property
-    def label(self) -> str:
-        return f"{self.config.name} seed {self.config.seed}"
-
-    def finished(self) -> bool:
-        """Whether the folder holds this config's finished result."""
-        try:
-            same = load(self.folder / "config.json") == self.config
-            return same and json.loads((self.folder / "result.json").read_text())["status"] == "finished"
-        except (OSError, ValueError, KeyError):
-            return False
 
 
 @dataclass
@@ -109,6 +89,34 @@ class _Running:
                 self.values |= {
                     prefix + name: value for name, value in values.items() if isinstance(value, int | float)
                 }
+
+
+def run_plan(plan: Plan, *, processes: int, at_once: int) -> bool:
+    """Run a plan's groups, wave by wave; True once all is finished, False where a signal stopped it.
+
+    Raises LaunchError where something fails.
+    """
+    waves = list(plan.waves())
+    for number, wave in enumerate(waves, start=1):
+        title = f"[{number}/{len(waves)}] " if len(waves) > 1 else ""
+        tasks = [task for group in wave for task in group.tasks]
+        calls = [task for task in tasks if isinstance(task, Call) and not task.finished()]
+        if not all(run_call(call) for call in calls):
+            return False
+        jobs = [task for task in tasks if isinstance(task, Job)]
+        if jobs and not run_jobs(jobs, processes=processes, at_once=at_once, command=plan.command, title=title):
+            return False
+    return True
+
+
+def run_call(call: Call) -> bool:
+    """Run a command on this terminal; False where a signal stopped it. Raises LaunchError where it fails."""
+    command = [sys.executable, "-m", call.module, *call.arguments]
+    with StopRequest() as stop:
+        code = subprocess.run(command, check=False).returncode
+    if code and not stop.requested:
+        raise LaunchError(f"{call.label} ended with {code}; what it said stands above", code)
+    return code == 0
 
 
 def run_jobs(jobs: Sequence[Job], *, processes: int, at_once: int, command: str, title: str = "") -> bool:

@@ -5,15 +5,38 @@ ended.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import traceback
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pfcluster.launch.secrets import conceal, conceal_output
+
+if TYPE_CHECKING:
+    from pfcluster.signals import StopRequest
 
 FINISHED, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 75
 """75 is sysexits.h's EX_TEMPFAIL: start again to go on."""
+DEVICE = re.compile(r"CUDA error|NCCL|uncorrectable|device-side|cuDNN|CUBLAS|EFA|InfiniBand", re.IGNORECASE)
+"""Errors of PyTorch that a broken GPU or network gives, and a broken program now and then."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process of a run ended."""
+
+    code: int
+    kind: Literal["user", "training", "disk", "bug", "device", "lost rank"] | None = None
+    """Of a failure: what the user can mend, a training that cannot go on, a disk, a fault of a program or of a device,
+    or another rank that is gone."""
+    error: str = ""
 
 
 def main() -> int:
@@ -24,31 +47,43 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--command", default=None)
     options = parser.parse_args()
+    conceal_output()
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
+    ending = work(options.config, options.folder, options.command, options.threads)
+    if ending.kind == "lost rank":
+        os._exit(ending.code)  # libraries' own ends would wait for the lost rank
+    return ending.code
 
+
+def work(config: Path, folder: Path, command: str | None, threads: int, stop: StopRequest | None = None) -> Ending:
+    """Run a config in this process; what fails is printed, and told in a word."""
     import torch
 
     from pfcluster.config_json import load
     from pfcluster.heartbeat import LostRankError
     from pfcluster.train import TrainingError, run
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if threads:
+        torch.set_num_threads(threads)
     try:
-        result = run(load(options.config), options.folder, options.command)
+        result = run(load(config), folder, command, stop)
+        return Ending(FINISHED if result["status"] == "finished" else INTERRUPTED)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        ending = Ending(USER_ERROR, "user", str(error))
     except OSError as error:  # a full disk, a lost file system
-        print(f"error: {error}; checkpoints from before are whole: mend it and give the same command", file=sys.stderr)
-        return FAILED
+        full = "disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) or error.errno is None else "device"
+        advice = "checkpoints from before are whole: mend it and give the same command"
+        ending = Ending(FAILED, full, f"{error}; {advice}")  # type: ignore[arg-type]
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        ending = Ending(FAILED, "training", str(error))
     except LostRankError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(FAILED)  # libraries' own ends would wait for the lost rank
-    return FINISHED if result["status"] == "finished" else INTERRUPTED
+        ending = Ending(FAILED, "lost rank", str(error))
+    except Exception as error:  # told by its kind, and shown whole
+        traceback.print_exc()
+        kind = "device" if isinstance(error, RuntimeError) and DEVICE.search(str(error)) else "bug"
+        return Ending(FAILED, kind, conceal(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
+    print(f"error: {ending.error}", file=sys.stderr, flush=True)
+    return Ending(ending.code, ending.kind, conceal(ending.error))
 
 
 def _follow_parent(parent: int) -> None:

@@ -1,0 +1,182 @@
+"""The command line: which command, on this machine or on a cluster. `jobs/launch.py` is its front door."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pfcluster.launch import commands
+from pfcluster.launch.local import LaunchError, run_plan
+from pfcluster.launch.options import (
+    STUDIES,
+    TRAINING,
+    Cluster,
+    add_cluster_options,
+    cluster_of,
+    command_text,
+    parse_training,
+)
+from pfcluster.launch.plan import Call, Group, Job, Plan
+from pfcluster.launch.secrets import conceal_output
+from pfcluster.launch.tools import TOOLS, WATCHING
+
+HELP = """Train, evaluate and report, on this machine or on a SLURM cluster.
+
+    python jobs/launch.py --nodes 4                             the pipeline: shards, pre-training, all seeds, report
+    python jobs/launch.py demo                                  the whole method on embedded synthetic faces
+    python jobs/launch.py study --data.shards DIR               the same on your own photos
+    python jobs/launch.py judge | pretrain | finetune | pf-mag  one stage of it
+    python jobs/launch.py evaluate RUN [--split test]           scores of a run's best checkpoint
+    python jobs/launch.py report STUDY [--baseline NAME]        mean ± std over seeds, tables and pictures
+    python jobs/launch.py consolidate RUN [--output FILE]       a run's weights as one safetensors file
+    python jobs/launch.py shards --input DIR --output DIR       raw photos to shards (shards/build.py)
+    python jobs/launch.py doctor [--processes N]                does every engine train right here
+    python jobs/launch.py status | logs | cancel [NAME]         what runs, what it says, end it
+
+`python jobs/launch.py COMMAND --help` lists the options. Stopped runs go on where they were: give the same command
+again.
+"""
+COMMANDS = (*STUDIES, *TRAINING, *TOOLS, *WATCHING)
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the process's exit code: 0 done, 1 a run failed, 2 the call was wrong, 130 stopped by a
+    signal.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    conceal_output()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP)
+        return 0 if arguments else 2
+    command, rest = ("pipeline", arguments) if arguments[0].startswith("-") else (arguments[0], arguments[1:])
+    try:
+        if command not in COMMANDS:
+            raise ValueError(f"no command {command!r}; there are {', '.join(COMMANDS)}")
+        if command in WATCHING:
+            return WATCHING[command](rest)
+        if command in TOOLS:
+            return tool(command, rest)
+        return train(command, rest)
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def train(command: str, arguments: list[str]) -> int:
+    """The pipeline, demo, study and the single stages."""
+    options = parse_training(command, arguments)
+    plan = commands.make_plan(options)
+    cluster, console = options.cluster, Console()
+    if options.dry_run:
+        from pfcluster.launch.dry_run import dry_run
+
+        if not commands.coming_shards(plan):
+            dry_run(plan.jobs(), options, console)
+        print_plan(plan, cluster, console)
+        return 0
+    commands.preflight(plan, cluster.world_size)
+    if cluster.executor == "slurm":
+        return submit(plan, cluster, console)
+    if cluster.nodes > 1:
+        console.print(
+            f"--nodes {cluster.nodes}: {cluster.nodes} groups of {cluster.per_node} processes on this machine"
+            f" ({cluster.reason})",
+            highlight=False,
+        )
+    if not run_plan(plan, processes=cluster.world_size, at_once=options.jobs):
+        return INTERRUPTED
+    if command not in STUDIES:
+        for job in plan.jobs()[-1]:
+            console.print(f"{job.label}: {job.folder / 'result.json'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def tool(command: str, arguments: list[str]) -> int:
+    """A command that does not train: here, or with --executor slurm as a job."""
+    if not any(word.startswith("--executor") for word in arguments):
+        return TOOLS[command](arguments)
+    parser = argparse.ArgumentParser(prog=f"jobs/launch.py {command}", allow_abbrev=False, add_help=False)
+    add_cluster_options(parser, "local")
+    parser.add_argument("--job-name", default=None)
+    known, rest = parser.parse_known_args(arguments)
+    cluster = cluster_of(known)
+    if cluster.executor == "local":
+        return TOOLS[command](rest)
+    paths = [word for word in rest if not word.startswith("-")]
+    slug = (
+        re.sub(r"[^A-Za-z0-9.]+", "-", paths[-1] if command == "shards" else paths[0]).strip("-.") if paths else "all"
+    )
+    name = known.job_name or f"{command}-{slug}"
+    folder = Path("runs") / name
+    if command == "shards":
+        group = commands.slices(rest, folder, cluster.nodes)
+    elif command == "doctor":
+        group = Group(command, (Call(command, folder / command, tuple(rest), module="pfcluster.launch.doctor"),))
+    else:
+        group = Group(command, (Call(command, folder / command, (command, *rest)),), alone=True)
+    return submit(Plan(name, folder, (group,), command_text()), cluster, Console())
+
+
+def submit(plan: Plan, cluster: Cluster, console: Console) -> int:
+    """Hand a plan to SLURM and say what was done; with --wait stay until all has ended."""
+    from pfcluster.launch import status
+    from pfcluster.launch.slurm import submit as slurm
+
+    rows = slurm.submit(plan, cluster.site, processes=cluster.per_node, retries=cluster.retries)
+    table = Table(
+        "stage", "tasks", "nodes x processes", "after", "job", title=f"{plan.name} on SLURM", title_justify="left"
+    )
+    for row in rows:
+        counts = {
+            what: [job for _, done, job in row.tasks if done == what] for what in ("submitted", "attached", "finished")
+        }
+        words = ", ".join(f"{len(jobs)} {what}" for what, jobs in counts.items() if jobs)
+        numbers = dict.fromkeys(job.split("_")[0] for jobs in counts.values() for job in jobs if job)
+        table.add_row(
+            row.group, words, f"{row.layout.nodes} x {row.layout.per_node}", " ".join(row.after), " ".join(numbers)
+        )
+    console.print(table)
+    for words in dict.fromkeys(row.layout.shortened for row in rows if row.layout.shortened):
+        console.print(words, highlight=False)
+    place = plan.folder
+    for what in ("status", "logs", "cancel"):
+        console.print(f"python jobs/launch.py {what} {place}", highlight=False, style="dim", soft_wrap=True)
+    if not cluster.wait:
+        return 0
+    try:
+        return 0 if status.watch(place, console).well else 1
+    except KeyboardInterrupt:
+        console.print("the jobs go on; status shows them, cancel ends them")
+        return INTERRUPTED
+
+
+def print_plan(plan: Plan, cluster: Cluster, console: Console) -> None:
+    """Stages, and for SLURM their batch scripts."""
+    table = Table(
+        "stage", "tasks", "after", "folders", title=f"plan {plan.name}: {cluster.executor} ({cluster.reason})"
+    )
+    for group in plan.groups:
+        folders = sorted({str(task.folder.parent if isinstance(task, Job) else task.folder) for task in group.tasks})
+        todo = sum(not task.finished() for task in group.tasks)
+        table.add_row(group.name, f"{todo} of {len(group.tasks)} to do", " ".join(group.after), "\n".join(folders))
+    console.print(table)
+    if cluster.executor == "slurm":
+        from pfcluster.launch.slurm.submit import script_of
+
+        for group in plan.groups:
+            console.rule(group.name)
+            print(script_of(plan, group, cluster.site, cluster.per_node))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What is to be run, whoever runs it: tasks in groups, and which groups wait for which.
+
+A task is a training run or a command; a group holds the same task for several seeds or slices. A launcher needs no
+more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pfcluster.config import RunConfig
+from pfcluster.config_json import load
+
+CLI = "pfcluster.launch.cli"
+RECORD = "pipeline.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run: a config and the folder it is run in."""
+
+    config: RunConfig
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        return f"{self.config.name} seed {self.config.seed}"
+
+    def finished(self) -> bool:
+        """Whether the folder holds this config's finished result."""
+        try:
+            same = load(self.folder / "config.json") == self.config
+            return same and json.loads((self.folder / "result.json").read_text())["status"] == "finished"
+        except (OSError, ValueError, KeyError):
+            return False
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command: `python -m MODULE ARGUMENTS`. The folder holds its logs."""
+
+    label: str
+    folder: Path
+    arguments: tuple[str, ...]
+    module: str = CLI
+    produces: Path | None = None
+    """File that stands when it is done; None runs it whenever asked."""
+    reads: tuple[Path, ...] = ()
+    """Files that it is made from: when one is newer it is made anew."""
+
+    def finished(self) -> bool:
+        """Whether what it makes is there, and newer than what it is made from."""
+        if self.produces is None or not self.produces.exists():
+            return False
+        made = self.produces.stat().st_mtime
+        return all(path.exists() and path.stat().st_mtime <= made for path in self.reads)
+
+
+Task = Job | Call
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks of one kind, and the groups that must have finished before."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    after: tuple[str, ...] = ()
+    alone: bool = False
+    """One process each, whatever number the user asked for."""
+
+    def finished(self) -> bool:
+        return all(task.finished() for task in self.tasks)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Groups in an order in which they can be run."""
+
+    name: str
+    folder: Path
+    groups: tuple[Group, ...]
+    command: str
+    """The command that repeats it."""
+
+    def waves(self) -> Iterator[list[Group]]:
+        """Groups that wait for none of each other, together."""
+        level: dict[str, int] = {}
+        for group in self.groups:
+            level[group.name] = 1 + max((level[name] for name in group.after), default=-1)
+        for number in range(1 + max(level.values())):
+            yield [group for group in self.groups if level[group.name] == number]
+
+    def jobs(self) -> list[list[Job]]:
+        """The training runs, wave by wave."""
+        found = [[task for group in wave for task in group.tasks if isinstance(task, Job)] for wave in self.waves()]
+        return [jobs for jobs in found if jobs]
+
+
+def groups_of(jobs: Sequence[Job], after: Sequence[str] = ()) -> list[Group]:
+    """Runs that differ in their seed only, as groups by their names."""
+    names = dict.fromkeys(job.config.name for job in jobs)
+    return [Group(name, tuple(job for job in jobs if job.config.name == name), tuple(after)) for name in names]

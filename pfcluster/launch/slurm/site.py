@@ -1,0 +1,176 @@
+"""What a site wants of every job: one small TOML file (README, "On a cluster").
+
+partition = "gpu"
+account = "faces"
+gpus_per_node = 8
+setup = ["module load cuda/12.4"]
+secrets = ["HF_TOKEN"]
+
+[environment]
+NCCL_SOCKET_IFNAME = "ib0"
+
+[run.mae]
+time = "3-00:00:00"
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pfcluster.config import ConfigError
+from pfcluster.launch.slurm.control import SlurmError, minutes
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PLACES = ("pfcluster.toml", "~/.config/pfcluster.toml")
+"""Where the file is looked for, if neither --site nor $PFCLUSTER_SITE names one."""
+SUSPICIOUS = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+OWN = (
+    "job-name",
+    "output",
+    "error",
+    "array",
+    "dependency",
+    "signal",
+    "nodes",
+    "ntasks-per-node",
+    "open-mode",
+    "requeue",
+)
+"""Options of sbatch that the launcher sets itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Settings of all jobs; those of one run by its name in `run`."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    """Nodes to keep away from."""
+    time: str | None = None
+    """Limit of one job, as SLURM writes it; longer runs chain. None takes the partition's, at most a day."""
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    """Memory of a node, as SLURM writes it."""
+    signal_seconds: int = 120
+    """How long before the time limit a job is told to save itself."""
+    requeue: bool = True
+    """False where the site forbids it: jobs then go on as new ones."""
+    python: str | None = None
+    """How a job starts Python, such as "apptainer exec --nv /images/pf.sif python"; None takes this one."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the job starts: modules, a profile."""
+    srun: tuple[str, ...] = ()
+    """Arguments of srun, such as "--container-image=..."."""
+    scratch: str | None = None
+    """Folder on the nodes for decoded and fetched data; may name the job's variables, such as $SLURM_TMPDIR."""
+    secrets: tuple[str, ...] = ()
+    """Names of variables of your shell that jobs need and no file or log may show."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of every job."""
+    sbatch: Mapping[str, Any] = field(default_factory=dict)
+    """Any other options of sbatch, by their long names; true for those without a value."""
+    run: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings of single runs, by their names: mae, judge, shards, report, ..."""
+    source: str = "no site file"
+
+    def __post_init__(self) -> None:
+        for name in self.environment:
+            if SUSPICIOUS.search(name):
+                raise ConfigError(
+                    f"{self.source}: [environment] {name} looks like a secret, and would stand in the job's script;"
+                    f' set it in your shell and write secrets = ["{name}"]'
+                )
+        own = [name for name in self.sbatch if name.replace("_", "-") in OWN]
+        if own:
+            raise ConfigError(f"{self.source}: [sbatch] {own[0]} is set by the launcher itself; leave it out")
+        for name in ("nodes", "gpus_per_node", "cpus_per_task"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{self.source}: {name} must be at least 1, got {value}")
+        if not 5 <= self.signal_seconds <= 3600:
+            raise ConfigError(f"{self.source}: signal_seconds must lie in 5..3600, got {self.signal_seconds}")
+        if self.time is not None:
+            try:
+                minutes(self.time)
+            except SlurmError as error:
+                raise ConfigError(f"{self.source}: {error}") from error
+
+    def for_run(self, name: str) -> Site:
+        """The settings of one run."""
+        return replace(self, run={}, **checked(self.run.get(name, {}), f"{self.source}, [run.{name}]", deep=False))
+
+    def with_options(self, options: Mapping[str, Any]) -> Site:
+        """Changed by what the command line gives; None gives nothing. It also beats the settings of single runs."""
+        given = {name: value for name, value in options.items() if value is not None}
+        runs = {
+            name: {key: value for key, value in values.items() if key not in given} for name, values in self.run.items()
+        }
+        return replace(self, run=runs, **given)
+
+
+def checked(values: Mapping[str, Any], source: str, *, deep: bool = True) -> dict[str, Any]:
+    """Keys and types of a table of the file. Raises ConfigError that names the key."""
+    kinds = {each.name: str(each.type) for each in fields(Site) if each.name != "source"}
+    if not deep:
+        kinds.pop("run")
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(kinds))}"
+            raise ConfigError(f"{source}: unknown setting {name}{hint}")
+        found[name] = _typed(name, value, kinds[name], source)
+    return found
+
+
+def _typed(name: str, value: Any, kind: str, source: str) -> Any:
+    if kind.startswith("tuple"):
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise ConfigError(f"{source}: {name} must be a list of texts, got {value!r}")
+        return tuple(value)
+    if kind.startswith("Mapping"):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{source}: {name} must be a table [{name}], got {value!r}")
+        if name == "environment":
+            return {key: str(each) for key, each in value.items()}
+        if name == "run":
+            return {key: checked(each, f"{source}, [run.{key}]", deep=False) for key, each in value.items()}
+        return dict(value)
+    wanted = {"str": str, "int": int, "bool": bool}[kind.split(" |")[0]]
+    if wanted is str and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise ConfigError(f"{source}: {name} must be {wanted.__name__}, got {value!r}")
+    return value
+
+
+def load_site(path: Path | None) -> Site:
+    """The site's file: `path`, else $PFCLUSTER_SITE, else the first of PLACES that is there. Raises ConfigError."""
+    named = path or (Path(os.environ["PFCLUSTER_SITE"]) if os.environ.get("PFCLUSTER_SITE") else None)
+    found = [Path(place).expanduser() for place in PLACES if Path(place).expanduser().is_file()]
+    if named is None and not found:
+        return Site()
+    file = named or found[0]
+    try:
+        values = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"site file {file} cannot be read: {error.strerror}; give --site FILE") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"site file {file} is not TOML: {error}") from error
+    return Site(source=str(file), **checked(values, str(file)))

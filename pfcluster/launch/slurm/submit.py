@@ -1,0 +1,321 @@
+"""From a plan to the queue: one submitit array for each group, each after those it waits for.
+
+Giving the same plan again attaches to what is queued or running, passes over what is finished, and submits the rest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pfcluster.config import ConfigError
+from pfcluster.config_json import from_json, to_json
+from pfcluster.files import write_atomically
+from pfcluster.launch.plan import RECORD, Group, Job, Plan, Task
+from pfcluster.launch.secrets import VARIABLE
+from pfcluster.launch.slurm import attempts, control
+from pfcluster.launch.slurm.attempts import Submitted
+from pfcluster.launch.slurm.control import Seen, SlurmError
+from pfcluster.launch.slurm.end import MARK
+from pfcluster.launch.slurm.site import Site
+from pfcluster.launch.slurm.task import TASK, WANTED, run_task
+from pfcluster.launch.snapshot import snapshot
+
+SCRIPTS = "slurm"
+A_DAY = 24 * 60
+FREE_PORT = "import socket; s = socket.socket(); s.bind((str(), 0)); print(s.getsockname()[1])"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Nodes and processes of a group's tasks."""
+
+    nodes: int
+    per_node: int
+    minutes: int
+    shortened: str | None = None
+    """What to say where the partition allows less time than was asked for."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a group: for each task `finished`, `attached` or `submitted`, and its job."""
+
+    group: str
+    layout: Layout
+    after: tuple[str, ...]
+    tasks: tuple[tuple[str, str, str], ...]
+    """Label, what was done, job."""
+
+
+def layout_of(group: Group, site: Site, processes: int) -> Layout:
+    """Nodes, processes and time of a group's jobs. Raises ConfigError for what the partition can never run."""
+    own = site.for_run(group.name)
+    nodes = 1 if group.alone else own.nodes or 1
+    per_node = 1 if group.alone else own.gpus_per_node or processes
+    try:
+        limits = control.partition(own.partition)
+        allowed = control.minutes(limits.get("MaxTime", "UNLIMITED"))
+        wanted = control.minutes(own.time) if own.time else None
+    except SlurmError as error:
+        raise ConfigError(f"--partition {own.partition or '(default)'}: {error}") from error
+    total = limits.get("TotalNodes", "")
+    if total.isdecimal() and int(total) < nodes:
+        raise ConfigError(
+            f"{group.name} wants --nodes {nodes}, and partition {limits['PartitionName']} has {total}: ask for fewer"
+        )
+    longest = allowed if allowed is not None else wanted or A_DAY
+    time = min(wanted or min(longest, A_DAY), longest)
+    shortened = None
+    if wanted is not None and wanted > time:
+        shortened = f"partition {limits['PartitionName']} allows {time} minutes of the {wanted}: jobs chain themselves"
+    return Layout(nodes, per_node, time, shortened)
+
+
+def executor_of(
+    plan: Plan, group: Group, site: Site, layout: Layout, code: Path, scripts: Path, more: Mapping[str, Any]
+) -> Any:
+    """submitit's executor with all that the site, the layout and the way we end jobs want of the batch script."""
+    from submitit import SlurmExecutor
+
+    own = site.for_run(group.name)
+    executor = SlurmExecutor(folder=scripts, python=own.python)
+    named = {name: getattr(own, name) for name in ("partition", "account", "qos", "constraint", "exclude", "mem")}
+    cpus = own.cpus_per_task
+    executor.update_parameters(
+        job_name=f"{plan.name}.{group.name}",
+        nodes=layout.nodes,
+        ntasks_per_node=layout.per_node,
+        cpus_per_task=cpus,
+        gpus_per_node=None if group.alone and own.gpus_per_node is None else own.gpus_per_node and layout.per_node,
+        time=layout.minutes,
+        signal_delay_s=own.signal_seconds,
+        setup=_setup(own, code),
+        teardown=_teardown(code, scripts),
+        srun_args=["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else []), *own.srun],
+        stderr_to_stdout=True,
+        wckey=None,
+        additional_parameters={("requeue" if own.requeue else "no-requeue"): True, **own.sbatch},
+        **{name: value for name, value in named.items() if value is not None},
+        **more,
+    )
+    return executor
+
+
+def script_of(plan: Plan, group: Group, site: Site, processes: int) -> str:
+    """The batch script of a group, for --dry-run; nothing is written."""
+    layout = layout_of(group, site, processes)
+    scripts = plan.folder.resolve() / SCRIPTS / group.name
+    more = {"dependency": "afterok:<" + ">:<".join(group.after) + ">"} if group.after else {}
+    executor = executor_of(plan, group, site, layout, plan.folder.resolve() / ".code/DIGEST", scripts, more)
+    if len(group.tasks) > 1:
+        executor.parameters["map_count"] = len(group.tasks)
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
+    return text
+
+
+def _setup(site: Site, code: Path) -> list[str]:
+    """Shell lines before srun. Secrets come with the submitter's environment; only their names stand here."""
+    lines = list(site.setup)
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
+    if site.secrets:
+        lines.append(f"export {VARIABLE}={shlex.quote(','.join(site.secrets))}")
+    if site.scratch:
+        lines.append(f'export PFCLUSTER_CACHE="{site.scratch}"')
+    return [
+        *lines,
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export MASTER_PORT=$({shlex.quote(sys.executable)} -c {shlex.quote(FREE_PORT)})",
+        "trap '' TERM  # what follows the ranks' end must run",
+        f'echo "{MARK} $SLURM_JOB_ID, restart ${{SLURM_RESTART_COUNT:-0}}, on $SLURM_JOB_NODELIST"',
+    ]
+
+
+def _teardown(code: Path, scripts: Path) -> list[str]:
+    end = f"{shlex.quote(sys.executable)} -m pfcluster.launch.slurm.end {shlex.quote(str(scripts / 'folders.txt'))}"
+    return ["status=$?", f"PYTHONPATH={shlex.quote(str(code))} {end} --status $status", "exit $?"]
+
+
+def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Row]:
+    """Hand a plan to SLURM; what was done, group by group. Raises ConfigError, SlurmError."""
+    missing = [name for name in site.secrets if name not in os.environ]
+    if missing:
+        raise ConfigError(f"{site.source}: secrets names {missing[0]}, which is not set in this shell; export it first")
+    layouts = {group.name: layout_of(group, site, processes) for group in plan.groups}
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with _alone(plan.folder):
+        current = {task.folder: _current(task) for group in plan.groups for task in group.tasks}
+        seen = control.states(known.job for known in current.values())
+        waiting = {group.name: [task for task in group.tasks if not task.finished()] for group in plan.groups}
+        for task in (task for tasks in waiting.values() for task in tasks):
+            _check_same(task, seen.get(current[task.folder].job))
+        _write_record(plan, layouts)
+        code = snapshot(plan.folder)
+        rows: list[Row] = []
+        anew: set[str] = set()
+        for group in plan.groups:
+            todo = [
+                task
+                for task in waiting[group.name]
+                if not _attached(task, seen.get(current[task.folder].job)) or anew & set(group.after)
+            ]
+            if todo:
+                anew.add(group.name)
+                own = [current[task.folder].job for task in todo]
+                old = [job for job in own if job in seen and seen[job].alive]
+                control.cancel(old)
+                before = [task for name in group.after for task in waiting[name]]
+                after = _dependency([attempts.submitted(task.folder).job for task in before], old)
+                _hand_over(plan, group, todo, site, layouts[group.name], code, after, retries)
+            rows.append(_row(group, layouts[group.name], waiting[group.name], todo))
+    return rows
+
+
+def _hand_over(
+    plan: Plan,
+    group: Group,
+    todo: Sequence[Task],
+    site: Site,
+    layout: Layout,
+    code: Path,
+    after: str,
+    retries: int,
+) -> None:
+    """Write what the tasks need, then submit them as one array."""
+    token = uuid.uuid4().hex[:12]
+    scripts = plan.folder.resolve() / SCRIPTS / f"{group.name}-{token}"
+    scripts.mkdir(parents=True)
+    write_atomically(scripts / "folders.txt", "".join(f"{task.folder.resolve()}\n" for task in todo))
+    for task in todo:
+        folder = task.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / attempts.CANCELLED).unlink(missing_ok=True)
+        values: dict[str, Any] = {"label": task.label, "command": plan.command, "module": None, "arguments": []}
+        if isinstance(task, Job):
+            write_atomically(folder / WANTED, to_json(task.config))
+        else:
+            values |= {"module": task.module, "arguments": list(task.arguments)}
+        write_atomically(folder / TASK, json.dumps(values, indent=1) + "\n")
+        number = attempts.submitted(folder).submission + 1
+        known = Submitted("", number, retries, str(plan.folder.resolve()), group.name, str(scripts), token=token)
+        attempts.submit(folder, known)
+    more: dict[str, Any] = {"comment": f"pfcluster:{token}"}
+    if after:
+        more["dependency"] = after
+    executor = executor_of(plan, group, site, layout, code, scripts, more)
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        with _outside_of_jobs():
+            submitted = executor.map_array(run_task, [str(task.folder.resolve()) for task in todo])
+    except (FailedJobError, FailedSubmissionError) as error:
+        said = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if "sbatch:" in line]
+        raise ConfigError(f"SLURM refused {group.name}: {'; '.join(said) or error}") from error
+    for task, job in zip(todo, submitted, strict=True):
+        attempts.submit(task.folder, replace(attempts.submitted(task.folder), job=str(job.job_id)))
+
+
+def _current(task: Task) -> Submitted:
+    """The job that a task was handed to. A launcher that was killed while it submitted left a token for it."""
+    known = attempts.submitted(task.folder)
+    if known.job or not known.token:
+        return known
+    text = control.ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%k", "--me", patience=10)
+    jobs = [line.split("|")[0] for line in text.splitlines() if line.endswith(f"pfcluster:{known.token}")]
+    folders = (Path(known.script) / "folders.txt").read_text().splitlines()
+    index = folders.index(str(task.folder.resolve()))
+    found = [job for job in jobs if job.split("_")[-1] == str(index)] if len(folders) > 1 else jobs
+    if found:
+        known = replace(known, job=found[0])
+        attempts.submit(task.folder, known)
+    return known
+
+
+def _dependency(before: Sequence[str], old: Sequence[str]) -> str:
+    """sbatch's words for: after these ended well, and after a job that still saves itself into the same folder."""
+    kinds = {"afterok": before, "afterany": old}
+    return ",".join(":".join([kind, *dict.fromkeys(jobs)]) for kind, jobs in kinds.items() if jobs)
+
+
+def _attached(task: Task, seen: Seen | None) -> bool:
+    """Whether a job is going to do the task; one that is ending does only if it is to start again."""
+    if seen is None or not seen.alive or seen.hopeless:
+        return False
+    if seen.state != "COMPLETING":
+        return True
+    known = attempts.read(task.folder)
+    return bool(known) and (known[-1].next or "").startswith(("requeued", "submitted"))
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Without the variables of a job that the launcher itself may run in: sbatch would take them for options."""
+    prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI")
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if "SLURM_JOB_ID" in os.environ and name.startswith(prefixes) and name not in ("SLURM_CONF", "SLURM_JOB_ID")
+    }
+    job = os.environ.pop("SLURM_JOB_ID", None)
+    try:
+        yield
+    finally:
+        os.environ |= hidden | ({} if job is None else {"SLURM_JOB_ID": job})
+
+
+def _check_same(task: Task, seen: Seen | None) -> None:
+    """Refuse to attach to a job that does something else. Raises ConfigError."""
+    if not isinstance(task, Job) or not _attached(task, seen):
+        return
+    assert seen is not None
+    queued = from_json((task.folder / WANTED).read_text(), str(task.folder / WANTED))
+    if queued != task.config:
+        raise ConfigError(
+            f"{task.folder} is queued as job {seen.job} with another config; cancel it first, or take another --output"
+        )
+
+
+def _row(group: Group, layout: Layout, waiting: Sequence[Task], todo: Sequence[Task]) -> Row:
+    done = []
+    for task in group.tasks:
+        known = attempts.submitted(task.folder).job
+        what = "submitted" if task in todo else "attached" if task in waiting else "finished"
+        done.append((task.label, what, known if task in waiting else ""))
+    return Row(group.name, layout, group.after, tuple(done))
+
+
+def _write_record(plan: Plan, layouts: Mapping[str, Layout]) -> None:
+    """What `status`, and the ends of jobs, know of the plan."""
+    groups = {
+        group.name: {
+            "after": list(group.after),
+            "folders": [str(task.folder.resolve()) for task in group.tasks],
+            "labels": [task.label for task in group.tasks],
+            "runs": isinstance(group.tasks[0], Job),
+            "nodes": layouts[group.name].nodes,
+            "per_node": layouts[group.name].per_node,
+        }
+        for group in plan.groups
+    }
+    record = {"name": plan.name, "command": plan.command, "submitted": attempts.now(), "groups": groups}
+    write_atomically(plan.folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One launcher at a time: two would pay twice. Raises ConfigError."""
+    with open(folder / ".submitting", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another launcher is submitting {folder} at this moment; try again") from error
+        yield

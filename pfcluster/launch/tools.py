@@ -1,0 +1,166 @@
+"""The commands of jobs/launch.py that do not train: report, evaluate, consolidate, doctor, and looking at jobs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pfcluster.launch.local import run_ranks
+
+
+def report(arguments: list[str]) -> int:
+    """Write the report of a study, print its main table and what it says."""
+    from pfcluster.report.page import findings
+    from pfcluster.report.write import main_table, write_report
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py report")
+    parser.add_argument("study", type=Path, help="folder of runs, at any depth")
+    parser.add_argument("--output", type=Path, default=None, help="default: STUDY/report")
+    parser.add_argument("--baseline", default=None, help="run name that the others are tested against")
+    options = parser.parse_args(arguments)
+    files = write_report(options.study, options.output, baseline=options.baseline)
+    console = Console()
+    console.print(main_table(files))
+    for sentence in findings(files.report):
+        console.print(f"- {sentence}", highlight=False, markup=False)
+    console.print(f"report: {files.html}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Scores of a run's best checkpoint on a split."""
+    from pfcluster.evaluate.saved import evaluate_run
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py evaluate")
+    parser.add_argument("run", type=Path, help="run folder, or a checkpoint's")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("--shards", default=None, help="another shard folder; emotions are matched by name")
+    options = parser.parse_args(arguments)
+    found = evaluate_run(options.run, options.split, options.shards)
+    table = Table(
+        "class", "accuracy", title=f"{options.run} on {found['dataset']}, {options.split}: {found['n']} images"
+    )
+    for name, value in found["per_class"].items():
+        table.add_row(name, f"{100 * value:.1f} %")
+    table.add_section()
+    table.add_row("all", f"{100 * found['accuracy']:.2f} %")
+    table.add_row("macro F1", f"{100 * found['macro_f1']:.2f} %")
+    console = Console()
+    console.print(table)
+    if found["dropped"]:
+        counts = ", ".join(f"{count} {name}" for name, count in found["dropped"].items())
+        console.print(f"left out, as the run does not know them: {counts}", highlight=False)
+    if found["unanswered"]:
+        names = ", ".join(found["unanswered"])
+        console.print(f"the data has no {names}: these answers were not open to the classifier", highlight=False)
+    return 0
+
+
+def consolidate(arguments: list[str]) -> int:
+    """One safetensors file from a checkpoint that many ranks wrote; needs no cluster."""
+    from pfcluster import checkpoint
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py consolidate")
+    parser.add_argument("run", type=Path, help="run folder (its best checkpoint), or a checkpoint's")
+    parser.add_argument("--output", type=Path, default=None, help="default: RUN/weights.safetensors")
+    parser.add_argument("--everything", action="store_true", help="optimizers' tensors and the discriminator too")
+    options = parser.parse_args(arguments)
+    output = options.output or options.run / ("everything" if options.everything else "weights")
+    output = output if output.suffix == ".safetensors" else output.with_name(output.name + ".safetensors")
+    record = checkpoint.consolidate(options.run, output, everything=options.everything)
+    size = output.stat().st_size / 2**20
+    Console().print(f"step {record.step}: {output} ({size:,.1f} MiB)", highlight=False, soft_wrap=True)
+    return 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """The doctor in processes of this machine, or, with --executor slurm, on the nodes of a job."""
+    from pfcluster.launch import doctor as examination
+
+    parser = examination.parser("jobs/launch.py doctor")
+    parser.add_argument("--processes", type=int, default=2, help="ranks on this machine")
+    options = parser.parse_args(arguments)
+    if options.processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {options.processes}")
+    passed = ["--folder", str(options.folder), "--device", options.device, "--backends", *options.backends]
+    passed += ["--json", str(options.json)] if options.json else []
+    return run_ranks("pfcluster.launch.doctor", passed, options.processes)
+
+
+def shards(arguments: list[str]) -> int:
+    """shards/build.py, so that it can be handed to a cluster."""
+    from pfcluster.data.build_cli import main
+
+    return main(arguments)
+
+
+def status(arguments: list[str]) -> int:
+    """What runs, where, how far it is."""
+    from pfcluster.launch import status as states
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py status")
+    parser.add_argument("name", nargs="?", default=None, help="as it was submitted, or its folder; default: all")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder under which names are looked for")
+    parser.add_argument("--watch", action="store_true", help="until all has ended")
+    options = parser.parse_args(arguments)
+    console = Console()
+    if options.name is None:
+        places = [record.parent for record in states.records(options.output)]
+        if not places:
+            raise states.StatusError(f"nothing was submitted under {options.output}; --output names another folder")
+    else:
+        places = [states.find(options.name, options.output)]
+    if options.watch:
+        return 0 if states.watch(places[-1], console).well else 1
+    for place in places:
+        console.print(states.table(states.overview(place)))
+    return 0
+
+
+def logs(arguments: list[str]) -> int:
+    """The end of a rank's log."""
+    from pfcluster.launch import status as states
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py logs")
+    parser.add_argument("name", help="as it was submitted, or its folder")
+    parser.add_argument(
+        "--task", default=None, help="stage or run, such as mae-vit or 'mae-vit seed 1'; default: what failed"
+    )
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--lines", type=int, default=40)
+    parser.add_argument("--follow", "-f", action="store_true", help="and what is written from now on")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder under which names are looked for")
+    options = parser.parse_args(arguments)
+    path = states.log_of(states.find(options.name, options.output), options.rank, options.task)
+    Console(stderr=True).print(f"{path}", highlight=False, style="dim", soft_wrap=True)
+    states.show_log(path, options.lines, options.follow)
+    return 0
+
+
+def cancel(arguments: list[str]) -> int:
+    """End what was submitted; runs save themselves first, and the same command goes on from there."""
+    from pfcluster.launch import status as states
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py cancel")
+    parser.add_argument("name", help="as it was submitted, or its folder")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder under which names are looked for")
+    options = parser.parse_args(arguments)
+    ended = states.cancel(states.find(options.name, options.output))
+    words = f"cancelled: {', '.join(ended)}" if ended else "nothing was queued or running"
+    Console().print(words, highlight=False, soft_wrap=True)
+    return 0
+
+
+TOOLS: dict[str, Callable[[list[str]], int]] = {
+    "evaluate": evaluate,
+    "report": report,
+    "consolidate": consolidate,
+    "doctor": doctor,
+    "shards": shards,
+}
+"""Commands that can be handed to a cluster with --executor slurm."""
+WATCHING: dict[str, Callable[[list[str]], int]] = {"status": status, "logs": logs, "cancel": cancel}

@@ -1,0 +1,269 @@
+"""A throw-away SLURM on this machine: munge, slurmctld and a few slurmd from the distribution's packages.
+
+    python -m tests.cluster.slurm up [--nodes 4] [--folder /tmp/pfcluster-slurm]     start it and say how to use it
+    python -m tests.cluster.slurm down [--folder ...]                                stop it
+
+Everything it writes lies in its folder, and it knows no other SLURM on the machine. On Debian and Ubuntu it needs
+`apt-get install --no-install-recommends munge slurmctld slurmd slurm-client`, and no other privileges than yours, but
+that as an ordinary user all jobs run as you.
+
+Partitions: `main`; `short` ends jobs after a minute; `high` preempts `requeued` (SIGTERM, then killed and requeued),
+`cancelled` (SIGTERM, then killed for good), `graceful` (SIGTERM and 60 s of grace) and `signalled` (USR2 and 60 s).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
+PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+START_SECONDS = 60.0
+LOST_SECONDS = 15
+"""A node whose slurmd is silent for so long is down."""
+
+CONF = """
+ClusterName=throwaway
+SlurmctldHost=localhost
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+SlurmctldPort={port}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+ReturnToService=2
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=bf_interval=2,sched_interval=2,sched_min_interval=0
+SlurmctldTimeout=10
+SlurmdTimeout={lost}
+InactiveLimit=0
+KillWait=20
+MinJobAge=300
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PreemptParameters={preempt}
+PropagateResourceLimits=NONE
+{accounting}
+NodeName={nodes} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports} CPUs=2 RealMemory=4000 State=UNKNOWN
+PartitionName=main Nodes={nodes} Default=YES MaxTime=1-00:00:00 PriorityTier=5 PreemptMode=OFF
+PartitionName=short Nodes={nodes} MaxTime=00:01:00 PriorityTier=5 PreemptMode=OFF
+PartitionName=requeued Nodes={nodes} MaxTime=1-00:00:00 PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=cancelled Nodes={nodes} MaxTime=1-00:00:00 PriorityTier=1 PreemptMode=CANCEL
+PartitionName=graceful Nodes={nodes} MaxTime=1-00:00:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=high Nodes={nodes} MaxTime=1-00:00:00 PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def missing() -> str | None:
+    """Why no SLURM can be started here; None where one can."""
+    absent = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+    if absent:
+        return f"no {', '.join(absent)} here: apt-get install munge slurmctld slurmd slurm-client"
+    return None
+
+
+def free_ports(count: int) -> list[int]:
+    """Neighbouring free ports, the first of which is given."""
+    for first in range(21000, 29000, count + 1):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return list(range(first, first + count))
+    raise RuntimeError("no free ports between 21000 and 29000")
+
+
+@dataclass
+class Slurm:
+    """A running cluster. `environment` is what a user's shell needs, `processes` what was started."""
+
+    folder: Path
+    nodes: int
+    environment: dict[str, str]
+    processes: dict[str, int] = field(default_factory=dict)
+
+    def run(self, *arguments: str, check: bool = True) -> str:
+        """A SLURM command's output."""
+        done = subprocess.run(arguments, env=self.environment, capture_output=True, text=True, check=False, timeout=120)
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def start(self, name: str) -> None:
+        """Start one daemon: `munged`, `slurmctld`, `n1`, ..."""
+        binary = {"munged": "munged", "slurmctld": "slurmctld"}.get(name, "slurmd")
+        path = shutil.which(binary, path=PATH)
+        assert path is not None
+        munge = self.folder / "munge"
+        arguments = {
+            "munged": [
+                "--foreground", "--force", f"--key-file={munge}/key", f"--socket={munge}/socket",
+                f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed",
+            ],
+            "slurmctld": ["-D", "-f", self.environment["SLURM_CONF"]],
+        }.get(name, ["-D", "-N", name, "-f", self.environment["SLURM_CONF"]])  # fmt: skip
+        with open(self.folder / f"{name}.out", "ab") as log:
+            process = subprocess.Popen(
+                [path, *arguments], env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        self.processes[name] = process.pid
+        (self.folder / "processes.json").write_text(json.dumps(self.processes))
+
+    def kill(self, name: str) -> None:
+        """kill -9 of one daemon, and for a node of all that runs on it, as if its power went."""
+        victims = [self.processes.pop(name)]
+        if name not in ("munged", "slurmctld"):
+            victims += self.processes_on(name)
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(victims[0], 0)
+
+    def processes_on(self, node: str) -> list[int]:
+        """Processes of jobs on a node, and their slurmstepd."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            with contextlib.suppress(OSError):
+                words = (entry / "environ").read_bytes().split(b"\0")
+                if f"SLURM_CONF={self.environment['SLURM_CONF']}".encode() not in words:
+                    continue
+                if f"SLURMD_NODENAME={node}".encode() in words or self._is_stepd(entry, node):
+                    found.append(int(entry.name))
+        return found
+
+    def _is_stepd(self, entry: Path, node: str) -> bool:
+        return "slurmstepd" in (entry / "comm").read_text() and str(self.folder / f"spool-{node}") in os.readlink(
+            entry / "cwd"
+        )
+
+    def wait_until_up(self) -> None:
+        """Until all nodes are idle. Raises RuntimeError with the end of the logs."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            states = self.run("sinfo", "-h", "-p", "main", "-N", "-o", "%t", check=False).split()
+            if len(states) == self.nodes and set(states) <= {"idle", "mix", "alloc"}:
+                return
+            time.sleep(0.2)
+        logs = [path.read_text(errors="replace")[-1500:] for path in sorted(self.folder.glob("*.out"))]
+        raise RuntimeError("SLURM did not come up:\n" + "\n".join(logs))
+
+    def stop(self) -> None:
+        """End all jobs and daemons. Files stay."""
+        self.run("scancel", "--full", "--signal=KILL", "-u", getpass.getuser(), check=False)
+        for node in [f"n{number}" for number in range(1, self.nodes + 1)]:
+            for pid in self.processes_on(node):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for pid in reversed(self.processes.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        self.processes.clear()
+        (self.folder / "processes.json").unlink(missing_ok=True)
+
+
+def up(
+    folder: Path, nodes: int = 4, *, user_signal: bool = False, environment: Mapping[str, str] = os.environ
+) -> Slurm:
+    """Start a cluster in an empty folder. With `user_signal` preemption sends the job's own signal, not SIGTERM."""
+    reason = missing()
+    if reason is not None:
+        raise RuntimeError(reason)
+    for name in ("munge", "state"):
+        (folder / name).mkdir(parents=True)
+    for number in range(1, nodes + 1):
+        (folder / f"spool-n{number}").mkdir()
+    folder.chmod(0o755)
+    subprocess.run(
+        [shutil.which("mungekey", path=PATH) or "mungekey", "--create", f"--keyfile={folder}/munge/key"], check=True
+    )
+    ports = free_ports(nodes + 1)
+    conf = CONF.format(
+        folder=folder,
+        user=getpass.getuser(),
+        nodes=f"n[1-{nodes}]",
+        port=ports[0],
+        ports=f"[{ports[1]}-{ports[-1]}]",
+        lost=LOST_SECONDS,
+        preempt="send_user_signal" if user_signal else "",
+        accounting="",
+    )
+    (folder / "slurm.conf").write_text("\n".join(line for line in conf.splitlines() if not line.endswith("=")) + "\n")
+    clean = {name: value for name, value in environment.items() if not name.startswith(("SLURM", "SBATCH"))}
+    cluster = Slurm(folder, nodes, {**clean, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")})
+    try:
+        for name in ("munged", "slurmctld", *(f"n{number}" for number in range(1, nodes + 1))):
+            cluster.start(name)
+        cluster.wait_until_up()
+    except BaseException:
+        cluster.stop()
+        raise
+    return cluster
+
+
+@contextlib.contextmanager
+def running(folder: Path, nodes: int = 4, *, user_signal: bool = False) -> Iterator[Slurm]:
+    """A cluster while entered."""
+    cluster = up(folder, nodes, user_signal=user_signal)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("up", "down"))
+    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/pfcluster-slurm"))
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    if options.command == "up":
+        cluster = up(folder, options.nodes)
+        print(cluster.run("sinfo"))
+        print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}")
+        return 0
+    processes = folder / "processes.json"
+    if not processes.exists():
+        print(f"error: no cluster runs in {folder}", file=sys.stderr)
+        return 2
+    environment = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
+    nodes = len(list(folder.glob("spool-*")))
+    Slurm(folder, nodes, environment, json.loads(processes.read_text())).stop()
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
