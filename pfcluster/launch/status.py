@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -214,9 +215,10 @@ def _with_cause(line: Line, groups: Mapping[str, Any], lines: Sequence[Line]) ->
 
 def table(found: Overview) -> RenderableType:
     """The overview as a table, with the errors below it."""
-    shown = Table(title=f"{found.name}  ({found.folder})", title_justify="left")
+    shown = Table(title=f"{found.name}  ({found.folder})", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("stage", "state", "step", "loss", "images/s", "left", "restarts", "nodes", "job"):
-        shown.add_column(name, justify="right" if name in ("step", "loss", "images/s", "left", "restarts") else "left")
+        right = name in ("step", "loss", "images/s", "left", "restarts")
+        shown.add_column(name, justify="right" if right else "left", no_wrap=name != "state")
     for line in found.lines:
         step = "" if line.step is None else f"{line.step:,}" + (f" / {line.total:,}" if line.total else "")
         restarts = f"{line.restarts}" + (f" ({line.failures} failed)" if line.failures else "") if line.restarts else ""

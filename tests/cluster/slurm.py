@@ -65,7 +65,7 @@ MinJobAge=300
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PreemptParameters={preempt}
+SlurmctldParameters={preempt}
 PropagateResourceLimits=NONE
 {accounting}
 NodeName={nodes} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports} CPUs=2 RealMemory=4000 State=UNKNOWN
@@ -216,7 +216,7 @@ def up(
         port=ports[0],
         ports=f"[{ports[1]}-{ports[-1]}]",
         lost=LOST_SECONDS,
-        preempt="send_user_signal" if user_signal else "",
+        preempt="preempt_send_user_signal" if user_signal else "",
         accounting="",
     )
     (folder / "slurm.conf").write_text("\n".join(line for line in conf.splitlines() if not line.endswith("=")) + "\n")

@@ -1,0 +1,29 @@
+"""One throw-away SLURM for all tests of this room, and a folder to work in for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import slurm
+from tests.cluster.work import Work
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Slurm]:
+    """Four nodes. Skipped where SLURM is not installed."""
+    reason = slurm.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with slurm.running(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+@pytest.fixture
+def work(cluster: slurm.Slurm, tmp_path: Path) -> Iterator[Work]:
+    """An empty folder with a site file; what is left in the queue is taken from it at the end."""
+    work = Work(tmp_path, cluster)
+    yield work
+    work.clear()

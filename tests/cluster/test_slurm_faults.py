@@ -1,0 +1,262 @@
+"""What clusters do to jobs, done to real jobs of two nodes on a real SLURM: nothing is lost, the final weights are
+those of an unbroken run, and the user is told in a sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfcluster import checkpoint
+from tests.cluster.slurm import Slurm, running
+from tests.cluster.work import LAUNCH, LONG, TINY, Work
+from tests.tiny import final_weights
+
+RUN = "runs/scratch/seed-0"
+FINETUNE = ["finetune", "--preset", "demo", *TINY, *LONG]
+
+
+@pytest.fixture(scope="session")
+def whole(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Final weights of the run that nothing happens to: two processes of this machine."""
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run(
+        [*LAUNCH, *FINETUNE, "--executor", "local", "--processes", "2"], cwd=folder, check=True, capture_output=True
+    )
+    return final_weights(folder / RUN)
+
+
+def assert_same(whole: dict[str, torch.Tensor], folder: Path) -> None:
+    found = final_weights(folder)
+    assert found.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_preempted_jobs_are_requeued_save_themselves_and_end_as_if_nothing_had_been(work, whole):
+    """SIGTERM, then killed: put back by SLURM, or ended for good and put back by us."""
+    names = ("requeued", "cancelled")
+    for name in names:
+        work.launch(*FINETUNE, "--nodes", "2", "--partition", name, "--output", name)
+    runs = [f"{name}/scratch/seed-0" for name in names]
+    for run in runs:
+        work.hold_at_step(run, 30)
+    blocker = work.occupy()
+    for run in runs:
+        work.wait_for(lambda run=run: work.outcomes(run) == ["preempted"], f"preemption of {run}")
+    work.cluster.run("scancel", blocker)
+    for run in runs:
+        assert work.wait_for_end(run).outcome == "finished"
+        first, last = work.attempts(run)
+        assert first.job == last.job
+        assert first.kept_step == first.step > 30, "every step that was trained was kept"
+        assert_same(whole, work.folder / run)
+    status = work.launch("status", "cancelled/scratch")
+    assert "finished" in status
+    assert "failed" not in status
+
+
+def test_a_job_with_grace_time_gives_its_nodes_back_at_once_and_goes_on(work, whole):
+    work.launch(*FINETUNE, "--nodes", "2", "--partition", "graceful")
+    work.hold_at_step(RUN, 30)
+    blocker = work.occupy()
+    work.wait_for(lambda: work.outcomes(RUN) == ["preempted"], "preemption")
+    assert work.attempts(RUN)[0].next == "requeued"
+    work.cluster.run("scancel", blocker)
+    assert work.wait_for_end(RUN).outcome == "finished"
+    assert_same(whole, work.folder / RUN)
+
+
+def test_jobs_longer_than_their_limit_chain(work):
+    """`short` ends jobs after a minute; the signal comes 20 seconds before."""
+    said = work.launch(
+        *FINETUNE, "--epochs", "700", "--nodes", "2", "--partition", "short", "--time", "2:00:00", "--retries", "0"
+    )
+    assert "partition short allows 1 minutes of the 120: jobs chain themselves" in said
+    work.wait_for(lambda: work.outcomes(RUN)[:1] == ["time limit"], "the limit")
+    first = work.attempts(RUN)[0]
+    assert first.signal == "SIGUSR2"
+    assert first.kept_step == first.step > 0
+    work.wait_for(
+        lambda: len(work.attempts(RUN)) > 1 and work.attempts(RUN)[1].from_step == first.step, "the next link"
+    )
+    work.wait_for_step(RUN, first.step + 5)
+    work.launch("cancel", "scratch")
+
+
+def test_cancelled_is_not_preempted_and_a_damaged_checkpoint_costs_only_its_own_steps(work, whole):
+    """By our command in one run, by plain scancel in the other; then the newest checkpoint is cut short."""
+    for name in ("ours", "plain"):
+        work.launch(*FINETUNE, "--nodes", "2", "--output", name)
+    runs = [f"{name}/scratch/seed-0" for name in ("ours", "plain")]
+    for run in runs:
+        work.hold_at_step(run, 50)
+    assert "cancelled: scratch seed 0" in work.launch("cancel", "ours/scratch")
+    work.cluster.run("scancel", work.job(runs[1]))
+    for run in runs:
+        assert work.wait_for_end(run).outcome == "cancelled"
+        last = work.attempts(run)[-1]
+        assert last.kept_step == last.step >= 50
+        assert last.next is None
+    assert "cancelled" in work.launch("status", "ours/scratch")
+    newest = checkpoint.step_folder(work.folder / runs[0] / "checkpoints", work.attempts(runs[0])[-1].kept_step)
+    file = next(newest.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    for name, run in zip(("ours", "plain"), runs, strict=True):
+        work.launch(*FINETUNE, "--nodes", "2", "--output", name)
+        assert work.wait_for_end(run).outcome == "finished"
+        assert_same(whole, work.folder / run)
+    warnings = (work.folder / runs[0] / "warnings.log").read_text()
+    assert f"skipped a damaged checkpoint: {file} is damaged" in warnings
+
+
+def test_a_killed_rank_ends_all_and_the_job_goes_on_elsewhere(work, whole):
+    work.launch(*FINETUNE, "--nodes", "2")
+    work.wait_for_step(RUN, 50)
+    nodes = work.nodes_of(RUN)
+    (victim,) = work.ranks_on(nodes[1], work.job(RUN))
+    os.kill(victim, signal.SIGKILL)
+    assert work.wait_for_end(RUN).outcome == "finished"
+    failed, last = work.attempts(RUN)
+    assert (failed.outcome, failed.kind, failed.node) == ("failed", "killed", nodes[1])
+    assert f"on {nodes[1]}: Killed" in failed.error
+    assert failed.excluded == nodes[1]
+    assert nodes[1] not in work.cluster.run("scontrol", "show", "hostnames", last.nodes).split()
+    assert last.from_step >= 40
+    assert_same(whole, work.folder / RUN)
+    assert "1 (1 failed)" in work.launch("status", "scratch")
+
+
+def test_a_lost_node_and_a_restarted_controller_cost_an_attempt_at_most(work, whole):
+    work.launch(*FINETUNE, "--nodes", "2")
+    work.wait_for_step(RUN, 20)
+    nodes = work.nodes_of(RUN)
+    work.cluster.kill("slurmctld")
+    work.wait_for_step(RUN, 50)
+    work.cluster.start("slurmctld")
+    work.cluster.wait_until_up()
+    work.cluster.kill(nodes[1])
+    try:
+        work.wait_for(lambda: work.outcomes(RUN)[-1:] == ["finished"], "the end")
+        assert_same(whole, work.folder / RUN)
+        attempts = work.attempts(RUN)
+        assert len(attempts) == 2
+        assert attempts[0].outcome in ("failed", "preempted", "lost")
+        assert nodes[1] not in work.cluster.run("scontrol", "show", "hostnames", attempts[1].nodes).split()
+    finally:
+        work.cluster.start(nodes[1])
+        work.cluster.wait_until_up()
+
+
+def test_a_person_may_requeue_a_running_job(work, whole):
+    work.launch(*FINETUNE, "--nodes", "2")
+    work.wait_for_step(RUN, 50)
+    work.cluster.run("scontrol", "requeue", work.job(RUN))
+    assert work.wait_for_end(RUN).outcome == "finished"
+    first = work.attempts(RUN)[0]
+    assert (first.outcome, first.next) == ("preempted", "requeued by SLURM")
+    assert first.kept_step == first.step
+    assert_same(whole, work.folder / RUN)
+
+
+def test_where_requeueing_is_forbidden_jobs_go_on_as_new_ones(work, whole):
+    with open(work.folder / "pfcluster.toml", "r+") as file:
+        text = file.read()
+        file.seek(0)
+        file.write("requeue = false\n" + text)
+    work.launch(*FINETUNE, "--nodes", "2", "--partition", "graceful")
+    work.hold_at_step(RUN, 30)
+    first = work.job(RUN)
+    blocker = work.occupy()
+    work.wait_for(lambda: work.outcomes(RUN) == ["preempted"], "preemption")
+    work.cluster.run("scancel", blocker)
+    assert work.wait_for_end(RUN).outcome == "finished"
+    assert work.job(RUN) != first
+    assert work.attempts(RUN)[0].next == f"submitted again as {work.job(RUN)}"
+    assert_same(whole, work.folder / RUN)
+
+
+def test_the_jobs_own_signal_for_preemption_is_understood(tmp_path, whole):
+    with running(tmp_path / "slurm", nodes=2, user_signal=True) as cluster:
+        (tmp_path / "work").mkdir()
+        work = Work(tmp_path / "work", cluster)
+        work.launch(*FINETUNE, "--nodes", "2", "--partition", "graceful")
+        work.wait_for_step(RUN, 30)
+        blocker = work.occupy()
+        work.wait_for(lambda: work.outcomes(RUN) == ["preempted"], "preemption")
+        assert work.attempts(RUN)[0].signal == "SIGUSR2"
+        cluster.run("scancel", blocker)
+        assert work.wait_for_end(RUN).outcome == "finished"
+        assert_same(whole, work.folder / RUN)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_fails_once_with_its_name_and_loses_nothing(work, whole):
+    disk = work.folder / RUN / "checkpoints"
+    disk.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "none", str(disk)], check=True)
+    try:
+        work.launch(*FINETUNE, "--nodes", "2")
+        failed = work.wait_for_end(RUN)
+        assert (failed.outcome, failed.kind) == ("failed", "disk")
+        assert "No space left on device" in failed.error
+        assert "given up" in failed.next
+        assert len(work.attempts(RUN)) == 1
+        assert "No space left on device" in work.launch("status", "scratch")
+        kept = work.folder / "kept"
+        shutil.copytree(disk, kept)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    shutil.rmtree(disk)
+    shutil.move(kept, disk)
+    work.launch(*FINETUNE, "--nodes", "2")
+    assert work.wait_for_end(RUN).outcome == "finished"
+    assert_same(whole, work.folder / RUN)
+
+
+def test_a_loss_that_is_not_finite_fails_once_and_what_waits_for_it_is_not_run(work):
+    work.launch(
+        "study", "--preset", "demo", *TINY, "--optim.lr", "1e30", "--optim.warmup-steps", "0", "--nodes", "2",
+        "--seeds", "0",
+    )  # fmt: skip
+    failed = work.wait_for_end("runs/study/mae/seed-0")
+    assert (failed.outcome, failed.kind) == ("failed", "training")
+    assert "Nothing was trained on this batch" in failed.error
+    assert "given up" in failed.next
+    assert "mae-vit" in failed.next
+    for name in ("judge", "scratch"):
+        work.wait_for_end(f"runs/study/{name}/seed-0")
+    work.wait_for(lambda: not work.queue(), "an empty queue")
+    status = " ".join(work.launch("status", "study").split())
+    assert "mae seed 0 failed" in status
+    assert "mae-vit seed 0 not run mae failed" in status
+    assert "report not run" in status
+    assert "Nothing was trained on this batch" in status
+
+
+def test_a_shard_that_vanishes_between_submission_and_start_is_named(work):
+    from tests.photos import make_folder
+
+    make_folder(work.folder / "photos", per_class=12)
+    build = ["--input", "photos", "--output", "shards", "--align", "none", "--size", "32", "--workers", "1"]
+    work.launch("shards", *build)
+    blocker = work.occupy()
+    arguments = [*FINETUNE, "--epochs", "2", "--batch-size", "4", "--data.shards", "shards", "--nodes", "2"]
+    work.launch(*arguments)
+    shard = min((work.folder / "shards").glob("train-*.tar"))
+    shard.rename(work.folder / shard.name)
+    work.cluster.run("scancel", blocker)
+    failed = work.wait_for_end(RUN)
+    assert (failed.outcome, failed.kind) == ("failed", "user")
+    assert shard.name in failed.error
+    assert len(work.attempts(RUN)) == 1
+    assert shard.name in work.launch("status", "scratch")
+    (work.folder / shard.name).rename(shard)
+    work.launch(*arguments)
+    assert work.wait_for_end(RUN).outcome == "finished"

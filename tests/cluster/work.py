@@ -1,0 +1,144 @@
+"""A user's folder on the throw-away cluster: commands as users give them, and waiting for what they lead to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pfcluster.launch.slurm import attempts
+from pfcluster.launch.slurm.attempts import Attempt
+from tests.cluster.slurm import Slurm
+from tests.tiny import ROOT
+
+LAUNCH = [sys.executable, str(ROOT / "jobs/launch.py")]
+TINY = shlex.split(
+    "--data.size 32 --data.synthetic.train 96 --data.synthetic.validation 32 --data.synthetic.test 40"
+    " --data.synthetic.identities 12 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2"
+    " --model.decoder-width 16 --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 16 --epochs 2"
+    " --engine.device cpu --engine.backend ddp --engine.log-every 1 --engine.timeout 30 --checkpoint.every-steps 20"
+    " --evaluate.poker-faces 16 --evaluate.every-epochs 10 --pf-mag.warmup-steps 4 --pf-mag.balance-steps 2"
+)
+LONG = ["--epochs", "60"]
+"""360 steps: some ten seconds of two ranks."""
+SITE = """
+signal_seconds = 20
+cpus_per_task = 1
+[sbatch]
+exclusive = true
+"""
+SECONDS = 120.0
+
+
+class Work:
+    """Commands in one folder."""
+
+    def __init__(self, folder: Path, cluster: Slurm) -> None:
+        self.folder, self.cluster = folder, cluster
+        (folder / "pfcluster.toml").write_text(SITE)
+
+    def launch(self, *arguments: str, code: int = 0, launcher: list[str] = LAUNCH) -> str:
+        """A command's whole output; it must end with `code`."""
+        done = subprocess.run(
+            [*launcher, *arguments],
+            cwd=self.folder,
+            env=self.cluster.environment | {"COLUMNS": "160"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == code, said
+        assert "Traceback" not in said, said
+        return said
+
+    def attempts(self, run: str) -> list[Attempt]:
+        return attempts.read(self.folder / run)
+
+    def outcomes(self, run: str) -> list[str]:
+        return [attempt.outcome for attempt in self.attempts(run)]
+
+    def job(self, run: str) -> str:
+        return attempts.submitted(self.folder / run).job
+
+    def wait_for(self, what: Callable[[], bool], words: str) -> None:
+        """Until something holds. Fails with the status and the logs."""
+        deadline = time.monotonic() + SECONDS
+        while not what():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"never came: {words}\n{self.told()}")
+            time.sleep(0.1)
+
+    def wait_for_step(self, run: str, step: int) -> None:
+        self.wait_for(lambda: attempts.last_step(self.folder / run) >= step, f"step {step} of {run}")
+
+    def hold_at_step(self, run: str, step: int) -> None:
+        """Stop all ranks of a run once it is there, so that it cannot end before what is done to it; every way in which
+        SLURM ends jobs continues them first.
+        """
+        self.wait_for_step(run, step)
+        for node in self.nodes_of(run):
+            for pid in self.ranks_on(node, self.job(run)):
+                os.kill(pid, signal.SIGSTOP)
+
+    def nodes_of(self, run: str) -> list[str]:
+        """Names of the nodes of the newest attempt."""
+        return self.cluster.run("scontrol", "show", "hostnames", self.attempts(run)[-1].nodes).split()
+
+    def ranks_on(self, node: str, job: str) -> list[int]:
+        """Processes that train for a job on a node."""
+        found = []
+        for pid in self.cluster.processes_on(node):
+            place = Path(f"/proc/{pid}")
+            with contextlib.suppress(OSError):
+                mine = f"SLURM_JOB_ID={job}".encode() in (place / "environ").read_bytes().split(b"\0")
+                if mine and b"submitit.core._submit" in (place / "cmdline").read_bytes().split(b"\0")[:6]:
+                    found.append(pid)
+        return found
+
+    def wait_for_end(self, run: str) -> Attempt:
+        """Until nothing more follows of a task; its last attempt."""
+
+        def over() -> bool:
+            known = self.attempts(run)
+            if not known or known[-1].outcome in ("running", "stopped"):
+                return False
+            return known[-1].outcome == "finished" or not (known[-1].next or "").startswith(("requeued", "submitted"))
+
+        self.wait_for(over, f"the end of {run}")
+        self.wait_for(lambda: self.job(run) not in self.queue(), f"{run} out of the queue")
+        return self.attempts(run)[-1]
+
+    def queue(self) -> list[str]:
+        """Jobs that SLURM has not finished with."""
+        return self.cluster.run("squeue", "-h", "--array", "-o", "%i").split()
+
+    def occupy(self, partition: str = "high", seconds: int = 600) -> str:
+        """Take all nodes; the job's number."""
+        options = ["-p", partition, f"--nodes={self.cluster.nodes}", "--exclusive", "-t", "20", "-o", "/dev/null"]
+        return self.cluster.run("sbatch", "--parsable", *options, "--wrap", f"sleep {seconds}").strip()
+
+    def result(self, run: str) -> dict:
+        return json.loads((self.folder / run / "result.json").read_text())
+
+    def told(self) -> str:
+        """All that a person could look at."""
+        logs = sorted(self.folder.rglob("*.log")) + sorted(self.folder.rglob("*_log.out"))
+        parts = [f"== {path}\n{path.read_text(errors='replace')[-2500:]}" for path in logs]
+        parts += [f"== {path}\n{path.read_text()}" for path in sorted(self.folder.rglob("attempts/*.json"))]
+        return "\n".join([self.cluster.run("squeue", check=False), *parts])
+
+    def clear(self) -> None:
+        self.cluster.run("scancel", *(self.queue() or ["999999"]), check=False)
+        self.cluster.run("scontrol", "update", f"nodename=n[1-{self.cluster.nodes}]", "state=resume", check=False)
+        deadline = time.monotonic() + 60
+        while self.queue() and time.monotonic() < deadline:
+            time.sleep(0.2)
