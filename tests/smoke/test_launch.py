@@ -116,7 +116,10 @@ def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
         (["finetune", "--data.expect", "raf-db"], "data.expect is 'raf-db'"),
         (["finetune", "--model.init", "nowhere"], "neither a folder nor a file: nowhere"),
         (["finetune", "--engine.device", "cuda"], "torch sees no CUDA device"),
-        (["finetune", "--batch-size", "33", "--processes", "2"], "batch_size must be a multiple of --processes 2"),
+        (
+            ["finetune", "--batch-size", "33", "--processes", "2"],
+            "batch_size must be a multiple of the processes of a run, 2,",
+        ),
         (["pf-mag", "--evaluate.judge", "nowhere"], "train one with `jobs/launch.py judge`"),
         (["pf-mag", "--pf-mag.recognition", "facenet", "--pf-mag.recognition-weights", "no.pt"], "no file no.pt"),
         (["finetune", "--seeds", "1", "1"], "--seeds must differ"),

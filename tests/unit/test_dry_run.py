@@ -57,8 +57,6 @@ def test_engines_that_do_not_know_an_option_are_named(capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--nodes", "2"], "submitting to a cluster is not part of this version"),
-        (["--gpus-per-node", "2"], "torchrun or srun starts `-m pfcluster.launch.worker"),
         (["--dry-run", "--nodes", "64", "--gpus-per-node", "8"], "= 512, got 64; 512 would do"),
         (
             ["--dry-run", "--nodes", "3", "--engine.accumulate", "2"],

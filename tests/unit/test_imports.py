@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pfcluster"
 
 LEVELS = [
-    {"config", "emotions", "files", "pieces"},
+    {"config", "emotions", "files", "hosts", "pieces"},
     {"config_json", "nn", "losses", "dist", "signals", "dcp"},
     {"checkpoint", "optim", "provenance", "record", "progress", "heartbeat", "pace"},
     {"saver", "weights"},
@@ -22,7 +22,8 @@ LEVELS = [
     {"keepers"},
     {"train", "memory"},
     {"parity"},
-    {"launch", "app", "report"},
+    {"report"},
+    {"launch", "app"},
 ]
 ONLY_WHERE_USED = {
     "deepspeed",

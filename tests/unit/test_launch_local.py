@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pfcluster.config import RunConfig
 from pfcluster.files import write_atomically
-from pfcluster.launch.local import Job, _Running
+from pfcluster.launch.local import _Running
+from pfcluster.launch.plan import Job
 
 
 def lines(steps: range, **more: float) -> str:

@@ -1,0 +1,212 @@
+"""The launcher as users call it on a cluster of four nodes: the whole pipeline, watching it, and everything else that
+can be handed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.cluster.slurm import Slurm
+from tests.cluster.work import TINY, Work
+from tests.photos import make_folder
+from tests.tiny import ROOT
+
+TASKS = (
+    "mae/seed-0",
+    "judge/seed-0",
+    *(f"{name}/seed-{seed}" for name in ("scratch", "mae-vit", "pf-vit") for seed in (0, 1)),
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """From raw photos to the report, with a copy of the checkout that is broken and a launcher that is killed once all
+    is submitted.
+    """
+    work = Work(tmp_path_factory.mktemp("pipeline"), cluster)
+    make_folder(work.folder / "photos", per_class=16, labels=("neutral", "happy", "sad"))
+    checkout = work.folder / "checkout"
+    for name in ("pfcluster", "jobs", "shards"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    arguments = [
+        "--nodes", "2", "--seeds", "0", "1", "--preset", "demo", *TINY, "--batch-size", "8", "--input", "photos",
+        "--build", "--align none --size 32 --test-share 0.2 --workers 1 --samples-per-shard 8", "--wait",
+    ]  # fmt: skip
+    (work.folder / "arguments.json").write_text(json.dumps(arguments))
+    launcher = subprocess.Popen(
+        [sys.executable, str(checkout / "jobs/launch.py"), *arguments],
+        cwd=work.folder,
+        env=cluster.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    work.wait_for(lambda: bool(work.job("runs/pipeline/report")) or launcher.poll() is not None, "submission")
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    for path in (checkout / "pfcluster").rglob("*.py"):
+        path.write_text("raise SystemExit('edited after the submission')\n")
+    work.wait_for_end("runs/pipeline/shards/slice-0")
+    for task in TASKS:
+        work.wait_for_end(f"runs/pipeline/{task}")
+    work.wait_for_end("runs/pipeline/report")
+    return work
+
+
+def test_one_command_leads_from_photos_to_the_report(pipeline):
+    for task in TASKS:
+        result = pipeline.result(f"runs/pipeline/{task}")
+        assert (result["status"], result["processes"]) == ("finished", 2), task
+        assert pipeline.outcomes(f"runs/pipeline/{task}") == ["finished"], task
+    assert (
+        json.loads((pipeline.folder / "runs/pipeline/data/manifest.json").read_text())["splits"]["test"]["samples"] > 0
+    )
+    page = (pipeline.folder / "runs/pipeline/report/report.html").read_text()
+    assert "pf-vit" in page
+    rows = pipeline.result("runs/pipeline/pf-vit/seed-1")["poker"]["rows"]
+    assert rows["poker face"]["neutrality"] is not None
+
+
+def test_jobs_ran_the_code_as_it_was_when_they_were_submitted(pipeline):
+    provenance = json.loads((pipeline.folder / "runs/pipeline/mae/seed-0/provenance.json").read_text())
+    assert provenance["command"].startswith("python jobs/launch.py --nodes 2 --seeds 0 1")
+    (copy,) = (pipeline.folder / "runs/pipeline/.code").iterdir()
+    assert "edited" not in (copy / "pfcluster/train.py").read_text()
+
+
+def test_stages_are_arrays_under_one_name(pipeline):
+    jobs = {task: pipeline.job(f"runs/pipeline/{task}") for task in TASKS}
+    for name in ("scratch", "mae-vit", "pf-vit"):
+        first, second = (jobs[f"{name}/seed-{seed}"] for seed in (0, 1))
+        assert first.split("_")[0] == second.split("_")[0]
+        assert (first.split("_")[1], second.split("_")[1]) == ("0", "1")
+    shown = pipeline.cluster.run("scontrol", "-o", "show", "job", jobs["pf-vit/seed-0"])
+    assert "JobName=pipeline.pf-vit" in shown
+
+
+def test_status_shows_every_task_and_the_same_command_pays_nothing_twice(pipeline):
+    status = " ".join(pipeline.launch("status", "pipeline").split())
+    for words in ("shards 1/2 finished", "mae seed 0 finished", "pf-vit seed 1 finished", "report finished"):
+        assert words in status
+    arguments = json.loads((pipeline.folder / "arguments.json").read_text())
+    before = {task: pipeline.job(f"runs/pipeline/{task}") for task in TASKS}
+    said = pipeline.launch(*arguments)
+    assert "submitted" not in said
+    assert {task: pipeline.job(f"runs/pipeline/{task}") for task in TASKS} == before
+    assert "rank 0 of 2 on n" in pipeline.launch("logs", "pipeline", "--task", "mae")
+    assert "rank 1 of 2 on n" in pipeline.launch("logs", "pipeline", "--task", "pf-vit seed 1", "--rank", "1")
+
+
+def test_what_is_queued_is_attached_to_and_another_config_is_refused(work):
+    blocker = work.occupy("main")
+    arguments = ["finetune", "--preset", "demo", *TINY, "--nodes", "2", "--seeds", "0", "1"]
+    assert "2 submitted" in work.launch(*arguments)
+    jobs = [work.job(f"runs/scratch/seed-{seed}") for seed in (0, 1)]
+    assert "2 attached" in work.launch(*arguments)
+    assert [work.job(f"runs/scratch/seed-{seed}") for seed in (0, 1)] == jobs
+    assert "queued" in work.launch("status", "scratch")
+    said = work.launch(*arguments, "--optim.lr", "0.5", code=2)
+    assert f"is queued as job {jobs[0]} with another config" in said
+    assert "cancelled: scratch seed 0, scratch seed 1" in work.launch("cancel", "scratch")
+    assert set(jobs).isdisjoint(work.queue())
+    assert "cancelled" in work.launch("status", "scratch")
+    work.cluster.run("scancel", blocker)
+
+
+def test_a_launcher_that_died_before_it_noted_the_job_finds_it_again(work):
+    blocker = work.occupy("main")
+    arguments = ["finetune", "--preset", "demo", *TINY, "--seeds", "0", "1"]
+    work.launch(*arguments)
+    for seed in (0, 1):
+        path = work.folder / f"runs/scratch/seed-{seed}/job.json"
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps(values | {"job": ""}))
+    assert "2 attached" in work.launch(*arguments)
+    work.cluster.run("scancel", blocker)
+
+
+def test_a_dry_run_prints_the_script_and_submits_nothing(work):
+    with open(work.folder / "pfcluster.toml", "a") as file:
+        file.write('licenses = "faces"\n[environment]\nNCCL_SOCKET_IFNAME = "ib0"\n[run.mae]\ntime = "12:00:00"\n')
+    said = work.launch("study", "--preset", "demo", *TINY, "--nodes", "4", "--mem", "2G", "--dry-run")
+    for words in (
+        "plan study: slurm", "#SBATCH --nodes=4", "#SBATCH --licenses=faces", "#SBATCH --mem=2G", "#SBATCH --requeue",
+        "#SBATCH --array=0-2%3", "#SBATCH --time=720", "afterok:<mae>:<judge>",
+        "export NCCL_SOCKET_IFNAME=ib0", "--kill-on-bad-exit=1", "4 x 1 GPUs",
+    ):  # fmt: skip
+        assert words in said, words
+    assert work.queue() == []
+    assert not (work.folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--nodes", "8"], "scratch wants --nodes 8, and partition main has 4"),
+        (["--partition", "gpu"], "--partition gpu: "),
+        (["--account", "nobody", "--qos", "none", "--constraint", "a100"], "SLURM refused scratch: "),
+        (["--time", "soon"], "--time must be minutes, H:MM:SS or D-HH:MM:SS"),
+        (["--batch-size", "18", "--nodes", "4"], "batch_size must be a multiple of the processes of a run, 4,"),
+        (["--site", "none.toml"], "site file none.toml cannot be read"),
+    ],
+)
+def test_what_the_cluster_cannot_do_is_said_at_once(work, arguments, words):
+    said = work.launch("finetune", "--preset", "demo", *TINY, *arguments, code=2)
+    assert words in said
+    assert work.queue() == []
+
+
+def test_evaluation_and_the_doctor_run_as_jobs_and_secrets_stay_out_of_their_logs(work, pipeline):
+    shutil.copytree(pipeline.folder / "runs/pipeline", work.folder / "runs/pipeline")
+    (work.folder / "photos").symlink_to(pipeline.folder / "photos")
+    with open(work.folder / "pfcluster.toml", "r+") as file:
+        text = file.read()
+        file.seek(0)
+        file.write('secrets = ["MY_TOKEN"]\n' + text)
+    run = "runs/pipeline/scratch/seed-0"
+    refused = work.launch("evaluate", run, "--executor", "slurm", code=2)
+    assert "secrets names MY_TOKEN, which is not set in this shell" in refused
+    work.cluster.environment["MY_TOKEN"] = "s3cr3t-value"
+    try:
+        said = work.launch("evaluate", run, "--executor", "slurm", "--wait")
+        assert "finished" in said
+        name = "evaluate-runs-pipeline-scratch-seed-0"
+        shown = work.launch("logs", name)
+        assert f"{100 * work.result(run)['test']['accuracy']:.2f} %" in shown
+        lost = work.launch(
+            "evaluate", "runs/s3cr3t-value", "--executor", "slurm", "--job-name", "lost", "--wait", code=1
+        )
+        assert "lost" in lost
+        assert "ended with 2" in lost
+        shown = work.launch("logs", "lost")
+        assert "runs/<MY_TOKEN>" in shown
+        for path in (work.folder / "runs").rglob("*"):
+            if path.suffix in (".log", ".sh", ".out"):
+                assert "s3cr3t-value" not in path.read_text(errors="replace"), path
+        said = work.launch("doctor", "--executor", "slurm", "--nodes", "2", "--backends", "ddp", "--wait")
+        assert "finished" in said
+        assert "n1" in work.launch("logs", "doctor-ddp", "--lines", "100")
+    finally:
+        work.cluster.environment.pop("MY_TOKEN")
+
+
+def test_outside_of_a_cluster_nodes_are_groups_of_processes_and_that_is_said(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs/launch.py"), "finetune", "--preset", "demo", *TINY, "--nodes", "2"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--nodes 2: 2 groups of 1 processes on this machine" in done.stdout
+    assert json.loads((tmp_path / "runs/scratch/seed-0/result.json").read_text())["processes"] == 2
