@@ -4,8 +4,8 @@
     python -m tests.cluster.slurm down [--folder ...]                                stop it
 
 Everything it writes lies in its folder, and it knows no other SLURM on the machine. On Debian and Ubuntu it needs
-`apt-get install --no-install-recommends munge slurmctld slurmd slurm-client`, and no other privileges than yours, but
-that as an ordinary user all jobs run as you.
+`apt-get install --no-install-recommends munge slurmctld slurmd slurm-client` (and `slurmdbd mariadb-server-core
+mariadb-client-core` for `--accounting`), and no privileges to run. Python's standard library is enough.
 
 Partitions: `main`; `short` ends jobs after a minute; `high` preempts `requeued` (SIGTERM, then killed and requeued),
 `cancelled` (SIGTERM, then killed for good), `graceful` (SIGTERM and 60 s of grace) and `signalled` (USR2 and 60 s).
@@ -27,7 +27,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "my_print_defaults", "sacct")
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 START_SECONDS = 60.0
@@ -61,7 +63,7 @@ SlurmctldTimeout=10
 SlurmdTimeout={lost}
 InactiveLimit=0
 KillWait=20
-MinJobAge=300
+MinJobAge={remembered}
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -78,12 +80,38 @@ PartitionName=high Nodes={nodes} MaxTime=1-00:00:00 PriorityTier=10 PreemptMode=
 """
 
 
-def missing() -> str | None:
+ACCOUNTED = """
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=localhost
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge/socket
+"""
+DBD_CONF = """
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+DbdHost=localhost
+DbdPort={port}
+SlurmUser={user}
+LogFile={folder}/slurmdbd.log
+PidFile={folder}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={storage}
+StorageUser=root
+"""
+
+
+def missing(*, accounting: bool = False) -> str | None:
     """Why no SLURM can be started here; None where one can."""
-    absent = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
-    if absent:
-        return f"no {', '.join(absent)} here: apt-get install munge slurmctld slurmd slurm-client"
-    return None
+    absent = [
+        name for name in (*PROGRAMS, *(ACCOUNTING if accounting else ())) if shutil.which(name, path=PATH) is None
+    ]
+    if not absent:
+        return None
+    packages = "munge slurmctld slurmd slurm-client" + (
+        " slurmdbd mariadb-server-core mariadb-client-core" if accounting else ""
+    )
+    return f"no {', '.join(absent)} here: apt-get install --no-install-recommends {packages}"
 
 
 def free_ports(count: int) -> list[int]:
@@ -107,6 +135,8 @@ class Slurm:
     nodes: int
     environment: dict[str, str]
     processes: dict[str, int] = field(default_factory=dict)
+    ports: tuple[int, ...] = ()
+    """Of slurmdbd and its database, where there is accounting."""
 
     def run(self, *arguments: str, check: bool = True) -> str:
         """A SLURM command's output."""
@@ -117,7 +147,7 @@ class Slurm:
 
     def start(self, name: str) -> None:
         """Start one daemon: `munged`, `slurmctld`, `n1`, ..."""
-        binary = {"munged": "munged", "slurmctld": "slurmctld"}.get(name, "slurmd")
+        binary = name if name in (*PROGRAMS, *ACCOUNTING) else "slurmd"
         path = shutil.which(binary, path=PATH)
         assert path is not None
         munge = self.folder / "munge"
@@ -127,6 +157,12 @@ class Slurm:
                 f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed",
             ],
             "slurmctld": ["-D", "-f", self.environment["SLURM_CONF"]],
+            "slurmdbd": ["-D"],
+            "mariadbd": [
+                "--no-defaults", f"--datadir={self.folder}/database", f"--socket={self.folder}/database.socket",
+                f"--user={getpass.getuser()}", "--bind-address=127.0.0.1", f"--port={self.ports[1]}",
+                "--innodb-buffer-pool-size=16M",
+            ],
         }.get(name, ["-D", "-N", name, "-f", self.environment["SLURM_CONF"]])  # fmt: skip
         with open(self.folder / f"{name}.out", "ab") as log:
             process = subprocess.Popen(
@@ -139,7 +175,7 @@ class Slurm:
     def kill(self, name: str) -> None:
         """kill -9 of one daemon, and for a node of all that runs on it, as if its power went."""
         victims = [self.processes.pop(name)]
-        if name not in ("munged", "slurmctld"):
+        if name.startswith("n"):
             victims += self.processes_on(name)
         for pid in victims:
             with contextlib.suppress(ProcessLookupError):
@@ -177,6 +213,25 @@ class Slurm:
         logs = [path.read_text(errors="replace")[-1500:] for path in sorted(self.folder.glob("*.out"))]
         raise RuntimeError("SLURM did not come up:\n" + "\n".join(logs))
 
+    def start_accounting(self) -> None:
+        """A database, slurmdbd, and this cluster in it; before slurmctld."""
+        install = shutil.which("mariadb-install-db", path=PATH)
+        assert install is not None
+        subprocess.run(
+            [install, "--no-defaults", f"--datadir={self.folder}/database", f"--user={getpass.getuser()}",
+             "--auth-root-authentication-method=normal", "--skip-test-db"],
+            env=self.environment, check=True, capture_output=True,
+        )  # fmt: skip
+        conf = self.folder / "slurmdbd.conf"
+        conf.write_text(
+            DBD_CONF.format(folder=self.folder, port=self.ports[0], storage=self.ports[1], user=getpass.getuser())
+        )
+        conf.chmod(0o600)
+        for name, port in (("mariadbd", self.ports[1]), ("slurmdbd", self.ports[0])):
+            self.start(name)
+            _wait_for_port(port)
+        self.run("sacctmgr", "--immediate", "add", "cluster", "throwaway")
+
     def stop(self) -> None:
         """End all jobs and daemons. Files stay."""
         self.run("scancel", "--full", "--signal=KILL", "-u", getpass.getuser(), check=False)
@@ -193,11 +248,31 @@ class Slurm:
         (self.folder / "processes.json").unlink(missing_ok=True)
 
 
+def _wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"nothing listens on port {port}")
+
+
 def up(
-    folder: Path, nodes: int = 4, *, user_signal: bool = False, environment: Mapping[str, str] = os.environ
+    folder: Path,
+    nodes: int = 4,
+    *,
+    user_signal: bool = False,
+    accounting: bool = False,
+    remembered: int = 300,
+    environment: Mapping[str, str] = os.environ,
 ) -> Slurm:
-    """Start a cluster in an empty folder. With `user_signal` preemption sends the job's own signal, not SIGTERM."""
-    reason = missing()
+    """Start a cluster in an empty folder.
+
+    With `user_signal` preemption sends the job's own signal, not SIGTERM; with `accounting` there is slurmdbd over a
+    MariaDB; slurmctld forgets jobs `remembered` seconds after their end.
+    """
+    reason = missing(accounting=accounting)
     if reason is not None:
         raise RuntimeError(reason)
     for name in ("munge", "state"):
@@ -208,22 +283,27 @@ def up(
     subprocess.run(
         [shutil.which("mungekey", path=PATH) or "mungekey", "--create", f"--keyfile={folder}/munge/key"], check=True
     )
-    ports = free_ports(nodes + 1)
+    ports = free_ports(nodes + 3)
     conf = CONF.format(
         folder=folder,
         user=getpass.getuser(),
         nodes=f"n[1-{nodes}]",
         port=ports[0],
-        ports=f"[{ports[1]}-{ports[-1]}]",
+        ports=f"[{ports[1]}-{ports[nodes]}]",
         lost=LOST_SECONDS,
         preempt="preempt_send_user_signal" if user_signal else "",
-        accounting="",
+        remembered=remembered,
+        accounting=ACCOUNTED.format(port=ports[-2], folder=folder) if accounting else "",
     )
     (folder / "slurm.conf").write_text("\n".join(line for line in conf.splitlines() if not line.endswith("=")) + "\n")
     clean = {name: value for name, value in environment.items() if not name.startswith(("SLURM", "SBATCH"))}
     cluster = Slurm(folder, nodes, {**clean, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")})
+    cluster.ports = (ports[-2], ports[-1])
     try:
-        for name in ("munged", "slurmctld", *(f"n{number}" for number in range(1, nodes + 1))):
+        cluster.start("munged")
+        if accounting:
+            cluster.start_accounting()
+        for name in ("slurmctld", *(f"n{number}" for number in range(1, nodes + 1))):
             cluster.start(name)
         cluster.wait_until_up()
     except BaseException:
@@ -233,9 +313,9 @@ def up(
 
 
 @contextlib.contextmanager
-def running(folder: Path, nodes: int = 4, *, user_signal: bool = False) -> Iterator[Slurm]:
-    """A cluster while entered."""
-    cluster = up(folder, nodes, user_signal=user_signal)
+def running(folder: Path, nodes: int = 4, **options: Any) -> Iterator[Slurm]:
+    """A cluster while entered; options as of `up`."""
+    cluster = up(folder, nodes, **options)
     try:
         yield cluster
     finally:
@@ -247,10 +327,11 @@ def main() -> int:
     parser.add_argument("command", choices=("up", "down"))
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/pfcluster-slurm"))
+    parser.add_argument("--accounting", action="store_true", help="with slurmdbd over a MariaDB")
     options = parser.parse_args()
     folder = options.folder.resolve()
     if options.command == "up":
-        cluster = up(folder, options.nodes)
+        cluster = up(folder, options.nodes, accounting=options.accounting)
         print(cluster.run("sinfo"))
         print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}")
         return 0

@@ -57,6 +57,7 @@ def test_preempted_jobs_are_requeued_save_themselves_and_end_as_if_nothing_had_b
         assert first.job == last.job
         assert first.kept_step == first.step > 30, "every step that was trained was kept"
         assert_same(whole, work.folder / run)
+        work.note(f"preempted by {'requeueing' if 'requeued' in run else 'cancelling'}", run)
     status = work.launch("status", "cancelled/scratch")
     assert "finished" in status
     assert "failed" not in status
@@ -71,6 +72,7 @@ def test_a_job_with_grace_time_gives_its_nodes_back_at_once_and_goes_on(work, wh
     work.cluster.run("scancel", blocker)
     assert work.wait_for_end(RUN).outcome == "finished"
     assert_same(whole, work.folder / RUN)
+    work.note("preempted with grace time", RUN)
 
 
 def test_jobs_longer_than_their_limit_chain(work):
@@ -88,6 +90,8 @@ def test_jobs_longer_than_their_limit_chain(work):
     )
     work.wait_for_step(RUN, first.step + 5)
     work.launch("cancel", "scratch")
+    work.wait_for_end(RUN)
+    work.note("the partition's limit of a minute, then `cancel`", RUN)
 
 
 def test_cancelled_is_not_preempted_and_a_damaged_checkpoint_costs_only_its_own_steps(work, whole):
@@ -112,6 +116,8 @@ def test_cancelled_is_not_preempted_and_a_damaged_checkpoint_costs_only_its_own_
         work.launch(*FINETUNE, "--nodes", "2", "--output", name)
         assert work.wait_for_end(run).outcome == "finished"
         assert_same(whole, work.folder / run)
+    work.note("`cancel`, the newest checkpoint cut short, the same command again", runs[0])
+    work.note("plain `scancel`, the same command again", runs[1])
     warnings = (work.folder / runs[0] / "warnings.log").read_text()
     assert f"skipped a damaged checkpoint: {file} is damaged" in warnings
 
@@ -130,6 +136,7 @@ def test_a_killed_rank_ends_all_and_the_job_goes_on_elsewhere(work, whole):
     assert nodes[1] not in work.cluster.run("scontrol", "show", "hostnames", last.nodes).split()
     assert last.from_step >= 40
     assert_same(whole, work.folder / RUN)
+    work.note("kill -9 of a rank", RUN)
     assert "1 (1 failed)" in work.launch("status", "scratch")
 
 
@@ -145,6 +152,7 @@ def test_a_lost_node_and_a_restarted_controller_cost_an_attempt_at_most(work, wh
     try:
         work.wait_for(lambda: work.outcomes(RUN)[-1:] == ["finished"], "the end")
         assert_same(whole, work.folder / RUN)
+        work.note("slurmctld killed and started again, then slurmd killed with all on its node", RUN)
         attempts = work.attempts(RUN)
         assert len(attempts) == 2
         assert attempts[0].outcome in ("failed", "preempted", "lost")
@@ -163,6 +171,7 @@ def test_a_person_may_requeue_a_running_job(work, whole):
     assert (first.outcome, first.next) == ("preempted", "requeued by SLURM")
     assert first.kept_step == first.step
     assert_same(whole, work.folder / RUN)
+    work.note("`scontrol requeue`", RUN)
 
 
 def test_where_requeueing_is_forbidden_jobs_go_on_as_new_ones(work, whole):
@@ -180,6 +189,7 @@ def test_where_requeueing_is_forbidden_jobs_go_on_as_new_ones(work, whole):
     assert work.job(RUN) != first
     assert work.attempts(RUN)[0].next == f"submitted again as {work.job(RUN)}"
     assert_same(whole, work.folder / RUN)
+    work.note("preempted with grace time, requeueing forbidden", RUN)
 
 
 def test_the_jobs_own_signal_for_preemption_is_understood(tmp_path, whole):
@@ -194,6 +204,7 @@ def test_the_jobs_own_signal_for_preemption_is_understood(tmp_path, whole):
         cluster.run("scancel", blocker)
         assert work.wait_for_end(RUN).outcome == "finished"
         assert_same(whole, work.folder / RUN)
+        work.note("preempted by the job's own signal (SIGUSR2)", RUN)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
@@ -218,6 +229,7 @@ def test_a_full_disk_fails_once_with_its_name_and_loses_nothing(work, whole):
     work.launch(*FINETUNE, "--nodes", "2")
     assert work.wait_for_end(RUN).outcome == "finished"
     assert_same(whole, work.folder / RUN)
+    work.note("checkpoints' disk full, mended, the same command again", RUN)
 
 
 def test_a_loss_that_is_not_finite_fails_once_and_what_waits_for_it_is_not_run(work):
@@ -230,6 +242,7 @@ def test_a_loss_that_is_not_finite_fails_once_and_what_waits_for_it_is_not_run(w
     assert "Nothing was trained on this batch" in failed.error
     assert "given up" in failed.next
     assert "mae-vit" in failed.next
+    work.note("a loss that is not finite", "runs/study/mae/seed-0")
     for name in ("judge", "scratch"):
         work.wait_for_end(f"runs/study/{name}/seed-0")
     work.wait_for(lambda: not work.queue(), "an empty queue")
@@ -260,3 +273,4 @@ def test_a_shard_that_vanishes_between_submission_and_start_is_named(work):
     (work.folder / shard.name).rename(shard)
     work.launch(*arguments)
     assert work.wait_for_end(RUN).outcome == "finished"
+    work.note("a shard gone before the job started, put back, the same command again", RUN)

@@ -129,6 +129,21 @@ class Work:
     def result(self, run: str) -> dict:
         return json.loads((self.folder / run / "result.json").read_text())
 
+    def note(self, fault: str, run: str) -> None:
+        """A row of the table of faults, where $PFCLUSTER_FAULTS names a file: what happened, and the steps that had to
+        be trained again. That the final weights are equal is the tests' own business.
+        """
+        table = os.environ.get("PFCLUSTER_FAULTS")
+        if not table:
+            return
+        story = []
+        for attempt in self.attempts(run):
+            follows = "" if attempt.next is None or attempt.next == "requeued" else f" ({attempt.next})"
+            story.append(f"{attempt.outcome} at step {attempt.step}{follows}")
+        lost = sum(attempt.step - attempt.kept_step for attempt in self.attempts(run))
+        with open(table, "a") as file:
+            file.write(f"| {fault} | {'; then '.join(story)} | {lost} |\n")
+
     def told(self) -> str:
         """All that a person could look at."""
         logs = sorted(self.folder.rglob("*.log")) + sorted(self.folder.rglob("*_log.out"))

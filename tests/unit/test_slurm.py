@@ -229,3 +229,29 @@ def test_hopeless_and_alive():
     assert Seen("1", "PENDING", "DependencyNeverSatisfied").hopeless
     assert Seen("1", "COMPLETING").alive
     assert not Seen("1", "NODE_FAIL").alive
+
+
+def test_without_a_queue_status_tells_what_the_folders_know(tmp_path):
+    from pfcluster.launch import status
+
+    stories = {
+        "a": [failed(1, outcome="finished")],
+        "b": [failed(1, kind="user", error="no such shard", next="given up: it would fail again")],
+        "c": [failed(1, outcome="running")],
+        "d": [],
+    }
+    for name, story in stories.items():
+        attempts.submit(tmp_path / name, Submitted("7", 1))
+        for attempt in story:
+            attempts.write(tmp_path / name, attempt)
+    group = {"after": [], "folders": [str(tmp_path / name) for name in stories], "labels": list(stories), "runs": True}
+    record = {"name": "x", "command": "c", "submitted": "t", "groups": {"g": group}}
+    (tmp_path / "pipeline.json").write_text(json.dumps(record))
+    found = [status._line("g", name, tmp_path / name, None, True) for name in stories]
+    assert [line.state for line in found] == ["finished", "failed", "lost", "not run"]
+    assert found[1].error == "no such shard"
+    assert "SLURM has forgotten it; the same command goes on" in found[2].why
+    assert status._line("g", "c", tmp_path / "c", None, False).state == "unknown"
+    assert status.find("x", tmp_path) == tmp_path
+    with pytest.raises(ValueError, match="nothing was submitted as y; there is"):
+        status.find("y", tmp_path)

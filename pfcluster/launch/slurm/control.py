@@ -184,7 +184,7 @@ def _accounted(wanted: set[str]) -> list[Seen]:
     """sacct's view, where the site has accounting."""
     try:
         text = ask(
-            "sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--jobs={','.join(sorted(wanted))}",
+            "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(sorted(wanted))}",
             "--format=JobID,State,NodeList", patience=0,
         )  # fmt: skip
     except SlurmError:
