@@ -43,6 +43,29 @@ def differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
     return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
 
 
+def changes_of(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Fields that a run would change by going on in a folder, with their old and new values; only such as may change.
+
+    Raises ConfigError where the folder belongs to another config.
+    """
+    known = folder / "config.json"
+    changed = differences(load(known), config) if known.exists() else {}
+    others = {name: values for name, values in changed.items() if not _only_execution(name)}
+    if others:
+        name, (old, new) = next(iter(others.items()))
+        raise ConfigError(
+            f"{folder} belongs to another config: {name} is {old!r} there and {new!r} here"
+            f" ({len(others)} differences); take another folder, or remove that one"
+        )
+    return changed
+
+
+def _only_execution(name: str) -> bool:
+    """Whether a field may change when a run goes on: how it is executed and saved, but not in which precision."""
+    reading = ("data.mode", "data.workers", "data.cache")
+    return name in reading or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():

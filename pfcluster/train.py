@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pfcluster import checkpoint, models, provenance
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config_json import differences, load, to_json
+from pfcluster.config_json import changes_of, to_json
 from pfcluster.data.reader import read_ahead
 from pfcluster.data.source import made_resident, open_dataset, require_labels, sample_order
 from pfcluster.data.split_types import RawBatch
@@ -101,29 +101,6 @@ def _claim(config: RunConfig, folder: Path, command: str | None) -> dict[str, An
     write_atomically(known, to_json(config))
     provenance.write(folder, command)
     return None
-
-
-def changes_of(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Fields that a run would change by going on in a folder, with their old and new values; only such as may change.
-
-    Raises ConfigError where the folder belongs to another config.
-    """
-    known = folder / "config.json"
-    changed = differences(load(known), config) if known.exists() else {}
-    others = {name: values for name, values in changed.items() if not _only_execution(name)}
-    if others:
-        name, (old, new) = next(iter(others.items()))
-        raise ConfigError(
-            f"{folder} belongs to another config: {name} is {old!r} there and {new!r} here"
-            f" ({len(others)} differences); take another folder, or remove that one"
-        )
-    return changed
-
-
-def _only_execution(name: str) -> bool:
-    """Whether a field may change when a run goes on: how it is executed and saved, but not in which precision."""
-    reading = ("data.mode", "data.workers", "data.cache")
-    return name in reading or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")
 
 
 class Trainer:

@@ -13,6 +13,7 @@ import tyro
 
 from pfcluster import presets
 from pfcluster.config import ConfigError, RunConfig
+from pfcluster.config_json import changes_of
 from pfcluster.data.build_options import BuildOptions
 from pfcluster.data.manifest import MANIFEST
 from pfcluster.emotions import canonical_name, neutral_index
@@ -153,14 +154,12 @@ def _job(options: Options, config: RunConfig) -> Job:
 
 
 def preflight(plan: Plan, world_size: int) -> None:
-    """Find out within seconds what would go wrong after hours. Raises ValueError subclasses."""
-    from pfcluster import models
+    """Find out within seconds what would go wrong after hours. Raises ValueError subclasses.
+
+    What takes a second to import is imported where a run needs it.
+    """
     from pfcluster.data.source import open_dataset, require_labels
-    from pfcluster.dist import World, world
     from pfcluster.engine.build import check
-    from pfcluster.evaluate.final import load_judge
-    from pfcluster.nn.recognition import find_weights
-    from pfcluster.train import changes_of
 
     jobs = [job for wave in plan.jobs() for job in wave]
     coming = {str(job.folder) for job in jobs}
@@ -179,16 +178,22 @@ def preflight(plan: Plan, world_size: int) -> None:
         check(config.engine, world_size)
         changes_of(config, job.folder)
         if config.objective == "pf_mag" and config.pf_mag.recognition == "facenet":
+            from pfcluster.nn.recognition import find_weights
+
             find_weights(config.pf_mag.recognition_weights)
         if config.data.shards in made:
             continue
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config.objective)
         if config.model.init is not None and config.model.init not in coming:
+            from pfcluster import models
+
             models.build(config, len(dataset.classes))
         if config.evaluate.judge is not None and config.evaluate.judge not in coming:
+            from pfcluster.dist import world
+            from pfcluster.evaluate.final import load_judge
+
             with world("cpu") as here:
-                assert isinstance(here, World)
                 load_judge(config, dataset, here)
 
 

@@ -1,5 +1,5 @@
-"""Watching where the site has slurmdbd: what slurmctld has forgotten is asked of the accounting. All other tests of this
-room are without.
+"""Watching where the site has slurmdbd: what slurmctld has forgotten is asked of the accounting. All other tests here
+are without.
 """
 
 from __future__ import annotations

@@ -1,0 +1,102 @@
+"""What the launcher costs before the first step, beside a batch script as a user writes it: `sbatch` and `torchrun`.
+
+    python -m benchmarks.slurm [--repeats 5]
+
+It takes the SLURM that SLURM_CONF names, such as the throw-away one (docs/slurm.md). Both ways train the same config on
+two nodes, in turn, so that neither has the warmer machine. The clock starts with the command and stops when
+metrics.jsonl has its first line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pfcluster import presets
+from pfcluster.config_json import to_json
+from pfcluster.launch.commands import apply_overrides
+from pfcluster.launch.slurm import control
+from tests.cluster.work import TINY
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("until the command returns", "then until the first step", "in all")
+SCRIPT = """#!/bin/bash
+#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --exclusive --output={folder}/log.out
+srun {python} -m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d \\
+  --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint=127.0.0.1:{port} --no-python \\
+  {python} -m pfcluster.launch.worker {folder}/wanted.json {folder} --threads 1
+"""
+
+
+def ours(folder: Path) -> list[float]:
+    """Seconds until the command returns, from there to the first step, and both, under jobs/launch.py."""
+    (folder / "pfcluster.toml").write_text("cpus_per_task = 1\n[sbatch]\nexclusive = true\n")
+    command = [sys.executable, str(ROOT / "jobs/launch.py"), "finetune", "--preset", "demo", *TINY, "--nodes", "2"]
+    return _timed(command, folder, folder / "runs/scratch/seed-0")
+
+
+def plain(folder: Path) -> list[float]:
+    """The same under sbatch and torchrun."""
+    config = apply_overrides(presets.recipe("demo")["scratch"], TINY)
+    (folder / "wanted.json").write_text(to_json(config))
+    script = folder / "job.sh"
+    script.write_text(SCRIPT.format(folder=folder, python=sys.executable, port=29000 + os.getpid() % 1000))
+    return _timed(["sbatch", str(script)], folder, folder)
+
+
+def _timed(command: list[str], folder: Path, run: Path) -> list[float]:
+    began = time.monotonic()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    returned = time.monotonic()
+    path = run / "metrics.jsonl"
+    while not (path.exists() and path.stat().st_size):
+        if time.monotonic() > returned + 120:
+            raise TimeoutError(f"no step in {run}")
+        time.sleep(0.02)
+    stepped = time.monotonic()
+    return [returned - began, stepped - returned, stepped - began]
+
+
+def measure(repeats: int) -> dict[str, list[list[float]]]:
+    """Stages of each way, in turn."""
+    ways: dict[str, Callable[[Path], list[float]]] = {"jobs/launch.py": ours, "sbatch + torchrun": plain}
+    found: dict[str, list[list[float]]] = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, way in ways.items():
+            folder = Path(tempfile.mkdtemp(prefix="pfcluster-launch-"))
+            try:
+                found[name].append(way(folder))
+            finally:
+                while control.ask("squeue", "--noheader").strip():
+                    time.sleep(0.2)
+                shutil.rmtree(folder)
+    return {name: rows[1:] for name, rows in found.items()}  # the first round warms the disk's cache
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    found = measure(options.repeats)
+    print(f"median of {options.repeats} rounds in turn, seconds; range in brackets\n")
+    print("| | " + " | ".join(STAGES) + " |")
+    print("| --- |" + " ---: |" * len(STAGES))
+    for name, rows in found.items():
+        cells = [
+            f"{statistics.median(column):.1f} ({min(column):.1f} to {max(column):.1f})"
+            for column in zip(*rows, strict=True)
+        ]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
