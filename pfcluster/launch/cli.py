@@ -84,7 +84,7 @@ def train(command: str, arguments: list[str]) -> int:
             dry_run(plan.jobs(), options, console)
         print_plan(plan, cluster, console)
         return 0
-    commands.preflight(plan, cluster.world_size)
+    commands.preflight(plan, cluster)
     if cluster.executor == "slurm":
         return submit(plan, cluster, console)
     if cluster.nodes > 1:
@@ -132,7 +132,7 @@ def submit(plan: Plan, cluster: Cluster, console: Console) -> int:
     from pfcluster.launch import status
     from pfcluster.launch.slurm import submit as slurm
 
-    rows = slurm.submit(plan, cluster.site, processes=cluster.per_node, retries=cluster.retries)
+    rows = slurm.submit(plan, cluster.site, processes=cluster.processes, retries=cluster.retries)
     table = Table(
         "stage", "tasks", "nodes x processes", "after", "job", title=f"{plan.name} on SLURM", title_justify="left"
     )
@@ -175,7 +175,7 @@ def print_plan(plan: Plan, cluster: Cluster, console: Console) -> None:
 
         for group in plan.groups:
             console.rule(group.name)
-            print(script_of(plan, group, cluster.site, cluster.per_node))
+            print(script_of(plan, group, cluster.site, cluster.processes))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pfcluster.config_json import changes_of
 from pfcluster.data.build_options import BuildOptions
 from pfcluster.data.manifest import MANIFEST
 from pfcluster.emotions import canonical_name, neutral_index
-from pfcluster.launch.options import STUDIES, TRAINING, Options, command_text
+from pfcluster.launch.options import STUDIES, TRAINING, Cluster, Options, command_text
 from pfcluster.launch.plan import Call, Group, Job, Plan, groups_of
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def _job(options: Options, config: RunConfig) -> Job:
     return Job(config, options.output / config.name / f"seed-{config.seed}")
 
 
-def preflight(plan: Plan, world_size: int) -> None:
+def preflight(plan: Plan, cluster: Cluster) -> None:
     """Find out within seconds what would go wrong after hours. Raises ValueError subclasses.
 
     What takes a second to import is imported where a run needs it.
@@ -170,6 +170,7 @@ def preflight(plan: Plan, world_size: int) -> None:
         if config.name in seen or job.finished():
             continue
         seen.add(config.name)
+        world_size = cluster.size_of(config.name)
         if config.batch_size % (world_size * config.engine.accumulate):
             raise ConfigError(
                 f"batch_size must be a multiple of the processes of a run, {world_size}, times engine.accumulate"

@@ -71,9 +71,9 @@ def _names(jobs: Sequence[Job]) -> list[str]:
 
 def _micro_batch(config: RunConfig, options: Options) -> int:
     try:
-        return micro_batch(config, options.cluster.world_size)
+        return micro_batch(config, options.cluster.size_of(config.name))
     except ConfigError as error:
-        layout = f"--nodes {options.cluster.nodes} x {options.cluster.per_node} processes"
+        layout = "--nodes {} x {} processes".format(*options.cluster.layout_of(config.name))
         raise ConfigError(f"{config.name} on {layout}: {error}") from error
 
 
@@ -87,8 +87,8 @@ def _print_memory(config: RunConfig, classes: int, images: int, options: Options
             able.append(backend)
         except ConfigError as error:
             others.append(f"not {backend}: {error}")
-    found = plans(config, classes, options.cluster.world_size, able, _recognition(config))
-    layout = f"{options.cluster.nodes} x {options.cluster.per_node} GPUs"
+    found = plans(config, classes, options.cluster.size_of(config.name), able, _recognition(config))
+    layout = "{} x {} GPUs".format(*options.cluster.layout_of(config.name))
     step = f"{config.engine.accumulate} x {images}" if config.engine.accumulate > 1 else str(images)
     console.print(_table(f"{config.name}: MiB a GPU; {layout}, {step} images a step each", found))
     hosts = [f"{backend} {_mib(each.host)}" for backend, each in found.items() if each.host]
@@ -110,10 +110,11 @@ def _mib(size: int) -> str:
 
 
 def _print_rate(config: RunConfig, cost: Profile, options: Options, console: Console) -> None:
-    rate = options.assumed_tflops * 1e12 * options.cluster.world_size / cost.flops
+    gpus = options.cluster.size_of(config.name)
+    rate = options.assumed_tflops * 1e12 * gpus / cost.flops
     slow = "; this config computes in fp32: fewer" if config.engine.precision == "fp32" else ""
     console.print(
-        f"{config.name}: {rate:,.0f} images/s in all, if each of {options.cluster.world_size} GPUs sustains"
+        f"{config.name}: {rate:,.0f} images/s in all, if each of {gpus} GPUs sustains"
         f" {options.assumed_tflops:g} TFLOP/s (--assumed-tflops; 300 is assumed of an H100 in bf16{slow}) and scaling"
         f" loses nothing; {cost.flops / 1e9:,.1f} GFLOP an image",
         highlight=False,

@@ -34,13 +34,27 @@ class Cluster:
     nodes: int
     per_node: int
     """Processes of a run on each node."""
+    processes: int
+    """The same where GPUs are not asked for."""
     retries: int
     wait: bool
 
     @property
     def world_size(self) -> int:
-        """Processes of a run, on all nodes together."""
+        """Processes of a run on this machine."""
         return self.nodes * self.per_node
+
+    def layout_of(self, run: str) -> tuple[int, int]:
+        """Nodes, and processes on each, of a run by its name."""
+        if self.executor == "local":
+            return self.nodes, self.per_node
+        own = self.site.for_run(run)
+        return own.nodes or 1, own.gpus_per_node or self.processes
+
+    def size_of(self, run: str) -> int:
+        """Processes of a run by its name."""
+        nodes, per_node = self.layout_of(run)
+        return nodes * per_node
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ def cluster_of(known: argparse.Namespace) -> Cluster:
         nodes, per_node = known.nodes or 1, known.gpus_per_node or known.processes
     else:
         nodes, per_node = site.nodes or 1, site.gpus_per_node or known.processes
-    return Cluster(executor, reason, site, nodes, per_node, known.retries, known.wait)
+    return Cluster(executor, reason, site, nodes, per_node, known.processes, known.retries, known.wait)
 
 
 def choose_executor(wanted: str) -> tuple[Executor, str]:

@@ -122,7 +122,7 @@ def test_the_rank_that_died_first_is_found_in_this_attempt_s_words_only(tmp_path
         "srun: error: n2: task 1: Out Of Memory\nsrun: error: n1: task 0: Killed\n",
     )
     found = end.explain(tmp_path, failed(1), "7", 137)
-    assert (found["kind"], found["node"]) == ("killed", "n2")
+    assert (found["kind"], found["node"]) == ("bug", "n2"), "more memory is on no other node"
     assert "rank 1 on n2: Out Of Memory" in found["error"]
 
 

@@ -28,6 +28,7 @@ from pfcluster.launch.slurm.control import SlurmError
 
 DIED = re.compile(r"srun: error: (\S+): tasks? ([\d,\-\[\]]+): (.+)")
 NODE_LOST = re.compile(r"srun: error: (?:Node failure on|.*[Nn]ode) (\S+)")
+MEMORY = re.compile(r"out of memory", re.IGNORECASE)
 TAIL = 4000
 """Bytes of a log's end that are looked at."""
 
@@ -64,7 +65,7 @@ def conclude(folder: Path, job: str, restart: int, status: int) -> Attempt:
     if attempt.outcome == "stopped":
         outcome: attempts.Outcome = "time limit" if attempt.signal == "SIGUSR2" and not _preempted(job) else "preempted"
         return _again(folder, attempts.end(folder, attempt, outcome), job)
-    if meaning == "preempted":
+    if meaning == "preempted" or (meaning == "warned" and _preempted(job)):  # before the ranks could listen
         return _again(folder, attempts.end(folder, attempt, "preempted"), job)
     return _failed(folder, attempt, job, status)
 
@@ -112,7 +113,8 @@ def explain(folder: Path, attempt: Attempt, job: str, status: int) -> dict[str, 
         node, task, how = died[0]
         where = node.split("[")[0] if "[" not in node else control.expand(node)[0]
         error = f"rank {task} on {where}: {how} (srun); the others were ended with it"
-        return {"kind": "killed", "error": error, "node": where}
+        kind = "bug" if MEMORY.search(how) else "killed"  # another node has no more of it
+        return {"kind": kind, "error": error, "node": where}
     lost = NODE_LOST.search(batch)
     if lost:
         return {"kind": "killed", "error": f"node {lost.group(1)} was lost", "node": lost.group(1)}
