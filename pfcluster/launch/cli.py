@@ -129,7 +129,7 @@ def tool(command: str, arguments: list[str]) -> int:
 
 def submit(plan: Plan, cluster: Cluster, console: Console) -> int:
     """Hand a plan to SLURM and say what was done; with --wait stay until all has ended."""
-    from pfcluster.launch import status
+    from pfcluster.launch import screen
     from pfcluster.launch.slurm import submit as slurm
 
     rows = slurm.submit(plan, cluster.site, processes=cluster.processes, retries=cluster.retries)
@@ -154,7 +154,7 @@ def submit(plan: Plan, cluster: Cluster, console: Console) -> int:
     if not cluster.wait:
         return 0
     try:
-        return 0 if status.watch(place, console).well else 1
+        return 0 if screen.watch(place, console).well else 1
     except KeyboardInterrupt:
         console.print("the jobs go on; status shows them, cancel ends them")
         return INTERRUPTED
@@ -171,7 +171,7 @@ def print_plan(plan: Plan, cluster: Cluster, console: Console) -> None:
         table.add_row(group.name, f"{todo} of {len(group.tasks)} to do", " ".join(group.after), "\n".join(folders))
     console.print(table)
     if cluster.executor == "slurm":
-        from pfcluster.launch.slurm.submit import script_of
+        from pfcluster.launch.slurm.script import script_of
 
         for group in plan.groups:
             console.rule(group.name)

@@ -100,6 +100,7 @@ def shards(arguments: list[str]) -> int:
 
 def status(arguments: list[str]) -> int:
     """What runs, where, how far it is."""
+    from pfcluster.launch import screen
     from pfcluster.launch import status as states
 
     parser = argparse.ArgumentParser(prog="jobs/launch.py status")
@@ -115,9 +116,9 @@ def status(arguments: list[str]) -> int:
     else:
         places = [states.find(options.name, options.output)]
     if options.watch:
-        return 0 if states.watch(places[-1], console).well else 1
+        return 0 if screen.watch(places[-1], console).well else 1
     for place in places:
-        console.print(states.table(states.overview(place)))
+        console.print(screen.table(states.overview(place)))
     return 0
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shlex
-import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,29 +19,13 @@ from pfcluster.config import ConfigError
 from pfcluster.config_json import from_json, to_json
 from pfcluster.files import write_atomically
 from pfcluster.launch.plan import RECORD, Group, Job, Plan, Task
-from pfcluster.launch.secrets import VARIABLE
 from pfcluster.launch.slurm import attempts, control
 from pfcluster.launch.slurm.attempts import Submitted
-from pfcluster.launch.slurm.control import Seen, SlurmError
-from pfcluster.launch.slurm.end import MARK
+from pfcluster.launch.slurm.control import Seen
+from pfcluster.launch.slurm.script import SCRIPTS, Layout, executor_of, layout_of
 from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.task import TASK, WANTED, run_task
 from pfcluster.launch.snapshot import snapshot
-
-SCRIPTS = "slurm"
-A_DAY = 24 * 60
-FREE_PORT = "import socket; s = socket.socket(); s.bind((str(), 0)); print(s.getsockname()[1])"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Nodes and processes of a group's tasks."""
-
-    nodes: int
-    per_node: int
-    minutes: int
-    shortened: str | None = None
-    """What to say where the partition allows less time than was asked for."""
 
 
 @dataclass(frozen=True)
@@ -55,94 +37,6 @@ class Row:
     after: tuple[str, ...]
     tasks: tuple[tuple[str, str, str], ...]
     """Label, what was done, job."""
-
-
-def layout_of(group: Group, site: Site, processes: int) -> Layout:
-    """Nodes, processes and time of a group's jobs. Raises ConfigError for what the partition can never run."""
-    own = site.for_run(group.name)
-    nodes = 1 if group.alone else own.nodes or 1
-    per_node = 1 if group.alone else own.gpus_per_node or processes
-    try:
-        limits = control.partition(own.partition)
-        allowed = control.minutes(limits.get("MaxTime", "UNLIMITED"))
-        wanted = control.minutes(own.time) if own.time else None
-    except SlurmError as error:
-        raise ConfigError(f"--partition {own.partition or '(default)'}: {error}") from error
-    total = limits.get("TotalNodes", "")
-    if total.isdecimal() and int(total) < nodes:
-        raise ConfigError(
-            f"{group.name} wants --nodes {nodes}, and partition {limits['PartitionName']} has {total}: ask for fewer"
-        )
-    longest = allowed if allowed is not None else wanted or A_DAY
-    time = min(wanted or min(longest, A_DAY), longest)
-    shortened = None
-    if wanted is not None and wanted > time:
-        shortened = f"partition {limits['PartitionName']} allows {time} minutes of the {wanted}: jobs chain themselves"
-    return Layout(nodes, per_node, time, shortened)
-
-
-def executor_of(
-    plan: Plan, group: Group, site: Site, layout: Layout, code: Path, scripts: Path, more: Mapping[str, Any]
-) -> Any:
-    """submitit's executor with all that the site, the layout and the way we end jobs want of the batch script."""
-    from submitit import SlurmExecutor
-
-    own = site.for_run(group.name)
-    executor = SlurmExecutor(folder=scripts, python=own.python)
-    named = {name: getattr(own, name) for name in ("partition", "account", "qos", "constraint", "exclude", "mem")}
-    cpus = own.cpus_per_task
-    executor.update_parameters(
-        job_name=f"{plan.name}.{group.name}",
-        nodes=layout.nodes,
-        ntasks_per_node=layout.per_node,
-        cpus_per_task=cpus,
-        gpus_per_node=None if group.alone and own.gpus_per_node is None else own.gpus_per_node and layout.per_node,
-        time=layout.minutes,
-        signal_delay_s=own.signal_seconds,
-        setup=_setup(own, code),
-        teardown=_teardown(code, scripts),
-        srun_args=["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else []), *own.srun],
-        stderr_to_stdout=True,
-        wckey=None,
-        additional_parameters={("requeue" if own.requeue else "no-requeue"): True, **own.sbatch},
-        **{name: value for name, value in named.items() if value is not None},
-        **more,
-    )
-    return executor
-
-
-def script_of(plan: Plan, group: Group, site: Site, processes: int) -> str:
-    """The batch script of a group, for --dry-run; nothing is written."""
-    layout = layout_of(group, site, processes)
-    scripts = plan.folder.resolve() / SCRIPTS / group.name
-    more = {"dependency": "afterok:<" + ">:<".join(group.after) + ">"} if group.after else {}
-    executor = executor_of(plan, group, site, layout, plan.folder.resolve() / ".code/DIGEST", scripts, more)
-    if len(group.tasks) > 1:
-        executor.parameters["map_count"] = len(group.tasks)
-    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
-    return text
-
-
-def _setup(site: Site, code: Path) -> list[str]:
-    """Shell lines before srun. Secrets come with the submitter's environment; only their names stand here."""
-    lines = list(site.setup)
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
-    if site.secrets:
-        lines.append(f"export {VARIABLE}={shlex.quote(','.join(site.secrets))}")
-    if site.scratch:
-        lines.append(f'export PFCLUSTER_CACHE="{site.scratch}"')
-    return [
-        *lines,
-        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        f"export MASTER_PORT=$({shlex.quote(sys.executable)} -c {shlex.quote(FREE_PORT)})",
-        "trap '' TERM  # what follows the ranks' end must run",
-        f'echo "{MARK} $SLURM_JOB_ID, restart ${{SLURM_RESTART_COUNT:-0}}, on $SLURM_JOB_NODELIST"',
-    ]
-
-
-def _teardown(code: Path, scripts: Path) -> list[str]:
-    end = f"{shlex.quote(sys.executable)} -m pfcluster.launch.slurm.end {shlex.quote(str(scripts / 'folders.txt'))}"
-    return ["status=$?", f"PYTHONPATH={shlex.quote(str(code))} {end} --status $status", "exit $?"]
 
 
 def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Row]:
