@@ -118,7 +118,7 @@ def status(arguments: list[str]) -> int:
     if options.watch:
         return 0 if screen.watch(places[-1], console).well else 1
     for place in places:
-        console.print(screen.table(states.overview(place)))
+        console.print(screen.table(states.overview(place), console.width))
     return 0
 
 

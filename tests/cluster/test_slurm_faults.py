@@ -207,11 +207,13 @@ def test_the_jobs_own_signal_for_preemption_is_understood(tmp_path, whole):
         work.note("preempted by the job's own signal (SIGUSR2)", RUN)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_fails_once_with_its_name_and_loses_nothing(work, whole):
     disk = work.folder / RUN / "checkpoints"
     disk.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "none", str(disk)], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "none", str(disk)]
+    mounted = subprocess.run(mount, check=False, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
         work.launch(*FINETUNE, "--nodes", "2")
         failed = work.wait_for_end(RUN)

@@ -23,7 +23,7 @@ TINY = shlex.split(
     "--data.size 32 --data.synthetic.train 96 --data.synthetic.validation 32 --data.synthetic.test 40"
     " --data.synthetic.identities 12 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2"
     " --model.decoder-width 16 --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 16 --epochs 2"
-    " --engine.device cpu --engine.backend ddp --engine.log-every 1 --engine.timeout 30 --checkpoint.every-steps 20"
+    " --engine.device cpu --engine.backend ddp --engine.log-every 1 --engine.timeout 90 --checkpoint.every-steps 20"
     " --evaluate.poker-faces 16 --evaluate.every-epochs 10 --pf-mag.warmup-steps 4 --pf-mag.balance-steps 2"
 )
 LONG = ["--epochs", "60"]
