@@ -145,7 +145,7 @@ def test_a_lost_node_and_a_restarted_controller_cost_an_attempt_at_most(work, wh
     work.wait_for_step(RUN, 20)
     nodes = work.nodes_of(RUN)
     work.cluster.kill("slurmctld")
-    work.wait_for_step(RUN, 50)
+    work.hold_at_step(RUN, 50)
     work.cluster.start("slurmctld")
     work.cluster.wait_until_up()
     work.cluster.kill(nodes[1])

@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from tests.cluster.slurm import Slurm
-from tests.cluster.work import TINY, Work
+from tests.cluster.work import LAUNCH, TINY, Work
 from tests.photos import make_folder
 from tests.tiny import ROOT
 
@@ -143,6 +143,21 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(work):
         assert words in said, words
     assert work.queue() == []
     assert not (work.folder / "runs").exists()
+
+
+def test_inside_of_a_job_it_stays_in_that_job(work):
+    command = [*LAUNCH, "finetune", "--preset", "demo", *TINY, "--dry-run"]
+    done = subprocess.run(
+        ["srun", "-N1", "-n1", *command],
+        cwd=work.folder,
+        env=work.cluster.environment | {"COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "plan scratch: local (inside SLURM job" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -140,7 +141,10 @@ class Work:
         for attempt in self.attempts(run):
             follows = "" if attempt.next is None or attempt.next == "requeued" else f" ({attempt.next})"
             story.append(f"{attempt.outcome} at step {attempt.step}{follows}")
-        lost = sum(attempt.step - attempt.kept_step for attempt in self.attempts(run))
+        log = (self.folder / run / "logs/rank-0.log").read_text()
+        starts = [int(step) for step in re.findall(r"from step (\d+) of", log)]
+        ended = [attempt.step for attempt in self.attempts(run)]
+        lost = sum(max(0, last - start) for last, start in zip(ended, starts[1:], strict=False))
         with open(table, "a") as file:
             file.write(f"| {fault} | {'; then '.join(story)} | {lost} |\n")
 
