@@ -66,7 +66,7 @@ def ask(*arguments: str, patience: float = PATIENCE) -> str:
             done = subprocess.run(
                 arguments, capture_output=True, text=True, env=environment, check=False, timeout=60, errors="replace"
             )
-            said = done.stderr.strip()
+            said = " ".join(done.stderr.split()).rpartition("fatal: ")[2]
             if done.returncode == 0:
                 return done.stdout
         except FileNotFoundError as error:
@@ -94,7 +94,7 @@ def available() -> tuple[bool, str]:
                 f"sbatch is here, but the controller does not answer ({error}); try later, or run on this machine with"
                 " --executor local"
             ) from error
-        return False, f"sbatch is here, but no cluster behind it ({str(error).splitlines()[0]})"
+        return False, f"sbatch is here, but no cluster behind it ({error})"
     return True, "sbatch is here and a cluster answers"
 
 
