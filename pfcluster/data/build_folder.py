@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
 from pfcluster.data.plan import BuildError
@@ -22,8 +23,7 @@ def locked(output: Path, *, shared: bool) -> Iterator[None]:
     try:
         if output.is_dir() and not (output / MANIFEST).exists() and not folder.is_dir() and any(output.iterdir()):
             raise BuildError(f"{output} holds other files and no build; give a new or empty folder as --output")
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115 (closed below)
+        lock = _opened(folder)
     except OSError as error:
         raise BuildError(f"--output {output} cannot be written: {error.strerror or error}") from error
     with lock:
@@ -35,10 +35,31 @@ def locked(output: Path, *, shared: bool) -> Iterator[None]:
             yield
         finally:
             manifest = (output / MANIFEST).exists()
-            if not (folder / PLAN).exists() and (manifest or not shared):  # finished, or refused before it began
+            over = not (folder / PLAN).exists() and (manifest or not shared)  # finished, or refused before it began
+            if over and _last(lock):
                 shutil.rmtree(folder, ignore_errors=True)
                 if not any(output.iterdir()):
                     output.rmdir()
+
+
+def _opened(folder: Path) -> TextIO:
+    """The lock's file; its folder may vanish at the moment in which another slice ends the build."""
+    for _ in range(10):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return open(folder / "lock", "w")
+        except FileNotFoundError:
+            continue
+    return open(folder / "lock", "w")
+
+
+def _last(lock: TextIO) -> bool:
+    """Whether no other slice is at work in the folder any more; of several that leave at once one is the last."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from pfcluster.data.build import build
+from pfcluster.data.build_folder import alone, locked
+from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
 from pfcluster.data.plan import BuildError
 from pfcluster.data.shards import ShardSplit
 from tests.photos import ROOT, SIZE, contents, make_folder, options, picture
@@ -105,3 +107,14 @@ def test_classes_that_are_not_wanted(tmp_path: Path) -> None:
     manifest = build(options(raw, tmp_path / "out", without=("sadness",))).manifest
     assert manifest is not None
     assert (manifest.classes, manifest.left_out) == (("neutral", "happiness"), {"class not wanted": 8})
+
+
+def test_the_build_folder_goes_with_the_last_slice_only(tmp_path: Path) -> None:
+    """A slice that ends the build must not take the folder from under one that still looks for what is left."""
+    output = tmp_path / "shards"
+    with locked(output, shared=True):
+        with locked(output, shared=True):
+            (output / MANIFEST).touch()
+        with alone(output / BUILD_FOLDER / "merge.lock"):
+            pass
+    assert [path.name for path in output.iterdir()] == [MANIFEST]
