@@ -165,7 +165,7 @@ def _alive(folder: Path, last: Attempt | None, seen: Seen) -> tuple[str, str]:
         return "queued", f"{last.outcome}, again" if restarting and last is not None else seen.reason
     if seen.state == "COMPLETING":
         return "ending", last.outcome if last is not None and last.outcome != "running" else ""
-    if seen.state != "RUNNING":
+    if seen.state not in ("RUNNING", "SIGNALING"):
         return "queued", seen.state
     stage = _json(folder / "progress.json").get("stage")
     return ("evaluating" if stage == "evaluate" else "running"), ""

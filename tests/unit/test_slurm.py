@@ -33,6 +33,7 @@ SHOWN = (
         ("COMPLETING", 1, "None", "requeued"),  # PreemptMode=REQUEUE, scontrol requeue
         ("COMPLETING", 0, "2026-11-25T13:29:20", "preempted"),  # PreemptMode=CANCEL
         ("RUNNING", 0, "2026-11-25T13:29:44", "warned"),  # GraceTime
+        ("SIGNALING", 0, "2026-11-25T13:29:44", "warned"),
         ("RUNNING", 0, "None", "warned"),  # time limit
         ("PENDING", 1, "None", "requeued"),
         ("CANCELLED", 0, "None", "cancelled"),

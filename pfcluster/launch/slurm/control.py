@@ -20,7 +20,9 @@ PATIENCE = 300.0
 """Seconds that a question is repeated while the controller does not answer: it may be restarting."""
 FIELDS = ("ArrayJobId", "ArrayTaskId", "JobId", "JobState", "Restarts", "PreemptTime", "EndTime", "NodeList", "Reason")
 ENDED_WELL = "COMPLETED"
-ALIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
+UNDER_WAY = ("RUNNING", "SUSPENDED", "CONFIGURING", "SIGNALING", "STOPPED", "RESIZING")
+"""SIGNALING stands in RUNNING's place for a moment while a signal is on its way."""
+ALIVE = (*UNDER_WAY, "PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
 Verdict = Literal["cancelled", "requeued", "preempted", "warned"]
 
 
@@ -141,7 +143,7 @@ def verdict(seen: Seen | None, restarts: int) -> Verdict:
         return "cancelled"
     if seen.restarts > restarts or seen.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
         return "requeued"
-    if seen.state in ("RUNNING", "SUSPENDED", "CONFIGURING"):
+    if seen.state in UNDER_WAY:
         return "warned"
     return "preempted" if seen.preempted or seen.state == "PREEMPTED" else "cancelled"
 
