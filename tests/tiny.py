@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,15 @@ from pfcluster.pieces import whole_piece
 from pfcluster.saver import Saver
 
 ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, str(ROOT / "jobs/launch.py")]
+OPTIONS = shlex.split(
+    "--data.size 32 --data.synthetic.train 96 --data.synthetic.validation 32 --data.synthetic.test 40"
+    " --data.synthetic.identities 12 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2"
+    " --model.decoder-width 16 --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 16 --epochs 2"
+    " --engine.device cpu --engine.log-every 1 --evaluate.poker-faces 16 --pf-mag.warmup-steps 4"
+    " --pf-mag.balance-steps 2"
+)
+"""Such a run on the command line, but for how often it saves and evaluates itself."""
 DATA = DataConfig(size=32, synthetic=SyntheticConfig(train=96, validation=32, test=40, identities=12, nuisance=0.3))
 MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
 ROLES = {"mae": "mae", "finetune": "scratch", "pf_mag": "pf-vit"}

@@ -15,8 +15,8 @@ import torch
 
 from pfcluster import checkpoint
 from tests.cluster.slurm import Slurm, running
-from tests.cluster.work import LAUNCH, LONG, TINY, Work
-from tests.tiny import final_weights
+from tests.cluster.work import LONG, TINY, Work
+from tests.tiny import LAUNCH, final_weights
 
 RUN = "runs/scratch/seed-0"
 FINETUNE = ["finetune", "--preset", "demo", *TINY, *LONG]

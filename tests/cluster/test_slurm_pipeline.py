@@ -14,9 +14,9 @@ import sys
 import pytest
 
 from tests.cluster.slurm import Slurm
-from tests.cluster.work import LAUNCH, TINY, Work
+from tests.cluster.work import TINY, Work
 from tests.photos import make_folder
-from tests.tiny import ROOT
+from tests.tiny import LAUNCH, ROOT
 
 TASKS = (
     "mae/seed-0",

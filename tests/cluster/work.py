@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +16,12 @@ from pathlib import Path
 from pfcluster.launch.slurm import attempts
 from pfcluster.launch.slurm.attempts import Attempt
 from tests.cluster.slurm import Slurm
-from tests.tiny import ROOT
+from tests.tiny import LAUNCH, OPTIONS
 
-LAUNCH = [sys.executable, str(ROOT / "jobs/launch.py")]
-TINY = shlex.split(
-    "--data.size 32 --data.synthetic.train 96 --data.synthetic.validation 32 --data.synthetic.test 40"
-    " --data.synthetic.identities 12 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2"
-    " --model.decoder-width 16 --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 16 --epochs 2"
-    " --engine.device cpu --engine.backend ddp --engine.log-every 1 --engine.timeout 90 --checkpoint.every-steps 20"
-    " --evaluate.poker-faces 16 --evaluate.every-epochs 10 --pf-mag.warmup-steps 4 --pf-mag.balance-steps 2"
-)
+TINY = [
+    *OPTIONS,
+    *shlex.split("--engine.backend ddp --engine.timeout 90 --checkpoint.every-steps 20 --evaluate.every-epochs 10"),
+]
 LONG = ["--epochs", "60"]
 """360 steps: some ten seconds of two ranks."""
 SITE = """

@@ -9,8 +9,8 @@ import subprocess
 import pytest
 from safetensors.torch import load_file
 
-from tests.smoke.test_launch import LAUNCH, TINY, launch, wait_for_step
-from tests.tiny import ROOT
+from tests.smoke.test_launch import TINY, launch, wait_for_step
+from tests.tiny import LAUNCH, ROOT
 
 
 def test_a_run_over_two_processes_says_which_engine_it_took_and_why(tmp_path):

@@ -20,16 +20,9 @@ from PIL import Image
 from pfcluster import checkpoint
 from pfcluster.config import RunConfig
 from pfcluster.config_json import to_json
-from tests.tiny import ROOT, config, final_weights
+from tests.tiny import LAUNCH, OPTIONS, ROOT, config, final_weights
 
-LAUNCH = [sys.executable, str(ROOT / "jobs/launch.py")]
-TINY = shlex.split(
-    "--data.size 32 --data.synthetic.train 96 --data.synthetic.validation 32 --data.synthetic.test 40"
-    " --data.synthetic.identities 12 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2"
-    " --model.decoder-width 16 --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 16 --epochs 2"
-    " --engine.device cpu --engine.log-every 1 --checkpoint.every-steps 4 --evaluate.poker-faces 16"
-    " --evaluate.every-epochs 1 --pf-mag.warmup-steps 4 --pf-mag.balance-steps 2"
-)
+TINY = [*OPTIONS, *shlex.split("--checkpoint.every-steps 4 --evaluate.every-epochs 1")]
 
 
 def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
