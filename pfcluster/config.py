@@ -389,15 +389,20 @@ class EvaluateConfig:
     """Validation score that chooses the checkpoint."""
     choose_on: Literal["validation", "test"] = "validation"
     """"test" is the paper's own habit; the report labels such runs."""
+    final: Literal["test", "validation"] = "test"
+    """Split that is measured at the end. "validation" leaves the test split alone, as a search must; the same run given
+    again with "test" then measures it, and trains nothing."""
     judge: str | None = None
     """Run folder of a separately trained classifier that judges the poker faces' neutrality; None leaves it out."""
     poker_faces: int = 1000
-    """Test images whose poker faces are judged at the end."""
+    """Images of that split whose poker faces are judged at the end."""
 
     def __post_init__(self) -> None:
         _require(self.every_epochs > 0, "evaluate.every_epochs", self.every_epochs, "be positive")
         _require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "be at least 1")
         _require(self.poker_faces >= 1, "evaluate.poker_faces", self.poker_faces, "be at least 1")
+        touched = 'be "validation" with evaluate.final validation: the test split would be looked at'
+        _require(self.final == "test" or self.choose_on == "validation", "evaluate.choose_on", self.choose_on, touched)
 
 
 @dataclass(frozen=True, kw_only=True)

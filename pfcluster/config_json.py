@@ -43,6 +43,20 @@ def differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
     return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
 
 
+def with_values(config: RunConfig, values: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """The config with some fields changed, by their dotted names. Raises ConfigError as `from_json`."""
+    whole = json.loads(json.dumps(dataclasses.asdict(config)))
+    for name, value in values.items():
+        *path, last = name.split(".")
+        place = whole
+        for part in path:
+            place = place.get(part) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            raise ConfigError(f"{source}: no field {name}; `jobs/launch.py finetune --help` lists them all")
+        place[last] = value
+    return _build(RunConfig, whole, "", source)
+
+
 def changes_of(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
     """Fields that a run would change by going on in a folder, with their old and new values; only such as may change.
 
@@ -62,8 +76,8 @@ def changes_of(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
 
 def _only_execution(name: str) -> bool:
     """Whether a field may change when a run goes on: how it is executed and saved, but not in which precision."""
-    reading = ("data.mode", "data.workers", "data.cache")
-    return name in reading or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")
+    later = ("data.mode", "data.workers", "data.cache", "evaluate.final")
+    return name in later or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -51,7 +51,13 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank. A collective: all ranks must ask together."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))).item())
+        return self.each(flag)[0]
+
+    def each(self, *flags: bool) -> tuple[bool, ...]:
+        """`any` of several flags, in one collective."""
+        if self.size == 1:
+            return flags
+        return tuple(count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.float32)).tolist())
 
     def from_main(self, find: Callable[[], T]) -> T:
         """What `find` gives on rank 0, on all ranks; what it raises there is raised on all. A collective."""

@@ -28,6 +28,7 @@ from pfcluster.engine.marks import seconds
 from pfcluster.evaluate.final import evaluate_split, final_evaluation, load_judge
 from pfcluster.files import write_atomically
 from pfcluster.heartbeat import Heartbeat
+from pfcluster.limit import Limit, read_limit
 from pfcluster.objectives import build_engines, build_objective, load_recognition
 from pfcluster.optim import Plateau, learning_rate
 from pfcluster.pace import Pace
@@ -57,8 +58,9 @@ class State:
 def run(config: RunConfig, folder: Path, command: str | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
     """Train one config in the process group of the environment, or go on where `folder` says that it stopped.
 
-    Returns the content of `result.json`: status "finished", or "interrupted" after a signal, with a checkpoint. A
-    folder that is finished already gives its result again. A launcher that listens for signals before the training
+    Returns the content of `result.json`: status "finished", "interrupted" after a signal, or "stopped" where a limit
+    (limit.py) ended it early; all with a checkpoint. A folder that is finished already gives its result again, but for
+    a test split that is to be measured now and was not. A launcher that listens for signals before the training
     begins, or by other ways, hands its own `stop`, entered. Raises ValueError subclasses for what users can mend,
     TrainingError, OSError for a disk, and LostRankError where another rank is the reason.
     """
@@ -93,7 +95,7 @@ def _claim(config: RunConfig, folder: Path, command: str | None) -> dict[str, An
     changed = changes_of(config, folder)
     if result.exists():
         values: dict[str, Any] = json.loads(result.read_text())
-        if values["status"] == "finished":
+        if values["status"] == "finished" and not _lacks_test(config, values):
             return values
     folder.mkdir(parents=True, exist_ok=True)
     for name, (old, new) in changed.items():
@@ -101,6 +103,11 @@ def _claim(config: RunConfig, folder: Path, command: str | None) -> dict[str, An
     write_atomically(known, to_json(config))
     provenance.write(folder, command)
     return None
+
+
+def _lacks_test(config: RunConfig, result: dict[str, Any]) -> bool:
+    """Whether a finished run was told to leave the test split alone, and is told to measure it now."""
+    return config.evaluate.final == "test" and result.get("measured_on") == "validation"
 
 
 class Trainer:
@@ -131,6 +138,8 @@ class Trainer:
         )
         self.pace = Pace(folder, here)
         self.state = State()
+        self.limit: Limit | None = None
+        """Rank 0's knowledge of an early end."""
 
     def train(self) -> dict[str, Any]:
         """Resume, run the remaining steps, evaluate, write the result."""
@@ -163,6 +172,9 @@ class Trainer:
     def _loop(self, log: MetricsLog, progress: Progress) -> str:
         """The remaining steps; "finished", or "interrupted" once a signal asked to stop."""
         started, resumed_seconds = time.monotonic(), self.state.seconds
+        self._look_for_limit()
+        if self.world.any(self._limited()):
+            return self._stopped(progress)
         steps = range(self.state.step, self.total_steps)
         released = time.monotonic()
         for step, raw in zip(steps, read_ahead(self._read, steps, self.config.data.workers), strict=True):
@@ -184,16 +196,32 @@ class Trainer:
                 line = log.flush(self.state.step, self._epoch(), self.config.batch_size)
                 progress.update(self.state.step, line)
                 self.pace.flush(self.state.step)
+                self._look_for_limit()
             improved = self._maybe_evaluate(log, progress)
-            interrupted = self.world.any(self.stop.requested)
+            interrupted, limited = self.world.each(self.stop.requested, self._limited())
             due = self.state.step % self.config.checkpoint.every_steps == 0 or self.state.step == self.total_steps
-            if improved or due or interrupted:
+            if improved or due or interrupted or limited:
                 self._save()
+            if limited:
+                return self._stopped(progress)
             if interrupted and self.state.step < self.total_steps:
                 progress.say(f"stopped at step {self.state.step}; the same command goes on from there")
                 return "interrupted"
             released = time.monotonic()
         return "finished"
+
+    def _look_for_limit(self) -> None:
+        if self.world.is_main:
+            self.limit = read_limit(self.folder)
+
+    def _limited(self) -> bool:
+        """Whether rank 0 knows that the run ends here."""
+        return self.limit is not None and self.limit.step <= self.state.step < self.total_steps
+
+    def _stopped(self, progress: Progress) -> str:
+        if self.limit is not None:
+            progress.say(f"ended early at step {self.state.step}: {self.limit.reason}")
+        return "stopped"
 
     def _forward_seconds(self) -> float:
         """Time of the step that was just taken from its first forward pass to its first backward."""
@@ -318,6 +346,7 @@ class Trainer:
                 "votes": self.dataset.votes,
                 **self.dataset.counts(),
             },
+            "ended_early": None if status != "stopped" or self.limit is None else self.limit.reason,
             "chosen_on": self.config.evaluate.choose_on,
             "best": None if best is None else {"step": best["step"], "value": best["score"]},
             "processes": self.world.size,

@@ -92,23 +92,25 @@ def final_evaluation(
     recognition: Recognition | None,
     world: World,
 ) -> dict[str, Any]:
-    """Everything measured once, with the weights of the checkpoint that validation chose. Touches the test split."""
+    """Everything measured once, with the weights of the checkpoint that validation chose. Touches the test split where
+    there is one and `evaluate.final` says so.
+    """
     model.load_state_dict(checkpoint.load(folder).weights())
     model.to(world.device).eval()
-    split = dataset.validation if dataset.test is None else dataset.test
+    test = dataset.test if config.evaluate.final == "test" else None
+    split = dataset.validation if test is None else test
     values, _ = evaluate_split(config, model, dataset.validation, dataset.classes, world)
     result: dict[str, Any] = {"validation": values, "pictures": {}, "poker": None, "reconstruction": None}
+    result["measured_on"] = config.evaluate.final
     model.eval()
     with _autocast(config, world):
         if isinstance(model, MAE):
-            if dataset.test is not None:
-                result["test"] = {"n": len(dataset.test), "loss": _mae_loss(config, model, dataset.test, world)}
+            if test is not None:
+                result["test"] = {"n": len(test), "loss": _mae_loss(config, model, test, world)}
             result["pictures"]["mae"] = _mae_picture(config, folder, split, model, world)
             return result
-        if dataset.test is not None:
-            result["test"] = scores(
-                _confusion(config, model, dataset.test, len(dataset.classes), world), dataset.classes
-            )
+        if test is not None:
+            result["test"] = scores(_confusion(config, model, test, len(dataset.classes), world), dataset.classes)
         if isinstance(model, PFViT):
             found = poker.measure(
                 model,

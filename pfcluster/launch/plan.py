@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pfcluster.config import RunConfig
 from pfcluster.config_json import load
+from pfcluster.limit import read_limit
 
 CLI = "pfcluster.launch.cli"
 RECORD = "pipeline.json"
@@ -30,10 +31,15 @@ class Job:
         return f"{self.config.name} seed {self.config.seed}"
 
     def finished(self) -> bool:
-        """Whether the folder holds this config's finished result."""
+        """Whether the folder holds this config's finished result, or one that a limit ended early and that it still
+        ends.
+        """
         try:
-            same = load(self.folder / "config.json") == self.config
-            return same and json.loads((self.folder / "result.json").read_text())["status"] == "finished"
+            if load(self.folder / "config.json") != self.config:
+                return False
+            result = json.loads((self.folder / "result.json").read_text())
+            limit = read_limit(self.folder) if result["status"] == "stopped" else None
+            return result["status"] == "finished" or (limit is not None and result["steps"] >= limit.step)
         except (OSError, ValueError, KeyError):
             return False
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -49,7 +52,8 @@ def main() -> int:
     options = parser.parse_args()
     conceal_output()
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
-    ending = work(options.config, options.folder, options.command, options.threads)
+    with _alone(options.folder):
+        ending = work(options.config, options.folder, options.command, options.threads)
     if ending.kind == "lost rank":
         os._exit(ending.code)  # libraries' own ends would wait for the lost rank
     return ending.code
@@ -67,7 +71,7 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
         torch.set_num_threads(threads)
     try:
         result = run(load(config), folder, command, stop)
-        return Ending(FINISHED if result["status"] == "finished" else INTERRUPTED)
+        return Ending(INTERRUPTED if result["status"] == "interrupted" else FINISHED)
     except ValueError as error:
         ending = Ending(USER_ERROR, "user", str(error))
     except OSError as error:  # a full disk, a lost file system
@@ -84,6 +88,23 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
         return Ending(FAILED, kind, conceal(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
     print(f"error: {ending.error}", file=sys.stderr, flush=True)
     return Ending(ending.code, ending.kind, conceal(ending.error))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for a process that still trains in this folder: one whose launcher was killed saves itself and ends. Rank 0
+    alone; the others wait for it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with open(folder / ".training", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that trains in {folder}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _follow_parent(parent: int) -> None:

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "pfcluster"
 LEVELS = [
     {"config", "emotions", "files", "hosts", "pieces"},
     {"config_json", "nn", "losses", "dist", "signals", "dcp"},
-    {"checkpoint", "optim", "provenance", "record", "progress", "heartbeat", "pace"},
+    {"checkpoint", "optim", "limit", "provenance", "record", "progress", "heartbeat", "pace"},
     {"saver", "weights"},
     {"engine", "data", "models", "presets"},
     {"steps"},
@@ -24,6 +24,7 @@ LEVELS = [
     {"parity"},
     {"report"},
     {"launch", "app"},
+    {"sweep"},
 ]
 ONLY_WHERE_USED = {
     "deepspeed",

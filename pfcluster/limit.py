@@ -1,0 +1,42 @@
+"""An early end: `limit.json` in a run's folder ends the run at a step, with a checkpoint and without its final
+evaluation. A sweep writes it for a trial that is not worth more, also while the run is under way.
+
+No torch: launchers and drivers read and write these, too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pfcluster.files import write_atomically
+
+LIMIT = "limit.json"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where a run ends early, and why."""
+
+    step: int
+    reason: str
+
+
+def read_limit(folder: Path) -> Limit | None:
+    """The run's limit; None where it has none."""
+    try:
+        return Limit(**json.loads((folder / LIMIT).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def write_limit(folder: Path, limit: Limit) -> None:
+    """Have a run end at a step; at the end of the step it is in, if that is past already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / LIMIT, json.dumps(asdict(limit)) + "\n")
+
+
+def lift_limit(folder: Path) -> None:
+    """Let the run go on to its own end when it is given again."""
+    (folder / LIMIT).unlink(missing_ok=True)

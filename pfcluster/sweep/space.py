@@ -1,0 +1,220 @@
+"""What a sweep may change: fields of the config with a distribution each, by name from `spaces.toml` or from the
+command line.
+
+    optim.lr=loguniform:1e-4,1e-2        pf_mag.r1=choice:0,0.1,1        mae:optim.lr=loguniform:1e-4,1e-2
+
+`mae:` names a field of the pre-training that a trial then makes for itself; fields of the section `mae` always are.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from pfcluster.config import ConfigError, RunConfig
+from pfcluster.config_json import with_values
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Kind = Literal["uniform", "loguniform", "int", "choice"]
+KINDS = ("uniform", "loguniform", "int", "choice")
+SPACES = Path(__file__).with_name("spaces.toml")
+MAE = "mae"
+DIGITS = 4
+"""Significant digits of a drawn number: enough to search, few enough to read and to paste."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One field and the values it may take."""
+
+    name: str
+    """Dotted name of the field; with `mae:` before it the pre-training's."""
+    kind: Kind
+    low: float = 0.0
+    high: float = 0.0
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def stage(self) -> str | None:
+        """"mae" where the value belongs to the pre-training, None where to the run that is searched."""
+        return MAE if self.name.startswith((f"{MAE}:", f"{MAE}.")) else None
+
+    @property
+    def field(self) -> str:
+        """The field's dotted name in its config."""
+        return self.name.removeprefix(f"{MAE}:")
+
+    def text(self) -> str:
+        """As on the command line, after the name."""
+        if self.kind == "choice":
+            return "choice:" + ",".join(_shown(choice) for choice in self.choices)
+        low, high = (int(self.low), int(self.high)) if self.kind == "int" else (self.low, self.high)
+        return f"{self.kind}:{low:g},{high:g}"
+
+    def draw(self, random: Random) -> Any:
+        """A value by chance."""
+        if self.kind == "choice":
+            return random.choice(self.choices)
+        if self.kind == "int":
+            return random.randint(int(self.low), int(self.high))
+        if self.kind == "uniform":
+            return self.rounded(random.uniform(self.low, self.high))
+        return self.rounded(math.exp(random.uniform(math.log(self.low), math.log(self.high))))
+
+    def rounded(self, value: Any) -> Any:
+        """The value with few digits, still inside the bounds."""
+        if self.kind in ("uniform", "loguniform"):
+            return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+        return value
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies in the space: a baseline's may not."""
+        if self.kind == "choice":
+            return value in self.choices
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def grid(self, points: int) -> list[Any]:
+        """`points` values spread over the range, ends included; all choices."""
+        if self.kind == "choice":
+            return list(self.choices)
+        if points == 1:
+            return [self.moved(0.5)]
+        return list(dict.fromkeys(self.moved(number / (points - 1)) for number in range(points)))
+
+    def moved(self, share: float) -> Any:
+        """The value that far into the range, 0 the low and 1 the high end, on its own scale."""
+        if self.kind == "loguniform":
+            return self.rounded(self.low * (self.high / self.low) ** share)
+        value = self.low + (self.high - self.low) * share
+        return round(value) if self.kind == "int" else self.rounded(value)
+
+    def place(self, value: Any) -> float:
+        """The inverse of `moved`; for choices the number of the choice, spread over 0..1."""
+        if self.kind == "choice":
+            return self.choices.index(value) / max(1, len(self.choices) - 1) if value in self.choices else math.nan
+        if self.kind == "loguniform":
+            return math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else math.nan
+        return (value - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class NamedSpace:
+    """A space of spaces.toml."""
+
+    name: str
+    about: str
+    role: str
+    """Run of a preset that it is about."""
+    parameters: tuple[Parameter, ...]
+
+
+def parse(text: str) -> Parameter:
+    """`FIELD=KIND:VALUES`. Raises ConfigError that says how it must look."""
+    name, equals, words = text.partition("=")
+    kind, colon, values = words.partition(":")
+    name = name.strip().replace("-", "_").removeprefix("__")
+    if not (name and equals and colon and values):
+        raise ConfigError(
+            f"--space {text}: write FIELD=KIND:VALUES, as optim.lr=loguniform:1e-4,1e-2, or the name of a space"
+        )
+    return _parameter(name, kind.strip(), values, f"--space {text}")
+
+
+def _parameter(name: str, kind: str, values: str, source: str) -> Parameter:
+    if kind == "choice":
+        choices = tuple(dict.fromkeys(_value(word.strip()) for word in values.split(",")))
+        if len(choices) < 2:
+            raise ConfigError(f"{source}: choice needs at least two values, got {values!r}")
+        return Parameter(name, "choice", choices=choices)
+    if kind not in KINDS:
+        raise ConfigError(f"{source}: a distribution is one of {', '.join(KINDS)}, got {kind!r}")
+    try:
+        low, high = (float(word) for word in values.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{source}: {kind} needs a low and a high end, as {kind}:1,10, got {values!r}") from error
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"{source}: the low end must be below the high one, got {values!r}")
+    if kind == "loguniform" and low <= 0:
+        raise ConfigError(f"{source}: loguniform needs positive ends, got {values!r}")
+    if kind == "int" and not (low.is_integer() and high.is_integer()):
+        raise ConfigError(f"{source}: int needs whole ends, got {values!r}")
+    return Parameter(name, kind, low, high)  # type: ignore[arg-type]
+
+
+def _value(word: str) -> Any:
+    named: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if word.lower() in named:
+        return named[word.lower()]
+    for read in (int, float):
+        try:
+            return read(word)
+        except ValueError:
+            continue
+    return word
+
+
+def _shown(choice: Any) -> str:
+    return str(choice).lower() if choice is None or isinstance(choice, bool) else str(choice)
+
+
+def named_spaces(path: Path = SPACES) -> dict[str, NamedSpace]:
+    """The spaces of a file. Raises ConfigError that names the space and the line at fault."""
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the spaces {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    found = {}
+    for name, values in content.items():
+        wrong = {"about", "role", "space"} ^ set(values) if isinstance(values, Mapping) else {"space"}
+        if wrong:
+            raise ConfigError(f"{path}: [{name}] needs about, role and space, and nothing else ({sorted(wrong)[0]})")
+        parameters = tuple(
+            _parameter(field, *words.partition(":")[::2], f"{path}: {name}.{field}")
+            for field, words in values["space"].items()
+        )
+        found[name] = NamedSpace(name, values["about"], values["role"], parameters)
+    return found
+
+
+def check(parameters: Sequence[Parameter], configs: Mapping[str | None, RunConfig]) -> None:
+    """Build the config at the ends of every range and with every choice. Raises ConfigError for the first that cannot
+    be.
+    """
+    for parameter in parameters:
+        source = f"--space {parameter.name}={parameter.text()}"
+        config = configs.get(parameter.stage)
+        if config is None:
+            raise ConfigError(f"{source}: this run starts from no pre-training of its own")
+        for value in parameter.grid(2):
+            with_values(config, {parameter.field: value}, source)
+    twice = [one.name for one in parameters if sum(one.name == other.name for other in parameters) > 1]
+    if twice:
+        raise ConfigError(f"--space names {twice[0]} twice; give it once")
+
+
+def applied(config: RunConfig, parameters: Sequence[Parameter], values: Mapping[str, Any], stage: str | None) -> RunConfig:
+    """The config with a trial's values of its stage."""
+    own = {one.field: values[one.name] for one in parameters if one.stage == stage and one.name in values}
+    return with_values(config, own, "a trial")
+
+
+def baseline(parameters: Sequence[Parameter], configs: Mapping[str | None, RunConfig]) -> dict[str, Any]:
+    """What the configs themselves say of the parameters."""
+    values = {}
+    for parameter in parameters:
+        value: Any = configs[parameter.stage]
+        for part in parameter.field.split("."):
+            value = getattr(value, part)
+        values[parameter.name] = value
+    return values
