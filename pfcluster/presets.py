@@ -48,6 +48,20 @@ def demo() -> Recipe:
     return _small(DataConfig(size=48, synthetic=faces), model, gentle, epochs, batch_size=32, warmup_steps=500)
 
 
+def mini() -> Recipe:
+    """The demo's faces and nets in runs of a minute: for a search on two CPU cores, not for results.
+
+    Command: `python tune/sweep.py`; time and figures: README, Sweeps.
+    """
+    faces = SyntheticConfig(train=2400, validation=400, test=800, identities=480, nuisance=0.4, weakest=0.5)
+    model = ModelConfig(patch=8, width=64, decoder_width=96, patch_gain=4.0)
+    gentle = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
+    epochs = {"judge": 6, "mae": 25, "finetune": 6, "pf_mag": 6}
+    recipe = _small(DataConfig(size=48, synthetic=faces), model, gentle, epochs, batch_size=32, warmup_steps=150)
+    often = EvaluateConfig(every_epochs=0.5)
+    return {name: config if name == "mae" else replace(config, evaluate=often) for name, config in recipe.items()}
+
+
 def small() -> Recipe:
     """A small ViT at 48 px for real photos where no GPU is at hand: for 30,000 faces minutes of one core a run.
 
@@ -79,6 +93,7 @@ def vit_b() -> Recipe:
 
 PRESETS: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
+    "mini": mini,
     "small": small,
     "vit-t": vit_t,
     "vit-s": vit_s,

@@ -128,7 +128,7 @@ class Trainer:
         self.engines = build_engines(config, self.choice.backend, modules, here)
         self.objective = build_objective(config, self.engines, self.dataset, self.recognition, here)
         self.total_steps = total_steps(config, len(self.dataset.train))
-        self.evaluate_every = max(1, round(config.evaluate.every_epochs * len(self.dataset.train) / config.batch_size))
+        self.evaluate_every = evaluation_steps(config, len(self.dataset.train))
         self.saver = Saver(
             folder / "checkpoints",
             here,
@@ -363,6 +363,11 @@ def total_steps(config: RunConfig, samples: int) -> int:
     """Steps of a run over a training split of so many samples."""
     steps = max(1, round(config.epochs * samples / config.batch_size))
     return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def evaluation_steps(config: RunConfig, samples: int) -> int:
+    """Steps between two evaluations; there is one at the end besides."""
+    return max(1, round(config.evaluate.every_epochs * samples / config.batch_size))
 
 
 def _finite(value: float) -> float | None:

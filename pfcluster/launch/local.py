@@ -8,21 +8,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
-from pfcluster.config_json import to_json
-from pfcluster.files import write_atomically
 from pfcluster.launch.plan import Call, Job, Plan
+from pfcluster.launch.processes import Running, rank_environments, start
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
 from pfcluster.signals import StopRequest
 
@@ -36,59 +32,6 @@ class LaunchError(RuntimeError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-
-
-@dataclass
-class _Running:
-    job: Job
-    processes: list[subprocess.Popen[bytes]]
-    logs: list[Path]
-    offset: int = 0
-    """Bytes of metrics.jsonl that were read."""
-    inode: int = 0
-    """Of that file: a run that goes on puts another in its place, without what it does again."""
-    values: dict[str, float] = field(default_factory=dict)
-    step: int = 0
-    lost: int = 0
-    """The rank that ended badly first."""
-
-    def poll(self) -> int | None:
-        """None while all ranks run; the first exit code that is not 0, as soon as there is one; 0 once all ended
-        well.
-        """
-        codes = [process.poll() for process in self.processes]
-        bad = [rank for rank, code in enumerate(codes) if code not in (None, FINISHED, INTERRUPTED)]
-        if bad:
-            self.lost = bad[0]
-            self.signal(signal.SIGKILL)  # the others may wait in a collective for ever
-            return codes[self.lost]
-        return None if None in codes else max(code for code in codes if code is not None)
-
-    def signal(self, number: int) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    def read_metrics(self) -> None:
-        """Take over the lines that metrics.jsonl gained."""
-        path = self.job.folder / "metrics.jsonl"
-        if not path.exists():
-            return
-        with open(path, "rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self.inode:
-                self.offset, self.inode = 0, inode
-            file.seek(self.offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self.offset += len(line)
-                values = json.loads(line)
-                self.step = max(self.step, values["step"])
-                prefix = "" if values["split"] == "train" else "val "
-                self.values |= {
-                    prefix + name: value for name, value in values.items() if isinstance(value, int | float)
-                }
 
 
 def run_plan(plan: Plan, *, processes: int, at_once: int) -> bool:
@@ -129,7 +72,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, at_once: int, command: str,
     for job in jobs:
         if job not in waiting:
             console.print(f"{job.label}: finished already in {job.folder}", highlight=False, soft_wrap=True)
-    running: list[_Running] = []
+    running: list[Running] = []
     tasks: dict[int, TaskID] = {}
     threads = max(1, (os.cpu_count() or 1) // (processes * at_once))
     failure: LaunchError | None = None
@@ -137,7 +80,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, at_once: int, command: str,
         asked = False
         while running or (waiting and not stop.requested and failure is None):
             while waiting and len(running) < at_once and not stop.requested and failure is None:
-                started = _start(waiting.pop(0), processes, threads, command)
+                started = start(waiting.pop(0), processes=processes, threads=threads, command=command)
                 running.append(started)
                 tasks[id(started)] = bars.add_task(f"{title}{started.job.label}", total=None, values="starting")
             for each in list(running):
@@ -175,7 +118,7 @@ def _bars(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _show(bars: Progress, task: TaskID, running: _Running, *, done: bool) -> None:
+def _show(bars: Progress, task: TaskID, running: Running, *, done: bool) -> None:
     running.read_metrics()
     total = _total(running.job)
     if running.values:
@@ -192,49 +135,13 @@ def _total(job: Job) -> int | None:
         return None
 
 
-def _line(running: _Running) -> str:
+def _line(running: Running) -> str:
     values = running.values
     shown = [f"loss {values['loss']:.3f}"] if "loss" in values else []
     shown += [f"val {name} {values[f'val {name}']:.3f}" for name in SHOWN if f"val {name}" in values]
     if "images_per_second" in values:
         shown.append(f"{values['images_per_second']:.0f} images/s")
     return "  ".join(shown)
-
-
-def _start(job: Job, processes: int, threads: int, command: str) -> _Running:
-    """Start a run's processes; what they say goes to `logs/` in the run's folder."""
-    logs = job.folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    wanted = job.folder / "wanted.json"
-    write_atomically(wanted, to_json(job.config))
-    arguments = [str(wanted), str(job.folder), "--threads", str(threads), "--command", command]
-    started, files = [], []
-    for rank, ranked in enumerate(rank_environments(processes, threads)):
-        path = logs / f"rank-{rank}.log"
-        with open(path, "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pfcluster.launch.worker", *arguments],
-                env=ranked,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        started.append(process)
-        files.append(path)
-    return _Running(job, started, files)
-
-
-def rank_environments(processes: int, threads: int) -> list[dict[str, str]]:
-    """The environment of each process of a group on this machine: how they find each other, and their threads."""
-    shared = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1")
-    shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of an option that is meant (engine/ddp.py)
-    if processes == 1:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-            shared.pop(name, None)
-        return [shared]
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
-    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def run_ranks(module: str, arguments: Sequence[str], processes: int) -> int:
@@ -259,7 +166,7 @@ def run_ranks(module: str, arguments: Sequence[str], processes: int) -> int:
     return next((code for code in codes if code), 0)
 
 
-def _failure(running: _Running, code: int) -> LaunchError:
+def _failure(running: Running, code: int) -> LaunchError:
     """What the failed run said: one line for a user's error, the end of the log for anything else."""
     for log in running.logs:
         lines = log.read_text(errors="replace").splitlines()
@@ -272,9 +179,3 @@ def _failure(running: _Running, code: int) -> LaunchError:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     advice = "checkpoints from before are whole, the same command goes on"
     return LaunchError(f"{who} {how}; {advice}. The end of its log ({log}):\n{tail}", 1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -11,9 +11,9 @@ from pathlib import Path
 import pfcluster
 from pfcluster.provenance import SNAPSHOT, git_commit
 
-COPIED = ("pfcluster", "jobs", "shards")
+COPIED = ("pfcluster", "jobs", "shards", "tune")
 CODE = ".code"
-KINDS = (".py", ".j2", ".typed")
+KINDS = (".py", ".j2", ".toml", ".typed")
 
 
 def snapshot(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
+import json
 import os
 import re
 import signal
@@ -15,11 +16,12 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pfcluster.files import write_atomically
 from pfcluster.launch.secrets import conceal, conceal_output
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 FINISHED, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 75
 """75 is sysexits.h's EX_TEMPFAIL: start again to go on."""
+MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 DEVICE = re.compile(r"CUDA error|NCCL|uncorrectable|device-side|cuDNN|CUBLAS|EFA|InfiniBand", re.IGNORECASE)
 """Errors of PyTorch that a broken GPU or network gives, and a broken program now and then."""
 
@@ -36,9 +39,9 @@ class Ending:
     """How a process of a run ended."""
 
     code: int
-    kind: Literal["user", "training", "disk", "bug", "device", "lost rank"] | None = None
-    """Of a failure: what the user can mend, a training that cannot go on, a disk, a fault of a program or of a device,
-    or another rank that is gone."""
+    kind: Literal["user", "training", "memory", "disk", "bug", "device", "lost rank", "killed"] | None = None
+    """Of a failure: what the user can mend, a training that cannot go on, too little memory, a disk, a fault of a
+    program or of a device, another rank that is gone, or a signal that left no time for words."""
     error: str = ""
 
 
@@ -54,6 +57,9 @@ def main() -> int:
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
     with _alone(options.folder):
         ending = work(options.config, options.folder, options.command, options.threads)
+    path = ending_file(options.folder, int(os.environ.get("RANK", "0")))
+    with suppress(OSError):  # a full disk: the exit code tells enough
+        write_atomically(path, json.dumps(asdict(ending)) + "\n")
     if ending.kind == "lost rank":
         os._exit(ending.code)  # libraries' own ends would wait for the lost rank
     return ending.code
@@ -84,10 +90,20 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
         ending = Ending(FAILED, "lost rank", str(error))
     except Exception as error:  # told by its kind, and shown whole
         traceback.print_exc()
-        kind = "device" if isinstance(error, RuntimeError) and DEVICE.search(str(error)) else "bug"
-        return Ending(FAILED, kind, conceal(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
+        return Ending(FAILED, _kind(error), conceal(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
     print(f"error: {ending.error}", file=sys.stderr, flush=True)
     return Ending(ending.code, ending.kind, conceal(ending.error))
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(str(error))):
+        return "memory"
+    return "device" if isinstance(error, RuntimeError) and DEVICE.search(str(error)) else "bug"
+
+
+def ending_file(folder: Path, rank: int) -> Path:
+    """Where a rank of this machine writes how it ended."""
+    return folder / "logs" / f"ending-{rank}.json"
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Parameter:
 
     @property
     def stage(self) -> str | None:
-        """"mae" where the value belongs to the pre-training, None where to the run that is searched."""
+        """ "mae" where the value belongs to the pre-training, None where to the run that is searched."""
         return MAE if self.name.startswith((f"{MAE}:", f"{MAE}.")) else None
 
     @property
@@ -180,7 +180,7 @@ def named_spaces(path: Path = SPACES) -> dict[str, NamedSpace]:
         if wrong:
             raise ConfigError(f"{path}: [{name}] needs about, role and space, and nothing else ({sorted(wrong)[0]})")
         parameters = tuple(
-            _parameter(field, *words.partition(":")[::2], f"{path}: {name}.{field}")
+            _parameter(field, words.partition(":")[0], words.partition(":")[2], f"{path}: {name}.{field}")
             for field, words in values["space"].items()
         )
         found[name] = NamedSpace(name, values["about"], values["role"], parameters)
@@ -203,7 +203,9 @@ def check(parameters: Sequence[Parameter], configs: Mapping[str | None, RunConfi
         raise ConfigError(f"--space names {twice[0]} twice; give it once")
 
 
-def applied(config: RunConfig, parameters: Sequence[Parameter], values: Mapping[str, Any], stage: str | None) -> RunConfig:
+def applied(
+    config: RunConfig, parameters: Sequence[Parameter], values: Mapping[str, Any], stage: str | None
+) -> RunConfig:
     """The config with a trial's values of its stage."""
     own = {one.field: values[one.name] for one in parameters if one.stage == stage and one.name in values}
     return with_values(config, own, "a trial")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pfcluster.config import RunConfig
 from pfcluster.files import write_atomically
-from pfcluster.launch.local import _Running
 from pfcluster.launch.plan import Job
+from pfcluster.launch.processes import Running
 
 
 def lines(steps: range, **more: float) -> str:
@@ -16,7 +16,7 @@ def lines(steps: range, **more: float) -> str:
 
 
 def test_metrics_are_followed_also_where_a_run_that_goes_on_replaces_their_file(tmp_path: Path) -> None:
-    running = _Running(Job(RunConfig(), tmp_path), [], [])
+    running = Running(Job(RunConfig(), tmp_path), [], [])
     path = tmp_path / "metrics.jsonl"
     write_atomically(path, lines(range(1, 5), loss=1.0))
     running.read_metrics()

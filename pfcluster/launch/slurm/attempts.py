@@ -22,8 +22,8 @@ JOB = "job.json"
 Outcome = Literal[
     "running", "finished", "stopped", "failed", "cancelled", "preempted", "time limit", "requeued", "lost"
 ]
-Kind = Literal["user", "training", "disk", "bug", "device", "lost rank", "killed", "submission"]
-FINAL: tuple[Kind, ...] = ("user", "training", "disk")
+Kind = Literal["user", "training", "memory", "disk", "bug", "device", "lost rank", "killed", "submission"]
+FINAL: tuple[Kind, ...] = ("user", "training", "memory", "disk")
 """Failures that another attempt would only repeat."""
 
 
@@ -144,7 +144,7 @@ def write_failure(folder: Path, number: int, failure: Failure) -> None:
 def failures(folder: Path, number: int) -> list[Failure]:
     """How the ranks of an attempt failed, those first that say most."""
     found = [_json(path) for path in (folder / FOLDER).glob(f"{number:03d}.rank-*.json")]
-    order: list[Kind] = ["user", "training", "disk", "bug", "device", "lost rank"]
+    order: list[Kind] = ["user", "training", "memory", "disk", "bug", "device", "lost rank"]
     failed = [Failure(**values) for values in found if values is not None]
     return sorted(failed, key=lambda failure: (order.index(failure.kind), failure.rank))
 

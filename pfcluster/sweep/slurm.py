@@ -1,0 +1,71 @@
+"""Trials as jobs of a SLURM cluster: what can run now is submitted as one array. The driver waits beside the queue; if
+it is killed the jobs go on, and the same command attaches to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pfcluster.launch.options import Cluster
+from pfcluster.launch.plan import Group, Job, Plan
+from pfcluster.launch.slurm import attempts
+from pfcluster.launch.slurm.submit import submit
+from pfcluster.launch.status import OVER, overview
+from pfcluster.launch.worker import FAILED, FINISHED, USER_ERROR, Ending
+
+MANY = 64
+
+
+@dataclass
+class SlurmExecutor:
+    """Runs jobs through the queue, each on as many nodes as the site says."""
+
+    folder: Path
+    plan: str
+    """What the jobs are called."""
+    cluster: Cluster
+    command: str
+    wanted: int | None = None
+    """Runs at one time."""
+    name: str = "slurm"
+    poll_seconds: float = 2.0
+    _jobs: dict[Path, Job] = field(default_factory=dict)
+    _flying: set[Path] = field(default_factory=set)
+
+    @property
+    def at_once(self) -> int:
+        return self.wanted or MANY
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._jobs.pop(job.folder, None)
+            self._jobs[job.folder] = job
+            self._flying.add(job.folder)
+        group = Group("runs", tuple(self._jobs.values()))
+        plan = Plan(self.plan, self.folder, (group,), self.command)
+        submit(plan, self.cluster.site, processes=self.cluster.processes, retries=self.cluster.retries)
+
+    def poll(self) -> list[tuple[Job, Ending]]:
+        if not self._flying:
+            return []
+        ended = []
+        for line in overview(self.folder).lines:
+            if line.folder in self._flying and line.state in OVER:
+                job = self._jobs[line.folder]
+                self._flying.discard(line.folder)
+                ended.append((job, self._ending(job, line.state, line.error or line.why)))
+        return ended
+
+    def _ending(self, job: Job, state: str, words: str) -> Ending:
+        if job.finished():
+            return Ending(FINISHED)
+        known = attempts.read(job.folder)
+        last = known[-1] if known else None
+        kind = last.kind if last is not None else None
+        error = (last.error if last is not None else None) or words or f"SLURM says {state}"
+        return Ending(USER_ERROR if kind == "user" else FAILED, kind or "killed", error)  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        """Nothing is cancelled: the jobs go on, and the same command finds them."""

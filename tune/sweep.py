@@ -1,0 +1,15 @@
+"""Search, and confirm what was found: `python tune/sweep.py --help`. All it does is in pfcluster/sweep/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+if str(REPOSITORY) not in sys.path:
+    sys.path.insert(0, str(REPOSITORY))
+
+from pfcluster.sweep.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())
