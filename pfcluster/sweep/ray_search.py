@@ -39,9 +39,7 @@ def queued(executor: RayExecutor) -> Any:
             """Keep what a trial said last."""
             self.results[trial_id] = result
 
-        def on_trial_complete(
-            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-        ) -> None:
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             """Hand the ending to the driver."""
             told = result or self.results.get(trial_id) or {}
             executor.ended.put((self.jobs.pop(trial_id), ending_of(told, error, executor.retries)))

@@ -1,0 +1,225 @@
+"""Whole sweeps of real runs, trained in this process: the same outcome in any order, after any interruption."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from pfcluster.launch.local import LaunchError
+from pfcluster.launch.plan import Job
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending
+from pfcluster.limit import read_limit
+from pfcluster.signals import StopRequest
+from pfcluster.sweep.board import Board
+from pfcluster.sweep.cli import course_of
+from pfcluster.sweep.driver import Sweep
+from pfcluster.sweep.space import parse
+from pfcluster.sweep.spec import Spec, save
+from pfcluster.sweep.trials import curve, read_trials, result_of
+from pfcluster.train import TrainingError, run
+from tests.tiny import config
+
+FINETUNE = config(
+    "finetune", epochs=4, name="scratch", checkpoint=replace(config("finetune").checkpoint, every_steps=6)
+)
+FINETUNE = replace(FINETUNE, evaluate=replace(FINETUNE.evaluate, final="validation"))
+SPEC = Spec(
+    config=FINETUNE,
+    before={},
+    space=(parse("optim.lr=loguniform:1e-5,3e-3"),),
+    search="random",
+    trials=5,
+    rungs=1,
+    confirm=1,
+    fresh_seeds=(7, 8),
+)
+
+
+@dataclass
+class InProcess:
+    """Trains each run to its end, or for some steps, where it is asked for endings; in any order."""
+
+    at_once: int = 2
+    order: random.Random | None = None
+    name: str = "in process"
+    poll_seconds: float = 0.0
+    interrupt_after: int | None = None
+    """Runs that are trained before all others are interrupted."""
+    trained: list[str] = field(default_factory=list)
+    _waiting: list[Job] = field(default_factory=list)
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        self._waiting += jobs
+        assert len(self._waiting) <= self.at_once
+
+    def poll(self) -> list[tuple[Job, Ending]]:
+        if not self._waiting:
+            return []
+        number = self.order.randrange(len(self._waiting)) if self.order else 0
+        job = self._waiting.pop(number)
+        stop = StopRequest()
+        if self.interrupt_after is not None and len(self.trained) >= self.interrupt_after:
+            stop.ask(15)
+        try:
+            result = run(job.config, job.folder, "a test", stop)
+        except TrainingError as error:
+            return [(job, Ending(FAILED, "training", str(error)))]
+        self.trained.append("/".join(job.folder.parts[-2:]))
+        return [(job, Ending(INTERRUPTED if result["status"] == "interrupted" else FINISHED))]
+
+    def stop(self) -> None:
+        self._waiting.clear()
+
+
+def sweep(spec: Spec, folder: Path, executor: InProcess, ticks: int = 1000) -> tuple[bool, list[str]]:
+    """Run a sweep; whether it came to its end, and what it said."""
+    save(spec, folder)
+    said: list[str] = []
+    under_way = Sweep(Board(spec, folder, course_of()), executor, said.append)
+    return any(under_way.tick() for _ in range(ticks)), said
+
+
+def outcome(spec: Spec, folder: Path) -> dict:
+    """All that a sweep came to."""
+    board = Board(spec, folder, course_of())
+    board.refresh(())
+    under_way = Sweep(board, InProcess(), lambda words: None)
+    confirmation = under_way.confirmation
+    return {
+        "trials": [(one.values, one.parent, one.until, one.stop) for one in board.trials],
+        "scores": [one.score for one in board.standings],
+        "failed": [one.failed and one.failed.kind for one in board.standings],
+        "confirmed": {number: confirmation.scores(number) for number in confirmation.chosen() or []},
+        "winner": confirmation.winner(),
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A sweep, one run at a time."""
+    folder = tmp_path_factory.mktemp("whole")
+    done, said = sweep(SPEC, folder, InProcess(at_once=1))
+    assert done
+    return folder, outcome(SPEC, folder), said
+
+
+def test_a_sweep_explores_confirms_and_then_looks_at_the_test_split(whole):
+    folder, found, said = whole
+    assert len(found["trials"]) == 5
+    assert all(0 <= score <= 1 for score in found["scores"])
+    assert any("stopped at step" in line for line in said)
+    chosen = list(found["confirmed"])
+    assert chosen[0] == 0
+    assert len(chosen) == 2
+    unstopped = {n: s for n, s in enumerate(found["scores"]) if n and found["trials"][n][3] is None}
+    assert chosen[1] == max(unstopped, key=lambda number: (unstopped[number], -number))
+    assert found["winner"] == chosen[1]
+    for trial in range(5):
+        for run_folder in (folder / f"trials/{trial:03d}").iterdir():
+            fresh = run_folder.name in ("seed-7", "seed-8")
+            assert ("test" in result_of(run_folder)) == (fresh and trial in chosen), run_folder
+
+
+def test_a_stopped_trial_trained_no_further_than_its_rung(whole):
+    folder, found, _ = whole
+    stops = {number: trial[3] for number, trial in enumerate(found["trials"]) if trial[3] is not None}
+    assert stops
+    for number, stop in stops.items():
+        result = result_of(folder / f"trials/{number:03d}/seed-0")
+        assert result["status"] in ("stopped", "finished")
+        assert read_limit(folder / f"trials/{number:03d}/seed-0").step == stop.step
+        up_to = [
+            value for step, value in curve(folder / f"trials/{number:03d}/seed-0", "accuracy") if step <= stop.step
+        ]
+        assert found["scores"][number] == max(up_to)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_outcome_does_not_depend_on_what_ends_first(whole, tmp_path, seed):
+    done, _ = sweep(SPEC, tmp_path, InProcess(at_once=3, order=random.Random(seed)))
+    assert done
+    assert outcome(SPEC, tmp_path) == whole[1]
+
+
+def test_a_driver_that_is_gone_costs_nothing_that_is_finished(whole, tmp_path):
+    """Twice it goes away in the middle, once while runs are interrupted; what is finished is not trained again."""
+    first, second, third = InProcess(), InProcess(interrupt_after=3), InProcess()
+    assert not sweep(SPEC, tmp_path, first, ticks=3)[0]
+    assert not sweep(SPEC, tmp_path, second, ticks=8)[0]
+    assert sweep(SPEC, tmp_path, third)[0]
+    assert outcome(SPEC, tmp_path) == whole[1]
+    assert set(third.trained).isdisjoint(first.trained)
+
+
+def test_a_sweep_that_is_over_trains_nothing(whole):
+    again = InProcess()
+    assert sweep(SPEC, whole[0], again)[0]
+    assert again.trained == []
+
+
+def test_a_trial_that_diverges_is_named_and_the_sweep_goes_on(tmp_path):
+    spec = replace(SPEC, space=(parse("optim.lr=choice:1e-3,1e30"),), search="grid", scheduler="none", confirm=0)
+    done, said = sweep(spec, tmp_path, InProcess())
+    assert done
+    found = outcome(spec, tmp_path)
+    assert found["failed"] == [None, None, "training"]
+    assert found["scores"][2] is None
+    assert any(line.startswith("trial-002: failed (training)") and "lower optim.lr" in line for line in said)
+    again = InProcess()
+    assert sweep(spec, tmp_path, again)[0]
+    assert again.trained == [], "what failed for good is not tried again unasked"
+
+
+def test_a_sweep_in_which_all_fails_says_why(tmp_path):
+    spec = replace(SPEC, config=replace(FINETUNE, optim=replace(FINETUNE.optim, lr=1e30)), search="grid", confirm=0)
+    spec = replace(spec, space=(parse("optim.weight_decay=choice:0,0.1"),))
+    with pytest.raises(LaunchError, match="every trial failed: .*lower optim.lr"):
+        sweep(spec, tmp_path, InProcess())
+
+
+def test_several_seeds_make_one_score(tmp_path):
+    spec = replace(SPEC, trials=2, seeds=(0, 1), confirm=0, scheduler="none")
+    assert sweep(spec, tmp_path, InProcess())[0]
+    for number, score in enumerate(outcome(spec, tmp_path)["scores"]):
+        each = [max(dict(curve(tmp_path / f"trials/{number:03d}/seed-{seed}", "accuracy")).values()) for seed in (0, 1)]
+        assert score == pytest.approx(sum(each) / 2)
+
+
+def test_a_trial_with_pre_training_of_its_own_starts_from_it(tmp_path):
+    mae = config("mae", name="mae")
+    mae = replace(mae, evaluate=replace(mae.evaluate, final="validation"))
+    spec = replace(SPEC, before={"mae": mae}, space=(parse("mae.mask_ratio=choice:0.5,0.75"),), search="grid")
+    spec = replace(spec, scheduler="none", confirm=0, config=replace(FINETUNE, name="mae-vit"))
+    assert sweep(spec, tmp_path, InProcess())[0]
+    for number, ratio in enumerate((0.75, 0.5, 0.75)):
+        place = tmp_path / f"trials/{number:03d}"
+        assert json.loads((place / "mae-seed-0/config.json").read_text())["mae"]["mask_ratio"] == ratio
+        assert json.loads((place / "seed-0/config.json").read_text())["model"]["init"] == str(place / "mae-seed-0")
+    scores = outcome(spec, tmp_path)["scores"]
+    assert scores[0] == scores[2], "the baseline and its like in the grid are the same run"
+
+
+def test_a_population_hands_on_its_checkpoints(tmp_path):
+    spec = replace(SPEC, scheduler="pbt", trials=4, generations=2, search="random", fresh_seeds=(7,))
+    done, _ = sweep(spec, tmp_path, InProcess(order=random.Random(0)))
+    assert done
+    trials = read_trials(tmp_path)
+    assert len(trials) == 8
+    assert [one.until for one in trials] == [13] * 4 + [None] * 4 or len({one.until for one in trials[:4]}) == 1
+    replaced = [one for one in trials[4:] if one.parent != one.number - 4]
+    assert len(replaced) == 1
+    for one in trials[4:]:
+        first = json.loads((tmp_path / f"trials/{one.number:03d}/seed-0/metrics.jsonl").read_text().splitlines()[0])
+        assert first["step"] == trials[0].until + 1, "a generation goes on where its parent's ended"
+    found = outcome(spec, tmp_path)
+    best = found["winner"]
+    assert best in range(4, 8)
+    legs = sorted(path.name for path in (tmp_path / f"trials/{best:03d}").iterdir())
+    assert legs == ["seed-0", "seed-7", "seed-7-generation-0"], "the winner's whole schedule again on the fresh seed"
+    assert "test" in result_of(tmp_path / f"trials/{best:03d}/seed-7")
+    assert result_of(tmp_path / "trials/000/seed-7")["steps"] == 24

@@ -1,0 +1,125 @@
+"""Spaces: read, checked against the config, drawn from."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import pytest
+
+from pfcluster import presets
+from pfcluster.config import ConfigError
+from pfcluster.sweep.space import Parameter, applied, baseline, check, named_spaces, parse
+
+CONFIGS = {None: presets.recipe("mini")["pf-vit"], "mae": presets.recipe("mini")["mae"]}
+
+
+def test_every_named_space_fits_every_preset():
+    for preset in presets.PRESETS:
+        recipe = presets.recipe(preset)
+        for space in named_spaces().values():
+            check(space.parameters, {None: recipe[space.role], "mae": recipe["mae"]})
+
+
+def test_the_values_of_a_space_lie_inside_and_on_its_own_scale():
+    parameter = parse("optim.lr=loguniform:1e-4,1e-2")
+    drawn = [parameter.draw(Random(seed)) for seed in range(2000)]
+    assert all(1e-4 <= value <= 1e-2 for value in drawn)
+    below = sum(value < 1e-3 for value in drawn) / len(drawn)
+    assert 0.45 < below < 0.55, "half of a loguniform lies below its geometric mean"
+    assert parameter.grid(3) == [1e-4, 1e-3, 1e-2]
+    assert parameter.place(1e-3) == pytest.approx(0.5)
+    assert parse("optim.warmup_steps=int:0,10").grid(3) == [0, 5, 10]
+    assert parse("pf_mag.r1=choice:0,0.1,1").grid(2) == [0, 0.1, 1]
+
+
+def test_a_drawn_number_is_short_and_stays_inside():
+    parameter = Parameter("optim.lr", "uniform", 0.12344, 0.5)
+    assert parameter.rounded(0.123441) == 0.12344, "0.1234 would lie below"
+    assert parameter.rounded(0.43219876) == 0.4322
+
+
+def test_a_field_is_spelled_as_on_the_command_line_or_as_in_the_config():
+    assert parse("pf-mag.weights.ort=loguniform:1e-3,1") == parse("pf_mag.weights.ort=loguniform:1e-3,1")
+    assert parse("--optim.lr=uniform:1,2").field == "optim.lr"
+    assert parse("mae:optim.lr=uniform:1,2").stage == "mae"
+    assert parse("mae.mask_ratio=uniform:0.3,0.9").stage == "mae"
+    assert parse("optim.lr=uniform:1,2").stage is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim.lr", "FIELD=KIND:VALUES"),
+        ("optim.lr=1e-3", "FIELD=KIND:VALUES"),
+        ("optim.lr=normal:0,1", "uniform, loguniform, int, choice"),
+        ("optim.lr=loguniform:0,1", "positive ends"),
+        ("optim.lr=uniform:2,1", "below the high"),
+        ("optim.lr=uniform:1", "a low and a high end"),
+        ("optim.lr=int:0.5,2", "whole ends"),
+        ("optim.lr=choice:1", "at least two"),
+    ],
+)
+def test_a_malformed_space_says_how_it_must_look(text, said):
+    with pytest.raises(ConfigError, match=said):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim.learning_rate=uniform:1,2", "no field optim.learning_rate"),
+        ("optim.lr=choice:fast,slow", "optim.lr must be float, got 'fast'"),
+        ("optim.warmup_steps=uniform:0.5,2", "optim.warmup_steps must be int"),
+        ("mae.mask_ratio=uniform:0.5,1", r"mae.mask_ratio must lie in \(0, 1\), got 1.0"),
+        ("pf_mag.fake_emotions=choice:ignore,one", "must be one of ignore, zero"),
+        ("model.patch=int:6,7", "data.size must be a multiple of model.patch = 7"),
+    ],
+)
+def test_a_space_that_leaves_what_the_config_allows_is_refused_by_name(text, said):
+    with pytest.raises(ConfigError, match=said) as told:
+        check([parse(text)], CONFIGS)
+    assert text.split("=")[0] in str(told.value)
+
+
+def test_a_parameter_of_pre_training_needs_one():
+    with pytest.raises(ConfigError, match="no pre-training"):
+        check([parse("mae.mask_ratio=uniform:0.3,0.9")], {None: CONFIGS[None]})
+
+
+def test_a_field_given_twice_is_refused():
+    with pytest.raises(ConfigError, match="optim.lr twice"):
+        check([parse("optim.lr=uniform:1,2"), parse("optim.lr=uniform:1,3")], CONFIGS)
+
+
+def test_values_reach_their_own_stage_and_no_other():
+    space = [parse("optim.lr=uniform:1,2"), parse("mae:optim.lr=uniform:3,4"), parse("mae.mask_ratio=uniform:0.3,0.9")]
+    values = {"optim.lr": 1.5, "mae:optim.lr": 3.5, "mae.mask_ratio": 0.4}
+    run, mae = applied(CONFIGS[None], space, values, None), applied(CONFIGS["mae"], space, values, "mae")
+    assert (run.optim.lr, mae.optim.lr, mae.mae.mask_ratio) == (1.5, 3.5, 0.4)
+    assert run.mae == CONFIGS[None].mae
+    assert baseline(space, CONFIGS) == {
+        "optim.lr": CONFIGS[None].optim.lr,
+        "mae:optim.lr": CONFIGS["mae"].optim.lr,
+        "mae.mask_ratio": 0.75,
+    }
+
+
+def test_a_value_outside_the_space_has_no_place_among_choices():
+    assert math.isnan(parse("pf_mag.r1=choice:0.1,1").place(0.5))
+    assert not parse("optim.lr=loguniform:1e-4,1e-2").holds(1.0)
+
+
+def test_a_file_of_spaces_is_read_and_its_faults_are_named(tmp_path):
+    good = tmp_path / "good.toml"
+    good.write_text('[mine]\nabout = "x"\nrole = "scratch"\n[mine.space]\n"optim.lr" = "loguniform:1e-4,1e-2"\n')
+    assert named_spaces(good)["mine"].parameters == (parse("optim.lr=loguniform:1e-4,1e-2"),)
+    bad = tmp_path / "bad.toml"
+    bad.write_text('[mine]\nrole = "scratch"\n[mine.space]\n')
+    with pytest.raises(ConfigError, match=r"\[mine\] needs about"):
+        named_spaces(bad)
+    bad.write_text("[mine")
+    with pytest.raises(ConfigError, match="not TOML"):
+        named_spaces(bad)
+    with pytest.raises(ConfigError, match="cannot read"):
+        named_spaces(tmp_path / "none.toml")
