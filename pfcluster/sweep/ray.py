@@ -1,5 +1,5 @@
-"""Trials under Ray Tune: it finds them a place in the cluster, counts the cores and shares of GPUs, and starts again what
-lost its worker. What is run, and when it ends, the driver says: Tune asks it for trials as it would ask a search
+"""Trials under Ray Tune: it finds them a place in the cluster, counts the cores and shares of GPUs, and starts again
+what lost its worker. What is run, and when it ends, the driver says: Tune asks it for trials as it would ask a search
 algorithm.
 
 Every run must see the sweep's folder at the same path: a shared file system where there is more than one machine.

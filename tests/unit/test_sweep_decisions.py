@@ -18,6 +18,7 @@ from pfcluster.sweep.spec import Spec, load, save
 RECIPE = presets.recipe("mini")
 SPACE = (parse("optim.lr=loguniform:1e-4,1e-2"), parse("pf_mag.r1=choice:0,0.1,1"))
 SPEC = Spec(config=RECIPE["pf-vit"], before={"mae": RECIPE["mae"]}, space=SPACE, trials=8, lag=3)
+ON_TEST = replace(RECIPE["pf-vit"].evaluate, choose_on="test")
 BASELINE = {"optim.lr": 1e-3, "pf_mag.r1": 0}
 
 
@@ -156,10 +157,7 @@ def test_the_worst_quarter_goes_on_from_the_best_with_other_values():
         ({"space": ()}, "nothing to search"),
         ({"scheduler": "pbt", "space": (parse("model.depth=int:2,4"),)}, "model.depth cannot be"),
         ({"scheduler": "pbt", "search": "grid"}, "draws its own"),
-        (
-            {"config": replace(RECIPE["pf-vit"], evaluate=replace(RECIPE["pf-vit"].evaluate, choose_on="test"))},
-            "validation",
-        ),
+        ({"config": replace(RECIPE["pf-vit"], evaluate=ON_TEST)}, "must be validation"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(change, said):

@@ -88,7 +88,7 @@ def test_a_parameter_of_pre_training_needs_one():
 
 
 def test_a_field_given_twice_is_refused():
-    with pytest.raises(ConfigError, match="optim.lr twice"):
+    with pytest.raises(ConfigError, match=r"optim.lr twice"):
         check([parse("optim.lr=uniform:1,2"), parse("optim.lr=uniform:1,3")], CONFIGS)
 
 
