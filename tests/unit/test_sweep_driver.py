@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from pfcluster.launch.local import LaunchError
-from pfcluster.launch.plan import Job
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending
 from pfcluster.limit import read_limit
-from pfcluster.signals import StopRequest
-from pfcluster.sweep.board import Board
-from pfcluster.sweep.cli import course_of
-from pfcluster.sweep.driver import Sweep
 from pfcluster.sweep.space import parse
-from pfcluster.sweep.spec import Spec, save
+from pfcluster.sweep.spec import Spec
 from pfcluster.sweep.trials import curve, read_trials, result_of
-from pfcluster.train import TrainingError, run
+from tests.sweeps import InProcess, outcome, sweep
 from tests.tiny import config
 
 FINETUNE = config("finetune", epochs=4, name="scratch")
@@ -38,72 +30,13 @@ SPEC = Spec(
 )
 
 
-@dataclass
-class InProcess:
-    """Trains each run to its end, or for some steps, where it is asked for endings; in any order."""
-
-    at_once: int = 2
-    order: random.Random | None = None
-    name: str = "in process"
-    poll_seconds: float = 0.0
-    interrupt_after: int | None = None
-    """Runs that are trained before all others are interrupted."""
-    trained: list[str] = field(default_factory=list)
-    _waiting: list[Job] = field(default_factory=list)
-
-    def start(self, jobs: Sequence[Job]) -> None:
-        self._waiting += jobs
-        assert len(self._waiting) <= self.at_once
-
-    def poll(self) -> list[tuple[Job, Ending]]:
-        if not self._waiting:
-            return []
-        number = self.order.randrange(len(self._waiting)) if self.order else 0
-        job = self._waiting.pop(number)
-        stop = StopRequest()
-        if self.interrupt_after is not None and len(self.trained) >= self.interrupt_after:
-            stop.ask(15)
-        try:
-            result = run(job.config, job.folder, "a test", stop)
-        except TrainingError as error:
-            return [(job, Ending(FAILED, "training", str(error)))]
-        self.trained.append("/".join(job.folder.parts[-2:]))
-        return [(job, Ending(INTERRUPTED if result["status"] == "interrupted" else FINISHED))]
-
-    def stop(self) -> None:
-        self._waiting.clear()
-
-
-def sweep(spec: Spec, folder: Path, executor: InProcess, ticks: int = 1000) -> tuple[bool, list[str]]:
-    """Run a sweep; whether it came to its end, and what it said."""
-    save(spec, folder)
-    said: list[str] = []
-    under_way = Sweep(Board(spec, folder, course_of()), executor, said.append)
-    return any(under_way.tick() for _ in range(ticks)), said
-
-
-def outcome(spec: Spec, folder: Path) -> dict:
-    """All that a sweep came to."""
-    board = Board(spec, folder, course_of())
-    board.refresh(())
-    under_way = Sweep(board, InProcess(), lambda words: None)
-    confirmation = under_way.confirmation
-    return {
-        "trials": [(one.values, one.parent, one.until, one.stop) for one in board.trials],
-        "scores": [one.score for one in board.standings],
-        "failed": [one.failed and one.failed.kind for one in board.standings],
-        "confirmed": {number: confirmation.scores(number) for number in confirmation.chosen() or []},
-        "winner": confirmation.winner(),
-    }
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A sweep, one run at a time."""
     folder = tmp_path_factory.mktemp("whole")
     done, said = sweep(SPEC, folder, InProcess(at_once=1))
     assert done
-    return folder, outcome(SPEC, folder), said
+    return folder, outcome(folder), said
 
 
 def test_a_sweep_explores_confirms_and_then_looks_at_the_test_split(whole):
@@ -139,7 +72,7 @@ def test_a_stopped_trial_trained_no_further_than_its_rung(whole):
 def test_the_outcome_does_not_depend_on_what_ends_first(whole, tmp_path, seed):
     done, _ = sweep(SPEC, tmp_path, InProcess(at_once=3, order=random.Random(seed)))
     assert done
-    assert outcome(SPEC, tmp_path) == whole[1]
+    assert outcome(tmp_path) == whole[1]
 
 
 def test_a_driver_that_is_gone_costs_nothing_that_is_finished(whole, tmp_path):
@@ -148,7 +81,7 @@ def test_a_driver_that_is_gone_costs_nothing_that_is_finished(whole, tmp_path):
     assert not sweep(SPEC, tmp_path, first, ticks=3)[0]
     assert not sweep(SPEC, tmp_path, second, ticks=8)[0]
     assert sweep(SPEC, tmp_path, third)[0]
-    assert outcome(SPEC, tmp_path) == whole[1]
+    assert outcome(tmp_path) == whole[1]
     assert set(third.trained).isdisjoint(first.trained)
 
 
@@ -162,7 +95,7 @@ def test_a_trial_that_diverges_is_named_and_the_sweep_goes_on(tmp_path):
     spec = replace(SPEC, space=(parse("optim.lr=choice:1e-3,1e30"),), search="grid", scheduler="none", confirm=0)
     done, said = sweep(spec, tmp_path, InProcess())
     assert done
-    found = outcome(spec, tmp_path)
+    found = outcome(tmp_path)
     assert found["failed"] == [None, None, "training"]
     assert found["scores"][2] is None
     assert any(line.startswith("trial-002: failed (training)") and "lower optim.lr" in line for line in said)
@@ -181,7 +114,7 @@ def test_a_sweep_in_which_all_fails_says_why(tmp_path):
 def test_several_seeds_make_one_score(tmp_path):
     spec = replace(SPEC, trials=2, seeds=(0, 1), confirm=0, scheduler="none")
     assert sweep(spec, tmp_path, InProcess())[0]
-    for number, score in enumerate(outcome(spec, tmp_path)["scores"]):
+    for number, score in enumerate(outcome(tmp_path)["scores"]):
         each = [max(dict(curve(tmp_path / f"trials/{number:03d}/seed-{seed}", "accuracy")).values()) for seed in (0, 1)]
         assert score == pytest.approx(sum(each) / 2)
 
@@ -196,7 +129,7 @@ def test_a_trial_with_pre_training_of_its_own_starts_from_it(tmp_path):
         place = tmp_path / f"trials/{number:03d}"
         assert json.loads((place / "mae-seed-0/config.json").read_text())["mae"]["mask_ratio"] == ratio
         assert json.loads((place / "seed-0/config.json").read_text())["model"]["init"] == str(place / "mae-seed-0")
-    scores = outcome(spec, tmp_path)["scores"]
+    scores = outcome(tmp_path)["scores"]
     assert scores[0] == scores[2], "the baseline and its like in the grid are the same run"
 
 
@@ -212,7 +145,7 @@ def test_a_population_hands_on_its_checkpoints(tmp_path):
     for one in trials[4:]:
         first = json.loads((tmp_path / f"trials/{one.number:03d}/seed-0/metrics.jsonl").read_text().splitlines()[0])
         assert first["step"] == trials[0].until + 1, "a generation goes on where its parent's ended"
-    found = outcome(spec, tmp_path)
+    found = outcome(tmp_path)
     best = found["winner"]
     assert best in range(4, 8)
     legs = sorted(path.name for path in (tmp_path / f"trials/{best:03d}").iterdir())
