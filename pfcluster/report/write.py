@@ -89,12 +89,14 @@ def main_table(files: ReportFiles) -> RichTable:
     return for_terminal(table, ("objective", "parameters at test", *(() if on_test else ("chosen on",))))
 
 
-def for_terminal(table: tables.Table, left_out: Container[str] = ()) -> RichTable:
-    """A table for the terminal, without some of its columns."""
+def for_terminal(table: tables.Table, left_out: Container[str] = (), *, tight: bool = False) -> RichTable:
+    """A table for the terminal, without some of its columns; tight: without a frame."""
+    from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(title=Text(table.caption), caption=Text(table.note))
+    frame = box.SIMPLE_HEAD if tight else box.HEAVY_HEAD
+    shown = RichTable(title=Text(table.caption), caption=Text(table.note), box=frame)
     kept = [index for index, column in enumerate(table.columns) if column not in left_out]
     for index in kept:
         justify: Literal["left", "right"] = "left" if index < table.labels else "right"
