@@ -112,7 +112,7 @@ def comparison_sentence(comparison: Comparison) -> str:
 def difference_sentence(
     name: str, base: str, test: Paired, holm_p: float | None, *, digits: int, unit: str = "", better: int = 1
 ) -> str:
-    """Whether a setting does better than another on the same seeds. better: +1 where more is better, -1 where less is."""
+    """Whether a setting does better than another on the same seeds. better: +1 where more is better, else -1."""
     change = f"{signed(test.difference.mean, digits)}{unit}"
     if test.sign is None:
         return (

@@ -96,7 +96,7 @@ def for_terminal(table: tables.Table, left_out: Container[str] = (), *, tight: b
     from rich.text import Text
 
     frame = box.SIMPLE_HEAD if tight else box.HEAVY_HEAD
-    shown = RichTable(title=Text(table.caption), caption=Text(table.note), box=frame)
+    shown = RichTable(title=Text(table.caption), caption=Text(table.note), box=frame, pad_edge=not tight)
     kept = [index for index, column in enumerate(table.columns) if column not in left_out]
     for index in kept:
         justify: Literal["left", "right"] = "left" if index < table.labels else "right"

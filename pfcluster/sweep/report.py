@@ -188,8 +188,8 @@ def terminal_table(data: SweepData) -> RichTable:
     table = report_tables.confirmation_table(data)
     if table is not None and len(data.confirmed) > 1:
         columns = ("trial", "search", "fresh seeds", "difference", "95 % interval", "Holm p")
-        rows = tuple((row[0], row[2], row[4], row[6], row[7], row[9]) for row in table.rows)
-        return for_terminal(tables.Table(f"{table.caption}: {data.spec.metric}", columns, rows), tight=True)
+        brief = tuple((row[0], row[2], row[4], row[6], row[7], row[9]) for row in table.rows)
+        return for_terminal(tables.Table(f"{table.caption}: {data.spec.metric}", columns, brief), tight=True)
     table = report_tables.trials_table(data)
     order = [*(row.trial.number for row in data.ranked), *(row.trial.number for row in data.rows)]
     rows = tuple(table.rows[number] for number in list(dict.fromkeys(order))[:TOP])

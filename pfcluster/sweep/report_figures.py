@@ -11,6 +11,7 @@ from pfcluster.report.figures import COLOURS, INK, new_figure, plain, svg_of
 from pfcluster.sweep.report_data import SweepData
 from pfcluster.sweep.report_rows import Row
 from pfcluster.sweep.space import Parameter
+from pfcluster.sweep.spec import AT_END
 
 LOW, HIGH = "#8a94a3", COLOURS[0]
 """Colours of the worst and the best score."""
@@ -85,7 +86,8 @@ def _line(data: SweepData, row: Row, good: float) -> dict[str, Any]:
         return {"color": WINNER, "linewidth": 2.8}
     if row.trial.number == 0:
         return {"color": INK, "linewidth": 2.2, "linestyle": (0, (5, 2))}
-    mixed = to_hex([a + (b - a) * good for a, b in zip(to_rgb(LOW), to_rgb(HIGH), strict=True)])
+    red, green, blue = (a + (b - a) * good for a, b in zip(to_rgb(LOW), to_rgb(HIGH), strict=True))
+    mixed = to_hex((red, green, blue))
     if row.state == "stopped":
         return {"color": mixed, "linewidth": 0.8, "linestyle": (0, (2, 2)), "alpha": 0.8}
     return {"color": mixed, "linewidth": 1.4, "alpha": 0.9}
@@ -158,19 +160,13 @@ def learning_curves(data: SweepData) -> str:
             axes.axvline(step, color=INK, linewidth=0.8, alpha=0.6, linestyle=":")
             axes.text(step, 1.01, f"{name} {number}", transform=axes.get_xaxis_transform(), ha="center", fontsize=8,
                       color=INK)  # fmt: skip
-    metric = "accuracy" if not any(row.curve for row in data.rows) else _drawn_metric(data)
+    metric = "accuracy" if data.spec.metric in AT_END else data.spec.metric
     axes.set(xlabel="step", ylabel=f"{plain(metric)} on validation")
     axes.grid(color=INK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     stopped = ["stopped here"] if any(row.state == "stopped" for row in drawn) else []
     _legend(axes, [*_emphasised(data, drawn), *stopped])
     return svg_of(figure, f"Learning curves of {len(drawn)} trials: {metric} on validation over steps")
-
-
-def _drawn_metric(data: SweepData) -> str:
-    from pfcluster.sweep.spec import AT_END
-
-    return "accuracy" if data.spec.metric in AT_END else data.spec.metric
 
 
 def front(rows: Sequence[Row], panel: Panel) -> list[Row]:
@@ -204,16 +200,35 @@ def _pareto(data: SweepData, whole: Sequence[Row], panel: Panel) -> str:
         if _is_winner(data, row):
             look, name = {"marker": "*", "markersize": 14, "color": WINNER}, "winner" if data.winner else "best"
         axes.plot(row.accuracy, row.face[panel.key], linestyle="none", label=name or None, **look)
-    for kind in panel.references:
-        values = [row.poker[kind][panel.key] for row in rows if panel.key in row.poker.get(kind, {})]
-        if values:
-            level = sum(values) / len(values)
-            axes.axhline(level, color=INK, linewidth=0.8, alpha=0.6, linestyle=":")
-            axes.text(1.0, level, f"{kind} ", transform=axes.get_yaxis_transform(), ha="right", va="bottom",
-                      fontsize=8, color=INK, alpha=0.85)  # fmt: skip
+    _references(axes, rows, panel)
     less = " (less is better)" if panel.better < 0 else ""
     axes.set(xlabel="accuracy on validation", ylabel=f"{panel.title}{less}")
     axes.grid(color=INK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return svg_of(figure, f"Accuracy against {panel.title} of {len(rows)} trials, {len(best)} of them on the front")
+
+
+def _references(axes: Any, rows: Sequence[Row], panel: Panel) -> None:
+    """Other images' figures: a line each; a word at the edge where that would press the points together."""
+    values = [row.face[panel.key] for row in rows]
+    room = max((max(values) - min(values)) * 0.6, 0.02 * max(map(abs, values)), 10**-panel.digits)
+    low, high = min(values) - room, max(values) + room
+    axes.set_ylim(low, high)
+    beyond: dict[bool, list[str]] = {True: [], False: []}
+    for kind in panel.references:
+        known = [row.poker[kind][panel.key] for row in rows if panel.key in row.poker.get(kind, {})]
+        if not known:
+            continue
+        level = sum(known) / len(known)
+        if low < level < high:
+            axes.axhline(level, color=INK, linewidth=0.8, alpha=0.6, linestyle=":")
+            axes.text(1.0, level, f"{kind} ", transform=axes.get_yaxis_transform(), ha="right", va="bottom",
+                      fontsize=8, color=INK, alpha=0.85)  # fmt: skip
+        else:
+            beyond[level >= high].append(f"{kind} {level:.{panel.digits}f}")
+    for above, words in beyond.items():
+        if words:
+            place, side = (0.98, "top") if above else (0.02, "bottom")
+            axes.text(0.99, place, f"{'↑' if above else '↓'} {', '.join(words)}", transform=axes.transAxes, ha="right",
+                      va=side, fontsize=8, color=INK, alpha=0.85)  # fmt: skip

@@ -26,6 +26,11 @@ def digits(metric: str) -> int:
     return DIGITS.get(metric, 3)
 
 
+def words_of(metric: str) -> str:
+    """A metric's name in a sentence."""
+    return metric.replace("_", " ").replace("f1", "F1")
+
+
 def counted(count: int, thing: str) -> str:
     """ "three fresh seeds"."""
     words = COUNTS[count] if count < len(COUNTS) else str(count)
@@ -67,10 +72,9 @@ def _answer(data: SweepData) -> Iterator[str]:
     if winner.holm_p is not None and family > 1:
         yield f"Corrected for the choice among {family} confirmed trials (Holm) that is {p_text(winner.holm_p)}."
     if baseline.summary and winner.summary:
-        yield (
-            f"{name} scores {mean_std(winner.summary, places)} on {counted(winner.difference.difference.n, 'fresh seed')}"
-            f", the baseline {mean_std(baseline.summary, places)} ({metric.replace('_', ' ')} on validation)."
-        )
+        seeds = counted(winner.difference.difference.n, "fresh seed")
+        ours, theirs = mean_std(winner.summary, places), mean_std(baseline.summary, places)
+        yield f"{name} scores {ours} on {seeds}, the baseline {theirs} ({words_of(metric)} on validation)."
     yield verdict(data)
 
 
@@ -93,8 +97,8 @@ def beats(data: SweepData) -> bool:
 def verdict(data: SweepData) -> str:
     """What to make of the winner."""
     if beats(data):
-        return "So the winner beats the baseline as far as these seeds tell."
-    return "So as far as these seeds tell, the winner is not better than the baseline: keep the baseline."
+        return "As far as these seeds tell, the winner beats the baseline."
+    return "As far as these seeds tell, the winner is not better than the baseline."
 
 
 def _luck(data: SweepData) -> Iterator[str]:
@@ -124,7 +128,7 @@ def _test(data: SweepData) -> Iterator[str]:
         test = on_common_seeds(data.winner.test.get(metric, {}), data.baseline.test.get(metric, {}))
         if test is not None:
             words = _against_baseline(data.winner.row.trial.name, test, None, metric, 1)
-            yield f"On the test split, which nothing was chosen on, {metric.replace('_', ' ')}: {words}"
+            yield f"On the test split, which nothing was chosen on, {words_of(metric)}: {words}"
 
 
 def _saved(data: SweepData) -> Iterator[str]:

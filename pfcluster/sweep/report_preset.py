@@ -20,6 +20,8 @@ from pfcluster.sweep.trials import JUDGE, Runs
 PLACES = ("data.shards", "model.init", "evaluate.judge", "pf_mag.recognition_weights", "name", "seed")
 """Fields that name files of one machine, or one run."""
 SEEDS = "0 1 2"
+WIDTH = 90
+"""Letters of a line of code, from which on it is broken."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def _code(data: SweepData, name: str, values: Mapping[str, Any], which: str) -> 
     lines += ["", f"    Command: `python jobs/launch.py study --preset {name.replace('_', '-')}`.", '    """']
     if common:
         lines.append("    recipe = {")
-        lines.append(f"        role: {_replaced('config', common)}")
+        lines.append(f"        role: {_replaced('config', common, 8)}")
         lines += [f"        for role, config in {base}().items()", "    }"]
     else:
         lines.append(f"    recipe = {base}()")
@@ -74,7 +76,7 @@ def _code(data: SweepData, name: str, values: Mapping[str, Any], which: str) -> 
             p.field: getattr_path(config, p.field) for p in spec.space if p.stage == (MAE if one == MAE else None)
         }
         lines.append(f'    {one.replace("-", "_")} = recipe["{one}"]')
-        lines.append(f'    recipe["{one}"] = {_replaced(one.replace("-", "_"), fields | own)}')
+        lines.append(f'    recipe["{one}"] = {_replaced(one.replace("-", "_"), fields | own, 4)}')
     return "\n".join([*lines, "    return recipe", ""])
 
 
@@ -110,7 +112,7 @@ def _changed(base: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _replaced(source: str, fields: Mapping[str, Any]) -> str:
+def _replaced(source: str, fields: Mapping[str, Any], indent: int) -> str:
     """`replace(config, epochs=6.0, optim=replace(config.optim, lr=0.001))` for dotted names."""
     tree: dict[str, Any] = {}
     for field, value in fields.items():
@@ -119,7 +121,7 @@ def _replaced(source: str, fields: Mapping[str, Any]) -> str:
         for part in path:
             place = place.setdefault(part, {})
         place[last] = _Value(value)
-    return _replace_call(source, tree)
+    return _replace_call(source, tree, indent)
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,18 @@ class _Value:
     value: Any
 
 
-def _replace_call(source: str, tree: Mapping[str, Any]) -> str:
-    parts = [
-        f"{name}={one.value!r}" if isinstance(one, _Value) else f"{name}={_replace_call(f'{source}.{name}', one)}"
-        for name, one in tree.items()
-    ]
-    return f"replace({', '.join([source, *parts])})"
+def _replace_call(source: str, tree: Mapping[str, Any], indent: int) -> str:
+    """Over several lines where one is too long. indent: of the line that it begins in, in spaces."""
+    parts = [source]
+    for name, one in tree.items():
+        inner = f"{source}.{name}"
+        value = repr(one.value) if isinstance(one, _Value) else _replace_call(inner, one, indent + 4)
+        parts.append(f"{name}={value}")
+    line = f"replace({', '.join(parts)})"
+    if len(line) <= WIDTH - indent and "\n" not in line:
+        return line
+    space = " " * (indent + 4)
+    return "replace(\n" + "".join(f"{space}{part},\n" for part in parts) + " " * indent + ")"
 
 
 def _commands(data: SweepData, values: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from pfcluster.report.tables import Table
 from pfcluster.report.wording import NOTHING, duration, interval, mean_std, number, p_value, signed
 from pfcluster.sweep.report_data import FIGURES, Confirmed, SweepData, on_common_seeds
 from pfcluster.sweep.report_figures import PANELS, front
-from pfcluster.sweep.report_findings import digits
+from pfcluster.sweep.report_findings import digits, words_of
 from pfcluster.sweep.report_importance import ENOUGH, Importances
 from pfcluster.sweep.report_rows import Row
 from pfcluster.sweep.space import Parameter
@@ -59,15 +59,15 @@ def confirmation_table(data: SweepData) -> Table | None:
             p_value(one.holm_p),
         ))  # fmt: skip
     columns = (
-        "trial", "values", "in the search", "seeds", "fresh seeds", "95 % interval", "against baseline",
-        "95 % interval of that", "t-test p", "Holm p",
+        "trial", "values", "search", "seeds", "fresh seeds", "95 % interval", "difference",
+        "its 95 % interval", "t-test p", "Holm p",
     )  # fmt: skip
     note = (
-        f"{data.spec.metric} on validation. In the search: best of the trial's evaluations, on seeds "
+        f"{data.spec.metric} on validation. Search: best of the trial's evaluations, on seeds "
         f"{_list(data.spec.seeds)}. Fresh seeds {_list(data.spec.fresh_seeds)}, which the search never saw: mean ± "
-        "standard deviation (n − 1), Student's interval. Against the baseline seed by seed: paired t-test, two-sided; "
-        "Holm's p corrects it for the number of trials compared. ★ The winner: best on fresh seeds. Being the best of "
-        "several on these very seeds flatters it a little; the test split is free of that."
+        "standard deviation (n − 1), Student's interval. Difference: from the baseline, seed by seed; paired t-test, "
+        "two-sided; Holm's p corrects it for the number of trials compared. ★ The winner: best on fresh seeds. "
+        "Being the best of several on these very seeds flatters it a little; the test split is free of that."
     )
     return Table("Confirmed on fresh seeds", columns, tuple(rows), note, labels=2)
 
@@ -86,12 +86,12 @@ def test_table(data: SweepData) -> Table | None:
             places, summary = digits(metric), summarize(list(values.values()))
             test = None if one is data.baseline else on_common_seeds(values, data.baseline.test.get(metric, {}))
             rows.append((
-                metric.replace("_", " "), title_of(data, one.row), str(summary.n), mean_std(summary, places),
+                words_of(metric), title_of(data, one.row), str(summary.n), mean_std(summary, places),
                 interval(summary, places), signed(test.difference.mean if test else None, places),
                 interval(test.difference if test else None, places, sign=True), p_value(test.t_p if test else None),
             ))  # fmt: skip
     columns = (
-        "figure", "trial", "seeds", "mean ± std", "95 % interval", "against baseline", "95 % interval of that",
+        "figure", "trial", "seeds", "mean ± std", "95 % interval", "difference", "its 95 % interval",
         "t-test p",
     )  # fmt: skip
     note = "Measured once, for the winner and the baseline alone. Nothing was chosen on it; p is not corrected."
@@ -153,7 +153,7 @@ def importance_table(found: Importances) -> Table:
         "its p not corrected for the number of parameters. A search that looks where it did well distorts both."
         f"{few}"
     )
-    return Table("Importance", ("parameter", "range", "PED-ANOVA", "Spearman's ρ", "p"), rows, note, labels=2)
+    return Table("What mattered", ("parameter", "range", "PED-ANOVA", "Spearman's ρ", "p"), rows, note, labels=2)
 
 
 def pareto_table(data: SweepData) -> Table | None:
