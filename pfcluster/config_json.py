@@ -64,7 +64,7 @@ def changes_of(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
     """
     known = folder / "config.json"
     changed = differences(load(known), config) if known.exists() else {}
-    others = {name: values for name, values in changed.items() if not _only_execution(name)}
+    others = {name: values for name, values in changed.items() if not only_execution(name)}
     if others:
         name, (old, new) = next(iter(others.items()))
         raise ConfigError(
@@ -74,7 +74,7 @@ def changes_of(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
     return changed
 
 
-def _only_execution(name: str) -> bool:
+def only_execution(name: str) -> bool:
     """Whether a field may change when a run goes on: how it is executed and saved, but not in which precision."""
     later = ("data.mode", "data.workers", "data.cache", "evaluate.final")
     return name in later or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")

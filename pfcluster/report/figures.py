@@ -38,7 +38,7 @@ def curves(title: str, unit: str, groups: Mapping[str, Sequence[Points]]) -> str
     with_points = {label: seeds for label, seeds in with_points.items() if seeds}
     if not with_points:
         return ""
-    figure, axes = _figure(5.2, 3.0)
+    figure, axes = new_figure(5.2, 3.0)
     for label, seeds in with_points.items():
         place = list(groups).index(label)
         colour, dash = COLOURS[place % len(COLOURS)], ("-", "--", ":")[place // len(COLOURS) % 3]
@@ -47,13 +47,13 @@ def curves(title: str, unit: str, groups: Mapping[str, Sequence[Points]]) -> str
         mean = mean_curve(seeds)
         marker = "o" if len(mean) == 1 else None
         axes.plot(
-            *zip(*mean, strict=True), color=colour, linewidth=2.2, label=_plain(label), linestyle=dash, marker=marker
+            *zip(*mean, strict=True), color=colour, linewidth=2.2, label=plain(label), linestyle=dash, marker=marker
         )
-    axes.set(title=_plain(title), xlabel="step", ylabel=_plain(unit))
+    axes.set(title=plain(title), xlabel="step", ylabel=plain(unit))
     axes.grid(color=INK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, ncols=1 + (len(with_points) > 4))
-    return _svg(figure, f"{title}: {unit} over steps for {', '.join(with_points)}")
+    return svg_of(figure, f"{title}: {unit} over steps for {', '.join(with_points)}")
 
 
 def finite(curve: Points) -> list[tuple[float, float]]:
@@ -91,7 +91,7 @@ def confusion(title: str, classes: Sequence[str], counts: Sequence[Sequence[floa
 
     shares = row_shares(counts)
     side = 1.5 + 0.44 * len(classes)
-    figure, axes = _figure(side + 0.2, side - 0.1)
+    figure, axes = new_figure(side + 0.2, side - 0.1)
     steps = [(36 / 255, 99 / 255, 176 / 255, alpha) for alpha in (0.03, 1.0)]
     filled = [[cell or 0.0 for cell in row] for row in shares]
     colours = LinearSegmentedColormap.from_list("share", steps)
@@ -102,14 +102,14 @@ def confusion(title: str, classes: Sequence[str], counts: Sequence[Sequence[floa
             ink = "white" if (cell or 0) > 0.8 else INK  # contrast of 4:1 or so on light and dark pages
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9, color=ink)
     ticks = [index + 0.5 for index in range(len(classes))]
-    names = [_plain(name) for name in classes]
+    names = [plain(name) for name in classes]
     axes.set_xticks(ticks, names, rotation=40, ha="right")
     axes.set_yticks(ticks, names)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set(title=_plain(title), xlabel="recognised as", ylabel="truth")
-    return _svg(figure, f"{title}: row-normalised confusion matrix over {', '.join(classes)}")
+    axes.set(title=plain(title), xlabel="recognised as", ylabel="truth")
+    return svg_of(figure, f"{title}: row-normalised confusion matrix over {', '.join(classes)}")
 
 
 def picture(folder: Path, relative: str) -> str:
@@ -127,7 +127,7 @@ def picture(folder: Path, relative: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
     """An empty figure of so many inches and its axes, without pyplot's global state."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -144,7 +144,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any, description: str) -> str:
+def svg_of(figure: Any, description: str) -> str:
     """The figure as an `<svg>` element with a description for those who do not see it."""
     import matplotlib
 
@@ -168,6 +168,6 @@ def _inline(svg: str, description: str, salt: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description, quote=True)}"', 1).strip()
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text in which matplotlib finds no formula; a leading underscore would hide a legend's entry."""
     return text.replace("$", r"\$") if not text.startswith("_") else f" {text}".replace("$", r"\$")

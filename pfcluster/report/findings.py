@@ -106,30 +106,36 @@ def comparison_sentence(comparison: Comparison) -> str:
     name, base, test = comparison.group.label, comparison.baseline.label, comparison.accuracy
     if test is None:
         return f"{name} cannot be compared with {base}: {comparison.why_not}."
-    change = f"{signed(test.difference.mean, 2)} points"
+    return difference_sentence(name, base, test, comparison.holm_p, digits=2, unit=" points")
+
+
+def difference_sentence(
+    name: str, base: str, test: Paired, holm_p: float | None, *, digits: int, unit: str = "", better: int = 1
+) -> str:
+    """Whether a setting does better than another on the same seeds. better: +1 where more is better, else -1."""
+    change = f"{signed(test.difference.mean, digits)}{unit}"
     if test.sign is None:
         return (
             f"{name} scores {change} against {base} on the one seed they share; "
             "one seed cannot tell an effect from chance."
         )
     seeds = f"{test.difference.n} seeds"
-    spread = f"95 % interval {interval(test.difference, 2, sign=True)}, {p_text(test.t_p)}"
+    spread = f"95 % interval {interval(test.difference, digits, sign=True)}, {p_text(test.t_p)}"
     if test.sign == 0:
         return (
             f"No difference between {name} and {base} can be told: {change} over {seeds} ({spread}). "
-            f"At this spread only {number(test.resolvable, 2)} points or more would stand out."
+            f"At this spread only {number(test.resolvable, digits)}{unit} or more would stand out."
         )
-    side, correction = "better" if test.sign > 0 else "worse", _correction(comparison)
+    side, correction = "better" if test.sign == better else "worse", _correction(test.t_p, holm_p)
     claim = f"scores {side}" if correction else f"is {side}"
     return f"{name} {claim} than {base}: {change} over {seeds} ({spread}){correction}."
 
 
-def _correction(comparison: Comparison) -> str:
+def _correction(uncorrected: float | None, holm_p: float | None) -> str:
     """What is left of a finding after Holm's correction; empty where it changes nothing that matters."""
-    uncorrected = comparison.accuracy.t_p if comparison.accuracy else None
-    if uncorrected is None or comparison.holm_p is None or uncorrected >= 0.05 or comparison.holm_p < 0.05:
+    if uncorrected is None or holm_p is None or uncorrected >= 0.05 or holm_p < 0.05:
         return ""
-    return f"; corrected for the number of comparisons {p_text(comparison.holm_p)}, so this may still be chance"
+    return f"; corrected for the number of comparisons {p_text(holm_p)}, so this may still be chance"
 
 
 def poker_difference(group: Group, measure: Measure, reference: str) -> Paired | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,17 +168,22 @@ def _shown(value: Any) -> str:
 
 def render(report: Report) -> tuple[str, list[Notice]]:
     """The page's HTML, and the notices that came up while its pictures were gathered."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    context, notices = _context(report)
+    return render_template("page.html.j2", context), notices
+
+
+def render_template(name: str, context: Mapping[str, Any], package: str = "pfcluster.report") -> str:
+    """A page from a template of a package, which may use `shared.html.j2`. Every string is escaped."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("pfcluster.report", "."),
+        loader=ChoiceLoader([PackageLoader(one, ".") for one in dict.fromkeys((package, "pfcluster.report"))]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    context, notices = _context(report)
-    return environment.get_template("page.html.j2").render(context), notices
+    return environment.get_template(name).render(context)
 
 
 def _context(report: Report) -> tuple[dict[str, Any], list[Notice]]:

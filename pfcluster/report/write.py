@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -53,7 +53,7 @@ def write_report(study: Path, output: Path | None = None, *, baseline: str | Non
         "table.tex": tables.latex(main) if main else "% no run has a test accuracy\n",
     }
     folder = study / "report" if output is None else Path(output)
-    paths = {name: _write(folder / name, text) for name, text in contents.items()}
+    paths = {name: write_file(folder / name, text) for name, text in contents.items()}
     return ReportFiles(
         html=paths["report.html"],
         markdown=paths["report.md"],
@@ -83,14 +83,20 @@ def read_report(study: Path, baseline: str | None = None) -> Report:
 
 def main_table(files: ReportFiles) -> RichTable:
     """The main table for a terminal of 80 columns; the pre-training runs' where nothing was classified."""
+    report = files.report
+    table = tables.main_table(report.groups) or tables.mae_table(report.groups) or tables.runs_table(report.runs, ())
+    on_test = any(group.chosen_on == "test" for group in report.groups)
+    return for_terminal(table, ("objective", "parameters at test", *(() if on_test else ("chosen on",))))
+
+
+def for_terminal(table: tables.Table, left_out: Container[str] = (), *, tight: bool = False) -> RichTable:
+    """A table for the terminal, without some of its columns; tight: without a frame."""
+    from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    report = files.report
-    table = tables.main_table(report.groups) or tables.mae_table(report.groups) or tables.runs_table(report.runs, ())
-    shown = RichTable(title=Text(table.caption), caption=Text(table.note))
-    on_test = any(group.chosen_on == "test" for group in report.groups)
-    left_out = ("objective", "parameters at test", *(() if on_test else ("chosen on",)))
+    frame = box.SIMPLE_HEAD if tight else box.HEAVY_HEAD
+    shown = RichTable(title=Text(table.caption), caption=Text(table.note), box=frame, pad_edge=not tight)
     kept = [index for index, column in enumerate(table.columns) if column not in left_out]
     for index in kept:
         justify: Literal["left", "right"] = "left" if index < table.labels else "right"
@@ -100,14 +106,21 @@ def main_table(files: ReportFiles) -> RichTable:
     return shown
 
 
-def report_markdown(report: Report, notices: Sequence[Notice]) -> str:
-    """The report without its figures, as Markdown."""
-    groups, escape = report.groups, tables.markdown_text
-    parts = [f"# {escape(report.title)}\n"]
+def opening_markdown(title: str, notices: Sequence[Notice], findings: Sequence[str]) -> str:
+    """A report's head: its title, what is to be known first, its findings."""
+    escape = tables.markdown_text
+    parts = [f"# {escape(title)}\n"]
     if notices:
         lines = [f"- **{escape(one.name)}** – {escape(one.text)}" for one in notices]
         parts.append("## Before you trust the tables\n\n" + "\n".join(lines) + "\n")
-    parts.append("## Findings\n\n" + "\n".join(f"- {escape(one)}" for one in page.findings(report)) + "\n")
+    parts.append("## Findings\n\n" + "\n".join(f"- {escape(one)}" for one in findings) + "\n")
+    return "\n".join(parts)
+
+
+def report_markdown(report: Report, notices: Sequence[Notice]) -> str:
+    """The report without its figures, as Markdown."""
+    groups, escape = report.groups, tables.markdown_text
+    parts = [opening_markdown(report.title, notices, page.findings(report))]
     for table in (
         tables.main_table(groups),
         tables.comparison_table(report.comparisons),
@@ -176,7 +189,8 @@ def group_row(group: Group) -> dict[str, object]:
     return row
 
 
-def _write(file: Path, text: str) -> Path:
+def write_file(file: Path, text: str) -> Path:
+    """Write aside and move into place. Raises ReportError where that cannot be."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, text)

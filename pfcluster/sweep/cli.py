@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 import time
@@ -13,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pfcluster.config import DataConfig
+from pfcluster.files import write_atomically
 from pfcluster.launch.cli import INTERRUPTED
 from pfcluster.launch.commands import preflight
 from pfcluster.launch.local import LaunchError
 from pfcluster.launch.plan import Group, Job, Plan, groups_of
-from pfcluster.launch.secrets import conceal_output
+from pfcluster.launch.secrets import conceal, conceal_output
 from pfcluster.signals import StopRequest
 from pfcluster.sweep import search
 from pfcluster.sweep.board import Board
@@ -26,6 +28,7 @@ from pfcluster.sweep.executor import Executor
 from pfcluster.sweep.executors import executor_of
 from pfcluster.sweep.halving import Course
 from pfcluster.sweep.options import read
+from pfcluster.sweep.report_data import COMMAND
 from pfcluster.sweep.space import baseline
 from pfcluster.sweep.spec import Spec, save
 from pfcluster.sweep.trials import Runs, Trial, forget_failures
@@ -75,7 +78,9 @@ def sweep(arguments: Sequence[str]) -> int:
     save(spec, folder)
     if options.retry_failed and (count := forget_failures(folder)):
         console.print(f"{count} failed runs are tried again")
-    command = shlex.join(["python", "tune/sweep.py", *arguments])
+    command = conceal(shlex.join(["python", "tune/sweep.py", *arguments]))
+    if not (folder / COMMAND).exists():
+        write_atomically(folder / COMMAND, command + "\n")
     with executor_of(options, command) as executor:
         _describe(spec, folder, courses, console)
         if not run(spec, folder, executor, courses, console):
@@ -157,4 +162,14 @@ def _describe(spec: Spec, folder: Path, courses: Callable[[Job], Course], consol
 
 def report(arguments: Sequence[str]) -> int:
     """Write a sweep's report and print what it found."""
+    from pfcluster.sweep.report import terminal_table, write_sweep_report
+
+    parser = argparse.ArgumentParser(prog="tune/sweep.py report")
+    parser.add_argument("folder", type=Path, help="the sweep's folder")
+    files = write_sweep_report(parser.parse_args(arguments).folder)
+    console = Console()
+    console.print(terminal_table(files.data))
+    for sentence in files.findings:
+        console.print(f"- {sentence}", highlight=False, markup=False)
+    console.print(f"report: {files.html}", highlight=False, soft_wrap=True)
     return 0

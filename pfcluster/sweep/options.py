@@ -105,7 +105,8 @@ def read(arguments: Sequence[str]) -> SweepOptions:
     cluster = cluster_of(known)
     parameters, role = _space(known)
     shards = any(word.startswith("--data.shards") for word in overrides)
-    recipe = presets.recipe(known.preset or ("small" if shards else "mini"))
+    preset = known.preset or ("small" if shards else "mini")
+    recipe = presets.recipe(preset)
     recipe = {name: replace(apply_overrides(config, overrides), name=name) for name, config in recipe.items()}
     config, before = recipe[role], _before(recipe, role)
     if known.metric in ON_CURVES:
@@ -123,6 +124,8 @@ def read(arguments: Sequence[str]) -> SweepOptions:
         seed=known.search_seed,
         seeds=tuple(known.seeds),
         fresh_seeds=tuple(known.fresh_seeds),
+        preset=preset,
+        overrides=tuple(overrides),
         **counts,
     )
     return SweepOptions(

@@ -71,6 +71,10 @@ class Spec:
     """Best configurations that are trained again, beside the baseline; 0 leaves the confirmation out."""
     fresh_seeds: tuple[int, ...] = (1000, 1001, 1002)
     """Seeds of that, which the search never saw."""
+    preset: str = ""
+    """What the configs were made from, for the report: the preset's name ..."""
+    overrides: tuple[str, ...] = ()
+    """... and the `--section.field value` pairs of the command line, for all runs."""
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -134,7 +138,7 @@ def save(spec: Spec, folder: Path) -> None:
     if path.exists():
         known = _plain(load(folder))
         mine = _plain(spec)
-        for name in mine:
+        for name in (one for one in mine if one != "overrides"):  # the configs say it, too
             if known[name] != mine[name]:
                 old, new = _differing(known[name], mine[name], name)
                 raise ConfigError(
@@ -155,7 +159,8 @@ def load(folder: Path) -> Spec:
     config = from_json(json.dumps(values.pop("config")), str(path))
     before = {name: from_json(json.dumps(one), str(path)) for name, one in values.pop("before").items()}
     space = tuple(Parameter(**{**one, "choices": tuple(one["choices"])}) for one in values.pop("space"))
-    values["seeds"], values["fresh_seeds"] = tuple(values["seeds"]), tuple(values["fresh_seeds"])
+    for name in ("seeds", "fresh_seeds", "overrides"):
+        values[name] = tuple(values.get(name, ()))
     return Spec(config=config, before=before, space=space, **values)
 
 

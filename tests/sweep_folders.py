@@ -1,0 +1,176 @@
+"""A sweep's folder written by hand: thirty trials under ASHA, two of them failed, the best two confirmed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pfcluster.config_json import to_json
+from pfcluster.sweep import halving, population
+from pfcluster.sweep.board import Board
+from pfcluster.sweep.confirm import CONFIRMED
+from pfcluster.sweep.halving import Course, Progress
+from pfcluster.sweep.options import read
+from pfcluster.sweep.report_data import COMMAND
+from pfcluster.sweep.space import baseline
+from pfcluster.sweep.spec import save
+from pfcluster.sweep.trials import Failed, Stop, Trial, write_failed, write_trials
+
+OPTIONS = (
+    "--space", "loss_weights", "--space", "pf_mag.r1=choice:0,0.1,1", "--preset", "mini", "--trials", "30",
+    "--evaluate.poker-faces", "64", "--fresh-seeds", "100", "101", "102",
+)  # fmt: skip
+FACES = {"name": "synthetic", "classes": ["neutral", "happiness"], "train": 2400, "validation": 400, "test": 800}
+TOTAL, EVERY = 450, 38
+"""Steps of a run and between its evaluations: 2400 faces in batches of 32, six epochs, an evaluation each half."""
+
+
+def write_sweep(
+    folder: Path,
+    *options: str,
+    failed: Sequence[int] = (7, 19),
+    running: Sequence[int] = (),
+    fresh: dict[int, Sequence[float]] | None = None,
+    test: bool = True,
+    identity: bool = True,
+) -> Board:
+    """Write it. fresh: scores on the fresh seeds by trial, the baseline's (0) and two trials'; None leaves the
+    confirmation out.
+    """
+    spec = read([*OPTIONS, *options, "--output", str(folder)]).spec
+    save(spec, folder)
+    (folder / COMMAND).write_text("python tune/sweep.py --space loss_weights\n")
+    start = baseline(spec.space, spec.stages())
+    trials = [Trial(number, population.draw(spec, start, number)) for number in range(spec.trials)]
+    write_trials(folder, trials)
+    board = Board(spec, folder, lambda _: Course(TOTAL, EVERY))
+    for trial in trials:
+        for seed in spec.seeds:
+            place = board.runs.folder_of(trial, seed)
+            if trial.number in failed:
+                write_failed(place, Failed("memory", "out of memory: 3.1 GiB wanted"))
+                write_curve(place, curve_of(trial, seed)[:2])
+            elif trial.number in running:
+                write_curve(place, curve_of(trial, seed)[:1])
+            else:
+                write_curve(place, curve_of(trial, seed))
+                write_result(board, trial, seed, identity=identity)
+    if spec.scheduler == "asha":
+        stop(board, {*failed, *running})
+    if fresh is not None:
+        confirm(board, fresh, test=test, identity=identity)
+    return board
+
+
+def write_population(folder: Path) -> Board:
+    """Four members and two generations; trial 5, which goes on from trial 1, is confirmed beside the baseline."""
+    options = [*OPTIONS, "--scheduler", "pbt", "--trials", "4", "--generations", "2", "--confirm", "1"]
+    spec = read([*options, "--output", str(folder)]).spec
+    save(spec, folder)
+    start = baseline(spec.space, spec.stages())
+    first = [Trial(number, population.draw(spec, start, number), until=300) for number in range(4)]
+    second = [Trial(4 + number, first[number].values, parent=number) for number in range(4)]
+    write_trials(folder, [*first, *second])
+    board = Board(spec, folder, lambda _: Course(TOTAL, EVERY))
+    for trial in board.trials:
+        place = board.runs.folder_of(trial, 0)
+        points = curve_of(trial, 0)
+        write_curve(place, [one for one in points if (one[0] <= 300) == (trial.until is not None)])
+        write_result(board, trial, 0, **({} if trial.until is None else {"status": "stopped", "steps": 300}))
+    confirm(board, {0: (0.56, 0.55, 0.57), 5: (0.57, 0.56, 0.58)}, test=True, identity=True)
+    return board
+
+
+def stop(board: Board, absent: set[int]) -> None:
+    """Stop trials as ASHA would."""
+    rungs = board.rungs(board.trials[0])
+    progress = []
+    for trial in board.trials:
+        curves = [curve_of(trial, seed) for seed in board.spec.seeds]
+        at = [sum(max(v for s, v in one if s <= rung) for one in curves) / len(curves) for rung in rungs]
+        progress.append(Progress(() if trial.number in absent else tuple(at), True))
+    stopped, _ = halving.decide(progress, board.spec.reduction, len(rungs))
+    for number, verdict in stopped.items():
+        reason = f"{verdict.better} of the {verdict.among} trials up to this one were better there"
+        trial = board.trials[number]
+        board.trials[number] = Trial(trial.number, trial.values, stop=Stop(rungs[verdict.rung], reason))
+        for seed in board.spec.seeds:
+            place = board.runs.folder_of(trial, seed)
+            values = json.loads((place / "result.json").read_text())
+            ended = {"status": "stopped", "steps": rungs[verdict.rung], "seconds": 12.0}
+            kept = {name: values[name] for name in ("name", "seed", "dataset")}
+            (place / "result.json").write_text(json.dumps(kept | ended))
+            write_curve(place, [point for point in curve_of(trial, seed) if point[0] <= rungs[verdict.rung]])
+    write_trials(board.folder, board.trials)
+
+
+def quality(trial: Trial) -> float:
+    """What a configuration is worth: a little adversary and much reconstruction are best."""
+    adv, rec = (math.log10(trial.values[f"pf_mag.weights.{name}"]) for name in ("adv", "rec"))
+    return 0.58 - 0.04 * (adv + 1.2) ** 2 - 0.02 * (rec - 0.4) ** 2
+
+
+def curve_of(trial: Trial, seed: int) -> list[tuple[int, float]]:
+    random = Random(f"{trial.number}/{seed}")
+    steps = [*range(EVERY, TOTAL, EVERY), TOTAL]
+    best, luck = quality(trial), random.gauss(0, 0.012)
+    return [
+        (step, round(0.14 + (best - 0.14) * (1 - math.exp(-step / 110)) + luck + random.gauss(0, 0.006), 4))
+        for step in steps
+    ]
+
+
+def write_curve(place: Path, points: Sequence[tuple[int, float]]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"split": "validation", "step": step, "accuracy": value, "macro_f1": value - 0.03} for step, value in points
+    ]
+    (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_result(board: Board, trial: Trial, seed: int, **changes: Any) -> None:
+    """A whole run's result. identity: whether a recognition net was there."""
+    place = board.runs.folder_of(trial, seed)
+    identity = changes.pop("identity", True)
+    job = board.runs.job(trial, seed, test=changes.get("measured_on") == "test")
+    score = max(value for _, value in curve_of(trial, seed))
+    rec = math.log10(trial.values["pf_mag.weights.rec"])
+    kept = round(0.75 + 0.08 * rec, 4) if identity else None
+    face = {"neutrality": round(0.72 - 0.11 * rec, 4), "identity": kept, "region_error": round(0.11 - 0.012 * rec, 4)}
+    rows = {
+        "input": {"neutrality": 0.13, "identity": None, "region_error": 0.18},
+        "reconstruction": {"neutrality": 0.2, "identity": 0.93 if identity else None, "region_error": 0.16},
+        "poker face": face,
+        "truth": {"neutrality": 0.9, "identity": 0.97 if identity else None, "region_error": 0.0},
+    }
+    result = {
+        "format": 1, "name": trial.name, "objective": "pf_mag", "seed": seed, "status": "finished", "steps": TOTAL,
+        "seconds": 40.0, "dataset": FACES, "validation": {"accuracy": score, "macro_f1": score - 0.03},
+        "poker": {"n": 64, "rows": rows}, "measured_on": "validation", "command": "python tune/sweep.py",
+    }  # fmt: skip
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "config.json").write_text(to_json(job.config))
+    (place / "result.json").write_text(json.dumps(result | changes))
+
+
+def confirm(board: Board, fresh: dict[int, Sequence[float]], *, test: bool, identity: bool) -> None:
+    """Fresh seeds with these scores; with `test` the test split of the best of them and the baseline."""
+    chosen = list(fresh)
+    (board.folder / CONFIRMED).write_text(json.dumps({"trials": chosen, "seeds": board.spec.fresh_seeds}))
+    known = [number for number in chosen[1:] if len(fresh[number]) == len(board.spec.fresh_seeds)]
+    winner = max(known, key=lambda number: sum(fresh[number]), default=None)
+    for number in chosen:
+        trial = board.trials[number]
+        for seed, score in zip(board.spec.fresh_seeds, fresh[number], strict=False):
+            changes: dict[str, Any] = {"identity": identity}
+            if test and number in (0, winner):
+                changes |= {
+                    "measured_on": "test",
+                    "test": {"n": 800, "accuracy": score - 0.01, "macro_f1": score - 0.04},
+                }
+            write_result(board, trial, seed, **changes)
+            write_curve(board.runs.folder_of(trial, seed), [(EVERY, score - 0.1), (TOTAL, score)])
