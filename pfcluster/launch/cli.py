@@ -87,6 +87,12 @@ def train(command: str, arguments: list[str]) -> int:
     commands.preflight(plan, cluster)
     if cluster.executor == "slurm":
         return submit(plan, cluster, console)
+    if cluster.executor == "ray":
+        from pfcluster.launch.ray.run import run_plan as run_on_ray
+
+        if not run_on_ray(plan, cluster, options.jobs, console):
+            return INTERRUPTED
+        return told(command, plan, console)
     if cluster.nodes > 1:
         console.print(
             f"--nodes {cluster.nodes}: {cluster.nodes} groups of {cluster.per_node} processes on this machine"
@@ -95,6 +101,11 @@ def train(command: str, arguments: list[str]) -> int:
         )
     if not run_plan(plan, processes=cluster.world_size, at_once=options.jobs):
         return INTERRUPTED
+    return told(command, plan, console)
+
+
+def told(command: str, plan: Plan, console: Console) -> int:
+    """Say where the results are, where no report did."""
     if command not in STUDIES:
         for job in plan.jobs()[-1]:
             console.print(f"{job.label}: {job.folder / 'result.json'}", highlight=False, soft_wrap=True)
@@ -110,7 +121,7 @@ def tool(command: str, arguments: list[str]) -> int:
     parser.add_argument("--job-name", default=None)
     known, rest = parser.parse_known_args(arguments)
     cluster = cluster_of(known)
-    if cluster.executor == "local":
+    if cluster.executor != "slurm":
         return TOOLS[command](rest)
     paths = [word for word in rest if not word.startswith("-")]
     slug = (

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as TimeLeft
 
 from pfcluster.launch.plan import Call, Job, Plan
-from pfcluster.launch.processes import Running, rank_environments, start
+from pfcluster.launch.processes import Running, Watched, rank_environments, start
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
 from pfcluster.signals import StopRequest
 
@@ -92,7 +92,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, at_once: int, command: str,
                 if code not in (FINISHED, INTERRUPTED):
                     failure = failure or _failure(each, code)
                 elif not console.is_terminal and code == FINISHED:
-                    console.print(f"{title}{each.job.label}: {_line(each)}", highlight=False, soft_wrap=True)
+                    console.print(f"{title}{each.job.label}: {show_line(each)}", highlight=False, soft_wrap=True)
             if (stop.requested or failure) and not asked:
                 asked = True
                 for each in running:
@@ -122,7 +122,7 @@ def _show(bars: Progress, task: TaskID, running: Running, *, done: bool) -> None
     running.read_metrics()
     total = _total(running.job)
     if running.values:
-        bars.update(task, completed=running.step, total=total, values=_line(running))
+        bars.update(task, completed=running.step, total=total, values=show_line(running))
     if done:
         bars.update(task, completed=running.step, total=running.step)
 
@@ -135,7 +135,8 @@ def _total(job: Job) -> int | None:
         return None
 
 
-def _line(running: Running) -> str:
+def show_line(running: Watched) -> str:
+    """A run's newest values."""
     values = running.values
     shown = [f"loss {values['loss']:.3f}"] if "loss" in values else []
     shown += [f"val {name} {values[f'val {name}']:.3f}" for name in SHOWN if f"val {name}" in values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from pfcluster.launch.slurm.site import Site, load_site
 
 TRAINING = {"pretrain": "mae", "finetune": "scratch", "pf-mag": "pf-vit", "judge": "judge"}
 STUDIES = ("pipeline", "demo", "study")
-Executor = Literal["local", "slurm"]
+Executor = Literal["local", "slurm", "ray"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Cluster:
     """The same where GPUs are not asked for."""
     retries: int
     wait: bool
+    address: str | None = None
+    """Of a Ray cluster; None starts one here."""
 
     @property
     def world_size(self) -> int:
@@ -46,7 +49,7 @@ class Cluster:
 
     def layout_of(self, run: str) -> tuple[int, int]:
         """Nodes, and processes on each, of a run by its name."""
-        if self.executor == "local":
+        if self.executor != "slurm":
             return self.nodes, self.per_node
         own = self.site.for_run(run)
         return own.nodes or 1, own.gpus_per_node or self.processes
@@ -86,9 +89,15 @@ def add_cluster_options(parser: argparse.ArgumentParser, executor: str) -> None:
     group = parser.add_argument_group("where it runs", "settings of the site belong into a file: --site")
     group.add_argument(
         "--executor",
-        choices=("auto", "slurm", "local"),
+        choices=("auto", "slurm", "ray", "local"),
         default=executor,
-        help="slurm: sbatch through submitit; local: this machine; auto: slurm where a cluster answers",
+        help="slurm: sbatch through submitit; ray: Ray Train and Tune; local: this machine; auto: slurm where a cluster"
+        " answers",
+    )
+    group.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS"),
+        help="Ray's head node; default: a Ray of this machine",
     )
     group.add_argument("--nodes", type=int, default=None, help="nodes of a run; here: groups of processes")
     group.add_argument("--gpus-per-node", type=int, default=None, help="GPUs of a node, a process on each")
@@ -126,17 +135,17 @@ def cluster_of(known: argparse.Namespace) -> Cluster:
     executor, reason = choose_executor(known.executor)
     names = ("partition", "account", "qos", "constraint", "exclude", "mem", "time", "nodes", "gpus_per_node")
     site = load_site(known.site).with_options({name: getattr(known, name) for name in (*names, "cpus_per_task")})
-    if executor == "local":  # the site's own nodes are not here
+    if executor != "slurm":  # the site's own nodes are not here
         nodes, per_node = known.nodes or 1, known.gpus_per_node or known.processes
     else:
         nodes, per_node = site.nodes or 1, site.gpus_per_node or known.processes
-    return Cluster(executor, reason, site, nodes, per_node, known.processes, known.retries, known.wait)
+    return Cluster(executor, reason, site, nodes, per_node, known.processes, known.retries, known.wait, known.address)
 
 
 def choose_executor(wanted: str) -> tuple[Executor, str]:
-    """slurm or local, and why. Raises SlurmError where SLURM is asked for and absent."""
-    if wanted == "local":
-        return "local", "--executor local"
+    """slurm, ray or local, and why. Raises SlurmError where SLURM is asked for and absent."""
+    if wanted in ("local", "ray"):
+        return wanted, f"--executor {wanted}"  # type: ignore[return-value]
     found, reason = control.available()
     if wanted == "slurm":
         if not found and not reason.startswith("inside"):

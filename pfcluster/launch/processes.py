@@ -19,18 +19,45 @@ from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, endin
 
 
 @dataclass
-class Running:
-    """A run in its processes."""
+class Watched:
+    """A run and what it has said so far."""
 
     job: Job
-    processes: list[subprocess.Popen[bytes]]
-    logs: list[Path]
     offset: int = 0
     """Bytes of metrics.jsonl that were read."""
     inode: int = 0
     """Of that file: a run that goes on puts another in its place, without what it does again."""
     values: dict[str, float] = field(default_factory=dict)
     step: int = 0
+
+    def read_metrics(self) -> None:
+        """Take over the lines that metrics.jsonl gained."""
+        path = self.job.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self.inode:
+                self.offset, self.inode = 0, inode
+            file.seek(self.offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self.offset += len(line)
+                values = json.loads(line)
+                self.step = max(self.step, values["step"])
+                prefix = "" if values["split"] == "train" else "val "
+                self.values |= {
+                    prefix + name: value for name, value in values.items() if isinstance(value, int | float)
+                }
+
+
+@dataclass
+class Running(Watched):
+    """A run in its processes."""
+
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)
     lost: int = 0
     """The rank that ended badly first."""
 
@@ -69,27 +96,6 @@ class Running:
             if process.poll() is None:
                 process.send_signal(number)
 
-    def read_metrics(self) -> None:
-        """Take over the lines that metrics.jsonl gained."""
-        path = self.job.folder / "metrics.jsonl"
-        if not path.exists():
-            return
-        with open(path, "rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self.inode:
-                self.offset, self.inode = 0, inode
-            file.seek(self.offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self.offset += len(line)
-                values = json.loads(line)
-                self.step = max(self.step, values["step"])
-                prefix = "" if values["split"] == "train" else "val "
-                self.values |= {
-                    prefix + name: value for name, value in values.items() if isinstance(value, int | float)
-                }
-
 
 def start(job: Job, *, processes: int, threads: int, command: str, devices: Sequence[str] | None = None) -> Running:
     """Start a run's processes; what they say goes to `logs/` in the run's folder. `devices`: a GPU for each, by the
@@ -117,7 +123,7 @@ def start(job: Job, *, processes: int, threads: int, command: str, devices: Sequ
             )
         started.append(process)
         files.append(path)
-    return Running(job, started, files)
+    return Running(job, processes=started, logs=files)
 
 
 def rank_environments(processes: int, threads: int) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pfcluster.config import ConfigError
-from pfcluster.sweep.executor import Executor, machine, share_of
+from pfcluster.sweep.executor import Executor, Share, machine, share_of
 from pfcluster.sweep.local import LocalExecutor
 from pfcluster.sweep.options import SweepOptions
 
@@ -22,13 +22,29 @@ def executor_of(options: SweepOptions, command: str) -> Iterator[Executor]:
             raise ConfigError("--gpus-per-trial: SLURM gives whole GPUs; say --gpus-per-node")
         yield SlurmExecutor(options.output, options.name, cluster, command, options.at_once)
         return
+    if cluster.executor == "ray":
+        from pfcluster.launch.ray.connect import connected
+        from pfcluster.sweep.ray import RayExecutor
+
+        with connected(cluster.address, options.output) as found:
+            share = _share(options, found.cpus, found.gpus)
+            print(found.text())
+            executor = RayExecutor(options.output, share, cluster.nodes, cluster.retries, command)
+            try:
+                yield executor
+            finally:
+                executor.close()
+        return
     cores, gpus = machine()
-    share = share_of(
-        processes=cluster.world_size,
+    yield LocalExecutor(_share(options, cores, len(gpus)), cluster.retries, command, gpus)
+
+
+def _share(options: SweepOptions, cores: int, devices: int) -> Share:
+    return share_of(
+        processes=options.cluster.world_size,
         cpus=options.cpus,
         gpus=options.gpus_per_trial,
         at_once=options.at_once,
         cores=cores,
-        devices=len(gpus),
+        devices=devices,
     )
-    yield LocalExecutor(share, cluster.retries, command, gpus)

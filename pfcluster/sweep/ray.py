@@ -20,6 +20,7 @@ from pfcluster.config_json import load, to_json
 from pfcluster.files import write_atomically
 from pfcluster.launch.plan import Job
 from pfcluster.launch.processes import start
+from pfcluster.launch.ray import train
 from pfcluster.launch.slurm.attempts import FINAL, last_line
 from pfcluster.launch.slurm.task import WANTED
 from pfcluster.launch.worker import Ending
@@ -131,7 +132,10 @@ def run_job(config: Mapping[str, Any], constant: Mapping[str, Any]) -> None:
     if not (folder / WANTED).is_file():
         raise RuntimeError(f"this machine does not see {folder}: Ray's nodes need a file system that all share")
     job = Job(load(folder / WANTED), folder)
-    ending = _run_here(job, share, constant["command"], sweep / STOP)
+    if share.processes > 1:
+        ending = _run_wide(job, share, constant, sweep / STOP)
+    else:
+        ending = _run_here(job, share, constant["command"], sweep / STOP)
     tune.report({"code": ending.code, "kind": ending.kind, "error": ending.error})
     if ending.kind is not None and ending.kind not in FINAL:
         raise RuntimeError(ending.error)
@@ -153,3 +157,21 @@ def _run_here(job: Job, share: Share, command: str, stop: Path) -> Ending:
             running.signal(signal.SIGTERM)
         time.sleep(0.2)
     return running.ending(code)
+
+
+def _run_wide(job: Job, share: Share, constant: Mapping[str, Any], stop: Path) -> Ending:
+    """A run of several workers, which Ray Train places and starts again."""
+    workers = train.Workers(share.processes, share.cpus, share.gpus, constant["nodes"])
+    over = threading.Event()
+
+    def pass_on() -> None:
+        while not over.wait(0.5):
+            if stop.exists():
+                (job.folder / train.STOP).touch()
+                return
+
+    threading.Thread(target=pass_on, daemon=True).start()
+    try:
+        return train.train(job, workers=workers, retries=constant["retries"], command=constant["command"])
+    finally:
+        over.set()

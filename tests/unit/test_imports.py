@@ -29,6 +29,7 @@ LEVELS = [
 ONLY_WHERE_USED = {
     "deepspeed",
     "ray",
+    "optuna",
     "submitit",
     "facenet_pytorch",
     "gradio",
