@@ -63,10 +63,6 @@ def connected(address: str | None, folder: Path) -> Iterator[RayCluster]:
     variables |= {name: os.environ[name] for name in (VARIABLE, "DS_ACCELERATOR") if name in os.environ}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     quiet["runtime_env"] = {"env_vars": variables}
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": variables},
-    }
     temporary = None
     try:
         if address is not None:
