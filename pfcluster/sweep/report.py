@@ -151,6 +151,7 @@ def _context(content: Content) -> dict[str, Any]:
         "data": data,
         "title": data.folder.resolve().name,
         "states": [f"{count} {titles.get(state, state)}" for state, count in states.items()],
+        "stopped": states["stopped"],
         "not_drawn": sum(row.score is None for row in data.rows),
         "parallel": figures.parallel_coordinates(data, names),
         "curves": figures.learning_curves(data),

@@ -62,12 +62,13 @@ def confirmation_table(data: SweepData) -> Table | None:
         "trial", "values", "search", "seeds", "fresh seeds", "95 % interval", "difference",
         "its 95 % interval", "t-test p", "Holm p",
     )  # fmt: skip
+    searched, fresh = _list(data.spec.seeds), _list(data.spec.fresh_seeds)
     note = (
-        f"{data.spec.metric} on validation. Search: best of the trial's evaluations, on seeds "
-        f"{_list(data.spec.seeds)}. Fresh seeds {_list(data.spec.fresh_seeds)}, which the search never saw: mean ± "
-        "standard deviation (n − 1), Student's interval. Difference: from the baseline, seed by seed; paired t-test, "
-        "two-sided; Holm's p corrects it for the number of trials compared. ★ The winner: best on fresh seeds. "
-        "Being the best of several on these very seeds flatters it a little; the test split is free of that."
+        f"{data.spec.metric} on validation. Search: best of the trial's evaluations, on seed {searched}. Fresh seeds: "
+        f"{fresh}, which the search never saw; mean ± standard deviation (n − 1), Student's interval. Difference: from "
+        "the baseline, seed by seed; paired t-test, two-sided; Holm's p corrects it for the number of trials compared. "
+        "★ The winner: best on fresh seeds. Being the best of several on these very seeds flatters it a little; the "
+        "test split is free of that."
     )
     return Table("Confirmed on fresh seeds", columns, tuple(rows), note, labels=2)
 
@@ -117,7 +118,10 @@ def trials_table(data: SweepData) -> Table:
         "steps than a whole one's: the two do not compare. ★ The winner on fresh seeds."
     )
     if population:
-        note += " In a population time counts from the beginning of a trial's line."
+        note += (
+            " In a population a score is that of the trial's own generation, while time counts from the beginning of "
+            "its line, and what is measured at the end is the best checkpoint of the whole line."
+        )
     columns += tuple(names[one.name] for one in data.spec.space)
     return Table("Trials of the search", columns, tuple(rows), note, labels=3 if population else 2)
 
