@@ -15,6 +15,9 @@ from pfcluster.sweep.report_importance import ENOUGH, Importances
 from pfcluster.sweep.report_rows import Row
 from pfcluster.sweep.space import Parameter
 
+FEW = 4
+"""Parameters whose values have room beside the scores."""
+
 
 def short_names(space: Sequence[Parameter]) -> dict[str, str]:
     """The last parts of each parameter's name that tell it from the others."""
@@ -47,19 +50,20 @@ def confirmation_table(data: SweepData) -> Table | None:
     if not data.confirmed:
         return None
     names, places = short_names(data.spec.space), digits(data.spec.metric)
-    rows = []
+    few, rows = len(data.spec.space) <= FEW, []
     for one in data.confirmed:
         row, test = one.row, one.difference
         values = ", ".join(f"{names[name]} {shown(value)}" for name, value in row.trial.values.items())
         search = NOTHING if data.spec.scheduler == "pbt" and not row.trial.number else number(row.score, places)
         rows.append((
-            title_of(data, row), values, search, str(len(one.scores)), mean_std(one.summary, places),
-            interval(one.summary, places), signed(test.difference.mean if test else None, places),
+            title_of(data, row), *([values] if few else []), search, str(len(one.scores)),
+            mean_std(one.summary, places), interval(one.summary, places),
+            signed(test.difference.mean if test else None, places),
             interval(test.difference if test else None, places, sign=True), p_value(test.t_p if test else None),
             p_value(one.holm_p),
         ))  # fmt: skip
     columns = (
-        "trial", "values", "search", "seeds", "fresh seeds", "95 % interval", "difference",
+        "trial", *(["values"] if few else []), "search", "seeds", "fresh seeds", "95 % interval", "difference",
         "its 95 % interval", "t-test p", "Holm p",
     )  # fmt: skip
     searched, fresh = _list(data.spec.seeds), _list(data.spec.fresh_seeds)
@@ -70,7 +74,19 @@ def confirmation_table(data: SweepData) -> Table | None:
         "★ The winner: best on fresh seeds. Being the best of several on these very seeds flatters it a little; the "
         "test split is free of that."
     )
-    return Table("Confirmed on fresh seeds", columns, tuple(rows), note, labels=2)
+    return Table("Confirmed on fresh seeds", columns, tuple(rows), note, labels=1 + few)
+
+
+def values_table(data: SweepData) -> Table | None:
+    """Values of the confirmed trials, where they are too many for the table of their scores."""
+    if not data.confirmed or len(data.spec.space) <= FEW:
+        return None
+    names = short_names(data.spec.space)
+    rows = tuple(
+        (title_of(data, one.row), *(shown(one.row.trial.values[parameter.name]) for parameter in data.spec.space))
+        for one in data.confirmed
+    )
+    return Table("Their values", ("trial", *(names[one.name] for one in data.spec.space)), rows)
 
 
 def test_table(data: SweepData) -> Table | None:
