@@ -50,6 +50,7 @@ class Content:
     findings: list[str]
     notices: list[Notice]
     confirmation: tables.Table | None
+    values: tables.Table | None
     test: tables.Table | None
     importance: tables.Table | None
     no_importance: str
@@ -102,6 +103,7 @@ def content_of(data: SweepData) -> Content:
         findings=findings(data),
         notices=notices(data),
         confirmation=report_tables.confirmation_table(data),
+        values=report_tables.values_table(data),
         test=report_tables.test_table(data),
         importance=importance,
         no_importance=no_importance,
@@ -151,6 +153,7 @@ def _context(content: Content) -> dict[str, Any]:
         "data": data,
         "title": data.folder.resolve().name,
         "states": [f"{count} {titles.get(state, state)}" for state, count in states.items()],
+        "stopped": states["stopped"],
         "not_drawn": sum(row.score is None for row in data.rows),
         "parallel": figures.parallel_coordinates(data, names),
         "curves": figures.learning_curves(data),
@@ -162,7 +165,7 @@ def markdown(content: Content) -> str:
     """The report without its figures."""
     escape, title = tables.markdown_text, content.data.folder.resolve().name
     parts = [opening_markdown(f"Sweep {title}", content.notices, content.findings)]
-    shown = (content.confirmation, content.test, content.importance, content.pareto, content.trials)
+    shown = (content.confirmation, content.values, content.test, content.importance, content.pareto, content.trials)
     parts += [tables.markdown(table) for table in shown if table is not None]
     if content.no_importance:
         parts.append(f"## Importance\n\n{escape(content.no_importance)}\n")
@@ -187,8 +190,9 @@ def terminal_table(data: SweepData) -> RichTable:
     """The main table for a terminal of 80 columns: what is confirmed, else the best of the search."""
     table = report_tables.confirmation_table(data)
     if table is not None and len(data.confirmed) > 1:
-        columns = ("trial", "search", "fresh seeds", "difference", "95 % interval", "Holm p")
-        brief = tuple((row[0], row[2], row[4], row[6], row[7], row[9]) for row in table.rows)
+        columns = ("trial", "search", "fresh seeds", "difference", "its 95 % interval", "Holm p")
+        kept = [table.columns.index(name) for name in columns]
+        brief = tuple(tuple(row[index] for index in kept) for row in table.rows)
         return for_terminal(tables.Table(f"{table.caption}: {data.spec.metric}", columns, brief), tight=True)
     table = report_tables.trials_table(data)
     order = [*(row.trial.number for row in data.ranked), *(row.trial.number for row in data.rows)]

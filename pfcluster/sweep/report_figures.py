@@ -131,7 +131,7 @@ def _legend(axes: Any, names: Sequence[str]) -> None:
     titles = {"winner": "winner on fresh seeds", "best": "best of the search", "stopped": "stopped early"}
     handles = [Line2D([], [], label=titles.get(name, name), **looks[name]) for name in names]
     if handles:
-        axes.legend(handles=handles, frameon=False, fontsize=8.5, labelcolor=INK, ncols=len(handles),
+        axes.legend(handles=handles, frameon=False, fontsize=8.5, labelcolor=INK, ncols=len(handles), handlelength=3.2,
                     loc="upper center", bbox_to_anchor=(0.5, -0.14 if axes.get_xlabel() else 0))  # fmt: skip
 
 
@@ -144,8 +144,8 @@ def learning_curves(data: SweepData) -> str:
     line = {trial.number for trial in data.lineage} if data.spec.scheduler == "pbt" else set()
     for row in sorted(drawn, key=lambda row: _rank(data, row)):
         plain_line = {"color": LOW, "linewidth": 0.9, "alpha": 0.75}
-        special = _is_winner(data, row) or row.trial.number == 0
-        look = _line(data, row, 0) if special and row.trial.number not in line else plain_line
+        own = _is_winner(data, row) or row.trial.number == 0
+        look = _line(data, row, 0) if own and row.trial.number not in line else plain_line
         look = {"color": WINNER, "linewidth": 2.8} if row.trial.number in line else look
         steps, values = zip(*row.curve, strict=True)
         axes.plot(steps, values, marker="." if len(steps) == 1 else None, **look)
@@ -165,7 +165,8 @@ def learning_curves(data: SweepData) -> str:
     axes.grid(color=INK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     stopped = ["stopped here"] if any(row.state == "stopped" for row in drawn) else []
-    _legend(axes, [*_emphasised(data, drawn), *stopped])
+    special = [name for name in _emphasised(data, drawn) if not (name == "baseline" and 0 in line)]
+    _legend(axes, [*special, *stopped])
     return svg_of(figure, f"Learning curves of {len(drawn)} trials: {metric} on validation over steps")
 
 
@@ -216,17 +217,21 @@ def _references(axes: Any, rows: Sequence[Row], panel: Panel) -> None:
     low, high = min(values) - room, max(values) + room
     axes.set_ylim(low, high)
     beyond: dict[bool, list[str]] = {True: [], False: []}
+    lines: dict[float, list[str]] = {}
     for kind in panel.references:
         known = [row.poker[kind][panel.key] for row in rows if panel.key in row.poker.get(kind, {})]
         if not known:
             continue
         level = sum(known) / len(known)
         if low < level < high:
-            axes.axhline(level, color=INK, linewidth=0.8, alpha=0.6, linestyle=":")
-            axes.text(1.0, level, f"{kind} ", transform=axes.get_yaxis_transform(), ha="right", va="bottom",
-                      fontsize=8, color=INK, alpha=0.85)  # fmt: skip
+            near = next((one for one in lines if abs(one - level) < 0.05 * (high - low)), level)
+            lines.setdefault(near, []).append(kind)
         else:
             beyond[level >= high].append(f"{kind} {level:.{panel.digits}f}")
+    for level, kinds in lines.items():
+        axes.axhline(level, color=INK, linewidth=0.8, alpha=0.6, linestyle=":")
+        axes.text(1.0, level, f"{', '.join(kinds)} ", transform=axes.get_yaxis_transform(), ha="right", va="bottom",
+                  fontsize=8, color=INK, alpha=0.85)  # fmt: skip
     for above, words in beyond.items():
         if words:
             place, side = (0.98, "top") if above else (0.02, "bottom")

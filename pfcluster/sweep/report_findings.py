@@ -81,6 +81,8 @@ def _answer(data: SweepData) -> Iterator[str]:
 def _against_baseline(name: str, test: Paired, holm_p: float | None, metric: str, better: int) -> str:
     """A trial against the baseline, with the interval, p, and what could have been told."""
     if test.t_p is None and test.difference.n > 1:
+        if test.difference.mean == 0:
+            return f"{name} scores the same as the baseline on every seed."
         change = signed(test.difference.mean, digits(metric))
         return f"{name} differs from the baseline by {change} on every seed alike; no test can be made of that."
     return difference_sentence(name, "the baseline", test, holm_p, digits=digits(metric), better=better)

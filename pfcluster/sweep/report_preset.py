@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -134,13 +135,18 @@ def _replace_call(source: str, tree: Mapping[str, Any], indent: int) -> str:
     parts = [source]
     for name, one in tree.items():
         inner = f"{source}.{name}"
-        value = repr(one.value) if isinstance(one, _Value) else _replace_call(inner, one, indent + 4)
+        value = _literal(one.value) if isinstance(one, _Value) else _replace_call(inner, one, indent + 4)
         parts.append(f"{name}={value}")
     line = f"replace({', '.join(parts)})"
     if len(line) <= WIDTH - indent and "\n" not in line:
         return line
     space = " " * (indent + 4)
     return "replace(\n" + "".join(f"{space}{part},\n" for part in parts) + " " * indent + ")"
+
+
+def _literal(value: Any) -> str:
+    """A plain value as Python, in this project's quotes."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _commands(data: SweepData, values: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,9 @@ from pfcluster.sweep.report_importance import ENOUGH, Importances
 from pfcluster.sweep.report_rows import Row
 from pfcluster.sweep.space import Parameter
 
+FEW = 4
+"""Parameters whose values have room beside the scores."""
+
 
 def short_names(space: Sequence[Parameter]) -> dict[str, str]:
     """The last parts of each parameter's name that tell it from the others."""
@@ -47,29 +50,43 @@ def confirmation_table(data: SweepData) -> Table | None:
     if not data.confirmed:
         return None
     names, places = short_names(data.spec.space), digits(data.spec.metric)
-    rows = []
+    few, rows = len(data.spec.space) <= FEW, []
     for one in data.confirmed:
         row, test = one.row, one.difference
         values = ", ".join(f"{names[name]} {shown(value)}" for name, value in row.trial.values.items())
         search = NOTHING if data.spec.scheduler == "pbt" and not row.trial.number else number(row.score, places)
         rows.append((
-            title_of(data, row), values, search, str(len(one.scores)), mean_std(one.summary, places),
-            interval(one.summary, places), signed(test.difference.mean if test else None, places),
+            title_of(data, row), *([values] if few else []), search, str(len(one.scores)),
+            mean_std(one.summary, places), interval(one.summary, places),
+            signed(test.difference.mean if test else None, places),
             interval(test.difference if test else None, places, sign=True), p_value(test.t_p if test else None),
             p_value(one.holm_p),
         ))  # fmt: skip
     columns = (
-        "trial", "values", "search", "seeds", "fresh seeds", "95 % interval", "difference",
+        "trial", *(["values"] if few else []), "search", "seeds", "fresh seeds", "95 % interval", "difference",
         "its 95 % interval", "t-test p", "Holm p",
     )  # fmt: skip
+    searched, fresh = _list(data.spec.seeds), _list(data.spec.fresh_seeds)
     note = (
-        f"{data.spec.metric} on validation. Search: best of the trial's evaluations, on seeds "
-        f"{_list(data.spec.seeds)}. Fresh seeds {_list(data.spec.fresh_seeds)}, which the search never saw: mean ± "
-        "standard deviation (n − 1), Student's interval. Difference: from the baseline, seed by seed; paired t-test, "
-        "two-sided; Holm's p corrects it for the number of trials compared. ★ The winner: best on fresh seeds. "
-        "Being the best of several on these very seeds flatters it a little; the test split is free of that."
+        f"{data.spec.metric} on validation. Search: best of the trial's evaluations, on seed {searched}. Fresh seeds: "
+        f"{fresh}, which the search never saw; mean ± standard deviation (n − 1), Student's interval. Difference: from "
+        "the baseline, seed by seed; paired t-test, two-sided; Holm's p corrects it for the number of trials compared. "
+        "★ The winner: best on fresh seeds. Being the best of several on these very seeds flatters it a little; the "
+        "test split is free of that."
     )
-    return Table("Confirmed on fresh seeds", columns, tuple(rows), note, labels=2)
+    return Table("Confirmed on fresh seeds", columns, tuple(rows), note, labels=1 + few)
+
+
+def values_table(data: SweepData) -> Table | None:
+    """Values of the confirmed trials, where they are too many for the table of their scores."""
+    if not data.confirmed or len(data.spec.space) <= FEW:
+        return None
+    names = short_names(data.spec.space)
+    rows = tuple(
+        (title_of(data, one.row), *(shown(one.row.trial.values[parameter.name]) for parameter in data.spec.space))
+        for one in data.confirmed
+    )
+    return Table("Their values", ("trial", *(names[one.name] for one in data.spec.space)), rows)
 
 
 def test_table(data: SweepData) -> Table | None:
@@ -117,7 +134,10 @@ def trials_table(data: SweepData) -> Table:
         "steps than a whole one's: the two do not compare. ★ The winner on fresh seeds."
     )
     if population:
-        note += " In a population time counts from the beginning of a trial's line."
+        note += (
+            " In a population a score is that of the trial's own generation, while time counts from the beginning of "
+            "its line, and what is measured at the end is the best checkpoint of the whole line."
+        )
     columns += tuple(names[one.name] for one in data.spec.space)
     return Table("Trials of the search", columns, tuple(rows), note, labels=3 if population else 2)
 

@@ -249,6 +249,15 @@ def test_strings_are_escaped(tmp_path: Path) -> None:
     assert evil in "".join(page.words)
 
 
+def test_many_values_have_a_table_of_their_own(tmp_path: Path) -> None:
+    write_sweep(tmp_path, "--space", "everything", fresh=FRESH)
+    files = write_sweep_report(tmp_path)
+    assert "| trial | search | seeds |" in text(files)
+    assert re.search(r"### Their values\n\n\| trial \| adv \|.*\| fake_emotions \| mask_ratio \|", text(files))
+    assert files.winner is not None
+    assert re.search(r'fake_emotions="(ignore|zero)"', files.winner.read_text())
+
+
 def test_short_names_tell_apart() -> None:
     names = ("optim.lr", "critic_optim.lr", "mae:optim.lr", "pf_mag.r1")
     found = short_names([Parameter(name, "uniform", 0, 1) for name in names])
