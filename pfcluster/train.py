@@ -162,6 +162,7 @@ class Trainer:
                 result |= final_evaluation(
                     self.config, self.folder, self.dataset, self.replica, self.judge, self.recognition, self.world
                 )
+                result["on_validation"] = _on_validation(self.folder, result)
                 if "test" in result:
                     log.write("test", self.state.step, self._epoch(), _flat(result["test"]))
         if self.world.is_main:
@@ -373,6 +374,16 @@ def evaluation_steps(config: RunConfig, samples: int) -> int:
 def _finite(value: float) -> float | None:
     """JSON has no infinities."""
     return value if abs(value) != float("inf") else None
+
+
+def _on_validation(folder: Path, result: dict[str, Any]) -> dict[str, Any] | None:
+    """Figures of poker faces on validation, of a run that measured them before its test split; None otherwise."""
+    path = folder / "result.json"
+    earlier = json.loads(path.read_text()) if path.exists() and result["measured_on"] == "test" else {}
+    if earlier.get("measured_on") == "validation":
+        return {name: earlier.get(name) for name in ("poker", "reconstruction")}
+    known: dict[str, Any] | None = earlier.get("on_validation")
+    return known
 
 
 def _flat(values: dict[str, Any]) -> dict[str, float]:

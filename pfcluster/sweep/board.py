@@ -100,12 +100,22 @@ class Board:
 
     def score(self, trial: Trial, seeds: tuple[int, ...]) -> float | None:
         """Mean over seeds of the metric up to where the trial was stopped, higher being better; None where a seed has
-        none.
+        none. In a population a generation's own best while it goes on, at its end that of the whole line.
         """
         until = None if trial.stop is None else trial.stop.step
-        values = [value_of(self.runs.folder_of(trial, seed), self.spec.metric, until) for seed in seeds]
+        lineage = [trial] if trial.until is not None else self.lineage(trial.number)
+        values = [self.value(lineage, seed, until) for seed in seeds]
         known = [value for value in values if value is not None]
         return self.spec.sign * fmean(known) if known and len(known) == len(values) else None
+
+    def value(self, lineage: list[Trial], seed: int, until: int | None = None) -> float | None:
+        """The metric of a lineage's runs with one seed, as it is: that of the checkpoint which its last run ends with
+        as its best.
+        """
+        if self.spec.metric in AT_END:
+            return value_of(self.runs.line(lineage, seed)[-1], self.spec.metric)
+        found = [value_of(folder, self.spec.metric, until) for folder in self.runs.line(lineage, seed)]
+        return max((value for value in found if value is not None), default=None)
 
     def done(self, leg: Leg) -> bool:
         """Whether a leg has what is wanted of it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pfcluster.files import write_atomically
 from pfcluster.sweep.board import Board
-from pfcluster.sweep.trials import Leg, read_failed, result_of, value_of
+from pfcluster.sweep.trials import Leg, read_failed, result_of
 
 CONFIRMED = "confirmed.json"
 
@@ -72,7 +72,7 @@ class Confirmation:
         """The metric's values on the fresh seeds, as they are; None where one is missing."""
         if not all(self._trained(number, seed) for seed in self.spec.fresh_seeds):
             return None
-        values = [value_of(self.folder(number, seed), self.spec.metric) for seed in self.spec.fresh_seeds]
+        values = [self.board.value(self.board.lineage(number), seed) for seed in self.spec.fresh_seeds]
         return [value for value in values if value is not None]
 
     def winner(self) -> int | None:

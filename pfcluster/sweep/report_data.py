@@ -20,7 +20,7 @@ from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.halving import Course
 from pfcluster.sweep.report_rows import Row, failure_of, halved, read_row
 from pfcluster.sweep.spec import Spec, load
-from pfcluster.sweep.trials import Failed, Trial, result_of, value_of
+from pfcluster.sweep.trials import Failed, Trial, result_of
 
 COMMAND = "command.txt"
 FIGURES = ("neutrality", "identity", "region_error")
@@ -164,7 +164,7 @@ def _confirmed(confirmation: Confirmation, row: Row) -> Confirmed:
         result = result_of(folder)
         if result is None or result["status"] != "finished":
             continue
-        value = value_of(folder, spec.metric)
+        value = confirmation.board.value(confirmation.board.lineage(number), seed)
         if value is not None:
             scores[seed] = value
         for name, figure in _test_figures(result).items():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pfcluster.sweep.board import Board
 from pfcluster.sweep.spec import AT_END, Spec
-from pfcluster.sweep.trials import Failed, Leg, Trial, curve, read_failed, result_of, value_of
+from pfcluster.sweep.trials import Failed, Leg, Trial, curve, read_failed, result_of
 
 State = Literal["whole", "stopped", "generation", "failed", "running"]
 Points = tuple[tuple[int, float], ...]
@@ -59,6 +59,7 @@ def read_row(board: Board, trial: Trial, *, known: bool) -> Row:
     failed = failure_of([leg for seed in spec.seeds for leg in board.runs.explored(trial, seed)])
     until = None if trial.stop is None else trial.stop.step
     curves = [[point for point in curve(one, _drawn(spec)) if until is None or point[0] <= until] for one in folders]
+    score = board.score(trial, spec.seeds)
     state = _state(trial, results, [points[-1][0] if points else 0 for points in curves], failed)
     rungs = board.rungs(trial)[:1] if known and halved(spec) else []
     seconds = [float(result["seconds"]) for result in results if result and result.get("seconds") is not None]
@@ -67,7 +68,7 @@ def read_row(board: Board, trial: Trial, *, known: bool) -> Row:
     return Row(
         trial=trial,
         state=state,
-        score=_score(folders, spec, until) if state not in ("failed", "running") else None,
+        score=None if state in ("failed", "running") or score is None else spec.sign * score,
         step=min((points[-1][0] if points else 0 for points in curves), default=0),
         trained=sum(_trained(result, folder, _drawn(spec)) for result, folder in zip(results, folders, strict=True)),
         seconds=sum(seconds) if seconds else None,
@@ -98,12 +99,6 @@ def _state(trial: Trial, results: list[dict[str, Any] | None], reached: list[int
 def failure_of(legs: list[Leg]) -> Failed | None:
     """Why the first of some runs that failed did."""
     return next((found for leg in legs if (found := read_failed(leg.job.folder)) is not None), None)
-
-
-def _score(folders: list[Path], spec: Spec, until: int | None) -> float | None:
-    values = [value_of(folder, spec.metric, until) for folder in folders]
-    known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
 
 
 def _trained(result: Mapping[str, Any] | None, folder: Path, metric: str) -> int:

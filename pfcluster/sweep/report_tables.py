@@ -135,8 +135,8 @@ def trials_table(data: SweepData) -> Table:
     )
     if population:
         note += (
-            " In a population a score is that of the trial's own generation, while time counts from the beginning of "
-            "its line, and what is measured at the end is the best checkpoint of the whole line."
+            " In a population a score is the best of the trial's own generation, in the last one of its whole line; "
+            "time counts from the beginning of the line."
         )
     columns += tuple(names[one.name] for one in data.spec.space)
     return Table("Trials of the search", columns, tuple(rows), note, labels=3 if population else 2)

@@ -110,6 +110,13 @@ class Runs:
         place = self.folder_of(trial, seed)
         return Job(replace(config, name=f"{trial.name}-mae", seed=seed), place.with_name(f"mae-{place.name}"))
 
+    def line(self, lineage: Sequence[Trial], seed: int) -> list[Path]:
+        """Folders of a lineage's runs with one seed, of the exploration or a fresh one; the last trial's last."""
+        last = self.folder_of(lineage[-1], seed)
+        if seed in self.spec.seeds:
+            return [self.folder_of(one, seed) for one in lineage]
+        return [*(_generation(last, number) for number in range(len(lineage) - 1)), last]
+
     def explored(self, trial: Trial, seed: int) -> list[Leg]:
         """What a trial runs in the exploration, in order."""
         start = None if trial.parent is None else self.folder_of(self._number(trial.parent), seed)
@@ -125,13 +132,18 @@ class Runs:
         for number, one in enumerate(lineage):
             job = self.job(one, seed)
             last = one is trial
-            folder = place if last else place.with_name(f"{place.name}-generation-{number}")
+            folder = place if last else _generation(place, number)
             legs.append(Leg(Job(replace(job.config, name=trial.name), folder), before, None if last else one.until))
             before = folder
         return legs
 
     def _number(self, number: int) -> Trial:
         return Trial(number, {})
+
+
+def _generation(place: Path, number: int) -> Path:
+    """Where a generation of a run on a fresh seed is trained again."""
+    return place.with_name(f"{place.name}-generation-{number}")
 
 
 def read_trials(folder: Path) -> list[Trial]:
@@ -206,8 +218,11 @@ def result_of(folder: Path) -> dict[str, Any] | None:
 
 
 def poker_figure(result: dict[str, Any] | None, name: str) -> float | None:
-    """A figure of the poker faces at a run's end."""
-    rows = ((result or {}).get("poker") or {}).get("rows") or {}
+    """A figure of the poker faces at a run's end, on validation."""
+    found = result or {}
+    if found.get("measured_on") == "test":
+        found = found.get("on_validation") or {}
+    rows = (found.get("poker") or {}).get("rows") or {}
     value = rows.get("poker face", {}).get(name)
     return None if value is None else float(value)
 
