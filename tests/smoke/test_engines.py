@@ -44,7 +44,7 @@ def test_an_interrupted_run_goes_on_with_another_engine_and_says_so(tmp_path):
     folder = tmp_path / "pf-vit/seed-0"
     wait_for_step(launcher, folder, 6)
     launcher.send_signal(signal.SIGINT)
-    assert launcher.wait(timeout=120) == 130
+    assert launcher.wait(timeout=300) == 130
     shorter = [*common, "--engine.backend", "ddp", "--max-steps", "30"]
     refused = launch(*shorter)
     assert refused.returncode == 2
