@@ -20,7 +20,7 @@ from tests.tiny import LAUNCH, OPTIONS
 
 TINY = [
     *OPTIONS,
-    *shlex.split("--engine.backend ddp --engine.timeout 90 --checkpoint.every-steps 20 --evaluate.every-epochs 10"),
+    *shlex.split("--engine.backend ddp --engine.timeout 300 --checkpoint.every-steps 20 --evaluate.every-epochs 10"),
 ]
 LONG = ["--epochs", "60"]
 """360 steps: some ten seconds of two ranks."""
