@@ -214,7 +214,7 @@ def test_a_killed_launcher_takes_its_workers_with_it_and_nothing_is_lost(tmp_pat
 
 
 def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):
-    arguments = ["finetune", *TINY, "--epochs", "30", "--output", str(tmp_path)]
+    arguments = ["finetune", *TINY, "--epochs", "20", "--output", str(tmp_path)]
     launcher = subprocess.Popen([*LAUNCH, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "scratch/seed-0"
     wait_for_step(launcher, folder, 8)
@@ -223,7 +223,7 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):
     assert launcher.returncode == 130
     assert "the same command goes on" in said
     assert launch(*arguments).returncode == 0
-    assert json.loads((folder / "result.json").read_text())["steps"] == 180
+    assert json.loads((folder / "result.json").read_text())["steps"] == 120
 
 
 def test_a_checkpoint_that_cannot_be_written_is_named_and_nothing_is_lost(tmp_path):
