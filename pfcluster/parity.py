@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,7 +58,7 @@ def compare(
     """Train `backend` with a config's engine options on this world, and plain torch in this process alone on the same
     batches, whole. A collective; all ranks get the same answer.
     """
-    wanted, seen = train(tiny_config(objective, _plain(engine), r1=r1, batch_size=batch_size), "ddp", alone(world))
+    wanted, seen = _reference(tiny_config(objective, _plain(engine), r1=r1, batch_size=batch_size), alone(world))
     found, log = train(tiny_config(objective, engine, r1=r1, batch_size=batch_size), backend, world)
     weights = float((found - wanted).norm() / wanted.norm())
     assert log.keys() == seen.keys()
@@ -67,6 +68,12 @@ def compare(
         worst = worst.to(world.device)
         torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
     return Difference(*worst.tolist())
+
+
+@functools.lru_cache(maxsize=8)
+def _reference(config: RunConfig, world: World) -> tuple[Tensor, dict[str, float]]:
+    """What plain torch trains in one process: the same for every backend that is compared with it."""
+    return train(config, "ddp", world)
 
 
 def alone(world: World) -> World:

@@ -77,4 +77,4 @@ def left_out(folder: Path) -> dict[str, str]:
 
 def run(script: str, *arguments: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "shards" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **kwargs)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **kwargs)  # type: ignore[call-overload]

@@ -32,7 +32,7 @@ from typing import Any
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "my_print_defaults", "sacct")
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 LOST_SECONDS = 15
 """A node whose slurmd is silent for so long is down."""
 

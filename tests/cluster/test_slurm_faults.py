@@ -42,10 +42,9 @@ def assert_same(whole: dict[str, torch.Tensor], folder: Path) -> None:
 def test_preempted_jobs_are_requeued_save_themselves_and_end_as_if_nothing_had_been(work, whole):
     """SIGTERM, then killed: put back by SLURM, or ended for good and put back by us."""
     names = ("requeued", "cancelled")
-    for name in names:
-        work.launch(*FINETUNE, "--nodes", "2", "--partition", name, "--output", name)
     runs = [f"{name}/scratch/seed-0" for name in names]
-    for run in runs:
+    for name, run in zip(names, runs, strict=True):
+        work.launch(*FINETUNE, "--nodes", "2", "--partition", name, "--output", name)
         work.hold_at_step(run, 30)
     blocker = work.occupy()
     for run in runs:
@@ -96,10 +95,9 @@ def test_jobs_longer_than_their_limit_chain(work):
 
 def test_cancelled_is_not_preempted_and_a_damaged_checkpoint_costs_only_its_own_steps(work, whole):
     """By our command in one run, by plain scancel in the other; then the newest checkpoint is cut short."""
-    for name in ("ours", "plain"):
-        work.launch(*FINETUNE, "--nodes", "2", "--output", name)
     runs = [f"{name}/scratch/seed-0" for name in ("ours", "plain")]
-    for run in runs:
+    for name, run in zip(("ours", "plain"), runs, strict=True):
+        work.launch(*FINETUNE, "--nodes", "2", "--output", name)
         work.hold_at_step(run, 50)
     assert "cancelled: scratch seed 0" in work.launch("cancel", "ours/scratch")
     work.cluster.run("scancel", work.job(runs[1]))

@@ -154,7 +154,7 @@ def test_inside_of_a_job_it_stays_in_that_job(work):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "plan scratch: local (inside SLURM job" in done.stdout
@@ -220,7 +220,7 @@ def test_outside_of_a_cluster_nodes_are_groups_of_processes_and_that_is_said(tmp
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "--nodes 2: 2 groups of 1 processes on this machine" in done.stdout

@@ -20,7 +20,7 @@ from tests.tiny import LAUNCH, OPTIONS
 
 TINY = [
     *OPTIONS,
-    *shlex.split("--engine.backend ddp --engine.timeout 90 --checkpoint.every-steps 20 --evaluate.every-epochs 10"),
+    *shlex.split("--engine.backend ddp --engine.timeout 300 --checkpoint.every-steps 20 --evaluate.every-epochs 10"),
 ]
 LONG = ["--epochs", "60"]
 """360 steps: some ten seconds of two ranks."""
@@ -30,7 +30,7 @@ cpus_per_task = 1
 [sbatch]
 exclusive = true
 """
-SECONDS = 120.0
+SECONDS = 300.0
 
 
 class Work:
@@ -48,7 +48,7 @@ class Work:
             env=self.cluster.environment | {"COLUMNS": "160"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         said = done.stdout + done.stderr

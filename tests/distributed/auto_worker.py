@@ -26,7 +26,7 @@ def changed(section: str, value: Any):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with world("cpu", 60) as here:
+    with world("cpu", 300) as here:
         options = EngineConfig(device="cpu")
         cases = {
             "well": mock.patch.object(zero, "settings", SETTINGS),

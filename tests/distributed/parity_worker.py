@@ -17,7 +17,7 @@ from pfcluster.parity import compare
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with world("cpu", 120) as here:
+    with world("cpu", 300) as here:
         found = []
         for case in json.loads(sys.argv[2]):
             options = EngineConfig(backend=case["backend"], device="cpu", **case["options"])

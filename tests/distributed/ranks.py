@@ -34,5 +34,5 @@ def start(script: str, arguments: list[str], ranks: int) -> list[subprocess.Pope
 def launch(script: str, arguments: list[str], ranks: int) -> None:
     """Run a script in this folder in `ranks` processes. Raises AssertionError with what they said."""
     started = start(script, arguments, ranks)
-    said = [process.communicate(timeout=300)[0] for process in started]
+    said = [process.communicate(timeout=900)[0] for process in started]
     assert [process.returncode for process in started] == [0] * ranks, "\n".join(said)

@@ -91,7 +91,7 @@ def outcome(wrong: Callable[[Engine, Engine, Tensor], None], backend: str, here:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with world("cpu", 60) as here:
+    with world("cpu", 300) as here:
         found = {}
         for backend, wrong in product(BACKENDS, WRONG):
             found[f"{backend}/{wrong.__name__}"] = outcome(wrong, backend, here)

@@ -14,7 +14,7 @@ from pfcluster.train import run
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with world("cpu", 120) as here:
+    with world("cpu", 300) as here:
         assert (here.size > 1) == torch_dist.is_initialized()
         for name in sys.argv[1:]:
             assert run(load(Path(name) / "wanted.json"), Path(name))["status"] == "finished"

@@ -17,13 +17,13 @@ from tests.distributed.ranks import start
 from tests.tiny import config, final_weights
 
 RANKS = 2
-DEADLINE = 120
+DEADLINE = 300
 """Seconds that bound the waiting for processes that should end by themselves."""
 
 
 def prepare(folder: Path, backend: str) -> Path:
     base = config("pf_mag")
-    engine = replace(base.engine, backend=backend, timeout=8.0)
+    engine = replace(base.engine, backend=backend, timeout=16.0)
     folder.mkdir()
     (folder / "wanted.json").write_text(to_json(replace(base, engine=engine)))
     return folder

@@ -30,7 +30,7 @@ COUNT = 120
 
 def command(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     whole = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(whole, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(whole, capture_output=True, text=True, timeout=600, check=False)
 
 
 def ferplus(root: Path) -> Path:

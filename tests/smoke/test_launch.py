@@ -26,7 +26,7 @@ TINY = [*OPTIONS, *shlex.split("--checkpoint.every-steps 4 --evaluate.every-epoc
 
 
 def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*LAUNCH, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+    return subprocess.run([*LAUNCH, *arguments], capture_output=True, text=True, cwd=cwd, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -173,17 +173,17 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> 
 @pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag"])
 def test_killed_and_stopped_runs_end_with_the_unbroken_runs_weights(tmp_path, objective):
     run = config(objective, epochs=8)
-    assert start(run, tmp_path / "whole").wait(timeout=300) == 0
+    assert start(run, tmp_path / "whole").wait(timeout=600) == 0
     broken = tmp_path / "broken"
     codes = []
     for step, number in ((8, signal.SIGKILL), (23, signal.SIGTERM), (35, signal.SIGINT)):
         process = start(run, broken)
         wait_for_step(process, broken, step)
         process.send_signal(number)
-        codes.append(process.wait(timeout=300))
+        codes.append(process.wait(timeout=600))
     assert codes == [-signal.SIGKILL, 75, 75]
     assert json.loads((broken / "result.json").read_text())["status"] == "interrupted"
-    assert start(run, broken).wait(timeout=300) == 0
+    assert start(run, broken).wait(timeout=600) == 0
     whole, resumed = final_weights(tmp_path / "whole"), final_weights(broken)
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
@@ -204,8 +204,8 @@ def test_a_killed_launcher_takes_its_workers_with_it_and_nothing_is_lost(tmp_pat
     folder = tmp_path / "scratch/seed-0"
     wait_for_step(launcher, folder, 8)
     launcher.send_signal(signal.SIGKILL)
-    launcher.wait(timeout=60)
-    for _ in range(600):
+    launcher.wait(timeout=300)
+    for _ in range(3000):
         if (folder / "result.json").exists():
             break
         time.sleep(0.1)
@@ -214,16 +214,16 @@ def test_a_killed_launcher_takes_its_workers_with_it_and_nothing_is_lost(tmp_pat
 
 
 def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):
-    arguments = ["finetune", *TINY, "--epochs", "30", "--output", str(tmp_path)]
+    arguments = ["finetune", *TINY, "--epochs", "20", "--output", str(tmp_path)]
     launcher = subprocess.Popen([*LAUNCH, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "scratch/seed-0"
     wait_for_step(launcher, folder, 8)
     os.kill(launcher.pid, signal.SIGINT)
-    _, said = launcher.communicate(timeout=120)
+    _, said = launcher.communicate(timeout=300)
     assert launcher.returncode == 130
     assert "the same command goes on" in said
     assert launch(*arguments).returncode == 0
-    assert json.loads((folder / "result.json").read_text())["steps"] == 180
+    assert json.loads((folder / "result.json").read_text())["steps"] == 120
 
 
 def test_a_checkpoint_that_cannot_be_written_is_named_and_nothing_is_lost(tmp_path):

@@ -45,7 +45,7 @@ def test_slices_at_once_write_one_manifest(tmp_path: Path) -> None:
         )
         for number in (1, 2, 3, 4)
     ]
-    said = [part.communicate(timeout=120)[0].decode() for part in parts]
+    said = [part.communicate(timeout=300)[0].decode() for part in parts]
     assert [part.returncode for part in parts] == [0] * 4, said
     assert contents(tmp_path / "out") == contents(tmp_path / "plain")
 
