@@ -49,8 +49,8 @@ def demo() -> Recipe:
 
 
 def mini() -> Recipe:
-    """Synthetic faces with full expressions in a studio, nets smaller than the demo's, runs of a minute: for a search on
-    two CPU cores, not for results.
+    """Synthetic faces with full expressions in a studio, nets smaller than the demo's, runs of a minute: for a search
+    on two CPU cores, not for results.
 
     Command: `python tune/sweep.py`; time and figures: README, Sweeps.
     """

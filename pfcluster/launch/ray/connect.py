@@ -56,6 +56,8 @@ def connected(address: str | None, folder: Path) -> Iterator[RayCluster]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, and its warning's end
     if address is not None:
         _answers(address)
+        if (Path.home() / ".ray/auth_token").is_file() or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start --head` asks for it, ray.init offers none
     import ray
 
     path = [str(snapshot(folder)), *filter(None, [os.environ.get("PYTHONPATH")])]
