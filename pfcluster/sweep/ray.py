@@ -111,7 +111,7 @@ class RayExecutor:
         from ray import tune
 
         if self.share.processes > 1:
-            return {"cpu": 0}
+            return tune.PlacementGroupFactory([{"memory": 1}])  # of bytes: Tune wants something
         gpus = {"GPU": self.share.gpus} if self.share.gpus else {}
         return tune.PlacementGroupFactory([{"CPU": self.share.cpus} | gpus])
 

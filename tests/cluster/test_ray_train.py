@@ -79,7 +79,7 @@ def workers_of(folder: Path) -> list[int]:
 
 
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(ray, unbroken, tmp_path):
-    """The two workers sit on two nodes; one is killed; Ray begins both again, and the weights are the unbroken run's."""
+    """The workers sit on two nodes; one is killed; Ray begins both again, and the weights are the unbroken run's."""
     process = begin(ray, *FINETUNE, "--nodes", "2", "--output", str(tmp_path))
     folder = tmp_path / RUN
     wait_for(lambda: step_of(folder) >= 25, "step 25", process)
