@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
+import torch
+
+from pfcluster.launch.slurm import attempts
 from pfcluster.sweep.trials import read_trials, result_of
+from tests.cluster.work import TINY as LAUNCH_TINY
 from tests.cluster.work import Work
-from tests.sweeps import SWEEP, TINY, outcome, reference
+from tests.sweeps import SWEEP, TINY, outcome, reference, step_of, wait_for
+from tests.tiny import LAUNCH, final_weights
 
 
 def test_the_trials_and_scores_are_those_of_any_executor(work: Work, tmp_path):
@@ -29,3 +35,29 @@ def test_a_trial_may_have_several_nodes(work: Work):
     for number in range(2):
         result = result_of(work.folder / f"wide/trials/{number:03d}/seed-0")
         assert (result["status"], result["processes"]) == ("finished", 2)
+
+
+def test_a_run_moves_between_slurm_and_ray(work: Work):
+    """Begun on SLURM and cancelled, taken over by Ray and interrupted, finished on SLURM: the weights of a run that
+    SLURM finished alone.
+    """
+    options = ["finetune", "--preset", "demo", *LAUNCH_TINY, "--processes", "2", "--epochs", "40"]
+    work.launch(*options, "--executor", "slurm", "--output", "whole", "--wait")
+    work.launch(*options, "--executor", "slurm", "--output", "moved")
+    run = work.folder / "moved/scratch/seed-0"
+    work.wait_for_step("moved/scratch/seed-0", 30)
+    work.launch("cancel", "moved/scratch")
+    work.wait_for_end("moved/scratch/seed-0")
+    kept = attempts.kept_step(run)
+    assert kept >= 30
+    ray = subprocess.Popen([*LAUNCH, *options, "--executor", "ray", "--output", "moved"], cwd=work.folder)
+    wait_for(lambda: step_of(run) >= kept + 20, "twenty steps under Ray")
+    ray.terminate()
+    assert ray.wait(120) == 130
+    under_ray = attempts.read(run)[-1]
+    assert (under_ray.job, under_ray.outcome, under_ray.from_step) == ("ray", "stopped", kept)
+    work.launch(*options, "--executor", "slurm", "--output", "moved", "--wait")
+    assert attempts.read(run)[-1].from_step == under_ray.kept_step
+    one, other = final_weights(run), final_weights(work.folder / "whole/scratch/seed-0")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
