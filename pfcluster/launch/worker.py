@@ -114,7 +114,12 @@ def _alone(folder: Path) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    with open(folder / ".training", "w") as lock:
+    try:
+        lock = open(folder / ".training", "w")  # noqa: SIM115
+    except OSError:  # the run itself will say what is wrong with the folder
+        yield
+        return
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
