@@ -19,6 +19,8 @@ from pfcluster.data.manifest import MANIFEST
 from pfcluster.emotions import canonical_name, neutral_index
 from pfcluster.launch.options import STUDIES, TRAINING, Cluster, Options, command_text
 from pfcluster.launch.plan import Call, Group, Job, Plan, groups_of
+from pfcluster.launch.slurm import attempts, control
+from pfcluster.launch.slurm.control import SlurmError
 
 T = TypeVar("T")
 SHARDS, REPORT = "shards", "report"
@@ -162,6 +164,8 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
     from pfcluster.engine.build import check
 
     jobs = [job for wave in plan.jobs() for job in wave]
+    if cluster.executor != "slurm":
+        _alone([job for job in jobs if not job.finished()])
     coming = {str(job.folder) for job in jobs}
     made = {str(path.parent) for path in coming_shards(plan)}
     seen: set[str] = set()
@@ -196,6 +200,24 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
 
             with world("cpu") as here:
                 load_judge(config, dataset, here)
+
+
+def _alone(jobs: Sequence[Job]) -> None:
+    """Raises ConfigError for a run that a job of SLURM trains, or will: two trainers would spoil its folder."""
+    known = {attempts.submitted(job.folder).job: job for job in jobs}
+    known.pop("", None)
+    if not known:
+        return
+    try:
+        seen = control.states(known)
+    except SlurmError:  # no cluster here, or a silent one
+        return
+    for number, found in seen.items():
+        if found.alive:
+            raise ConfigError(
+                f"{known[number].folder} is SLURM's: job {number} is {found.state.lower()}; cancel it first"
+                " (`jobs/launch.py cancel NAME`), or give the same command to SLURM"
+            )
 
 
 def coming_shards(plan: Plan) -> list[Path]:

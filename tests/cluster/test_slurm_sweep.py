@@ -46,6 +46,8 @@ def test_a_run_moves_between_slurm_and_ray(work: Work):
     work.launch(*options, "--executor", "slurm", "--output", "moved")
     run = work.folder / "moved/scratch/seed-0"
     work.wait_for_step("moved/scratch/seed-0", 30)
+    told = work.launch(*options, "--executor", "local", "--output", "moved", code=2)
+    assert f"is SLURM's: job {work.job('moved/scratch/seed-0')} is running; cancel it first" in told
     work.launch("cancel", "moved/scratch")
     work.wait_for_end("moved/scratch/seed-0")
     kept = attempts.kept_step(run)
