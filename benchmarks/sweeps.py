@@ -57,24 +57,31 @@ def killed(folder: Path, executor: str, after: float) -> tuple[float, int, int]:
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     kept = sum(1 for _ in folder.glob("trials/*/seed-*/result.json"))
-    before = {path.parent: _last_step(path) for path in folder.glob("trials/*/seed-*/metrics.jsonl")}
+    going = [run for run in folder.glob("trials/*/seed-*") if not (run / "result.json").exists()]
+    before = {run: (_last_step(run), _starts(run)) for run in going}
     again = subprocess.Popen(command(folder, executor), cwd=folder.parent, stdout=subprocess.PIPE, text=True)
     again.communicate()
     seconds = time.monotonic() - began
-    twice = sum(max(0, step - _resumed(run, step)) for run, step in before.items())
+    twice = sum(max(0, step - _resumed(run)) for run, (step, starts) in before.items() if _starts(run) > starts)
     return seconds, kept, twice
 
 
-def _last_step(path: Path) -> int:
-    lines = path.read_text().splitlines()
+def _last_step(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
-def _resumed(run: Path, step: int) -> int:
-    """Step from which a run went on after the kill; its own where it did not go on."""
+def _starts(run: Path) -> int:
+    """How often a run was started."""
+    path = run / "provenance.json"
+    return len(json.loads(path.read_text())["started"]) if path.exists() else 0
+
+
+def _resumed(run: Path) -> int:
+    """Step from which a run went on when it was started last."""
     lines = (run / "logs/rank-0.log").read_text().splitlines()
-    found = [int(line.split("from step ")[1].split()[0]) for line in lines if "from step " in line]
-    return found[-1] if found and found[-1] else step if (run / "result.json").exists() and len(found) == 1 else 0
+    return [int(line.split("from step ")[1].split()[0]) for line in lines if "from step " in line][-1]
 
 
 def outcome(folder: Path) -> dict[str, Any]:
