@@ -83,6 +83,12 @@ def sweep(arguments: Sequence[str]) -> int:
         write_atomically(folder / COMMAND, command + "\n")
     with executor_of(options, command) as executor:
         _describe(spec, folder, courses, console)
+        if spec.search == "tpe" and spec.scheduler != "pbt" and spec.lag < executor.at_once < spec.trials:
+            console.print(
+                f"there is room for {executor.at_once} runs, and TPE with --lag {spec.lag} has no more than"
+                f" {spec.lag} trials under way; --lag {executor.at_once} in a new sweep would use all",
+                highlight=False,
+            )
         if not run(spec, folder, executor, courses, console):
             console.print("stopped; the same command goes on from here")
             return INTERRUPTED

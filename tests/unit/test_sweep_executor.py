@@ -1,0 +1,133 @@
+"""How a machine is shared out over trials, and how endings are told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from pfcluster.config import ConfigError
+from pfcluster.launch.plan import Job
+from pfcluster.launch.processes import Running
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, _kind, ending_file
+from pfcluster.limit import Limit, lift_limit, read_limit, write_limit
+from pfcluster.sweep.executor import share_of
+from pfcluster.sweep.local import LocalExecutor
+from pfcluster.sweep.ray_search import ending_of
+from pfcluster.train import run
+from tests.tiny import config
+
+MACHINE = {"processes": 1, "cpus": None, "gpus": None, "at_once": None}
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "devices", "found"),
+    [
+        ({}, 2, 0, (1, 1, 0.0, 2)),  # a laptop: a core for each trial
+        ({"processes": 2}, 8, 0, (2, 1, 0.0, 4)),
+        ({"cpus": 4}, 8, 0, (1, 4, 0.0, 2)),
+        ({"processes": 4}, 2, 0, (4, 1, 0.0, 1)),
+        ({}, 64, 8, (1, 8, 1.0, 8)),  # a node: a GPU for each, the cores shared
+        ({"gpus": 0.25}, 64, 8, (1, 2, 0.25, 32)),
+        ({"processes": 4}, 64, 8, (4, 8, 1.0, 2)),
+        ({"gpus": 0.0}, 64, 8, (1, 1, 0.0, 64)),
+        ({"at_once": 3}, 64, 8, (1, 21, 1.0, 3)),
+    ],
+)
+def test_a_machine_is_shared_out(asked, cores, devices, found):
+    share = share_of(**{**MACHINE, **asked}, cores=cores, devices=devices)
+    assert (share.processes, share.cpus, share.gpus, share.at_once) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"gpus": 0.5}, "there are 0 GPUs"),
+        ({"gpus": -1.0}, "at least 0"),
+        ({"gpus": 1.5}, "a share of one GPU or whole ones"),
+    ],
+)
+def test_what_a_machine_has_not_is_refused(asked, said):
+    with pytest.raises(ConfigError, match=said):
+        share_of(**{**MACHINE, **asked}, cores=8, devices=0)
+
+
+def test_more_runs_than_the_gpus_have_room_for_are_refused():
+    with pytest.raises(ConfigError, match="room for 4 runs"):
+        share_of(processes=1, cpus=None, gpus=0.5, at_once=5, cores=8, devices=2)
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "places", "shown"),
+    [
+        (1, 0.5, 4, [["4"], ["4"], ["5"], ["5"]]),
+        (1, 1.0, 2, [["4"], ["5"]]),
+        (2, 1.0, 1, [["4", "5"]]),
+        (1, 2.0, 1, [["4,5"]]),
+        (1, 0.0, 1, [[""]]),
+    ],
+)
+def test_each_place_has_its_own_gpus(processes, gpus, places, shown):
+    share = share_of(processes=processes, cpus=1, gpus=gpus, at_once=places, cores=8, devices=2)
+    executor = LocalExecutor(share, 0, "a test", ["4", "5"])
+    assert [executor._devices(place) for place in range(places)] == shown
+
+
+def test_a_ray_trial_ends_as_its_actor_said():
+    assert ending_of({"code": FINISHED, "kind": None, "error": ""}, False, 2) == Ending(FINISHED)
+    assert ending_of({"code": INTERRUPTED, "kind": None, "error": ""}, False, 2) == Ending(INTERRUPTED)
+    failed = ending_of({"code": FAILED, "kind": "training", "error": "not finite"}, False, 2)
+    assert failed == Ending(FAILED, "training", "not finite")
+    lost = ending_of({"step": 12, "accuracy": 0.5}, True, 2)
+    assert (lost.kind, lost.error) == ("lost rank", "its Ray worker was lost, 3 times")
+
+
+def test_a_run_of_processes_ends_in_the_words_of_the_rank_that_says_most(tmp_path):
+    running = Running(Job(config("finetune"), tmp_path), processes=[None, None], logs=[tmp_path / "0", tmp_path / "1"])
+    (tmp_path / "logs").mkdir()
+    assert running.ending(-9).kind == "killed"
+    assert "memory runs out" in running.ending(-9).error
+    told = [Ending(FAILED, "lost rank", "rank 1 is gone"), Ending(FAILED, "memory", "no room")]
+    for rank, ending in enumerate(told):
+        ending_file(tmp_path, rank).write_text(json.dumps(asdict(ending)))
+    assert running.ending(1) == told[1]
+    assert running.ending(0) == Ending(FINISHED)
+
+
+def test_a_limit_ends_a_run_and_lifted_lets_it_end_as_if_there_had_been_none(tmp_path):
+    tiny = config("finetune")
+    whole = run(tiny, tmp_path / "whole", "a test")
+    write_limit(tmp_path / "short", Limit(4, "not worth more"))
+    short = run(tiny, tmp_path / "short", "a test")
+    assert (short["status"], short["steps"], short["ended_early"]) == ("stopped", 4, "not worth more")
+    assert "test" not in short
+    assert Job(tiny, tmp_path / "short").finished()
+    assert run(tiny, tmp_path / "short", "a test")["steps"] == 4
+    lift_limit(tmp_path / "short")
+    assert read_limit(tmp_path / "short") is None
+    assert not Job(tiny, tmp_path / "short").finished()
+    again = run(tiny, tmp_path / "short", "a test")
+    assert again["status"] == "finished"
+    assert again["test"] == whole["test"]
+
+
+def test_the_test_split_is_left_alone_until_it_is_asked_for(tmp_path):
+    tiny = config("pf_mag")
+    careful = replace(tiny, evaluate=replace(tiny.evaluate, final="validation"))
+    first = run(careful, tmp_path / "run", "a test")
+    assert "test" not in first
+    assert first["measured_on"] == "validation"
+    second = run(tiny, tmp_path / "run", "a test")
+    assert second["test"] == run(tiny, tmp_path / "at-once", "a test")["test"]
+    assert second["steps"] == first["steps"]
+    assert second["on_validation"]["poker"] == first["poker"]
+    assert run(careful, tmp_path / "run", "a test")["test"] == second["test"], "what was seen stays seen"
+
+
+def test_too_little_memory_is_told_as_that():
+    assert _kind(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")) == "memory"
+    assert _kind(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")) == "memory"
+    assert _kind(MemoryError()) == "memory"
+    assert _kind(RuntimeError("NCCL error")) == "device"
+    assert _kind(KeyError("x")) == "bug"
