@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FINISHED, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 75
 """75 is sysexits.h's EX_TEMPFAIL: start again to go on."""
 MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-DEVICE = re.compile(r"CUDA error|NCCL|uncorrectable|device-side|cuDNN|CUBLAS|EFA|InfiniBand", re.IGNORECASE)
+DEVICE = re.compile(r"CUDA error|NCCL|uncorrectable|device-side|cuDNN|CUBLAS|EFA|InfiniBand|EADDRINUSE", re.IGNORECASE)
 """Errors of PyTorch that a broken GPU or network gives, and a broken program now and then."""
 
 

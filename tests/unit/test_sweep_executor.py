@@ -130,4 +130,5 @@ def test_too_little_memory_is_told_as_that():
     assert _kind(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")) == "memory"
     assert _kind(MemoryError()) == "memory"
     assert _kind(RuntimeError("NCCL error")) == "device"
+    assert _kind(RuntimeError("code: -98, name: EADDRINUSE, message: address already in use")) == "device"
     assert _kind(KeyError("x")) == "bug"

@@ -20,7 +20,6 @@ from pfcluster.launch.slurm.site import Site
 SCRIPTS = "slurm"
 """Folder of submitit's files in a plan's."""
 A_DAY = 24 * 60
-FREE_PORT = "import socket; s = socket.socket(); s.bind((str(), 0)); print(s.getsockname()[1])"
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def _setup(site: Site, code: Path) -> list[str]:
     return [
         *lines,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        f"export MASTER_PORT=$({shlex.quote(sys.executable)} -c {shlex.quote(FREE_PORT)})",
+        f"export MASTER_PORT=$({shlex.quote(sys.executable)} -m pfcluster.launch.ports)",
         "trap '' TERM  # what follows the ranks' end must run",
         f'echo "{MARK} $SLURM_JOB_ID, restart ${{SLURM_RESTART_COUNT:-0}}, on $SLURM_JOB_NODELIST"',
     ]
