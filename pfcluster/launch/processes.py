@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from pfcluster.config_json import to_json
 from pfcluster.files import write_atomically
+from pfcluster.hosts import free_port
 from pfcluster.launch.plan import Job
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, ending_file
 
@@ -134,11 +134,5 @@ def rank_environments(processes: int, threads: int) -> list[dict[str, str]]:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             shared.pop(name, None)
         return [shared]
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pfcluster.hosts import free_port
+
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -36,16 +38,10 @@ class Ray:
         return os.environ | {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def running(nodes: int = 2, cpus: int = 1) -> Iterator[Ray]:
     """A head node and others, each with so many cores to give away."""
-    port = _free_port()
+    port = free_port()
     temporary = Path(tempfile.mkdtemp(prefix="ray-"))
     found = Ray(f"127.0.0.1:{port}", temporary)
     own = ["--num-cpus", str(cpus), "--object-store-memory", str(80 * 2**20), "--block"]
