@@ -107,10 +107,10 @@ def begin(folder: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
 
 def wait_for(happened: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None) -> None:
     """Wait until something is so. Fails where a process ends before."""
-    limit = time.monotonic() + 180
+    limit = time.monotonic() + 300
     while not happened():
         assert process is None or process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < limit, f"{what} did not happen in 180 s"
+        assert time.monotonic() < limit, f"{what} did not happen in 300 s"
         time.sleep(0.05)
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pfcluster.launch.ports import free_port
+from pfcluster.hosts import free_port
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -75,13 +75,13 @@ def _start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def _wait(port: int) -> None:
-    limit = time.monotonic() + 90
+    limit = time.monotonic() + 180
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return
         except OSError:
-            assert time.monotonic() < limit, "the head node did not begin to listen within 90 s"
+            assert time.monotonic() < limit, "the head node did not begin to listen within 180 s"
             time.sleep(0.2)
 
 
@@ -92,7 +92,7 @@ def _joined(address: str, nodes: int) -> None:
         f"ray.init('{address}', logging_level=logging.ERROR, log_to_driver=False)\n"
         f"while sum(node['Alive'] for node in ray.nodes()) < {nodes}: time.sleep(0.2)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 if __name__ == "__main__":

@@ -114,12 +114,12 @@ def test_a_run_moves_between_executors(ray, unbroken, tmp_path):
     here = subprocess.Popen([*LAUNCH, *arguments, "--executor", "local", "--output", str(tmp_path)], cwd=ROOT)
     wait_for(lambda: step_of(folder) >= 15, "step 15")
     here.terminate()
-    assert here.wait(120) == 130
+    assert here.wait(300) == 130
     process = begin(ray, *arguments, "--output", str(tmp_path))
     stopped = attempts.kept_step(folder)
     wait_for(lambda: step_of(folder) >= stopped + 20, "twenty more steps", process)
     process.terminate()
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=400)
     assert process.returncode == 130, said
     assert "the same command goes on" in said
     last = attempts.read(folder)[-1]

@@ -55,7 +55,7 @@ def test_a_run_moves_between_slurm_and_ray(work: Work):
     ray = subprocess.Popen([*LAUNCH, *options, "--executor", "ray", "--output", "moved"], cwd=work.folder)
     wait_for(lambda: step_of(run) >= kept + 20, "twenty steps under Ray")
     ray.terminate()
-    assert ray.wait(120) == 130
+    assert ray.wait(300) == 130
     under_ray = attempts.read(run)[-1]
     assert (under_ray.job, under_ray.outcome, under_ray.from_step) == ("ray", "stopped", kept)
     work.launch(*options, "--executor", "slurm", "--output", "moved", "--wait")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from pfcluster.hosts import free_port
 from tests.tiny import ROOT
 
 HERE = Path(__file__).parent
@@ -15,10 +15,12 @@ HERE = Path(__file__).parent
 
 def start(script: str, arguments: list[str], ranks: int) -> list[subprocess.Popen[str]]:
     """Start `ranks` processes of a script in this folder."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "PYTHONPATH": str(ROOT)}
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(ranks),
+        "PYTHONPATH": str(ROOT),
+    }
     return [
         subprocess.Popen(
             [sys.executable, str(HERE / script), *arguments],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
+from pfcluster.hosts import PORTS
 from pfcluster.launch.plan import Group, Plan
 from pfcluster.launch.secrets import VARIABLE
 from pfcluster.launch.slurm import control
@@ -20,6 +21,10 @@ from pfcluster.launch.slurm.site import Site
 SCRIPTS = "slurm"
 """Folder of submitit's files in a plan's."""
 A_DAY = 24 * 60
+FREE_PORT = (
+    f"import random, socket; print(next(port for port in random.sample({PORTS}, 1000)"
+    " if socket.socket().connect_ex((str(), port))))"
+)
 
 
 @dataclass(frozen=True)
