@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shlex
 import subprocess
 import sys
@@ -31,7 +32,9 @@ TINY = [
     *shlex.split("--role scratch --space optim.lr=loguniform:1e-5,3e-3 --search random --trials 4 --rungs 1"),
     *shlex.split("--confirm 1 --fresh-seeds 7 --epochs 8 --optim.warmup-steps 2 --checkpoint.every-steps 5"),
 ]
-"""Four trials of 48 steps, one of them stopped early, one confirmed beside the baseline."""
+"""Four trials of 48 steps, some of them stopped early, one confirmed beside the baseline."""
+LONG = [*TINY, "--epochs", "30", "--evaluate.every-epochs", "3"]
+"""The same with 180 steps: time enough to be killed in."""
 
 
 @dataclass
@@ -121,3 +124,9 @@ def step_of(folder: Path) -> int:
         return max((json.loads(line)["step"] for line in lines), default=0)
     except (OSError, ValueError):
         return 0
+
+
+def went_on(folder: Path) -> bool:
+    """Whether a run was started again and found a checkpoint. Each start writes its log anew."""
+    log = folder / "logs/rank-0.log"
+    return log.exists() and re.search(r"from step [1-9]", log.read_text()) is not None

@@ -15,7 +15,6 @@ from pfcluster.config_json import to_json
 from pfcluster.files import write_atomically
 from pfcluster.hosts import free_port
 from pfcluster.launch.plan import Job
-from pfcluster.launch.ports import free_port
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, ending_file
 
 

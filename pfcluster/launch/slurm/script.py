@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
-from pfcluster.hosts import PORTS
 from pfcluster.launch.plan import Group, Plan
 from pfcluster.launch.secrets import VARIABLE
 from pfcluster.launch.slurm import control
@@ -21,10 +20,7 @@ from pfcluster.launch.slurm.site import Site
 SCRIPTS = "slurm"
 """Folder of submitit's files in a plan's."""
 A_DAY = 24 * 60
-FREE_PORT = (
-    f"import random, socket; print(next(port for port in random.sample({PORTS}, 1000)"
-    " if socket.socket().connect_ex((str(), port))))"
-)
+FREE_PORT = "from pfcluster.hosts import free_port; print(free_port())"
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ def _setup(site: Site, code: Path) -> list[str]:
     return [
         *lines,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        f"export MASTER_PORT=$({shlex.quote(sys.executable)} -m pfcluster.launch.ports)",
+        f"export MASTER_PORT=$({shlex.quote(sys.executable)} -c {shlex.quote(FREE_PORT)})",
         "trap '' TERM  # what follows the ranks' end must run",
         f'echo "{MARK} $SLURM_JOB_ID, restart ${{SLURM_RESTART_COUNT:-0}}, on $SLURM_JOB_NODELIST"',
     ]
