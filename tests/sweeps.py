@@ -33,7 +33,7 @@ TINY = [
     *shlex.split("--confirm 1 --fresh-seeds 7 --epochs 8 --optim.warmup-steps 2 --checkpoint.every-steps 5"),
 ]
 """Four trials of 48 steps, some of them stopped early, one confirmed beside the baseline."""
-LONG = [*TINY, "--epochs", "30", "--evaluate.every-epochs", "3"]
+LONG = [*TINY, "--epochs", "30", "--evaluate.every-epochs", "3", "--search-seed", "3"]
 """The same with 180 steps: time enough to be killed in."""
 
 

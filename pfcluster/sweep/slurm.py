@@ -40,9 +40,10 @@ class SlurmExecutor:
 
     def start(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            self._jobs.pop(job.folder, None)
-            self._jobs[job.folder] = job
-            self._flying.add(job.folder)
+            place = job.folder.resolve()
+            self._jobs.pop(place, None)
+            self._jobs[place] = job
+            self._flying.add(place)
         group = Group("runs", tuple(self._jobs.values()))
         plan = Plan(self.plan, self.folder, (group,), self.command)
         submit(plan, self.cluster.site, processes=self.cluster.processes, retries=self.cluster.retries)
@@ -52,9 +53,10 @@ class SlurmExecutor:
             return []
         ended = []
         for line in overview(self.folder).lines:
-            if line.folder in self._flying and line.state in OVER:
-                job = self._jobs[line.folder]
-                self._flying.discard(line.folder)
+            place = line.folder.resolve()
+            if place in self._flying and line.state in OVER:
+                job = self._jobs[place]
+                self._flying.discard(place)
                 ended.append((job, self._ending(job, line.state, line.error or line.why)))
         return ended
 
