@@ -152,6 +152,7 @@ def _context(content: Content) -> dict[str, Any]:
         "content": content,
         "data": data,
         "title": data.folder.resolve().name,
+        "heading": heading(data),
         "states": [f"{count} {titles.get(state, state)}" for state, count in states.items()],
         "stopped": states["stopped"],
         "not_drawn": sum(row.score is None for row in data.rows),
@@ -161,10 +162,16 @@ def _context(content: Content) -> dict[str, Any]:
     }
 
 
+def heading(data: SweepData) -> str:
+    """What the report is called."""
+    name = data.folder.resolve().name
+    return "Sweep" if name == "sweep" else f"Sweep {name}"
+
+
 def markdown(content: Content) -> str:
     """The report without its figures."""
-    escape, title = tables.markdown_text, content.data.folder.resolve().name
-    parts = [opening_markdown(f"Sweep {title}", content.notices, content.findings)]
+    escape = tables.markdown_text
+    parts = [opening_markdown(heading(content.data), content.notices, content.findings)]
     shown = (content.confirmation, content.values, content.test, content.importance, content.pareto, content.trials)
     parts += [tables.markdown(table) for table in shown if table is not None]
     if content.no_importance:

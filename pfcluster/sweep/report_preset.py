@@ -88,7 +88,7 @@ def _docstring(data: SweepData, which: str) -> str:
         return f"Best of the sweep {title} ({which}), not confirmed."
     spread = "" if summary.std is None else f" ± {summary.std:.3f}"
     return (
-        f"Winner of the sweep {title} ({which}): {data.spec.metric} {summary.mean:.3f}{spread} on validation,"
+        f"Winner of {title} ({which}): {data.spec.metric} {summary.mean:.3f}{spread} on validation,"
         f" {summary.n} fresh seeds."
     )
 
