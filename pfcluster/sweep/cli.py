@@ -75,13 +75,13 @@ def sweep(arguments: Sequence[str]) -> int:
     if options.dry_run:
         _describe(spec, folder, courses, console)
         return 0
-    save(spec, folder)
-    if options.retry_failed and (count := forget_failures(folder)):
-        console.print(f"{count} failed runs are tried again")
     command = conceal(shlex.join(["python", "tune/sweep.py", *arguments]))
-    if not (folder / COMMAND).exists():
-        write_atomically(folder / COMMAND, command + "\n")
     with executor_of(options, command) as executor:
+        save(spec, folder)
+        if not (folder / COMMAND).exists():
+            write_atomically(folder / COMMAND, command + "\n")
+        if options.retry_failed and (count := forget_failures(folder)):
+            console.print(f"{count} failed runs are tried again")
         _describe(spec, folder, courses, console)
         if spec.search == "tpe" and spec.scheduler != "pbt" and spec.lag < executor.at_once < spec.trials:
             console.print(

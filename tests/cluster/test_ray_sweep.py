@@ -34,7 +34,7 @@ def test_a_lost_ray_worker_and_a_killed_driver_change_nothing(tmp_path):
     driver = begin(folder, *LONG, *RAY)
     wait_for(lambda: step_of(first) >= 7, "step 7", driver)
     os.kill(parent_of(processes(f"pfcluster.launch.worker .*{first}")[0]), signal.SIGKILL)
-    wait_for(lambda: result_of(first) is not None, "the first trial's end", driver)
+    wait_for(lambda: (result_of(first) or {}).get("status") == "finished", "the first trial's end", driver)
     assert went_on(first)
     finished = (first / "result.json").stat().st_mtime
     driver.kill()

@@ -172,7 +172,7 @@ def test_a_folder_is_one_sweeps(tmp_path):
     with pytest.raises(ConfigError, match="another sweep: trials is 8 there, 9 here"):
         save(replace(SPEC, trials=9), tmp_path)
     other = replace(SPEC, config=replace(SPEC.config, optim=replace(SPEC.config.optim, lr=5e-3)))
-    with pytest.raises(ConfigError, match=r"config.optim.lr is 0.001 there, 0.005 here"):
+    with pytest.raises(ConfigError, match=r"config.optim.lr is 0.002 there, 0.005 here"):
         save(other, tmp_path)
     with pytest.raises(ConfigError, match="holds no sweep"):
         load(tmp_path / "none")
