@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -56,20 +56,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(HELP)
         return 0 if arguments else 2
     command, rest = ("pipeline", arguments) if arguments[0].startswith("-") else (arguments[0], arguments[1:])
+    return telling_errors(lambda: run_command(command, rest))
+
+
+def telling_errors(run: Callable[[], int]) -> int:
+    """What `run` returns; an error that users can mend, or a run that failed, is printed in a sentence and is its exit
+    code.
+    """
     try:
-        if command not in COMMANDS:
-            raise ValueError(f"no command {command!r}; there are {', '.join(COMMANDS)}")
-        if command in WATCHING:
-            return WATCHING[command](rest)
-        if command in TOOLS:
-            return tool(command, rest)
-        return train(command, rest)
+        return run()
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def run_command(command: str, arguments: list[str]) -> int:
+    """One command by its name. Raises ValueError, LaunchError."""
+    if command not in COMMANDS:
+        raise ValueError(f"no command {command!r}; there are {', '.join(COMMANDS)}")
+    if command in WATCHING:
+        return WATCHING[command](arguments)
+    if command in TOOLS:
+        return tool(command, arguments)
+    return train(command, arguments)
 
 
 def train(command: str, arguments: list[str]) -> int:

@@ -15,9 +15,8 @@ from rich.table import Table
 
 from pfcluster.config import DataConfig
 from pfcluster.files import write_atomically
-from pfcluster.launch.cli import INTERRUPTED
+from pfcluster.launch.cli import INTERRUPTED, telling_errors
 from pfcluster.launch.commands import preflight
-from pfcluster.launch.local import LaunchError
 from pfcluster.launch.plan import Group, Job, Plan, groups_of
 from pfcluster.launch.secrets import conceal, conceal_output
 from pfcluster.signals import StopRequest
@@ -51,16 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     conceal_output()
-    try:
-        if arguments[:1] == ["report"]:
-            return report(arguments[1:])
-        return sweep(arguments)
-    except LaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments[:1] == ["report"]:
+        return telling_errors(lambda: report(arguments[1:]))
+    return telling_errors(lambda: sweep(arguments))
 
 
 def sweep(arguments: Sequence[str]) -> int:
@@ -105,16 +97,14 @@ def run(spec: Spec, folder: Path, executor: Executor, courses: Callable[[Job], C
 
     under_way = Sweep(Board(spec, folder, courses), executor, say)
     with StopRequest() as stop:
+        over = False
         try:
-            while not under_way.tick():
-                if stop.requested:
-                    executor.stop()
-                    return False
+            while not stop.requested and not (over := under_way.tick()):
                 time.sleep(executor.poll_seconds)
-        except BaseException:
-            executor.stop()
-            raise
-    return True
+        finally:
+            if not over:
+                executor.stop()
+    return over
 
 
 def course_of() -> Callable[[Job], Course]:

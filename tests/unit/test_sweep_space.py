@@ -15,6 +15,7 @@ CONFIGS = {None: presets.recipe("mini")["pf-vit"], "mae": presets.recipe("mini")
 
 
 def test_every_named_space_fits_every_preset():
+    assert set(named_spaces()) == {"loss_weights", "learning_rates", "mask_ratio", "discriminator", "everything"}
     for preset in presets.PRESETS:
         recipe = presets.recipe(preset)
         for space in named_spaces().values():
