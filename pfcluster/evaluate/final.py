@@ -18,8 +18,8 @@ from pfcluster.data.source import SyntheticSplit
 from pfcluster.data.split_types import Dataset, Split
 from pfcluster.dist import World
 from pfcluster.emotions import neutral_index
-from pfcluster.evaluate import poker
-from pfcluster.evaluate.classification import chunks, confusion, load_images, scores
+from pfcluster.evaluate import poker, predictions
+from pfcluster.evaluate.classification import chunks, confusion, load_images, predict, scores
 from pfcluster.evaluate.pictures import pick, write_grid
 from pfcluster.losses import mae as mae_loss
 from pfcluster.nn.mae import MAE, hidden_patches, paint
@@ -49,23 +49,36 @@ def evaluate_split(
             loss = _mae_loss(config, model, split, world)
             values, score = {"loss": loss}, -loss
         else:
-            counts = _confusion(config, model, split, len(classes), world)
-            found = scores(counts, classes)
-            values = {name: found[name] for name in ("accuracy", "macro_f1")}
+            found = scores(confusion(*_predict(config, model, split, classes, world)), classes)
+            values = {name: found[name] for name in ("accuracy", "mean_class_accuracy", "macro_f1")}
             score = values[config.evaluate.metric]
     model.train()
     return values, score
 
 
-def _confusion(config: RunConfig, model: nn.Module, split: Split, classes: int, world: World) -> Tensor:
-    return confusion(
+def _predict(
+    config: RunConfig, model: nn.Module, split: Split, classes: tuple[str, ...], world: World
+) -> tuple[Tensor, Tensor]:
+    return predict(
         classify_with(model),
         split,
         size=config.data.size,
         batch_size=config.evaluate.batch_size,
-        classes=classes,
+        classes=len(classes),
         world=world,
     )
+
+
+def _test_scores(
+    config: RunConfig, folder: Path, model: nn.Module, test: Split, classes: tuple[str, ...], world: World
+) -> dict[str, Any]:
+    """Scores on the test split, and the answers that they count in `predictions.safetensors`."""
+    logits, labels = _predict(config, model, test, classes, world)
+    if world.is_main:
+        samples = predictions.checksum(test.keys(torch.arange(len(test))))
+        answers = predictions.Predictions(logits.numpy(), labels.numpy(), classes, samples)
+        predictions.write(folder, answers)
+    return scores(confusion(logits, labels), classes)
 
 
 @torch.inference_mode()
@@ -110,7 +123,7 @@ def final_evaluation(
             result["pictures"]["mae"] = _mae_picture(config, folder, split, model, world)
             return result
         if test is not None:
-            result["test"] = scores(_confusion(config, model, test, len(dataset.classes), world), dataset.classes)
+            result["test"] = _test_scores(config, folder, model, test, dataset.classes, world)
         if isinstance(model, PFViT):
             found = poker.measure(
                 model,

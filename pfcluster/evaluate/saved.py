@@ -14,7 +14,7 @@ from pfcluster.config_json import load
 from pfcluster.data.source import open_dataset
 from pfcluster.data.split_types import DataError
 from pfcluster.dist import world
-from pfcluster.evaluate.classification import confusion, scores
+from pfcluster.evaluate.classification import confusion, predict, scores
 from pfcluster.evaluate.final import classify_with
 from pfcluster.evaluate.shared_classes import SharedClasses
 
@@ -47,7 +47,7 @@ def evaluate_run(run: Path, split: str = "test", shards: str | None = None) -> d
             """b 3 h w -> logits of the shared classes, b k."""
             return whole(images)[:, columns]
 
-        counts = confusion(
+        logits, labels = predict(
             classify,
             shared,
             size=config.data.size,
@@ -55,6 +55,6 @@ def evaluate_run(run: Path, split: str = "test", shards: str | None = None) -> d
             classes=len(shared.classes),
             world=here,
         )
-    found = scores(counts, shared.classes)
+    found = scores(confusion(logits, labels), shared.classes)
     named = f"{dataset.name} ({dataset.votes} votes)" if dataset.votes else dataset.name
     return {**found, "dataset": named, "dropped": shared.dropped(), "unanswered": list(shared.unanswered)}

@@ -48,6 +48,7 @@ def evaluate(arguments: list[str]) -> int:
         table.add_row(name, f"{100 * value:.1f} %")
     table.add_section()
     table.add_row("all", f"{100 * found['accuracy']:.2f} %")
+    table.add_row("mean class accuracy", f"{100 * found['mean_class_accuracy']:.2f} %")
     table.add_row("macro F1", f"{100 * found['macro_f1']:.2f} %")
     console = Console()
     console.print(table)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from pfcluster import checkpoint
 from pfcluster.config import RunConfig
 from pfcluster.config_json import to_json
+from pfcluster.evaluate import predictions
 from pfcluster.parity import without_key_biases
 from tests.distributed.ranks import launch
 from tests.tiny import config, final_weights
@@ -134,6 +135,13 @@ def test_ranks_measure_the_poker_faces_of_one_process(unbroken):
                 None if value is None else pytest.approx(value, rel=1e-2)
             ), (row, name)
     assert together["test"]["n"] == 40
+
+
+def test_ranks_gather_the_predictions_of_one_process(unbroken):
+    alone, together = (predictions.read(unbroken[key]) for key in (("ddp", 1), ("zero2", 4)))
+    assert torch.equal(torch.from_numpy(together.labels), torch.from_numpy(alone.labels))
+    assert (together.classes, together.samples) == (alone.classes, alone.samples)
+    assert together.logits == pytest.approx(alone.logits, rel=1e-3, abs=1e-4)
 
 
 def test_every_rank_writes_its_own_part(unbroken):

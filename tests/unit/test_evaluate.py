@@ -12,7 +12,7 @@ from pfcluster.data.source import open_dataset
 from pfcluster.data.split_types import DataError, RawBatch
 from pfcluster.data.transforms import to_float
 from pfcluster.dist import World
-from pfcluster.evaluate.classification import chunks, confusion, scores
+from pfcluster.evaluate.classification import chunks, confusion, predict, scores
 from pfcluster.evaluate.pictures import pick
 from pfcluster.evaluate.poker import Judge, measure, region_error
 from pfcluster.evaluate.shared_classes import SharedClasses
@@ -34,6 +34,7 @@ def test_scores_equal_those_of_torchmetrics():
         multiclass_f1_score(guesses, labels, num_classes=4, average="macro").item()
     )
     by_class = multiclass_accuracy(guesses, labels, num_classes=4, average="none").tolist()
+    assert found["mean_class_accuracy"] == pytest.approx(sum(by_class) / 4)
     assert list(found["per_class"].values()) == pytest.approx(by_class)
     assert found["n"] == 200
 
@@ -41,6 +42,7 @@ def test_scores_equal_those_of_torchmetrics():
 def test_a_class_that_is_absent_has_no_accuracy_and_no_part_in_the_mean():
     found = scores(torch.tensor([[3, 1], [0, 0]]), ("neutral", "fear"))
     assert found["per_class"] == {"neutral": 0.75}
+    assert found["mean_class_accuracy"] == 0.75
     assert found["macro_f1"] == pytest.approx(2 * 3 / (4 + 3))
 
 
@@ -98,8 +100,10 @@ def test_confusion_counts_a_perfect_and_a_constant_classifier(faces):
         return nn.functional.one_hot(faces.test.labels()[which], 8).float()
 
     options = {"size": 32, "batch_size": 5, "classes": 8, "world": HERE}
-    assert torch.equal(confusion(perfect, faces.test, **options), truth.diag())
-    counts = confusion(lambda shown: torch.eye(8)[[2] * len(shown)], faces.test, **options)
+    logits, labels = predict(perfect, faces.test, **options)
+    assert torch.equal(labels, faces.test.labels())
+    assert torch.equal(confusion(logits, labels), truth.diag())
+    counts = confusion(*predict(lambda shown: torch.eye(8)[[2] * len(shown)], faces.test, **options))
     assert torch.equal(counts[:, 2], truth)
 
 
