@@ -87,7 +87,7 @@ def steps(here: World, rounds: int) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for label, (role, images) in STEPS.items():
         base = presets.recipe("vit-t")[role]
-        config = replace(base, engine=EngineConfig(device="cpu"), pf_mag=replace(base.pf_mag, recognition="none"))
+        config = replace(base, engine=EngineConfig(device="cpu"), pf_mag=replace(base.pf_mag, recognition="tokens"))
         size = config.data.size
         order = patch_order(config, images, "mask", 0) if role == "mae" else None
         batch = Batch(torch.rand(images, 3, size, size) * 2 - 1, torch.randint(0, CLASSES, (images,)), order)

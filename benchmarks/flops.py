@@ -21,9 +21,9 @@ from benchmarks.reference import plain_mae_loss, plain_pf_mag_step
 from pfcluster import models, presets
 from pfcluster.config import LossWeights, RunConfig
 from pfcluster.nn.mae import MAE
-from pfcluster.nn.recognition import Recognition
+from pfcluster.nn.recognition import FaceNet
 from pfcluster.profile import SAMPLE, count, empty_batches, profile
-from pfcluster.steps.pf_mag import Setting
+from pfcluster.steps.pf_mag import pf_mag_setting
 
 CLASSES = 8
 PAPER = {"PF-ViT-B at test time (E, S, C)": "89.7 M", "PF-MAG-B in training": "145.1 M"}
@@ -63,10 +63,10 @@ def costs() -> str:
     columns = ("step", "GFLOP", "plain", "plain / ours", "saved MiB", "plain", "ours / plain")
     lines = ["| " + " | ".join(columns) + " |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]
     with torch.device("meta"):
-        recognition = Recognition(InceptionResnetV1(pretrained=None))
+        recognition = FaceNet(InceptionResnetV1(pretrained=None))
     for size in ("t", "s", "b"):
         recipe = presets.recipe(f"vit-{size}")
-        without = replace(recipe["pf-vit"], pf_mag=replace(recipe["pf-vit"].pf_mag, recognition="none"))
+        without = replace(recipe["pf-vit"], pf_mag=replace(recipe["pf-vit"].pf_mag, recognition="tokens"))
         for label, config, phi in (
             (f"MAE-{size.upper()}, 75 % hidden", recipe["mae"], None),
             (f"PF-MAG-{size.upper()} with φ", recipe["pf-vit"], recognition),
@@ -86,7 +86,7 @@ def costs() -> str:
     return "\n".join(lines) + "\n"
 
 
-def plain(config: RunConfig, recognition: Recognition | None) -> tuple[float, float]:
+def plain(config: RunConfig, recognition: FaceNet | None) -> tuple[float, float]:
     """FLOPs and saved bytes for one image of the plain step."""
     with torch.device("meta"):
         modules = models.build(config, CLASSES, load_init=False)
@@ -98,7 +98,7 @@ def plain(config: RunConfig, recognition: Recognition | None) -> tuple[float, fl
                 assert batch.order is not None
                 plain_mae_loss(model, batch.images, batch.order).backward()
             else:
-                setting = Setting(0, None, 0.0, config.pf_mag.fake_emotions, recognition)
+                setting = pf_mag_setting(config.pf_mag, 0, None, 0.0, recognition)
                 plain_pf_mag_step(model, modules["critic"], batch, setting, LossWeights())  # type: ignore[arg-type]
 
         flops, saved = count(step, modules)

@@ -32,12 +32,12 @@ from pfcluster.config import EngineConfig, RunConfig
 from pfcluster.dist import World, world
 from pfcluster.launch.local import rank_environments
 from pfcluster.memory import BACKENDS, MemoryPlan, plan
-from pfcluster.nn.recognition import Recognition
+from pfcluster.nn.recognition import FaceNet
 from pfcluster.objectives import build_engines
 from pfcluster.profile import empty_batches
 from pfcluster.steps.base import Objective
 from pfcluster.steps.batch import Batch
-from pfcluster.steps.pf_mag import PfMagObjective, Setting
+from pfcluster.steps.pf_mag import PfMagObjective, pf_mag_setting
 
 RANKS, WARM_STEPS = 2, 2
 MIB = 2**20
@@ -67,16 +67,16 @@ class Case:
             batch_size=self.images * RANKS * engine.accumulate,
             engine=engine,
             optim=replace(base.optim, ema=self.ema),
-            pf_mag=replace(base.pf_mag, recognition="none", warmup_steps=0, balance="fixed"),
+            pf_mag=replace(base.pf_mag, recognition="tokens", warmup_steps=0, balance="fixed"),
         )
 
-    def phi(self) -> Recognition | None:
+    def phi(self) -> FaceNet | None:
         """φ with random weights, where the case has one."""
         if not self.recognition:
             return None
         from facenet_pytorch import InceptionResnetV1
 
-        return Recognition(InceptionResnetV1(pretrained=None))
+        return FaceNet(InceptionResnetV1(pretrained=None))
 
 
 ZERO, SHARDED = ("zero1", "zero2", "zero3"), ("zero1", "zero2", "zero3", "fsdp2")
@@ -165,11 +165,11 @@ def _train(objective: Objective, config: RunConfig, here: World, steps: range) -
         objective.step(_batches(config, here), step)
 
 
-def _objective(config: RunConfig, backend: str, here: World, phi: Recognition | None) -> Objective:
+def _objective(config: RunConfig, backend: str, here: World, phi: FaceNet | None) -> Objective:
     engines = build_engines(config, backend, models.build(config, CLASSES), here)
     if phi is None:
         return parity.build(config, engines, here)
-    setting = Setting(0, None, 0.0, config.pf_mag.fake_emotions, phi, config.pf_mag.r1)
+    setting = pf_mag_setting(config.pf_mag, 0, None, 0.0, phi)
     return PfMagObjective(engines["model"], engines["critic"], setting, config.pf_mag, here)
 
 

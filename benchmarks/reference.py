@@ -66,6 +66,7 @@ def plain_pf_mag_step(
 ) -> None:
     """Gradients of both turns with fixed weights; `critic_turn` is called between them, with Δ's own in place."""
     images, labels = batch.images, batch.labels
+    assert pf_vit.separator is not None
     with torch.no_grad():
         tokens = pf_vit.encoder(images)
         fakes = [pf_vit.generator(tokens), pf_vit.generator(pf_vit.separator(tokens)[1])]

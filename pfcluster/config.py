@@ -74,6 +74,9 @@ class DataConfig:
     """Name that the shards' manifest must bear: guards against training on another dataset's folder."""
     limit: int | None = None
     """Use only so many training samples, drawn by the run's seed; None uses all."""
+    target: Literal["emotion", "identity"] = "emotion"
+    """What the classes are. "identity" trains and validates on the training split's people, every eighth of whose faces
+    is kept out to validate, and has no test split: for a net that tells people apart."""
     max_bad_share: float = 0.01
     """A run stops once more than this share of a split's samples turned out unreadable."""
     sampling: Literal["uniform", "balanced"] = "uniform"
@@ -105,6 +108,8 @@ class DataConfig:
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "be at least 1")
         late = 'be "device" with data.mode device: the images are there already'
         _require(self.mode != "device" or self.crop == "device", "data.crop", self.crop, late)
+        emotions = 'be "emotion" with data.mode host, whose file holds the samples as the shards label them'
+        _require(self.mode != "host" or self.target == "emotion", "data.target", self.target, emotions)
         _require(0 <= self.workers <= 256, "data.workers", self.workers, "lie in 0..256")
         together = 'be "auto" or "full" with data.sampling balanced: it goes round each class\'s own samples'
         _require(self.sampling == "uniform" or self.order != "blocks", "data.order", self.order, together)
@@ -242,18 +247,28 @@ class PfMagConfig:
     """λ_rec during the warm-up (on a mean squared error)."""
     warmup_cls: float = 0.3
     """λ_cls during the warm-up."""
-    recognition: Literal["facenet", "none"] = "none"
-    """φ of L_ort: InceptionResnetV1 trained on VGGFace2, or none: the cosine of the tokens themselves."""
+    recognition: Literal["facenet", "resnet", "run", "tokens"] = "tokens"
+    """φ of L_ort: InceptionResnetV1 trained on VGGFace2; timm's ResNet-50 trained on ImageNet; a classifier of ours,
+    say one that tells people apart (data.target); or no net: the cosine of the tokens themselves."""
     recognition_weights: str | None = None
-    """Local state dict of InceptionResnetV1; None downloads facenet-pytorch's own (107 MB) once."""
+    """φ's weights: a local state dict, None downloads facenet-pytorch's (107 MB) or timm's (102 MB) once; for "run" the
+    run's folder."""
     recognition_layer: Literal["feature_map", "embedding"] = "feature_map"
-    """Which of φ's features: the last map before pooling, flattened, or the 512-d embedding."""
+    """Which of φ's features: the last map before pooling, flattened, or the pooled embedding."""
+    critic_emotions: bool = True
+    """Whether Δ looks at emotions, or at real and generated alone (METHOD.md, Ablations 2)."""
+    fusion: Literal["cross", "self"] = "cross"
+    """"self" is the ablation without mask tokens: self-attention over the encoder's tokens (METHOD.md, Ablations 3)."""
+    mask_ratio: float = 0.0
+    """Share of patches hidden from the encoder in training, mask tokens in their places: Multi-Task MAE (METHOD.md,
+    Ablations 4). Only with fusion "self"."""
     fake_emotions: Literal["ignore", "zero"] = "ignore"
     """Targets of Δ's emotion outputs for generated images in Δ's own loss: left out, or all zero."""
     r1: float = 0.0
     """Weight of Δ's R1 gradient penalty on real images (Mescheder et al. 2018); 0 leaves it out. Not with ZeRO-3."""
     separator_ratio: float = 0.25
-    """Hidden width of the separator's two layers over the encoder's width."""
+    """Hidden width of the separator's two layers over the encoder's width; 0 leaves the separator out, and with it the
+    poker face and L_ort (METHOD.md, Ablations 2)."""
 
     def __post_init__(self) -> None:
         _require(self.balance_steps >= 1, "pf_mag.balance_steps", self.balance_steps, "be at least 1")
@@ -261,14 +276,19 @@ class PfMagConfig:
         _require(self.warmup_rec > 0, "pf_mag.warmup_rec", self.warmup_rec, "be positive")
         _require(self.warmup_cls >= 0, "pf_mag.warmup_cls", self.warmup_cls, "be at least 0")
         _require(self.r1 >= 0, "pf_mag.r1", self.r1, "be at least 0")
-        _require(self.separator_ratio > 0, "pf_mag.separator_ratio", self.separator_ratio, "be positive")
-        if self.recognition_weights is not None:
-            _require(
-                self.recognition == "facenet",
-                "pf_mag.recognition",
-                self.recognition,
-                'be "facenet" where pf_mag.recognition_weights is given',
-            )
+        _require(self.separator_ratio >= 0, "pf_mag.separator_ratio", self.separator_ratio, "be at least 0")
+        _require_share("pf_mag.mask_ratio", self.mask_ratio, below_one=True)
+        hidden = 'be "self" with pf_mag.mask_ratio: the cross fusion has mask tokens of its own'
+        _require(self.mask_ratio == 0 or self.fusion == "self", "pf_mag.fusion", self.fusion, hidden)
+        unread = 'be "tokens" with pf_mag.separator_ratio 0: without a separator there is no L_ort to read it'
+        known = self.separator_ratio > 0 or self.recognition == "tokens"
+        _require(known, "pf_mag.recognition", self.recognition, unread)
+        named = 'be "facenet", "resnet" or "run" where pf_mag.recognition_weights is given'
+        known = self.recognition_weights is None or self.recognition != "tokens"
+        _require(known, "pf_mag.recognition", self.recognition, named)
+        absent = 'have pf_mag.recognition_weights beside it, the folder of a run, for "run"'
+        known = self.recognition != "run" or self.recognition_weights is not None
+        _require(known, "pf_mag.recognition", self.recognition, absent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,13 +414,27 @@ class EvaluateConfig:
     again with "test" then measures it, and trains nothing."""
     judge: str | None = None
     """Run folder of a separately trained classifier that judges the poker faces' neutrality; None leaves it out."""
+    recognition: str | None = None
+    """Run folder of a classifier of people (data.target) that measures how much of the identity poker faces keep; None
+    takes φ where PF-MAG has one, else leaves it out."""
+    fid: str | None = None
+    """Features of the Fréchet distance between poker faces and photos: "inception" (downloads its weights), a file of
+    them, or the folder of a run of ours, whose distance is no FID; None leaves it out."""
     poker_faces: int = 1000
     """Images of that split whose poker faces are judged at the end."""
+    probes: int = 0
+    """Training images from whose tokens linear probes learn to read the emotion; they also try to read identities,
+    where these are known. 0 leaves probes out."""
+    mask_ratios: tuple[float, ...] = ()
+    """Shares of hidden patches at which a run with pf_mag.fusion "self" is tested too."""
 
     def __post_init__(self) -> None:
         _require(self.every_epochs > 0, "evaluate.every_epochs", self.every_epochs, "be positive")
         _require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "be at least 1")
         _require(self.poker_faces >= 1, "evaluate.poker_faces", self.poker_faces, "be at least 1")
+        _require(self.probes >= 0, "evaluate.probes", self.probes, "be at least 0")
+        hidden = all(0 <= ratio < 1 for ratio in self.mask_ratios)
+        _require(hidden, "evaluate.mask_ratios", self.mask_ratios, "lie in [0, 1)")
         touched = 'be "validation" with evaluate.final validation: the test split would be looked at'
         _require(self.final == "test" or self.choose_on == "validation", "evaluate.choose_on", self.choose_on, touched)
 
@@ -443,6 +477,11 @@ class RunConfig:
         _require(self.batch_size % self.engine.accumulate == 0, "batch_size", self.batch_size, chunks)
         twice = 'not be "zero3" with pf_mag.r1: ZeRO-3 cannot differentiate twice; zero2, fsdp2 and ddp can'
         _require(self.pf_mag.r1 == 0 or self.engine.backend != "zero3", "engine.backend", self.engine.backend, twice)
+        hidden = 'be of a run with pf_mag.fusion "self": other encoders see every patch'
+        joined = self.objective == "pf_mag" and self.pf_mag.fusion == "self"
+        _require(not self.evaluate.mask_ratios or joined, "evaluate.mask_ratios", self.evaluate.mask_ratios, hidden)
+        emotions = 'be "emotion" for pf_mag: its poker faces lack an emotion, not a person'
+        _require(self.objective != "pf_mag" or self.data.target == "emotion", "data.target", self.data.target, emotions)
         _require(
             self.critic_optim.ema == 0, "critic_optim.ema", self.critic_optim.ema, "be 0: nothing reads Δ's average"
         )
@@ -453,3 +492,8 @@ class RunConfig:
         else:
             tiles = f"be a multiple of model.patch = {self.model.patch}"
             _require(self.data.size % self.model.patch == 0, "data.size", self.data.size, tiles)
+
+    @property
+    def hides_patches(self) -> bool:
+        """Whether training hides patches from the encoder."""
+        return self.objective == "mae" or (self.objective == "pf_mag" and self.pf_mag.mask_ratio > 0)

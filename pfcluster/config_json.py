@@ -103,6 +103,8 @@ def _value(hint: Any, value: Any, name: str, source: str) -> Any:
         return _build(hint, value, f"{name}.", source)  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
         parts = get_args(hint)
+        if isinstance(value, list | tuple) and parts[-1] is Ellipsis:
+            parts = parts[:1] * len(value)
         if isinstance(value, list | tuple) and len(value) == len(parts):
             return tuple(_value(part, item, name, source) for part, item in zip(parts, value, strict=True))
     elif get_origin(hint) is Literal:

@@ -40,19 +40,22 @@ def inverse_frequency(counts: Tensor) -> Tensor:
     return torch.where(present, weights, torch.zeros_like(weights))
 
 
-def discriminator(logits_real: Tensor, logits_fake: Tensor, labels: Tensor, *, fake_emotions: str = "ignore") -> Tensor:
-    """L_Δ, the discriminator's turn: BCE over its outputs, b (k+1), (2b) (k+1), b -> scalar.
+def discriminator(
+    logits_real: Tensor, logits_fake: Tensor, labels: Tensor, *, fake_emotions: str = "ignore", emotions: bool = True
+) -> Tensor:
+    """L_Δ, the discriminator's turn: BCE over its outputs, b (k+1), (v b) (k+1), b -> scalar.
 
     Real images: emotions = one-hot(y), real = 1. Reconstructions and poker faces: real = 0; their emotions are left out
-    ("ignore") or all zero ("zero"). The mean over real outputs plus the mean over fake outputs.
+    ("ignore") or all zero ("zero"). The mean over real outputs plus the mean over fake outputs. Without `emotions` only
+    the real/fake outputs count (METHOD.md, Ablations 2).
     """
     classes = logits_real.shape[1] - 1
     target = functional.one_hot(labels, classes + 1).float()
     target[:, classes] = 1.0
-    logits_real, logits_fake = logits_real.float(), logits_fake.float()
-    real = functional.binary_cross_entropy_with_logits(logits_real, target)
-    judged = logits_fake if fake_emotions == "zero" else logits_fake[:, classes:]
-    return real + functional.binary_cross_entropy_with_logits(judged, torch.zeros_like(judged))
+    judged = slice(0 if emotions else classes, None)
+    real = functional.binary_cross_entropy_with_logits(logits_real.float()[:, judged], target[:, judged])
+    fake = logits_fake.float()[:, slice(0 if emotions and fake_emotions == "zero" else classes, None)]
+    return real + functional.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
 
 
 def gradient_penalty(slope: Tensor) -> Tensor:
@@ -60,28 +63,33 @@ def gradient_penalty(slope: Tensor) -> Tensor:
     return 0.5 * slope.float().square().flatten(1).sum(1).mean()
 
 
-def adversarial(logits_rec: Tensor, logits_poker: Tensor, labels: Tensor, neutral: int | None) -> Tensor:
+def adversarial(
+    logits_rec: Tensor, logits_poker: Tensor | None, labels: Tensor, neutral: int | None, *, emotions: bool = True
+) -> Tensor:
     """L_adv, PF-ViT's turn: both images shall pass for real, I_rec for emotion y and I_p for neutral.
 
-    b (k+1) twice, b -> scalar, the sum of two mean BCEs. Where the dataset has no neutral class (`neutral` None) the
-    poker face's target is no emotion at all.
+    b (k+1) twice, b -> scalar, the sum of two mean BCEs; of one where there is no poker face. Where the dataset has no
+    neutral class (`neutral` None) the poker face's target is no emotion at all. Without `emotions` real/fake counts
+    alone.
     """
     classes = logits_rec.shape[1] - 1
+    judged = slice(0 if emotions else classes, None)
     target = functional.one_hot(labels, classes + 1).float()
     target[:, classes] = 1.0
+    loss = functional.binary_cross_entropy_with_logits(logits_rec.float()[:, judged], target[:, judged])
+    if logits_poker is None:
+        return loss
     calm = torch.zeros_like(target)
     calm[:, classes] = 1.0
     if neutral is not None:
         calm[:, neutral] = 1.0
-    return functional.binary_cross_entropy_with_logits(
-        logits_rec.float(), target
-    ) + functional.binary_cross_entropy_with_logits(logits_poker.float(), calm)
+    return loss + functional.binary_cross_entropy_with_logits(logits_poker.float()[:, judged], calm[:, judged])
 
 
-def reconstruction(images: Tensor, rec: Tensor, poker: Tensor, labels: Tensor, neutral: int | None) -> Tensor:
+def reconstruction(images: Tensor, rec: Tensor, poker: Tensor | None, labels: Tensor, neutral: int | None) -> Tensor:
     """L_rec = ‖I_rec - x‖² + 1[y = neutral] ‖I_p - x‖², each norm a mean over pixels; b 3 h w, b -> scalar."""
     loss = functional.mse_loss(rec.float(), images.float())
-    if neutral is None:
+    if neutral is None or poker is None:
         return loss
     own = (poker.float() - images.float()).square().flatten(1).mean(1)
     return loss + (own * (labels == neutral)).mean()

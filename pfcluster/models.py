@@ -75,9 +75,20 @@ def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> 
     """METHOD.md, section 3: G and Δ are two copies of the pre-trained decoder."""
     model = config.model
     critic = Discriminator(copy.deepcopy(decoder), patch=model.patch, width=model.decoder_width, classes=classes)
-    generator = Generator(decoder, width=model.decoder_width, heads=model.decoder_heads, patch=model.patch)
+    generator = Generator(
+        decoder,
+        width=model.decoder_width,
+        heads=model.decoder_heads,
+        patch=model.patch,
+        self_fusion=config.pf_mag.fusion == "self",
+    )
     pf_vit = PFViT(
-        encoder, generator, width=model.width, classes=classes, separator_ratio=config.pf_mag.separator_ratio
+        encoder,
+        generator,
+        width=model.width,
+        classes=classes,
+        separator_ratio=config.pf_mag.separator_ratio,
+        mask_ratio=config.pf_mag.mask_ratio,
     )
     return {"model": pf_vit, "critic": critic}
 
@@ -91,7 +102,8 @@ def parameter_counts(config: RunConfig, modules: dict[str, nn.Module]) -> dict[s
     model = modules["model"]
     test = count(model)
     if isinstance(model, PFViT):
-        test = count(model.encoder, model.separator, model.classifier)
+        separator = [] if model.separator is None else [model.separator]
+        test = count(model.encoder, *separator, model.classifier)
     elif isinstance(model, MAE):
         test = count(model.encoder)
     return {"train": count(*modules.values()), "test": test}

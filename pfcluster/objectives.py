@@ -1,4 +1,4 @@
-"""From a config to what its steps are made of: engines around its modules, φ, and the objective that drives them."""
+"""From a config to what its steps are made of: engines around its modules, and the objective that drives them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pfcluster.engine.base import Engine
 from pfcluster.engine.build import build_engine
 from pfcluster.losses import inverse_frequency
 from pfcluster.nn.mae import MAE
-from pfcluster.nn.recognition import Recognition, find_weights, load_net
+from pfcluster.nn.recognition import Recognition
 from pfcluster.steps.base import Objective
 from pfcluster.steps.finetune import FinetuneObjective
 from pfcluster.steps.mae import MaeObjective
-from pfcluster.steps.pf_mag import PfMagObjective, Setting
+from pfcluster.steps.pf_mag import PfMagObjective, pf_mag_setting
 
 
 def build_engines(
@@ -29,17 +29,6 @@ def build_engines(
         name: build_engine(backend, module, optims[name], config.engine, here, double_backward=twice[name])
         for name, module in modules.items()
     }
-
-
-def load_recognition(config: RunConfig, here: World) -> Recognition | None:
-    """φ, where PF-MAG asks for it; rank 0 looks (and downloads) first."""
-    if config.objective != "pf_mag" or config.pf_mag.recognition == "none":
-        return None
-    if here.is_main:
-        find_weights(config.pf_mag.recognition_weights)
-    here.barrier()
-    weights = find_weights(config.pf_mag.recognition_weights)
-    return Recognition(load_net(weights), config.pf_mag.recognition_layer).to(here.device)
 
 
 def build_objective(
@@ -64,5 +53,5 @@ def build_objective(
     if config.objective == "finetune":
         return FinetuneObjective(engines["model"], class_weights=class_weights, label_smoothing=smoothing)
     neutral = neutral_index(dataset.classes)
-    setting = Setting(neutral, class_weights, smoothing, config.pf_mag.fake_emotions, recognition, config.pf_mag.r1)
+    setting = pf_mag_setting(config.pf_mag, neutral, class_weights, smoothing, recognition)
     return PfMagObjective(engines["model"], engines["critic"], setting, config.pf_mag, here)

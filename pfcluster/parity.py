@@ -22,7 +22,7 @@ from pfcluster.steps.base import Objective as Steps
 from pfcluster.steps.batch import prepare
 from pfcluster.steps.finetune import FinetuneObjective
 from pfcluster.steps.mae import MaeObjective
-from pfcluster.steps.pf_mag import PfMagObjective, Setting
+from pfcluster.steps.pf_mag import PfMagObjective, pf_mag_setting
 
 CLASSES, STEPS = 4, 4
 MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
@@ -114,7 +114,7 @@ def build(config: RunConfig, engines: dict[str, Engine], world: World) -> Steps:
         return MaeObjective(model, kept=model.module.kept, patch=config.model.patch, norm_pixels=True)
     if config.objective == "finetune":
         return FinetuneObjective(model, class_weights=None, label_smoothing=0.1)
-    setting = Setting(0, None, 0.0, "ignore", None, config.pf_mag.r1)
+    setting = pf_mag_setting(config.pf_mag, 0, None, 0.0, None)
     return PfMagObjective(model, engines["critic"], setting, config.pf_mag, world)
 
 

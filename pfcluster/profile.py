@@ -25,7 +25,7 @@ from pfcluster.pieces import Pieces
 from pfcluster.steps.batch import Batch
 from pfcluster.steps.finetune import finetune_step
 from pfcluster.steps.mae import mae_step
-from pfcluster.steps.pf_mag import Balance, Setting, pf_mag_step
+from pfcluster.steps.pf_mag import Balance, pf_mag_setting, pf_mag_step
 
 SAMPLE = 4
 """Images of a counted micro-batch; the counts are linear in them."""
@@ -123,7 +123,7 @@ def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
     labels = torch.empty(count, dtype=torch.long)
     patches = (config.data.size // config.model.patch) ** 2
     orders: Sequence[Tensor | None] = [None] * parts
-    if config.objective == "mae":
+    if config.hides_patches:
         orders = torch.empty(count, patches, dtype=torch.long).chunk(parts)
     return [Batch(*part) for part in zip(pictures.chunk(parts), labels.chunk(parts), orders, strict=True)]
 
@@ -139,7 +139,7 @@ def take_step(
     elif config.objective == "finetune":
         finetune_step(batches, engine, class_weights=None, label_smoothing=config.classifier.label_smoothing)
     else:
-        setting = Setting(0, None, 0.0, config.pf_mag.fake_emotions, recognition, config.pf_mag.r1)
+        setting = pf_mag_setting(config.pf_mag, 0, None, 0.0, recognition)
         balance = Balance(config.pf_mag.weights, False, 1, 1.0, 1.0, engine.world)
         pf_mag_step(batches, engine, engines["critic"], setting, balance, warm=False)
 

@@ -25,11 +25,12 @@ from pfcluster.dist import World, world
 from pfcluster.engine.base import EngineError, NonFiniteError
 from pfcluster.engine.build import choose
 from pfcluster.engine.marks import seconds
-from pfcluster.evaluate.final import evaluate_split, final_evaluation, load_judge
+from pfcluster.evaluate.final import evaluate_split, final_evaluation
+from pfcluster.evaluate.instruments import load_instruments
 from pfcluster.files import write_atomically
 from pfcluster.heartbeat import Heartbeat
 from pfcluster.limit import Limit, read_limit
-from pfcluster.objectives import build_engines, build_objective, load_recognition
+from pfcluster.objectives import build_engines, build_objective
 from pfcluster.optim import Plateau, learning_rate
 from pfcluster.pace import Pace
 from pfcluster.pieces import Pieces
@@ -38,6 +39,7 @@ from pfcluster.record import MetricsLog
 from pfcluster.saver import Saver
 from pfcluster.signals import StopRequest
 from pfcluster.steps.batch import drawn_changes, prepare
+from pfcluster.trained import load_recognition
 
 
 class TrainingError(RuntimeError):
@@ -119,14 +121,14 @@ class Trainer:
         require_labels(dataset, config.objective)
         self.dataset = made_resident(dataset, config.data, here.device)
         self.order = sample_order(config.data, dataset, config.seed)
-        self.judge = load_judge(config, self.dataset, here)
         modules = models.build(config, len(self.dataset.classes))
         self.parameters = models.parameter_counts(config, modules)
         self.replica = copy.deepcopy(modules["model"])
-        self.recognition = load_recognition(config, here)
+        recognition = load_recognition(config, here)
+        self.instruments = load_instruments(config, self.dataset, recognition, here)
         self.choice = choose(config.engine, here)
         self.engines = build_engines(config, self.choice.backend, modules, here)
-        self.objective = build_objective(config, self.engines, self.dataset, self.recognition, here)
+        self.objective = build_objective(config, self.engines, self.dataset, recognition, here)
         self.total_steps = total_steps(config, len(self.dataset.train))
         self.evaluate_every = evaluation_steps(config, len(self.dataset.train))
         self.saver = Saver(
@@ -160,7 +162,7 @@ class Trainer:
             if status == "finished":
                 progress.say("final evaluation", stage="evaluate")
                 result |= final_evaluation(
-                    self.config, self.folder, self.dataset, self.replica, self.judge, self.recognition, self.world
+                    self.config, self.folder, self.dataset, self.replica, self.instruments, self.world
                 )
                 result["on_validation"] = _on_validation(self.folder, result)
                 if "test" in result:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pfcluster.config import DataConfig
 from pfcluster.data.manifest import ShardError, load_manifest
+from pfcluster.data.people import by_people
 from pfcluster.data.reader import Balanced, BlockShuffle, FullShuffle, Order
 from pfcluster.data.resident import in_host_memory, on_device
 from pfcluster.data.shards import BadSampleError, ShardSplit
@@ -137,10 +138,24 @@ class Subset:
 def open_dataset(config: DataConfig, seed: int) -> Dataset:
     """Open the data a config names. `seed` draws the subset where `data.limit` asks for one. Raises DataError."""
     dataset = _synthetic(config) if config.shards is None else _sharded(config, config.shards)
+    if config.target == "identity":
+        dataset = by_people(dataset, people_of(dataset.train))
     if config.limit is None or config.limit >= len(dataset.train):
         return dataset
     chosen = torch.randperm(len(dataset.train), generator=generator(seed, "limit"))[: config.limit]
     return replace(dataset, train=Subset(dataset.train, chosen))
+
+
+def people_of(split: Split) -> list[str]:
+    """Who is shown, by sample: names that are the same for the same person, "" where nobody knows."""
+    if isinstance(split, SyntheticSplit):
+        return [str(number) for number in split.faces.identities().tolist()]
+    if isinstance(split, ShardedSplit):
+        return split.shards.identities()
+    if isinstance(split, Subset):
+        names = people_of(split.split)
+        return [names[index] for index in split.chosen.tolist()]
+    return [""] * len(split)
 
 
 def require_labels(dataset: Dataset, objective: str) -> None:

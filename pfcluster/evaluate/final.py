@@ -10,21 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfcluster import checkpoint, models
-from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config_json import load
+from pfcluster import checkpoint
+from pfcluster.config import RunConfig
 from pfcluster.data import transforms
 from pfcluster.data.source import SyntheticSplit
 from pfcluster.data.split_types import Dataset, Split
 from pfcluster.dist import World
-from pfcluster.emotions import neutral_index
 from pfcluster.evaluate import poker, predictions
 from pfcluster.evaluate.classification import chunks, confusion, load_images, predict, scores
+from pfcluster.evaluate.instruments import Instruments
 from pfcluster.evaluate.pictures import pick, write_grid
+from pfcluster.evaluate.probe_run import probe_run
 from pfcluster.losses import mae as mae_loss
 from pfcluster.nn.mae import MAE, hidden_patches, paint
-from pfcluster.nn.pf_vit import PFViT
-from pfcluster.nn.recognition import Recognition
+from pfcluster.nn.pf_vit import PFViT, shown_count
 from pfcluster.steps.batch import patch_order
 
 PICTURES = 8
@@ -82,6 +81,25 @@ def _test_scores(
 
 
 @torch.inference_mode()
+def _by_mask_ratio(
+    config: RunConfig, model: PFViT, split: Split, classes: tuple[str, ...], world: World
+) -> list[dict[str, float]]:
+    """Accuracy at each of `evaluate.mask_ratios`, each sample under a mask of its own."""
+    orders = patch_order(config, len(split), "test-mask", 0)
+    found = []
+    for ratio in config.evaluate.mask_ratios:
+        kept = shown_count(orders.shape[1], ratio)
+        hits = torch.zeros(2, dtype=torch.float64)
+        for indices in chunks(len(split), config.evaluate.batch_size, world):
+            images, labels = load_images(split, indices, config.data.size, world.device)
+            answers = model.classify(images, orders[indices, :kept].to(world.device)).argmax(1)
+            hits += torch.tensor([(answers == labels).sum().item(), len(labels)], dtype=torch.float64)
+        right, count = world.sum(hits).tolist()
+        found.append({"mask_ratio": ratio, "accuracy": right / count, "n": int(count)})
+    return found
+
+
+@torch.inference_mode()
 def _mae_loss(config: RunConfig, model: MAE, split: Split, world: World) -> float:
     """Mean loss over a split, each sample under a mask of its own that is the same at every evaluation."""
     orders = patch_order(config, len(split), "validation-mask", 0)
@@ -101,8 +119,7 @@ def final_evaluation(
     folder: Path,
     dataset: Dataset,
     model: nn.Module,
-    judge: poker.Judge | None,
-    recognition: Recognition | None,
+    instruments: Instruments,
     world: World,
 ) -> dict[str, Any]:
     """Everything measured once, with the weights of the checkpoint that validation chose. Touches the test split where
@@ -124,15 +141,16 @@ def final_evaluation(
             return result
         if test is not None:
             result["test"] = _test_scores(config, folder, model, test, dataset.classes, world)
+        result["probes"] = probe_run(config, dataset, split, model, world)
         if isinstance(model, PFViT):
+            result["by_mask_ratio"] = _by_mask_ratio(config, model, split, dataset.classes, world)
             found = poker.measure(
                 model,
                 split,
                 size=config.data.size,
                 count=config.evaluate.poker_faces,
                 batch_size=config.evaluate.batch_size,
-                judge=judge,
-                recognition=recognition,
+                instruments=instruments,
                 world=world,
             )
             result["reconstruction"] = {"mse": found.pop("mse")}
@@ -141,45 +159,15 @@ def final_evaluation(
     return result
 
 
-def load_judge(config: RunConfig, dataset: Dataset, world: World) -> poker.Judge | None:
-    """The classifier that judges poker faces, from its run folder. Raises ConfigError where it cannot judge."""
-    if config.objective != "pf_mag" or config.evaluate.judge is None:
-        return None
-    folder = Path(config.evaluate.judge)
-    try:
-        state = checkpoint.load(folder).weights()
-        judge_config = load(folder / "config.json")
-    except ValueError as error:
-        raise ConfigError(f"evaluate.judge: {error}; train one with `jobs/launch.py judge`") from error
-    if judge_config.objective != "finetune":
-        raise ConfigError(f"evaluate.judge: {folder} is a run of {judge_config.objective}, a classifier is needed")
-    neutral = neutral_index(dataset.classes)
-    if neutral is None:
-        raise ConfigError(f"evaluate.judge: {dataset.name} has no neutral class to judge by; leave the judge out")
-    if len(state["head.weight"]) != len(dataset.classes):
-        raise ConfigError(
-            f"evaluate.judge: {folder} knows {len(state['head.weight'])} classes, {dataset.name} has"
-            f" {len(dataset.classes)}; train a judge on the same data"
-        )
-    net = models.build(judge_config, len(dataset.classes), load_init=False)["model"]
-    net.load_state_dict(state)
-    net.to(world.device).eval().requires_grad_(False)
-    return poker.Judge(net, judge_config.data.size, neutral)
-
-
 @torch.inference_mode()
 def _views_picture(config: RunConfig, folder: Path, split: Split, model: PFViT, world: World) -> str:
     """Original, reconstruction, emotion, poker face and, where it is known, the truth."""
     chosen = pick(split.labels(), len(split.classes), PICTURES)
     images, labels = load_images(split, chosen, config.data.size, world.device)
     views = model(images)
-    assert views.emotion is not None
-    columns = {
-        "original": images,
-        "reconstruction": views.reconstruction,
-        "emotion view": views.emotion,
-        "poker face": views.poker,
-    }
+    columns = {"original": images, "reconstruction": views.reconstruction}
+    if views.emotion is not None and views.poker is not None:
+        columns |= {"emotion view": views.emotion, "poker face": views.poker}
     if isinstance(split, SyntheticSplit):
         columns["true poker face"] = transforms.to_float(split.poker_faces(chosen))
     return _write(folder, "views", columns, _names(split, labels), world)

@@ -2,40 +2,31 @@
 known.
 
 Every figure stands beside those of the input, the reconstruction and the true neutral face: a poker face that merely
-copies
-its input must not look good, and a judge takes blur for calm.
+copies its input must not look good, and a judge takes blur for calm.
 
 Legend: b images, h w pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pfcluster.data import transforms
 from pfcluster.data.source import SyntheticSplit
 from pfcluster.data.split_types import Split
 from pfcluster.dist import World
+from pfcluster.emotions import neutral_index
 from pfcluster.evaluate.classification import chunks, load_images
+from pfcluster.evaluate.frechet import frechet_distance
+from pfcluster.evaluate.instruments import Instruments
 from pfcluster.nn.pf_vit import PFViT
 
 EXPRESSION_THRESHOLD = 0.25
 """Input and truth differ by more than this (in -1..1, the largest of three channels) within the expression's region."""
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A separately trained classifier, and which of its classes is neutral."""
-
-    classify: Callable[[Tensor], Tensor]
-    size: int
-    neutral: int
 
 
 def region_error(images: Tensor, truth: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,18 +67,20 @@ def measure(
     size: int,
     count: int,
     batch_size: int,
-    judge: Judge | None,
-    recognition: nn.Module | None,
+    instruments: Instruments,
     world: World,
 ) -> dict[str, Any]:
     """Figures of up to `count` samples of a split: rows input, reconstruction, poker face, truth.
 
-    neutrality: share that the judge calls neutral; identity: cosine of recognition features to the input's; psnr
-    (dB), ssim
-    and region_error (mean squared error where the expression is, values in -1..1): against the true neutral face. None
-    where a figure cannot be had.
+    neutrality: share that the judge calls neutral; identity: cosine of recognition features to the input's; psnr (dB),
+    ssim and region_error (mean squared error where the expression is, values in -1..1): against the true neutral face;
+    fid and fid_neutral: Fréchet distance to the inputs and to the neutral ones among them. None where a figure cannot
+    be had; a model without a separator has no poker face.
     """
     count = min(count, len(split))
+    with_truth = isinstance(split, SyntheticSplit)
+    rows = [row for row in ROWS if (row != "poker face" or model.separator) and (row != "truth" or with_truth)]
+    features = _Features(split, count, rows, instruments, world)
     sums = _Sums([f"{row}/{column}" for row in ROWS for column in COLUMNS] + ["mse"])
     for indices in chunks(count, batch_size, world):
         images, _ = load_images(split, indices, size, world.device)
@@ -95,30 +88,59 @@ def measure(
         faces = {
             "input": images,
             "reconstruction": views.reconstruction.float().clamp(-1, 1),
-            "poker face": views.poker.float().clamp(-1, 1),
         }
+        if views.poker is not None:
+            faces["poker face"] = views.poker.float().clamp(-1, 1)
         sums.add("mse", (faces["reconstruction"] - images).square().mean() * len(images), len(images))
         if isinstance(split, SyntheticSplit):
             faces["truth"] = transforms.to_float(split.poker_faces(indices).to(world.device))
         for row, shown in faces.items():
-            _add_judgement(sums, row, shown, images, judge, recognition)
+            _add_judgement(sums, row, shown, images, instruments)
+            features.add(row, shown, indices)
             if "truth" in faces:
                 _add_distance(sums, row, shown, faces["truth"], images)
     means = sums.means(world)
-    rows = {row: {column: means[f"{row}/{column}"] for column in COLUMNS} for row in ROWS}
-    if not isinstance(split, SyntheticSplit):
-        del rows["truth"]
-    return {"n": count, "rows": rows, "mse": means["mse"]}
+    figures = {row: {column: means[f"{row}/{column}"] for column in COLUMNS} for row in rows}
+    for row, distances in features.distances().items():
+        figures[row] |= distances
+    return {"n": count, "rows": figures, "mse": means["mse"]}
 
 
-def _add_judgement(
-    sums: _Sums, row: str, shown: Tensor, inputs: Tensor, judge: Judge | None, recognition: nn.Module | None
-) -> None:
+class _Features:
+    """What the Fréchet distance compares, by row: each rank sees its own images, the sum over ranks them all."""
+
+    def __init__(self, split: Split, count: int, rows: list[str], instruments: Instruments, world: World) -> None:
+        self.net, self.world = instruments.fid, world
+        self.labels, self.neutral = split.labels()[:count], neutral_index(split.classes)
+        self.rows: dict[str, Tensor] = {}
+        if self.net is not None:
+            width = self.net(torch.zeros(1, 3, 48, 48, device=world.device)).shape[1]
+            self.rows = {row: torch.zeros(count, width, device=world.device) for row in rows}
+
+    def add(self, row: str, shown: Tensor, indices: Tensor) -> None:
+        if self.net is not None:
+            self.rows[row][indices.to(shown.device)] = self.net(shown).float()
+
+    def distances(self) -> dict[str, dict[str, float | None]]:
+        """Every row's `fid` and `fid_neutral`."""
+        whole = {row: self.world.sum(found).cpu() for row, found in self.rows.items()}
+        calm = None if self.neutral is None else self.labels == self.neutral
+        return {
+            row: {
+                "fid": frechet_distance(found, whole["input"]),
+                "fid_neutral": None if calm is None else frechet_distance(found, whole["input"][calm]),
+            }
+            for row, found in whole.items()
+        }
+
+
+def _add_judgement(sums: _Sums, row: str, shown: Tensor, inputs: Tensor, instruments: Instruments) -> None:
+    judge, people = instruments.judge, instruments.people
     if judge is not None:
         called = judge.classify(transforms.resize(shown, judge.size)).argmax(1)
         sums.add(f"{row}/neutrality", (called == judge.neutral).sum(), len(shown))
-    if recognition is not None:
-        same = torch.cosine_similarity(recognition(shown), recognition(inputs), dim=1)
+    if people is not None:
+        same = torch.cosine_similarity(people(shown), people(inputs), dim=1)
         sums.add(f"{row}/identity", same.sum(), len(shown))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config_json import changes_of
 from pfcluster.data.build_options import BuildOptions
 from pfcluster.data.manifest import MANIFEST
+from pfcluster.data.split_types import Dataset
 from pfcluster.emotions import canonical_name, neutral_index
 from pfcluster.launch.options import STUDIES, TRAINING, Cluster, Options, command_text
 from pfcluster.launch.plan import Call, Group, Job, Plan, groups_of
@@ -182,10 +183,7 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
             )
         check(config.engine, world_size)
         changes_of(config, job.folder)
-        if config.objective == "pf_mag" and config.pf_mag.recognition == "facenet":
-            from pfcluster.nn.recognition import find_weights
-
-            find_weights(config.pf_mag.recognition_weights)
+        _recognition(config, coming)
         if config.data.shards in made:
             continue
         dataset = open_dataset(config.data, config.seed)
@@ -194,12 +192,36 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
             from pfcluster import models
 
             models.build(config, len(dataset.classes))
-        if config.evaluate.judge is not None and config.evaluate.judge not in coming:
-            from pfcluster.dist import world
-            from pfcluster.evaluate.final import load_judge
+        _instruments(config, dataset, coming)
 
-            with world("cpu") as here:
-                load_judge(config, dataset, here)
+
+def _recognition(config: RunConfig, coming: Container[str]) -> None:
+    """φ's weights are there, or a run of this plan trains them. Raises RecognitionError, ConfigError."""
+    wanted = config.pf_mag.recognition
+    if config.objective != "pf_mag" or wanted == "tokens":
+        return
+    if wanted != "run":
+        from pfcluster.nn.recognition import find_weights
+
+        find_weights(wanted, config.pf_mag.recognition_weights)
+    elif config.pf_mag.recognition_weights not in coming:
+        from pfcluster.trained import load_classifier
+
+        load_classifier(Path(str(config.pf_mag.recognition_weights)), "pf_mag.recognition_weights")
+
+
+def _instruments(config: RunConfig, dataset: Dataset, coming: Container[str]) -> None:
+    """What measures the run can be loaded, or is trained by this plan. Raises ConfigError."""
+    from pfcluster.dist import world
+    from pfcluster.evaluate.instruments import load_instruments
+
+    def there(place: str | None) -> str | None:
+        return None if place is None or place in coming else place
+
+    wanted = config.evaluate
+    there_now = replace(wanted, judge=there(wanted.judge), recognition=there(wanted.recognition), fid=there(wanted.fid))
+    with world("cpu") as alone:
+        load_instruments(replace(config, evaluate=there_now), dataset, None, alone)
 
 
 def _alone(jobs: Sequence[Job]) -> None:

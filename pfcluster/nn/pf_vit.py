@@ -1,7 +1,7 @@
 """PF-ViT: separate the emotion from the face and paint the face without it (METHOD.md, section 3).
 
-Legend: b images, n patches, t = n + 1 tokens with the class token first, d encoder, c decoder channels, v views, p
-patch side.
+Legend: b images, n patches, k of them visible, t = k + 1 tokens with the class token first, d encoder, c decoder
+channels, v views, p patch side.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pfcluster.nn.mae import Decoder
-from pfcluster.nn.vit import ViT, attend, init_linear, unpatchify
+from pfcluster.nn.mae import Decoder, kept_count
+from pfcluster.nn.vit import Attention, ViT, attend, init_linear, take, unpatchify
 
 
 class Views(NamedTuple):
@@ -24,17 +24,17 @@ class Views(NamedTuple):
 
     logits: Tensor
     reconstruction: Tensor
-    poker: Tensor
+    poker: Tensor | None
+    """None without a separator, as the emotion view and f_p are."""
     emotion: Tensor | None
     """None where nobody asked for the emotion view."""
     emotion_tokens: Tensor
-    face_tokens: Tensor
+    face_tokens: Tensor | None
 
-    def detach(self) -> Views:
-        """The same values without their history."""
-        emotion = None if self.emotion is None else self.emotion.detach()
-        own = {name: value.detach() for name, value in self._asdict().items() if name != "emotion"}
-        return Views(**own, emotion=emotion)
+
+def shown_count(patches: int, ratio: float) -> int:
+    """Number of patches that a share of hidden ones leaves: all where nothing hides, else as MAE counts."""
+    return kept_count(patches, ratio) if ratio else patches
 
 
 class Separator(nn.Module):
@@ -80,8 +80,24 @@ class CrossFusion(nn.Module):
         return queries + self.proj(attend(query, key, value))
 
 
+class SelfFusion(nn.Module):
+    """Self-attention in place of the cross fusion (METHOD.md, Ablations 3 and 4): the encoder's tokens, and mask tokens
+    where patches are hidden, look at each other.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.apply(init_linear)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """b (1 + n) c -> the same."""
+        return tokens + self.attn(self.norm(tokens))
+
+
 class Generator(nn.Module):
-    """Cross fusion and G: tokens to pixels.
+    """Fusion and G: tokens to pixels.
 
     G starts as the pre-trained MAE decoder, but that one predicts *normalised* patches: each patch's mean and
     contrast, which make an image of it, were never its business. So the last layer is made anew (small weights,
@@ -91,49 +107,88 @@ class Generator(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, decoder: Decoder, *, width: int, heads: int, patch: int) -> None:
+    def __init__(self, decoder: Decoder, *, width: int, heads: int, patch: int, self_fusion: bool = False) -> None:
+        """`self_fusion` takes SelfFusion in place of CrossFusion."""
         super().__init__()
         self.patch = patch
         self.embed = decoder.embed
         self.mask_token = decoder.mask_token
         self.register_buffer("positions", decoder.positions, persistent=False)
-        self.fusion = CrossFusion(width, heads)
+        self.fusion = SelfFusion(width, heads) if self_fusion else CrossFusion(width, heads)
         self.blocks = decoder.blocks
         self.norm = decoder.norm
         self.head = nn.Linear(width, 3 * patch * patch)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """b (1 + n) d -> images b 3 h w, not bounded."""
+    def forward(self, tokens: Tensor, order: Tensor | None = None) -> Tensor:
+        """b (1 + k) d -> images b 3 h w, not bounded. order: b n, whose first k patches the tokens show, in that order;
+        None means that they show all.
+        """
         embedded = self.embed(tokens)
+        if isinstance(self.fusion, SelfFusion):
+            return self._joined(embedded, order)
+        assert order is None
         positions = functional.pad(self.positions, (0, 0, 1, 0)).to(embedded.dtype)
-        hidden = self.fusion(self.mask_token + self.positions, embedded + positions)
+        patches = self._paint(self.fusion(self.mask_token + self.positions, embedded + positions))
+        return unpatchify(patches, self.patch)
+
+    def _joined(self, embedded: Tensor, order: Tensor | None) -> Tensor:
+        """The tokens, with mask tokens behind them, through self-attention; then back into the image's order."""
+        b, kept = len(embedded), embedded.shape[1] - 1
+        positions = self.positions.expand(b, -1, -1) if order is None else self.positions[order]
+        seen = embedded[:, 1:] + positions[:, :kept]
+        hidden = self.mask_token.to(embedded.dtype) + positions[:, kept:]
+        tokens = torch.cat([embedded[:, :1], seen, hidden.to(embedded.dtype)], dim=1)
+        patches = self._paint(self.fusion(tokens), skip=1)
+        return unpatchify(patches if order is None else take(patches, order.argsort(dim=1)), self.patch)
+
+    def _paint(self, hidden: Tensor, skip: int = 0) -> Tensor:
+        """G without its fusion: b (skip + n) c -> patches b n (3 p p)."""
         for block in self.blocks:
             hidden = block(hidden)
-        return unpatchify(self.head(self.norm(hidden)), self.patch)
+        return self.head(self.norm(hidden[:, skip:]))
 
 
 class PFViT(nn.Module):
     """E, S, F, G and C in one module, trained by one optimizer."""
 
     def __init__(
-        self, encoder: ViT, generator: Generator, *, width: int, classes: int, separator_ratio: float = 0.25
+        self,
+        encoder: ViT,
+        generator: Generator,
+        *,
+        width: int,
+        classes: int,
+        separator_ratio: float = 0.25,
+        mask_ratio: float = 0.0,
     ) -> None:
+        """`separator_ratio` 0 leaves the separator out (METHOD.md, Ablations 2): C reads the encoder's own class token,
+        and G paints the reconstruction alone. `mask_ratio` is the share of patches hidden in training (Multi-Task MAE,
+        Ablations 4).
+        """
         super().__init__()
         self.encoder = encoder
-        self.separator = Separator(width, max(1, int(width * separator_ratio)))
+        self.separator = Separator(width, max(1, int(width * separator_ratio))) if separator_ratio else None
         self.generator = generator
         self.classifier = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
+        self.mask_ratio = mask_ratio
 
-    def forward(self, images: Tensor, *, emotion_view: bool = True) -> Views:
-        """b 3 h w -> all views; the generator paints its images, two or three of each face, in one batch."""
-        tokens = self.encoder(images)
+    def forward(self, images: Tensor, order: Tensor | None = None, *, emotion_view: bool = True) -> Views:
+        """b 3 h w -> all views; the generator paints its images, two or three of each face, in one batch.
+
+        order: a permutation of the patches b n, whose first ones the encoder sees; None shows it all.
+        """
+        tokens = self.encoder(images, None if order is None else order[:, : self.kept])
+        if self.separator is None:
+            painted = self.generator(tokens, order)
+            return Views(self.classifier(tokens[:, 0]), painted, None, None, tokens, None)
         emotion, face = self.separator(tokens)
         wanted = [tokens, face, emotion] if emotion_view else [tokens, face]
-        painted = self.generator(torch.cat(wanted)).chunk(len(wanted))
+        orders = None if order is None else order.repeat(len(wanted), 1)
+        painted = self.generator(torch.cat(wanted), orders).chunk(len(wanted))
         return Views(
             logits=self.classifier(emotion[:, 0]),
             reconstruction=painted[0],
@@ -143,10 +198,21 @@ class PFViT(nn.Module):
             face_tokens=face,
         )
 
-    def classify(self, images: Tensor) -> Tensor:
+    def separate(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """b 3 h w, the patches to look at b k or None for all -> f, f_e and f_p, each b t d; without a separator f
+        twice and None.
+        """
+        tokens = self.encoder(images, keep)
+        return (tokens, tokens, None) if self.separator is None else (tokens, *self.separator(tokens))
+
+    def classify(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """What remains at test time, E, S and C: b 3 h w -> logits b classes."""
-        emotion, _ = self.separator(self.encoder(images))
-        return self.classifier(emotion[:, 0])
+        return self.classifier(self.separate(images, keep)[1][:, 0])
+
+    @property
+    def kept(self) -> int:
+        """Number of patches that training shows to the encoder where it hides some."""
+        return shown_count(len(self.encoder.positions), self.mask_ratio)
 
     def shard_units(self) -> list[nn.Module]:
         """The blocks of encoder and generator."""

@@ -1,4 +1,7 @@
-"""φ, the frozen face-recognition net of L_ort: InceptionResnetV1 trained on VGGFace2, through facenet-pytorch.
+"""φ, the frozen net of L_ort and of the identity that a poker face keeps.
+
+InceptionResnetV1 trained on VGGFace2 through facenet-pytorch is the paper's; its ablations put timm's ResNet-50 trained
+on ImageNet in its place. A classifier of ours that tells people apart does where neither can be had.
 
 Legend: b images, f features.
 """
@@ -13,8 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-INPUT_SIZE = 160
-FILE_NAME = "20180402-114759-vggface2.pt"
+from pfcluster.nn.judge import JudgeNet
+from pfcluster.nn.vit import Classifier
+
+Layer = Literal["feature_map", "embedding"]
+FACENET_FILE = "20180402-114759-vggface2.pt"
+FACENET_URL = f"https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/{FACENET_FILE}"
+RESNET = "resnet50.a1_in1k"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class RecognitionError(ValueError):
@@ -22,11 +31,12 @@ class RecognitionError(ValueError):
 
 
 class Recognition(nn.Module):
-    """Features of faces by a net that knows identities, not expressions. Takes images in -1..1, no gradients of its
-    own.
-    """
+    """Features of images in -1..1 by a frozen net: the last map before pooling, flattened, or what is made of it."""
 
-    def __init__(self, net: nn.Module, layer: Literal["feature_map", "embedding"] = "feature_map") -> None:
+    size: int
+    """Side of the square images that the net looks at, in pixels."""
+
+    def __init__(self, net: nn.Module, layer: Layer = "feature_map") -> None:
         super().__init__()
         self.layer = layer
         self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -36,56 +46,121 @@ class Recognition(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """b 3 h w in -1..1 -> features b f, not normalised: the last map before pooling, or the 512-d unit embedding.
+        """b 3 h w in -1..1 -> features b f, not normalised."""
+        if images.shape[-1] != self.size:
+            images = functional.interpolate(images, size=self.size, mode="bilinear", align_corners=False)
+        return self.features(images.contiguous(memory_format=torch.channels_last)).flatten(1)
 
-        The net was trained on (pixel - 127.5) / 128, which is 0.996 of our range.
-        """
-        faces = functional.interpolate(images, size=INPUT_SIZE, mode="bilinear", align_corners=False)
-        faces = (faces * (127.5 / 128)).contiguous(memory_format=torch.channels_last)
+    def features(self, images: Tensor) -> Tensor:
+        """b 3 size size in -1..1 -> b and any shape."""
+        raise NotImplementedError
+
+
+class FaceNet(Recognition):
+    """InceptionResnetV1; its embedding is 512-d, of length 1. It was trained on (pixel - 127.5) / 128."""
+
+    size = 160
+
+    def features(self, images: Tensor) -> Tensor:
+        faces = images * (127.5 / 128)
         if self.layer == "embedding":
             return self.net(faces)
         for name, child in self.net.named_children():
             if name == "avgpool_1a":
                 break
             faces = child(faces)
-        return faces.flatten(1)
+        return faces
 
 
-def find_weights(local: str | None) -> Path:
-    """The file of φ's weights: the given one, or facenet-pytorch's own download where it is or can be had.
+class ImageNetResNet(Recognition):
+    """timm's ResNet-50 of ImageNet; its embedding is the 2048-d mean over places."""
+
+    size = 224
+
+    def __init__(self, net: nn.Module, layer: Layer = "feature_map") -> None:
+        super().__init__(net, layer)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        found = self.net.forward_features(((images + 1) / 2 - self.mean) / self.std)  # type: ignore[operator]
+        return found.mean((2, 3)) if self.layer == "embedding" else found
+
+
+class OwnNet(Recognition):
+    """A classifier of ours: the map, or the tokens, before its head; its embedding is what the head reads."""
+
+    def __init__(self, net: nn.Module, size: int, layer: Layer = "feature_map") -> None:
+        super().__init__(net, layer)
+        self.size = size
+
+    def features(self, images: Tensor) -> Tensor:
+        if isinstance(self.net, JudgeNet):
+            found = self.net.features(images)
+            return found.mean((2, 3)) if self.layer == "embedding" else found
+        assert isinstance(self.net, Classifier)
+        tokens = self.net.encoder(images)
+        return tokens[:, 0] if self.layer == "embedding" else tokens
+
+
+def facenet(layer: Layer) -> FaceNet:
+    """φ of the paper without its weights."""
+    from facenet_pytorch import InceptionResnetV1
+
+    return FaceNet(InceptionResnetV1(pretrained=None, classify=False), layer)
+
+
+def resnet(layer: Layer) -> ImageNetResNet:
+    """The ablation's φ without its weights."""
+    import timm
+
+    return ImageNetResNet(timm.create_model("resnet50", pretrained=False, num_classes=0), layer)
+
+
+def find_weights(kind: Literal["facenet", "resnet"], local: str | None) -> Path | None:
+    """The file of φ's weights: the given one, or the library's own download where it is or can be had; None for
+    timm's, which its hub keeps.
 
     Under several processes let one call this first: the download takes no lock. Raises RecognitionError.
     """
     options = (
         "give the file with --pf-mag.recognition-weights FILE, or leave the net out with"
-        " --pf-mag.recognition none (the paper's ablation: the cosine of the tokens)"
+        " --pf-mag.recognition tokens (the paper's ablation: the cosine of the tokens)"
     )
     if local is not None:
         if not Path(local).is_file():
             raise RecognitionError(f"pf_mag.recognition_weights: no file {local}; {options}")
         return Path(local)
+    if kind == "resnet":
+        _timm_state(options)
+        return None
     home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
-    cached = home / "checkpoints" / FILE_NAME
+    cached = home / "checkpoints" / FACENET_FILE
     if cached.is_file():
         return cached
-    url = f"https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/{FILE_NAME}"
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(cached), progress=False)
+        torch.hub.download_url_to_file(FACENET_URL, str(cached), progress=False)
     except OSError as error:
-        raise RecognitionError(f"cannot download the recognition net from {url}: {error}; {options}") from error
+        raise RecognitionError(f"cannot download the recognition net from {FACENET_URL}: {error}; {options}") from error
     return cached
 
 
-def load_net(weights: Path) -> nn.Module:
-    """InceptionResnetV1 with the weights of a file. Raises RecognitionError."""
-    from facenet_pytorch import InceptionResnetV1
-
-    net = InceptionResnetV1(pretrained=None, classify=False)
+def load_weights(net: Recognition, weights: Path | None) -> None:
+    """Fill φ from a file of its library's layout, None from timm's hub. Raises RecognitionError."""
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        state = {name: value for name, value in state.items() if not name.startswith("logits.")}
-        net.load_state_dict(state)
+        state = _timm_state("") if weights is None else torch.load(weights, map_location="cpu", weights_only=True)
+        state = {name: value for name, value in state.items() if not name.startswith(("logits.", "fc."))}
+        net.net.load_state_dict(state)
     except (OSError, RuntimeError, AttributeError, ValueError) as error:
-        raise RecognitionError(f"{weights} holds no weights of InceptionResnetV1: {error}") from error
-    return net
+        name = "InceptionResnetV1" if isinstance(net, FaceNet) else "ResNet-50"
+        raise RecognitionError(f"{weights} holds no weights of {name}: {error}") from error
+
+
+def _timm_state(options: str) -> dict[str, Tensor]:
+    import timm
+
+    try:
+        return timm.create_model(RESNET, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # the hub's own errors have no common base
+        raise RecognitionError(f"cannot download timm:{RESNET}: {error}; {options}") from error

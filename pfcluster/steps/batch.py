@@ -18,7 +18,7 @@ from pfcluster.dist import World, generator
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: images b 3 h w in -1..1, labels b, and for MAE a permutation of the patches b n."""
+    """One micro-batch: images b 3 h w in -1..1, labels b, and where patches are hidden a permutation of them b n."""
 
     images: Tensor
     labels: Tensor
@@ -34,7 +34,7 @@ def prepare(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[B
     images = transforms.resize(raw.images.to(world.device, non_blocking=True), config.data.size)
     images = transforms.augment(images.div_(127.5).sub_(1.0), changes, cropped=config.data.crop == "host")
     labels = raw.labels.to(world.device, non_blocking=True)
-    order = patch_order(config, config.batch_size, "mask", step)[mine] if config.objective == "mae" else None
+    order = patch_order(config, config.batch_size, "mask", step)[mine] if config.hides_patches else None
     if order is not None:
         order = order.to(world.device, non_blocking=True)
     parts = config.engine.accumulate

@@ -39,15 +39,32 @@ class Setting:
     """φ; None takes the cosine on the tokens."""
     r1: float = 0.0
     """Weight of the R1 penalty in L_Δ."""
+    critic_emotions: bool = True
+    """Whether Δ looks at emotions; else at real and generated alone."""
+
+
+def pf_mag_setting(
+    config: PfMagConfig,
+    neutral: int | None,
+    class_weights: Tensor | None,
+    label_smoothing: float,
+    recognition: nn.Module | None,
+) -> Setting:
+    """The setting that a config asks for."""
+    return Setting(
+        neutral, class_weights, label_smoothing, config.fake_emotions, recognition, config.r1, config.critic_emotions
+    )
 
 
 def critic_loss(critic: Engine, views: Views, batch: Batch, setting: Setting, *, sync: bool) -> Tensor:
     """L_Δ on real images, reconstructions and poker faces, in one forward pass of Δ."""
-    fakes = [views.reconstruction.detach(), views.poker.detach()]
+    fakes = [image.detach() for image in (views.reconstruction, views.poker) if image is not None]
     images = batch.images.detach().requires_grad_(setting.r1 > 0)
     logits = critic(torch.cat([images, *fakes]), sync=sync)
     real, fake = logits[: len(images)], logits[len(images) :]
-    loss = losses.discriminator(real, fake, batch.labels, fake_emotions=setting.fake_emotions)
+    loss = losses.discriminator(
+        real, fake, batch.labels, fake_emotions=setting.fake_emotions, emotions=setting.critic_emotions
+    )
     if setting.r1 > 0:
         slope = critic.input_gradient(real[:, -1].float().sum(), images)
         loss = loss + setting.r1 * losses.gradient_penalty(slope)
@@ -55,7 +72,7 @@ def critic_loss(critic: Engine, views: Views, batch: Batch, setting: Setting, *,
 
 
 def pf_vit_terms(views: Views, batch: Batch, judge: Callable[[Tensor], Tensor] | None, setting: Setting) -> Metrics:
-    """The four terms of L_PFViT; without a judge (in the warm-up) only the two that need none."""
+    """The terms of L_PFViT: in the warm-up, without a judge, the two that need none; L_ort only with a separator."""
     terms = {
         "cls": losses.classification(views.logits, batch.labels, setting.class_weights, setting.label_smoothing),
         "rec": losses.reconstruction(batch.images, views.reconstruction, views.poker, batch.labels, setting.neutral),
@@ -63,8 +80,14 @@ def pf_vit_terms(views: Views, batch: Batch, judge: Callable[[Tensor], Tensor] |
     if judge is None:
         return terms
     size = len(batch.images)
-    seen = judge(torch.cat([views.reconstruction, views.poker]))
-    terms["adv"] = losses.adversarial(seen[:size], seen[size:], batch.labels, setting.neutral)
+    shown = [views.reconstruction] if views.poker is None else [views.reconstruction, views.poker]
+    seen = judge(torch.cat(shown))
+    poker = None if views.poker is None else seen[size:]
+    terms["adv"] = losses.adversarial(
+        seen[:size], poker, batch.labels, setting.neutral, emotions=setting.critic_emotions
+    )
+    if views.poker is None or views.face_tokens is None:
+        return terms
     if setting.recognition is None:
         terms["ort"] = losses.orthogonality(views.emotion_tokens, views.face_tokens)
     else:
@@ -77,7 +100,7 @@ def pf_vit_terms(views: Views, batch: Batch, judge: Callable[[Tensor], Tensor] |
 def pf_mag_step(
     batches: Sequence[Batch], pf_vit: Engine, critic: Engine, setting: Setting, balance: Balance, *, warm: bool
 ) -> Metrics:
-    """One turn of the discriminator, one of PF-ViT. images: b 3 h w, labels: b.
+    """One turn of the discriminator, one of PF-ViT. images: b 3 h w, labels: b, order: b n where patches are hidden.
 
     With one micro-batch a single forward of PF-ViT serves both turns, which is exact because Δ's update does not touch
     PF-ViT. With several, Δ must have seen all of them before PF-ViT's turn begins, so views are made twice: the same
@@ -89,7 +112,7 @@ def pf_mag_step(
     seen: list[Views] = []
     for index, batch in enumerate(batches):
         with nullcontext() if shared else torch.no_grad():
-            views = pf_vit(batch.images, emotion_view=emotion_view)
+            views = pf_vit(batch.images, batch.order, emotion_view=emotion_view)
         loss = critic_loss(critic, views, batch, setting, sync=index == len(batches) - 1)
         critic.backward(loss / len(batches))
         metrics.append({"critic": loss})
@@ -101,7 +124,7 @@ def pf_mag_step(
             balance.observe(magnitudes(seen, batches, judge, setting))
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            views = seen[0] if shared else pf_vit(batch.images, emotion_view=emotion_view, sync=last)
+            views = seen[0] if shared else pf_vit(batch.images, batch.order, emotion_view=emotion_view, sync=last)
             terms = pf_vit_terms(views, batch, None if warm else judge, setting)
             total = balance.total(terms, warm=warm)
             pf_vit.backward(total / len(batches))
@@ -114,7 +137,7 @@ def pf_mag_step(
 def magnitudes(
     seen: Sequence[Views], batches: Sequence[Batch], judge: Callable[[Tensor], Tensor], setting: Setting
 ) -> Metrics:
-    """The four terms over a whole batch, before any gradient is taken: what the automatic balance goes by."""
+    """The terms over a whole batch, before any gradient is taken: what the automatic balance goes by."""
     return mean([pf_vit_terms(views, batch, judge, setting) for views, batch in zip(seen, batches, strict=True)])
 
 
@@ -143,8 +166,9 @@ class Balance:
     def observe(self, terms: Metrics) -> None:
         """Take one more step's magnitudes into account, over all its micro-batches and ranks."""
         assert self.watches
-        values = self.world.mean(torch.stack([terms[name].detach().double().abs() for name in TERMS])).tolist()
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in zip(TERMS, values, strict=True)}
+        found = [name for name in TERMS if name in terms]
+        values = self.world.mean(torch.stack([terms[name].detach().double().abs() for name in found])).tolist()
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in zip(found, values, strict=True)}
         self.seen += 1
 
     def factor(self, name: str) -> float:
@@ -158,7 +182,7 @@ class Balance:
         """L_PFViT, or in the warm-up the two terms that make images and tell emotions."""
         if warm:
             return self.warmup_rec * terms["rec"] + self.warmup_cls * terms["cls"]
-        weighted = [self.factor(name) * terms[name] for name in TERMS]
+        weighted = [self.factor(name) * terms[name] for name in TERMS if name in terms]
         return torch.stack(weighted).sum()
 
 

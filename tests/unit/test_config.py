@@ -48,7 +48,7 @@ def test_every_preset_survives_json(name):
         (lambda: RunConfig(data=DataConfig(size=50)), "data.size"),
         (lambda: RunConfig(batch_size=10, engine=EngineConfig(accumulate=3)), "batch_size"),
         (lambda: RunConfig(objective="mae", model=ModelConfig(architecture="cnn")), "objective"),
-        (lambda: PfMagConfig(recognition="none", recognition_weights="x.pt"), "pf_mag.recognition"),
+        (lambda: PfMagConfig(recognition="tokens", recognition_weights="x.pt"), "pf_mag.recognition"),
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_of_its_field(make, field):

@@ -13,8 +13,9 @@ from pfcluster.data.split_types import DataError, RawBatch
 from pfcluster.data.transforms import to_float
 from pfcluster.dist import World
 from pfcluster.evaluate.classification import chunks, confusion, predict, scores
+from pfcluster.evaluate.instruments import Instruments, Judge
 from pfcluster.evaluate.pictures import pick
-from pfcluster.evaluate.poker import Judge, measure, region_error
+from pfcluster.evaluate.poker import measure, region_error
 from pfcluster.evaluate.shared_classes import SharedClasses
 from pfcluster.nn.pf_vit import Views
 
@@ -113,6 +114,7 @@ class Copycat(nn.Module):
     def __init__(self, poker=None):
         super().__init__()
         self.poker = poker
+        self.separator = nn.Identity()
         self.shown = 0
 
     def forward(self, images, *, emotion_view=True):
@@ -123,7 +125,7 @@ class Copycat(nn.Module):
 
 def figures(faces, model):
     judge = Judge(lambda shown: torch.eye(8)[[1] * len(shown)], 32, neutral=0)
-    options = {"size": 32, "count": 24, "batch_size": 7, "judge": judge, "recognition": None, "world": HERE}
+    options = {"size": 32, "count": 24, "batch_size": 7, "instruments": Instruments(judge), "world": HERE}
     return measure(model, faces.test, **options)
 
 

@@ -16,7 +16,7 @@ LEVELS = [
     {"checkpoint", "optim", "limit", "provenance", "record", "progress", "heartbeat", "pace"},
     {"saver", "weights"},
     {"engine", "data", "models", "presets"},
-    {"steps"},
+    {"steps", "trained"},
     {"evaluate", "objectives", "profile"},
     {"trace"},
     {"keepers"},
@@ -37,6 +37,7 @@ ONLY_WHERE_USED = {
     "timm",
     "matplotlib",
     "cv2",
+    "sklearn",
 }
 
 

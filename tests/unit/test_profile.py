@@ -36,13 +36,13 @@ def test_mae_b_stays_within_its_flops():
 def test_pf_mag_b_with_the_recognition_net_stays_within_its_flops():
     from facenet_pytorch import InceptionResnetV1
 
-    from pfcluster.nn.recognition import Recognition
+    from pfcluster.nn.recognition import FaceNet
 
     config = presets.recipe("vit-b")["pf-vit"]
     with torch.device("meta"):
-        recognition = Recognition(InceptionResnetV1(pretrained=None))
+        recognition = FaceNet(InceptionResnetV1(pretrained=None))
     whole = profile(config, 8, recognition=recognition).flops
-    without = profile(replace(config, pf_mag=replace(config.pf_mag, recognition="none")), 8).flops
+    without = profile(replace(config, pf_mag=replace(config.pf_mag, recognition="tokens")), 8).flops
     assert without < whole <= 350 * GIGA
 
 

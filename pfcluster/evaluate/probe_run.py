@@ -1,0 +1,53 @@
+"""Linear probes of a run: its tokens over a part of the training split and over the measured one.
+
+Legend: n images, f features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfcluster.config import RunConfig
+from pfcluster.data.source import people_of
+from pfcluster.data.split_types import Dataset, Split
+from pfcluster.dist import World, generator
+from pfcluster.evaluate.classification import chunks, load_images
+from pfcluster.evaluate.probes import pooled, probe
+from pfcluster.nn.pf_vit import PFViT
+from pfcluster.nn.vit import Classifier
+
+
+def probe_run(config: RunConfig, dataset: Dataset, split: Split, model: nn.Module, world: World) -> dict[str, Any]:
+    """What linear readers find in f, and with a separator in f_e and f_p (see `probes.probe`), of `evaluate.probes`
+    training images and as many of the measured split. Empty where probes are off, or the model has no tokens, and on
+    all ranks but the first.
+    """
+    if config.evaluate.probes == 0 or not isinstance(model, (PFViT, Classifier)):
+        return {}
+    drawn = torch.randperm(len(dataset.train), generator=generator(config.seed, "probe"))[: config.evaluate.probes]
+    asked = torch.arange(min(config.evaluate.probes, len(split)))
+    train = _features(config, dataset.train, drawn, model, world)
+    test = _features(config, split, asked, model, world)
+    if not world.is_main:
+        return {}
+    people = [people_of(split)[index] for index in asked.tolist()]
+    return probe(train, dataset.train.labels()[drawn], test, split.labels()[asked], people)
+
+
+@torch.inference_mode()
+def _features(
+    config: RunConfig, split: Split, chosen: Tensor, model: PFViT | Classifier, world: World
+) -> dict[str, Tensor]:
+    """Pooled tokens by name, n f each, on the CPU of every rank."""
+    names = ("f", "f_e", "f_p") if isinstance(model, PFViT) and model.separator is not None else ("f",)
+    whole = {name: torch.zeros(len(chosen), 2 * config.model.width, device=world.device) for name in names}
+    for places in chunks(len(chosen), config.evaluate.batch_size, world):
+        images, _ = load_images(split, chosen[places], config.data.size, world.device)
+        tokens = model.separate(images) if isinstance(model, PFViT) else (model.encoder(images),)
+        for name, found in zip(names, tokens, strict=False):
+            assert found is not None
+            whole[name][places.to(world.device)] = pooled(found)
+    return {name: world.sum(part).cpu() for name, part in whole.items()}

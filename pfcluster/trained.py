@@ -1,0 +1,72 @@
+"""Classifiers of runs that are already there, frozen, for the measures and losses of other runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from pfcluster import checkpoint, models
+from pfcluster.config import ConfigError, RunConfig
+from pfcluster.config_json import load
+from pfcluster.dist import World
+from pfcluster.nn.recognition import OwnNet, Recognition, facenet, find_weights, load_weights, resnet
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's classifier at its best checkpoint, and the config that trained it."""
+
+    config: RunConfig
+    net: nn.Module
+    classes: int
+
+
+def load_classifier(folder: Path, option: str, command: str = "judge") -> Trained:
+    """The fine-tuned classifier of a run's folder. `option` is what asked for it, `command` what would train one.
+    Raises ConfigError.
+    """
+    try:
+        state = checkpoint.load(folder).weights()
+        config = load(folder / "config.json")
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}; train one with `jobs/launch.py {command}`") from error
+    if config.objective != "finetune":
+        raise ConfigError(f"{option}: {folder} is a run of {config.objective}, a classifier is needed")
+    classes = len(state["head.weight"])
+    net = models.build(config, classes, load_init=False)["model"]
+    net.load_state_dict(state)
+    return Trained(config, net.eval().requires_grad_(False), classes)
+
+
+def load_people(folder: Path, option: str) -> Trained:
+    """A classifier that tells people apart. Raises ConfigError."""
+    found = load_classifier(folder, option, "judge --data.target identity")
+    if found.config.data.target != "identity":
+        raise ConfigError(
+            f"{option}: {folder} tells emotions apart, not people; train one with"
+            " `jobs/launch.py judge --data.target identity`"
+        )
+    return found
+
+
+def load_recognition(config: RunConfig, here: World) -> Recognition | None:
+    """φ, where PF-MAG's L_ort asks for one; rank 0 looks (and downloads) first.
+
+    Raises RecognitionError, ConfigError.
+    """
+    settings = config.pf_mag
+    if config.objective != "pf_mag" or settings.recognition == "tokens":
+        return None
+    if settings.recognition == "run":
+        assert settings.recognition_weights is not None
+        found = load_classifier(Path(settings.recognition_weights), "pf_mag.recognition_weights")
+        return OwnNet(found.net, found.config.data.size, settings.recognition_layer).to(here.device)
+    if here.is_main:
+        find_weights(settings.recognition, settings.recognition_weights)
+    here.barrier()
+    weights = find_weights(settings.recognition, settings.recognition_weights)
+    net = (facenet if settings.recognition == "facenet" else resnet)(settings.recognition_layer)
+    load_weights(net, weights)
+    return net.to(here.device)

@@ -1,0 +1,184 @@
+"""PF-MAG's ablations are options: each changes what it names, and trains to the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pfcluster import models
+from pfcluster.config import ConfigError, EvaluateConfig, LossWeights, PfMagConfig
+from pfcluster.config_json import from_json, to_json
+from pfcluster.dist import World
+from pfcluster.losses import adversarial, discriminator
+from pfcluster.nn.pf_vit import PFViT, SelfFusion
+from pfcluster.nn.recognition import FaceNet, RecognitionError, facenet, find_weights, load_weights, resnet
+from pfcluster.steps.batch import patch_order
+from pfcluster.train import run
+from pfcluster.trained import load_recognition
+from tests.tiny import config
+
+HERE = World(0, 1, torch.device("cpu"))
+
+
+def pf_mag(**changes):
+    base = config("pf_mag")
+    return replace(base, pf_mag=replace(base.pf_mag, **changes))
+
+
+def built(**changes) -> PFViT:
+    model = models.build(pf_mag(**changes), 8)["model"]
+    assert isinstance(model, PFViT)
+    return model
+
+
+def faces(count: int = 3) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_without_a_separator_there_is_no_poker_face_and_the_encoder_is_classified():
+    model = built(separator_ratio=0.0)
+    views = model(faces())
+    assert views.poker is views.emotion is views.face_tokens is None
+    tokens = model.encoder(faces())
+    assert torch.equal(model.classify(faces()), model.classifier(tokens[:, 0]))
+    assert torch.allclose(views.reconstruction, model.generator(tokens))
+
+
+def test_self_fusion_without_hidden_patches_does_not_depend_on_the_order_in_which_they_are_shown():
+    model = built(fusion="self")
+    assert isinstance(model.generator.fusion, SelfFusion)
+    order = patch_order(pf_mag(), 3, "mask", 0)
+    torch.testing.assert_close(model(faces(), order).reconstruction, model(faces()).reconstruction, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(faces(), order).logits, model(faces()).logits, atol=1e-5, rtol=0)
+
+
+def test_multi_task_mae_hides_patches_from_the_encoder_and_paints_them_nevertheless():
+    model = built(fusion="self", mask_ratio=0.75)
+    order = patch_order(pf_mag(), 3, "mask", 0)
+    shown = faces()
+    changed = shown.clone()
+    blank = changed.unfold(2, 8, 8).unfold(3, 8, 8)  # views of the patches: b 3 4 4 8 8
+    for row, hidden in enumerate(order[:, model.kept :].tolist()):
+        for patch in hidden:
+            blank[row, :, patch // 4, patch % 4] = 0.0
+    assert model.kept == 4
+    assert not torch.equal(changed, shown)
+    assert torch.equal(model(changed, order).poker, model(shown, order).poker)
+    assert model(shown, order).poker.shape == shown.shape
+    seen = changed.clone()
+    first = order[0, 0].item()
+    seen[0, :, first // 4 * 8 :, first % 4 * 8 :] += 0.5
+    assert not torch.equal(model(seen, order).poker, model(shown, order).poker)
+
+
+def test_the_mask_is_drawn_anew_each_step_and_none_where_nothing_hides():
+    assert pf_mag(fusion="self", mask_ratio=0.5).hides_patches
+    assert not pf_mag(fusion="self").hides_patches
+
+
+def test_a_discriminator_blind_to_emotions_is_told_real_from_fake_alone():
+    logits = torch.tensor([[0.0, 5.0, 1.0]])
+    other = torch.tensor([[9.0, -5.0, 1.0]])
+    label = torch.tensor([0])
+    blind = {"emotions": False}
+    first = discriminator(logits, logits, label, fake_emotions="zero", **blind)
+    assert first == discriminator(other, other, label, fake_emotions="zero", **blind)
+    assert first != discriminator(logits, logits, label, fake_emotions="zero")
+    assert adversarial(logits, logits, label, 1, **blind) == adversarial(other, other, label, 1, **blind)
+    assert adversarial(logits, None, label, 1) < adversarial(logits, logits, label, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"separator_ratio": 0.0},
+        {"separator_ratio": 0.0, "critic_emotions": False},
+        {"fusion": "self", "mask_ratio": 0.5},
+        {"weights": LossWeights(adv=0.0)},
+        {"weights": LossWeights(ort=0.0), "fake_emotions": "zero"},
+    ],
+)
+def test_every_ablation_trains_and_is_measured(tmp_path, changes):
+    ratios = (0.0, 0.75) if "fusion" in changes else ()
+    evaluate = EvaluateConfig(poker_faces=16, probes=32, mask_ratios=ratios)
+    result = run(replace(pf_mag(**changes), evaluate=evaluate), tmp_path)
+    rows = result["poker"]["rows"]
+    assert ("poker face" in rows) == ("separator_ratio" not in changes)
+    assert set(result["probes"]["rows"]) == ({"f", "f_e", "f_p"} if "poker face" in rows else {"f"})
+    assert [found["mask_ratio"] for found in result["by_mask_ratio"]] == list(ratios)
+    if ratios:
+        assert result["by_mask_ratio"][0]["accuracy"] == result["test"]["accuracy"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["split"] == "train"][-1]
+    assert ("ort" in last) == ("poker face" in rows)
+
+
+def test_phi_can_be_a_run_that_tells_people_apart(tmp_path):
+    base = config("finetune")
+    people = replace(base, data=replace(base.data, target="identity"), augment=replace(base.augment, flip=0.0))
+    result = run(people, tmp_path / "people")
+    assert len(result["dataset"]["classes"]) == 12
+    assert "test" not in result
+    folder = str(tmp_path / "people")
+    wanted = pf_mag(recognition="run", recognition_weights=folder)
+    phi = load_recognition(wanted, HERE)
+    assert phi is not None
+    assert phi(faces()).shape == (3, 17 * 32)
+    assert not any(parameter.requires_grad for parameter in phi.parameters())
+    judged = replace(wanted, evaluate=EvaluateConfig(poker_faces=40, recognition=folder, fid=folder))
+    rows = run(judged, tmp_path / "run")["poker"]["rows"]
+    assert rows["input"]["identity"] == pytest.approx(1.0)
+    assert -1 <= rows["poker face"]["identity"] < 1
+    assert rows["input"]["fid"] == pytest.approx(0.0, abs=1e-3)  # copying the input scores best
+    assert rows["poker face"]["fid"] > rows["input"]["fid"]
+    assert rows["truth"]["fid_neutral"] is not None
+
+
+def test_people_are_measured_by_nets_that_know_people(tmp_path):
+    run(config("finetune"), tmp_path / "emotions")
+    wanted = replace(config("pf_mag"), evaluate=EvaluateConfig(recognition=str(tmp_path / "emotions")))
+    with pytest.raises(ConfigError, match=r"evaluate\.recognition: .*tells emotions apart, not people"):
+        run(wanted, tmp_path / "run")
+
+
+def test_the_libraries_nets_are_filled_from_their_own_files(tmp_path):
+    for kind, make in (("facenet", facenet), ("resnet", resnet)):
+        net = make("feature_map")
+        file = tmp_path / f"{kind}.pt"
+        torch.save({name: value + 0.01 for name, value in net.net.state_dict().items()}, file)
+        before = next(net.parameters()).clone()
+        load_weights(net, find_weights(kind, str(file)))
+        torch.testing.assert_close(next(net.parameters()), before + 0.01)
+    shown = faces(1)
+    assert isinstance(net, torch.nn.Module)
+    assert net(shown).shape == (1, 2048 * 7 * 7)
+    assert resnet("embedding")(shown).shape == (1, 2048)
+    with pytest.raises(RecognitionError, match="holds no weights of InceptionResnetV1"):
+        load_weights(facenet("embedding"), tmp_path / "resnet.pt")
+    with pytest.raises(RecognitionError, match=r"no file .*nowhere\.pt"):
+        find_weights("resnet", str(tmp_path / "nowhere.pt"))
+    assert isinstance(facenet("embedding"), FaceNet)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"mask_ratio": 0.5}, r'pf_mag\.fusion must be "self" with pf_mag\.mask_ratio'),
+        ({"separator_ratio": 0.0, "recognition": "facenet"}, r"without a separator there is no L_ort"),
+        ({"recognition": "run"}, r"have pf_mag\.recognition_weights beside it"),
+        ({"recognition_weights": "x.pt"}, r"where pf_mag\.recognition_weights is given"),
+    ],
+)
+def test_ablations_that_contradict_each_other_are_refused(changes, why):
+    with pytest.raises(ConfigError, match=why):
+        PfMagConfig(**changes)
+
+
+def test_ratios_at_test_time_want_an_encoder_that_saw_hidden_patches():
+    with pytest.raises(ConfigError, match=r'evaluate\.mask_ratios must be of a run with pf_mag\.fusion "self"'):
+        replace(config("pf_mag"), evaluate=EvaluateConfig(mask_ratios=(0.5,)))
+    several = replace(pf_mag(fusion="self"), evaluate=EvaluateConfig(mask_ratios=(0.0, 0.3, 0.5)))
+    assert from_json(to_json(several)) == several
