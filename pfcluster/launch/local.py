@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
-from pfcluster.launch.plan import Call, Job, Plan
+from pfcluster.launch.plan import Call, Failures, Group, Job, Plan
 from pfcluster.launch.processes import Running, Watched, rank_environments, start
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
 from pfcluster.signals import StopRequest
@@ -37,19 +37,57 @@ class LaunchError(RuntimeError):
 def run_plan(plan: Plan, *, processes: int, at_once: int) -> bool:
     """Run a plan's groups, wave by wave; True once all is finished, False where a signal stopped it.
 
-    Raises LaunchError where something fails.
+    Raises LaunchError where something fails; of a tolerant plan once all else is done.
     """
+
+    def train(jobs: Sequence[Job], title: str, failed: OnFailure | None) -> bool:
+        return run_jobs(
+            jobs, processes=processes, at_once=at_once, command=plan.command, title=title, on_failure=failed
+        )
+
+    return run_waves(plan, train)
+
+
+OnFailure = Callable[[Job, LaunchError], None]
+Train = Callable[[Sequence[Job], str, OnFailure | None], bool]
+"""Runs jobs under a title; True once all have ended, False where a signal stopped them. Without anyone to tell of
+failures it raises the first."""
+
+
+def run_waves(plan: Plan, train: Train) -> bool:
+    """A plan's groups, wave by wave, their runs by `train`; True once all is done, False where a signal stopped it.
+    Raises LaunchError.
+    """
+    failures = Failures()
     waves = list(plan.waves())
-    for number, wave in enumerate(waves, start=1):
+    for number, whole in enumerate(waves, start=1):
         title = f"[{number}/{len(waves)}] " if len(waves) > 1 else ""
-        tasks = [task for group in wave for task in group.tasks]
-        calls = [task for task in tasks if isinstance(task, Call) and not task.finished()]
-        if not all(run_call(call) for call in calls):
+        wave = failures.runnable(whole)
+        if not _run_wave(wave, plan, train, title, failures):
             return False
-        jobs = [task for task in tasks if isinstance(task, Job)]
-        if jobs and not run_jobs(jobs, processes=processes, at_once=at_once, command=plan.command, title=title):
-            return False
+    if failures.tasks:
+        raise LaunchError(failures.text(), 1)
     return True
+
+
+def _run_wave(wave: Sequence[Group], plan: Plan, train: Train, title: str, failures: Failures) -> bool:
+    tasks = [task for group in wave for task in group.tasks]
+    for call in (task for task in tasks if isinstance(task, Call) and not task.finished()):
+        try:
+            if not run_call(call):
+                return False
+        except LaunchError as error:
+            if not plan.tolerant:
+                raise
+            failures.add(call, str(error), wave)
+    jobs = [task for task in tasks if isinstance(task, Job)]
+    failed: OnFailure | None = None
+    if plan.tolerant:
+
+        def failed(job: Job, error: LaunchError) -> None:
+            failures.add(job, str(error), wave)
+
+    return not jobs or train(jobs, title, failed)
 
 
 def run_call(call: Call) -> bool:
@@ -62,10 +100,19 @@ def run_call(call: Call) -> bool:
     return code == 0
 
 
-def run_jobs(jobs: Sequence[Job], *, processes: int, at_once: int, command: str, title: str = "") -> bool:
-    """Run all jobs; True once all are finished, False where a signal stopped them (checkpoints are written).
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    processes: int,
+    at_once: int,
+    command: str,
+    title: str = "",
+    on_failure: OnFailure | None = None,
+) -> bool:
+    """Run all jobs; True once all have ended, False where a signal stopped them (checkpoints are written).
 
-    Raises LaunchError where one fails, after the others were stopped in the same orderly way.
+    A failure is told to `on_failure`, and the others go on; without it LaunchError is raised, after the others were
+    stopped in the same orderly way.
     """
     waiting = [job for job in jobs if not job.finished()]
     console = Console(stderr=True)
@@ -90,7 +137,12 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, at_once: int, command: str,
                     continue
                 running.remove(each)
                 if code not in (FINISHED, INTERRUPTED):
-                    failure = failure or _failure(each, code)
+                    found = _failure(each, code)
+                    if on_failure is None:
+                        failure = failure or found
+                    else:
+                        on_failure(each.job, found)
+                        console.print(f"{title}failed: {found}", style="red", highlight=False, soft_wrap=True)
                 elif not console.is_terminal and code == FINISHED:
                     console.print(f"{title}{each.job.label}: {show_line(each)}", highlight=False, soft_wrap=True)
             if (stop.requested or failure) and not asked:

@@ -25,10 +25,12 @@ class Job:
 
     config: RunConfig
     folder: Path
+    study: str = ""
+    """Which of a plan's studies it belongs to, where there are several."""
 
     @property
     def label(self) -> str:
-        return f"{self.config.name} seed {self.config.seed}"
+        return f"{self.study} {self.config.name} seed {self.config.seed}".strip()
 
     def finished(self) -> bool:
         """Whether the folder holds this config's finished result, or one that a limit ended early and that it still
@@ -77,6 +79,8 @@ class Group:
     after: tuple[str, ...] = ()
     alone: bool = False
     """One process each, whatever number the user asked for."""
+    anyway: bool = False
+    """Run once those before have ended, also where some of them failed."""
 
     def finished(self) -> bool:
         return all(task.finished() for task in self.tasks)
@@ -91,6 +95,8 @@ class Plan:
     groups: tuple[Group, ...]
     command: str
     """The command that repeats it."""
+    tolerant: bool = False
+    """A task that fails ends only what waits for its group; else it ends the plan. SLURM is always tolerant."""
 
     def waves(self) -> Iterator[list[Group]]:
         """Groups that wait for none of each other, together."""
@@ -104,6 +110,40 @@ class Plan:
         """The training runs, wave by wave."""
         found = [[task for group in wave for task in group.tasks if isinstance(task, Job)] for wave in self.waves()]
         return [jobs for jobs in found if jobs]
+
+
+class Failures:
+    """What failed of a tolerant plan so far, and which groups therefore cannot run."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, str]] = []
+        """Label and reason of each failed task."""
+        self.groups: set[str] = set()
+        self.skipped: list[str] = []
+
+    def runnable(self, wave: Sequence[Group]) -> list[Group]:
+        """The groups of a wave that no failure stands before; the others are noted as skipped."""
+        found = []
+        for group in wave:
+            if group.anyway or not self.groups & set(group.after):
+                found.append(group)
+            else:
+                self.groups.add(group.name)
+                self.skipped.append(group.name)
+        return found
+
+    def add(self, task: Task, reason: str, wave: Sequence[Group]) -> None:
+        """Note a task that failed."""
+        self.tasks.append((task.label, reason))
+        self.groups |= {group.name for group in wave if task in group.tasks}
+
+    def text(self) -> str:
+        """All of it, for the end of the plan."""
+        lines = [f"{len(self.tasks)} of the plan's tasks failed; the same command tries them again:"]
+        lines += [f"  {label}: {reason}" for label, reason in self.tasks]
+        if self.skipped:
+            lines.append(f"  not run, as they wait for those: {', '.join(self.skipped)}")
+        return "\n".join(lines)
 
 
 def groups_of(jobs: Sequence[Job], after: Sequence[str] = ()) -> list[Group]:

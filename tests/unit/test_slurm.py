@@ -139,12 +139,14 @@ def test_groups_that_wait_are_found_also_behind_each_other(tmp_path):
         "mae": {"after": [], "folders": ["/m"]},
         "pf-vit": {"after": ["mae", "judge"], "folders": ["/p0", "/p1"]},
         "report": {"after": ["pf-vit"], "folders": ["/r"]},
+        "table": {"after": ["pf-vit"], "folders": ["/t"], "anyway": True},
         "scratch": {"after": [], "folders": ["/s"]},
     }
     (tmp_path / "pipeline.json").write_text(json.dumps({"groups": groups}))
     known = Submitted("7", pipeline=str(tmp_path), group="mae")
     assert end.waiting_folders(known) == [Path("/p0"), Path("/p1")]
     assert end.waiting_folders(known, deep=True) == [Path("/p0"), Path("/p1"), Path("/r")]
+    assert end.waiting_folders(replace(known, group="pf-vit")) == [Path("/r"), Path("/t")]
 
 
 def test_waves_follow_what_waits_for_what(tmp_path):

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from pfcluster.config import ConfigError
-from pfcluster.launch.local import LaunchError, Watched, run_call, show_line
+from pfcluster.launch.local import LaunchError, OnFailure, Watched, run_waves, show_line
 from pfcluster.launch.options import Cluster
-from pfcluster.launch.plan import Call, Job, Plan
+from pfcluster.launch.plan import Job, Plan
 from pfcluster.launch.ray.connect import RayCluster, connected
 from pfcluster.launch.ray.train import STOP, Workers, train
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR, Ending
@@ -24,15 +24,11 @@ def run_plan(plan: Plan, cluster: Cluster, at_once: int, console: Console) -> bo
     with connected(cluster.address, plan.folder) as ray:
         console.print(ray.text(), highlight=False)
         workers = workers_of(cluster, ray, at_once)
-        for wave in plan.waves():
-            tasks = [task for group in wave for task in group.tasks]
-            calls = [task for task in tasks if isinstance(task, Call) and not task.finished()]
-            if not all(run_call(call) for call in calls):
-                return False
-            jobs = [task for task in tasks if isinstance(task, Job)]
-            if jobs and not _run_jobs(jobs, workers, cluster.retries, plan.command, at_once, console):
-                return False
-    return True
+
+        def train(jobs: Sequence[Job], _: str, failed: OnFailure | None) -> bool:
+            return _run_jobs(jobs, workers, cluster.retries, plan.command, at_once, console, failed)
+
+        return run_waves(plan, train)
 
 
 def workers_of(cluster: Cluster, ray: RayCluster, at_once: int = 1) -> Workers:
@@ -53,9 +49,17 @@ def workers_of(cluster: Cluster, ray: RayCluster, at_once: int = 1) -> Workers:
 
 
 def _run_jobs(
-    jobs: Sequence[Job], workers: Workers, retries: int, command: str, at_once: int, console: Console
+    jobs: Sequence[Job],
+    workers: Workers,
+    retries: int,
+    command: str,
+    at_once: int,
+    console: Console,
+    on_failure: OnFailure | None,
 ) -> bool:
-    """Run all jobs; True once all are finished, False where a signal stopped them."""
+    """Run all jobs; True once all have ended, False where a signal stopped them. A failure is told to `on_failure`,
+    else raised.
+    """
     import ray
 
     waiting = [job for job in jobs if not job.finished()]
@@ -77,7 +81,11 @@ def _run_jobs(
             for reference in done:
                 watched = running.pop(reference)
                 watched.read_metrics()
-                failure = failure or _landed(watched, _ending(reference), console)
+                found = _landed(watched, _ending(reference), console)
+                if found is not None and on_failure is not None:
+                    on_failure(watched.job, found)
+                else:
+                    failure = failure or found
             if (stop.requested or failure) and not asked:
                 asked = True
                 for each in running.values():

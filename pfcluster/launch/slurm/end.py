@@ -219,12 +219,15 @@ def cancel_waiting(folder: Path) -> list[str]:
 
 
 def waiting_folders(known: Submitted, *, deep: bool = False) -> list[Path]:
-    """Folders of the tasks whose groups wait for a task's own, and with `deep` of what waits for those."""
+    """Folders of the tasks whose groups wait for a task's own; with `deep` all that can never run without it: what
+    waits for those too, and nothing that runs anyway.
+    """
     groups = _groups(known)
     names = {known.group}
     found: dict[str, list[str]] = {}
     while True:
         new = {name: group["folders"] for name, group in groups.items() if names & set(group["after"])}
+        new = {name: folders for name, folders in new.items() if not (deep and groups[name].get("anyway"))}
         if new.keys() <= found.keys():
             return [Path(folder) for folders in found.values() for folder in folders]
         found |= new
@@ -247,7 +250,8 @@ def _point_at_current(pipeline: Path, waiting: Path) -> None:
         return
     folders = [Path(folder) for name in groups[own.group]["after"] for folder in groups[name]["folders"]]
     jobs = [attempts.submitted(folder).job for folder in folders if not finished(folder)]
-    wanted = ":".join(["afterok", *(job for job in jobs if job)])
+    kind = "afterany" if groups[own.group].get("anyway") else "afterok"
+    wanted = ":".join([kind, *(job for job in jobs if job)])
     try:
         control.ask("scontrol", "update", f"JobId={own.job}", f"Dependency={wanted}", patience=30)
     except SlurmError as error:

@@ -92,7 +92,8 @@ def script_of(plan: Plan, group: Group, site: Site, processes: int) -> str:
     """The batch script of a group, for --dry-run; nothing is written."""
     layout = layout_of(group, site, processes)
     scripts = plan.folder.resolve() / SCRIPTS / group.name
-    more = {"dependency": "afterok:<" + ">:<".join(group.after) + ">"} if group.after else {}
+    kind = "afterany" if group.anyway else "afterok"
+    more = {"dependency": f"{kind}:<" + ">:<".join(group.after) + ">"} if group.after else {}
     executor = executor_of(plan, group, site, layout, plan.folder.resolve() / ".code/DIGEST", scripts, more)
     if len(group.tasks) > 1:
         executor.parameters["map_count"] = len(group.tasks)

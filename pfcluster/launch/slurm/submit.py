@@ -68,7 +68,8 @@ def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Row]
                 old = [job for job in own if job in seen and seen[job].alive]
                 control.cancel(old)
                 before = [task for name in group.after for task in waiting[name]]
-                after = _dependency([attempts.submitted(task.folder).job for task in before], old)
+                jobs = [attempts.submitted(task.folder).job for task in before]
+                after = _dependency([], [*jobs, *old]) if group.anyway else _dependency(jobs, old)
                 _hand_over(plan, group, todo, site, layouts[group.name], code, after, retries)
             rows.append(_row(group, layouts[group.name], waiting[group.name], todo))
     return rows
@@ -135,7 +136,9 @@ def _current(task: Task) -> Submitted:
 
 
 def _dependency(before: Sequence[str], old: Sequence[str]) -> str:
-    """sbatch's words for: after these ended well, and after a job that still saves itself into the same folder."""
+    """sbatch's words for: after these ended well, and after others ended somehow: a job that still saves itself into
+    the same folder, or whatever a table is made of.
+    """
     kinds = {"afterok": before, "afterany": old}
     return ",".join(":".join([kind, *dict.fromkeys(jobs)]) for kind, jobs in kinds.items() if jobs)
 
@@ -192,6 +195,7 @@ def _write_record(plan: Plan, layouts: Mapping[str, Layout]) -> None:
     groups = {
         group.name: {
             "after": list(group.after),
+            "anyway": group.anyway,
             "folders": [str(task.folder.resolve()) for task in group.tasks],
             "labels": [task.label for task in group.tasks],
             "runs": isinstance(group.tasks[0], Job),
