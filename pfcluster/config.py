@@ -40,6 +40,8 @@ class SyntheticConfig:
     """Faces looked at once, at the end."""
     identities: int = 1000
     """People in the training split; validation and test have people of their own, in proportion to their faces."""
+    classes: tuple[str, ...] = ()
+    """Expressions shown; none names all eight."""
     imbalance: float = 1.0
     """Faces of the most frequent class for each face of the rarest; 1 is balanced. Training split only."""
     label_noise: float = 0.0

@@ -7,7 +7,7 @@ saves. What a rank holds while it trains is counted in memory.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,7 +129,7 @@ def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
 
 
 def take_step(
-    config: RunConfig, engines: dict[str, CountingEngine], batches: Sequence[Batch], recognition: nn.Module | None
+    config: RunConfig, engines: Mapping[str, Engine], batches: Sequence[Batch], recognition: nn.Module | None
 ) -> None:
     """The real step of a config's objective, after the warm-up."""
     engine = engines["model"]

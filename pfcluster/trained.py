@@ -11,6 +11,7 @@ from pfcluster import checkpoint, models
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config_json import load
 from pfcluster.dist import World
+from pfcluster.nn.judge import JudgeNet
 from pfcluster.nn.recognition import OwnNet, Recognition, facenet, find_weights, load_weights, resnet
 
 
@@ -51,6 +52,16 @@ def load_people(folder: Path, option: str) -> Trained:
     return found
 
 
+def blank_recognition(config: RunConfig) -> Recognition | None:
+    """φ as the config asks for it, without its weights, for counts and timings; a run's is taken for a judge's net."""
+    wanted = config.pf_mag
+    if config.objective != "pf_mag" or wanted.recognition == "tokens":
+        return None
+    if wanted.recognition == "run":
+        return OwnNet(JudgeNet(1), config.data.size, wanted.recognition_layer)
+    return (facenet if wanted.recognition == "facenet" else resnet)(wanted.recognition_layer)
+
+
 def load_recognition(config: RunConfig, here: World) -> Recognition | None:
     """φ, where PF-MAG's L_ort asks for one; rank 0 looks (and downloads) first.
 
@@ -67,6 +78,7 @@ def load_recognition(config: RunConfig, here: World) -> Recognition | None:
         find_weights(settings.recognition, settings.recognition_weights)
     here.barrier()
     weights = find_weights(settings.recognition, settings.recognition_weights)
-    net = (facenet if settings.recognition == "facenet" else resnet)(settings.recognition_layer)
+    net = blank_recognition(config)
+    assert net is not None
     load_weights(net, weights)
     return net.to(here.device)

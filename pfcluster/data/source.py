@@ -22,6 +22,7 @@ from pfcluster.data.split_types import DataError, Dataset, RawBatch, Split
 from pfcluster.data.store import default_cache
 from pfcluster.data.synthetic import SyntheticFaces
 from pfcluster.dist import generator
+from pfcluster.emotions import CANONICAL, ordered
 
 CACHE_BYTES = 2**31
 RENDER_CHUNK = 512
@@ -201,6 +202,12 @@ def _synthetic(config: DataConfig) -> Dataset:
     people = 0
     faces = 0
     splits = []
+    classes = options.classes or CANONICAL
+    unknown = [name for name in classes if name not in CANONICAL]
+    if unknown or len(set(classes)) < max(2, len(classes)):
+        raise DataError(
+            f"data.synthetic.classes must be two or more of {', '.join(CANONICAL)}, each once, got {' '.join(classes)}"
+        )
     for count, clean in ((options.train, False), (options.validation, True), (options.test, True)):
         identities = max(1, round(options.identities * count / options.train))
         split = SyntheticFaces(
@@ -208,6 +215,7 @@ def _synthetic(config: DataConfig) -> Dataset:
             size=config.size,
             identities=identities,
             first_identity=people,
+            classes=ordered(classes),
             imbalance=1.0 if clean else options.imbalance,
             label_noise=0.0 if clean else options.label_noise,
             annotators=options.annotators,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pfcluster import checkpoint, models
-from pfcluster.config import ConfigError
+from pfcluster.config import ConfigError, DataConfig
 from pfcluster.config_json import load
 from pfcluster.data.source import open_dataset
 from pfcluster.data.split_types import DataError
@@ -19,10 +19,10 @@ from pfcluster.evaluate.final import classify_with
 from pfcluster.evaluate.shared_classes import SharedClasses
 
 
-def evaluate_run(run: Path, split: str = "test", shards: str | None = None) -> dict[str, Any]:
+def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None = None) -> dict[str, Any]:
     """Scores of a classifier's best checkpoint (see `classification.scores`), over the emotions that the run and the
-    data both know, by name; with the samples dropped and the classes not looked at. Raises ConfigError, DataError,
-    CheckpointError.
+    data both know, by name; with the samples dropped and the classes not looked at. `data`: a folder of shards, or
+    other data, seen at the run's own size; None takes the run's. Raises ConfigError, DataError, CheckpointError.
     """
     weights = checkpoint.load(run).weights()
     home = next((folder for folder in (run, *run.parents) if (folder / "config.json").is_file()), run)
@@ -30,8 +30,9 @@ def evaluate_run(run: Path, split: str = "test", shards: str | None = None) -> d
     if config.objective == "mae":
         raise ConfigError(f"{run} is a run of MAE pre-training: it has no classes to score")
     trained = open_dataset(config.data, config.seed)
-    data = config.data if shards is None else replace(config.data, shards=shards, expect=None, limit=None)
-    dataset = trained if shards is None else open_dataset(data, config.seed)
+    if isinstance(data, str):
+        data = replace(config.data, shards=data, expect=None, limit=None)
+    dataset = trained if data is None else open_dataset(replace(data, size=config.data.size), config.seed)
     chosen = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}[split]
     if chosen is None:
         raise DataError(f"{dataset.name} has no test split; give --split validation")

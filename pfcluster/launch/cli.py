@@ -35,6 +35,7 @@ HELP = """Train, evaluate and report, on this machine or on a SLURM cluster.
     python jobs/launch.py evaluate RUN [--split test]           scores of a run's best checkpoint
     python jobs/launch.py report STUDY [--baseline NAME]        mean ± std over seeds, tables and pictures
     python jobs/launch.py consolidate RUN [--output FILE]       a run's weights as one safetensors file
+    python jobs/launch.py costs --preset vit-b                  parameters, FLOPs and speed at batch 1 and 64
     python jobs/launch.py shards --input DIR --output DIR       raw photos to shards (shards/build.py)
     python jobs/launch.py doctor [--processes N]                does every engine train right here
     python jobs/launch.py status | logs | cancel [NAME]         what runs, what it says, end it

@@ -14,10 +14,10 @@ from pfcluster.data.source import open_dataset, require_labels
 from pfcluster.launch.options import Options
 from pfcluster.launch.plan import Job
 from pfcluster.memory import BACKENDS, MemoryPlan, micro_batch, plans, with_backend
-from pfcluster.nn.judge import JudgeNet
-from pfcluster.nn.recognition import OwnNet, Recognition, facenet, resnet
+from pfcluster.nn.recognition import Recognition
 from pfcluster.profile import Profile, profile
 from pfcluster.train import total_steps
+from pfcluster.trained import blank_recognition
 
 MIB = 2**20
 COLUMNS = ("parameters", "gradients", "optimizer", "activations", "buffers", "peak")
@@ -124,12 +124,5 @@ def _print_rate(config: RunConfig, cost: Profile, options: Options, console: Con
 
 def _recognition(config: RunConfig) -> Recognition | None:
     """φ without its weights, on the meta device, where the config asks for it."""
-    wanted = config.pf_mag
-    if config.objective != "pf_mag" or wanted.recognition == "tokens":
-        return None
     with torch.device("meta"):
-        if wanted.recognition == "facenet":
-            return facenet(wanted.recognition_layer)
-        if wanted.recognition == "resnet":
-            return resnet(wanted.recognition_layer)
-        return OwnNet(JudgeNet(1), config.data.size, wanted.recognition_layer)
+        return blank_recognition(config)

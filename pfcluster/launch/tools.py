@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from pfcluster.files import write_atomically
 from pfcluster.launch.local import run_ranks
 
 
@@ -58,6 +62,52 @@ def evaluate(arguments: list[str]) -> int:
     if found["unanswered"]:
         names = ", ".join(found["unanswered"])
         console.print(f"the data has no {names}: these answers were not open to the classifier", highlight=False)
+    return 0
+
+
+def costs(arguments: list[str]) -> int:
+    """Parameters, FLOPs and speed of presets."""
+    import torch
+
+    from pfcluster import presets
+    from pfcluster.costs import costs as measure
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py costs")
+    parser.add_argument("--preset", nargs="+", default=["demo"], choices=sorted(presets.PRESETS))
+    parser.add_argument("--roles", nargs="+", default=["mae", "mae-vit", "pf-vit"], choices=presets.ROLES)
+    parser.add_argument("--classes", type=int, default=7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures there too")
+    options = parser.parse_args(arguments)
+    columns = (
+        "M par.\ntrain",
+        "M par.\ntest",
+        "GFLOP\nstep",
+        "GFLOP\ntest",
+        "batch",
+        "ms\ntest",
+        "image/s\ntest",
+        "image/s\nstep",
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for preset in options.preset:
+        recipe = presets.recipe(preset)
+        for role in options.roles:
+            found[f"{preset} {role}"] = asdict(measure(recipe[role], options.classes, torch.device(options.device)))
+    table = Table("model", *columns, title=f"costs of an image, speed on {options.device}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, cost in found.items():
+        counts = (cost["train_parameters"] / 1e6, cost["test_parameters"] / 1e6, cost["step_gflop"], cost["test_gflop"])
+        cells = [name, *(f"{count:,.2f}" for count in counts)]
+        for speed in cost["speeds"]:
+            rates = (1000 * speed["batch"] / speed[f"{turn}_ms"] for turn in ("forward", "step"))
+            own = (str(speed["batch"]), f"{speed['forward_ms']:.1f}", *(f"{rate:,.0f}" for rate in rates))
+            table.add_row(*cells, *own)
+            cells = [""] * len(cells)
+    Console().print(table)
+    if options.json is not None:
+        write_atomically(options.json, json.dumps(found, indent=1) + "\n")
     return 0
 
 
@@ -161,6 +211,7 @@ TOOLS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "report": report,
     "consolidate": consolidate,
+    "costs": costs,
     "doctor": doctor,
     "shards": shards,
 }

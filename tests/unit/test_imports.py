@@ -18,7 +18,7 @@ LEVELS = [
     {"engine", "data", "models", "presets"},
     {"steps", "trained"},
     {"evaluate", "objectives", "profile"},
-    {"trace"},
+    {"trace", "costs"},
     {"keepers"},
     {"train", "memory"},
     {"parity"},

@@ -1,0 +1,131 @@
+"""What a model costs: parameters, FLOPs, and how fast this machine's device is with it.
+
+The paper's tables speak of two models: what remains at test time (E, S, C), and all that trains (PF-ViT and Δ).
+
+Legend: b images.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pfcluster import models
+from pfcluster.config import RunConfig
+from pfcluster.dist import World
+from pfcluster.engine.build import build_engine
+from pfcluster.nn.mae import MAE
+from pfcluster.nn.pf_vit import PFViT
+from pfcluster.profile import empty_batches, profile, take_step, twice
+from pfcluster.trained import blank_recognition
+
+BATCHES = (1, 64)
+LEAST_SECONDS, LEAST_TURNS = 1.0, 5
+"""A timing takes at least so long, and so many turns after one that warms up."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Median time of a batch."""
+
+    batch: int
+    forward_ms: float
+    """What remains at test time, without gradients."""
+    step_ms: float
+    """A training step of all engines: forward, backward and update."""
+
+    @property
+    def forward_images_per_s(self) -> float:
+        return 1000 * self.batch / self.forward_ms
+
+    @property
+    def step_images_per_s(self) -> float:
+        return 1000 * self.batch / self.step_ms
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one config, for one image. A multiplication and an addition are two FLOPs: papers often count them as one."""
+
+    train_parameters: int
+    test_parameters: int
+    step_gflop: float
+    """A training step: forward, backward, both turns."""
+    test_gflop: float
+    speeds: tuple[Speed, ...]
+
+
+def costs(config: RunConfig, classes: int, device: torch.device) -> Costs:
+    """Count a config's model and time it in the config's precision. Random weights, φ's too: they cost the same."""
+    with torch.device("meta"):
+        counted = profile(config, classes, recognition=blank_recognition(config))
+    recognition = blank_recognition(config)
+    if recognition is not None:
+        recognition.to(device)
+    speeds = tuple(_speed(config, classes, batch, device, recognition) for batch in BATCHES)
+    gflop = counted.flops / 1e9, test_flops(config, classes) / 1e9
+    return Costs(counted.train_parameters, counted.test_parameters, *gflop, speeds)
+
+
+def test_flops(config: RunConfig, classes: int) -> int:
+    """FLOPs of classifying one image."""
+    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model = models.build(config, classes, load_init=False)["model"]
+        _at_test_time(model)(torch.empty(1, 3, config.data.size, config.data.size))
+    return int(counter.get_total_flops())
+
+
+def _at_test_time(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What remains of a model: E, S and C of PF-ViT, MAE's encoder, a classifier whole."""
+    if isinstance(model, PFViT):
+        return model.classify
+    return model.encoder if isinstance(model, MAE) else model
+
+
+def _speed(config: RunConfig, classes: int, batch: int, device: torch.device, recognition: nn.Module | None) -> Speed:
+    modules = models.build(config, classes, load_init=False)
+    here = World(0, 1, device)
+    optims = {"model": config.optim, "critic": config.critic_optim}
+    engines = {
+        name: build_engine("ddp", module, optims[name], config.engine, here, double_backward=twice(config, name))
+        for name, module in modules.items()
+    }
+    with torch.device(device):
+        batches = empty_batches(config, batch, 1)
+    for each in batches:
+        each.images.uniform_(-1, 1)
+        each.labels.random_(classes)
+        if each.order is not None:
+            each.order.copy_(torch.rand(each.order.shape, device=device).argsort(1))
+    step = _median(lambda: take_step(config, engines, batches, recognition), device)
+    model = engines["model"].module.eval()
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.engine.precision != "fp32"),
+    ):
+        forward = _median(lambda: _at_test_time(model)(batches[0].images), device)
+    return Speed(batch, 1000 * forward, 1000 * step)
+
+
+def _median(turn: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a turn."""
+    turn()
+    seconds: list[float] = []
+    while len(seconds) < LEAST_TURNS or sum(seconds) < LEAST_SECONDS:
+        _wait(device)
+        start = time.perf_counter()
+        turn()
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
