@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from pfcluster.config import (
     AugmentConfig,
@@ -64,6 +65,21 @@ def mini() -> Recipe:
     return {name: config if name == "mae" else replace(config, evaluate=often) for name, config in recipe.items()}
 
 
+def miniature(size: str) -> Recipe:
+    """Nets of three widths, runs of half a minute on synthetic faces: the paper's experiments in miniature.
+
+    Command: `python jobs/launch.py reproduce --miniature`; time and figures: docs/results/miniature.md.
+    """
+    width, heads = {"t": (32, 2), "s": (48, 3), "b": (64, 4)}[size]
+    model = ModelConfig(patch=8, width=width, heads=heads, decoder_width=64, patch_gain=4.0)
+    gentle = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
+    epochs = {"judge": 5, "mae": 25, "finetune": 6, "pf_mag": 6}
+    recipe = _small(DataConfig(size=48), model, gentle, epochs, batch_size=32, warmup_steps=150)
+    recipe["pf-vit"] = replace(recipe["pf-vit"], optim=replace(recipe["pf-vit"].optim, lr=2e-3))
+    often = EvaluateConfig(poker_faces=400)
+    return {name: config if name == "mae" else replace(config, evaluate=often) for name, config in recipe.items()}
+
+
 def small() -> Recipe:
     """A small ViT at 48 px for real photos where no GPU is at hand: for 30,000 faces minutes of one core a run.
 
@@ -96,6 +112,9 @@ def vit_b() -> Recipe:
 PRESETS: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
     "mini": mini,
+    "miniature-t": partial(miniature, "t"),
+    "miniature-s": partial(miniature, "s"),
+    "miniature-b": partial(miniature, "b"),
     "small": small,
     "vit-t": vit_t,
     "vit-s": vit_s,

@@ -17,6 +17,7 @@ from pfcluster.launch.options import (
     STUDIES,
     TRAINING,
     Cluster,
+    Options,
     add_cluster_options,
     cluster_of,
     command_text,
@@ -31,9 +32,11 @@ HELP = """Train, evaluate and report, on this machine or on a SLURM cluster.
     python jobs/launch.py --nodes 4                             the pipeline: shards, pre-training, all seeds, report
     python jobs/launch.py demo                                  the whole method on embedded synthetic faces
     python jobs/launch.py study --data.shards DIR               the same on your own photos
+    python jobs/launch.py reproduce --miniature                 the paper's tables, on faces of your own or synthetic
     python jobs/launch.py judge | pretrain | finetune | pf-mag  one stage of it
     python jobs/launch.py evaluate RUN [--split test]           scores of a run's best checkpoint
     python jobs/launch.py report STUDY [--baseline NAME]        mean ± std over seeds, tables and pictures
+    python jobs/launch.py tables OUTPUT                         the paper's tables of a reproduction, as far as it is
     python jobs/launch.py consolidate RUN [--output FILE]       a run's weights as one safetensors file
     python jobs/launch.py costs --preset vit-b                  parameters, FLOPs and speed at batch 1 and 64
     python jobs/launch.py shards --input DIR --output DIR       raw photos to shards (shards/build.py)
@@ -43,7 +46,7 @@ HELP = """Train, evaluate and report, on this machine or on a SLURM cluster.
 `python jobs/launch.py COMMAND --help` lists the options. Stopped runs go on where they were: give the same command
 again.
 """
-COMMANDS = (*STUDIES, *TRAINING, *TOOLS, *WATCHING)
+COMMANDS = (*STUDIES, "reproduce", *TRAINING, *TOOLS, *WATCHING)
 INTERRUPTED = 130
 
 
@@ -80,6 +83,8 @@ def run_command(command: str, arguments: list[str]) -> int:
         raise ValueError(f"no command {command!r}; there are {', '.join(COMMANDS)}")
     if command in WATCHING:
         return WATCHING[command](arguments)
+    if command == "reproduce":
+        return reproduce(arguments)
     if command in TOOLS:
         return tool(command, arguments)
     return train(command, arguments)
@@ -89,15 +94,36 @@ def train(command: str, arguments: list[str]) -> int:
     """The pipeline, demo, study and the single stages."""
     options = parse_training(command, arguments)
     plan = commands.make_plan(options)
-    cluster, console = options.cluster, Console()
     if options.dry_run:
         from pfcluster.launch.dry_run import dry_run
 
         if not commands.coming_shards(plan):
-            dry_run(plan.jobs(), options, console)
-        print_plan(plan, cluster, console)
+            dry_run(plan.jobs(), options, Console())
+        print_plan(plan, options.cluster, Console())
         return 0
+    return execute(command, plan, options, Console())
+
+
+def reproduce(arguments: list[str]) -> int:
+    """The paper's experiments."""
+    from pfcluster.launch.reproduce import parse
+
+    found, console = parse(arguments), Console()
+    plan = found.plan()
+    found.tell_missing(console)
+    if found.options.dry_run:
+        print_plan(plan, found.options.cluster, console)
+        return 0
+    return execute("reproduce", plan, found.options, console, before=found.record)
+
+
+def execute(
+    command: str, plan: Plan, options: Options, console: Console, before: Callable[[], None] = lambda: None
+) -> int:
+    """Run a plan where its options want it, once it is known to be sound; `before` is called in between."""
+    cluster = options.cluster
     commands.preflight(plan, cluster)
+    before()
     if cluster.executor == "slurm":
         return submit(plan, cluster, console)
     if cluster.executor == "ray":
@@ -119,7 +145,7 @@ def train(command: str, arguments: list[str]) -> int:
 
 def told(command: str, plan: Plan, console: Console) -> int:
     """Say where the results are, where no report did."""
-    if command not in STUDIES:
+    if command in TRAINING:
         for job in plan.jobs()[-1]:
             console.print(f"{job.label}: {job.folder / 'result.json'}", highlight=False, soft_wrap=True)
     return 0

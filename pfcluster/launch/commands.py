@@ -169,12 +169,12 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
         _alone([job for job in jobs if not job.finished()])
     coming = {str(job.folder) for job in jobs}
     made = {str(path.parent) for path in coming_shards(plan)}
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for job in jobs:
         config = job.config
-        if config.name in seen or job.finished():
+        if (job.study, config.name) in seen or job.finished():
             continue
-        seen.add(config.name)
+        seen.add((job.study, config.name))
         world_size = cluster.size_of(config.name)
         if config.batch_size % (world_size * config.engine.accumulate):
             raise ConfigError(

@@ -111,6 +111,33 @@ def costs(arguments: list[str]) -> int:
     return 0
 
 
+def measure(arguments: list[str]) -> int:
+    """One measurement on the runs of a reproduction, into its folder `measured`."""
+    from pfcluster.experiments.measure import MEASURES
+    from pfcluster.experiments.measure import measure as write
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py measure")
+    parser.add_argument("what", choices=sorted(MEASURES))
+    parser.add_argument("output", type=Path, help="OUTPUT of a reproduction")
+    options = parser.parse_args(arguments)
+    Console().print(f"{options.what}: {write(options.what, options.output)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def tables(arguments: list[str]) -> int:
+    """The tables of a reproduction, as far as its runs are."""
+    from pfcluster.experiments.write import write_tables
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py tables")
+    parser.add_argument("output", type=Path, help="OUTPUT of a reproduction")
+    options = parser.parse_args(arguments)
+    files, console = write_tables(options.output), Console()
+    for sentence in files.sentences:
+        console.print(f"- {sentence}", highlight=False, markup=False)
+    console.print(f"tables: {files.html}", highlight=False, soft_wrap=True)
+    return 0
+
+
 def consolidate(arguments: list[str]) -> int:
     """One safetensors file from a checkpoint that many ranks wrote; needs no cluster."""
     from pfcluster import checkpoint
@@ -212,6 +239,8 @@ TOOLS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "consolidate": consolidate,
     "costs": costs,
+    "measure": measure,
+    "tables": tables,
     "doctor": doctor,
     "shards": shards,
 }

@@ -23,6 +23,7 @@ LEVELS = [
     {"train", "memory"},
     {"parity"},
     {"report"},
+    {"experiments"},
     {"launch", "app"},
     {"sweep"},
 ]

@@ -1,0 +1,100 @@
+"""What a reproduction has found so far: its runs by cell, and why others are missing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pfcluster.experiments.record import Planned, Record, read_record
+from pfcluster.report.groups import Group, group_runs
+from pfcluster.report.results import ReportError, Run, read_run
+
+MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A reproduction's results."""
+
+    root: Path
+    record: Record
+    groups: dict[tuple[str, str], Group]
+    """Finished runs by dataset and cell."""
+    missing: dict[tuple[str, str], str]
+    """Why a cell has no run at all, or fewer than its seeds."""
+    cross: list[dict[str, Any]]
+    """Accuracies of runs on other datasets: cell, seed, trained, tested, accuracy, n."""
+    costs: dict[str, dict[str, Any]]
+
+    def group(self, dataset: str, cell: str) -> Group | None:
+        return self.groups.get((dataset, cell))
+
+    def folders(self, dataset: str, cell: str) -> dict[int, Path]:
+        """Run folders by seed."""
+        group = self.group(dataset, cell)
+        return {} if group is None else {run.seed: run.folder for run in group.runs}
+
+
+def collect(root: Path) -> Found:
+    """Read all that is there. Raises RecordError, ReportError."""
+    record = read_record(root)
+    groups: dict[tuple[str, str], Group] = {}
+    missing: dict[tuple[str, str], str] = {}
+    for planned in record.cells:
+        key = planned.dataset, planned.cell
+        runs, why = _runs(root, record, planned)
+        if why:
+            missing[key] = why
+        if runs:
+            (groups[key],), _ = group_runs(runs)
+    for dataset, name in record.extra:
+        folder = root / dataset / name / f"seed-{record.seeds[0]}"
+        if not _finished(folder):
+            missing[dataset, name] = reason(folder)
+    return Found(root, record, groups, missing, _json(root, "cross", []), _json(root, "costs", {}))
+
+
+def _runs(root: Path, record: Record, planned: Planned) -> tuple[list[Run], str]:
+    if planned.reason is not None:
+        return [], planned.reason
+    runs, without = [], []
+    for seed, folder in zip(record.seeds, planned.folders(root, record.seeds), strict=True):
+        if _finished(folder):
+            runs.append(read_run(folder, folder.relative_to(root).as_posix()))
+        else:
+            without.append((seed, reason(folder)))
+    reasons = dict.fromkeys(why for _, why in without)
+    seeds = ", ".join(str(seed) for seed, _ in without)
+    return runs, f"seed {seeds}: {'; '.join(reasons)}" if without else ""
+
+
+def _finished(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "result.json").read_text())["status"] == "finished")
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def reason(folder: Path) -> str:
+    """Why a run has no result: the error that its log tells, or that it did not end, or begin."""
+    for log in sorted((folder / "logs").glob("rank-*.log")):
+        lines = log.read_text(errors="replace").splitlines()
+        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        if told:
+            return told[-1]
+    if (folder / "metrics.jsonl").exists():
+        return "not finished"
+    return "not started: what it waits for failed, or its turn has not come"
+
+
+def _json(root: Path, name: str, default: Any) -> Any:
+    """A measurement's file; `default` where it is not there."""
+    file = root / MEASURED / f"{name}.json"
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{file} cannot be read: {error}; remove it and give the same command again") from error

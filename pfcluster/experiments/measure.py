@@ -1,0 +1,75 @@
+"""What is measured once the runs are there: accuracies across datasets, and costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pfcluster import presets
+from pfcluster.config import DataConfig, RunConfig
+from pfcluster.config_json import load, with_values
+from pfcluster.costs import costs
+from pfcluster.data.split_types import DataError
+from pfcluster.evaluate.saved import evaluate_run
+from pfcluster.experiments.cells import DEFAULT_SIZE
+from pfcluster.experiments.found import MEASURED, Found, collect
+from pfcluster.files import write_atomically
+
+CROSSED = ("mae-vit", "pf-vit")
+"""Cells whose runs are tested on every dataset."""
+
+
+def measure_cross(found: Found) -> list[dict[str, Any]]:
+    """Accuracy of each run on each other dataset's test split, emotions matched by name."""
+    results = []
+    for (trained, name), group in found.groups.items():
+        for tested in found.record.datasets:
+            if name not in CROSSED or tested == trained:
+                continue
+            for run in group.runs:
+                config = load(run.folder / "config.json")
+                data = with_values(
+                    RunConfig(data=replace(DataConfig(), size=config.data.size)), found.record.data[tested]
+                )
+                try:
+                    scores = evaluate_run(run.folder, "test", data.data)
+                except DataError:  # no test split, or nothing in common
+                    continue
+                case = {"cell": name, "seed": run.seed, "trained": trained, "tested": tested}
+                results.append({**case, **{key: scores[key] for key in ("accuracy", "mean_class_accuracy", "n")}})
+    return results
+
+
+def measure_costs(found: Found) -> dict[str, Any]:
+    """Costs of what remains at test time and of what trains, for every size; φ as the reproduction's."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classes = max((len(group.classes) for group in found.groups.values()), default=7)
+    results = {}
+    for size, preset in found.record.presets.items():
+        recipe = presets.recipe(preset)
+        for role in ("mae-vit", "pf-vit"):
+            config = recipe[role]
+            if role == "pf-vit":
+                weights = "" if found.record.phi == "run" else None
+                values = {"pf_mag.recognition": found.record.phi, "pf_mag.recognition_weights": weights}
+                config = with_values(config, values)
+            title = role if size == DEFAULT_SIZE else f"{role}-{size}"
+            results[f"{title} ({device.type})"] = asdict(costs(config, classes, device))
+    return results
+
+
+MEASURES: dict[str, Callable[[Found], Any]] = {"cross": measure_cross, "costs": measure_costs}
+
+
+def measure(what: str, root: Path) -> Path:
+    """Measure one of `MEASURES` and write its file. Raises RecordError, ReportError, DataError, ConfigError."""
+    folder = root / MEASURED
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{what}.json"
+    write_atomically(file, json.dumps(MEASURES[what](collect(root)), indent=1) + "\n")
+    return file

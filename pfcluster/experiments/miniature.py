@@ -1,0 +1,64 @@
+"""The experiments on synthetic faces: two datasets, one calm and one wild, as RAF-DB and AffectNet differ.
+
+Set once, before any result was seen, and not changed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pfcluster.config import RunConfig
+from pfcluster.emotions import CANONICAL
+from pfcluster.experiments.cells import SIZES
+from pfcluster.experiments.matrix import Settings
+
+SEVEN = tuple(name for name in CANONICAL if name != "contempt")
+
+
+def _synthetic(**options: Any) -> dict[str, Any]:
+    return {f"data.synthetic.{name}": value for name, value in options.items()}
+
+
+STUDIO: Mapping[str, Any] = _synthetic(
+    train=2400, validation=400, test=1000, identities=480, classes=SEVEN, nuisance=0.2, weakest=0.7
+)
+STREET: Mapping[str, Any] = _synthetic(
+    train=3200,
+    validation=400,
+    test=1000,
+    identities=640,
+    nuisance=0.5,
+    weakest=0.5,
+    imbalance=8.0,
+    label_noise=0.1,
+    seed=1,
+)
+PEOPLE: Mapping[str, Any] = {
+    **_synthetic(train=3000, validation=100, test=100, identities=150, nuisance=0.2, seed=2),
+    "data.target": "identity",
+    "data.size": 32,
+    "augment.flip": 0.0,
+}
+ABSENT = "the miniature's nets have no namesake that was trained on ImageNet"
+
+
+def miniature(
+    output: Path, seeds: tuple[int, ...], tables: tuple[str, ...], change: Callable[[RunConfig], RunConfig]
+) -> Settings:
+    """All of the matrix that needs no weights from elsewhere. Pre-training takes the wild faces, unlabelled."""
+    return Settings(
+        output,
+        seeds,
+        datasets={"studio": STUDIO, "street": STREET},
+        with_neutral=frozenset(("studio", "street")),
+        faces=STREET,
+        presets={size: f"miniature-{size}" for size in SIZES},
+        phi="run",
+        people=PEOPLE,
+        probes=800,
+        tables=tables,
+        missing={"timm": ABSENT, "imagenet-mae": ABSENT, "resnet": "ResNet-50 at 224 px takes hours on two cores"},
+        change=change,
+    )

@@ -1,0 +1,230 @@
+"""`jobs/launch.py reproduce`: the paper's experiments as one tolerant plan."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pfcluster import models, presets
+from pfcluster.config import ConfigError, DataConfig, RunConfig
+from pfcluster.data.manifest import MANIFEST
+from pfcluster.data.source import open_dataset
+from pfcluster.data.split_types import Dataset
+from pfcluster.emotions import neutral_index
+from pfcluster.experiments.cells import DEFAULT_SIZE, SIZES, TABLES
+from pfcluster.experiments.matrix import Run, Settings, by_group, matrix, wanted, why_not
+from pfcluster.experiments.miniature import miniature
+from pfcluster.experiments.record import make_record, write_record
+from pfcluster.launch.commands import REPORT, apply_overrides
+from pfcluster.launch.options import Options, add_cluster_options, cluster_of, command_text
+from pfcluster.launch.plan import Call, Group, Job, Plan
+from pfcluster.nn.recognition import RecognitionError, find_weights
+from pfcluster.weights import WeightsError
+
+TIMM = "timm:vit_base_patch16_224.augreg_in1k"
+TABLE_FILE = Path("tables") / "tables.html"
+EVALUATIONS = ("cross", "costs")
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What a call of `reproduce` asks for."""
+
+    settings: Settings
+    runs: tuple[Run, ...]
+    options: Options
+    miniature: bool
+
+    def plan(self) -> Plan:
+        """Pre-training and judges, all cells on top, then everything that is made of them, whatever failed."""
+        groups = [
+            Group(
+                f"{dataset}-{name}",
+                tuple(Job(run.config, run.folder, study=dataset) for run in runs),
+                tuple(f"{other}-{its}" for other, its in runs[0].after),
+            )
+            for (dataset, name), runs in by_group(self.runs).items()
+        ]
+        output, names = self.settings.output, tuple(group.name for group in groups)
+        results = tuple(run.folder / "result.json" for run in self.runs)
+        for dataset in self.settings.datasets:
+            own = tuple(run.folder / "result.json" for run in self.runs if run.dataset == dataset)
+            study = output / dataset
+            made = study / REPORT / "report.html"
+            call = Call(f"{dataset} {REPORT}", study / REPORT, (REPORT, str(study)), produces=made, reads=own)
+            groups.append(Group(f"{dataset}-{REPORT}", (call,), names, alone=True, anyway=True))
+        measured = []
+        for what in EVALUATIONS:
+            made = output / "measured" / f"{what}.json"
+            call = Call(what, made.parent / what, ("measure", what, str(output)), produces=made, reads=results)
+            measured.append(Group(what, (call,), names, alone=True, anyway=True))
+        reads = (*results, *(output / "measured" / f"{what}.json" for what in EVALUATIONS))
+        call = Call("tables", output / "tables", ("tables", str(output)), produces=output / TABLE_FILE, reads=reads)
+        after = (*names, *EVALUATIONS)
+        groups += [*measured, Group("tables", (call,), after, alone=True, anyway=True)]
+        name = self.options.name or output.resolve().name
+        return Plan(name, output, tuple(groups), command_text(), tolerant=True)
+
+    def record(self) -> None:
+        """Write down what was asked for, so that the tables know what is missing."""
+        command = command_text()
+        write_record(self.settings.output, make_record(self.settings, self.runs, command, miniature=self.miniature))
+
+    def tell_missing(self, console: Console) -> None:
+        """Say what cannot be run, and why."""
+        reasons: dict[str, list[str]] = {}
+        for cell in wanted(self.settings):
+            why = why_not(self.settings, cell)
+            if why is not None:
+                reasons.setdefault(why, []).append(cell.name)
+        for why, cells in reasons.items():
+            console.print(f"not run: {', '.join(cells)}: {why}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which experiments, on which faces, with whose weights."""
+
+    def option(name: str, default: object, help: str, **more: Any) -> None:
+        parser.add_argument(f"--{name}", default=default, help=help, **more)
+
+    parser.add_argument("--miniature", action="store_true", help="all of it on synthetic faces, on a laptop")
+    option("datasets", [], "rafdb, affectnet7, ...: folders of shards under --data-root", nargs="+")
+    option("data-root", Path("data"), "its folders are the datasets' shards", type=Path)
+    option("faces", None, "dataset to pre-train on, without its labels; default: the largest")
+    option("preset", "vit", "vit: the paper's sizes vit-t, vit-s, vit-b; or one preset for all sizes")
+    option("seeds", [0, 1, 2], "a run of each cell for each", type=int, nargs="+")
+    option("tables", [], "only these; default: all", nargs="+", choices=sorted(TABLES))
+    option("phi", "facenet", "φ of PF-ViT, if not the paper's face net", choices=("facenet", "tokens"))
+    option("phi-weights", None, "the face net's file; default: facenet-pytorch's download")
+    option("resnet-weights", None, "file of timm's resnet50; default: its download")
+    option("sl-weights", TIMM, "supervised weights of SL-ViT: timm:NAME or a file")
+    option("imagenet-mae", None, "a checkpoint of facebookresearch/mae, for MAE-ViT of ImageNet")
+    option("people", None, "dataset whose people a net learns to tell apart, to measure identity")
+    option("fid", None, '"inception", or a file of its weights; default: the judge\'s features')
+    option("jobs", None, "runs at once, on this machine; default: 1, 2 in miniature", type=int)
+    option("output", None, "default: runs/reproduce, runs/miniature", type=Path)
+    option("job-name", None, "what the jobs are called in the queue")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
+
+
+def parse(arguments: Sequence[str]) -> Reproduction:
+    """The options of `reproduce`. Raises ConfigError, DataError, RecognitionError."""
+    parser = argparse.ArgumentParser(
+        prog="jobs/launch.py reproduce",
+        description="The paper's experiments as one pipeline. Fields of the config are options too: --epochs 30.",
+        allow_abbrev=False,
+    )
+    add_options(parser)
+    add_cluster_options(parser, "auto")
+    known, rest = parser.parse_known_args(arguments)
+    if len(set(known.seeds)) < len(known.seeds):
+        raise ConfigError(f"--seeds must differ from each other, got {' '.join(map(str, known.seeds))}")
+    if known.miniature == bool(known.datasets):
+        raise ConfigError("reproduce wants either --datasets NAME ..., or --miniature for synthetic faces")
+
+    def change(config: RunConfig) -> RunConfig:
+        return apply_overrides(config, rest)
+
+    output = known.output or Path("runs") / ("miniature" if known.miniature else "reproduce")
+    settings = (
+        miniature(output, tuple(known.seeds), tuple(known.tables), change)
+        if known.miniature
+        else _settings(known, output, change)
+    )
+    jobs = known.jobs or (2 if known.miniature else 1)
+    options = Options(
+        "reproduce",
+        known.preset,
+        settings.seeds,
+        jobs,
+        output,
+        known.job_name,
+        None,
+        (),
+        known.dry_run,
+        300.0,
+        cluster_of(known),
+        tuple(rest),
+    )
+    return Reproduction(settings, tuple(matrix(settings)), options, known.miniature)
+
+
+def _settings(known: argparse.Namespace, output: Path, change: Callable[[RunConfig], RunConfig]) -> Settings:
+    """The matrix on datasets of one's own."""
+    data = {name: _shards(known.data_root, name) for name in known.datasets}
+    sizes = {name: len(dataset.train) for name, dataset in data.items()}
+    faces = known.faces or max(sizes, key=lambda name: sizes[name])
+    if faces not in data:
+        _shards(known.data_root, faces)
+    missing = {}
+    starts = {"timm": known.sl_weights}
+    for start, source in (("timm", known.sl_weights), ("imagenet-mae", known.imagenet_mae)):
+        why = _cannot_start(start, source, _presets(known.preset)[DEFAULT_SIZE], change)
+        if why is not None:
+            missing[start] = why
+        else:
+            starts[start] = source
+    if known.phi == "facenet":
+        find_weights("facenet", known.phi_weights)
+    if not known.tables or "phi" in known.tables:
+        try:
+            find_weights("resnet", known.resnet_weights)
+        except RecognitionError as error:
+            missing["resnet"] = str(error)
+    return Settings(
+        output,
+        tuple(known.seeds),
+        datasets={name: {"data.shards": str(known.data_root / name)} for name in data},
+        with_neutral=frozenset(name for name, dataset in data.items() if neutral_index(dataset.classes) is not None),
+        faces={"data.shards": str(known.data_root / faces)},
+        presets=_presets(known.preset),
+        phi=known.phi,
+        phi_weights=known.phi_weights,
+        people=None if known.people is None else _people(known.data_root, known.people),
+        starts=starts,
+        resnet_weights=known.resnet_weights,
+        fid=known.fid,
+        tables=tuple(known.tables),
+        missing=missing,
+        change=change,
+    )
+
+
+def _presets(name: str) -> dict[str, str]:
+    """Preset by size: of a family, or one preset thrice."""
+    return {size: f"{name}-{size}" if f"{name}-{size}" in presets.PRESETS else name for size in SIZES}
+
+
+def _shards(root: Path, name: str) -> Dataset:
+    """A dataset by its name. Raises ConfigError that says where it was looked for, DataError."""
+    if not (root / name / MANIFEST).is_file():
+        raise ConfigError(
+            f"--datasets {name}: {root / name} holds no shards; build them with `python shards/build.py --input PHOTOS"
+            f" --output {root / name}`, or name another --data-root"
+        )
+    return open_dataset(DataConfig(shards=str(root / name)), 0)
+
+
+def _people(root: Path, name: str) -> dict[str, Any]:
+    """Options of a net that tells a dataset's people apart. Raises ConfigError, DataError."""
+    _shards(root, name)
+    data = {"data.shards": str(root / name), "data.target": "identity"}
+    open_dataset(DataConfig(shards=str(root / name), target="identity"), 0)
+    return {**data, "augment.flip": 0.0}
+
+
+def _cannot_start(start: str, source: str | None, preset: str, change: Callable[[RunConfig], RunConfig]) -> str | None:
+    """Why a cell cannot start from these weights; None where it can."""
+    if source is None:
+        return f"no weights were given: --{start} FILE"
+    config = change(presets.recipe(preset)["mae-vit"])
+    try:
+        models.build(replace(config, model=replace(config.model, init=source)), 7)
+    except WeightsError as error:
+        return str(error)
+    return None
