@@ -135,6 +135,12 @@ class AugmentConfig:
     """Largest relative change of brightness, contrast and saturation."""
     erasing: float = 0.0
     """Chance that a random rectangle (2-20 % of the area) is greyed out (Zhong et al. 2017)."""
+    mixup: float = 0.0
+    """Both parameters of the Beta distribution of which share of a partner is blended in (Zhang et al. 2018); 0 blends
+    none. Fine-tuning only. Partners are neighbours of the batch, the share is one for the whole step."""
+    cutmix: float = 0.0
+    """The same for a rectangle that is pasted in from the partner (Yun et al. 2019). With both each step takes one of
+    them, by even chance."""
 
     def __post_init__(self) -> None:
         _require_share("augment.flip", self.flip)
@@ -145,6 +151,13 @@ class AugmentConfig:
         _require(0 <= self.rotation <= 180, "augment.rotation", self.rotation, "lie in 0..180 degrees")
         _require_share("augment.jitter", self.jitter, below_one=True)
         _require_share("augment.erasing", self.erasing)
+        for name in ("mixup", "cutmix"):
+            _require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "be at least 0")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +179,9 @@ class ModelConfig:
     patch_gain: float = 1.0
     """Start of the encoder's patch embedding over Xavier's (MAE's own, 1). Small nets that train for few steps learn
     sooner from 4: an expression changes a patch by little beside its brightness and its position's embedding."""
+    drop_path: float = 0.0
+    """Chance with which fine-tuning leaves out the last block's branches for a sample, growing from 0 over the blocks
+    (stochastic depth, Huang et al. 2016)."""
     decoder_width: int = 96
     """Decoder channels, d."""
     decoder_depth: int = 2
@@ -183,6 +199,7 @@ class ModelConfig:
             channels, count = getattr(self, width), getattr(self, heads)
             _require(channels % 4 == 0, f"model.{width}", channels, "be a multiple of 4 (2-D sin-cos positions)")
             _require(channels % count == 0, f"model.{width}", channels, f"be a multiple of model.{heads} = {count}")
+        _require_share("model.drop_path", self.drop_path, below_one=True)
         for name in ("mlp_ratio", "patch_gain"):
             _require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "be positive")
 
@@ -314,6 +331,9 @@ class OptimConfig:
     """Evaluations without improvement that the plateau schedule waits."""
     plateau_divide: float = 10.0
     """What the plateau schedule divides the rate by."""
+    layer_decay: float = 1.0
+    """What each block's rate is multiplied by over the block's above it, in fine-tuning (Clark et al. 2020; MAE's
+    0.65 to 0.75); 1 leaves all alike."""
     clip_norm: float = 0.0
     """Largest global norm of the gradients; 0 does not clip."""
     ema: float = 0.0
@@ -323,6 +343,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require_share("optim.ema", self.ema, below_one=True)
         _require(self.lr > 0, "optim.lr", self.lr, "be positive")
+        _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "lie in (0, 1]")
         _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "lie in [0, 1)")
         for name in ("weight_decay", "warmup_steps", "clip_norm"):
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "be at least 0")
@@ -487,6 +508,19 @@ class RunConfig:
         _require(
             self.critic_optim.ema == 0, "critic_optim.ema", self.critic_optim.ema, "be 0: nothing reads Δ's average"
         )
+        vit = self.objective == "finetune" and self.model.architecture == "vit"
+        for name, value, off in (
+            ("model.drop_path", self.model.drop_path, 0.0),
+            ("optim.layer_decay", self.optim.layer_decay, 1.0),
+        ):
+            _require(vit or value == off, name, value, f"be {off:g}: only the fine-tuning of a ViT knows it")
+        tail = "be 1: Δ's blocks all learn alike"
+        _require(self.critic_optim.layer_decay == 1, "critic_optim.layer_decay", self.critic_optim.layer_decay, tail)
+        if self.augment.mixes:
+            mixed = 'be "finetune" with augment.mixup or augment.cutmix: a mixed face has no emotion to check'
+            _require(self.objective == "finetune", "objective", self.objective, mixed)
+            pairs = f"be even in each of engine.accumulate = {self.engine.accumulate} parts, to mix its images in pairs"
+            _require(self.batch_size % (2 * self.engine.accumulate) == 0, "batch_size", self.batch_size, pairs)
         if self.model.architecture == "cnn":
             _require(self.objective == "finetune", "objective", self.objective, 'be "finetune" for a cnn')
             statistics = 'be "fp32" or "bf16" for a cnn: bf16 would round its running statistics'

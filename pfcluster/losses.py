@@ -24,13 +24,27 @@ def mae(prediction: Tensor, target: Tensor, *, norm_pixels: bool) -> Tensor:
     return functional.mse_loss(prediction.float(), target.float())
 
 
-def classification(logits: Tensor, labels: Tensor, weights: Tensor | None, label_smoothing: float = 0.0) -> Tensor:
+def classification(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    label_smoothing: float = 0.0,
+    partners: tuple[Tensor, float] | None = None,
+) -> Tensor:
     """L_cls = CE(ŷ, y): b k, b -> scalar. `weights` k scales each sample by its class.
 
+    Of mixed images, whose `partners` are their partners' labels b and the own share s: s CE(ŷ, y) + (1 - s) CE(ŷ, y').
     The mean is over samples, not over weights, so that the means of equal slices average to the mean of the whole.
     """
-    each = functional.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
-    return (each if weights is None else each * weights[labels]).mean()
+
+    def towards(targets: Tensor) -> Tensor:
+        each = functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
+        return (each if weights is None else each * weights[targets]).mean()
+
+    if partners is None:
+        return towards(labels)
+    others, share = partners
+    return share * towards(labels) + (1 - share) * towards(others)
 
 
 def inverse_frequency(counts: Tensor) -> Tensor:

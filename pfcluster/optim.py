@@ -3,25 +3,67 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from pfcluster.config import OptimConfig
 
+BLOCK, EMBEDDING = re.compile(r"encoder\.blocks\.(\d+)\."), re.compile(r"encoder\.(patch_embed|cls_token)")
+
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over the parameters that train; vectors (biases, norms) and single tokens have no weight decay."""
+    """Adam or AdamW over the parameters that train; vectors (biases, norms) and single tokens have no weight decay.
+
+    Each group bears the scale of its rate, `lr_scale`, which `set_rates` keeps.
+    """
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    matrices = [parameter for name, parameter in trained if parameter.ndim > 1 and not name.endswith("_token")]
-    others = [parameter for name, parameter in trained if parameter.ndim <= 1 or name.endswith("_token")]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    scales = layer_scales([name for name, _ in trained], config.layer_decay)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        decays = parameter.ndim > 1 and not name.endswith("_token")
+        groups.setdefault((scales[name], decays), []).append(parameter)
+    order = sorted(groups, key=lambda key: (key[0], not key[1]))
     algorithm = torch.optim.AdamW if config.algorithm == "adamw" else torch.optim.Adam
-    return algorithm([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True)
+    return algorithm(
+        [
+            {
+                "params": groups[scale, decays],
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "lr_scale": scale,
+                "lr": config.lr * scale,
+            }
+            for scale, decays in order
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        fused=True,
+    )
+
+
+def layer_scales(names: Sequence[str], decay: float) -> dict[str, float]:
+    """Scale of each parameter's rate: decay^(l + 1 - i) with i = 0 for the embedding, 1 ... l for the encoder's blocks
+    and l + 1 for what comes behind them (He et al. 2021, as facebookresearch/mae counts).
+    """
+    blocks = {name: int(found.group(1)) for name in names if (found := BLOCK.search(name))}
+    last = max(blocks.values(), default=-1) + 2
+
+    def place(name: str) -> int:
+        if name in blocks:
+            return blocks[name] + 1
+        return 0 if EMBEDDING.search(name) else last
+
+    return {name: decay ** (last - place(name)) for name in names}
+
+
+def set_rates(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    """Give each group of an optimizer its scale of the rate."""
+    for group in groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from pfcluster.progress import Progress
 from pfcluster.record import MetricsLog
 from pfcluster.saver import Saver
 from pfcluster.signals import StopRequest
-from pfcluster.steps.batch import drawn_changes, prepare
+from pfcluster.steps.batch import drawn_changes, prepare, require_pairs
 from pfcluster.trained import load_recognition
 
 
@@ -119,6 +119,7 @@ class Trainer:
         self.config, self.folder, self.world, self.stop, self.heartbeat = config, folder, here, stop, heartbeat
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config.objective)
+        require_pairs(config, here.size)
         self.dataset = made_resident(dataset, config.data, here.device)
         self.order = sample_order(config.data, dataset, config.seed)
         modules = models.build(config, len(self.dataset.classes))

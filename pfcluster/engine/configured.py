@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pfcluster.config import EngineConfig, OptimConfig
 from pfcluster.dist import World
 from pfcluster.engine.base import Engine, NonFiniteError, adam_slots
-from pfcluster.optim import build_optimizer
+from pfcluster.optim import build_optimizer, set_rates
 from pfcluster.pieces import Piece, Pieces
 
 
@@ -68,8 +68,7 @@ class TorchEngine(ConfiguredEngine):
         return norm
 
     def set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer.param_groups, lr)
 
     def _weights(self) -> Pieces:
         return {name: self._piece(parameter) for name, parameter in self._parameters()}

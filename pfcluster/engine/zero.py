@@ -21,7 +21,7 @@ from pfcluster.config import EngineConfig, OptimConfig
 from pfcluster.dist import World
 from pfcluster.engine.base import EngineError, NonFiniteError, StateDict, adam_slots
 from pfcluster.engine.configured import ConfiguredEngine
-from pfcluster.optim import build_optimizer
+from pfcluster.optim import build_optimizer, set_rates
 from pfcluster.pieces import Piece, Pieces, gather
 
 BUCKET = 50_000_000
@@ -71,8 +71,7 @@ class ZeroEngine(ConfiguredEngine):
         return torch.as_tensor(self.inner.get_global_grad_norm(), device=self.world.device)
 
     def set_lr(self, lr: float) -> None:
-        for group in self.zero.param_groups:
-            group["lr"] = lr
+        set_rates(self.zero.param_groups, lr)
 
     def _weights(self) -> Pieces:
         return {

@@ -163,6 +163,7 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
     """
     from pfcluster.data.source import open_dataset, require_labels
     from pfcluster.engine.build import check
+    from pfcluster.steps.batch import require_pairs
 
     jobs = [job for wave in plan.jobs() for job in wave]
     if cluster.executor != "slurm":
@@ -181,6 +182,7 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
                 f"batch_size must be a multiple of the processes of a run, {world_size}, times engine.accumulate"
                 f" {config.engine.accumulate}, got {config.batch_size} for {config.name}"
             )
+        require_pairs(config, world_size)
         check(config.engine, world_size)
         changes_of(config, job.folder)
         _recognition(config, coming)

@@ -113,12 +113,17 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, tokens: Tensor, queries: slice | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, queries: slice | None = None, scales: Tensor | None = None) -> Tensor:
         """b t d -> b q d. With `queries`, only those tokens are carried on: a last block whose other outputs nobody
-        reads computes only what is read."""
+        reads computes only what is read. `scales`, 2 b, multiply each sample's two branches."""
         kept = tokens if queries is None else tokens[:, queries]
-        tokens = kept + self.attn(self.norm1(tokens), queries)
-        return tokens + self.mlp(self.norm2(tokens))
+        attended = self.attn(self.norm1(tokens), queries)
+        if scales is None:
+            tokens = kept + attended
+            return tokens + self.mlp(self.norm2(tokens))
+        first, second = scales.to(tokens.dtype)[:, :, None, None]
+        tokens = kept + first * attended
+        return tokens + second * self.mlp(self.norm2(tokens))
 
 
 class ViT(nn.Module):
@@ -149,10 +154,11 @@ class ViT(nn.Module):
         nn.init.xavier_uniform_(self.patch_embed.weight, gain=patch_gain)
         nn.init.normal_(self.cls_token, std=0.02)
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
         """b 3 h w, and the numbers of the patches to look at b k -> b (1 + k) d, class token first.
 
-        Patches that are not kept are never embedded: that is where MAE's speed comes from.
+        Patches that are not kept are never embedded: that is where MAE's speed comes from. `scales`: of each block's
+        two branches for each sample, depth 2 b (stochastic depth).
         """
         patches = patchify(images, self.patch)
         positions = self.positions.unsqueeze(0)
@@ -160,8 +166,8 @@ class ViT(nn.Module):
             patches, positions = take(patches, keep), self.positions[keep]
         tokens = self.patch_embed(patches) + positions
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens) if scales is None else block(tokens, None, scales[number])
         return self.norm(tokens)
 
     def shard_units(self) -> list[nn.Module]:
@@ -179,9 +185,9 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """b 3 h w -> logits b classes."""
-        return self.head(self.encoder(images)[:, 0])
+    def forward(self, images: Tensor, scales: Tensor | None = None) -> Tensor:
+        """b 3 h w -> logits b classes; `scales` as the encoder takes them."""
+        return self.head(self.encoder(images, None, scales)[:, 0])
 
     def shard_units(self) -> list[nn.Module]:
         """The encoder's blocks."""

@@ -1,6 +1,6 @@
 """What a step gets: a batch on the device, augmented, in micro-batches. Chance is that of the whole batch of all ranks.
 
-Legend: b images, n patches.
+Legend: b images, n patches, l blocks.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfcluster.config import RunConfig
+from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data import transforms
+from pfcluster.data.mixing import draw_mixing, mix, neighbours
 from pfcluster.data.split_types import RawBatch
 from pfcluster.dist import World, generator
 
@@ -23,6 +24,25 @@ class Batch:
     images: Tensor
     labels: Tensor
     order: Tensor | None = None
+    partners: tuple[Tensor, float] | None = None
+    """Of mixed images: the labels of what is mixed in, b, and the share that is left of the image itself."""
+    scales: Tensor | None = None
+    """Of each block's two branches for each sample, l 2 b: 0 leaves it out (stochastic depth)."""
+
+    @property
+    def main_labels(self) -> Tensor:
+        """Labels b of which an image has the most."""
+        return self.labels if self.partners is None or self.partners[1] >= 0.5 else self.partners[0]
+
+    def part(self, number: int, parts: int) -> Batch:
+        """One of so many equal micro-batches."""
+
+        def cut(values: Tensor | None, dim: int = 0) -> Tensor | None:
+            return None if values is None else values.chunk(parts, dim)[number]
+
+        partners = None if self.partners is None else (self.partners[0].chunk(parts)[number], self.partners[1])
+        images, labels = self.images.chunk(parts)[number], self.labels.chunk(parts)[number]
+        return Batch(images, labels, cut(self.order), partners, cut(self.scales, 2))
 
 
 def prepare(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[Batch]:
@@ -37,9 +57,35 @@ def prepare(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[B
     order = patch_order(config, config.batch_size, "mask", step)[mine] if config.hides_patches else None
     if order is not None:
         order = order.to(world.device, non_blocking=True)
-    parts = config.engine.accumulate
-    orders = [None] * parts if order is None else order.chunk(parts)
-    return [Batch(*part) for part in zip(images.chunk(parts), labels.chunk(parts), orders, strict=True)]
+    partners = None
+    if config.augment.mixes:
+        chance = generator(config.seed, "mix", step)
+        mixing = draw_mixing(config.augment, config.data.size, chance)
+        images, partners = mix(images, mixing), (neighbours(labels), mixing.share)
+    scales = None
+    if config.model.drop_path > 0:
+        scales = drop_path_scales(config, step)[:, :, mine].to(world.device, non_blocking=True)
+    whole = Batch(images, labels, order, partners, scales)
+    return [whole.part(number, config.engine.accumulate) for number in range(config.engine.accumulate)]
+
+
+def drop_path_scales(config: RunConfig, step: int) -> Tensor:
+    """Of all samples of a step: l 2 b, 0 with each block's chance, else what keeps the mean."""
+    depth = config.model.depth
+    chance = torch.linspace(0, config.model.drop_path, depth).view(-1, 1, 1)
+    drawn = torch.rand(depth, 2, config.batch_size, generator=generator(config.seed, "drop-path", step))
+    return (drawn >= chance).float() / (1 - chance)
+
+
+def require_pairs(config: RunConfig, world_size: int) -> None:
+    """Raises ConfigError where images are to be mixed in pairs and a rank's micro-batch is odd."""
+    share = config.batch_size // (world_size * config.engine.accumulate)
+    if config.augment.mixes and share % 2:
+        raise ConfigError(
+            f"augment.mixup and augment.cutmix mix pairs of a micro-batch, which has {share} images here: batch_size"
+            f" {config.batch_size} over {world_size} processes times engine.accumulate {config.engine.accumulate}; make"
+            " batch_size a multiple of twice that"
+        )
 
 
 def drawn_changes(config: RunConfig, step: int, world: World) -> transforms.Changes:

@@ -16,13 +16,16 @@ from pfcluster.steps.batch import Batch
 def finetune_step(
     batches: Sequence[Batch], model: Engine, *, class_weights: Tensor | None, label_smoothing: float
 ) -> Metrics:
-    """Cross-entropy of the class token's logits. images: b 3 h w, labels: b, class_weights: k."""
+    """Cross-entropy of the class token's logits. images: b 3 h w, labels: b, class_weights: k. The accuracy in training
+    is that of the labels of which a mixed image has most.
+    """
     metrics = []
     for index, batch in enumerate(batches):
-        logits = model(batch.images, sync=index == len(batches) - 1)
-        loss = losses.classification(logits, batch.labels, class_weights, label_smoothing)
+        scales = () if batch.scales is None else (batch.scales,)
+        logits = model(batch.images, *scales, sync=index == len(batches) - 1)
+        loss = losses.classification(logits, batch.labels, class_weights, label_smoothing, batch.partners)
         model.backward(loss / len(batches))
-        metrics.append({"loss": loss, "train_accuracy": (logits.argmax(1) == batch.labels).float().mean()})
+        metrics.append({"loss": loss, "train_accuracy": (logits.argmax(1) == batch.main_labels).float().mean()})
     return {**mean(metrics), "grad_norm": model.step()}
 
 

@@ -1,0 +1,180 @@
+"""The strong recipe: mixed pairs, left-out branches, rates that fall with depth; nothing depends on the layout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from timm.data.mixup import Mixup
+from timm.loss import SoftTargetCrossEntropy
+
+from pfcluster import losses, models
+from pfcluster.config import AugmentConfig, ConfigError, OptimConfig
+from pfcluster.config_json import with_values
+from pfcluster.data.mixing import Mixing, draw_mixing, mix, neighbours
+from pfcluster.data.split_types import RawBatch
+from pfcluster.dist import World, generator
+from pfcluster.experiments.cells import PLAIN, STRONG
+from pfcluster.optim import build_optimizer, set_rates
+from pfcluster.steps.batch import drop_path_scales, prepare, require_pairs
+from pfcluster.train import run
+from tests.tiny import config
+
+
+def strong(**changes):
+    return with_values(config("finetune", **changes), STRONG)
+
+
+def test_partners_are_neighbours():
+    assert neighbours(torch.arange(6)).tolist() == [1, 0, 3, 2, 5, 4]
+
+
+def test_mixup_and_its_loss_are_timms():
+    images, labels = torch.rand(2, 3, 8, 8), torch.tensor([1, 3])
+    logits = torch.randn(2, 5)
+    theirs = Mixup(mixup_alpha=1.0, label_smoothing=0.1, num_classes=5)
+    theirs._params_per_batch = lambda: (0.3, False)
+    mixed, targets = theirs(images.clone(), labels)
+    torch.testing.assert_close(mix(images, Mixing(0.3, None)), mixed)
+    ours = losses.classification(logits, labels, None, 0.1, (neighbours(labels), 0.3))
+    torch.testing.assert_close(ours, SoftTargetCrossEntropy()(logits, targets))
+
+
+def test_class_weights_follow_the_labels_that_are_mixed():
+    logits, labels, weights = torch.randn(2, 3), torch.tensor([0, 2]), torch.tensor([1.0, 2.0, 4.0])
+    mixed = losses.classification(logits, labels, weights, 0.0, (neighbours(labels), 0.25))
+    own, other = (losses.classification(logits, each, weights) for each in (labels, neighbours(labels)))
+    torch.testing.assert_close(mixed, 0.25 * own + 0.75 * other)
+
+
+def test_cutmix_pastes_the_share_that_it_says():
+    images = torch.stack([torch.zeros(3, 40, 40), torch.ones(3, 40, 40)])
+    for step in range(50):
+        mixing = draw_mixing(AugmentConfig(cutmix=1.0), 40, generator(0, "mix", step))
+        mixed = mix(images, mixing)
+        assert mixed[0].mean().item() == pytest.approx(1 - mixing.share, abs=1e-6)
+        assert mixed[1].mean().item() == pytest.approx(mixing.share, abs=1e-6)
+    assert images[0].max() == 0  # what was given is left alone
+
+
+def test_both_take_turns_by_chance_and_shares_follow_beta():
+    drawn = [draw_mixing(AugmentConfig(mixup=0.8, cutmix=1.0), 48, generator(0, "mix", step)) for step in range(400)]
+    assert 150 < sum(each.box is None for each in drawn) < 250
+    shares = torch.tensor([each.share for each in drawn if each.box is None])
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.08)
+    assert shares.min() < 0.1
+    assert shares.max() > 0.9
+
+
+def test_a_step_is_the_same_in_every_layout():
+    values = strong()
+    images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(16) % 8
+    (alone,) = prepare(RawBatch(images, labels), values, 3, World(0, 1, torch.device("cpu")))
+    assert alone.partners is not None
+    assert alone.scales is not None
+    parted = replace(values, engine=replace(values.engine, accumulate=2))
+    found = []
+    for rank in range(2):
+        mine = slice(8 * rank, 8 * rank + 8)
+        found += prepare(RawBatch(images[mine], labels[mine]), parted, 3, World(rank, 2, torch.device("cpu")))
+    assert torch.equal(torch.cat([each.images for each in found]), alone.images)
+    assert torch.equal(torch.cat([each.partners[0] for each in found]), alone.partners[0])
+    assert {each.partners[1] for each in found} == {alone.partners[1]}
+    assert torch.equal(torch.cat([each.scales for each in found], dim=2), alone.scales)
+
+
+def test_drop_path_grows_over_the_blocks_and_keeps_the_mean():
+    values = replace(config("finetune"), batch_size=4000)
+    values = with_values(values, {"model.depth": 3, "model.drop_path": 0.4})
+    scales = drop_path_scales(values, 0)
+    assert scales.shape == (3, 2, 4000)
+    assert (scales == 0).float().mean((1, 2)).tolist() == pytest.approx([0.0, 0.2, 0.4], abs=0.02)
+    assert scales.mean().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_branch_that_is_left_out_leaves_the_sample_as_it_was():
+    model = models.build(config("finetune"), 8)["model"]
+    images = torch.rand(3, 3, 32, 32)
+    ones = torch.ones(2, 2, 3)
+    torch.testing.assert_close(model(images, ones), model(images))
+    without = ones.clone()
+    without[:, :, 1] = 0.0
+    encoder = model.encoder
+    nothing = encoder.norm(encoder.cls_token[0])
+    found = encoder(images, None, without)[:, 0]
+    torch.testing.assert_close(found[1], nothing[0])
+    torch.testing.assert_close(found[0], encoder(images)[0, 0])
+
+
+def test_layer_decay_lasts_through_the_schedule():
+    model = models.build(config("finetune"), 8)["model"]
+    optimizer = build_optimizer(model, OptimConfig(layer_decay=0.5, weight_decay=0.1))
+    set_rates(optimizer.param_groups, 0.8)
+    rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
+    encoder = model.encoder
+    for parameter, rate in (
+        (encoder.patch_embed.weight, 0.1),
+        (encoder.cls_token, 0.1),
+        (encoder.blocks[0].mlp.fc1.weight, 0.2),
+        (encoder.blocks[1].norm1.bias, 0.4),
+        (encoder.norm.weight, 0.8),
+        (model.head.weight, 0.8),
+    ):
+        assert rates[id(parameter)] == pytest.approx(rate)
+    assert len(rates) == len(list(model.parameters()))
+
+
+def test_deeper_blocks_move_further(tmp_path):
+    """Adam's first step is about its rate, whatever the gradient: each block's weights show theirs."""
+    values = with_values(
+        config("finetune", max_steps=1), {"optim.layer_decay": 0.1, "optim.warmup_steps": 0, "optim.weight_decay": 0.0}
+    )
+    before = models.build(values, 8)["model"].state_dict()
+    run(values, tmp_path)
+    from pfcluster import checkpoint
+
+    after = checkpoint.load(tmp_path).weights()
+    moved = [
+        (after[name] - before[name]).abs().median().item()
+        for name in (
+            "encoder.patch_embed.weight",
+            "encoder.blocks.0.mlp.fc1.weight",
+            "encoder.blocks.1.mlp.fc1.weight",
+            "head.weight",
+        )
+    ]
+    assert moved == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3], rel=0.05)
+
+
+def test_the_strong_recipe_trains(tmp_path):
+    assert run(strong(), tmp_path)["status"] == "finished"
+
+
+def test_no_augmentation_is_none():
+    values = with_values(config("finetune"), PLAIN)
+    images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
+    (batch,) = prepare(RawBatch(images, torch.zeros(16, dtype=torch.long)), values, 0, World(0, 1, torch.device("cpu")))
+    torch.testing.assert_close(batch.images, images.float() / 127.5 - 1, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes", "why"),
+    [
+        ("pf_mag", {"augment.mixup": 0.5}, 'objective must be "finetune" with augment.mixup'),
+        ("mae", {"model.drop_path": 0.1}, "model.drop_path must be 0: only the fine-tuning"),
+        ("pf_mag", {"optim.layer_decay": 0.5}, "optim.layer_decay must be 1: only the fine-tuning"),
+        ("pf_mag", {"critic_optim.layer_decay": 0.5}, "critic_optim.layer_decay must be 1"),
+        ("finetune", {"augment.cutmix": 1.0, "batch_size": 12, "engine.accumulate": 4}, "batch_size must be even"),
+    ],
+)
+def test_it_is_refused_where_it_means_nothing(objective, changes, why):
+    with pytest.raises(ConfigError, match=why):
+        with_values(config(objective), changes)
+
+
+def test_odd_micro_batches_are_refused_before_anything_trains():
+    with pytest.raises(ConfigError, match=r"has 1 images here: batch_size 16 over 16 processes"):
+        require_pairs(strong(), 16)
+    require_pairs(strong(), 8)
