@@ -29,10 +29,13 @@ RENDER_CHUNK = 512
 
 
 class SyntheticSplit:
-    """Synthetic faces, rendered once and kept where they fit into memory, else rendered as they are asked for."""
+    """Synthetic faces, rendered once and kept where they fit into memory, else rendered as they are asked for. With a
+    folder they are kept in a file there, which other processes and later runs find again.
+    """
 
-    def __init__(self, faces: SyntheticFaces, first_index: int = 0) -> None:
+    def __init__(self, faces: SyntheticFaces, first_index: int = 0, folder: Path | None = None) -> None:
         self.faces = faces
+        self.folder = folder
         self.first_index = first_index
         self.classes = tuple(faces.classes)
         self._cached: Tensor | None = None
@@ -48,6 +51,10 @@ class SyntheticSplit:
     def batch(self, indices: Tensor) -> RawBatch:
         return RawBatch(self._images(indices), self._labels[indices])
 
+    def rendered(self, indices: Tensor) -> RawBatch:
+        """The same, rendered anew."""
+        return RawBatch(self.faces.images(indices), self._labels[indices])
+
     def keys(self, indices: Tensor) -> list[str]:
         return [f"synthetic-{self.first_index + i}" for i in indices.tolist()]
 
@@ -56,13 +63,38 @@ class SyntheticSplit:
         return self.faces.poker_faces(indices)
 
     def _images(self, indices: Tensor) -> Tensor:
-        if len(self) * 3 * self.faces.size**2 > CACHE_BYTES:
+        if self.folder is None and len(self) * 3 * self.faces.size**2 > CACHE_BYTES:
             return self.faces.images(indices)
         with self._rendering:  # readers are threads; one of them renders
+            if self._cached is None and self.folder is not None:
+                self._cached = in_host_memory(Rendered(self), self.folder, self.faces.fingerprint(), 1).images
             if self._cached is None:
                 chunks = torch.arange(len(self)).split(RENDER_CHUNK)
                 self._cached = torch.cat([self.faces.images(chunk) for chunk in chunks])
         return self._cached[indices]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A synthetic split that keeps nothing."""
+
+    split: SyntheticSplit
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.split.classes
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def labels(self) -> Tensor:
+        return self.split.labels()
+
+    def batch(self, indices: Tensor) -> RawBatch:
+        return self.split.rendered(indices)
+
+    def keys(self, indices: Tensor) -> list[str]:
+        return self.split.keys(indices)
 
 
 @dataclass
@@ -182,15 +214,19 @@ def sample_order(config: DataConfig, dataset: Dataset, seed: int) -> Order:
 def made_resident(dataset: Dataset, config: DataConfig, device: torch.device) -> Dataset:
     """The dataset with its training split where `data.mode` wants it. Raises DataError."""
     if config.mode == "stream" or (config.mode == "host" and config.shards is None):
-        return dataset  # synthetic faces are kept in memory anyway
+        return dataset  # synthetic faces are kept anyway
     train = dataset.train
     if config.mode == "device":
         return replace(dataset, train=on_device(train, device, config.workers))
     inner = train.split if isinstance(train, Subset) else train
     assert isinstance(inner, ShardedSplit)
-    folder = (Path(config.cache) if config.cache is not None else default_cache()) / "decoded"
-    resident = in_host_memory(inner, folder, inner.shards.fingerprint(), config.workers)
+    resident = in_host_memory(inner, decoded_folder(config), inner.shards.fingerprint(), config.workers)
     return replace(dataset, train=Subset(resident, train.chosen) if isinstance(train, Subset) else resident)
+
+
+def decoded_folder(config: DataConfig) -> Path:
+    """Where splits are kept decoded."""
+    return (Path(config.cache) if config.cache is not None else default_cache()) / "decoded"
 
 
 def _synthetic(config: DataConfig) -> Dataset:
@@ -199,6 +235,7 @@ def _synthetic(config: DataConfig) -> Dataset:
         raise DataError(f"data.expect is {config.expect!r}, but no data.shards is given: these are synthetic faces")
     if not 32 <= config.size <= 224:
         raise DataError(f"data.size is {config.size}; synthetic faces come in 32 to 224 pixels")
+    folder = decoded_folder(config) if config.mode == "host" else None
     people = 0
     faces = 0
     splits = []
@@ -224,7 +261,7 @@ def _synthetic(config: DataConfig) -> Dataset:
             seed=options.seed,
             first_index=faces,
         )
-        splits.append(SyntheticSplit(split, first_index=faces))
+        splits.append(SyntheticSplit(split, first_index=faces, folder=folder))
         people, faces = people + identities, faces + count
     train, validation, test = splits
     return Dataset("synthetic", train.classes, train, validation, test)

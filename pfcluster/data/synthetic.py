@@ -13,6 +13,7 @@ Legend: n faces, k classes, h w pixels, a action units, s sides.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,10 @@ def identity_parameters(numbers: Tensor) -> Tensor:
     """What people look like: a function of their numbers alone, n -> n i."""
     counters = numbers.numpy().astype(np.uint64)
     return from_uniforms(IDENTITY, uniforms("identity", 0, counters, len(IDENTITY)))
+
+
+SOURCES = ("faces.py", "facs.py", "features.py", "geometry.py", "renderer.py", "synthetic.py")
+"""Files beside this one that decide what a photo shows."""
 
 
 class SyntheticFaces:
@@ -106,6 +111,15 @@ class SyntheticFaces:
         self._nuisance = nuisance
         self._weakest = weakest
         self._seed = seed
+        self._sequence = (first_index, count)
+
+    def fingerprint(self) -> str:
+        """Of the photos, in hexadecimal: what they are drawn from, and the code that draws them."""
+        kept = {name: value for name, value in vars(self).items() if name != "_indices"}
+        drawn = hashlib.sha256(repr((sorted(kept.items()), torch.__version__)).encode())
+        for name in SOURCES:
+            drawn.update((Path(__file__).parent / name).read_bytes())
+        return drawn.hexdigest()
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -50,7 +50,11 @@ class Cell:
     start: str = "mae"
     """Weights it starts from: our own "mae" of its size, "timm", "imagenet-mae", or "nothing"."""
     phi: str = "default"
-    """Recognition net: "default" (the face net, or what --phi names), "resnet", "tokens"."""
+    """Recognition net: "default" (the reproduction's: the paper's is "face"), "face", "resnet", "tokens"."""
+
+    def same_as(self, phi: str) -> str:
+        """The cell that this one is, where the reproduction's own φ is `phi` ("face" or "tokens"); else itself."""
+        return "pf-vit" if self.phi == phi and not self.changes else self.name
 
 
 TABLES = {
@@ -118,7 +122,15 @@ CELLS = (
     Cell("mae-vit-strong", "MAE-ViT, strong recipe", "baselines", "mae-vit", STRONG),
     Cell("pf-vit", "PF-ViT", "baselines", "pf-vit"),
     *_sizes(),
-    Cell("phi-embedding", "φ's embedding", "phi", "pf-vit", {"pf_mag.recognition_layer": "embedding"}),
+    Cell("phi-face", "φ: a face net, its last map", "phi", "pf-vit", phi="face"),
+    Cell(
+        "phi-embedding",
+        "φ: a face net, its embedding",
+        "phi",
+        "pf-vit",
+        {"pf_mag.recognition_layer": "embedding"},
+        phi="face",
+    ),
     Cell("phi-resnet", "φ: ResNet-50 of ImageNet", "phi", "pf-vit", phi="resnet"),
     Cell("phi-tokens", "φ: none, cosine of the tokens", "phi", "pf-vit", phi="tokens"),
     Cell("without-ort", "without L_ort", "phi", "pf-vit", {"pf_mag.weights.ort": 0.0}, phi="tokens"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pfcluster.experiments.cells import cell as cell_of
 from pfcluster.experiments.record import Planned, Record, read_record
 from pfcluster.report.groups import Group, group_runs
 from pfcluster.report.results import ReportError, Run, read_run
@@ -29,7 +30,15 @@ class Found:
     costs: dict[str, dict[str, Any]]
 
     def group(self, dataset: str, cell: str) -> Group | None:
-        return self.groups.get((dataset, cell))
+        return self.groups.get((dataset, self.alias(cell)))
+
+    def planned(self, dataset: str, cell: str) -> bool:
+        """Whether a cell was asked for, be it that it cannot be run."""
+        return any((each.dataset, each.cell) == (dataset, self.alias(cell)) for each in self.record.cells)
+
+    def alias(self, name: str) -> str:
+        """The cell whose runs are this one's too."""
+        return cell_of(name).same_as(self.record.phi)
 
     def folders(self, dataset: str, cell: str) -> dict[int, Path]:
         """Run folders by seed."""

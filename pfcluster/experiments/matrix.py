@@ -33,8 +33,10 @@ class Settings:
     """Options of the data of pre-training."""
     presets: Mapping[str, str]
     """Preset by size of the encoder."""
-    phi: str = "facenet"
-    """φ of PF-ViT: facenet, tokens, or run: a net trained here to tell the people of `people` apart."""
+    phi: str = "face"
+    """φ of PF-ViT: face or tokens."""
+    face_phi: str = "facenet"
+    """The face net: facenet, or run: a net trained here to tell the people of `people` apart."""
     phi_weights: str | None = None
     people: Mapping[str, Any] | None = None
     """Options of the data of a net that tells people apart, which measures the identity that poker faces keep."""
@@ -44,6 +46,8 @@ class Settings:
     fid: str | None = None
     """"inception", a file of it, or None: the judge's features."""
     probes: int = 2000
+    ablated: tuple[str, ...] | None = None
+    """Datasets on which more than the baselines is run; None takes all."""
     tables: tuple[str, ...] = ()
     """Tables whose cells are run; none runs all."""
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -66,29 +70,38 @@ class Run:
 
 def why_not(settings: Settings, cell: Cell) -> str | None:
     """Why a cell cannot be run here; None where it can."""
-    return settings.missing.get(cell.start) or settings.missing.get(cell.phi)
+    phi = settings.phi if cell.phi == "default" else cell.phi
+    return settings.missing.get(cell.start) or (settings.missing.get(phi) if cell.role == "pf-vit" else None)
 
 
-def wanted(settings: Settings) -> list[Cell]:
+def wanted(settings: Settings, dataset: str) -> list[Cell]:
     """The cells of the tables asked for, with those that the tables' rows are compared with."""
+    ablated = settings.ablated is None or dataset in settings.ablated
     return [
         cell
         for cell in CELLS
-        if not settings.tables or cell.table in settings.tables or cell.name in ("mae-vit", "pf-vit")
+        if cell.name in ("mae-vit", "pf-vit")
+        or (
+            (cell.same_as(settings.phi) == cell.name)
+            and ((not settings.tables or cell.table in settings.tables) and (ablated or cell.table == "baselines"))
+        )
     ]
 
 
 def matrix(settings: Settings) -> list[Run]:
     """All runs, in an order in which they can be run. Raises ConfigError."""
-    cells = [cell for cell in wanted(settings) if why_not(settings, cell) is None]
-    sizes = dict.fromkeys(cell.size for cell in cells if cell.start == "mae")
+    cells = {
+        dataset: [cell for cell in wanted(settings, dataset) if why_not(settings, cell) is None]
+        for dataset in settings.datasets
+    }
+    sizes = dict.fromkeys(cell.size for each in cells.values() for cell in each if cell.start == "mae")
     runs = [_pretraining(settings, size) for size in sizes]
     if settings.people is not None:
         runs.append(_people(settings))
     for dataset in settings.datasets:
         if dataset in settings.with_neutral:
             runs.append(_judge(settings, dataset))
-        for cell in cells:
+        for cell in cells[dataset]:
             runs += [_run(settings, cell, dataset, seed) for seed in settings.seeds]
     return runs
 
@@ -154,6 +167,7 @@ def _run(settings: Settings, cell: Cell, dataset: str, seed: int) -> Run:
 
 def _phi(settings: Settings, cell: Cell) -> dict[str, Any]:
     kind = settings.phi if cell.phi == "default" else cell.phi
+    kind = settings.face_phi if kind == "face" else kind
     weights: str | None = None
     if kind == "run":
         weights = str(_folder(settings, PRETRAINING, PEOPLE, settings.seeds[0]))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pfcluster import presets
-from pfcluster.config import DataConfig, RunConfig
+from pfcluster.config import DataConfig
 from pfcluster.config_json import load, with_values
 from pfcluster.costs import costs
 from pfcluster.data.split_types import DataError
@@ -33,9 +33,8 @@ def measure_cross(found: Found) -> list[dict[str, Any]]:
                 continue
             for run in group.runs:
                 config = load(run.folder / "config.json")
-                data = with_values(
-                    RunConfig(data=replace(DataConfig(), size=config.data.size)), found.record.data[tested]
-                )
+                bare = replace(config, data=DataConfig(size=config.data.size, mode=config.data.mode))
+                data = with_values(bare, found.record.data[tested])
                 try:
                     scores = evaluate_run(run.folder, "test", data.data)
                 except DataError:  # no test split, or nothing in common
@@ -55,9 +54,9 @@ def measure_costs(found: Found) -> dict[str, Any]:
         for role in ("mae-vit", "pf-vit"):
             config = recipe[role]
             if role == "pf-vit":
-                weights = "" if found.record.phi == "run" else None
-                values = {"pf_mag.recognition": found.record.phi, "pf_mag.recognition_weights": weights}
-                config = with_values(config, values)
+                kind = found.record.face_phi if found.record.phi == "face" else found.record.phi
+                weights = "" if kind == "run" else None
+                config = with_values(config, {"pf_mag.recognition": kind, "pf_mag.recognition_weights": weights})
             title = role if size == DEFAULT_SIZE else f"{role}-{size}"
             results[f"{title} ({device.type})"] = asdict(costs(config, classes, device))
     return results

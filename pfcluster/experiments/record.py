@@ -49,6 +49,7 @@ class Record:
     """Options of the data, by dataset."""
     presets: dict[str, str]
     phi: str
+    face_phi: str
     fid: str
     cells: tuple[Planned, ...]
     extra: tuple[tuple[str, str], ...]
@@ -60,7 +61,7 @@ def make_record(settings: Settings, runs: Sequence[Run], command: str, *, miniat
     cells = [
         Planned(dataset, each.name, why_not(settings, each))
         for dataset in settings.datasets
-        for each in wanted(settings)
+        for each in wanted(settings, dataset)
     ]
     return Record(
         command,
@@ -70,6 +71,7 @@ def make_record(settings: Settings, runs: Sequence[Run], command: str, *, miniat
         {name: dict(values) for name, values in settings.datasets.items()},
         dict(settings.presets),
         settings.phi,
+        settings.face_phi,
         "InceptionV3" if settings.fid else "the judge's features",
         tuple(cells),
         tuple(dict.fromkeys((run.dataset, run.name) for run in runs if run.cell is None)),

@@ -54,13 +54,14 @@ class Judged:
 
 
 def judge(found: Found) -> list[Judged]:
-    """Every claim on every dataset: it holds where Holm's p is below 0.05; it points that way, or the opposite way,
+    """Every claim on every dataset whose cells were asked for: it holds where Holm's p is below 0.05; it points that way, or the opposite way,
     where only the claim's own interval leaves out 0; else it is undecided.
     """
     open_cases = [
         (dataset, claim, difference(found.group(dataset, claim.better), found.group(dataset, claim.worse)))
         for claim in CLAIMS
         for dataset in found.record.datasets
+        if found.planned(dataset, claim.better) and found.planned(dataset, claim.worse)
     ]
     tested = [pair.t_p for _, _, pair in open_cases if pair is not None and pair.t_p is not None]
     corrected = iter(holm(tested))

@@ -78,12 +78,13 @@ class Reproduction:
     def tell_missing(self, console: Console) -> None:
         """Say what cannot be run, and why."""
         reasons: dict[str, list[str]] = {}
-        for cell in wanted(self.settings):
+        cells = {cell.name: cell for dataset in self.settings.datasets for cell in wanted(self.settings, dataset)}
+        for cell in cells.values():
             why = why_not(self.settings, cell)
             if why is not None:
                 reasons.setdefault(why, []).append(cell.name)
-        for why, cells in reasons.items():
-            console.print(f"not run: {', '.join(cells)}: {why}", style="yellow", highlight=False, soft_wrap=True)
+        for why, names in reasons.items():
+            console.print(f"not run: {', '.join(names)}: {why}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +100,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("preset", "vit", "vit: the paper's sizes vit-t, vit-s, vit-b; or one preset for all sizes")
     option("seeds", [0, 1, 2], "a run of each cell for each", type=int, nargs="+")
     option("tables", [], "only these; default: all", nargs="+", choices=sorted(TABLES))
-    option("phi", "facenet", "φ of PF-ViT, if not the paper's face net", choices=("facenet", "tokens"))
+    option("ablated", None, "datasets on which more than the baselines is run; default: all", nargs="*")
+    option("phi", "face", "φ of PF-ViT, if not the paper's face net", choices=("face", "tokens"))
     option("phi-weights", None, "the face net's file; default: facenet-pytorch's download")
     option("resnet-weights", None, "file of timm's resnet50; default: its download")
     option("sl-weights", TIMM, "supervised weights of SL-ViT: timm:NAME or a file")
@@ -169,8 +171,12 @@ def _settings(known: argparse.Namespace, output: Path, change: Callable[[RunConf
             missing[start] = why
         else:
             starts[start] = source
-    if known.phi == "facenet":
+    try:
         find_weights("facenet", known.phi_weights)
+    except RecognitionError as error:
+        if known.phi == "face":
+            raise RecognitionError(f"{error}; or take --phi tokens for all of PF-ViT") from error
+        missing["face"] = str(error)
     if not known.tables or "phi" in known.tables:
         try:
             find_weights("resnet", known.resnet_weights)
@@ -189,6 +195,7 @@ def _settings(known: argparse.Namespace, output: Path, change: Callable[[RunConf
         starts=starts,
         resnet_weights=known.resnet_weights,
         fid=known.fid,
+        ablated=None if known.ablated is None else tuple(known.ablated),
         tables=tuple(known.tables),
         missing=missing,
         change=change,

@@ -124,8 +124,8 @@ def find_weights(kind: Literal["facenet", "resnet"], local: str | None) -> Path 
     Under several processes let one call this first: the download takes no lock. Raises RecognitionError.
     """
     options = (
-        "give the file with --pf-mag.recognition-weights FILE, or leave the net out with"
-        " --pf-mag.recognition tokens (the paper's ablation: the cosine of the tokens)"
+        "give the file with --pf-mag.recognition-weights FILE (reproduce: --phi-weights, --resnet-weights), or leave"
+        " the net out with --pf-mag.recognition tokens (the paper's ablation: the cosine of the tokens)"
     )
     if local is not None:
         if not Path(local).is_file():
