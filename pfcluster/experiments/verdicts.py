@@ -54,8 +54,8 @@ class Judged:
 
 
 def judge(found: Found) -> list[Judged]:
-    """Every claim on every dataset whose cells were asked for: it holds where Holm's p is below 0.05; it points that way, or the opposite way,
-    where only the claim's own interval leaves out 0; else it is undecided.
+    """Every claim on every dataset whose cells were asked for: it holds where Holm's p is below 0.05; it points that
+    way, or the opposite way, where only the claim's own interval leaves out 0; else it is undecided.
     """
     open_cases = [
         (dataset, claim, difference(found.group(dataset, claim.better), found.group(dataset, claim.worse)))
