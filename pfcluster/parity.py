@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from pfcluster import models
-from pfcluster.config import DataConfig, EngineConfig, ModelConfig, Objective, OptimConfig, PfMagConfig, RunConfig
+from pfcluster.config import (
+    AugmentConfig,
+    DataConfig,
+    EngineConfig,
+    ModelConfig,
+    Objective,
+    OptimConfig,
+    PfMagConfig,
+    RunConfig,
+)
 from pfcluster.data.split_types import RawBatch
 from pfcluster.dist import World, generator
 from pfcluster.engine.base import Engine
@@ -39,13 +48,17 @@ class Difference:
 
 
 def tiny_config(objective: Objective, engine: EngineConfig, *, r1: float = 0.0, batch_size: int = 16) -> RunConfig:
-    """A run of any objective that takes milliseconds a step; PF-MAG meets its adversary after the first."""
+    """A run of any objective that takes milliseconds a step; PF-MAG meets its adversary after the first, fine-tuning
+    mixes images, leaves out branches and decays its rate by layers.
+    """
+    finetunes = objective == "finetune"
     return RunConfig(
         objective=objective,
         batch_size=batch_size,
         data=DataConfig(size=32),
-        model=MODEL,
-        optim=OptimConfig(lr=1e-3, clip_norm=0.5),
+        augment=AugmentConfig(mixup=0.8, cutmix=1.0) if finetunes else AugmentConfig(),
+        model=replace(MODEL, drop_path=0.3 if finetunes else 0.0),
+        optim=OptimConfig(lr=1e-3, clip_norm=0.5, layer_decay=0.65 if finetunes else 1.0),
         critic_optim=OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, clip_norm=0.5),
         engine=engine,
         pf_mag=PfMagConfig(warmup_steps=1, balance_steps=2, r1=r1),
@@ -97,6 +110,8 @@ def train(config: RunConfig, backend: str, world: World) -> tuple[Tensor, dict[s
         images = torch.randint(0, 256, size, dtype=torch.uint8, generator=chance)
         labels = torch.randint(0, CLASSES, (config.batch_size,), generator=chance)
         mine = world.slice_of(config.batch_size)
+        for name, engine in engines.items():
+            engine.set_lr(config.critic_optim.lr if name == "critic" else config.optim.lr)
         metrics = objective.step(prepare(RawBatch(images[mine], labels[mine]), config, step, world), step)
         names = sorted(metrics)
         values = world.mean(torch.stack([metrics[name].detach().float() for name in names])).tolist()
