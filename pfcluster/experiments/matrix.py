@@ -106,25 +106,24 @@ def matrix(settings: Settings) -> list[Run]:
     return runs
 
 
-def _preset(settings: Settings, size: str, role: str) -> RunConfig:
-    return settings.change(presets.recipe(settings.presets[size])[role])
+def _preset(settings: Settings, size: str, role: str, data: Mapping[str, Any]) -> RunConfig:
+    return settings.change(with_values(presets.recipe(settings.presets[size])[role], data))
 
 
 def _pretraining(settings: Settings, size: str) -> Run:
     name = f"mae-{size}"
-    config = with_values(_preset(settings, size, "mae"), settings.faces)
+    config = _preset(settings, size, "mae", settings.faces)
     return _once(settings, PRETRAINING, replace(config, name=name))
 
 
 def _judge(settings: Settings, dataset: str) -> Run:
-    config = with_values(_preset(settings, DEFAULT_SIZE, "judge"), settings.datasets[dataset])
+    config = _preset(settings, DEFAULT_SIZE, "judge", settings.datasets[dataset])
     return _once(settings, dataset, replace(config, name=JUDGE))
 
 
 def _people(settings: Settings) -> Run:
-    """Whom a face shows does not depend on its side, but a net that never saw one turned need not know it."""
     assert settings.people is not None
-    config = with_values(_preset(settings, DEFAULT_SIZE, "judge"), settings.people)
+    config = _preset(settings, DEFAULT_SIZE, "judge", settings.people)
     return _once(settings, PRETRAINING, replace(config, name=PEOPLE))
 
 
@@ -140,7 +139,7 @@ def _folder(settings: Settings, dataset: str, name: str, seed: int) -> Path:
 def _run(settings: Settings, cell: Cell, dataset: str, seed: int) -> Run:
     first = settings.seeds[0]
     after: list[tuple[str, str]] = []
-    config = with_values(_preset(settings, cell.size, cell.role), settings.datasets[dataset])
+    config = _preset(settings, cell.size, cell.role, settings.datasets[dataset])
     values: dict[str, Any] = {"name": cell.name, "seed": seed}
     if cell.start == "mae":
         after.append((PRETRAINING, f"mae-{cell.size}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,6 +130,7 @@ def parse(arguments: Sequence[str]) -> Reproduction:
     if known.miniature == bool(known.datasets):
         raise ConfigError("reproduce wants either --datasets NAME ..., or --miniature for synthetic faces")
 
+    @functools.cache
     def change(config: RunConfig) -> RunConfig:
         return apply_overrides(config, rest)
 
