@@ -39,6 +39,7 @@ ONLY_WHERE_USED = {
     "matplotlib",
     "cv2",
     "sklearn",
+    "umap",
 }
 
 
