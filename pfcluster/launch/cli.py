@@ -36,6 +36,7 @@ HELP = """Train, evaluate and report, on this machine or on a SLURM cluster.
     python jobs/launch.py judge | pretrain | finetune | pf-mag  one stage of it
     python jobs/launch.py evaluate RUN [--split test]           scores of a run's best checkpoint
     python jobs/launch.py report STUDY [--baseline NAME]        mean ± std over seeds, tables and pictures
+    python jobs/launch.py pictures RUN [RUN ...]                attention maps, features and failures side by side
     python jobs/launch.py tables OUTPUT                         the paper's tables of a reproduction, as far as it is
     python jobs/launch.py consolidate RUN [--output FILE]       a run's weights as one safetensors file
     python jobs/launch.py costs --preset vit-b                  parameters, FLOPs and speed at batch 1 and 64

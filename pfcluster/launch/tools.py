@@ -65,6 +65,27 @@ def evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def pictures(arguments: list[str]) -> int:
+    """Attention maps, features in the plane and failures of finished runs, on a page."""
+    from pfcluster.report.gallery import write_pictures
+
+    parser = argparse.ArgumentParser(prog="jobs/launch.py pictures")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="default: pictures/ in the folder that holds the runs"
+    )
+    parser.add_argument("--images", type=int, default=8, help="faces in each grid")
+    parser.add_argument("--seed", type=int, default=0, help="draws the faces")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    options = parser.parse_args(arguments)
+    files = write_pictures(options.runs, options.output, images=options.images, seed=options.seed, split=options.split)
+    console = Console()
+    for note in files.notes:
+        console.print(f"- {note}", highlight=False, markup=False)
+    console.print(f"pictures: {files.html}", highlight=False, soft_wrap=True)
+    return 0
+
+
 def costs(arguments: list[str]) -> int:
     """Parameters, FLOPs and speed of presets."""
     import torch
@@ -237,6 +258,7 @@ def cancel(arguments: list[str]) -> int:
 TOOLS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "report": report,
+    "pictures": pictures,
     "consolidate": consolidate,
     "costs": costs,
     "measure": measure,

@@ -26,6 +26,14 @@ TERMS = {
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image of a run, inlined."""
+
+    uri: str
+    caption: str
+
+
+@dataclass(frozen=True)
 class Report:
     """All that a report shows, read and computed; `write.py` puts it into files."""
 
@@ -36,14 +44,8 @@ class Report:
     baseline: Group | None
     comparisons: tuple[Comparison, ...]
     notices: tuple[Notice, ...]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image of a run, inlined."""
-
-    uri: str
-    caption: str
+    pictures: tuple[Picture, ...] = ()
+    """What `gallery.write_pictures` left in the study's folder."""
 
 
 def findings(report: Report) -> list[str]:

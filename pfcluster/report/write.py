@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pfcluster.files import write_atomically
 from pfcluster.report import page, tables
+from pfcluster.report.drawn import study_pictures
 from pfcluster.report.findings import choose_baseline, compare, poker_sentences
 from pfcluster.report.groups import Group, group_runs
 from pfcluster.report.page import Report
@@ -70,6 +71,7 @@ def read_report(study: Path, baseline: str | None = None) -> Report:
     runs, unfinished, notices = read_runs(study)
     groups, group_notices = group_runs(runs)
     reference = choose_baseline(groups, baseline)
+    drawn, picture_notices = study_pictures(study)
     return Report(
         title=study.resolve().name,
         runs=tuple(runs),
@@ -77,7 +79,8 @@ def read_report(study: Path, baseline: str | None = None) -> Report:
         groups=tuple(groups),
         baseline=reference,
         comparisons=tuple(compare(groups, reference)),
-        notices=(*group_notices, *notices),
+        notices=(*group_notices, *notices, *picture_notices),
+        pictures=tuple(drawn),
     )
 
 
