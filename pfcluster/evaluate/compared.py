@@ -6,6 +6,7 @@ Legend: n samples, b images, k classes, d features.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ class ComparedRun:
 
     folder: Path
     label: str
-    """Its name and seed; its folder where two runs share those."""
+    """Its name and seed; where runs share those, its folder within the one that holds them all."""
     config: RunConfig
     model: PFViT | Classifier
     split: Split
@@ -114,10 +115,17 @@ def open_runs(folders: Sequence[Path], split: str = "test", device: torch.device
 
 
 def labels(configs: dict[Path, RunConfig]) -> list[str]:
-    """Each run's name and seed; its folder where runs share those."""
+    """Each run's name and seed; where runs share those, its folder within the one that holds them all."""
     named = [f"{config.name}, seed {config.seed}" for config in configs.values()]
     counts = Counter(named)
-    return [name if counts[name] == 1 else str(folder) for name, folder in zip(named, configs, strict=True)]
+    home = common_folder(list(configs))
+    places = [folder.resolve().relative_to(home).as_posix() for folder in configs]
+    return [name if counts[name] == 1 else place for name, place in zip(named, places, strict=True)]
+
+
+def common_folder(folders: Sequence[Path]) -> Path:
+    """The innermost folder that holds all of these; of one, itself."""
+    return Path(os.path.commonpath([folder.resolve() for folder in folders]))
 
 
 def choose(run: ComparedRun, count: int, seed: int) -> Tensor:

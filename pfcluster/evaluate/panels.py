@@ -72,8 +72,8 @@ def embedding_picture(
     classes: Sequence[str],
 ) -> None:
     """Runs beside each other, at most three in a row: points n 2 in their class's colour, one legend for all."""
-    columns = min(3, len(points))
-    rows = math.ceil(len(points) / columns)
+    rows = math.ceil(len(points) / 3)
+    columns = math.ceil(len(points) / rows)
     figure = _figure(3.3 * max(columns, 2), 3.4 * rows + 0.75)
     boxes = figure.subplots(rows, columns, squeeze=False).flatten()
     for box, title, found, truth in zip(boxes, titles, points, labels, strict=False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,16 @@ from typing import Any
 
 from pfcluster.dist import world
 from pfcluster.evaluate import embedding, panels
-from pfcluster.evaluate.compared import Answers, ComparedRun, PicturesError, answers, choose, finished_config, open_runs
+from pfcluster.evaluate.compared import (
+    Answers,
+    ComparedRun,
+    PicturesError,
+    answers,
+    choose,
+    common_folder,
+    finished_config,
+    open_runs,
+)
 from pfcluster.evaluate.failures import draw_failures
 from pfcluster.files import write_atomically
 from pfcluster.report import figures, page
@@ -104,11 +112,6 @@ def draw_all_failures(
         caption = f"{run.label}: {len(failures)} of its failures, drawn by seed {seed} ({panels.accuracy(found)})"
         drawn.append(Drawn(file, "failures", caption))
     return drawn, notes
-
-
-def common_folder(folders: Sequence[Path]) -> Path:
-    """The innermost folder that holds all of these; of one, itself."""
-    return Path(os.path.commonpath([folder.resolve() for folder in folders]))
 
 
 def _page(

@@ -16,7 +16,7 @@ from torch import nn
 from pfcluster import models
 from pfcluster.evaluate import embedding, panels
 from pfcluster.evaluate.attention import attention_maps, painted, plus_plus, scaled
-from pfcluster.evaluate.compared import PicturesError, choose, open_runs
+from pfcluster.evaluate.compared import PicturesError, choose, labels, open_runs
 from pfcluster.evaluate.failures import draw_failures
 from pfcluster.launch.cli import main
 from pfcluster.nn.vit import Classifier, ViT
@@ -266,6 +266,12 @@ def test_what_cannot_be_drawn_is_refused_by_name(study, tmp_path, names, why):
     with pytest.raises(PicturesError, match=why):
         write_pictures([study / name for name in names], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_are_called_by_name_and_seed_or_where_those_are_shared_by_folder():
+    one, other = config("finetune", name="scratch"), config("finetune", name="mae-vit")
+    configs = {Path("runs/a/seed-0"): one, Path("runs/b/seed-0"): one, Path("runs/c"): other}
+    assert labels(configs) == ["a/seed-0", "b/seed-0", f"mae-vit, seed {other.seed}"]
 
 
 def test_a_classifier_is_asked_for_by_name(study):
