@@ -30,6 +30,7 @@ from pfcluster.weights import WeightsError
 TIMM = "timm:vit_base_patch16_224.augreg_in1k"
 TABLE_FILE = Path("tables") / "tables.html"
 EVALUATIONS = ("cross", "costs")
+PICTURED = ("sl-vit", "mae-vit", "pf-vit")
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,16 @@ class Reproduction:
         results = tuple(run.folder / "result.json" for run in self.runs)
         for dataset in self.settings.datasets:
             own = tuple(run.folder / "result.json" for run in self.runs if run.dataset == dataset)
-            study = output / dataset
+            study, shown = output / dataset, self.pictured(dataset)
+            made = study / "pictures" / "index.html"
+            words = ("pictures", *map(str, shown), "--output", str(made.parent))
+            reads = tuple(folder / "result.json" for folder in shown)
+            call = Call(f"{dataset} pictures", study / "pictures", words, produces=made, reads=reads)
+            groups.append(Group(f"{dataset}-pictures", (call,), names, alone=True, anyway=True))
             made = study / REPORT / "report.html"
             call = Call(f"{dataset} {REPORT}", study / REPORT, (REPORT, str(study)), produces=made, reads=own)
-            groups.append(Group(f"{dataset}-{REPORT}", (call,), names, alone=True, anyway=True))
+            after = (*names, f"{dataset}-pictures")
+            groups.append(Group(f"{dataset}-{REPORT}", (call,), after, alone=True, anyway=True))
         measured = []
         for what in EVALUATIONS:
             made = output / "measured" / f"{what}.json"
@@ -70,6 +77,12 @@ class Reproduction:
         groups += [*measured, Group("tables", (call,), after, alone=True, anyway=True)]
         name = self.options.name or output.resolve().name
         return Plan(name, output, tuple(groups), command_text(), tolerant=True)
+
+    def pictured(self, dataset: str) -> list[Path]:
+        """The runs whose pictures are shown beside each other: the first seed's, and its pre-training."""
+        first = {(run.dataset, run.name): run.folder for run in reversed(self.runs)}
+        keys = [("pretraining", f"mae-{DEFAULT_SIZE}"), *((dataset, name) for name in PICTURED)]
+        return [first[key] for key in keys if key in first]
 
     def record(self) -> None:
         """Write down what was asked for, so that the tables know what is missing."""
