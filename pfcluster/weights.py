@@ -8,6 +8,7 @@ Legend: d channels, p patch side, n patches.
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from pathlib import Path
@@ -22,6 +23,8 @@ from pfcluster import checkpoint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OWN_MEAN, OWN_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+BLOCK_NAME = r"(blocks\.\d+\.(?:norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.\w+)$"
+"""A block's weights in timm and in facebookresearch/mae."""
 StateDict = dict[str, Tensor]
 
 
@@ -55,7 +58,8 @@ def _read_file(path: Path) -> tuple[StateDict, tuple[float, ...], tuple[float, .
     if path.suffix == ".safetensors":
         return load_file(path), OWN_MEAN, OWN_STD
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # facebookresearch/mae keeps its options beside
+            values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its reader met: pickle, zip and runtime errors
         raise WeightsError(f"model.init: {path} holds no plain weights: {error}") from error
     for wrapper in ("model", "model_state_dict"):
@@ -66,25 +70,94 @@ def _read_file(path: Path) -> tuple[StateDict, tuple[float, ...], tuple[float, .
     return values, OWN_MEAN, OWN_STD
 
 
+def external_sizes(source: str) -> dict[str, float]:
+    """What a file of others or a timm model says of its own sizes, by the names of our options. Empty for our own
+    weights, and where there is no such file. Raises WeightsError.
+
+    Heads leave no trace in a file: taken is what every ViT has, 64 channels a head from T to L and 16 heads for H, and
+    for a decoder facebookresearch/mae's 32 channels.
+    """
+    heads = None
+    if source.startswith("timm:"):
+        with torch.device("meta"):
+            model: Any = _timm_model(source.removeprefix("timm:"), pretrained=False)
+        state, heads = model.state_dict(), getattr(getattr(model.blocks[0], "attn", None), "num_heads", None)
+    elif Path(source).is_file():
+        state = _plain_names(_read_file(Path(source))[0])
+    else:
+        return {}
+    if any(name.startswith("encoder.") for name in state):
+        return {}
+    _check_known(state, source)
+    width, _, patch, _ = state["patch_embed.proj.weight"].shape
+    side = math.isqrt(state["pos_embed"].shape[1] - 1)
+    found = {
+        "data.size": side * patch,
+        "model.patch": patch,
+        "model.width": width,
+        "model.depth": _depth(state, "blocks"),
+        "model.heads": heads or (16 if width == 1280 else max(1, width // 64)),
+        "model.mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+    }
+    if "decoder_embed.weight" in state:
+        width = state["decoder_embed.weight"].shape[0]
+        depth = _depth(state, "decoder_blocks")
+        heads = max(1, width // 32)
+        found |= {"model.decoder_width": width, "model.decoder_depth": depth, "model.decoder_heads": heads}
+    return found
+
+
+def _depth(state: StateDict, blocks: str) -> int:
+    return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
+
+
+def _plain_names(state: StateDict) -> StateDict:
+    """Without what DistributedDataParallel puts before each name."""
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
 def _from_timm(name: str) -> StateDict:
+    model = _timm_model(name, pretrained=True)
+    setup: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    return _rename(model.state_dict(), setup["mean"], setup["std"], f"timm:{name}")
+
+
+def _timm_model(name: str, *, pretrained: bool) -> nn.Module:
     import timm
 
     try:
-        model = timm.create_model(name, pretrained=True)
+        return timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # timm and the hub raise many kinds: unknown names, no network, no such file
         raise WeightsError(
             f"model.init: cannot get timm's {name}: {error}; check the name with"
             " timm.list_models('vit_*', pretrained=True) and the network, or give a downloaded file"
         ) from error
-    setup: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return _rename(model.state_dict(), setup["mean"], setup["std"], f"timm:{name}")
+
+
+def _check_known(state: StateDict, source: str) -> None:
+    """Raises WeightsError for a net that ours cannot compute: to leave a part of it out would go unseen."""
+    for name in ("patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed"):
+        if name not in state:
+            raise WeightsError(f"model.init: {source} is no ViT that we know: it has no {name}")
+    foreign = [name for name in state if re.match(r"(blocks\.|norm_pre|reg_token|dist_token)", name)]
+    foreign = [name for name in foreign if not re.match(BLOCK_NAME, name)]
+    if foreign:
+        raise WeightsError(
+            f"model.init: {source} has {foreign[0]} and {len(foreign) - 1} more weights that our ViT has no place for;"
+            " it would compute something else without them"
+        )
+    places = state["pos_embed"].shape[1] - 1
+    if math.isqrt(places) ** 2 != places:
+        raise WeightsError(
+            f"model.init: {source} is no ViT that we know: {places + 1} positions are not a class token's and a square"
+            " grid's"
+        )
 
 
 def _rename(state: StateDict, mean: tuple[float, ...], std: tuple[float, ...], source: str) -> StateDict:
     """timm's and facebookresearch/mae's names, which agree on the encoder, to ours."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    if "patch_embed.proj.weight" not in state:
-        raise WeightsError(f"model.init: {source} is no ViT that we know: it has no patch_embed.proj.weight")
+    state = _plain_names(state)
+    _check_known(state, source)
     renamed: StateDict = {}
     kernel = state["patch_embed.proj.weight"]
     renamed["encoder.patch_embed.weight"], renamed["encoder.patch_embed.bias"] = fold_normalisation(
@@ -94,7 +167,7 @@ def _rename(state: StateDict, mean: tuple[float, ...], std: tuple[float, ...], s
     renamed["encoder.cls_token"] = state["cls_token"] + positions[:1]
     renamed["encoder.positions"] = positions[1:]
     patterns = [
-        (r"(blocks\.\d+\.(?:norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.\w+)$", r"encoder.\1"),
+        (BLOCK_NAME, r"encoder.\1"),
         (r"norm\.(\w+)$", r"encoder.norm.\1"),
         (r"fc_norm\.(\w+)$", r"encoder.norm.\1"),
         (r"decoder_blocks\.(.+)$", r"decoder.blocks.\1"),
@@ -125,9 +198,11 @@ def fold_normalisation(
 
     kernel d 3 p p, bias d -> weight d (3 p p), bias d.
     """
-    scale = (0.5 / torch.tensor(std)).view(1, 3, 1, 1)
-    shift = ((0.5 - torch.tensor(mean)) / torch.tensor(std)).view(1, 3, 1, 1)
-    return (kernel * scale).flatten(1), bias + (kernel * shift).sum((1, 2, 3))
+    precise = kernel.double()
+    deviation = torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1)
+    shift = (0.5 - torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)) / deviation
+    folded = bias.double() + (precise * shift).sum((1, 2, 3))
+    return (precise * (0.5 / deviation)).flatten(1).to(kernel.dtype), folded.to(bias.dtype)
 
 
 def resize_positions(positions: Tensor, count: int) -> Tensor:

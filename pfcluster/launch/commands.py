@@ -13,7 +13,7 @@ import tyro
 
 from pfcluster import presets
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config_json import changes_of
+from pfcluster.config_json import changes_of, with_values
 from pfcluster.data.build_options import BuildOptions
 from pfcluster.data.manifest import MANIFEST
 from pfcluster.data.split_types import Dataset
@@ -28,8 +28,21 @@ SHARDS, REPORT = "shards", "report"
 
 
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """A config changed by `--section.field value` pairs. Raises ConfigError in one paragraph of plain words."""
-    return _parsed(lambda: tyro.cli(RunConfig, default=config, args=list(overrides)))
+    """A config changed by `--section.field value` pairs; sizes that they leave open are those of others' weights in
+    `model.init`. Raises ConfigError in one paragraph of plain words, WeightsError.
+    """
+    config = _parsed(lambda: tyro.cli(RunConfig, default=config, args=list(overrides)))
+    return config if config.model.init is None else _sized(config, config.model.init, overrides)
+
+
+def _sized(config: RunConfig, init: str, overrides: Sequence[str]) -> RunConfig:
+    from pfcluster.weights import external_sizes
+
+    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in overrides if word.startswith("--")}
+    cnn = config.model.architecture == "cnn"  # has none of these sizes but the images'
+    sizes = {name: value for name, value in external_sizes(init).items() if not cnn or name == "data.size"}
+    left = {name: value for name, value in sizes.items() if name not in given}
+    return with_values(config, left, f"model.init {init}")
 
 
 def build_options(arguments: Sequence[str]) -> BuildOptions:

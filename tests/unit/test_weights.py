@@ -7,9 +7,13 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
-from pfcluster import models, weights
+from benchmarks import import_parity
+from benchmarks.originals import OriginalMae, normalised, stirred, write
+from pfcluster import models, presets, weights
 from pfcluster.config import DataConfig, ModelConfig, RunConfig
+from pfcluster.launch.commands import apply_overrides
 from pfcluster.nn.mae import Decoder
 from pfcluster.nn.vit import ViT
 from pfcluster.weights import WeightsError
@@ -60,6 +64,82 @@ def test_the_decoder_of_a_reference_checkpoint_predicts_our_patch_order(tmp_path
     weights.load_part(own, {k: v for k, v in values.items() if k != "decoder.positions"}, "decoder", "mae.pth")
     reference = torch.arange(192.0).view(8, 8, 3).permute(2, 0, 1).flatten()
     assert torch.equal(own.head.bias, reference)
+
+
+@pytest.mark.parametrize("layout", import_parity.LAYOUTS)
+@pytest.mark.parametrize("patch", [16, 32])
+def test_the_originals_encoder_and_decoder_compute_the_same_here(tmp_path, layout, patch):
+    theirs = stirred(OriginalMae(size=4 * patch, patch=patch, **import_parity.SMALL))
+    source = write(tmp_path / "mae.pth", theirs.state_dict(), layout)
+    images = import_parity.noise(4 * patch)
+    with torch.no_grad():
+        features = theirs.features(normalised(images))
+    assert features.abs().max() > 1
+    assert import_parity.of_features(features, source, images) < 1e-5
+    assert import_parity.of_prediction(theirs, source, images) < 1e-5
+
+
+def test_timms_supervised_vit_computes_the_same_here(tmp_path):
+    theirs = stirred(timm.create_model("vit_tiny_patch16_224", pretrained=False))
+    source = write(tmp_path / "vit.pth", theirs.state_dict(), "bare")
+    images = import_parity.noise(224)
+    with torch.no_grad():
+        features = theirs.forward_features(images)
+    assert import_parity.of_features(features, source, images) < 1e-5
+
+
+def test_sizes_that_no_option_gives_are_those_of_the_file(tmp_path):
+    theirs = OriginalMae(size=64, patch=16, **import_parity.SMALL)
+    source = str(write(tmp_path / "mae.pth", theirs.state_dict(), "model"))
+    base = presets.recipe("small")["pf-vit"]
+    read = apply_overrides(base, ["--model.init", source])
+    assert read.data.size == 64
+    model = import_parity.SMALL | {"patch": 16, "mlp_ratio": 4.0}
+    assert {name: getattr(read.model, name) for name in model} == model
+    given = apply_overrides(base, ["--model.init", source, "--data.size=32", "--model.decoder-heads", "4"])
+    assert (given.data.size, given.model.decoder_heads, given.model.width) == (32, 4, 128)
+    models.build(given, 8)
+    with pytest.raises(WeightsError, match=r"more encoder blocks than model\.depth .*it holds 3 blocks"):
+        models.build(apply_overrides(base, ["--model.init", source, "--model.depth", "2"]), 8)
+    judge = apply_overrides(presets.recipe("small")["judge"], ["--model.init", source])
+    assert (judge.data.size, judge.model.width) == (64, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("vit_tiny_patch16_224", (224, 16, 192, 12, 3)), ("vit_huge_patch14_224", (224, 14, 1280, 32, 16))],
+)
+def test_timms_names_tell_their_sizes_without_a_download(name, sizes):
+    found = weights.external_sizes(f"timm:{name}")
+    names = ("data.size", "model.patch", "model.width", "model.depth", "model.heads")
+    assert tuple(found[name] for name in names) == sizes
+    with pytest.raises(WeightsError, match=r"cannot get timm's vit_absent"):
+        weights.external_sizes("timm:vit_absent")
+
+
+def test_our_own_weights_say_nothing_of_sizes(tmp_path):
+    save_file(
+        {f"encoder.{name}": value for name, value in ViT(**SIZES).state_dict().items()}, tmp_path / "own.safetensors"
+    )
+    assert weights.external_sizes(str(tmp_path / "own.safetensors")) == {}
+    assert weights.external_sizes(str(tmp_path)) == weights.external_sizes("nowhere") == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"init_values": 0.1}, r"blocks\.0\.ls1\.gamma and 3 more"),
+        ({"class_token": False, "global_pool": "avg"}, "has no cls_token"),
+        ({"reg_tokens": 4}, "reg_token and 0 more"),
+        ({"no_embed_class": True}, "16 positions are not a class token's"),
+    ],
+)
+def test_a_net_that_ours_cannot_compute_is_refused(tmp_path, options, words):
+    theirs = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, **options)
+    source = str(write(tmp_path / "vit.pth", theirs.state_dict(), "bare"))
+    for read in (weights.read, weights.external_sizes):
+        with pytest.raises(WeightsError, match=words):
+            read(source)
 
 
 def test_positions_are_resized_to_another_grid():
