@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from pfcluster.config import (
     AugmentConfig,
@@ -35,6 +36,25 @@ ROLES = ("judge", "mae", "scratch", "mae-vit", "pf-vit")
 MAE_AUGMENT = AugmentConfig(crop_scale=(0.5, 1.0), rotation=0.0, jitter=0.0)
 """MAE needs little: random resized crop and flip (He et al. 2021, section 4)."""
 CRITIC = OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
+
+PLAIN: Mapping[str, Any] = {
+    "augment.flip": 0.0,
+    "augment.crop_scale": (1.0, 1.0),
+    "augment.crop_ratio": (1.0, 1.0),
+    "augment.rotation": 0.0,
+    "augment.jitter": 0.0,
+    "augment.erasing": 0.0,
+}
+"""No augmentation."""
+STRONG: Mapping[str, Any] = {
+    "augment.mixup": 0.8,
+    "augment.cutmix": 1.0,
+    "augment.erasing": 0.25,
+    "model.drop_path": 0.1,
+    "optim.layer_decay": 0.65,
+    "classifier.label_smoothing": 0.1,
+}
+"""The recipe with which ViTs are fine-tuned elsewhere (He et al. 2021, appendix A.2)."""
 
 
 def demo() -> Recipe:

@@ -10,28 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pfcluster.presets import PLAIN, STRONG
+
 SIZES = ("t", "s", "b")
 DEFAULT_SIZE = "b"
 RATIOS = (0.0, 0.3, 0.5, 0.75)
 """Shares of hidden patches of Multi-Task MAE, in training and at test."""
-PLAIN: Mapping[str, Any] = {
-    "augment.flip": 0.0,
-    "augment.crop_scale": (1.0, 1.0),
-    "augment.crop_ratio": (1.0, 1.0),
-    "augment.rotation": 0.0,
-    "augment.jitter": 0.0,
-    "augment.erasing": 0.0,
-}
-"""No augmentation."""
-STRONG: Mapping[str, Any] = {
-    "augment.mixup": 0.8,
-    "augment.cutmix": 1.0,
-    "augment.erasing": 0.25,
-    "model.drop_path": 0.1,
-    "optim.layer_decay": 0.65,
-    "classifier.label_smoothing": 0.1,
-}
-"""The recipe with which ViTs are fine-tuned elsewhere (He et al. 2021, appendix A.2)."""
 
 
 @dataclass(frozen=True)

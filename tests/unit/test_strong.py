@@ -15,8 +15,8 @@ from pfcluster.config_json import with_values
 from pfcluster.data.mixing import Mixing, draw_mixing, mix, neighbours
 from pfcluster.data.split_types import RawBatch
 from pfcluster.dist import World, generator
-from pfcluster.experiments.cells import PLAIN, STRONG
 from pfcluster.optim import build_optimizer, set_rates
+from pfcluster.presets import PLAIN, STRONG
 from pfcluster.steps.batch import drop_path_scales, prepare, require_pairs
 from pfcluster.train import run
 from tests.tiny import config
