@@ -26,7 +26,7 @@ from pfcluster.profile import empty_batches, profile, take_step, twice
 from pfcluster.trained import blank_recognition
 
 BATCHES = (1, 64)
-LEAST_SECONDS, LEAST_TURNS = 1.0, 5
+LEAST_SECONDS, LEAST_TURNS = 0.5, 5
 """A timing takes at least so long, and so many turns after one that warms up."""
 
 
