@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pfcluster.report.answers import AnswersCompared, compare_answers, correct_together, differing_samples
 from pfcluster.report.groups import Group
 from pfcluster.report.results import ReportError
 from pfcluster.report.statistics import Paired, holm, paired
-from pfcluster.report.wording import interval, mean_std, number, p_text, signed
+from pfcluster.report.wording import count, interval, mean_std, number, p_text, signed
 
 POKER_ROWS = ("input", "reconstruction", "poker face", "truth")
 
@@ -35,17 +36,24 @@ MEASURES = (NEUTRALITY, IDENTITY, PSNR, SSIM, REGION_ERROR)
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group's test accuracy (percentage points) and macro F1 (x 100) less the baseline's, on the seeds both have."""
+    """A group's test accuracy, mean class accuracy (both in percentage points) and macro F1 (x 100) less the
+    baseline's, on the seeds both have.
+    """
 
     group: Group
     baseline: Group
     seeds: tuple[int, ...]
-    accuracy: Paired | None
-    macro_f1: Paired | None
-    holm_p: float | None
+    accuracy: Paired | None = None
+    macro_f1: Paired | None = None
+    mean_class: Paired | None = None
+    holm_p: float | None = None
     """p of the paired t-test on accuracy, corrected for the number of comparisons in the study."""
-    why_not: str
+    why_not: str = ""
     """Why nothing was compared; empty where something was."""
+    answers: AnswersCompared | None = None
+    """Sample by sample; McNemar's p are corrected for every seed of every comparison in the study."""
+    no_answers: str = ""
+    """Why nothing was compared sample by sample."""
 
 
 def choose_baseline(groups: Sequence[Group], wanted: str | None) -> Group | None:
@@ -73,7 +81,8 @@ def compare(groups: Sequence[Group], baseline: Group | None) -> list[Comparison]
     corrected = holm([found[index].accuracy.t_p or 0.0 for index in tested])  # type: ignore[union-attr]
     for index, p in zip(tested, corrected, strict=True):
         found[index] = replace(found[index], holm_p=p)
-    return found
+    together = correct_together([one.answers for one in found])
+    return [replace(one, answers=answers) for one, answers in zip(found, together, strict=True)]
 
 
 def _compare(group: Group, baseline: Group) -> Comparison:
@@ -87,18 +96,23 @@ def _compare(group: Group, baseline: Group) -> Comparison:
         why_not = f"its checkpoint was chosen on {group.chosen_on}, the baseline's on {baseline.chosen_on}"
     elif not seeds:
         why_not = "no seed in common"
+    else:
+        why_not = differing_samples(group.runs, baseline.runs)
     if why_not:
-        return Comparison(group, baseline, seeds, None, None, None, why_not)
-    return Comparison(group, baseline, seeds, *_differences(group, baseline), None, "")
+        return Comparison(group, baseline, seeds, why_not=why_not)
+    accuracy, macro_f1, mean_class = (
+        _differences(group, baseline, metric) for metric in ("accuracy", "macro_f1", "mean_class_accuracy")
+    )
+    answers, no_answers = compare_answers(group.runs, baseline.runs)
+    return Comparison(
+        group, baseline, seeds, accuracy, macro_f1, mean_class, answers=answers, no_answers=no_answers
+    )  # fmt: skip
 
 
-def _differences(group: Group, baseline: Group) -> tuple[Paired | None, Paired | None]:
-    found: list[Paired | None] = []
-    for metric in ("accuracy", "macro_f1"):
-        ours, theirs = group.by_seed("test", metric), baseline.by_seed("test", metric)
-        common = sorted({*ours} & {*theirs})
-        found.append(paired([100 * ours[s] for s in common], [100 * theirs[s] for s in common]) if common else None)
-    return found[0], found[1]
+def _differences(group: Group, baseline: Group, metric: str) -> Paired | None:
+    ours, theirs = group.by_seed("test", metric), baseline.by_seed("test", metric)
+    common = sorted({*ours} & {*theirs})
+    return paired([100 * ours[s] for s in common], [100 * theirs[s] for s in common]) if common else None
 
 
 def comparison_sentence(comparison: Comparison) -> str:
@@ -106,13 +120,48 @@ def comparison_sentence(comparison: Comparison) -> str:
     name, base, test = comparison.group.label, comparison.baseline.label, comparison.accuracy
     if test is None:
         return f"{name} cannot be compared with {base}: {comparison.why_not}."
-    return difference_sentence(name, base, test, comparison.holm_p, digits=2, unit=" points")
+    doubt, more = _over_samples(comparison.answers, test) if comparison.answers else ("", "")
+    return (
+        difference_sentence(name, base, test, comparison.holm_p, digits=2, unit=" points", doubt=doubt)
+        + f" {more}".rstrip()
+    )
+
+
+def _over_samples(answers: AnswersCompared, test: Paired) -> tuple[str, str]:
+    """What the chance of test samples leaves of a difference over seeds: a doubt of it, or a sentence beside it.
+
+    A claim needs both intervals. McNemar's test alone makes none: it speaks of two networks, not of their recipes.
+    """
+    found, samples = answers.difference, f"{count(answers.difference.samples)} test samples"
+    spread = f"95 % interval {interval(found, 2, sign=True)}"
+    if test.sign is None:
+        return "", (
+            f"On {samples} its interval is {interval(found, 2, sign=True)} (95 %, over samples only) and McNemar's "
+            f"{p_text(answers.tests[0].p)}: that speaks of these two networks, not of how they were trained."
+        )
+    if test.sign == 0:
+        few = ", but resampling so few seeds understates their chance" if found.sign else ""
+        return "", f"Over seeds and {samples}: {spread}{few}."
+    if found.sign == test.sign:
+        return "", f"It holds for other test samples, too: over seeds and {samples}, {spread}."
+    return f"; over seeds and {samples}, {spread}, so other samples may say otherwise", ""
 
 
 def difference_sentence(
-    name: str, base: str, test: Paired, holm_p: float | None, *, digits: int, unit: str = "", better: int = 1
+    name: str,
+    base: str,
+    test: Paired,
+    holm_p: float | None,
+    *,
+    digits: int,
+    unit: str = "",
+    better: int = 1,
+    doubt: str = "",
 ) -> str:
-    """Whether a setting does better than another on the same seeds. better: +1 where more is better, else -1."""
+    """Whether a setting does better than another on the same seeds.
+
+    better: +1 where more is better, else -1. doubt: what else speaks against the claim, if one is made.
+    """
     change = f"{signed(test.difference.mean, digits)}{unit}"
     if test.sign is None:
         return (
@@ -126,7 +175,7 @@ def difference_sentence(
             f"No difference between {name} and {base} can be told: {change} over {seeds} ({spread}). "
             f"At this spread only {number(test.resolvable, digits)}{unit} or more would stand out."
         )
-    side, correction = "better" if test.sign == better else "worse", _correction(test.t_p, holm_p)
+    side, correction = "better" if test.sign == better else "worse", _correction(test.t_p, holm_p) + doubt
     claim = f"scores {side}" if correction else f"is {side}"
     return f"{name} {claim} than {base}: {change} over {seeds} ({spread}){correction}."
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from pfcluster.report.answers import accuracy_interval, differing_samples
+from pfcluster.report.resampling import Resampled
 from pfcluster.report.results import Notice, Run
 from pfcluster.report.statistics import Summary, summarize
 
@@ -60,6 +63,11 @@ class Group:
         """Mean and spread over seeds of scale x the number at this path; None where no run has it."""
         values = [scale * value for value in self.by_seed(*path).values()]
         return summarize(values) if values else None
+
+    @cached_property
+    def over_samples(self) -> tuple[Resampled | None, str]:
+        """Bootstrap over seeds and test samples of the test accuracy in %; or None and why."""
+        return accuracy_interval(self.runs)
 
     def test_set(self) -> tuple[Any, ...]:
         """What two groups must share to be compared: the dataset with the mode of its votes, its classes, the number of
@@ -146,6 +154,8 @@ def _mismatch(runs: Sequence[Run]) -> str:
             reasons.append(f"{first.place} and {run.place} were trained on different data.")
         elif _chosen(first) != _chosen(run):
             reasons.append(f"{first.place} and {run.place} chose their checkpoints on different splits.")
+        elif differing_samples([first], [run]):
+            reasons.append(f"{differing_samples([first], [run])}.")
     return " ".join(reasons) + (" Their mean is no result: give them different names." if reasons else "")
 
 

@@ -12,7 +12,7 @@ from pfcluster.report.findings import Comparison, comparison_sentence, poker_sen
 from pfcluster.report.groups import Group
 from pfcluster.report.results import Notice, ReportError, Run, Unfinished, read_metrics, series
 from pfcluster.report.statistics import sum_matrices
-from pfcluster.report.wording import NOTHING, mean_std, number
+from pfcluster.report.wording import NOTHING, count, mean_std, number
 
 TERMS = {
     "loss": "Training loss",
@@ -68,7 +68,9 @@ def _score(group: Group) -> str:
     optimistic = (
         "; its checkpoint was chosen on the test split, so this is optimistic" if group.chosen_on == "test" else ""
     )
-    return f"{group.label} recognises {figure} % of the test faces ({seeds}{optimistic})."
+    sizes = set(group.by_seed("test", "n").values())
+    faces = f"{count(sizes.pop())} test faces" if len(sizes) == 1 else "test faces"
+    return f"{group.label} recognises {figure} % of the {faces} ({seeds}{optimistic})."
 
 
 def cautions(report: Report) -> list[str]:

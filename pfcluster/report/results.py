@@ -9,14 +9,19 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pfcluster.evaluate import predictions
+from pfcluster.evaluate.predictions import Predictions, PredictionsError
+
 FORMAT = 1
 FIGURES = (("test", "accuracy"), ("test", "macro_f1"), ("test", "n"), ("reconstruction", "mse"))
 OBJECTIVES = ("mae", "finetune", "pf_mag")
+DAMAGED = f"its {predictions.FILE} cannot be read"
+OTHERS = f"its {predictions.FILE} is not of the test in its result.json"
 
 
 class ReportError(ValueError):
@@ -43,6 +48,10 @@ class Run:
     """Dotted names of the config's fields and their values; empty where config.json is missing."""
     finished_at: datetime
     """Time of result.json, UTC."""
+    answers: Predictions | None = None
+    """What the run answered to each test sample."""
+    no_answers: str = ""
+    """Why there are none, in a few words."""
 
     @property
     def name(self) -> str:
@@ -136,7 +145,25 @@ def read_run(folder: Path, place: str) -> Run:
     values = _object(file)
     _check(file, values)
     config = flatten(_object(folder / "config.json")) if (folder / "config.json").exists() else {}
-    return Run(folder, place, values, config, datetime.fromtimestamp(file.stat().st_mtime, timezone.utc))
+    run = Run(folder, place, values, config, datetime.fromtimestamp(file.stat().st_mtime, timezone.utc))
+    answers, why = _answers(run)
+    return replace(run, answers=answers, no_answers=why)
+
+
+def _answers(run: Run) -> tuple[Predictions | None, str]:
+    """A run's answers where they are those that its test accuracy counts; else why not."""
+    accuracy = run.number("test", "accuracy")
+    if accuracy is None:
+        return None, "no test accuracy"
+    if not (run.folder / predictions.FILE).exists():
+        return None, f"no {predictions.FILE} (an older run)"
+    try:
+        found = predictions.read(run.folder)
+    except PredictionsError:
+        return None, DAMAGED
+    n = len(found.labels)
+    same = abs(found.correct.sum() - accuracy * n) < 0.5 and run.number("test", "n") in (None, n)
+    return (found, "") if same and run.classes in ((), found.classes) else (None, OTHERS)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -261,6 +288,9 @@ def _notices(run: Run) -> list[Notice]:
             notices.append(Notice("not a number", f"{run.place}: {', '.join(broken)}; left out of every mean."))
     if run.status == "finished" and run.objective != "mae" and run.number("test", "accuracy") is None:
         notices.append(Notice("no test figures", f"{run.place} finished without a test accuracy; no table counts it."))
+    if run.no_answers in (DAMAGED, OTHERS):
+        text = f"{run.place}: {run.no_answers}; nothing is said of other test samples. Train it again."
+        notices.append(Notice("test answers left out", text))
     warning = run.values.get("warning")
     if warning:
         notices.append(Notice("a run's own warning", f"{run.place}: {warning}"))

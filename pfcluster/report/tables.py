@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pfcluster.report.findings import MEASURES, POKER_ROWS, Comparison
 from pfcluster.report.groups import Group
+from pfcluster.report.resampling import Resampled
 from pfcluster.report.results import Run, Unfinished
 from pfcluster.report.statistics import WILCOXON_FROM
 from pfcluster.report.wording import NOTHING, count, duration, interval, mean_std, number, p_value, signed
+
+OVER_SEEDS = "95 % over seeds"
+OVER_SAMPLES = "95 % over seeds and samples"
 
 
 @dataclass(frozen=True)
@@ -29,36 +33,56 @@ class Table:
 
 
 def main_table(groups: Sequence[Group]) -> Table | None:
-    """Test accuracy and macro F1 of every classification group; None where there is none."""
-    rows, datasets = [], []
+    """Test accuracy, mean class accuracy and macro F1 of every classification group; None where there is none."""
+    rows, datasets, missing = [], [], []
     for group in groups:
         accuracy = group.summary("test", "accuracy", scale=100)
         if accuracy is None:
             continue
         datasets.append(group.runs[0].dataset)
-        macro_f1 = group.summary("test", "macro_f1", scale=100)
-        parameters = group.summary("parameters", "test")
-        figures = (str(accuracy.n), mean_std(accuracy, 2), interval(accuracy, 2), mean_std(macro_f1, 2))
+        others = (mean_std(group.summary("test", name, scale=100), 2) for name in ("mean_class_accuracy", "macro_f1"))
+        parameters, samples = group.summary("parameters", "test"), set(group.by_seed("test", "n").values())
+        over_samples, why_not = group.over_samples
+        missing.append(why_not)
         chosen = "test ‡" if group.chosen_on == "test" else group.chosen_on
-        rows.append((group.title, group.objective, chosen, *figures, count(parameters.mean if parameters else None)))
+        rows.append((
+            group.title, group.objective, chosen, str(accuracy.n),
+            count(samples.pop()) if len(samples) == 1 else NOTHING, mean_std(accuracy, 2), interval(accuracy, 2),
+            _over_samples(over_samples), *others, count(parameters.mean if parameters else None),
+        ))  # fmt: skip
     columns = (
-        "run",
-        "objective",
-        "chosen on",
-        "seeds",
-        "accuracy %",
-        "95 % interval",
-        "macro F1 %",
-        "parameters at test",
+        "run", "objective", "chosen on", "seeds", "samples", "accuracy %", OVER_SEEDS, OVER_SAMPLES, "class mean %",
+        "macro F1 %", "parameters at test",
+    )  # fmt: skip
+    note = (
+        "Mean ± standard deviation over seeds (n − 1 in the denominator). Over seeds: Student's interval of the mean. "
+        "Over seeds and samples: bootstrap of both, the same samples for all seeds. Class mean: mean of the classes' "
+        "accuracies."
     )
-    note = "Mean ± standard deviation over seeds (n − 1 in the denominator); Student's 95 % interval of the mean."
+    note += _dagger(row[7] for row in rows)
     if any(row[2] == "test ‡" for row in rows):
         note += " ‡ The checkpoint was chosen on the test split: the figure is optimistic."
     if any("⚠" in row[0] for row in rows):
         note += " ⚠ These runs differ in more than their seed: the mean is no result."
+    note += _no_answers(missing)
     named = [name for name in dict.fromkeys(datasets) if name]
     title = "Expression recognition on the test split" + (f" of {' and '.join(named)}" if named else "")
     return Table(title, columns, tuple(rows), note, labels=3) if rows else None
+
+
+def _over_samples(found: Resampled | None, *, sign: bool = False) -> str:
+    """The bootstrap's interval, marked where there was one seed to resample."""
+    return interval(found, 2, sign=sign) + (" †" if found and found.seeds == 1 else "")
+
+
+def _dagger(cells: Iterable[str]) -> str:
+    return " † One seed: over samples only." if any("†" in cell for cell in cells) else ""
+
+
+def _no_answers(reasons: Iterable[str]) -> str:
+    """Why there is a dash instead of an interval over samples."""
+    known = [reason for reason in dict.fromkeys(reasons) if reason]
+    return f" Nothing is known of other samples where answers are missing: {'; '.join(known)}." if known else ""
 
 
 def per_class_table(groups: Sequence[Group]) -> Table | None:
@@ -79,34 +103,41 @@ def _has_class(group: Group, name: str) -> bool:
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table | None:
     """Differences from the baseline with their tests; None where there is nothing to compare."""
-    rows = []
-    for one in comparisons:
-        if one.accuracy is None:
-            rows.append((one.group.title, "0", *[NOTHING] * 6))
-            continue
-        mean, spread = signed(one.accuracy.difference.mean, 2), interval(one.accuracy.difference, 2, sign=True)
-        p_values = [p_value(value) for value in (one.accuracy.t_p, one.holm_p, one.accuracy.wilcoxon_p)]
-        f1 = signed(one.macro_f1.difference.mean, 2) if one.macro_f1 else NOTHING
-        rows.append((one.group.title, str(one.accuracy.difference.n), mean, spread, *p_values, f1))
-    if not rows:
+    if not comparisons:
         return None
+    wilcoxon = any(one.accuracy and one.accuracy.wilcoxon_p is not None for one in comparisons)
+    rows = [_comparison_row(one, wilcoxon) for one in comparisons]
     columns = (
-        "run",
-        "pairs",
-        "accuracy",
-        "95 % interval",
-        "t-test p",
-        "Holm p",
-        "Wilcoxon p",
-        "macro F1",
-    )
+        "run", "seeds", "accuracy", OVER_SEEDS, OVER_SAMPLES, "t-test p", "Holm p",
+        *(["Wilcoxon p"] if wilcoxon else []), "McNemar p < 0.05", "class mean", "macro F1",
+    )  # fmt: skip
     note = (
-        "Difference in percentage points on the same seeds. "
-        "Paired t-test, two-sided; Holm's p corrects it for the number of comparisons; "
-        f"Wilcoxon's signed-rank test from {WILCOXON_FROM} pairs that differ. A dash: too few seeds, or not compared."
+        "Difference in percentage points on the same seeds and samples; intervals as above. Paired t-test over seeds, "
+        "two-sided; Holm's p corrects it for the number of comparisons. McNemar's exact test, seed by seed, corrected "
+        "(Holm) for every seed of every comparison: it tells two networks apart, not two ways of training. "
     )
+    note += f"Wilcoxon's signed-rank test from {WILCOXON_FROM} pairs that differ. " if wilcoxon else ""
+    note += "A dash: too few seeds, or not known." + _dagger(row[4] for row in rows)
     note += "".join(f" {one.group.label} is not compared: {one.why_not}." for one in comparisons if one.why_not)
-    return Table(f"Against {comparisons[0].baseline.label}, seed by seed", columns, tuple(rows), note)
+    note += _no_answers(one.no_answers for one in comparisons)
+    samples = {one.answers.difference.samples for one in comparisons if one.answers}
+    faces = f" on {count(samples.pop())} test samples" if len(samples) == 1 else ""
+    title = f"Against {comparisons[0].baseline.label}, seed by seed{faces}"
+    return Table(title, columns, tuple(rows), note)
+
+
+def _comparison_row(one: Comparison, wilcoxon: bool) -> tuple[str, ...]:
+    test, answers = one.accuracy, one.answers
+    if test is None:
+        return (one.group.title, "0", *[NOTHING] * (9 if wilcoxon else 8))
+    p_values = (test.t_p, one.holm_p, *([test.wilcoxon_p] if wilcoxon else []))
+    others = (signed(other.difference.mean, 2) if other else NOTHING for other in (one.mean_class, one.macro_f1))
+    change, spread = signed(test.difference.mean, 2), interval(test.difference, 2, sign=True)
+    return (
+        one.group.title, str(test.difference.n), change, spread,
+        _over_samples(answers.difference if answers else None, sign=True), *map(p_value, p_values),
+        f"{answers.told_apart} of {len(answers.tests)}" if answers else NOTHING, *others,
+    )  # fmt: skip
 
 
 def poker_table(groups: Sequence[Group]) -> Table | None:
@@ -197,7 +228,7 @@ def latex_text(text: str) -> str:
     """Text with LaTeX's own characters escaped."""
     special = {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$",
-        "–": "--", "\u202f": r"\,", "‡": r"\ddag{}", "⚠": r"(!)", "<": "$<$", ">": "$>$", "|": "$|$",
+        "–": "--", "\u202f": r"\,", "†": r"\dag{}", "‡": r"\ddag{}", "⚠": r"(!)", "<": "$<$", ">": "$>$", "|": "$|$",
     }  # fmt: skip
     special |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
     return "".join(special.get(letter, letter) for letter in text.replace("\n", " "))

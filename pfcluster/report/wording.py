@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pfcluster.report.resampling import Resampled
 from pfcluster.report.statistics import Summary
 
 NOTHING = "–"
@@ -22,7 +23,7 @@ def mean_std(summary: Summary | None, digits: int) -> str:
     return NOTHING if summary is None else f"{number(summary.mean, digits)} ± {number(summary.std, digits)}"
 
 
-def interval(summary: Summary | None, digits: int, *, sign: bool = False) -> str:
+def interval(summary: Summary | Resampled | None, digits: int, *, sign: bool = False) -> str:
     """ "71.0 to 73.2"; a dash for one seed or None."""
     if summary is None or summary.low is None or summary.high is None:
         return NOTHING

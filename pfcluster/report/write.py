@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import TYPE_CHECKING, Literal
 from pfcluster.files import write_atomically
 from pfcluster.report import page, tables
 from pfcluster.report.drawn import study_pictures
-from pfcluster.report.findings import choose_baseline, compare, poker_sentences
+from pfcluster.report.findings import Comparison, choose_baseline, compare, poker_sentences
 from pfcluster.report.groups import Group, group_runs
 from pfcluster.report.page import Report
+from pfcluster.report.resampling import Resampled
 from pfcluster.report.results import Notice, ReportError, Run, read_runs
 from pfcluster.report.statistics import Summary
 
@@ -30,13 +33,15 @@ class ReportFiles:
     """A row for each run, finished or not; shares between 0 and 1, times in seconds."""
     summary_csv: Path
     """A row for each group: n, mean, std (n - 1) and 95 % interval of each figure."""
+    comparisons_csv: Path
+    """A row for each group but the baseline: differences in percentage points, intervals, tests seed by seed."""
     latex: Path
     report: Report
     notices: tuple[Notice, ...]
 
 
 def write_report(study: Path, output: Path | None = None, *, baseline: str | None = None) -> ReportFiles:
-    """Write report.html, report.md, results.csv, summary.csv and table.tex into `output` (default: study/report).
+    """Write report.html, report.md, three CSV files and table.tex into `output` (default: study/report).
 
     baseline: name of the group that the others are tested against; None takes the first named "scratch", else the
     first. Each file is written aside and moved into place. Raises ReportError for a study without finished runs, a
@@ -51,6 +56,7 @@ def write_report(study: Path, output: Path | None = None, *, baseline: str | Non
         "report.md": report_markdown(report, notices),
         "results.csv": tables.csv_text(run_rows(report)),
         "summary.csv": tables.csv_text([group_row(group) for group in report.groups]),
+        "comparisons.csv": tables.csv_text([comparison_row(one) for one in report.comparisons]),
         "table.tex": tables.latex(main) if main else "% no run has a test accuracy\n",
     }
     folder = study / "report" if output is None else Path(output)
@@ -60,6 +66,7 @@ def write_report(study: Path, output: Path | None = None, *, baseline: str | Non
         markdown=paths["report.md"],
         results_csv=paths["results.csv"],
         summary_csv=paths["summary.csv"],
+        comparisons_csv=paths["comparisons.csv"],
         latex=paths["table.tex"],
         report=report,
         notices=notices,
@@ -84,16 +91,33 @@ def read_report(study: Path, baseline: str | None = None) -> Report:
     )
 
 
-def main_table(files: ReportFiles) -> RichTable:
-    """The main table for a terminal of 80 columns; the pre-training runs' where nothing was classified."""
+DROPPED = ("parameters at test", "objective", "samples", "chosen on", "class mean %", "macro F1 %")
+"""Columns of the main table that a narrow terminal leaves to the page, the first first."""
+
+
+def main_table(files: ReportFiles, width: int | None = None) -> RichTable:
+    """The main table for a terminal of so many columns (default: this one's); the pre-training runs' where nothing was
+    classified. At 80 columns the two intervals still stand beside the accuracy.
+    """
+    from rich.console import Console
+
     report = files.report
     table = tables.main_table(report.groups) or tables.mae_table(report.groups) or tables.runs_table(report.runs, ())
     on_test = any(group.chosen_on == "test" for group in report.groups)
-    return for_terminal(table, ("objective", "parameters at test", *(() if on_test else ("chosen on",))))
+    droppable = [name for name in DROPPED if not (on_test and name == "chosen on")]
+    wanted = width or shutil.get_terminal_size().columns
+    ruler = Console(width=10_000)
+    for dropped in range(2, len(droppable) + 1):
+        shown = for_terminal(table, droppable[:dropped])
+        if ruler.measure(shown).maximum <= wanted:
+            break
+    return shown
 
 
 def for_terminal(table: tables.Table, left_out: Container[str] = (), *, tight: bool = False) -> RichTable:
-    """A table for the terminal, without some of its columns; tight: without a frame."""
+    """A table for the terminal, without some of its columns; heads break rather than widen a column. tight: without a
+    frame.
+    """
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -103,7 +127,9 @@ def for_terminal(table: tables.Table, left_out: Container[str] = (), *, tight: b
     kept = [index for index, column in enumerate(table.columns) if column not in left_out]
     for index in kept:
         justify: Literal["left", "right"] = "left" if index < table.labels else "right"
-        shown.add_column(Text(table.columns[index]), justify=justify, no_wrap=True)
+        widest = max((len(row[index]) for row in table.rows), default=0)
+        head = textwrap.fill(table.columns[index], max(widest, 8), break_long_words=False)
+        shown.add_column(Text(head), justify=justify, no_wrap=True)
     for row in table.rows:
         shown.add_row(*(Text(row[index]) for index in kept))
     return shown
@@ -182,14 +208,42 @@ def figure_paths(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
 
 def group_row(group: Group) -> dict[str, object]:
-    """summary.csv: a group's figures as NAME.n, NAME.mean, NAME.std, NAME.low, NAME.high (95 % interval)."""
+    """summary.csv: a group's figures as NAME.n, NAME.mean, NAME.std, NAME.low, NAME.high (95 % interval over seeds),
+    and the accuracy's interval over seeds and samples.
+    """
     row: dict[str, object] = {"name": group.label, "objective": group.objective, "seeds": len(group.runs)}
     row |= {"chosen_on": group.chosen_on, "comparable": group.comparable}
     for path in figure_paths(group.runs):
         summary = group.summary(*path)
         if summary is not None:
             row |= {f"{'.'.join(path)}.{name}": getattr(summary, name) for name in Summary.__dataclass_fields__}
+    over_samples, why_not = group.over_samples
+    row |= {"no_answers": why_not}
+    return row | (_bootstrap_cells("test.accuracy", over_samples, 0.01) if over_samples else {})
+
+
+def comparison_row(one: Comparison) -> dict[str, object]:
+    """comparisons.csv: a group against the baseline. Differences in percentage points; McNemar's test of each seed, p
+    before and after correction for all seeds of all rows.
+    """
+    row: dict[str, object] = {"name": one.group.label, "baseline": one.baseline.label}
+    row |= {"not_compared": one.why_not, "no_answers": one.no_answers, "seeds": " ".join(map(str, one.seeds))}
+    for name, test in (("accuracy", one.accuracy), ("mean_class_accuracy", one.mean_class), ("macro_f1", one.macro_f1)):
+        if test:
+            row |= {f"{name}.{key}": getattr(test.difference, key) for key in Summary.__dataclass_fields__}
+            row |= {f"{name}.t_p": test.t_p, f"{name}.wilcoxon_p": test.wilcoxon_p}
+    row |= {"accuracy.holm_p": one.holm_p}
+    if one.answers:
+        row |= _bootstrap_cells("accuracy", one.answers.difference)
+        for seed, nets, p in zip(one.answers.seeds, one.answers.tests, one.answers.holm_p, strict=True):
+            cells = {"gained": nets.gained, "lost": nets.lost, "p": nets.p, "holm_p": p}
+            row |= {f"mcnemar.seed-{seed}.{key}": value for key, value in cells.items()}
     return row
+
+
+def _bootstrap_cells(name: str, found: Resampled, scale: float = 1) -> dict[str, object]:
+    low, high = scale * found.low, scale * found.high
+    return {"samples": found.samples, f"{name}.seeds_and_samples.low": low, f"{name}.seeds_and_samples.high": high}
 
 
 def write_file(file: Path, text: str) -> Path:
