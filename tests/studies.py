@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pfcluster.evaluate import predictions
 from pfcluster.report.write import ReportFiles
 
 CLASSES = ["neutral", "happiness"]
@@ -16,13 +19,14 @@ CLASSES = ["neutral", "happiness"]
 def write_run(study: Path, name: str, seed: int, /, **changes: Any) -> Path:
     """A finished fine-tuning run with an accuracy of 0.75.
 
-    `changes` replace fields of result.json, `config` those of config.json.
+    `changes` replace fields of result.json, `config` those of config.json. `right`: which test samples it has right.
     """
     folder = study / "runs" / f"{name}-seed{seed}-{changes.pop('suffix', 0)}"
     folder.mkdir(parents=True)
     config = {"name": name, "seed": seed, "batch_size": 64, "model": {"depth": 4}} | changes.pop("config", {})
     (folder / "config.json").write_text(json.dumps(config))
-    accuracy = changes.pop("accuracy", 0.75)
+    right = changes.pop("right", None)
+    accuracy = changes.pop("accuracy", 0.75 if right is None else float(np.mean(right)))
     result = {
         "format": 1, "name": name, "objective": "finetune", "seed": seed, "status": "finished", "steps": 100,
         "seconds": 61.0, "images_per_second": 900.0, "parameters": {"train": 1234567, "test": 1000000},
@@ -33,8 +37,19 @@ def write_run(study: Path, name: str, seed: int, /, **changes: Any) -> Path:
         "poker": None, "reconstruction": None, "pictures": {}, "command": f"python jobs/launch.py --seed {seed}",
         "versions": {"torch": "2.15"}, "git_commit": "abc",
     }  # fmt: skip
+    if right is not None:
+        result["test"] |= {"n": len(right), "mean_class_accuracy": accuracy}
+        write_answers(folder, right, changes.pop("samples", "a"), changes.pop("classes", CLASSES))
     (folder / "result.json").write_text(json.dumps(result | changes))
     return folder
+
+
+def write_answers(folder: Path, right: Sequence[bool], samples: str = "a", classes: Sequence[str] = CLASSES) -> None:
+    """Predictions of two classes, right where it is said, for labels 0, 1, 0, 1, ..."""
+    labels = np.arange(len(right)) % 2
+    answers = np.where(right, labels, 1 - labels)
+    logits = np.eye(2, dtype=np.float32)[answers]
+    predictions.write(folder, predictions.Predictions(logits, labels, tuple(classes), samples))
 
 
 def write_group(study: Path, name: str, accuracies: list[float], **changes: Any) -> None:

@@ -46,9 +46,9 @@ def full(tmp_path: Path) -> Path:
 def test_means_and_tests_reach_the_tables(full: Path) -> None:
     files = write_report(full)
     report = text(files)
-    assert "| scratch | finetune | validation | 3 | 71.00 ± 1.00 | 68.52 to 73.48 | 66.00 ± 1.00 |" in report
+    assert "| finetune | validation | 3 | 8 | 71.00 ± 1.00 | 68.52 to 73.48 | – | – | 66.00 ± 1.00 |" in report
     # Differences 5, 6, 4: mean 5, std 1, half = 4.3027 / sqrt 3 = 2.484; t = 8.660, p = 1 - t / sqrt(t^2 + 2) = 0.013
-    assert "| pf-vit | 3 | +5.00 | +2.52 to +7.48 | 0.013 | 0.013 | – | +5.00 |" in report
+    assert "| pf-vit | 3 | +5.00 | +2.52 to +7.48 | – | 0.013 | 0.013 | – | – | +5.00 |" in report
     assert (
         "pf-vit is better than scratch: +5.00 points over 3 seeds (95 % interval +2.52 to +7.48, p = 0.013)." in report
     )
@@ -103,10 +103,10 @@ def test_page_can_be_read_without_seeing_it(full: Path) -> None:
 
 def test_same_study_same_bytes(full: Path, tmp_path: Path) -> None:
     first, second = write_report(full, tmp_path / "a"), write_report(full, tmp_path / "b")
-    for name in ("html", "markdown", "results_csv", "summary_csv", "latex"):
+    for name in ("html", "markdown", "results_csv", "summary_csv", "comparisons_csv", "latex"):
         assert getattr(first, name).read_bytes() == getattr(second, name).read_bytes()
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == [
-        "report.html", "report.md", "results.csv", "summary.csv", "table.tex",
+        "comparisons.csv", "report.html", "report.md", "results.csv", "summary.csv", "table.tex",
     ]  # fmt: skip
 
 
@@ -141,8 +141,8 @@ def test_markdown_and_latex_escapes() -> None:
 
 def test_latex_table(full: Path) -> None:
     lines = write_report(full).latex.read_text()
-    assert r"\begin{tabular}{lllrrrrr}" in lines
-    assert r"pf-vit & pf\_mag & validation & 3 & 76.00 $\pm$ 1.00 & 73.52 to 78.48 & 71.00 $\pm$ 1.00 &" in lines
+    assert r"\begin{tabular}{lllrrrrrrrr}" in lines
+    assert r"pf\_mag & validation & 3 & 8 & 76.00 $\pm$ 1.00 & 73.52 to 78.48 & -- & -- & 71.00 $\pm$ 1.00 &" in lines
 
 
 def test_table_for_the_terminal(full: Path) -> None:

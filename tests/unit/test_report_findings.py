@@ -15,7 +15,7 @@ def test_one_seed_has_no_spread_and_proves_nothing(tmp_path: Path) -> None:
     write_group(tmp_path, "scratch", [0.7])
     write_group(tmp_path, "mae-vit", [0.8], poker=poker(0.05))
     report = text(write_report(tmp_path))
-    assert "| mae-vit | finetune | validation | 1 | 80.00 ± – | – |" in report
+    assert "| mae-vit | finetune | validation | 1 | 8 | 80.00 ± – | – |" in report
     assert "mae-vit scores +10.00 points against scratch on the one seed they share; one seed cannot tell" in report
     assert "In the one seed there is, the poker faces lie nearer to the true neutral face than the input does" in report
 
@@ -34,7 +34,7 @@ def test_correction_for_many_comparisons(tmp_path: Path) -> None:
     for name in "abcd":
         write_group(tmp_path, name, [0.75, 0.77, 0.76])
     report = text(write_report(tmp_path))
-    assert "| a | 3 | +5.00 | +2.52 to +7.48 | 0.013 | 0.052 |" in report
+    assert "| a | 3 | +5.00 | +2.52 to +7.48 | – | 0.013 | 0.052 |" in report
     assert "a scores better than scratch" in report
     assert "p = 0.052, so this may still be chance" in report
 
@@ -100,7 +100,7 @@ def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
     write_run(tmp_path, "scratch", 0, accuracy=0.9, suffix=1)
     files = write_report(tmp_path)
     assert [notice.name for notice in files.notices] == ["repeated seed"]
-    assert "| scratch | finetune | validation | 1 | 70.00 ± – |" in text(files)
+    assert "| scratch | finetune | validation | 1 | 8 | 70.00 ± – |" in text(files)
     assert "scratch-seed0-1" in text(files)
 
 

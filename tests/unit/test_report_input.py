@@ -91,7 +91,7 @@ def test_figures_that_are_no_numbers_are_left_out_and_named(tmp_path: Path) -> N
     write_run(tmp_path, "scratch", 0, accuracy=0.7)
     write_run(tmp_path, "scratch", 1, accuracy=float("nan"))
     files = write_report(tmp_path)
-    assert "| scratch | finetune | validation | 1 | 70.00 ± – |" in text(files)
+    assert "| scratch | finetune | validation | 1 | 8 | 70.00 ± – |" in text(files)
     assert "not a number" in [notice.name for notice in files.notices]
 
 
