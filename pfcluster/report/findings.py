@@ -140,7 +140,7 @@ def _over_samples(answers: AnswersCompared, test: Paired) -> tuple[str, str]:
             f"{p_text(answers.tests[0].p)}: that speaks of these two networks, not of how they were trained."
         )
     if test.sign == 0:
-        few = ", but resampling so few seeds understates their chance" if found.sign else ""
+        few = ", which without the seeds' own makes no finding" if found.sign else ""
         return "", f"Over seeds and {samples}: {spread}{few}."
     if found.sign == test.sign:
         return "", f"It holds for other test samples, too: over seeds and {samples}, {spread}."

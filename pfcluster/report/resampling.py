@@ -5,10 +5,13 @@ Legend: s seeds, n test samples, u different columns of a matrix, r draws. Pure 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from pfcluster.report.statistics import t_quantile
 
 DRAWS = 2000
 
@@ -46,9 +49,10 @@ def bootstrap(values: ArrayLike, confidence: float = 0.95, draws: int = DRAWS, s
     """Mean of `values` (s n: a seed's value of each sample, e.g. 100 x correct) and its interval.
 
     Each draw takes s seeds and n samples with replacement, the samples once for all seeds, for the test set is common
-    to them (the pigeonhole bootstrap of crossed factors, Owen 2007, The Annals of Applied Statistics 1(2)); the
-    interval holds the middle `confidence` of the draws' means. The same `seed` gives the same interval. Raises
-    ValueError for values that are no matrix, empty or not finite, and for a confidence outside (0, 1).
+    to them (the pigeonhole bootstrap of crossed factors, Owen 2007, The Annals of Applied Statistics 1(2)). Draws of
+    seeds are taken `stretch` times as far from their mean. The interval holds the middle `confidence` of the draws'
+    means. The same `seed` gives the same interval. Raises ValueError for values that are no matrix, empty or not
+    finite, and for a confidence outside (0, 1).
     """
     matrix = np.asarray(values, np.float64)
     if matrix.ndim != 2 or matrix.size == 0 or not np.isfinite(matrix).all():
@@ -61,9 +65,25 @@ def bootstrap(values: ArrayLike, confidence: float = 0.95, draws: int = DRAWS, s
     columns, counts = np.unique(matrix, axis=1, return_counts=True)  # s u, u
     of_samples = random.multinomial(samples, counts / samples, draws) / samples  # r u
     of_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds  # r s
+    of_seeds = 1 / seeds + stretch(seeds, confidence) * (of_seeds - 1 / seeds)
     means = np.einsum("ru,su,rs->r", of_samples, columns, of_seeds, optimize=True)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Resampled(seeds, samples, float(matrix.mean()), float(low), float(high))
+
+
+def stretch(seeds: int, confidence: float = 0.95) -> float:
+    """How many times too narrow a bootstrap of few values is beside Student's interval: sqrt(s / (s - 1)) t / z.
+
+    The expanded percentile interval of Hesterberg 2015 (The American Statistician 69(4)), as a factor: 2.7 for three
+    seeds, 1.2 for ten; 1 for one, which has no spread to stretch.
+    """
+    if seeds == 1:
+        return 1.0
+    from scipy import stats
+
+    return (
+        math.sqrt(seeds / (seeds - 1)) * t_quantile(seeds - 1, confidence) / float(stats.norm.ppf((1 + confidence) / 2))
+    )
 
 
 def bootstrap_difference(treated: ArrayLike, reference: ArrayLike, confidence: float = 0.95) -> Resampled:

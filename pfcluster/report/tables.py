@@ -51,13 +51,13 @@ def main_table(groups: Sequence[Group]) -> Table | None:
             _over_samples(over_samples), *others, count(parameters.mean if parameters else None),
         ))  # fmt: skip
     columns = (
-        "run", "objective", "chosen on", "seeds", "samples", "accuracy %", OVER_SEEDS, OVER_SAMPLES, "class mean %",
-        "macro F1 %", "parameters at test",
+        "run", "objective", "chosen on", "seeds", "samples", "accuracy %", OVER_SEEDS, OVER_SAMPLES,
+        "mean class accuracy %", "macro F1 %", "parameters at test",
     )  # fmt: skip
     note = (
         "Mean ± standard deviation over seeds (n − 1 in the denominator). Over seeds: Student's interval of the mean. "
-        "Over seeds and samples: bootstrap of both, the same samples for all seeds. Class mean: mean of the classes' "
-        "accuracies."
+        "Over seeds and samples: bootstrap of both, the same samples for all seeds, with Student's allowance for few "
+        "seeds. Mean class accuracy: mean of the classes' accuracies."
     )
     note += _dagger(row[7] for row in rows)
     if any(row[2] == "test ‡" for row in rows):
@@ -109,7 +109,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table | None:
     rows = [_comparison_row(one, wilcoxon) for one in comparisons]
     columns = (
         "run", "seeds", "accuracy", OVER_SEEDS, OVER_SAMPLES, "t-test p", "Holm p",
-        *(["Wilcoxon p"] if wilcoxon else []), "McNemar p < 0.05", "class mean", "macro F1",
+        *(["Wilcoxon p"] if wilcoxon else []), "McNemar p < 0.05", "mean class accuracy", "macro F1",
     )  # fmt: skip
     note = (
         "Difference in percentage points on the same seeds and samples; intervals as above. Paired t-test over seeds, "
@@ -136,7 +136,7 @@ def _comparison_row(one: Comparison, wilcoxon: bool) -> tuple[str, ...]:
     return (
         one.group.title, str(test.difference.n), change, spread,
         _over_samples(answers.difference if answers else None, sign=True), *map(p_value, p_values),
-        f"{answers.told_apart} of {len(answers.tests)}" if answers else NOTHING, *others,
+        f"{answers.told_apart} of {len(answers.tests)} seeds" if answers else NOTHING, *others,
     )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def read_report(study: Path, baseline: str | None = None) -> Report:
     )
 
 
-DROPPED = ("parameters at test", "objective", "samples", "chosen on", "class mean %", "macro F1 %")
+DROPPED = ("parameters at test", "objective", "samples", "chosen on", "mean class accuracy %", "macro F1 %")
 """Columns of the main table that a narrow terminal leaves to the page, the first first."""
 
 
