@@ -8,8 +8,10 @@ from typing import Any
 from pfcluster.experiments import paper
 from pfcluster.experiments.cells import RATIOS, REFERENCE, TABLES, Cell, cell
 from pfcluster.experiments.found import Found
-from pfcluster.experiments.verdicts import accuracy, difference, judge, verdict
+from pfcluster.experiments.verdicts import accuracy, answers, difference, judge, verdict
+from pfcluster.report.answers import accuracy_interval
 from pfcluster.report.groups import Group
+from pfcluster.report.resampling import Resampled
 from pfcluster.report.statistics import Summary, holm, summarize
 from pfcluster.report.tables import Table
 from pfcluster.report.wording import NOTHING, duration, interval, mean_std, number, p_value, signed
@@ -62,10 +64,12 @@ def accuracies(found: Found, dataset: str, key: str) -> Table | None:
             str(ours.n) if ours else "0",
             mean_std(ours, 2),
             interval(ours, 2),
+            interval(None if group is None else accuracy_interval(group.runs)[0], 2),
             mean_std(None if group is None else group.summary("test", "mean_class_accuracy", scale=100), 2),
             signed(gap, 2),
             signed(None if change is None else change.mean, 2),
             interval(change, 2, sign=True),
+            interval(None if pair is None else _difference(group, reference), 2, sign=True),
             p_value(corrected.get(each.name)),
             said if ours else "not run",
         )
@@ -75,16 +79,19 @@ def accuracies(found: Found, dataset: str, key: str) -> Table | None:
         "paper %",
         "n",
         "accuracy %",
-        "95 % interval",
+        "95 % over seeds",
+        "over seeds and faces",
         "mean class accuracy %",
         "paper's difference",
         "difference",
-        "its 95 % interval",
+        "its 95 % over seeds",
+        "its 95 % over seeds and faces",
         "p (Holm)",
         "verdict",
     )
     note = (
-        f"n seeds, mean ± standard deviation, Student's interval. Differences are from {cells[0].title}, seed by seed;"
+        "n seeds, mean ± standard deviation; Student's interval over seeds, bootstrap over seeds and test faces."
+        f" Differences are from {cells[0].title}, seed by seed;"
         " p of the paired t-test, corrected over the table. "
     )
     note += (
@@ -94,6 +101,11 @@ def accuracies(found: Found, dataset: str, key: str) -> Table | None:
         else "The verdict says whether our interval holds the paper's figure, or lies above or below it."
     )
     return _without_empty(Table(f"{TABLES[key]}: {dataset}", columns, tuple(rows), note))
+
+
+def _difference(treated: Group | None, reference: Group | None) -> Resampled | None:
+    compared = answers(treated, reference)
+    return None if compared is None else compared.difference
 
 
 def _minus(a: float, b: float | None) -> float | None:
@@ -124,17 +136,35 @@ def claims(found: Found) -> Table | None:
             str(change.n) if change else "0",
             signed(None if change is None else change.mean, 2),
             interval(change, 2, sign=True),
+            interval(judged.answers.difference if judged.answers else None, 2, sign=True),
             p_value(judged.p),
+            f"{judged.answers.told_apart} of {len(judged.answers.tests)}" if judged.answers else NOTHING,
             judged.verdict,
         )
         rows.append((title, judged.dataset, *figures))
-    columns = ("claim", "dataset", "paper's points", "n", "points", "95 % interval", "p (Holm)", "verdict")
+    columns = (
+        "claim",
+        "dataset",
+        "paper's points",
+        "n",
+        "points",
+        "95 % over seeds",
+        "over seeds and faces",
+        "p (Holm)",
+        "McNemar",
+        "verdict",
+    )
     note = (
         "Points of test accuracy, paired over seeds. It holds where p, corrected over this whole table, is below 0.05;"
-        " it points that way where only its own interval leaves out 0. * Not the paper's claim."
-        + (" The paper's points are those on RAF-DB." if found.record.miniature else "")
+        " it points that way where only its own interval leaves out 0. McNemar: of how many seeds the two networks"
+        " answer differently (exact, p corrected over the table), which says nothing of other seeds. * Not the paper's"
+        " claim." + (" The paper's points are those on RAF-DB." if found.record.miniature else "")
     )
-    return Table("What holds of the paper's claims", columns, tuple(rows), note, labels=2) if rows else None
+    return (
+        _without_empty(Table("What holds of the paper's claims", columns, tuple(rows), note, labels=2))
+        if rows
+        else None
+    )
 
 
 def ratios(found: Found, dataset: str) -> Table | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pfcluster.experiments.found import Found
 from pfcluster.experiments.paper import CLAIMS, Claim
+from pfcluster.report.answers import AnswersCompared, compare_answers, correct_together
 from pfcluster.report.groups import Group
 from pfcluster.report.statistics import Paired, Summary, holm, paired
 
@@ -41,6 +42,13 @@ def difference(treated: Group | None, reference: Group | None, *path: str) -> Pa
     return paired([100 * ours[seed] for seed in seeds], [100 * theirs[seed] for seed in seeds])
 
 
+def answers(treated: Group | None, reference: Group | None) -> AnswersCompared | None:
+    """Two groups' answers to the same test faces, seed by seed; None where either has none, or other faces."""
+    if treated is None or reference is None:
+        return None
+    return compare_answers(treated.runs, reference.runs)[0]
+
+
 @dataclass(frozen=True)
 class Judged:
     """A claim on one dataset."""
@@ -51,6 +59,8 @@ class Judged:
     p: float | None
     """Holm's correction over all claims on all datasets."""
     verdict: str
+    answers: AnswersCompared | None
+    """Bootstrap of the difference over seeds and faces, and McNemar's tests, corrected over all claims."""
 
 
 def judge(found: Found) -> list[Judged]:
@@ -66,9 +76,15 @@ def judge(found: Found) -> list[Judged]:
     tested = [pair.t_p for _, _, pair in open_cases if pair is not None and pair.t_p is not None]
     corrected = iter(holm(tested))
     judged = []
-    for dataset, claim, pair in open_cases:
+    compared = correct_together(
+        [
+            answers(found.group(dataset, claim.better), found.group(dataset, claim.worse))
+            for dataset, claim, _ in open_cases
+        ]
+    )
+    for (dataset, claim, pair), both in zip(open_cases, compared, strict=True):
         p = next(corrected) if pair is not None and pair.t_p is not None else None
-        judged.append(Judged(dataset, claim, pair, p, _word(pair, p)))
+        judged.append(Judged(dataset, claim, pair, p, _word(pair, p), both))
     return judged
 
 

@@ -31,7 +31,13 @@ def test_the_miniature_goes_from_nothing_to_tables_and_then_has_nothing_to_do(tm
     assert not values["missing"]
     page = Page((output / "tables/tables.html").read_text())
     captions = " ".join(page.words)
-    for wanted in ("What holds of the paper", "The separator", "Across datasets", "What is left where: studio", "Costs"):
+    for wanted in (
+        "What holds of the paper",
+        "The separator",
+        "Across datasets",
+        "What is left where: studio",
+        "Costs",
+    ):
         assert wanted in captions
     cross = json.loads((output / "measured/cross.json").read_text())
     assert {(each["trained"], each["tested"]) for each in cross} == {("studio", "street"), ("street", "studio")}
