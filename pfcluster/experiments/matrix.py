@@ -48,6 +48,8 @@ class Settings:
     probes: int = 2000
     ablated: tuple[str, ...] | None = None
     """Datasets on which more than the baselines is run; None takes all."""
+    cells: tuple[str, ...] = ()
+    """Cells that are run; none runs those of the tables."""
     tables: tuple[str, ...] = ()
     """Tables whose cells are run; none runs all."""
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -76,6 +78,8 @@ def why_not(settings: Settings, cell: Cell) -> str | None:
 
 def wanted(settings: Settings, dataset: str) -> list[Cell]:
     """The cells of the tables asked for, with those that the tables' rows are compared with."""
+    if settings.cells:
+        return [cell for cell in CELLS if cell.name in settings.cells and cell.same_as(settings.phi) == cell.name]
     ablated = settings.ablated is None or dataset in settings.ablated
     return [
         cell

@@ -46,7 +46,11 @@ ABSENT = "the miniature's nets have no namesake that was trained on ImageNet"
 
 
 def miniature(
-    output: Path, seeds: tuple[int, ...], tables: tuple[str, ...], change: Callable[[RunConfig], RunConfig]
+    output: Path,
+    seeds: tuple[int, ...],
+    tables: tuple[str, ...],
+    cells: tuple[str, ...],
+    change: Callable[[RunConfig], RunConfig],
 ) -> Settings:
     """All of the matrix that needs no weights from elsewhere. Pre-training takes the wild faces, unlabelled."""
     return Settings(
@@ -62,6 +66,7 @@ def miniature(
         people=PEOPLE,
         probes=800,
         tables=tables,
+        cells=cells,
         missing={"timm": ABSENT, "imagenet-mae": ABSENT, "resnet": "ResNet-50 at 224 px takes hours on two cores"},
         change=change,
     )

@@ -17,7 +17,7 @@ from pfcluster.data.manifest import MANIFEST
 from pfcluster.data.source import open_dataset
 from pfcluster.data.split_types import Dataset
 from pfcluster.emotions import neutral_index
-from pfcluster.experiments.cells import DEFAULT_SIZE, SIZES, TABLES
+from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, SIZES, TABLES
 from pfcluster.experiments.matrix import Run, Settings, by_group, matrix, wanted, why_not
 from pfcluster.experiments.miniature import miniature
 from pfcluster.experiments.record import make_record, write_record
@@ -114,6 +114,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("preset", "vit", "vit: the paper's sizes vit-t, vit-s, vit-b; or one preset for all sizes")
     option("seeds", [0, 1, 2], "a run of each cell for each", type=int, nargs="+")
     option("tables", [], "only these; default: all", nargs="+", choices=sorted(TABLES))
+    names = [cell.name for cell in CELLS]
+    option("cells", [], "only these: " + ", ".join(names), nargs="+", choices=names, metavar="CELL")
     option("ablated", None, "datasets on which more than the baselines is run; default: all", nargs="*")
     option("phi", "face", "φ of PF-ViT, if not the paper's face net", choices=("face", "tokens"))
     option("phi-weights", None, "the face net's file; default: facenet-pytorch's download")
@@ -149,7 +151,7 @@ def parse(arguments: Sequence[str]) -> Reproduction:
 
     output = known.output or Path("runs") / ("miniature" if known.miniature else "reproduce")
     settings = (
-        miniature(output, tuple(known.seeds), tuple(known.tables), change)
+        miniature(output, tuple(known.seeds), tuple(known.tables), tuple(known.cells), change)
         if known.miniature
         else _settings(known, output, change)
     )
@@ -178,25 +180,15 @@ def _settings(known: argparse.Namespace, output: Path, change: Callable[[RunConf
     faces = known.faces or max(sizes, key=lambda name: sizes[name])
     if faces not in data:
         _shards(known.data_root, faces)
-    missing = {}
-    starts = {"timm": known.sl_weights}
-    for start, source in (("timm", known.sl_weights), ("imagenet-mae", known.imagenet_mae)):
-        why = _cannot_start(start, source, _presets(known.preset)[DEFAULT_SIZE], change)
-        if why is not None:
-            missing[start] = why
-        else:
-            starts[start] = source
-    try:
-        find_weights("facenet", known.phi_weights)
-    except RecognitionError as error:
-        if known.phi == "face":
-            raise RecognitionError(f"{error}; or take --phi tokens for all of PF-ViT") from error
-        missing["face"] = str(error)
-    if not known.tables or "phi" in known.tables:
-        try:
-            find_weights("resnet", known.resnet_weights)
-        except RecognitionError as error:
-            missing["resnet"] = str(error)
+    cells = [
+        cell
+        for cell in CELLS
+        if (not known.cells or cell.name in known.cells) and (not known.tables or cell.table in known.tables)
+    ]
+    starts, missing = _starts(known, {cell.start for cell in cells}, change)
+    missing |= _nets(
+        known, {known.phi if cell.phi == "default" else cell.phi for cell in cells if cell.role == "pf-vit"}
+    )
     return Settings(
         output,
         tuple(known.seeds),
@@ -212,9 +204,42 @@ def _settings(known: argparse.Namespace, output: Path, change: Callable[[RunConf
         fid=known.fid,
         ablated=None if known.ablated is None else tuple(known.ablated),
         tables=tuple(known.tables),
+        cells=tuple(known.cells),
         missing=missing,
         change=change,
     )
+
+
+def _starts(
+    known: argparse.Namespace, needed: set[str], change: Callable[[RunConfig], RunConfig]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Weights of those that are needed, and why others cannot be had."""
+    starts, missing = {}, {}
+    for start, source in (("timm", known.sl_weights), ("imagenet-mae", known.imagenet_mae)):
+        why = _cannot_start(start, source, _presets(known.preset)[DEFAULT_SIZE], change) if start in needed else None
+        if why is not None:
+            missing[start] = why
+        else:
+            starts[start] = source
+    return starts, missing
+
+
+def _nets(known: argparse.Namespace, needed: set[str]) -> dict[str, str]:
+    """Why a φ that is needed cannot be had. Raises RecognitionError where all of PF-ViT would want it."""
+    missing = {}
+    try:
+        if "resnet" in needed:
+            find_weights("resnet", known.resnet_weights)
+    except RecognitionError as error:
+        missing["resnet"] = str(error)
+    try:
+        if "face" in needed:
+            find_weights("facenet", known.phi_weights)
+    except RecognitionError as error:
+        if known.phi == "face":
+            raise RecognitionError(f"{error}; or take --phi tokens for all of PF-ViT") from error
+        missing["face"] = str(error)
+    return missing
 
 
 def _presets(name: str) -> dict[str, str]:

@@ -36,7 +36,7 @@ def on_real_faces(output: Path, **changes) -> Settings:
 
 
 def test_every_cell_is_a_config_on_real_and_on_synthetic_faces(tmp_path):
-    for settings in (on_real_faces(tmp_path), miniature(tmp_path, (0, 1), (), lambda config: config)):
+    for settings in (on_real_faces(tmp_path), miniature(tmp_path, (0, 1), (), (), lambda config: config)):
         runs = matrix(settings)
         assert len({run.folder for run in runs}) == len(runs)
         for (_, name), group in by_group(runs).items():
@@ -76,6 +76,11 @@ def test_ablations_keep_to_their_tables_and_datasets(tmp_path):
         "no-separator-blind",
     }
     assert {each.name for each in wanted(settings, "affectnet8")} == {"mae-vit", "pf-vit"}
+
+
+def test_cells_may_be_named_one_by_one(tmp_path):
+    settings = on_real_faces(tmp_path, cells=("scratch", "phi-tokens", "phi-face"))
+    assert [each.name for each in wanted(settings, "rafdb")] == ["scratch", "phi-tokens"]  # the third is pf-vit
 
 
 def test_names_of_claims_and_figures_are_cells():
