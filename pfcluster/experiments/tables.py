@@ -139,12 +139,12 @@ def claims(found: Found) -> Table | None:
             interval(judged.answers.difference if judged.answers else None, 2, sign=True),
             p_value(judged.p),
             f"{judged.answers.told_apart} of {len(judged.answers.tests)}" if judged.answers else NOTHING,
-            judged.verdict,
         )
-        rows.append((title, judged.dataset, *figures))
+        rows.append((title, judged.dataset, judged.verdict, *figures))
     columns = (
         "claim",
         "dataset",
+        "verdict",
         "paper's points",
         "n",
         "points",
@@ -152,7 +152,6 @@ def claims(found: Found) -> Table | None:
         "over seeds and faces",
         "p (Holm)",
         "McNemar",
-        "verdict",
     )
     note = (
         "Points of test accuracy, paired over seeds. It holds where p, corrected over this whole table, is below 0.05;"
@@ -161,7 +160,7 @@ def claims(found: Found) -> Table | None:
         " claim." + (" The paper's points are those on RAF-DB." if found.record.miniature else "")
     )
     return (
-        _without_empty(Table("What holds of the paper's claims", columns, tuple(rows), note, labels=2))
+        _without_empty(Table("What holds of the paper's claims", columns, tuple(rows), note, labels=3))
         if rows
         else None
     )

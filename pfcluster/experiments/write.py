@@ -39,7 +39,7 @@ def write_tables(root: Path) -> Files:
     about = about_of(found)
     folder = root / FOLDER
     context = {"title": root.resolve().name, "about": about, "sentences": sentences, "tables": made, "found": found}
-    context |= {"links": [f"../{name}/report/report.html" for name in found.record.datasets], "anchors": _anchors(made)}
+    context |= {"links": _links(found), "anchors": _anchors(made)}
     context |= provenance([run for group in found.groups.values() for run in group.runs])
     return Files(
         tuple(sentences),
@@ -121,6 +121,16 @@ def values(found: Found) -> dict[str, Any]:
 
 def _missing(found: Found) -> list[dict[str, str]]:
     return [{"dataset": dataset, "cell": name, "why": why} for (dataset, name), why in found.missing.items()]
+
+
+def _links(found: Found) -> list[tuple[str, str]]:
+    """Pages of the datasets that are there: title and address."""
+    pages = [
+        (f"{name}: {what}", f"../{name}/{page}")
+        for name in found.record.datasets
+        for what, page in (("report", "report/report.html"), ("pictures", "pictures/index.html"))
+    ]
+    return [(title, place) for title, place in pages if (found.root / FOLDER / place).exists()]
 
 
 def _anchors(made: list[Table]) -> list[tuple[str, str]]:
