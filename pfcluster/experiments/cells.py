@@ -32,7 +32,7 @@ class Cell:
     changes: Mapping[str, Any] = field(default_factory=dict)
     size: str = DEFAULT_SIZE
     start: str = "mae"
-    """Weights it starts from: our own "mae" of its size, "timm", "imagenet-mae", or "nothing"."""
+    """Weights it starts from: our own "mae" of its size, "timm", "imagenet-mae", "released-mae", or "nothing"."""
     phi: str = "default"
     """Recognition net: "default" (the reproduction's: the paper's is "face"), "face", "resnet", "tokens"."""
 
@@ -100,6 +100,7 @@ CELLS = (
     Cell("sl-vit-plain", "SL-ViT, not augmented", "baselines", "mae-vit", PLAIN, start="timm"),
     Cell("sl-vit", "SL-ViT", "baselines", "mae-vit", start="timm"),
     Cell("sl-vit-strong", "SL-ViT, strong recipe", "baselines", "mae-vit", STRONG, start="timm"),
+    Cell("mae-vit-released", "MAE-ViT of the authors' file", "baselines", "mae-vit", start="released-mae"),
     Cell("mae-vit-imagenet", "MAE-ViT of ImageNet", "baselines", "mae-vit", start="imagenet-mae"),
     Cell("mae-vit-plain", "MAE-ViT, not augmented", "baselines", "mae-vit", PLAIN),
     Cell("mae-vit", "MAE-ViT", "baselines", "mae-vit"),

@@ -41,7 +41,7 @@ class Settings:
     people: Mapping[str, Any] | None = None
     """Options of the data of a net that tells people apart, which measures the identity that poker faces keep."""
     starts: Mapping[str, str] = field(default_factory=dict)
-    """Weights by what a cell starts from: "timm", "imagenet-mae"."""
+    """Weights by what a cell starts from: "timm", "imagenet-mae", "released-mae"."""
     resnet_weights: str | None = None
     fid: str | None = None
     """"inception", a file of it, or None: the judge's features."""
@@ -53,7 +53,7 @@ class Settings:
     tables: tuple[str, ...] = ()
     """Tables whose cells are run; none runs all."""
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Why cells of a start ("timm", "imagenet-mae") or a φ ("resnet") cannot be run."""
+    """Why cells of a start ("timm", "imagenet-mae", "released-mae") or a φ ("resnet", "face") cannot be run."""
     change: Callable[[RunConfig], RunConfig] = lambda config: config
     """The user's own options, applied before a cell's."""
 

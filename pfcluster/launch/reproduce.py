@@ -122,6 +122,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("resnet-weights", None, "file of timm's resnet50; default: its download")
     option("sl-weights", TIMM, "supervised weights of SL-ViT: timm:NAME or a file")
     option("imagenet-mae", None, "a checkpoint of facebookresearch/mae, for MAE-ViT of ImageNet")
+    option("released-mae", None, "the authors' own MAE of faces (keys model or model_state_dict)")
     option("people", None, "dataset whose people a net learns to tell apart, to measure identity")
     option("fid", None, '"inception", or a file of its weights; default: the judge\'s features')
     option("jobs", None, "runs at once, on this machine; default: 1, 2 in miniature", type=int)
@@ -215,7 +216,8 @@ def _starts(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Weights of those that are needed, and why others cannot be had."""
     starts, missing = {}, {}
-    for start, source in (("timm", known.sl_weights), ("imagenet-mae", known.imagenet_mae)):
+    sources = {"timm": known.sl_weights, "imagenet-mae": known.imagenet_mae, "released-mae": known.released_mae}
+    for start, source in sources.items():
         why = _cannot_start(start, source, _presets(known.preset)[DEFAULT_SIZE], change) if start in needed else None
         if why is not None:
             missing[start] = why

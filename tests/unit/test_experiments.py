@@ -29,7 +29,7 @@ def on_real_faces(output: Path, **changes) -> Settings:
         "with_neutral": frozenset(("rafdb", "affectnet8")),
         "faces": {"data.shards": "/data/affectnet8"},
         "presets": {size: f"vit-{size}" for size in "tsb"},
-        "starts": {"timm": "timm:vit", "imagenet-mae": "mae.pth"},
+        "starts": {"timm": "timm:vit", "imagenet-mae": "mae.pth", "released-mae": "faces.pth"},
         "phi_weights": "face.pt",
     }
     return Settings(output, (0, 1), **{**values, **changes})
