@@ -324,8 +324,11 @@ def walls(found: Found) -> Table | None:
 
 def missing(found: Found) -> Table | None:
     """Cells that were not run, and why."""
-    by_reason: dict[tuple[str, str], list[str]] = {}
+    datasets: dict[tuple[str, str], list[str]] = {}
     for (dataset, name), why in found.missing.items():
-        by_reason.setdefault((name, why), []).append(dataset)
-    rows = tuple((name, ", ".join(datasets), why) for (name, why), datasets in by_reason.items())
+        datasets.setdefault((name, why), []).append(dataset)
+    cells: dict[tuple[str, str], list[str]] = {}
+    for (name, why), places in datasets.items():
+        cells.setdefault((", ".join(places), why), []).append(name)
+    rows = tuple((", ".join(names), places, why) for (places, why), names in cells.items())
     return Table("Not run", ("cell", "datasets", "why"), rows, labels=3) if rows else None
