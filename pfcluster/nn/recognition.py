@@ -9,6 +9,7 @@ Legend: b images, f features.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,7 @@ class RecognitionError(ValueError):
     """The recognition net cannot be had: says what was tried and what would do."""
 
 
-class Recognition(nn.Module):
+class Recognition(nn.Module, ABC):
     """Features of images in -1..1 by a frozen net: the last map before pooling, flattened, or what is made of it."""
 
     size: int
@@ -51,9 +52,9 @@ class Recognition(nn.Module):
             images = functional.interpolate(images, size=self.size, mode="bilinear", align_corners=False)
         return self.features(images.contiguous(memory_format=torch.channels_last)).flatten(1)
 
+    @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """b 3 size size in -1..1 -> b and any shape."""
-        raise NotImplementedError
 
 
 class FaceNet(Recognition):
