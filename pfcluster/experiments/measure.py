@@ -49,9 +49,7 @@ def measure_costs(found: Found) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classes = max((len(group.classes) for group in found.groups.values()), default=7)
     results = {}
-    sizes = {
-        preset: size for size, preset in found.record.presets.items()
-    }  # one preset for all: the default size
+    sizes = {preset: size for size, preset in found.record.presets.items()}  # one preset for all: the default size
     for preset, size in sizes.items():
         recipe = presets.recipe(preset)
         for role in ("mae-vit", "pf-vit"):
