@@ -51,10 +51,6 @@ class SyntheticSplit:
     def batch(self, indices: Tensor) -> RawBatch:
         return RawBatch(self._images(indices), self._labels[indices])
 
-    def rendered(self, indices: Tensor) -> RawBatch:
-        """The same, rendered anew."""
-        return RawBatch(self.faces.images(indices), self._labels[indices])
-
     def keys(self, indices: Tensor) -> list[str]:
         return [f"synthetic-{self.first_index + i}" for i in indices.tolist()]
 
@@ -67,34 +63,12 @@ class SyntheticSplit:
             return self.faces.images(indices)
         with self._rendering:  # readers are threads; one of them renders
             if self._cached is None and self.folder is not None:
-                self._cached = in_host_memory(Rendered(self), self.folder, self.faces.fingerprint(), 1).images
+                bare = SyntheticSplit(self.faces, self.first_index)
+                self._cached = in_host_memory(bare, self.folder, self.faces.fingerprint(), 1).images
             if self._cached is None:
                 chunks = torch.arange(len(self)).split(RENDER_CHUNK)
                 self._cached = torch.cat([self.faces.images(chunk) for chunk in chunks])
         return self._cached[indices]
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A synthetic split that keeps nothing."""
-
-    split: SyntheticSplit
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.split.classes
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def labels(self) -> Tensor:
-        return self.split.labels()
-
-    def batch(self, indices: Tensor) -> RawBatch:
-        return self.split.rendered(indices)
-
-    def keys(self, indices: Tensor) -> list[str]:
-        return self.split.keys(indices)
 
 
 @dataclass
