@@ -12,6 +12,7 @@ from typing import Literal
 
 Objective = Literal["mae", "finetune", "pf_mag"]
 Backend = Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
+CriticChange = Literal["flip", "colour", "translation", "cutout"]
 
 
 class ConfigError(ValueError):
@@ -244,9 +245,12 @@ class LossWeights:
     """Reconstruction of the input, and of neutral inputs by their own poker face."""
     ort: float = 0.1
     """Orthogonality of the emotion view and the poker face."""
+    sep: float = 0.0
+    """Confusion of a small net that reads the emotion off f_p (docs/stabilisers.md). Not the paper's; 0 has no such
+    net."""
 
     def __post_init__(self) -> None:
-        for name in ("cls", "adv", "rec", "ort"):
+        for name in ("cls", "adv", "rec", "ort", "sep"):
             _require(getattr(self, name) >= 0, f"pf_mag.weights.{name}", getattr(self, name), "be at least 0")
 
 
@@ -266,6 +270,8 @@ class PfMagConfig:
     """λ_rec during the warm-up (on a mean squared error)."""
     warmup_cls: float = 0.3
     """λ_cls during the warm-up."""
+    ramp_steps: int = 0
+    """Steps after the warm-up over which λ_adv grows linearly from 0 to its value; 0 starts with all of it."""
     recognition: Literal["facenet", "resnet", "run", "tokens"] = "tokens"
     """φ of L_ort: InceptionResnetV1 trained on VGGFace2; timm's ResNet-50 trained on ImageNet; a classifier of ours,
     say one that tells people apart (data.target); or no net: the cosine of the tokens themselves."""
@@ -288,6 +294,27 @@ class PfMagConfig:
     separator_ratio: float = 0.25
     """Hidden width of the separator's two layers over the encoder's width; 0 leaves the separator out, and with it the
     poker face and L_ort (METHOD.md, Ablations 2)."""
+    separator_bias: float = 0.0
+    """Start of the bias of the separator's mask a = σ(...): 0 begins with halves, 3 with f_e = 0.95 f."""
+    separator_class_bias: float | None = None
+    """Start of a bias that the class token's mask has besides, and learns; None has none."""
+    smooth_head: int = 0
+    """Channels of a residual 3x3 convolution over the painted image, which sees across patches' edges and begins as the
+    identity; 0 has none."""
+    critic_emotion_weight: float = 1.0
+    """Weight of each emotion output of real images in L_Δ, beside 1 for their real/fake output."""
+    critic_first_steps: int = 0
+    """First steps of the warm-up in which Δ learns the emotions of real images and nothing else."""
+    critic_turns: int = 1
+    """Δ's updates for each of PF-ViT's, on the same batch and fakes, with other noise and augmentation."""
+    critic_smoothing: float = 0.0
+    """What L_Δ's target of real images lacks to 1 at the real/fake output (one-sided; Salimans et al. 2016)."""
+    critic_augment: tuple[CriticChange, ...] = ()
+    """How images are changed before Δ sees them, real and generated alike (DiffAugment, Zhao et al. 2020)."""
+    instance_noise: float = 0.0
+    """Deviation of the noise on what Δ sees, for values in -1..1 (Sønderby et al. 2017)."""
+    instance_noise_steps: int = 0
+    """Steps over which that falls linearly to 0, counted from the run's first; 0 keeps it."""
 
     def __post_init__(self) -> None:
         _require(self.balance_steps >= 1, "pf_mag.balance_steps", self.balance_steps, "be at least 1")
@@ -308,6 +335,37 @@ class PfMagConfig:
         absent = 'have pf_mag.recognition_weights beside it, the folder of a run, for "run"'
         known = self.recognition != "run" or self.recognition_weights is not None
         _require(known, "pf_mag.recognition", self.recognition, absent)
+        self._check_stabilisers()
+
+    def _check_stabilisers(self) -> None:
+        for name in ("ramp_steps", "smooth_head", "critic_first_steps", "instance_noise", "instance_noise_steps"):
+            _require(getattr(self, name) >= 0, f"pf_mag.{name}", getattr(self, name), "be at least 0")
+        _require(self.critic_turns >= 1, "pf_mag.critic_turns", self.critic_turns, "be at least 1")
+        _require_share("pf_mag.critic_smoothing", self.critic_smoothing, below_one=True)
+        weight, first = self.critic_emotion_weight, self.critic_first_steps
+        _require(weight > 0, "pf_mag.critic_emotion_weight", weight, "be positive")
+        blind = "with pf_mag.critic_emotions off: Δ looks at no emotion"
+        _require(self.critic_emotions or weight == 1, "pf_mag.critic_emotion_weight", weight, f"be 1 {blind}")
+        _require(self.critic_emotions or first == 0, "pf_mag.critic_first_steps", first, f"be 0 {blind}")
+        within = f"be at most pf_mag.warmup_steps = {self.warmup_steps}: PF-ViT has its warm-up meanwhile"
+        _require(first <= self.warmup_steps, "pf_mag.critic_first_steps", first, within)
+        once = len(set(self.critic_augment)) == len(self.critic_augment)
+        _require(once, "pf_mag.critic_augment", self.critic_augment, "name each change once")
+        silent = "be 0 without pf_mag.instance_noise"
+        fades = self.instance_noise > 0 or self.instance_noise_steps == 0
+        _require(fades, "pf_mag.instance_noise_steps", self.instance_noise_steps, silent)
+        whole = "with pf_mag.separator_ratio 0: there is no separator"
+        for name, value, off in (
+            ("weights.sep", self.weights.sep, 0),
+            ("separator_bias", self.separator_bias, 0),
+            ("separator_class_bias", self.separator_class_bias, None),
+        ):
+            _require(self.separator_ratio > 0 or value == off, f"pf_mag.{name}", value, f"be {off} {whole}")
+
+    @property
+    def changes_critics_view(self) -> bool:
+        """Whether Δ sees images otherwise than they are."""
+        return bool(self.critic_augment) or self.instance_noise > 0
 
 
 @dataclass(frozen=True, kw_only=True)

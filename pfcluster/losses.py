@@ -55,19 +55,35 @@ def inverse_frequency(counts: Tensor) -> Tensor:
 
 
 def discriminator(
-    logits_real: Tensor, logits_fake: Tensor, labels: Tensor, *, fake_emotions: str = "ignore", emotions: bool = True
+    logits_real: Tensor,
+    logits_fake: Tensor | None,
+    labels: Tensor,
+    *,
+    fake_emotions: str = "ignore",
+    emotions: bool = True,
+    emotion_weight: float = 1.0,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """L_Δ, the discriminator's turn: BCE over its outputs, b (k+1), (v b) (k+1), b -> scalar.
 
-    Real images: emotions = one-hot(y), real = 1. Reconstructions and poker faces: real = 0; their emotions are left out
-    ("ignore") or all zero ("zero"). The mean over real outputs plus the mean over fake outputs. Without `emotions` only
-    the real/fake outputs count (METHOD.md, Ablations 2).
+    Real images: emotions = one-hot(y), real = 1 - smoothing. Reconstructions and poker faces: real = 0; their emotions
+    are left out ("ignore") or all zero ("zero"). The mean over real outputs plus the mean over fake outputs. Without
+    `emotions` only the real/fake outputs count (METHOD.md, Ablations 2). `emotion_weight` w makes the mean over real
+    outputs (w Σ BCE of emotions + BCE of real) / (k + 1). Without fakes the real output does not count either: there is
+    nothing to tell it from.
     """
     classes = logits_real.shape[1] - 1
     target = functional.one_hot(labels, classes + 1).float()
-    target[:, classes] = 1.0
+    target[:, classes] = 1.0 - smoothing
     judged = slice(0 if emotions else classes, None)
-    real = functional.binary_cross_entropy_with_logits(logits_real.float()[:, judged], target[:, judged])
+    weights = None
+    if logits_fake is None or emotion_weight != 1:
+        weights = torch.full_like(target[0], emotion_weight)
+        weights[classes] = 0.0 if logits_fake is None else 1.0
+        weights = weights[judged]
+    real = functional.binary_cross_entropy_with_logits(logits_real.float()[:, judged], target[:, judged], weights)
+    if logits_fake is None:
+        return real
     fake = logits_fake.float()[:, slice(0 if emotions and fake_emotions == "zero" else classes, None)]
     return real + functional.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
 
@@ -113,3 +129,13 @@ def orthogonality(emotion: Tensor, poker: Tensor) -> Tensor:
     """L_ort = |cos(φ(I_e), φ(I_p))| of features b f (or tokens, flattened) -> scalar, the mean over images."""
     cosine = functional.cosine_similarity(emotion.float().flatten(1), poker.float().flatten(1), dim=1)
     return cosine.abs().mean()
+
+
+def confusion(logits: Tensor) -> Tensor:
+    """L_sep = CE(uniform, softmax(answer)) = log Σ exp(a) - mean(a), the mean over b: b k -> scalar, at least log k.
+
+    Least where an answer favours no class (domain confusion, Tzeng et al. 2015). Turning the gradient of the answer's
+    own loss round (Ganin et al. 2016) has no least value: it rewards answers that are wrong with confidence.
+    """
+    logits = logits.float()
+    return (logits.logsumexp(1) - logits.mean(1)).mean()

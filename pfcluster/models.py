@@ -74,13 +74,20 @@ def _initialise(config: RunConfig, encoder: ViT, decoder: Decoder | None) -> Non
 def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> dict[str, nn.Module]:
     """METHOD.md, section 3: G and Δ are two copies of the pre-trained decoder."""
     model = config.model
-    critic = Discriminator(copy.deepcopy(decoder), patch=model.patch, width=model.decoder_width, classes=classes)
+    critic = Discriminator(
+        copy.deepcopy(decoder),
+        patch=model.patch,
+        width=model.decoder_width,
+        classes=classes,
+        reads_tokens=model.width if config.pf_mag.weights.sep > 0 else None,
+    )
     generator = Generator(
         decoder,
         width=model.decoder_width,
         heads=model.decoder_heads,
         patch=model.patch,
         self_fusion=config.pf_mag.fusion == "self",
+        smooth=config.pf_mag.smooth_head,
     )
     pf_vit = PFViT(
         encoder,
@@ -90,6 +97,8 @@ def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> 
         separator_ratio=config.pf_mag.separator_ratio,
         mask_ratio=config.pf_mag.mask_ratio,
     )
+    if pf_vit.separator is not None:
+        pf_vit.separator.begin_at(config.pf_mag.separator_bias, config.pf_mag.separator_class_bias)
     return {"model": pf_vit, "critic": critic}
 
 

@@ -1,15 +1,37 @@
 """Δ: is this image real, and which emotion does it show (METHOD.md, section 3).
 
-Legend: b images, n patches, c decoder channels, k emotion classes.
+Legend: b images, n patches, t = n + 1 tokens with the class token first, d encoder, c decoder channels, k emotion
+classes.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pfcluster.nn.mae import Decoder
 from pfcluster.nn.vit import init_linear, patchify
+
+
+class Reader(nn.Module):
+    """Which emotion do these tokens still tell? Two layers on the class token and the mean of the patches' tokens.
+
+    Not the paper's. It learns with Δ, and PF-ViT learns to leave it nothing to read in f_p (losses.confusion).
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(2 * width, eps=1e-6)
+        self.hidden = nn.Linear(2 * width, width)
+        self.head = nn.Linear(width, classes)
+        self.apply(init_linear)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """b t d -> logits b k."""
+        pooled = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
+        answer: Tensor = self.head(functional.gelu(self.hidden(self.norm(pooled))))
+        return answer
 
 
 class Discriminator(nn.Module):
@@ -21,7 +43,10 @@ class Discriminator(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, decoder: Decoder, *, patch: int, width: int, classes: int) -> None:
+    def __init__(
+        self, decoder: Decoder, *, patch: int, width: int, classes: int, reads_tokens: int | None = None
+    ) -> None:
+        """`reads_tokens` is the width of PF-ViT's tokens where a Reader shall look at them."""
         super().__init__()
         self.patch = patch
         self.patch_embed = nn.Linear(3 * patch * patch, width)
@@ -34,9 +59,21 @@ class Discriminator(nn.Module):
         self.head = nn.Linear(width, classes + 1)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        self.reader: Reader | None = None
+        if reads_tokens is not None:
+            with torch.random.fork_rng(devices=[]):  # the other nets start as they do without it
+                self.reader = Reader(reads_tokens, classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """b 3 h w -> logits b (k + 1): independent emotions, then real (high) or generated (low)."""
+    def forward(self, images: Tensor, tokens: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """b 3 h w -> logits b (k + 1): independent emotions, then real (high) or generated (low); and where tokens
+        b t d are given, what the Reader answers to them, logits b k.
+        """
+        if tokens is None:
+            return self._judge(images)
+        assert self.reader is not None
+        return self._judge(images), self.reader(tokens)
+
+    def _judge(self, images: Tensor) -> Tensor:
         tokens = self.patch_embed(patchify(images, self.patch))
         tokens = tokens + self.positions.to(tokens.dtype)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)

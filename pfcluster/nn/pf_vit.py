@@ -45,10 +45,20 @@ class Separator(nn.Module):
         self.squeeze = nn.Linear(width, hidden)
         self.excite = nn.Linear(hidden, width)
         self.apply(init_linear)
+        self.class_bias: nn.Parameter | None = None
+
+    def begin_at(self, bias: float, class_bias: float | None) -> None:
+        """Set where the masks start: a = σ(bias + about 0), the class token's with a learned `class_bias` d besides."""
+        nn.init.constant_(self.excite.bias, bias)
+        if class_bias is not None:
+            self.class_bias = nn.Parameter(torch.full_like(self.excite.bias, class_bias))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """b t d -> emotion tokens f_e = a f and the rest f_p = f - f_e, both b t d: they add up to the input."""
-        mask = torch.sigmoid(self.excite(functional.gelu(self.squeeze(tokens))))
+        logits = self.excite(functional.gelu(self.squeeze(tokens)))
+        if self.class_bias is not None:
+            logits = torch.cat([logits[:, :1] + self.class_bias.to(logits.dtype), logits[:, 1:]], dim=1)
+        mask = torch.sigmoid(logits)
         emotion = mask * tokens
         return emotion, tokens - emotion
 
@@ -96,6 +106,25 @@ class SelfFusion(nn.Module):
         return tokens + self.attn(self.norm(tokens))
 
 
+class Smooth(nn.Module):
+    """A residual 3x3 convolution over a painted image: what a head that paints patches one by one cannot do is to look
+    across their edges. Not the paper's. Its second layer begins with zeros, so the whole begins as the identity.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, 3, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        assert self.second.bias is not None
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """b 3 h w -> the same."""
+        images = images.contiguous(memory_format=torch.channels_last)  # else the convolutions copy, uncounted
+        return images + self.second(functional.gelu(self.first(images)))
+
+
 class Generator(nn.Module):
     """Fusion and G: tokens to pixels.
 
@@ -107,8 +136,10 @@ class Generator(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, decoder: Decoder, *, width: int, heads: int, patch: int, self_fusion: bool = False) -> None:
-        """`self_fusion` takes SelfFusion in place of CrossFusion."""
+    def __init__(
+        self, decoder: Decoder, *, width: int, heads: int, patch: int, self_fusion: bool = False, smooth: int = 0
+    ) -> None:
+        """`self_fusion` takes SelfFusion in place of CrossFusion; `smooth` is the width of a Smooth behind the head."""
         super().__init__()
         self.patch = patch
         self.embed = decoder.embed
@@ -120,12 +151,18 @@ class Generator(nn.Module):
         self.head = nn.Linear(width, 3 * patch * patch)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        with torch.random.fork_rng(devices=[]):  # the other nets start as they do without it
+            self.smooth = Smooth(smooth) if smooth else None
 
     def forward(self, tokens: Tensor, order: Tensor | None = None) -> Tensor:
         """b (1 + k) d -> images b 3 h w, not bounded. order: b n, whose first k patches the tokens show, in that order;
         None means that they show all.
         """
-        embedded = self.embed(tokens)
+        painted = self._whole(self.embed(tokens), order)
+        return painted if self.smooth is None else self.smooth(painted)
+
+    def _whole(self, embedded: Tensor, order: Tensor | None) -> Tensor:
+        """The image, patch by patch."""
         if isinstance(self.fusion, SelfFusion):
             return self._joined(embedded, order)
         assert order is None
