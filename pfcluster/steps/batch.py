@@ -15,6 +15,7 @@ from pfcluster.data import transforms
 from pfcluster.data.mixing import draw_mixing, mix, neighbours
 from pfcluster.data.split_types import RawBatch
 from pfcluster.dist import World, generator
+from pfcluster.steps.shown import Shown, draw_shown
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Batch:
     """Of mixed images: the labels of what is mixed in, b, and the share that is left of the image itself."""
     scales: Tensor | None = None
     """Of each block's two branches for each sample, l 2 b: 0 leaves it out (stochastic depth)."""
+    shown: tuple[Shown, ...] = ()
+    """What Δ sees of the images in each of its turns, and last in PF-ViT's; none shows them as they are."""
 
     @property
     def main_labels(self) -> Tensor:
@@ -42,7 +45,14 @@ class Batch:
 
         partners = None if self.partners is None else (self.partners[0].chunk(parts)[number], self.partners[1])
         images, labels = self.images.chunk(parts)[number], self.labels.chunk(parts)[number]
-        return Batch(images, labels, cut(self.order), partners, cut(self.scales, 2))
+        shown = tuple(each.part(number, parts) for each in self.shown)
+        return Batch(images, labels, cut(self.order), partners, cut(self.scales, 2), shown)
+
+    def show(self, images: Tensor, turn: int) -> Tensor:
+        """What Δ sees of images that belong to the batch's, v of each: (v b) 3 h w -> the same; turn -1 is PF-ViT's."""
+        if not self.shown:
+            return images
+        return torch.cat([self.shown[turn](part) for part in images.split(len(self.images))])
 
 
 def prepare(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[Batch]:
@@ -65,7 +75,7 @@ def prepare(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[B
     scales = None
     if config.model.drop_path > 0:
         scales = drop_path_scales(config, step)[:, :, mine].to(world.device, non_blocking=True)
-    whole = Batch(images, labels, order, partners, scales)
+    whole = Batch(images, labels, order, partners, scales, draw_shown(config, step, world))
     return [whole.part(number, config.engine.accumulate) for number in range(config.engine.accumulate)]
 
 

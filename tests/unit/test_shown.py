@@ -1,0 +1,162 @@
+"""What Δ sees of images: the same in any layout, the same for a sample and its fakes, with gradients through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pfcluster import parity
+from pfcluster.config import ConfigError, EngineConfig, PfMagConfig, RunConfig
+from pfcluster.config_json import from_json, to_json
+from pfcluster.data.split_types import RawBatch
+from pfcluster.dist import World
+from pfcluster.steps.batch import Batch, prepare
+from pfcluster.steps.shown import Shown, draw_shown, empty_shown, noise_deviation
+
+ALONE = World(0, 1, torch.device("cpu"))
+ALL = PfMagConfig(critic_augment=("flip", "colour", "translation", "cutout"), instance_noise=0.2, critic_turns=2)
+
+
+def config(pf_mag: PfMagConfig = ALL, batch_size: int = 8, **engine: int) -> RunConfig:
+    base = parity.tiny_config("pf_mag", EngineConfig(device="cpu", **engine), batch_size=batch_size)  # type: ignore[arg-type]
+    return replace(base, pf_mag=pf_mag)
+
+
+def ramp(rows: int = 8) -> torch.Tensor:
+    """An image whose every pixel has a value of its own: 1 3 h w."""
+    return torch.arange(1.0, 3 * rows * rows + 1).view(1, 3, rows, rows)
+
+
+def test_a_mirrored_image_is_shifted_after_it_and_grey_comes_in():
+    image = ramp()
+    moved = Shown(flip=torch.tensor([True]), shift=torch.tensor([[2, -1]]))(image)
+    mirrored = image.flip(3)
+    assert torch.equal(moved[:, :, 2:, :-1], mirrored[:, :, :-2, 1:])
+    assert (moved[:, :, :2] == 0).all()
+    assert (moved[:, :, :, -1] == 0).all()
+    assert torch.equal(Shown(flip=torch.tensor([False]))(image), image)
+    assert torch.equal(Shown(shift=torch.tensor([[0, 0]]))(image), image)
+
+
+def test_the_hole_is_half_as_wide_as_the_image_and_may_reach_beyond_it():
+    image = torch.ones(2, 3, 8, 8)
+    seen = Shown(hole=torch.tensor([[4, 4], [0, 8]]))(image)
+    assert (seen[0, :, 2:6, 2:6] == 0).all()
+    assert seen[0].sum() == 3 * (64 - 16)
+    assert (seen[1, :, :2, 6:] == 0).all()
+    assert seen[1].sum() == 3 * (64 - 4)
+
+
+def test_colour_adds_brightness_and_scales_saturation_and_contrast():
+    image = torch.rand(1, 3, 4, 4)
+    assert torch.allclose(Shown(colour=torch.tensor([[0.0, 1.0, 1.0]]))(image), image, atol=1e-6)
+    assert torch.allclose(Shown(colour=torch.tensor([[0.3, 1.0, 1.0]]))(image), image + 0.3, atol=1e-6)
+    grey = Shown(colour=torch.tensor([[0.0, 0.0, 1.0]]))(image)
+    assert torch.allclose(grey, image.mean(1, keepdim=True).expand_as(image), atol=1e-6)
+    flat = Shown(colour=torch.tensor([[0.0, 1.0, 0.5]]))(image)
+    assert torch.allclose(flat - image.mean(), 0.5 * (image - image.mean()), atol=1e-6)
+
+
+def test_draws_have_the_ranges_of_diffaugment():
+    values = config(batch_size=512)
+    values = replace(values, pf_mag=replace(ALL, instance_noise=0.0))
+    drawn = draw_shown(values, 3, ALONE)[0]
+    assert drawn.flip is not None
+    assert drawn.shift is not None
+    assert drawn.hole is not None
+    assert drawn.colour is not None
+    assert 0.4 < drawn.flip.float().mean() < 0.6
+    assert (drawn.shift.min(), drawn.shift.max()) == (-4, 4)  # an eighth of 32
+    assert (drawn.hole.min(), drawn.hole.max()) == (0, 32)
+    low, high = drawn.colour.amin(0), drawn.colour.amax(0)
+    assert torch.allclose(low, torch.tensor([-0.5, 0.0, 0.5]), atol=0.02)
+    assert torch.allclose(high, torch.tensor([0.5, 2.0, 1.5]), atol=0.02)
+
+
+def test_a_sample_and_its_fakes_share_a_draw_and_turns_do_not():
+    (batch,) = prepare(_raw(8), config(), 3, ALONE)
+    assert len(batch.shown) == 3
+    twice = batch.show(torch.cat([batch.images, batch.images]), 0)
+    assert torch.equal(twice[:8], twice[8:])
+    seen = [batch.show(batch.images, turn) for turn in (0, 1, -1)]
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+    assert torch.equal(batch.show(batch.images, 2), seen[2])
+
+
+def test_every_layout_shows_the_same_and_another_step_another():
+    (alone,) = prepare(_raw(8), config(), 3, ALONE)
+    found: list[Batch] = []
+    for rank in range(2):
+        here = World(rank, 2, torch.device("cpu"))
+        mine = here.slice_of(8)
+        raw = RawBatch(_raw(8).images[mine], _raw(8).labels[mine])
+        found += prepare(raw, config(accumulate=2), 3, here)
+    assert len(found) == 4
+    for turn in range(3):
+        together = torch.cat([part.show(part.images, turn) for part in found])
+        assert torch.equal(together, alone.show(alone.images, turn))
+    again, other = (draw_shown(config(), step, ALONE)[0] for step in (3, 4))
+    assert again.noise is not None
+    assert other.noise is not None
+    assert torch.equal(again.noise, alone.shown[0].noise)
+    assert not torch.equal(again.noise, other.noise)
+
+
+def test_what_else_is_asked_for_changes_no_draw():
+    shift = PfMagConfig(critic_augment=("translation",))
+    assert torch.equal(draw_shown(config(shift), 3, ALONE)[0].shift, draw_shown(config(), 3, ALONE)[0].shift)
+    assert draw_shown(config(PfMagConfig()), 3, ALONE) == ()
+
+
+def test_noise_has_its_deviation_and_fades():
+    noise = draw_shown(config(batch_size=64), 0, ALONE)[0].noise
+    assert noise is not None
+    assert noise.std().item() == pytest.approx(0.2, rel=0.02)
+    assert noise.mean().item() == pytest.approx(0, abs=0.005)
+    assert [noise_deviation(0.4, 8, step) for step in (0, 2, 8, 9)] == pytest.approx([0.4, 0.3, 0, 0])
+    assert noise_deviation(0.4, 0, 1000) == 0.4
+    fading = replace(ALL, instance_noise_steps=4)
+    half = draw_shown(config(fading), 2, ALONE)[0].noise
+    full = draw_shown(config(), 2, ALONE)[0].noise
+    assert half is not None
+    assert full is not None
+    assert torch.allclose(half, 0.5 * full)
+    assert draw_shown(config(fading), 4, ALONE)[0].noise is None
+
+
+def test_gradients_flow_back_to_where_the_pixels_came_from():
+    images = torch.rand(8, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    shown = draw_shown(config(), 3, ALONE)[0]
+    direction, pull = torch.randn_like(images), torch.randn_like(images)
+    (slope,) = torch.autograd.grad((shown(images) * pull).sum(), images)
+    step = 1e-6
+    with torch.no_grad():
+        change = ((shown(images + step * direction) - shown(images - step * direction)) * pull).sum() / (2 * step)
+    assert (slope * direction).sum().item() == pytest.approx(change.item(), rel=1e-6)
+    assert slope.abs().sum() > 0
+
+
+def test_counting_has_tensors_of_the_same_shapes():
+    real, empty = draw_shown(config(), 0, ALONE), empty_shown(config(), 8)
+    assert len(real) == len(empty) == 3
+    for drawn, blank in zip(real, empty, strict=True):
+        for one, other in zip(drawn, blank, strict=True):
+            assert one is not None
+            assert other is not None
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    assert empty_shown(config(PfMagConfig()), 8) == ()
+
+
+def test_changes_are_read_from_json_by_name():
+    assert from_json(to_json(config())) == config()
+    with pytest.raises(ConfigError, match=r"pf_mag\.critic_augment must be one of flip, colour, translation, cutout"):
+        from_json('{"pf_mag": {"critic_augment": ["rotation"]}}')
+
+
+def _raw(images: int) -> RawBatch:
+    chance = torch.Generator().manual_seed(1)
+    pictures = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=chance)
+    return RawBatch(pictures, torch.zeros(images, dtype=torch.long))
