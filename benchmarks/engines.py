@@ -61,7 +61,7 @@ class PlainDdp(DdpEngine):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self) -> Tensor:
+    def step(self, *, again: bool = False) -> Tensor:
         return self._step()
 
 

@@ -188,10 +188,11 @@ class Trainer:
                 engine.set_lr(lr)
             batches = prepare(raw, self.config, step, self.world)
             data = time.monotonic() - released
+            updates = self._updates()
             try:
                 metrics = self.objective.step(batches, step)
             except NonFiniteError as error:
-                raise self._not_finite(step, error) from error
+                raise self._not_finite(step, updates, error) from error
             self.state.step = self.heartbeat.step = step + 1
             self.state.seconds = resumed_seconds + time.monotonic() - started
             log.add(metrics)
@@ -311,11 +312,13 @@ class Trainer:
         self.objective.load_state(found.state["objective"])
         self.state = State(found.step, found.state["seconds"], found.state["best"], Plateau(**plateau | {"best": best}))
 
-    def _not_finite(self, step: int, error: NonFiniteError) -> TrainingError:
-        """Record the batch that broke the run, and keep a checkpoint from before it."""
+    def _updates(self) -> list[int]:
+        return [engine.updates for engine in self.engines.values()]
+
+    def _not_finite(self, step: int, updates: list[int], error: NonFiniteError) -> TrainingError:
+        """Record the batch that broke the run, and keep a checkpoint from before it. `updates` are from before it."""
         keys = self.dataset.train.keys(self._indices(step))
-        moved = {engine.updates for engine in self.engines.values()}
-        if len(moved) == 1:
+        if self._updates() == updates:
             self._save()  # nothing has changed since the step before
         self.saver.wait()
         kept = checkpoint.steps(self.saver.folder)

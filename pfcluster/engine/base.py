@@ -129,15 +129,16 @@ class Engine(ABC):
             self._in_backward = False
         return gradient
 
-    def step(self) -> Tensor:
+    def step(self, *, again: bool = False) -> Tensor:
         """Clip, update the weights and their average, forget the gradients; -> the gradients' global norm before
-        clipping, a scalar.
+        clipping, a scalar. `again` says that another step of the same training step follows: the marks of when it began
+        stay.
 
         Raises NonFiniteError, on all ranks together, and leaves the weights alone.
         """
         if self._open or not self._closed:
             raise EngineError("step() must follow the backward of a synchronised pass")
-        self._closed, self._fresh = False, True
+        self._closed, self._fresh = False, not again
         norm = self._step()
         self.updates += 1
         if self.decay:
