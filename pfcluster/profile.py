@@ -26,6 +26,7 @@ from pfcluster.steps.batch import Batch
 from pfcluster.steps.finetune import finetune_step
 from pfcluster.steps.mae import mae_step
 from pfcluster.steps.pf_mag import Balance, pf_mag_setting, pf_mag_step
+from pfcluster.steps.shown import empty_shown
 
 SAMPLE = 4
 """Images of a counted micro-batch; the counts are linear in them."""
@@ -125,7 +126,11 @@ def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
     orders: Sequence[Tensor | None] = [None] * parts
     if config.hides_patches:
         orders = torch.empty(count, patches, dtype=torch.long).chunk(parts)
-    return [Batch(*part) for part in zip(pictures.chunk(parts), labels.chunk(parts), orders, strict=True)]
+    shown = empty_shown(config, count)
+    return [
+        Batch(*part, shown=tuple(each.part(number, parts) for each in shown))
+        for number, part in enumerate(zip(pictures.chunk(parts), labels.chunk(parts), orders, strict=True))
+    ]
 
 
 def take_step(

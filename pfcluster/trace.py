@@ -89,7 +89,7 @@ class FakeStep:
                 self.mark("start", "model")
                 batches = empty_batches(config, images, self.parts)
                 take_step(config, engines, batches, judge)
-        inputs = sum(tensor.nbytes for tensor in vars(batches[0]).values() if isinstance(tensor, Tensor))
+        inputs = sum(each.nbytes for each in tree_leaves(list(vars(batches[0]).values())) if isinstance(each, Tensor))
         passes = [self.live[start] for start, what, engine, _ in self.marks if (what, engine) == ("forward", "model")]
         self.left_behind = inputs + passes[2] - passes[1] if self.parts == PARTS else 0
 

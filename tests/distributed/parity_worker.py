@@ -21,7 +21,8 @@ if __name__ == "__main__":
         found = []
         for case in json.loads(sys.argv[2]):
             options = EngineConfig(backend=case["backend"], device="cpu", **case["options"])
-            difference = compare(case["backend"], case["objective"], here, engine=options, r1=case["r1"])
+            asked = {"r1": case["r1"], "stabilised": case["stabilised"]}
+            difference = compare(case["backend"], case["objective"], here, engine=options, **asked)
             found.append([difference.weights, difference.metrics])
         if here.is_main:
             Path(sys.argv[1]).write_text(json.dumps(found))

@@ -18,8 +18,8 @@ TOLERANCE = 1e-6
 BF16 = 3e-2
 
 
-def case(backend: str, objective: str, *, r1: float = 0.0, **options: Any) -> dict[str, Any]:
-    return {"backend": backend, "objective": objective, "r1": r1, "options": options}
+def case(backend: str, objective: str, *, r1: float = 0.0, stabilised: bool = False, **options: Any) -> dict[str, Any]:
+    return {"backend": backend, "objective": objective, "r1": r1, "stabilised": stabilised, "options": options}
 
 
 PLAIN = [case(*names, accumulate=parts) for *names, parts in product(BACKENDS, OBJECTIVES, (1, 2))]
@@ -28,6 +28,8 @@ OPTIONS = [
     *[case(backend, objective, recompute=True) for backend in BACKENDS for objective in ("mae", "pf_mag")],
     *[case(backend, "pf_mag", offload_optimizer=True) for backend in BACKENDS[2:]],
     *[case(backend, "pf_mag", recompute=True, accumulate=2, r1=0.5) for backend in ("fsdp2", "zero2")],
+    *[case(backend, "pf_mag", stabilised=True, accumulate=parts) for backend in BACKENDS for parts in (1, 2)],
+    *[case(backend, "pf_mag", stabilised=True, r1=0.5) for backend in ("ddp", "fsdp2", "zero2")],
 ]
 HALF = [
     *[case(backend, "pf_mag", precision="bf16") for backend in BACKENDS],
@@ -38,7 +40,8 @@ COMPILED = [case("ddp", "pf_mag", compile=True)]
 
 
 def name(each: dict[str, Any]) -> str:
-    options = [f"{key}={value}" for key, value in {"r1": each["r1"], **each["options"]}.items() if value]
+    named = {"r1": each["r1"], "stabilised": each["stabilised"], **each["options"]}
+    options = [f"{key}={value}" for key, value in named.items() if value]
     return "-".join([each["backend"], each["objective"], *options])
 
 

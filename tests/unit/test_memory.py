@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_leaves
 
 from pfcluster import models, parity, presets
 from pfcluster.config import ConfigError, EngineConfig, ModelConfig, RunConfig
@@ -215,10 +216,12 @@ def test_a_backend_that_does_not_know_an_option_is_refused():
         with_backend(mae(shard_ranks=2), "ddp")
 
 
-@pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag"])
+@pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag", "stabilised pf_mag"])
 def test_the_plan_of_one_process_is_what_a_real_step_allocates(objective):
-    config = parity.tiny_config(objective, EngineConfig(device="cpu"), batch_size=32)
-    config = replace(config, pf_mag=replace(config.pf_mag, warmup_steps=0, balance="fixed"))
+    name, stabilised = objective.split()[-1], objective.startswith("stabilised")
+    config = parity.tiny_config(name, EngineConfig(device="cpu"), batch_size=32, stabilised=stabilised)
+    game = replace(config.pf_mag, warmup_steps=0, critic_first_steps=0, ramp_steps=0, balance="fixed")
+    config = replace(config, pf_mag=game)
     planned = plan(config, CLASSES, 1, "ddp")
     alone = World(0, 1, torch.device("cpu"))
     optims = {"model": config.optim, "critic": config.critic_optim}
@@ -232,6 +235,8 @@ def test_the_plan_of_one_process_is_what_a_real_step_allocates(objective):
             (batch,) = empty_batches(config, 32, 1)
             batch.images.uniform_(-1, 1)
             batch.labels.zero_()
+            for drawn in tree_leaves(batch.shown):
+                drawn.zero_()
             if batch.order is not None:
                 batch.order.copy_(torch.arange(batch.order.shape[1]))
             objective_.step([batch], step)

@@ -1,0 +1,54 @@
+"""Whole runs with the options of docs/stabilisers.md: they go on exactly, and leave something behind when they fail."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pfcluster import checkpoint, models, parity
+from pfcluster.config import CheckpointConfig
+from pfcluster.config_json import from_json, to_json
+from pfcluster.engine.base import NonFiniteError
+from pfcluster.steps.pf_mag import PfMagObjective
+from pfcluster.train import TrainingError, run
+from tests import tiny
+
+
+def test_a_stabilised_run_goes_on_to_the_same_weights(tmp_path):
+    base = tiny.config("pf_mag")
+    game = replace(parity.STABILISED, critic_augment=("colour", "flip"), ramp_steps=6, balance_steps=8)
+    values = replace(base, pf_mag=game, checkpoint=CheckpointConfig(every_steps=5, keep=9))
+    assert from_json(to_json(values)) == values
+    result = run(values, tmp_path / "whole")
+    assert result["status"] == "finished"
+    assert result["parameters"]["train"] > models.parameter_counts(base, models.build(base, 8))["train"]
+    assert any(name.endswith("critic/reader.head.weight") for name in tiny.final_weights(tmp_path / "whole"))
+    assert set(result["poker"]["rows"]) >= {"reconstruction", "poker face"}
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts/result.json").unlink()
+    for step in checkpoint.steps(tmp_path / "parts/checkpoints"):
+        if step > 5:  # within the ramp, and while the balance still watches
+            shutil.rmtree(checkpoint.step_folder(tmp_path / "parts/checkpoints", step))
+    assert run(values, tmp_path / "parts")["status"] == "finished"
+    whole, parts = (tiny.final_weights(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_a_loss_that_is_not_finite_leaves_a_checkpoint_though_the_critic_took_more_steps(tmp_path, monkeypatch):
+    base = tiny.config("pf_mag", checkpoint=CheckpointConfig(every_steps=100))
+    values = replace(base, pf_mag=replace(base.pf_mag, critic_turns=2))
+    taken = PfMagObjective.step
+
+    def fails_at_four(self, batches, step):
+        if step == 4:
+            raise NonFiniteError("the gradients' norm is nan")
+        return taken(self, batches, step)
+
+    monkeypatch.setattr(PfMagObjective, "step", fails_at_four)
+    with pytest.raises(TrainingError, match="step 4"):
+        run(values, tmp_path)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [4]

@@ -1,0 +1,276 @@
+"""Options that steady PF-MAG's game (docs/stabilisers.md): each does what its name says, and nothing when it is off."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pfcluster import losses, models, parity
+from pfcluster.config import (
+    ConfigError,
+    EngineConfig,
+    LossWeights,
+    OptimConfig,
+    PfMagConfig,
+    RunConfig,
+)
+from pfcluster.data.split_types import RawBatch
+from pfcluster.dist import World
+from pfcluster.engine.ddp import DdpEngine
+from pfcluster.objectives import build_engines
+from pfcluster.steps.batch import prepare
+from pfcluster.steps.pf_mag import Balance, Setting, critic_terms, pf_mag_setting, pf_mag_step, ramp_share
+
+ALONE = World(0, 1, torch.device("cpu"))
+CLASSES, LOG2 = 4, math.log(2)
+MOVING = OptimConfig(algorithm="adam", lr=1e-3, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
+FIXED = PfMagConfig(warmup_steps=2, balance="fixed", weights=LossWeights(cls=1.0, adv=0.5, rec=2.0, ort=0.1))
+
+
+def config(**changes: object) -> RunConfig:
+    base = parity.tiny_config("pf_mag", EngineConfig(device="cpu"), batch_size=8)
+    return replace(base, pf_mag=replace(FIXED, **changes))  # type: ignore[arg-type]
+
+
+def engines(run: RunConfig, optim: OptimConfig = MOVING) -> tuple[DdpEngine, DdpEngine]:
+    modules = models.build(run, CLASSES)
+    model, critic = (DdpEngine(modules[name], optim, EngineConfig(), ALONE) for name in ("model", "critic"))
+    return model, critic
+
+
+def raw(images: int = 8) -> RawBatch:
+    chance = torch.Generator().manual_seed(3)
+    pictures = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=chance)
+    return RawBatch(pictures, torch.randint(0, CLASSES, (images,), generator=chance))
+
+
+def setting(run: RunConfig) -> Setting:
+    return pf_mag_setting(run.pf_mag, 0, None, 0.0, None)
+
+
+def balance(run: RunConfig) -> Balance:
+    return Balance(run.pf_mag.weights, False, 1, 1.0, 1.0, ALONE)
+
+
+def weights_of(engine: DdpEngine) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in engine.model_state().values()])
+
+
+@pytest.mark.parametrize("kind", ["fixed", "auto"])
+def test_the_adversarial_term_grows_from_nothing_to_its_weight_behind_the_warm_up(kind):
+    values = config(ramp_steps=4, balance=kind, balance_steps=1)
+    own = build_engines(values, "ddp", models.build(values, CLASSES), ALONE)
+    objective = parity.build(values, own, ALONE)
+    found = []
+    for step in range(2 + 6):
+        terms = objective.step(prepare(raw(), values, step, ALONE), step)
+        if step >= 2:
+            rest = sum(objective.balance.factor(name) * terms[name] for name in ("cls", "rec", "ort"))
+            found.append(((terms["loss"] - rest) / (objective.balance.factor("adv") * terms["adv"])).item())
+    assert found == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1], abs=2e-5)
+    assert ramp_share(0, 0) == 1
+
+
+def test_the_emotions_of_real_images_have_a_weight_of_their_own():
+    real, fake, labels = torch.zeros(3, CLASSES + 1), torch.full((3, CLASSES + 1), -100.0), torch.arange(3)
+    real[:, CLASSES] = 100.0  # right about what is real: only the emotions, at log 2 each, are left
+    assert losses.discriminator(real, fake, labels).item() == pytest.approx(4 / 5 * LOG2)
+    assert losses.discriminator(real, fake, labels, emotion_weight=3).item() == pytest.approx(12 / 5 * LOG2)
+    real[:, CLASSES] = 0.0
+    assert losses.discriminator(real, fake, labels, emotion_weight=3).item() == pytest.approx(13 / 5 * LOG2)
+    blind = losses.discriminator(real, fake, labels, emotion_weight=3, emotions=False)
+    assert blind.item() == pytest.approx(LOG2)
+
+
+def test_smoothing_moves_the_target_of_what_is_real_and_no_other():
+    logits = torch.full((2, CLASSES + 1), -100.0)
+    logits[:, CLASSES] = math.log(0.9 / 0.1)  # says 0.9
+    fake, labels = torch.full((4, CLASSES + 1), -100.0), torch.tensor([0, 1])
+    value = {s: losses.discriminator(logits, fake, labels, smoothing=s, emotions=False).item() for s in (0.0, 0.1)}
+    assert value[0.0] == pytest.approx(-math.log(0.9), rel=1e-5)
+    assert value[0.1] == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1), rel=1e-5)
+    nearest = logits.clone().requires_grad_()
+    losses.discriminator(nearest, fake, labels, smoothing=0.1).backward()
+    assert nearest.grad is not None
+    assert nearest.grad[:, CLASSES].abs().max() < 1e-7  # 0.9 is where it wants to be
+    assert nearest.grad[0, 0] < -0.05  # the emotion's target is still 1
+
+
+def test_at_first_the_discriminator_learns_real_emotions_and_nothing_else():
+    values = config(critic_first_steps=1, critic_emotion_weight=2.0)
+    (batch,) = prepare(raw(), values, 0, ALONE)
+    model, critic = engines(values)
+    before = {name: value.clone() for name, value in critic.module.state_dict().items()}
+    with torch.no_grad():
+        logits = critic.module(batch.images)
+    found = pf_mag_step([batch], model, critic, setting(values), balance(values), warm=True, fakes=False)
+    target = torch.nn.functional.one_hot(batch.labels, CLASSES).float()
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, :CLASSES], target, reduction="none")
+    assert found["critic"].item() == pytest.approx((2 * each.sum(1) / (CLASSES + 1)).mean().item(), rel=1e-5)
+    after = critic.module.state_dict()
+    assert torch.equal(after["head.bias"][CLASSES], before["head.bias"][CLASSES])  # real or not: untouched
+    assert not torch.equal(after["head.bias"][:CLASSES], before["head.bias"][:CLASSES])
+    assert model.updates == 1  # its warm-up goes on
+
+
+def test_the_objective_shows_fakes_from_the_named_step_on():
+    values = config(critic_first_steps=1)
+    own = build_engines(values, "ddp", models.build(values, CLASSES), ALONE)
+    objective = parity.build(values, own, ALONE)
+    bias = []
+    for step in range(2):
+        objective.step(prepare(raw(), values, step, ALONE), step)
+        bias.append(own["critic"].model_state()["head.bias"][CLASSES].item())
+    assert bias[0] == 0 != bias[1]
+
+
+def test_every_turn_of_the_discriminator_is_a_step_of_its_own_on_the_same_fakes():
+    values = config(critic_turns=3, instance_noise=0.3)
+    (batch,) = prepare(raw(), values, 5, ALONE)
+    model, critic = engines(values)
+    by_hand = engines(values)
+    with torch.no_grad():
+        views = by_hand[0](batch.images, None, emotion_view=False)
+    first = None
+    for turn in range(3):
+        terms = critic_terms(by_hand[1], views, batch, setting(values), turn=turn, fakes=True, sync=True)
+        by_hand[1].backward(terms["critic"])
+        by_hand[1].step()
+        first = terms["critic"].detach() if first is None else first
+    found = pf_mag_step([batch], model, critic, setting(values), balance(values), warm=False)
+    assert (critic.updates, model.updates) == (3, 1)
+    assert torch.equal(weights_of(critic), weights_of(by_hand[1]))
+    assert found["critic"] == first
+
+
+def test_a_step_of_several_turns_began_when_its_first_did():
+    values = config(critic_turns=2)
+    _, critic = engines(values)
+    marks = []
+    for again in (True, False, False):
+        critic.backward(critic(torch.zeros(2, 3, 32, 32)).sum())
+        critic.step(again=again)
+        marks.append((critic.forward_began, critic.backward_began))
+    assert marks[0] == marks[1] != marks[2]
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 2}, {"accumulate": 4, "recompute": True}])
+def test_everything_together_takes_the_step_of_the_whole_batch(options):
+    found = parity.compare("ddp", "pf_mag", ALONE, engine=EngineConfig(device="cpu", **options), stabilised=True)
+    assert 0 < found.weights < 1e-6
+    assert found.metrics < 1e-6
+
+
+def test_without_options_nets_and_batches_are_what_they_were():
+    plain = models.build(config(), CLASSES)
+    more = models.build(config(smooth_head=4, weights=LossWeights(sep=1.0)), CLASSES)
+    (batch,) = prepare(raw(), config(), 0, ALONE)
+    assert batch.shown == ()
+    assert batch.show(batch.images, -1) is batch.images
+    for name, module in plain.items():
+        state, other = module.state_dict(), more[name].state_dict()
+        added = {key for key in other if key not in state}
+        assert all(key.startswith(("generator.smooth.", "reader.")) for key in added)
+        assert added
+        assert all(torch.equal(value, other[key]) for key, value in state.items()), name
+
+
+def test_the_convolution_behind_the_head_begins_as_nothing_and_looks_across_patches():
+    torch.manual_seed(0)
+    generator = models.build(config(smooth_head=4), CLASSES)["model"].generator
+    tokens = torch.randn(1, 17, 32)
+    plain = generator(tokens)
+    smooth, generator.smooth = generator.smooth, None
+    assert torch.equal(generator(tokens), plain)
+    torch.nn.init.normal_(smooth.second.weight)
+    image = torch.zeros(1, 3, 32, 32)
+    image[0, :, 7, 7] = 1.0  # the corner of the first patch
+    changed = (smooth(image) - smooth(torch.zeros_like(image))).abs().sum((0, 1)) > 1e-6
+    assert changed[8, 8]
+    assert changed.nonzero().tolist() == [[row, column] for row in range(5, 10) for column in range(5, 10)]
+
+
+def test_the_separator_starts_where_it_is_told_and_the_class_token_apart():
+    def masks(**changes) -> torch.Tensor:
+        separator = models.build(config(**changes), CLASSES)["model"].separator
+        tokens = torch.ones(2, 17, 32)
+        return separator(tokens)[0].mean((0, 2))
+
+    assert masks().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert masks(separator_bias=3.0).mean().item() == pytest.approx(torch.tensor(3.0).sigmoid().item(), abs=0.02)
+    apart = masks(separator_class_bias=3.0)
+    assert torch.equal(apart[1:], masks()[1:])
+    assert apart[0].item() == pytest.approx(torch.tensor(3.0).sigmoid().item(), abs=0.02)
+    names = dict(models.build(config(separator_class_bias=0.0), CLASSES)["model"].named_parameters())
+    assert names["separator.class_bias"].shape == (32,)
+
+
+def test_confusion_is_least_where_the_answer_favours_no_class():
+    even, odd = torch.full((2, 5), 3.0), torch.tensor([[2.0, 0.0, 0.0, 0.0, 0.0]])
+    assert losses.confusion(even).item() == pytest.approx(math.log(5))
+    by_hand = -sum(math.log(math.exp(value) / (math.exp(2) + 4)) for value in odd[0].tolist()) / 5
+    assert losses.confusion(odd).item() == pytest.approx(by_hand)
+
+
+def test_the_reader_learns_in_the_discriminators_turn_and_pf_vit_against_it_in_its_own():
+    values = config(weights=LossWeights(cls=0.0, adv=0.0, rec=0.0, ort=0.0, sep=1.0))
+    (batch,) = prepare(raw(), values, 5, ALONE)
+    model, critic = engines(values)
+    before = critic.module.reader.head.weight.detach().clone()
+    views = model(batch.images, None, emotion_view=False)
+    terms = critic_terms(critic, views, batch, setting(values), turn=0, fakes=True, sync=True)
+    critic.backward(terms["critic"] + terms["reader"])
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+    model.backward(views.logits.sum() * 0)
+    for engine in (model, critic):
+        engine.step()
+    assert not torch.equal(critic.module.reader.head.weight, before)
+
+    model, critic = engines(values)
+    for _ in range(3):
+        found = pf_mag_step([batch], model, critic, setting(values), balance(values), warm=False)
+        assert found["loss"] == found["sep"] >= math.log(CLASSES)
+    moved = {
+        name for name, value in model.module.named_parameters() if (model.optimizer.state[value]["exp_avg"] != 0).any()
+    }
+    assert {"separator.excite.weight", "encoder.cls_token"} <= moved
+    assert not any(name.startswith(("classifier.", "generator.")) for name in moved)
+
+
+def test_against_a_reader_the_face_tokens_tell_less():
+    """With λ_sep the reader's loss stays higher than without, where it learns the batch by heart."""
+    left = {}
+    for share in (1e-9, 5.0):  # the smaller drowns in Adam's ε
+        values = config(weights=LossWeights(cls=0.0, adv=0.0, rec=0.0, ort=0.0, sep=share), critic_turns=2)
+        (batch,) = prepare(raw(), values, 5, ALONE)
+        model, critic = engines(values, replace(MOVING, lr=3e-3))
+        for _ in range(25):
+            found = pf_mag_step([batch], model, critic, setting(values), balance(values), warm=False)
+        left[share] = found["reader"].item()
+    assert left[1e-9] < 0.5 * left[5.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"ramp_steps": -1}, r"pf_mag\.ramp_steps must be at least 0, got -1"),
+        ({"critic_turns": 0}, r"pf_mag\.critic_turns must be at least 1"),
+        ({"critic_smoothing": 1.0}, r"pf_mag\.critic_smoothing must lie in \[0, 1\)"),
+        ({"critic_emotion_weight": 0.0}, r"pf_mag\.critic_emotion_weight must be positive"),
+        ({"critic_emotions": False, "critic_emotion_weight": 2.0}, r"must be 1 with pf_mag\.critic_emotions off"),
+        ({"critic_emotions": False, "critic_first_steps": 1}, r"must be 0 with pf_mag\.critic_emotions off"),
+        ({"critic_first_steps": 3}, r"be at most pf_mag\.warmup_steps = 2"),
+        ({"critic_augment": ("flip", "flip")}, r"name each change once"),
+        ({"instance_noise_steps": 5}, r"must be 0 without pf_mag\.instance_noise"),
+        ({"separator_ratio": 0.0, "separator_bias": 1.0}, r"separator_bias must be 0 with pf_mag\.separator_ratio 0"),
+        ({"separator_ratio": 0.0, "separator_class_bias": 1.0}, r"separator_class_bias must be None with"),
+        ({"separator_ratio": 0.0, "weights": LossWeights(sep=1.0)}, r"weights\.sep must be 0 with"),
+        ({"weights": LossWeights(sep=1.0), "smooth_head": -1}, r"pf_mag\.smooth_head must be at least 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(changes, why):
+    with pytest.raises(ConfigError, match=why):
+        replace(FIXED, **changes)
