@@ -76,7 +76,7 @@ def plain_pf_mag_step(
     critic_turn()
 
     tokens = pf_vit.encoder(images)
-    emotion, face = pf_vit.separator(tokens)
+    emotion, face, _ = pf_vit.separator(tokens)
     reconstruction, poker = pf_vit.generator(tokens), pf_vit.generator(face)
     if setting.recognition is None:
         orthogonality = losses.orthogonality(emotion, face)

@@ -315,8 +315,12 @@ class PfMagConfig:
     """Deviation of the noise on what Δ sees, for values in -1..1 (Sønderby et al. 2017)."""
     instance_noise_steps: int = 0
     """Steps over which that falls linearly to 0, counted from the run's first; 0 keeps it."""
+    diagnose_every: int = 100
+    """Steps between two looks at how hard each term pulls at tokens and images (docs/pf-mag.md), of half a step's cost;
+    0 takes none. Changes nothing that is trained."""
 
     def __post_init__(self) -> None:
+        _require(self.diagnose_every >= 0, "pf_mag.diagnose_every", self.diagnose_every, "be at least 0")
         _require(self.balance_steps >= 1, "pf_mag.balance_steps", self.balance_steps, "be at least 1")
         _require(self.warmup_steps >= 0, "pf_mag.warmup_steps", self.warmup_steps, "be at least 0")
         _require(self.warmup_rec > 0, "pf_mag.warmup_rec", self.warmup_rec, "be positive")

@@ -160,9 +160,9 @@ class Engine(ABC):
         for parameter in trained:
             parameter.requires_grad_(False)
 
-        def judge(*inputs: Any) -> Any:
+        def judge(*inputs: Any, **named: Any) -> Any:
             with self.precision():
-                return self.module(*inputs)
+                return self.module(*inputs, **named)
 
         self._is_frozen = True
         try:

@@ -6,7 +6,8 @@ neighbouring ranks (the GPUs of a node) and replicated between the groups: hybri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +54,12 @@ class Fsdp2Engine(TorchEngine):
         if self.double_backward:
             self.root.set_reshard_after_backward(True)
             self._reshard()
+
+    @contextmanager
+    def frozen(self) -> Iterator[Callable[..., Any]]:
+        with super().frozen() as judge:
+            yield judge
+        self._reshard()  # parameters left whole would stay frozen: they learn of `requires_grad` when gathered
 
     def _reshard(self) -> None:
         """Let go of whole parameters that a pass without a backward left behind."""

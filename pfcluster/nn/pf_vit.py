@@ -30,6 +30,8 @@ class Views(NamedTuple):
     """None where nobody asked for the emotion view."""
     emotion_tokens: Tensor
     face_tokens: Tensor | None
+    mask: Tensor | None = None
+    """The separator's a, b t d in 0..1, to look at: without gradient."""
 
 
 def shown_count(patches: int, ratio: float) -> int:
@@ -53,14 +55,14 @@ class Separator(nn.Module):
         if class_bias is not None:
             self.class_bias = nn.Parameter(torch.full_like(self.excite.bias, class_bias))
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """b t d -> emotion tokens f_e = a f and the rest f_p = f - f_e, both b t d: they add up to the input."""
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """b t d -> emotion tokens f_e = a f, the rest f_p = f - f_e, which add up to the input, and a; each b t d."""
         logits = self.excite(functional.gelu(self.squeeze(tokens)))
         if self.class_bias is not None:
             logits = torch.cat([logits[:, :1] + self.class_bias.to(logits.dtype), logits[:, 1:]], dim=1)
         mask = torch.sigmoid(logits)
         emotion = mask * tokens
-        return emotion, tokens - emotion
+        return emotion, tokens - emotion, mask
 
 
 class CrossFusion(nn.Module):
@@ -222,7 +224,7 @@ class PFViT(nn.Module):
         if self.separator is None:
             painted = self.generator(tokens, order)
             return Views(self.classifier(tokens[:, 0]), painted, None, None, tokens, None)
-        emotion, face = self.separator(tokens)
+        emotion, face, mask = self.separator(tokens)
         wanted = [tokens, face, emotion] if emotion_view else [tokens, face]
         orders = None if order is None else order.repeat(len(wanted), 1)
         painted = self.generator(torch.cat(wanted), orders).chunk(len(wanted))
@@ -233,6 +235,7 @@ class PFViT(nn.Module):
             emotion=painted[2] if emotion_view else None,
             emotion_tokens=emotion,
             face_tokens=face,
+            mask=mask.detach(),
         )
 
     def separate(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -240,7 +243,7 @@ class PFViT(nn.Module):
         twice and None.
         """
         tokens = self.encoder(images, keep)
-        return (tokens, tokens, None) if self.separator is None else (tokens, *self.separator(tokens))
+        return (tokens, tokens, None) if self.separator is None else (tokens, *self.separator(tokens)[:2])
 
     def classify(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """What remains at test time, E, S and C: b 3 h w -> logits b classes."""

@@ -20,6 +20,7 @@ from pfcluster.engine.base import Engine
 from pfcluster.nn.pf_vit import Views
 from pfcluster.steps.base import Metrics, mean
 from pfcluster.steps.batch import Batch
+from pfcluster.steps.game import critic_answers, gradient_norms, mask_shape
 
 TERMS = ("cls", "adv", "rec", "ort", "sep")
 SMALLEST_MAGNITUDE = 1e-4
@@ -77,8 +78,8 @@ def pf_mag_setting(
 def critic_terms(
     critic: Engine, views: Views, batch: Batch, setting: Setting, *, turn: int, fakes: bool, sync: bool
 ) -> Metrics:
-    """L_Δ on real images, reconstructions and poker faces, in one forward pass of Δ; without `fakes` on real images'
-    emotions alone. With a Reader its cross-entropy besides.
+    """L_Δ on real images, reconstructions and poker faces, in one forward pass of Δ, with the shares that it judges
+    rightly; without `fakes` on real images' emotions alone. With a Reader its cross-entropy besides.
     """
     made = [image.detach() for image in (views.reconstruction, views.poker) if image is not None and fakes]
     images = batch.show(batch.images.detach(), turn).requires_grad_(setting.r1 > 0)
@@ -97,10 +98,11 @@ def critic_terms(
     if setting.r1 > 0:
         slope = critic.input_gradient(real[:, -1].float().sum(), images)
         loss = loss + setting.r1 * losses.gradient_penalty(slope)
+    answers = critic_answers(logits.detach(), batch.labels, setting.neutral, emotions=setting.critic_emotions)
     if read is None:
-        return {"critic": loss}
+        return {"critic": loss, **answers}
     # weighted as L_cls is: an unweighted reader of nothing would answer the classes' frequencies, not evenly
-    return {"critic": loss, "reader": losses.classification(read, batch.labels, setting.class_weights)}
+    return {"critic": loss, "reader": losses.classification(read, batch.labels, setting.class_weights), **answers}
 
 
 def _answers(
@@ -178,7 +180,7 @@ def pf_mag_step(
             loss = found["critic"] + found["reader"] if setting.reads_faces else found["critic"]
             critic.backward(loss / len(batches))
             if turn == 0:
-                metrics.append(found)
+                metrics.append(found | mask_shape(seen[index].mask))
         norms.append(critic.step(again=turn < setting.turns - 1))
 
     with critic.frozen() as judge:  # raw module, no gradients of its own
@@ -261,21 +263,33 @@ class PfMagObjective:
         self.setting = setting
         self.warmup_steps, self.ramp_steps = config.warmup_steps, config.ramp_steps
         self.critic_first_steps = config.critic_first_steps
+        self.diagnose_every = config.diagnose_every
         self.balance = Balance(
             config.weights, config.balance == "auto", config.balance_steps, config.warmup_rec, config.warmup_cls, world
         )
 
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
-        return pf_mag_step(
-            batches,
-            self.engines["model"],
-            self.engines["critic"],
-            self.setting,
-            self.balance,
-            warm=step < self.warmup_steps,
-            ramp=ramp_share(step - self.warmup_steps, self.ramp_steps),
-            fakes=step >= self.critic_first_steps,
-        )
+        warm = step < self.warmup_steps
+        ramp = ramp_share(step - self.warmup_steps, self.ramp_steps)
+        model, critic = self.engines["model"], self.engines["critic"]
+        fakes = step >= self.critic_first_steps
+        metrics = pf_mag_step(batches, model, critic, self.setting, self.balance, warm=warm, ramp=ramp, fakes=fakes)
+        if self.diagnose_every and (step + 1) % self.diagnose_every == 0:
+            metrics |= self._diagnose(batches[0], warm=warm, ramp=ramp)
+        return metrics
+
+    def _diagnose(self, batch: Batch, *, warm: bool, ramp: float) -> Metrics:
+        """How hard each term pulls, with the weights after the step, when both engines rest."""
+
+        def alone(name: str, views: Views, part: Batch, judge: Callable[..., Any]) -> Tensor:
+            terms = pf_vit_terms(views, part, None if warm else judge, self.setting)
+            still = {other: term.detach() for other, term in terms.items()}
+            return self.balance.total(still | {name: terms[name]}, warm=warm, ramp=ramp)
+
+        names = ("cls", "rec") if warm else tuple(name for name in TERMS if name != "sep" or self.setting.reads_faces)
+        emotion_view = self.setting.recognition is not None and not warm
+        model, critic = self.engines["model"], self.engines["critic"]
+        return gradient_norms(batch, model, critic, names, alone, emotion_view=emotion_view)
 
     def state(self) -> dict[str, Any]:
         return {"balance_seen": self.balance.seen, "balance_sums": self.balance.sums}

@@ -77,8 +77,9 @@ def test_a_perfect_prediction_paints_the_original():
 
 
 def test_emotion_and_face_tokens_add_up():
-    emotion, face = Separator(32, 8)(tokens := torch.randn(2, 17, 32))
+    emotion, face, mask = Separator(32, 8)(tokens := torch.randn(2, 17, 32))
     assert torch.allclose(emotion + face, tokens, atol=1e-6)
+    assert torch.equal(emotion, mask * tokens)
 
 
 def pf_vit() -> PFViT:
@@ -90,11 +91,13 @@ def test_one_batched_generator_call_equals_three():
     model, images = pf_vit(), torch.randn(2, 3, 32, 32)
     views = model(images)
     tokens = model.encoder(images)
-    emotion, face = model.separator(tokens)
+    emotion, face, mask = model.separator(tokens)
     for view, source in ((views.reconstruction, tokens), (views.poker, face), (views.emotion, emotion)):
         assert torch.allclose(view, model.generator(source), atol=1e-5)
     assert torch.allclose(views.logits, model.classify(images), atol=1e-6)
     assert model(images, emotion_view=False).emotion is None
+    assert torch.equal(views.mask, mask)
+    assert not views.mask.requires_grad
 
 
 def test_the_generator_sees_the_tokens_through_the_fusion_alone():
