@@ -512,12 +512,16 @@ class EvaluateConfig:
     where these are known. 0 leaves probes out."""
     mask_ratios: tuple[float, ...] = ()
     """Shares of hidden patches at which a run with pf_mag.fusion "self" is tested too."""
+    grid_every: float = 1.0
+    """Epochs between two picture grids of the same validation faces, drawn where an evaluation is due
+    (pictures/steps); of PF-MAG alone. 0 draws none."""
 
     def __post_init__(self) -> None:
         _require(self.every_epochs > 0, "evaluate.every_epochs", self.every_epochs, "be positive")
         _require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "be at least 1")
         _require(self.poker_faces >= 1, "evaluate.poker_faces", self.poker_faces, "be at least 1")
         _require(self.probes >= 0, "evaluate.probes", self.probes, "be at least 0")
+        _require(self.grid_every >= 0, "evaluate.grid_every", self.grid_every, "be at least 0")
         hidden = all(0 <= ratio < 1 for ratio in self.mask_ratios)
         _require(hidden, "evaluate.mask_ratios", self.mask_ratios, "lie in [0, 1)")
         touched = 'be "validation" with evaluate.final validation: the test split would be looked at'

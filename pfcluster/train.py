@@ -19,7 +19,7 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config_json import changes_of, to_json
 from pfcluster.data.reader import read_ahead
 from pfcluster.data.source import made_resident, open_dataset, require_labels, sample_order
-from pfcluster.data.split_types import RawBatch
+from pfcluster.data.split_types import RawBatch, Split
 from pfcluster.data.transforms import crop_on_host
 from pfcluster.dist import World, world
 from pfcluster.engine.base import EngineError, NonFiniteError
@@ -27,6 +27,7 @@ from pfcluster.engine.build import choose
 from pfcluster.engine.marks import seconds
 from pfcluster.evaluate.final import evaluate_split, final_evaluation
 from pfcluster.evaluate.instruments import load_instruments
+from pfcluster.evaluate.watch import Watch
 from pfcluster.files import write_atomically
 from pfcluster.heartbeat import Heartbeat
 from pfcluster.limit import Limit, read_limit
@@ -132,6 +133,7 @@ class Trainer:
         self.objective = build_objective(config, self.engines, self.dataset, recognition, here)
         self.total_steps = total_steps(config, len(self.dataset.train))
         self.evaluate_every = evaluation_steps(config, len(self.dataset.train))
+        self.watch = Watch(config, self._chooses(), here) if config.objective == "pf_mag" else None
         self.saver = Saver(
             folder / "checkpoints",
             here,
@@ -257,11 +259,12 @@ class Trainer:
         step = self.state.step
         if step % self.evaluate_every and step != self.total_steps:
             return False
-        on_test = self.config.evaluate.choose_on == "test" and self.dataset.test is not None
-        split = self.dataset.test if on_test else self.dataset.validation
-        assert split is not None
         model = self._evaluated()
-        values, score = evaluate_split(self.config, model, split, self.dataset.classes, self.world)
+        values, score = evaluate_split(self.config, model, self._chooses(), self.dataset.classes, self.world)
+        if self.watch is not None:
+            values |= self.watch.region_errors(model)
+            if grid_due(self.config, step // self.evaluate_every) or step == self.total_steps:
+                self.watch.draw(model, self.folder, step)
         model.to("cpu")
         log.write(self.config.evaluate.choose_on, step, self._epoch(), values)
         progress.update(step, {f"val {name}": value for name, value in values.items()})
@@ -270,6 +273,13 @@ class Trainer:
             return False
         self.state.best = {"step": step, "score": score}
         return True
+
+    def _chooses(self) -> Split:
+        """The split that chooses the checkpoint."""
+        on_test = self.config.evaluate.choose_on == "test" and self.dataset.test is not None
+        split = self.dataset.test if on_test else self.dataset.validation
+        assert split is not None
+        return split
 
     def _evaluated(self) -> torch.nn.Module:
         """A plain copy of the model on the device, its weights whole: the moving average where one is kept. Ranks may
@@ -375,6 +385,12 @@ def total_steps(config: RunConfig, samples: int) -> int:
 def evaluation_steps(config: RunConfig, samples: int) -> int:
     """Steps between two evaluations; there is one at the end besides."""
     return max(1, round(config.evaluate.every_epochs * samples / config.batch_size))
+
+
+def grid_due(config: RunConfig, evaluation: int) -> bool:
+    """Whether a picture grid is to be drawn at an evaluation, the first being number 1."""
+    every = config.evaluate.grid_every
+    return every > 0 and evaluation % max(1, round(every / config.evaluate.every_epochs)) == 0
 
 
 def _finite(value: float) -> float | None:

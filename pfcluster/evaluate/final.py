@@ -21,6 +21,7 @@ from pfcluster.evaluate.classification import chunks, confusion, load_images, pr
 from pfcluster.evaluate.instruments import Instruments
 from pfcluster.evaluate.pictures import pick, write_grid
 from pfcluster.evaluate.probe_run import probe_run
+from pfcluster.evaluate.watch import view_columns
 from pfcluster.losses import mae as mae_loss
 from pfcluster.nn.mae import MAE, hidden_patches, paint
 from pfcluster.nn.pf_vit import PFViT, shown_count
@@ -164,13 +165,8 @@ def _views_picture(config: RunConfig, folder: Path, split: Split, model: PFViT, 
     """Original, reconstruction, emotion, poker face and, where it is known, the truth."""
     chosen = pick(split.labels(), len(split.classes), PICTURES)
     images, labels = load_images(split, chosen, config.data.size, world.device)
-    views = model(images)
-    columns = {"original": images, "reconstruction": views.reconstruction}
-    if views.emotion is not None and views.poker is not None:
-        columns |= {"emotion view": views.emotion, "poker face": views.poker}
-    if isinstance(split, SyntheticSplit):
-        columns["true poker face"] = transforms.to_float(split.poker_faces(chosen))
-    return _write(folder, "views", columns, _names(split, labels), world)
+    truth = transforms.to_float(split.poker_faces(chosen)) if isinstance(split, SyntheticSplit) else None
+    return _write(folder, "views", view_columns(model, images, truth), _names(split, labels), world)
 
 
 @torch.inference_mode()

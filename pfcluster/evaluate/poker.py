@@ -29,9 +29,14 @@ EXPRESSION_THRESHOLD = 0.25
 """Input and truth differ by more than this (in -1..1, the largest of three channels) within the expression's region."""
 
 
+def expression_region(inputs: Tensor, truth: Tensor) -> Tensor:
+    """Where an expression changes a face: photos and true poker faces b 3 h w -> b 1 h w, bool."""
+    return (inputs - truth).abs().amax(1, keepdim=True) > EXPRESSION_THRESHOLD
+
+
 def region_error(images: Tensor, truth: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error within the expression's region, summed, and the number of values: b 3 h w thrice -> b, b."""
-    region = ((inputs - truth).abs().amax(1, keepdim=True) > EXPRESSION_THRESHOLD).to(images.dtype)
+    region = expression_region(inputs, truth).to(images.dtype)
     squared = ((images - truth).square() * region).sum((1, 2, 3))
     return squared, region.sum((1, 2, 3)) * images.shape[1]
 

@@ -1,0 +1,150 @@
+"""What tells a living GAN from a dead one: the figures are right, and looking changes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfcluster import losses, models
+from pfcluster.config import EngineConfig, LossWeights, OptimConfig, RunConfig
+from pfcluster.data.source import open_dataset
+from pfcluster.dist import World
+from pfcluster.engine.ddp import DdpEngine
+from pfcluster.evaluate.watch import Watch
+from pfcluster.steps.batch import Batch
+from pfcluster.steps.game import critic_answers, mask_shape
+from pfcluster.steps.pf_mag import PfMagObjective, pf_mag_setting
+from pfcluster.train import run
+from tests.tiny import config, final_weights
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def test_the_critics_answers_by_hand():
+    labels = torch.tensor([1, 0])
+    real = torch.tensor([[-1.0, 2.0, 3.0], [0.0, 1.0, 0.5]])  # both real, the second's emotion is wrong
+    rec = torch.tensor([[1.0, 2.0, -3.0], [5.0, 1.0, -0.5]])  # both found out, both emotions right
+    poker = torch.tensor([[1.0, 2.0, 1.0], [5.0, 1.0, -0.5]])  # one found out, one neutral (class 0)
+    found = critic_answers(torch.cat([real, rec, poker]), labels, 0, emotions=True)
+    assert {name: value.item() for name, value in found.items()} == {
+        "critic_real": 1.0,
+        "critic_fake_rec": 1.0,
+        "critic_fake_poker": 0.5,
+        "critic_emotion_real": 0.5,
+        "critic_emotion_rec": 1.0,
+        "critic_neutral_poker": 0.5,
+    }
+    without = critic_answers(torch.cat([real, rec]), labels, 0, emotions=False)
+    assert sorted(without) == ["critic_fake_rec", "critic_real"]
+
+
+def test_the_masks_shape_by_hand():
+    mask = torch.tensor([[[0.0, 1.0], [0.5, 0.7], [0.5, 0.96]]])
+    found = {name: value.item() for name, value in mask_shape(mask).items()}
+    assert found == pytest.approx({
+        "mask_class_mean": 0.5, "mask_class_std": 0.5, "mask_class_saturated": 1.0,
+        "mask_patch_mean": 0.665, "mask_patch_std": (0.1 + 0.23) / 2, "mask_patch_saturated": 0.25,
+    })  # fmt: skip
+
+
+def objective(values: RunConfig) -> PfMagObjective:
+    modules = models.build(values, 4)
+    engines = {name: DdpEngine(modules[name], OptimConfig(), EngineConfig(), ALONE) for name in ("model", "critic")}
+    setting = pf_mag_setting(values.pf_mag, 0, None, 0.0, None)
+    return PfMagObjective(engines["model"], engines["critic"], setting, values.pf_mag, ALONE)
+
+
+def test_gradient_norms_are_those_of_each_term_alone():
+    base = config("pf_mag")
+    weights = LossWeights(cls=1.0, adv=0.3, rec=2.0, ort=0.5)
+    mag = replace(base.pf_mag, weights=weights, balance="fixed", warmup_steps=0, diagnose_every=1)
+    game = objective(replace(base, pf_mag=mag))
+    images, labels = torch.rand(8, 3, 32, 32) * 2 - 1, torch.tensor([0, 1, 2, 3] * 2)
+    model, critic = game.engines["model"].module, game.engines["critic"].module
+    found = game.step([Batch(images, labels)], 0)
+    engines = game.engines.values()
+    assert all(parameter.requires_grad for engine in engines for parameter in engine.module.parameters())
+    assert all(parameter.grad is None for engine in engines for parameter in engine.module.parameters())
+
+    twin, delta = models.build(base, 4)["model"], models.build(base, 4)["critic"]
+    twin.load_state_dict(model.state_dict())
+    delta.load_state_dict(critic.state_dict())
+    few = slice(0, 2)  # a quarter of the faces: there are four terms
+    emotion, face, _ = (each.detach().requires_grad_() for each in twin.separator(twin.encoder(images[few])))
+    rec, poker = twin.generator((emotion + face).detach()).detach().requires_grad_(), twin.generator(face)
+    y = labels[few]
+    terms = {
+        "cls": losses.classification(twin.classifier(emotion[:, 0]), y, None),
+        "adv": losses.adversarial(delta(rec), delta(poker), y, 0),
+        "rec": losses.reconstruction(images[few], rec, poker, y, 0),
+        "ort": losses.orthogonality(emotion, face),
+    }
+    for place, tensor in (("emotion", emotion), ("face", face), ("rec", rec), ("poker", poker)):
+        for name, term in terms.items():
+            (slope,) = torch.autograd.grad(term, tensor, retain_graph=True, allow_unused=True)
+            if f"grad_{place}_{name}" in found:
+                norm = getattr(weights, name) * 2 * slope.flatten(1).norm(dim=1).mean()
+                assert found[f"grad_{place}_{name}"].item() == pytest.approx(norm.item(), rel=1e-4), (place, name)
+            else:
+                assert slope is None, (place, name)
+
+
+@pytest.mark.parametrize("changes", [{"separator_ratio": 0.0}, {"fusion": "self", "mask_ratio": 0.5}])
+def test_every_kind_of_pf_vit_can_be_watched(changes):
+    base = config("pf_mag")
+    values = replace(base, pf_mag=replace(base.pf_mag, warmup_steps=1, diagnose_every=1, **changes))
+    game = objective(values)
+    chosen = torch.stack([torch.randperm(16) for _ in range(6)]) if values.hides_patches else None
+    batch = Batch(torch.rand(6, 3, 32, 32), torch.arange(6) % 4, chosen)
+    warm, cold = game.step([batch], 0), game.step([batch], 1)
+    assert warm["grad_rec_rec"] > 0
+    assert "grad_rec_adv" not in warm
+    assert cold["grad_rec_adv"] > 0
+    assert ("mask_class_mean" in cold) == ("grad_poker_adv" in cold) == (values.pf_mag.separator_ratio > 0)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same run looked at never and at every second step."""
+    root, base = tmp_path_factory.mktemp("watched"), config("pf_mag")
+    for every in (0, 2):
+        watch = replace(base.evaluate, grid_every=every / 2)
+        run(replace(base, pf_mag=replace(base.pf_mag, diagnose_every=every), evaluate=watch), root / str(every))
+    return {every: root / str(every) for every in (0, 2)}
+
+
+def test_looking_changes_no_weight(watched):
+    without, looked_at = (final_weights(folder) for folder in watched.values())
+    assert without.keys() == looked_at.keys()
+    assert all(torch.equal(value, looked_at[name]) for name, value in without.items())
+
+
+def test_what_was_seen_is_in_the_runs_folder(watched):
+    lines = [json.loads(line) for line in (watched[2] / "metrics.jsonl").read_text().splitlines()]
+    train = {line["step"]: line for line in lines if line["split"] == "train"}
+    assert [step for step, line in train.items() if "grad_rec_rec" in line] == [2, 4, 6, 8, 10, 12]
+    assert all(0 <= line[name] <= 1 for line in train.values() for name in ("critic_real", "mask_patch_saturated"))
+    validation = [line for line in lines if line["split"] == "validation"]
+    assert [line["step"] for line in validation] == [6, 12]
+    assert all(line["copy_inside"] > line["rec_outside"] > 0 for line in validation)
+    assert [file.name for file in sorted((watched[2] / "pictures/steps").iterdir())] == ["00000006.png", "00000012.png"]
+    assert not (watched[0] / "pictures/steps").exists()
+
+
+class Copy(torch.nn.Module):
+    """Shows what it sees as reconstruction, and as poker face."""
+
+    def forward(self, images, emotion_view=True):
+        return type("Seen", (), {"reconstruction": images, "poker": images})()
+
+
+def test_errors_of_a_copy():
+    values = config("pf_mag")
+    found = Watch(values, open_dataset(values.data, 0).validation, ALONE).region_errors(Copy())
+    assert found["rec_inside"] == found["rec_outside"] == 0
+    assert found["poker_inside"] == found["copy_inside"] > 0.0625
+    assert found["poker_inside"] > 10 * found["poker_outside"]
