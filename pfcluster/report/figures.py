@@ -29,10 +29,18 @@ MAX_POINTS = 300
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
-def curves(title: str, unit: str, groups: Mapping[str, Sequence[Points]]) -> str:
+def curves(
+    title: str,
+    unit: str,
+    groups: Mapping[str, Sequence[Points]],
+    *,
+    limits: tuple[float, float] | None = None,
+    logarithmic: bool = False,
+) -> str:
     """Learning curves: a thin line for each seed, a thick one for their mean. Groups without points are left out.
 
-    groups: label -> one curve for each seed, each of (step, value). Returns an SVG, or "" where there is nothing.
+    groups: label -> one curve for each seed, each of (step, value). `limits` of the values' axis; on a logarithmic one
+    what is not positive is left out. Returns an SVG, or "" where there is nothing.
     """
     with_points = {label: [thin(curve) for curve in seeds if finite(curve)] for label, seeds in groups.items()}
     with_points = {label: seeds for label, seeds in with_points.items() if seeds}
@@ -50,6 +58,12 @@ def curves(title: str, unit: str, groups: Mapping[str, Sequence[Points]]) -> str
             *zip(*mean, strict=True), color=colour, linewidth=2.2, label=plain(label), linestyle=dash, marker=marker
         )
     axes.set(title=plain(title), xlabel="step", ylabel=plain(unit))
+    if limits is not None:
+        margin = 0.03 * (limits[1] - limits[0])
+        axes.set_ylim(limits[0] - margin, limits[1] + margin)
+    if logarithmic:
+        axes.set_yscale("log", nonpositive="mask")
+        axes.tick_params(which="minor", colors=INK, labelsize=7)
     axes.grid(color=INK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, ncols=1 + (len(with_points) > 4))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pfcluster.report import figures, tables
+from pfcluster.report import figures, game, tables
 from pfcluster.report.findings import Comparison, comparison_sentence, poker_sentences
 from pfcluster.report.groups import Group
 from pfcluster.report.results import Notice, ReportError, Run, Unfinished, read_metrics, series
@@ -197,7 +197,8 @@ def _context(report: Report) -> tuple[dict[str, Any], list[Notice]]:
     grids, notices = pictures(others)
     common, differing = config_tables(report.groups)
     poker = [(group.title, poker_sentences(group)) for group in others if group.has_poker_faces]
-    notices = [*mae_notices, *notices]
+    strips, strip_notices = game.strips(others)
+    notices = [*mae_notices, *notices, *strip_notices]
     return {
         "report": report,
         "notices": [*report.notices, *notices],
@@ -207,6 +208,8 @@ def _context(report: Report) -> tuple[dict[str, Any], list[Notice]]:
         "per_class": tables.per_class_table(others),
         "confusions": confusion_figures(others),
         "curves": curve_figures(others),
+        "game": game.answers(others),
+        "strips": strips,
         "poker": tables.poker_table(others),
         "poker_findings": poker,
         "pictures": grids,
