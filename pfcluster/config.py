@@ -316,7 +316,7 @@ class PfMagConfig:
     instance_noise_steps: int = 0
     """Steps over which that falls linearly to 0, counted from the run's first; 0 keeps it."""
     diagnose_every: int = 100
-    """Steps between two looks at how hard each term pulls at tokens and images (docs/pf-mag.md), of half a step's cost;
+    """Steps between two looks at how hard each term pulls at tokens and images (docs/pf-mag.md), of two steps' cost;
     0 takes none. Changes nothing that is trained."""
 
     def __post_init__(self) -> None:

@@ -71,50 +71,72 @@ def mask_shape(mask: Tensor | None) -> Metrics:
 def gradient_norms(
     batch: Batch, pf_vit: Engine, critic: Engine, names: Sequence[str], alone: Alone, *, emotion_view: bool
 ) -> Metrics:
-    """Norm of each term's gradient, weights included, at f_e, f_p, I_rec and I_p: an image's own, meant over some
-    images of a micro-batch. `grad_PLACE_TERM`, as `PULLS` has them.
+    """Norm of each term's gradient, weights included, at f_e, f_p, I_rec and I_p: an image's own, meant over a
+    micro-batch. `grad_PLACE_TERM`, as `PULLS` has them.
 
-    Both engines are frozen meanwhile and asked once, as each may be inside a step: every term has a copy of the faces
-    to itself, so that one forward and one backward, of about the micro-batch's size, tell them apart. The tokens become
-    leaves where they leave the separator; no gradient of a parameter is ever made.
+    Both engines are frozen meanwhile and asked as each may be inside a step: every term has a copy of the faces to
+    itself, so that one forward and one backward tell them apart, a few faces at a time for the memory of a step to
+    suffice. The tokens become leaves where they leave the separator; no gradient of a parameter is ever made.
     """
     net = pf_vit.module
     assert isinstance(net, PFViT)
     names = [name for name in names if name != "ort" or net.separator is not None]
-    few = max(1, len(batch.images) // len(names))
-    faces = Batch(batch.images[:few], batch.labels[:few])
-    order = None if batch.order is None else batch.order[:few].repeat(len(names), 1)
     leaves: list[Tensor] = []
 
     def cut(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor | tuple[Tensor, ...]) -> object:
         tokens = (outputs,) if isinstance(outputs, Tensor) else outputs[:2]
-        leaves.extend(each.detach().requires_grad_() for each in tokens)
+        leaves[:] = [each.detach().requires_grad_() for each in tokens]
         return leaves[0] if isinstance(outputs, Tensor) else (*leaves, *outputs[2:])
+
+    sums: Metrics = {}
+    hook = (net.encoder if net.separator is None else net.separator).register_forward_hook(cut)
+    try:
+        with pf_vit.frozen() as paint, critic.frozen() as judge:
+            few = max(1, len(batch.images) // len(names))
+            for start in range(0, len(batch.images), few):
+                faces = _some(batch, slice(start, start + few))
+                order = None if faces.order is None else faces.order.repeat(len(names), 1)
+                views = paint(faces.images.repeat(len(names), 1, 1, 1), order, emotion_view=emotion_view)
+                total = _total(views, faces, names, alone, judge)
+                for name, value in _norms(total, views, leaves, names, len(faces.images)).items():
+                    sums[name] = sums.get(name, 0) + value
+    finally:
+        hook.remove()
+    unseen = () if emotion_view else ("grad_poker_ort",)
+    return {name: value / len(batch.images) for name, value in sums.items() if name not in unseen}
+
+
+def _some(batch: Batch, part: slice) -> Batch:
+    return Batch(batch.images[part], batch.labels[part], None if batch.order is None else batch.order[part])
+
+
+def _total(views: Views, faces: Batch, names: Sequence[str], alone: Alone, judge: Callable[..., Any]) -> Tensor:
+    """All terms, each of its own copy of the faces. L_adv and L_sep alone ask Δ for a gradient, so that no pass of it
+    that is to have a backward waits for one.
+    """
 
     def silent(*inputs: Tensor) -> Any:
         with torch.no_grad():
             return judge(*inputs)
 
-    hook = (net.encoder if net.separator is None else net.separator).register_forward_hook(cut)
-    try:
-        with pf_vit.frozen() as paint, critic.frozen() as judge:
-            views: Views = paint(faces.images.repeat(len(names), 1, 1, 1), order, emotion_view=emotion_view)
-            places = {"emotion": leaves[0], "rec": views.reconstruction}
-            if views.poker is not None:
-                places |= {"face": leaves[1], "poker": views.poker}
-            totals = []
-            for turn, name in enumerate(names):
-                own = slice(turn * few, (turn + 1) * few)
-                shown = Views(*(None if view is None else view[own] for view in views))  # type: ignore[arg-type]
-                totals.append(alone(name, shown, faces, judge if name in ("adv", "sep") else silent))
-            slopes = torch.autograd.grad(torch.stack(totals).sum(), list(places.values()), allow_unused=True)
-    finally:
-        hook.remove()
+    count, totals = len(faces.images), []
+    for turn, name in enumerate(names):
+        own = slice(turn * count, (turn + 1) * count)
+        shown = Views(*(None if view is None else view[own] for view in views))  # type: ignore[arg-type]
+        totals.append(alone(name, shown, faces, judge if name in ("adv", "sep") else silent))
+    return torch.stack(totals).sum()
+
+
+def _norms(total: Tensor, views: Views, leaves: Sequence[Tensor], names: Sequence[str], count: int) -> Metrics:
+    """Each term's norms, summed over its `count` images."""
+    places = {"emotion": leaves[0], "rec": views.reconstruction}
+    if views.poker is not None:
+        places |= {"face": leaves[1], "poker": views.poker}
     found: Metrics = {}
+    slopes = torch.autograd.grad(total, list(places.values()), allow_unused=True)
     for place, slope in zip(places, slopes, strict=True):
-        if slope is None:
-            continue
-        norms = slope.float().flatten(1).norm(dim=1).view(len(names), few).mean(1) * few  # terms are means over images
-        reached = [name for name in PULLS[place] if (place, name) != ("poker", "ort") or emotion_view]
-        found |= {f"grad_{place}_{name}": norm for name, norm in zip(names, norms, strict=True) if name in reached}
+        if slope is not None:
+            norms = slope.float().flatten(1).norm(dim=1).view(len(names), count).sum(1) * count  # terms are means
+            each = zip(names, norms, strict=True)
+            found |= {f"grad_{place}_{name}": norm for name, norm in each if name in PULLS[place]}
     return found

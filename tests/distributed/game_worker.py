@@ -13,7 +13,7 @@ import torch
 
 from pfcluster.config import EngineConfig
 from pfcluster.dist import world
-from pfcluster.parity import tiny_config, train
+from pfcluster.parity import alone, tiny_config, train
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -27,5 +27,8 @@ if __name__ == "__main__":
                 weights.append(found)
                 seen = {name: value for name, value in log.items() if name.split("/")[1] not in ("loss", "grad_norm")}
             result[backend] = {"equal": torch.equal(*weights), "seen": seen}
+        result["alone"] = {
+            "seen": train(replace(base, pf_mag=replace(base.pf_mag, diagnose_every=1)), "ddp", alone(here))[1]
+        }
         if here.is_main:
             Path(sys.argv[1]).write_text(json.dumps(result))
