@@ -19,7 +19,7 @@ SIDE = 96
 
 
 def write_grid(path: Path, columns: dict[str, Tensor], row_names: list[str]) -> None:
-    """A PNG with a named column for each batch of images (b 3 h w in -1..1) and a named row for each image."""
+    """A PNG or JPEG with a named column for each batch of images (b 3 h w in -1..1) and a named row for each image."""
     count = len(row_names)
     names_width = 80
     width = names_width + len(columns) * (SIDE + MARGIN)
@@ -34,7 +34,7 @@ def write_grid(path: Path, columns: dict[str, Tensor], row_names: list[str]) -> 
     for row, name in enumerate(row_names):
         pen.text((4, HEADER + row * (SIDE + MARGIN) + SIDE // 2 - 6), name, fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    sheet.save(path, optimize=True, quality=90)
 
 
 def pick(labels: Tensor, classes: int, count: int) -> Tensor:

@@ -25,7 +25,7 @@ WATCHED = 200
 DRAWN = 4
 """Faces in a grid."""
 GRIDS = Path("pictures") / "steps"
-"""Where a run keeps its grids, `STEP.png`."""
+"""Where a run keeps its grids, `STEP.jpg`."""
 
 
 class Watch:
@@ -79,7 +79,7 @@ class Watch:
         with self._autocast():
             columns = view_columns(model, images, truth)
         write_grid(
-            folder / GRIDS / f"{step:08d}.png", columns, [self.split.classes[label] for label in labels.tolist()]
+            folder / GRIDS / f"{step:08d}.jpg", columns, [self.split.classes[label] for label in labels.tolist()]
         )
         model.train()
 

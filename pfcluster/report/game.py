@@ -12,7 +12,7 @@ from pfcluster.report.groups import Group
 from pfcluster.report.results import Notice, ReportError, Run, read_metrics, series
 
 GRIDS = "pictures/steps"
-"""Where runs keep a grid of the same faces for each of some steps, `STEP.png`."""
+"""Where runs keep a grid of the same faces for each of some steps, `STEP.jpg`."""
 SHOWN_GRIDS = 6
 """Grids of a strip: the first, the last, and those between at even distances."""
 
@@ -66,8 +66,8 @@ def _mask(part: str, title: str, healthy: str) -> Question:
 QUESTIONS = (
     Question(
         "Can Δ tell real from generated?",
-        "Healthy: more often than not, and not always. All three at 100 %: Δ has won, and PF-ViT no longer finds an"
-        " answer. Generated near 0 %: Δ is blind and teaches nothing.",
+        "Healthy: real and generated both well above 50 %, and real not yet at 100 %. Real at 0 % with generated at"
+        " 100 %, or the other way round: one answer to all images: Δ is blind. All at 100 % to the end: it has won.",
         "%",
         {
             "critic_real": "real, called real",
@@ -114,8 +114,8 @@ QUESTIONS = (
     _mask(
         "class",
         "the class token",
-        "Healthy: the spread grows, some channels go to f_e and others to f_p. Near 0, the mask is a mere scale and"
-        " separates nothing; all saturated, it can no longer learn.",
+        "Healthy: the spread grows over hundreds of steps, some channels go to f_e and others to f_p. Spread near 0: a"
+        " mere scale, nothing is separated. Most of it saturated within the first steps: frozen before Δ knew a thing.",
     ),
     _mask(
         "patch",
@@ -125,8 +125,9 @@ QUESTIONS = (
     ),
     Question(
         "Is the face calm where the expression was?",
-        "Healthy: the poker face's error inside the expression's region falls below that of a mere copy of the photo;"
-        " outside it stays near the reconstruction's.",
+        "Healthy: inside the expression's region the poker face stays far below a mere copy of the photo, while the"
+        " errors outside fall. A blurred face scores well early: an error inside that rises towards the copy's is the"
+        " expression coming back.",
         "mean squared error",
         {
             "copy_inside": "a copy, inside",
@@ -176,7 +177,7 @@ def strips(groups: Sequence[Group]) -> tuple[list[Strip], list[Notice]]:
         grids = []
         for name in chosen(grid_files(run)):
             try:
-                grids.append((figures.picture(run.folder, f"{GRIDS}/{name}.png"), int(name)))
+                grids.append((figures.picture(run.folder, f"{GRIDS}/{name}.jpg"), int(name)))
             except ReportError as error:
                 notices.append(Notice("picture left out", str(error)))
         found.append(Strip(f"{group.label}, seed {run.seed}", tuple(grids)))
@@ -185,7 +186,7 @@ def strips(groups: Sequence[Group]) -> tuple[list[Strip], list[Notice]]:
 
 def grid_files(run: Run) -> list[str]:
     """Names of a run's grids, by step, without suffix."""
-    return sorted((file.stem for file in (run.folder / GRIDS).glob("*.png") if file.stem.isdigit()), key=int)
+    return sorted((file.stem for file in (run.folder / GRIDS).glob("*.jpg") if file.stem.isdigit()), key=int)
 
 
 def chosen(names: Sequence[str]) -> list[str]:

@@ -129,7 +129,7 @@ def test_what_was_seen_is_in_the_runs_folder(watched):
     validation = [line for line in lines if line["split"] == "validation"]
     assert [line["step"] for line in validation] == [6, 12]
     assert all(line["copy_inside"] > line["rec_outside"] > 0 for line in validation)
-    assert [file.name for file in sorted((watched[2] / "pictures/steps").iterdir())] == ["00000006.png", "00000012.png"]
+    assert [file.name for file in sorted((watched[2] / "pictures/steps").iterdir())] == ["00000006.jpg", "00000012.jpg"]
     assert not (watched[0] / "pictures/steps").exists()
 
 

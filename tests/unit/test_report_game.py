@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> Path:
         lines.append({"split": "train", "step": 100, "grad_poker_ort": 0.0})
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for step in range(10, 110, 10):
-        file = study / "runs/pf-vit-seed0-0/pictures/steps" / f"{step:08d}.png"
+        file = study / "runs/pf-vit-seed0-0/pictures/steps" / f"{step:08d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 4), "red").save(file)
     return study
