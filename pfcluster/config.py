@@ -301,6 +301,8 @@ class PfMagConfig:
     smooth_head: int = 0
     """Channels of a residual 3x3 convolution over the painted image, which sees across patches' edges and begins as the
     identity; 0 has none."""
+    critic_patch_gain: float = 1.0
+    """What `model.patch_gain` is to the encoder, for Δ's own new patch embedding."""
     critic_emotion_weight: float = 1.0
     """Weight of each emotion output of real images in L_Δ, beside 1 for their real/fake output."""
     critic_first_steps: int = 0
@@ -346,6 +348,7 @@ class PfMagConfig:
             _require(getattr(self, name) >= 0, f"pf_mag.{name}", getattr(self, name), "be at least 0")
         _require(self.critic_turns >= 1, "pf_mag.critic_turns", self.critic_turns, "be at least 1")
         _require_share("pf_mag.critic_smoothing", self.critic_smoothing, below_one=True)
+        _require(self.critic_patch_gain > 0, "pf_mag.critic_patch_gain", self.critic_patch_gain, "be positive")
         weight, first = self.critic_emotion_weight, self.critic_first_steps
         _require(weight > 0, "pf_mag.critic_emotion_weight", weight, "be positive")
         blind = "with pf_mag.critic_emotions off: Δ looks at no emotion"
@@ -510,6 +513,8 @@ class EvaluateConfig:
     probes: int = 0
     """Training images from whose tokens linear probes learn to read the emotion; they also try to read identities,
     where these are known. 0 leaves probes out."""
+    probe_people: int = 40
+    """People that probes of identities tell apart at most: those with the most faces."""
     mask_ratios: tuple[float, ...] = ()
     """Shares of hidden patches at which a run with pf_mag.fusion "self" is tested too."""
     grid_every: float = 1.0
@@ -521,6 +526,7 @@ class EvaluateConfig:
         _require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "be at least 1")
         _require(self.poker_faces >= 1, "evaluate.poker_faces", self.poker_faces, "be at least 1")
         _require(self.probes >= 0, "evaluate.probes", self.probes, "be at least 0")
+        _require(self.probe_people >= 2, "evaluate.probe_people", self.probe_people, "be at least 2")
         _require(self.grid_every >= 0, "evaluate.grid_every", self.grid_every, "be at least 0")
         hidden = all(0 <= ratio < 1 for ratio in self.mask_ratios)
         _require(hidden, "evaluate.mask_ratios", self.mask_ratios, "lie in [0, 1)")

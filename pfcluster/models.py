@@ -79,6 +79,7 @@ def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> 
         patch=model.patch,
         width=model.decoder_width,
         classes=classes,
+        patch_gain=config.pf_mag.critic_patch_gain,
         reads_tokens=model.width if config.pf_mag.weights.sep > 0 else None,
     )
     generator = Generator(

@@ -52,6 +52,7 @@ STABILISED = PfMagConfig(
     weights=LossWeights(sep=0.1),
     ramp_steps=2,
     critic_first_steps=1,
+    critic_patch_gain=2.0,
     critic_emotion_weight=3.0,
     critic_turns=2,
     critic_smoothing=0.1,

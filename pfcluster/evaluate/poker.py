@@ -36,7 +36,16 @@ def expression_region(inputs: Tensor, truth: Tensor) -> Tensor:
 
 def region_error(images: Tensor, truth: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error within the expression's region, summed, and the number of values: b 3 h w thrice -> b, b."""
-    region = expression_region(inputs, truth).to(images.dtype)
+    return _error_within(expression_region(inputs, truth), images, truth)
+
+
+def outside_error(images: Tensor, truth: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The same everywhere but within that region."""
+    return _error_within(~expression_region(inputs, truth), images, truth)
+
+
+def _error_within(where: Tensor, images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    region = where.to(images.dtype)
     squared = ((images - truth).square() * region).sum((1, 2, 3))
     return squared, region.sum((1, 2, 3)) * images.shape[1]
 
@@ -60,7 +69,7 @@ class _Sums:
         }
 
 
-COLUMNS = ("neutrality", "identity", "psnr", "ssim", "region_error")
+COLUMNS = ("neutrality", "calmed", "recognised", "identity", "psnr", "ssim", "region_error", "outside_error")
 ROWS = ("input", "reconstruction", "poker face", "truth")
 
 
@@ -77,8 +86,10 @@ def measure(
 ) -> dict[str, Any]:
     """Figures of up to `count` samples of a split: rows input, reconstruction, poker face, truth.
 
-    neutrality: share that the judge calls neutral; identity: cosine of recognition features to the input's; psnr (dB),
-    ssim and region_error (mean squared error where the expression is, values in -1..1): against the true neutral face;
+    neutrality: share that the judge calls neutral; calmed: that share of the inputs that are not neutral; recognised:
+    share whose *input's* emotion the judge names; identity: cosine of recognition features to the input's; psnr (dB),
+    ssim, region_error and outside_error (mean squared error where the expression is and elsewhere, values in -1..1):
+    against the true neutral face;
     fid and fid_neutral: Fréchet distance to the inputs and to the neutral ones among them. None where a figure cannot
     be had; a model without a separator has no poker face.
     """
@@ -88,7 +99,7 @@ def measure(
     features = _Features(split, count, rows, instruments, world)
     sums = _Sums([f"{row}/{column}" for row in ROWS for column in COLUMNS] + ["mse"])
     for indices in chunks(count, batch_size, world):
-        images, _ = load_images(split, indices, size, world.device)
+        images, labels = load_images(split, indices, size, world.device)
         views = model(images, emotion_view=False)
         faces = {
             "input": images,
@@ -100,7 +111,7 @@ def measure(
         if isinstance(split, SyntheticSplit):
             faces["truth"] = transforms.to_float(split.poker_faces(indices).to(world.device))
         for row, shown in faces.items():
-            _add_judgement(sums, row, shown, images, instruments)
+            _add_judgement(sums, row, shown, images, labels, instruments)
             features.add(row, shown, indices)
             if "truth" in faces:
                 _add_distance(sums, row, shown, faces["truth"], images)
@@ -139,19 +150,25 @@ class _Features:
         }
 
 
-def _add_judgement(sums: _Sums, row: str, shown: Tensor, inputs: Tensor, instruments: Instruments) -> None:
+def _add_judgement(
+    sums: _Sums, row: str, shown: Tensor, inputs: Tensor, labels: Tensor, instruments: Instruments
+) -> None:
     judge, people = instruments.judge, instruments.people
     if judge is not None:
         called = judge.classify(transforms.resize(shown, judge.size)).argmax(1)
-        sums.add(f"{row}/neutrality", (called == judge.neutral).sum(), len(shown))
+        calm, expressive = called == judge.neutral, labels != judge.neutral
+        sums.add(f"{row}/neutrality", calm.sum(), len(shown))
+        sums.add(f"{row}/calmed", (calm & expressive).sum(), expressive.sum())
+        sums.add(f"{row}/recognised", (called == labels).sum(), len(shown))
     if people is not None:
         same = torch.cosine_similarity(people(shown), people(inputs), dim=1)
         sums.add(f"{row}/identity", same.sum(), len(shown))
 
 
 def _add_distance(sums: _Sums, row: str, shown: Tensor, truth: Tensor, inputs: Tensor) -> None:
-    squared, values = region_error(shown, truth, inputs)
-    sums.add(f"{row}/region_error", squared.sum(), values.sum())
+    for name, error in (("region_error", region_error), ("outside_error", outside_error)):
+        squared, values = error(shown, truth, inputs)
+        sums.add(f"{row}/{name}", squared.sum(), values.sum())
     if row == "truth":
         return
     noise = peak_signal_noise_ratio(shown, truth, data_range=2.0, reduction="none", dim=(1, 2, 3)).clamp(max=100)

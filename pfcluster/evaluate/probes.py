@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PEOPLE = 40
-"""People told apart at most: those with the most faces."""
 LEAST_FACES = 4
 """A person with fewer faces is left out: half of them teach, half test."""
 
@@ -28,22 +26,27 @@ def pooled(tokens: Tensor) -> Tensor:
 def probe_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
     """Test accuracy of a logistic regression on standardised features: n f, n, m f, m -> a share.
 
-    L2 penalty 1 on the sum over samples: scikit-learn's own choice, for all features alike.
+    L2 penalty 1 on the sum over samples: scikit-learn's own choice, for all features alike. Where there are more
+    features than samples both are turned into the samples' span, which changes no answer of such a regression.
     """
     from sklearn.linear_model import LogisticRegression
 
     mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
+    train, test = (train - mean) / std, (test - mean) / std
+    if train.shape[1] > len(train):
+        span = torch.linalg.qr(train.T).Q
+        train, test = train @ span, test @ span
     probe = LogisticRegression(max_iter=500)
-    probe.fit(((train - mean) / std).numpy(), labels.numpy())
-    return float(probe.score(((test - mean) / std).numpy(), truth.numpy()))
+    probe.fit(train.numpy(), labels.numpy())
+    return float(probe.score(test.numpy(), truth.numpy()))
 
 
-def halves_by_person(people: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+def halves_by_person(people: list[str], most: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Names n -> images that teach, their people's numbers, images that test, their people's numbers: every other face
-    of those with the most faces. None where fewer than two people have enough.
+    of the `most` people with the most faces. None where fewer than two people have enough.
     """
     names, counts = np.unique([name for name in people if name], return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:PEOPLE]
+    order = np.argsort(-counts, kind="stable")[:most]
     known = {str(names[index]): number for number, index in enumerate(order) if counts[index] >= LEAST_FACES}
     if len(known) < 2:
         return None
@@ -58,22 +61,30 @@ def halves_by_person(people: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def probe(
-    train: dict[str, Tensor], labels: Tensor, test: dict[str, Tensor], truth: Tensor, people: list[str] | None
+    train: dict[str, Tensor],
+    labels: Tensor,
+    test: dict[str, Tensor],
+    truth: Tensor,
+    people: list[str],
+    most_people: int,
 ) -> dict[str, Any]:
     """Probes of each kind of features, by name: `train` and its labels teach emotions, which `test` is asked for;
-    people are taught and told apart within `test`. Chance is the share of the most frequent answer.
+    people are taught and told apart within `test`, whose features need no partner in `train`. Chance is the share of
+    the most frequent answer.
     """
-    halves = None if people is None else halves_by_person(people)
+    halves = halves_by_person(people, most_people)
     found: dict[str, Any] = {
         "emotion_chance": float(truth.bincount().max() / len(truth)),
         "identity_chance": None if halves is None else float(halves[3].bincount().max() / len(halves[3])),
         "n": {"train": len(labels), "test": len(truth), "people": 0 if halves is None else int(halves[1].max()) + 1},
         "rows": {},
     }
-    for name, features in train.items():
-        row = {"emotion": probe_accuracy(features, labels, test[name], truth), "identity": None}
+    for name, features in test.items():
+        row: dict[str, float | None] = {"emotion": None, "identity": None}
+        if name in train:
+            row["emotion"] = probe_accuracy(train[name], labels, features, truth)
         if halves is not None:
             teach, who, ask, answer = halves
-            row["identity"] = probe_accuracy(test[name][teach], who, test[name][ask], answer)
+            row["identity"] = probe_accuracy(features[teach], who, features[ask], answer)
         found["rows"][name] = row
     return found

@@ -44,13 +44,24 @@ class Discriminator(nn.Module):
     positions: Tensor
 
     def __init__(
-        self, decoder: Decoder, *, patch: int, width: int, classes: int, reads_tokens: int | None = None
+        self,
+        decoder: Decoder,
+        *,
+        patch: int,
+        width: int,
+        classes: int,
+        patch_gain: float = 1.0,
+        reads_tokens: int | None = None,
     ) -> None:
-        """`reads_tokens` is the width of PF-ViT's tokens where a Reader shall look at them."""
+        """`patch_gain` scales the start of the patch embedding; `reads_tokens` is the width of PF-ViT's tokens where a
+        Reader shall look at them.
+        """
         super().__init__()
         self.patch = patch
         self.patch_embed = nn.Linear(3 * patch * patch, width)
         init_linear(self.patch_embed)
+        with torch.no_grad():
+            self.patch_embed.weight *= patch_gain
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         nn.init.normal_(self.cls_token, std=0.02)
         self.register_buffer("positions", decoder.positions, persistent=False)

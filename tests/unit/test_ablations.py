@@ -107,7 +107,8 @@ def test_every_ablation_trains_and_is_measured(tmp_path, changes):
     result = run(replace(pf_mag(**changes), evaluate=evaluate), tmp_path)
     rows = result["poker"]["rows"]
     assert ("poker face" in rows) == ("separator_ratio" not in changes)
-    assert set(result["probes"]["rows"]) == ({"f", "f_e", "f_p"} if "poker face" in rows else {"f"})
+    tokens, images = ({"f", "f_e", "f_p"}, {"poker face"}) if "poker face" in rows else ({"f"}, set())
+    assert set(result["probes"]["rows"]) == tokens | images | {"input", "reconstruction"}
     assert [found["mask_ratio"] for found in result["by_mask_ratio"]] == list(ratios)
     if ratios:
         assert result["by_mask_ratio"][0]["accuracy"] == result["test"]["accuracy"]

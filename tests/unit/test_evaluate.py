@@ -123,8 +123,8 @@ class Copycat(nn.Module):
         return Views(torch.zeros(len(images), 8), images, poker, None, images, images)
 
 
-def figures(faces, model):
-    judge = Judge(lambda shown: torch.eye(8)[[1] * len(shown)], 32, neutral=0)
+def figures(faces, model, judge=None):
+    judge = judge or Judge(lambda shown: torch.eye(8)[[1] * len(shown)], 32, neutral=0)
     options = {"size": 32, "count": 24, "batch_size": 7, "instruments": Instruments(judge), "world": HERE}
     return measure(model, faces.test, **options)
 
@@ -133,9 +133,18 @@ def test_a_poker_face_that_copies_its_input_scores_as_the_input_does(faces):
     rows = figures(faces, Copycat())["rows"]
     assert rows["poker face"] == pytest.approx(rows["input"])
     assert rows["input"]["region_error"] > 0.05
-    assert rows["input"]["neutrality"] == 0.0
+    assert rows["input"]["outside_error"] < 0.02
+    assert rows["input"]["neutrality"] == rows["input"]["calmed"] == 0.0
     assert rows["input"]["identity"] is None
-    assert rows["truth"]["region_error"] == 0.0
+    assert rows["truth"]["region_error"] == rows["truth"]["outside_error"] == 0.0
+
+
+def test_a_judge_is_asked_apart_of_faces_with_an_expression(faces):
+    labels, calm = faces.test.labels()[:24], Judge(lambda shown: torch.eye(8)[[0] * len(shown)], 32, neutral=0)
+    row = figures(faces, Copycat(), calm)["rows"]["poker face"]
+    assert row["neutrality"] == row["calmed"] == 1.0
+    assert row["recognised"] == pytest.approx(float((labels == 0).float().mean()))
+    assert 0 < row["recognised"] < 1
 
 
 def test_the_true_poker_face_scores_best(faces):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import linalg
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from pfcluster.config import ConfigError
@@ -47,13 +48,14 @@ def test_constant_features_do_not_break_a_probe():
 
 def test_people_with_few_faces_are_left_out_and_half_of_the_others_teach():
     people = ["a"] * 5 + ["b"] * 3 + ["c"] * 4 + [""] * 9
-    teach, who, ask, answer = halves_by_person(people)
+    teach, who, ask, answer = halves_by_person(people, 40)
     assert teach.tolist() == [0, 2, 4, 8, 10]
     assert ask.tolist() == [1, 3, 9, 11]
     assert who.tolist() == [0, 0, 0, 1, 1]
     assert answer.tolist() == [0, 0, 1, 1]
-    assert halves_by_person(["a"] * 9) is None
-    assert halves_by_person([""] * 9) is None
+    assert halves_by_person(["a"] * 9, 40) is None
+    assert halves_by_person([""] * 9, 40) is None
+    assert halves_by_person([*people, *"dddddeeeee"], 2)[1].unique().tolist() == [0, 1]
 
 
 def test_probes_of_a_perfect_separation_find_each_in_its_own_part():
@@ -61,13 +63,31 @@ def test_probes_of_a_perfect_separation_find_each_in_its_own_part():
     face = nn.functional.one_hot(people, 6) + 0.1 * drawn(160, 6)
     emotion = nn.functional.one_hot(emotions, 6) + 0.1 * drawn(160, 6, seed=1)
     features = {"f_e": emotion, "f_p": face}
-    found = probe(features, emotions, features, emotions, [str(each) for each in people.tolist()])
+    found = probe(features, emotions, features, emotions, [str(each) for each in people.tolist()], 40)
     assert found["rows"]["f_e"]["emotion"] == found["rows"]["f_p"]["identity"] == 1.0
     assert found["rows"]["f_e"]["identity"] < 0.4
     assert found["rows"]["f_p"]["emotion"] < 0.5
     assert found["emotion_chance"] == 0.25
     assert found["n"] == {"train": 160, "test": 160, "people": 5}
-    assert probe(features, emotions, features, emotions, None)["rows"]["f_e"]["identity"] is None
+    assert probe(features, emotions, features, emotions, [""] * 160, 40)["rows"]["f_e"]["identity"] is None
+
+
+def test_features_of_the_asked_alone_are_asked_for_people_alone():
+    emotions, people = torch.arange(40) % 4, torch.arange(40) // 4 % 5
+    pixels = {"input": nn.functional.one_hot(people, 5).repeat(1, 18) + 0.1 * drawn(40, 90)}
+    found = probe({}, emotions, pixels, emotions, [str(each) for each in people.tolist()], 40)
+    assert found["rows"] == {"input": {"emotion": None, "identity": 1.0}}
+
+
+def test_more_features_than_samples_are_answered_as_they_would_be_unturned():
+    labels = torch.arange(90) % 3
+    features = drawn(90, 200) + 0.3 * nn.functional.one_hot(labels, 3).repeat(1, 67)[:, :200]
+    teach, ask = features[:60], features[60:]
+    mean, std = teach.mean(0), teach.std(0)
+    whole = LogisticRegression(max_iter=500, tol=1e-8).fit(((teach - mean) / std).numpy(), labels[:60].numpy())
+    wanted = float(whole.score(((ask - mean) / std).numpy(), labels[60:].numpy()))
+    assert 0.4 < wanted < 1
+    assert probe_accuracy(teach, labels[:60], ask, labels[60:]) == wanted
 
 
 def test_pooled_tokens_are_the_class_token_beside_the_patches_mean():

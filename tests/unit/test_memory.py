@@ -236,7 +236,8 @@ def test_the_plan_of_one_process_is_what_a_real_step_allocates(objective):
             batch.images.uniform_(-1, 1)
             batch.labels.zero_()
             for drawn in tree_leaves(batch.shown):
-                drawn.zero_()
+                if drawn is not None:
+                    drawn.zero_()
             if batch.order is not None:
                 batch.order.copy_(torch.arange(batch.order.shape[1]))
             objective_.step([batch], step)

@@ -274,3 +274,10 @@ def test_against_a_reader_the_face_tokens_tell_less():
 def test_options_that_make_no_sense_are_refused(changes, why):
     with pytest.raises(ConfigError, match=why):
         replace(FIXED, **changes)
+
+
+def test_a_gain_scales_the_start_of_the_discriminators_patch_embedding_and_of_nothing_else():
+    runs = (config(critic_patch_gain=gain) for gain in (1.0, 4.0))
+    plain, loud = (models.build(run, CLASSES)["critic"].state_dict() for run in runs)
+    assert [name for name in plain if not torch.equal(plain[name], loud[name])] == ["patch_embed.weight"]
+    assert torch.equal(loud["patch_embed.weight"], 4 * plain["patch_embed.weight"])
