@@ -89,9 +89,9 @@ def measure(
     neutrality: share that the judge calls neutral; calmed: that share of the inputs that are not neutral; recognised:
     share whose *input's* emotion the judge names; identity: cosine of recognition features to the input's; psnr (dB),
     ssim, region_error and outside_error (mean squared error where the expression is and elsewhere, values in -1..1):
-    against the true neutral face;
-    fid and fid_neutral: Fréchet distance to the inputs and to the neutral ones among them. None where a figure cannot
-    be had; a model without a separator has no poker face.
+    against the true neutral face; fid and fid_neutral: Fréchet distance to the inputs and to the neutral ones among
+    them. Of the poker face also separation: its `calmed` times the reconstruction's `recognised`, for blur raises the
+    one and lowers the other. None where a figure cannot be had; a model without a separator has no poker face.
     """
     count = min(count, len(split))
     with_truth = isinstance(split, SyntheticSplit)
@@ -117,6 +117,9 @@ def measure(
                 _add_distance(sums, row, shown, faces["truth"], images)
     means = sums.means(world)
     figures = {row: {column: means[f"{row}/{column}"] for column in COLUMNS} for row in rows}
+    if "poker face" in figures:
+        calm, clear = means["poker face/calmed"], means["reconstruction/recognised"]
+        figures["poker face"]["separation"] = None if calm is None or clear is None else calm * clear
     for row, distances in features.distances().items():
         figures[row] |= distances
     return {"n": count, "rows": figures, "mse": means["mse"]}

@@ -27,11 +27,14 @@ class Measure:
 
 
 NEUTRALITY = Measure("neutrality", "neutrality", 3, 1)
+CALMED = Measure("calmed", "neutral, of faces with an expression", 3, 1)
+RECOGNISED = Measure("recognised", "the input's emotion recognised", 3, 1)
 IDENTITY = Measure("identity", "identity kept", 3, 1)
 PSNR = Measure("psnr", "PSNR (dB)", 2, 1)
 SSIM = Measure("ssim", "SSIM", 3, 1)
 REGION_ERROR = Measure("region_error", "error in the expression's region", 4, -1)
-MEASURES = (NEUTRALITY, IDENTITY, PSNR, SSIM, REGION_ERROR)
+OUTSIDE_ERROR = Measure("outside_error", "error outside it", 4, -1)
+MEASURES = (NEUTRALITY, CALMED, RECOGNISED, IDENTITY, PSNR, SSIM, REGION_ERROR, OUTSIDE_ERROR)
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,8 @@ def poker_table(groups: Sequence[Group]) -> Table | None:
     note = (
         "PSNR, SSIM and the error are distances to the true neutral face, where it is known. Identity: likeness to the "
         "person in the input. Neutrality is a judge's word, and judges mistrust blur: read the poker face's beside the "
-        "reconstruction's, which has the same blur, and beside the truth's. Mean ± standard deviation over seeds."
+        "reconstruction's, which has the same blur, and beside the truth's; where no emotion is recognised in the "
+        "reconstructions, a calm poker face shows nothing. Mean ± standard deviation over seeds."
     )
     return Table("Poker faces, image by image", columns, tuple(rows), note, labels=2) if rows else None
 

@@ -19,11 +19,10 @@ from pfcluster.sweep.board import Board
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.halving import Course
 from pfcluster.sweep.report_rows import Row, failure_of, halved, read_row
-from pfcluster.sweep.spec import Spec, load
+from pfcluster.sweep.spec import AT_END, Spec, load
 from pfcluster.sweep.trials import Failed, Trial, result_of
 
 COMMAND = "command.txt"
-FIGURES = ("neutrality", "identity", "region_error")
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def _test_figures(result: Mapping[str, Any]) -> dict[str, float]:
         return {}
     figures = {name: (result.get("test") or {}).get(name) for name in ("accuracy", "macro_f1")}
     face = ((result.get("poker") or {}).get("rows") or {}).get("poker face", {})
-    figures |= {name: face.get(name) for name in FIGURES}
+    figures |= {name: face.get(name) for name in AT_END}
     return {name: float(value) for name, value in figures.items() if value is not None}
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from pfcluster.report.statistics import summarize
 from pfcluster.report.tables import Table
 from pfcluster.report.wording import NOTHING, duration, interval, mean_std, number, p_value, signed
-from pfcluster.sweep.report_data import FIGURES, Confirmed, SweepData, on_common_seeds
+from pfcluster.sweep.report_data import Confirmed, SweepData, on_common_seeds
 from pfcluster.sweep.report_figures import PANELS, front
 from pfcluster.sweep.report_findings import digits, words_of
 from pfcluster.sweep.report_importance import ENOUGH, Importances
 from pfcluster.sweep.report_rows import Row
 from pfcluster.sweep.space import Parameter
+from pfcluster.sweep.spec import AT_END
 
 FEW = 4
 """Parameters whose values have room beside the scores."""
@@ -95,7 +96,7 @@ def test_table(data: SweepData) -> Table | None:
     if not pair or data.baseline is None:
         return None
     rows = []
-    for metric in ("accuracy", "macro_f1", *FIGURES):
+    for metric in ("accuracy", "macro_f1", *AT_END):
         for one in pair:
             values = one.test.get(metric)
             if not values:
@@ -223,7 +224,7 @@ def _trial_row(row: Row) -> dict[str, object]:
     found |= {"parent": trial.parent, "until": trial.until, "stop_step": stop.step if stop else None}
     found |= {"reason": row.failed.error if row.failed else stop.reason if stop else None, **trial.values}
     found |= {"validation.accuracy": row.accuracy}
-    return found | {f"poker.{name}": row.face.get(name) for name in FIGURES}
+    return found | {f"poker.{name}": row.face.get(name) for name in AT_END}
 
 
 def confirmed_rows(data: SweepData) -> list[Mapping[str, object]]:

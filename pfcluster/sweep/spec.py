@@ -21,10 +21,10 @@ Scheduler = Literal["asha", "pbt", "none"]
 SPEC = "sweep.json"
 LEAST = {"trials": 2, "lag": 1, "reduction": 2, "rungs": 1, "generations": 2, "confirm": 0, "grid_points": 1}
 ON_CURVES = ("accuracy", "macro_f1")
-AT_END = ("neutrality", "identity", "region_error")
+AT_END = ("neutrality", "calmed", "separation", "identity", "region_error", "outside_error")
 """Figures of poker faces, known only once a trial has ended."""
 METRICS = (*ON_CURVES, *AT_END)
-LOWER_IS_BETTER = ("region_error",)
+LOWER_IS_BETTER = ("region_error", "outside_error")
 WHILE_TRAINING = (
     "optim.",
     "critic_optim.",

@@ -131,6 +131,7 @@ def figures(faces, model, judge=None):
 
 def test_a_poker_face_that_copies_its_input_scores_as_the_input_does(faces):
     rows = figures(faces, Copycat())["rows"]
+    assert rows["poker face"].pop("separation") == rows["input"]["calmed"] * rows["input"]["recognised"]
     assert rows["poker face"] == pytest.approx(rows["input"])
     assert rows["input"]["region_error"] > 0.05
     assert rows["input"]["outside_error"] < 0.02
