@@ -287,10 +287,13 @@ class PfMagConfig:
     mask_ratio: float = 0.0
     """Share of patches hidden from the encoder in training, mask tokens in their places: Multi-Task MAE (METHOD.md,
     Ablations 4). Only with fusion "self"."""
-    fake_emotions: Literal["ignore", "zero"] = "ignore"
-    """Targets of Δ's emotion outputs for generated images in Δ's own loss: left out, or all zero."""
+    fake_emotions: Literal["ignore", "zero", "source"] = "ignore"
+    """Targets of Δ's emotion outputs for generated images in Δ's own loss: left out, all zero, or the emotion of the
+    photo that an image was made from. With "source" Δ looks for what a poker face still shows of it."""
     r1: float = 0.0
     """Weight of Δ's R1 gradient penalty on real images (Mescheder et al. 2018); 0 leaves it out. Not with ZeRO-3."""
+    r1_outputs: Literal["real", "true"] = "real"
+    """Whose slope R1 penalises: the real/fake output's, or its sum with the output of the image's own emotion."""
     separator_ratio: float = 0.25
     """Hidden width of the separator's two layers over the encoder's width; 0 leaves the separator out, and with it the
     poker face and L_ort (METHOD.md, Ablations 2)."""
@@ -353,6 +356,9 @@ class PfMagConfig:
         _require(weight > 0, "pf_mag.critic_emotion_weight", weight, "be positive")
         blind = "with pf_mag.critic_emotions off: Δ looks at no emotion"
         _require(self.critic_emotions or weight == 1, "pf_mag.critic_emotion_weight", weight, f"be 1 {blind}")
+        _require(self.r1 > 0 or self.r1_outputs == "real", "pf_mag.r1_outputs", self.r1_outputs, "be real without r1")
+        both = self.critic_emotions or self.r1_outputs == "real"
+        _require(both, "pf_mag.r1_outputs", self.r1_outputs, f"be real {blind}")
         _require(self.critic_emotions or first == 0, "pf_mag.critic_first_steps", first, f"be 0 {blind}")
         within = f"be at most pf_mag.warmup_steps = {self.warmup_steps}: PF-ViT has its warm-up meanwhile"
         _require(first <= self.warmup_steps, "pf_mag.critic_first_steps", first, within)

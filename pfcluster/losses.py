@@ -67,13 +67,14 @@ def discriminator(
     """L_Δ, the discriminator's turn: BCE over its outputs, b (k+1), (v b) (k+1), b -> scalar.
 
     Real images: emotions = one-hot(y), real = 1 - smoothing. Reconstructions and poker faces: real = 0; their emotions
-    are left out ("ignore") or all zero ("zero"). The mean over real outputs plus the mean over fake outputs. Without
-    `emotions` only the real/fake outputs count (METHOD.md, Ablations 2). `emotion_weight` w makes the mean over real
-    outputs (w Σ BCE of emotions + BCE of real) / (k + 1). Without fakes the real output does not count either: there is
-    nothing to tell it from.
+    are left out ("ignore"), all zero ("zero") or those of the photo that they were made from ("source"). The mean over
+    real outputs plus the mean over fake outputs. Without `emotions` only the real/fake outputs count (METHOD.md,
+    Ablations 2). `emotion_weight` w makes the mean over outputs with an emotion's target (w Σ BCE of emotions + BCE of
+    real) / (k + 1). Without fakes the real output does not count either: there is nothing to tell it from.
     """
     classes = logits_real.shape[1] - 1
     target = functional.one_hot(labels, classes + 1).float()
+    made = target.clone()
     target[:, classes] = 1.0 - smoothing
     judged = slice(0 if emotions else classes, None)
     weights = None
@@ -84,6 +85,9 @@ def discriminator(
     real = functional.binary_cross_entropy_with_logits(logits_real.float()[:, judged], target[:, judged], weights)
     if logits_fake is None:
         return real
+    if emotions and fake_emotions == "source":
+        made = made.repeat(len(logits_fake) // len(made), 1)
+        return real + functional.binary_cross_entropy_with_logits(logits_fake.float(), made, weights)
     fake = logits_fake.float()[:, slice(0 if emotions and fake_emotions == "zero" else classes, None)]
     return real + functional.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
 

@@ -13,7 +13,7 @@ from pfcluster.dist import derive_seed
 from pfcluster.nn.discriminator import Discriminator
 from pfcluster.nn.judge import JudgeNet
 from pfcluster.nn.mae import MAE, Decoder
-from pfcluster.nn.pf_vit import Generator, PFViT
+from pfcluster.nn.pf_vit import Generator, PFViT, shown_count
 from pfcluster.nn.vit import Classifier, ViT
 
 
@@ -74,13 +74,14 @@ def _initialise(config: RunConfig, encoder: ViT, decoder: Decoder | None) -> Non
 def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> dict[str, nn.Module]:
     """METHOD.md, section 3: G and Δ are two copies of the pre-trained decoder."""
     model = config.model
+    shown = 1 + shown_count(len(decoder.positions), config.pf_mag.mask_ratio)
     critic = Discriminator(
         copy.deepcopy(decoder),
         patch=model.patch,
         width=model.decoder_width,
         classes=classes,
         patch_gain=config.pf_mag.critic_patch_gain,
-        reads_tokens=model.width if config.pf_mag.weights.sep > 0 else None,
+        reads_tokens=(shown, model.width) if config.pf_mag.weights.sep > 0 else None,
     )
     generator = Generator(
         decoder,

@@ -13,24 +13,29 @@ from torch.nn import functional
 from pfcluster.nn.mae import Decoder
 from pfcluster.nn.vit import init_linear, patchify
 
+READER_CHANNELS = 16
+"""What the Reader keeps of a token."""
+
 
 class Reader(nn.Module):
-    """Which emotion do these tokens still tell? Two layers on the class token and the mean of the patches' tokens.
+    """Which emotion do these tokens still tell? Each token by a few channels, then two layers on all of them together:
+    an expression that stands in single patches is read where it stands.
 
     Not the paper's. It learns with Δ, and PF-ViT learns to leave it nothing to read in f_p (losses.confusion).
     """
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, tokens: int, width: int, classes: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(2 * width, eps=1e-6)
-        self.hidden = nn.Linear(2 * width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.look = nn.Linear(width, READER_CHANNELS)
+        self.hidden = nn.Linear(tokens * READER_CHANNELS, width)
         self.head = nn.Linear(width, classes)
         self.apply(init_linear)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """b t d -> logits b k."""
-        pooled = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
-        answer: Tensor = self.head(functional.gelu(self.hidden(self.norm(pooled))))
+        seen = functional.gelu(self.look(self.norm(tokens))).flatten(1)
+        answer: Tensor = self.head(functional.gelu(self.hidden(seen)))
         return answer
 
 
@@ -51,10 +56,10 @@ class Discriminator(nn.Module):
         width: int,
         classes: int,
         patch_gain: float = 1.0,
-        reads_tokens: int | None = None,
+        reads_tokens: tuple[int, int] | None = None,
     ) -> None:
-        """`patch_gain` scales the start of the patch embedding; `reads_tokens` is the width of PF-ViT's tokens where a
-        Reader shall look at them.
+        """`patch_gain` scales the start of the patch embedding; `reads_tokens` are number and width of PF-ViT's tokens
+        where a Reader shall look at them.
         """
         super().__init__()
         self.patch = patch
@@ -73,7 +78,7 @@ class Discriminator(nn.Module):
         self.reader: Reader | None = None
         if reads_tokens is not None:
             with torch.random.fork_rng(devices=[]):  # the other nets start as they do without it
-                self.reader = Reader(reads_tokens, classes)
+                self.reader = Reader(*reads_tokens, classes)
 
     def forward(self, images: Tensor, tokens: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """b 3 h w -> logits b (k + 1): independent emotions, then real (high) or generated (low); and where tokens
