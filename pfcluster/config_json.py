@@ -53,8 +53,15 @@ def with_values(config: RunConfig, values: Mapping[str, Any], source: str = "con
             place = place.get(part) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
             raise ConfigError(f"{source}: no field {name}; `jobs/launch.py finetune --help` lists them all")
-        place[last] = value
+        place[last] = _listed(value) if isinstance(place[last], list) else value
     return _build(RunConfig, whole, "", source)
+
+
+def _listed(value: Any) -> Any:
+    """Several names in one word, "flip+colour", as a list; None as an empty one."""
+    if value is None:
+        return []
+    return value.split("+") if isinstance(value, str) else value
 
 
 def changes_of(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:

@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--preset", default=None, choices=sorted(presets.PRESETS), help="config to start from: the baseline"
     )
-    made.add_argument("--search", choices=("tpe", "random", "grid"), default="tpe", help="how values are proposed")
+    made.add_argument(
+        "--search", choices=("tpe", "random", "grid", "each"), default="tpe", help="how values are proposed"
+    )
     made.add_argument(
         "--scheduler", choices=("asha", "pbt", "none"), default=None, help="what stops or changes trials early"
     )

@@ -218,7 +218,7 @@ def _edges(data: SweepData) -> Iterator[Notice]:
     if outside:
         yield Notice("the baseline lies outside", f"of the space in {', '.join(outside)}: the search never tried it.")
     best = data.best
-    if best is None or data.spec.search == "grid":
+    if best is None or data.spec.search in ("grid", "each"):
         return
     numbers = [one for one in data.spec.space if one.kind != "choice"]
     edge = [one.name for one in numbers if not EDGE < one.place(best.trial.values[one.name]) < 1 - EDGE]

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from pfcluster.sweep.space import Parameter
+from pfcluster.sweep.space import baseline as baseline_of
 from pfcluster.sweep.spec import Spec
 
 
@@ -31,7 +32,9 @@ class Known:
 
 
 def count(spec: Spec) -> int:
-    """Trials of the exploration. A grid has as many as it has points, and the baseline."""
+    """Trials of the exploration. A grid has as many as it has points, and the baseline; "each" likewise."""
+    if spec.search == "each":
+        return 1 + len(_each(spec, baseline_of(spec.space, spec.stages())))
     return 1 + len(_grid(spec)) if spec.search == "grid" else spec.trials
 
 
@@ -46,6 +49,8 @@ def propose(spec: Spec, baseline: Mapping[str, Any], number: int, earlier: Seque
         return dict(baseline)
     if spec.search == "grid":
         return _grid(spec)[number - 1]
+    if spec.search == "each":
+        return _each(spec, baseline)[number - 1]
     if spec.search == "random":
         random = Random(f"{spec.seed}/{number}")
         return {one.name: one.draw(random) for one in spec.space}
@@ -56,6 +61,16 @@ def _grid(spec: Spec) -> list[dict[str, Any]]:
     axes = [one.grid(spec.grid_points) for one in spec.space]
     names = [one.name for one in spec.space]
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*axes)]
+
+
+def _each(spec: Spec, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The baseline with one value changed, for every value of every parameter that it does not have."""
+    return [
+        {**baseline, one.name: value}
+        for one in spec.space
+        for value in one.grid(spec.grid_points)
+        if value != baseline[one.name]
+    ]
 
 
 def _tpe(spec: Spec, number: int, earlier: Sequence[Known]) -> dict[str, Any]:

@@ -212,11 +212,11 @@ def applied(
 
 
 def baseline(parameters: Sequence[Parameter], configs: Mapping[str | None, RunConfig]) -> dict[str, Any]:
-    """What the configs themselves say of the parameters."""
+    """What the configs themselves say of the parameters; lists of names as one word, as they are searched."""
     values = {}
     for parameter in parameters:
         value: Any = configs[parameter.stage]
         for part in parameter.field.split("."):
             value = getattr(value, part)
-        values[parameter.name] = value
+        values[parameter.name] = ("+".join(map(str, value)) or None) if isinstance(value, tuple) else value
     return values

@@ -16,7 +16,8 @@ from pfcluster.config_json import from_json
 from pfcluster.files import write_atomically
 from pfcluster.sweep.space import MAE, Parameter, check
 
-Search = Literal["tpe", "random", "grid"]
+Search = Literal["tpe", "random", "grid", "each"]
+"""`each`: the baseline with one value changed at a time."""
 Scheduler = Literal["asha", "pbt", "none"]
 SPEC = "sweep.json"
 LEAST = {"trials": 2, "lag": 1, "reduction": 2, "rungs": 1, "generations": 2, "confirm": 0, "grid_points": 1}
@@ -108,8 +109,8 @@ class Spec:
         late = [one.name for one in self.space if not one.name.startswith(WHILE_TRAINING)]
         if late:
             raise ConfigError(f"--scheduler pbt changes values in mid-training, and {late[0]} cannot be: take asha")
-        if self.search == "grid":
-            raise ConfigError("--scheduler pbt draws its own values: leave --search grid out")
+        if self.search in ("grid", "each"):
+            raise ConfigError(f"--scheduler pbt draws its own values: leave --search {self.search} out")
         if self.trials < 4:
             raise ConfigError(f"--trials: a population needs at least 4 members, got {self.trials}")
 

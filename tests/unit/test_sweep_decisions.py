@@ -9,7 +9,7 @@ import pytest
 
 from pfcluster import presets
 from pfcluster.config import ConfigError
-from pfcluster.sweep import population, search
+from pfcluster.sweep import population, search, space
 from pfcluster.sweep.halving import Course, Progress, decide, rungs, settled
 from pfcluster.sweep.search import Known
 from pfcluster.sweep.space import parse
@@ -31,7 +31,7 @@ def known(count: int, spec: Spec = SPEC) -> list[Known]:
 
 
 def test_trial_0_is_the_baseline_however_is_searched():
-    for how in ("tpe", "random", "grid"):
+    for how in ("tpe", "random", "grid", "each"):
         assert search.propose(replace(SPEC, search=how), BASELINE, 0, []) == BASELINE
 
 
@@ -41,6 +41,17 @@ def test_a_grid_has_every_point_once_after_the_baseline():
     assert search.count(spec) == 1 + 3 * 3
     assert len({tuple(point.values()) for point in points}) == 9
     assert {point["optim.lr"] for point in points} == {1e-4, 1e-3, 1e-2}
+
+
+def test_each_value_is_tried_once_beside_the_baselines_others():
+    spec = replace(SPEC, search="each")
+    baseline = space.baseline(spec.space, spec.stages())
+    points = [search.propose(spec, baseline, number, []) for number in range(1, search.count(spec))]
+    changed = [[name for name in point if point[name] != baseline[name]] for point in points]
+    assert all(len(names) == 1 for names in changed)
+    tried = {(names[0], point[names[0]]) for names, point in zip(changed, points, strict=True)}
+    assert tried == {(one.name, value) for one in SPACE for value in one.grid(3)} - set(baseline.items())
+    assert len(tried) == len(points)
 
 
 @pytest.mark.parametrize("how", ["random", "tpe"])
@@ -157,6 +168,7 @@ def test_the_worst_quarter_goes_on_from_the_best_with_other_values():
         ({"space": ()}, "nothing to search"),
         ({"scheduler": "pbt", "space": (parse("model.depth=int:2,4"),)}, "model.depth cannot be"),
         ({"scheduler": "pbt", "search": "grid"}, "draws its own"),
+        ({"scheduler": "pbt", "search": "each"}, "draws its own"),
         ({"config": replace(RECIPE["pf-vit"], evaluate=ON_TEST)}, "must be validation"),
     ],
 )

@@ -88,6 +88,16 @@ def test_a_parameter_of_pre_training_needs_one():
         check([parse("mae.mask_ratio=uniform:0.3,0.9")], {None: CONFIGS[None]})
 
 
+def test_a_list_of_names_is_one_choice():
+    view = [parse("pf_mag.critic_augment=choice:none,flip+colour")]
+    assert baseline(view, CONFIGS) == {"pf_mag.critic_augment": None}
+    changed = [applied(CONFIGS[None], view, {view[0].name: value}, None) for value in view[0].choices]
+    assert [config.pf_mag.critic_augment for config in changed] == [(), ("flip", "colour")]
+    assert baseline(view, {None: changed[1]}) == {"pf_mag.critic_augment": "flip+colour"}
+    with pytest.raises(ConfigError, match="critic_augment"):
+        check([parse("pf_mag.critic_augment=choice:none,flip+sideways")], CONFIGS)
+
+
 def test_a_field_given_twice_is_refused():
     with pytest.raises(ConfigError, match=r"optim.lr twice"):
         check([parse("optim.lr=uniform:1,2"), parse("optim.lr=uniform:1,3")], CONFIGS)
