@@ -292,7 +292,7 @@ class PfMagConfig:
     photo that an image was made from. With "source" Δ looks for what a poker face still shows of it."""
     r1: float = 0.0
     """Weight of Δ's R1 gradient penalty on real images (Mescheder et al. 2018); 0 leaves it out. Not with ZeRO-3."""
-    r1_outputs: Literal["real", "true"] = "real"
+    r1_outputs: Literal["real", "emotion"] = "real"
     """Whose slope R1 penalises: the real/fake output's, or its sum with the output of the image's own emotion."""
     separator_ratio: float = 0.25
     """Hidden width of the separator's two layers over the encoder's width; 0 leaves the separator out, and with it the
