@@ -147,8 +147,8 @@ def table(found: Mapping[str, Any]) -> str:
         "",
         "`rec`, `poker`, `input`, `truth`: reconstruction, poker face, photo, true poker face. `region`, `outside`: "
         "mean squared error against the true poker face where the expression is and elsewhere (values in -1..1). "
-        "`calmed`: share of faces with an expression that the judge calls neutral; `recognised`: share whose input's emotion it "
-        "names. `emotion`, `people`: linear probes of tokens (f, f_e, f_p) or pixels.",
+        "`calmed`: share of faces with an expression that the judge calls neutral; `recognised`: share whose input's "
+        "emotion it names. `emotion`, `people`: linear probes of tokens (f, f_e, f_p) or pixels.",
         "",
         "| run | steps | seconds a run | device |",
         "| --- | ---: | ---: | --- |",

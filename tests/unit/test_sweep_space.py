@@ -15,7 +15,8 @@ CONFIGS = {None: presets.recipe("mini")["pf-vit"], "mae": presets.recipe("mini")
 
 
 def test_every_named_space_fits_every_preset():
-    assert set(named_spaces()) == {"loss_weights", "learning_rates", "mask_ratio", "discriminator", "everything"}
+    names = {"loss_weights", "learning_rates", "mask_ratio", "discriminator", "everything", "game", "stabilisers"}
+    assert set(named_spaces()) == names
     for preset in presets.PRESETS:
         recipe = presets.recipe(preset)
         for space in named_spaces().values():
@@ -73,7 +74,7 @@ def test_a_malformed_space_says_how_it_must_look(text, said):
         ("optim.lr=choice:fast,slow", "optim.lr must be float, got 'fast'"),
         ("optim.warmup_steps=uniform:0.5,2", "optim.warmup_steps must be int"),
         ("mae.mask_ratio=uniform:0.5,1", r"mae.mask_ratio must lie in \(0, 1\), got 1.0"),
-        ("pf_mag.fake_emotions=choice:ignore,one", "must be one of ignore, zero"),
+        ("pf_mag.fake_emotions=choice:ignore,one", "must be one of ignore, zero, source"),
         ("model.patch=int:6,7", "data.size must be a multiple of model.patch = 7"),
     ],
 )
