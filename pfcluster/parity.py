@@ -50,6 +50,7 @@ class Difference:
 
 STABILISED = PfMagConfig(
     weights=LossWeights(sep=0.1),
+    fake_emotions="source",
     ramp_steps=2,
     critic_first_steps=1,
     critic_patch_gain=2.0,

@@ -20,6 +20,7 @@ from pfcluster.config import (
 from pfcluster.data.split_types import RawBatch
 from pfcluster.dist import World
 from pfcluster.engine.ddp import DdpEngine
+from pfcluster.nn.discriminator import Reader
 from pfcluster.objectives import build_engines
 from pfcluster.steps.batch import prepare
 from pfcluster.steps.pf_mag import Balance, Setting, critic_terms, pf_mag_setting, pf_mag_step, ramp_share
@@ -83,6 +84,47 @@ def test_the_emotions_of_real_images_have_a_weight_of_their_own():
     assert losses.discriminator(real, fake, labels, emotion_weight=3).item() == pytest.approx(13 / 5 * LOG2)
     blind = losses.discriminator(real, fake, labels, emotion_weight=3, emotions=False)
     assert blind.item() == pytest.approx(LOG2)
+
+
+def test_fakes_can_have_the_emotion_of_the_photo_that_they_were_made_from():
+    real, labels = torch.full((3, CLASSES + 1), -100.0), torch.arange(3)
+    real[torch.arange(3), labels] = real[:, CLASSES] = 100.0  # right about every real image
+    fake = real.repeat(2, 1)  # and of each kind of fake its source's emotion ...
+    fake[:, CLASSES] = -100.0  # ... but that it is none
+    assert losses.discriminator(real, fake, labels, fake_emotions="source").item() == pytest.approx(0, abs=1e-6)
+    calm = torch.full((6, CLASSES + 1), -100.0)
+    assert losses.discriminator(real, calm, labels, fake_emotions="zero").item() == pytest.approx(0, abs=1e-6)
+    blind = losses.discriminator(real, calm, labels, fake_emotions="source").item()
+    assert blind == pytest.approx(100 / 5)  # a poker face is no excuse
+    weighted = losses.discriminator(real, calm, labels, fake_emotions="source", emotion_weight=3).item()
+    assert weighted == pytest.approx(300 / 5)
+
+
+@pytest.mark.parametrize(("outputs", "counted"), [("real", [CLASSES]), ("emotion", [CLASSES, 1])])
+def test_the_penalty_holds_the_outputs_that_it_is_told_to(outputs, counted):
+    values, labels = config(r1=1.0, r1_outputs=outputs), torch.ones(8, dtype=torch.long)
+    (batch,) = prepare(raw(), values, 5, ALONE)
+    batch, found = replace(batch, labels=labels), []
+    for each in (values, config()):
+        modules = models.build(each, CLASSES)
+        critic = DdpEngine(modules["critic"], MOVING, EngineConfig(), ALONE, double_backward=True)
+        views = modules["model"](batch.images, emotion_view=False)
+        terms = critic_terms(critic, views, batch, setting(each), turn=0, fakes=True, sync=True)
+        found.append(terms["critic"].item())
+    images = batch.images.clone().requires_grad_()
+    plain = models.build(values, CLASSES)["critic"]
+    (slope,) = torch.autograd.grad(plain(images)[:, counted].sum(), images)
+    assert found[0] - found[1] == pytest.approx(losses.gradient_penalty(slope).item(), rel=1e-3)
+
+
+def test_the_reader_sees_every_token_in_its_place():
+    reader, tokens = Reader(5, 8, CLASSES), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    assert reader(tokens).shape == (2, CLASSES)
+    assert not torch.allclose(reader(tokens), reader(tokens[:, [0, 2, 1, 3, 4]]))
+    changed = tokens.clone()
+    changed[:, 1] += torch.tensor([1.0, -1.0] * 4)  # one patch more, another less: the patches' mean stays
+    changed[:, 2] -= torch.tensor([1.0, -1.0] * 4)
+    assert not torch.allclose(reader(tokens), reader(changed), atol=1e-4)
 
 
 def test_smoothing_moves_the_target_of_what_is_real_and_no_other():
@@ -268,6 +310,8 @@ def test_against_a_reader_the_face_tokens_tell_less():
         ({"separator_ratio": 0.0, "separator_bias": 1.0}, r"separator_bias must be 0 with pf_mag\.separator_ratio 0"),
         ({"separator_ratio": 0.0, "separator_class_bias": 1.0}, r"separator_class_bias must be None with"),
         ({"separator_ratio": 0.0, "weights": LossWeights(sep=1.0)}, r"weights\.sep must be 0 with"),
+        ({"r1_outputs": "emotion"}, r"pf_mag\.r1_outputs must be real without r1"),
+        ({"r1": 1.0, "r1_outputs": "emotion", "critic_emotions": False}, r"must be real with pf_mag\.critic_emotions"),
         ({"weights": LossWeights(sep=1.0), "smooth_head": -1}, r"pf_mag\.smooth_head must be at least 0"),
     ],
 )
