@@ -42,8 +42,7 @@ GAME = PfMagConfig(
     weights=LossWeights(cls=1.0, adv=1.0, rec=3.0, ort=0.1),
     fake_emotions="source",
     critic_patch_gain=4.0,
-    critic_emotion_weight=4.0,
-    instance_noise=0.1,
+    r1=0.1,
     smooth_head=32,
 )
 """PF-MAG that separates, as far as small nets on synthetic faces do (docs/results/poker_face_search.md). Without its
@@ -88,7 +87,7 @@ def poker_face() -> Recipe:
     docs/results/poker_face_search.md.
     """
     recipe = demo()
-    long = replace(recipe["pf-vit"], epochs=56, pf_mag=replace(GAME, warmup_steps=1000, critic_first_steps=1000))
+    long = replace(recipe["pf-vit"], epochs=48, pf_mag=replace(GAME, warmup_steps=1000, critic_first_steps=1000))
     recipe["pf-vit"] = replace(long, optim=replace(long.optim, ema=0.998), critic_optim=LIVELY)
     often = EvaluateConfig(every_epochs=4, grid_every=8)
     whole = {name: replace(config, data=replace(config.data, mode="host")) for name, config in recipe.items()}
