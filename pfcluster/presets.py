@@ -87,7 +87,7 @@ def poker_face() -> Recipe:
     docs/results/poker_face_search.md.
     """
     recipe = demo()
-    long = replace(recipe["pf-vit"], epochs=40, pf_mag=replace(GAME, warmup_steps=1000, critic_first_steps=1000))
+    long = replace(recipe["pf-vit"], epochs=24, pf_mag=replace(GAME, warmup_steps=1000, critic_first_steps=1000))
     recipe["pf-vit"] = replace(long, optim=replace(long.optim, ema=0.998), critic_optim=LIVELY)
     often = EvaluateConfig(every_epochs=4, grid_every=8)
     whole = {name: replace(config, data=replace(config.data, mode="host")) for name, config in recipe.items()}
