@@ -292,15 +292,12 @@ class PfMagConfig:
     photo that an image was made from. With "source" Δ looks for what a poker face still shows of it."""
     r1: float = 0.0
     """Weight of Δ's R1 gradient penalty on real images (Mescheder et al. 2018); 0 leaves it out. Not with ZeRO-3."""
-    r1_outputs: Literal["real", "emotion"] = "real"
-    """Whose slope R1 penalises: the real/fake output's, or its sum with the output of the image's own emotion."""
     separator_ratio: float = 0.25
     """Hidden width of the separator's two layers over the encoder's width; 0 leaves the separator out, and with it the
     poker face and L_ort (METHOD.md, Ablations 2)."""
-    separator_bias: float = 0.0
-    """Start of the bias of the separator's mask a = σ(...): 0 begins with halves, 3 with f_e = 0.95 f."""
     separator_class_bias: float | None = None
-    """Start of a bias that the class token's mask has besides, and learns; None has none."""
+    """Start of a bias that the class token's mask a = σ(...) has besides, and learns: 3 begins with f_e = 0.95 f there,
+    where the patches' halves are; None has none."""
     smooth_head: int = 0
     """Channels of a residual 3x3 convolution over the painted image, which sees across patches' edges and begins as the
     identity; 0 has none."""
@@ -318,8 +315,6 @@ class PfMagConfig:
     """How images are changed before Δ sees them, real and generated alike (DiffAugment, Zhao et al. 2020)."""
     instance_noise: float = 0.0
     """Deviation of the noise on what Δ sees, for values in -1..1 (Sønderby et al. 2017)."""
-    instance_noise_steps: int = 0
-    """Steps over which that falls linearly to 0, counted from the run's first; 0 keeps it."""
     diagnose_every: int = 100
     """Steps between two looks at how hard each term pulls at tokens and images (docs/pf-mag.md), of two steps' cost;
     0 takes none. Changes nothing that is trained."""
@@ -347,7 +342,7 @@ class PfMagConfig:
         self._check_stabilisers()
 
     def _check_stabilisers(self) -> None:
-        for name in ("ramp_steps", "smooth_head", "critic_first_steps", "instance_noise", "instance_noise_steps"):
+        for name in ("ramp_steps", "smooth_head", "critic_first_steps", "instance_noise"):
             _require(getattr(self, name) >= 0, f"pf_mag.{name}", getattr(self, name), "be at least 0")
         _require(self.critic_turns >= 1, "pf_mag.critic_turns", self.critic_turns, "be at least 1")
         _require_share("pf_mag.critic_smoothing", self.critic_smoothing, below_one=True)
@@ -356,21 +351,14 @@ class PfMagConfig:
         _require(weight > 0, "pf_mag.critic_emotion_weight", weight, "be positive")
         blind = "with pf_mag.critic_emotions off: Δ looks at no emotion"
         _require(self.critic_emotions or weight == 1, "pf_mag.critic_emotion_weight", weight, f"be 1 {blind}")
-        _require(self.r1 > 0 or self.r1_outputs == "real", "pf_mag.r1_outputs", self.r1_outputs, "be real without r1")
-        both = self.critic_emotions or self.r1_outputs == "real"
-        _require(both, "pf_mag.r1_outputs", self.r1_outputs, f"be real {blind}")
         _require(self.critic_emotions or first == 0, "pf_mag.critic_first_steps", first, f"be 0 {blind}")
         within = f"be at most pf_mag.warmup_steps = {self.warmup_steps}: PF-ViT has its warm-up meanwhile"
         _require(first <= self.warmup_steps, "pf_mag.critic_first_steps", first, within)
         once = len(set(self.critic_augment)) == len(self.critic_augment)
         _require(once, "pf_mag.critic_augment", self.critic_augment, "name each change once")
-        silent = "be 0 without pf_mag.instance_noise"
-        fades = self.instance_noise > 0 or self.instance_noise_steps == 0
-        _require(fades, "pf_mag.instance_noise_steps", self.instance_noise_steps, silent)
         whole = "with pf_mag.separator_ratio 0: there is no separator"
         for name, value, off in (
             ("weights.sep", self.weights.sep, 0),
-            ("separator_bias", self.separator_bias, 0),
             ("separator_class_bias", self.separator_class_bias, None),
         ):
             _require(self.separator_ratio > 0 or value == off, f"pf_mag.{name}", value, f"be {off} {whole}")

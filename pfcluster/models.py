@@ -99,8 +99,8 @@ def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> 
         separator_ratio=config.pf_mag.separator_ratio,
         mask_ratio=config.pf_mag.mask_ratio,
     )
-    if pf_vit.separator is not None:
-        pf_vit.separator.begin_at(config.pf_mag.separator_bias, config.pf_mag.separator_class_bias)
+    if pf_vit.separator is not None and config.pf_mag.separator_class_bias is not None:
+        pf_vit.separator.begin_at(config.pf_mag.separator_class_bias)
     return {"model": pf_vit, "critic": critic}
 
 

@@ -49,11 +49,9 @@ class Separator(nn.Module):
         self.apply(init_linear)
         self.class_bias: nn.Parameter | None = None
 
-    def begin_at(self, bias: float, class_bias: float | None) -> None:
-        """Set where the masks start: a = σ(bias + about 0), the class token's with a learned `class_bias` d besides."""
-        nn.init.constant_(self.excite.bias, bias)
-        if class_bias is not None:
-            self.class_bias = nn.Parameter(torch.full_like(self.excite.bias, class_bias))
+    def begin_at(self, class_bias: float) -> None:
+        """Let the class token's mask start at a = σ(class_bias + about 0), with a bias d of its own."""
+        self.class_bias = nn.Parameter(torch.full_like(self.excite.bias, class_bias))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """b t d -> emotion tokens f_e = a f, the rest f_p = f - f_e, which add up to the input, and a; each b t d."""

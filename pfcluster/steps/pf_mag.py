@@ -40,7 +40,6 @@ class Setting:
     """φ; None takes the cosine on the tokens."""
     r1: float = 0.0
     """Weight of the R1 penalty in L_Δ."""
-    r1_outputs: str = "real"
     critic_emotions: bool = True
     """Whether Δ looks at emotions; else at real and generated alone."""
     emotion_weight: float = 1.0
@@ -68,7 +67,6 @@ def pf_mag_setting(
         config.fake_emotions,
         recognition,
         config.r1,
-        config.r1_outputs,
         config.critic_emotions,
         emotion_weight=config.critic_emotion_weight,
         smoothing=config.critic_smoothing,
@@ -98,19 +96,13 @@ def critic_terms(
         smoothing=setting.smoothing,
     )
     if setting.r1 > 0:
-        true = real[:, -1] if setting.r1_outputs == "real" else real[:, -1] + _at(real, batch.labels)
-        slope = critic.input_gradient(true.float().sum(), images)
+        slope = critic.input_gradient(real[:, -1].float().sum(), images)
         loss = loss + setting.r1 * losses.gradient_penalty(slope)
     answers = critic_answers(logits.detach(), batch.labels, setting.neutral, emotions=setting.critic_emotions)
     if read is None:
         return {"critic": loss, **answers}
     # weighted as L_cls is: an unweighted reader of nothing would answer the classes' frequencies, not evenly
     return {"critic": loss, "reader": losses.classification(read, batch.labels, setting.class_weights), **answers}
-
-
-def _at(logits: Tensor, labels: Tensor) -> Tensor:
-    """The output of each image's own emotion: b (k + 1), b -> b."""
-    return logits.gather(1, labels[:, None])[:, 0]
 
 
 def _answers(

@@ -54,13 +54,8 @@ def draw_shown(config: RunConfig, step: int, world: World) -> tuple[Shown, ...]:
     """This rank's draws of a step, Δ's turns first, PF-ViT's last; none where Δ sees images as they are."""
     if config.objective != "pf_mag" or not config.pf_mag.changes_critics_view:
         return ()
-    deviation = noise_deviation(config.pf_mag.instance_noise, config.pf_mag.instance_noise_steps, step)
+    deviation = config.pf_mag.instance_noise
     return tuple(_draw(config, step, turn, deviation, world) for turn in range(config.pf_mag.critic_turns + 1))
-
-
-def noise_deviation(start: float, steps: int, step: int) -> float:
-    """Of the instance noise at a step: falling linearly over so many steps, or constant for 0."""
-    return start * max(0.0, 1 - step / steps) if steps else start
 
 
 def empty_shown(config: RunConfig, count: int) -> tuple[Shown, ...]:

@@ -13,7 +13,7 @@ from pfcluster.config_json import from_json, to_json
 from pfcluster.data.split_types import RawBatch
 from pfcluster.dist import World
 from pfcluster.steps.batch import Batch, prepare
-from pfcluster.steps.shown import Shown, draw_shown, empty_shown, noise_deviation
+from pfcluster.steps.shown import Shown, draw_shown, empty_shown
 
 ALONE = World(0, 1, torch.device("cpu"))
 ALL = PfMagConfig(critic_augment=("flip", "colour", "translation", "cutout"), instance_noise=0.2, critic_turns=2)
@@ -111,20 +111,11 @@ def test_what_else_is_asked_for_changes_no_draw():
     assert draw_shown(config(PfMagConfig()), 3, ALONE) == ()
 
 
-def test_noise_has_its_deviation_and_fades():
+def test_noise_has_its_deviation():
     noise = draw_shown(config(batch_size=64), 0, ALONE)[0].noise
     assert noise is not None
     assert noise.std().item() == pytest.approx(0.2, rel=0.02)
     assert noise.mean().item() == pytest.approx(0, abs=0.005)
-    assert [noise_deviation(0.4, 8, step) for step in (0, 2, 8, 9)] == pytest.approx([0.4, 0.3, 0, 0])
-    assert noise_deviation(0.4, 0, 1000) == 0.4
-    fading = replace(ALL, instance_noise_steps=4)
-    half = draw_shown(config(fading), 2, ALONE)[0].noise
-    full = draw_shown(config(), 2, ALONE)[0].noise
-    assert half is not None
-    assert full is not None
-    assert torch.allclose(half, 0.5 * full)
-    assert draw_shown(config(fading), 4, ALONE)[0].noise is None
 
 
 def test_gradients_flow_back_to_where_the_pixels_came_from():

@@ -100,23 +100,6 @@ def test_fakes_can_have_the_emotion_of_the_photo_that_they_were_made_from():
     assert weighted == pytest.approx(300 / 5)
 
 
-@pytest.mark.parametrize(("outputs", "counted"), [("real", [CLASSES]), ("emotion", [CLASSES, 1])])
-def test_the_penalty_holds_the_outputs_that_it_is_told_to(outputs, counted):
-    values, labels = config(r1=1.0, r1_outputs=outputs), torch.ones(8, dtype=torch.long)
-    (batch,) = prepare(raw(), values, 5, ALONE)
-    batch, found = replace(batch, labels=labels), []
-    for each in (values, config()):
-        modules = models.build(each, CLASSES)
-        critic = DdpEngine(modules["critic"], MOVING, EngineConfig(), ALONE, double_backward=True)
-        views = modules["model"](batch.images, emotion_view=False)
-        terms = critic_terms(critic, views, batch, setting(each), turn=0, fakes=True, sync=True)
-        found.append(terms["critic"].item())
-    images = batch.images.clone().requires_grad_()
-    plain = models.build(values, CLASSES)["critic"]
-    (slope,) = torch.autograd.grad(plain(images)[:, counted].sum(), images)
-    assert found[0] - found[1] == pytest.approx(losses.gradient_penalty(slope).item(), rel=1e-3)
-
-
 def test_the_reader_sees_every_token_in_its_place():
     reader, tokens = Reader(5, 8, CLASSES), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     assert reader(tokens).shape == (2, CLASSES)
@@ -242,7 +225,6 @@ def test_the_separator_starts_where_it_is_told_and_the_class_token_apart():
         return separator(tokens)[0].mean((0, 2))
 
     assert masks().mean().item() == pytest.approx(0.5, abs=0.05)
-    assert masks(separator_bias=3.0).mean().item() == pytest.approx(torch.tensor(3.0).sigmoid().item(), abs=0.02)
     apart = masks(separator_class_bias=3.0)
     assert torch.equal(apart[1:], masks()[1:])
     assert apart[0].item() == pytest.approx(torch.tensor(3.0).sigmoid().item(), abs=0.02)
@@ -306,12 +288,8 @@ def test_against_a_reader_the_face_tokens_tell_less():
         ({"critic_emotions": False, "critic_first_steps": 1}, r"must be 0 with pf_mag\.critic_emotions off"),
         ({"critic_first_steps": 3}, r"be at most pf_mag\.warmup_steps = 2"),
         ({"critic_augment": ("flip", "flip")}, r"name each change once"),
-        ({"instance_noise_steps": 5}, r"must be 0 without pf_mag\.instance_noise"),
-        ({"separator_ratio": 0.0, "separator_bias": 1.0}, r"separator_bias must be 0 with pf_mag\.separator_ratio 0"),
         ({"separator_ratio": 0.0, "separator_class_bias": 1.0}, r"separator_class_bias must be None with"),
         ({"separator_ratio": 0.0, "weights": LossWeights(sep=1.0)}, r"weights\.sep must be 0 with"),
-        ({"r1_outputs": "emotion"}, r"pf_mag\.r1_outputs must be real without r1"),
-        ({"r1": 1.0, "r1_outputs": "emotion", "critic_emotions": False}, r"must be real with pf_mag\.critic_emotions"),
         ({"weights": LossWeights(sep=1.0), "smooth_head": -1}, r"pf_mag\.smooth_head must be at least 0"),
     ],
 )
