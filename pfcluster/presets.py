@@ -77,7 +77,9 @@ def demo() -> Recipe:
     model = ModelConfig(patch=8, width=64, decoder_width=96, patch_gain=4.0)
     gentle = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
     epochs = {"judge": 7, "mae": 40, "finetune": 10, "pf_mag": 9}
-    return _small(DataConfig(size=48, synthetic=faces), model, gentle, epochs, batch_size=32, warmup_steps=500)
+    recipe = _small(DataConfig(size=48, synthetic=faces), model, gentle, epochs, batch_size=32, warmup_steps=500)
+    short, optim = replace(GAME, warmup_steps=500, critic_first_steps=500), replace(recipe["pf-vit"].optim, ema=0.99)
+    return recipe | {"pf-vit": replace(recipe["pf-vit"], pf_mag=short, optim=optim, critic_optim=LIVELY)}
 
 
 def poker_face() -> Recipe:
