@@ -90,7 +90,7 @@ def parity(folder: Path) -> str:
 
 def config(backend: str, *, steps: int = 12) -> RunConfig:
     """A small PF-MAG run with an average, accumulation and clipping."""
-    base = presets.recipe("demo")["pf-vit"]
+    base = presets.recipe("mini")["pf-vit"]
     faces = SyntheticConfig(train=96, validation=32, test=40, identities=12, nuisance=0.3)
     return replace(
         base,

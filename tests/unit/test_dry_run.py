@@ -29,12 +29,14 @@ def peaks(output: str) -> dict[str, float]:
 
 def test_it_plans_512_gpus_for_every_engine(capsys, tmp_path):
     options = ["--nodes", "64", "--gpus-per-node", "8", "--batch-size", "1024", "--output", str(tmp_path / "runs")]
-    code, output, _ = said(capsys, "pf-mag", *TINY, "--dry-run", *options)
+    code, output, _ = said(capsys, "pf-mag", *TINY, "--dry-run", "--pf-mag.r1", "0", *options)
     assert code == 0
     assert "64 x 8 GPUs, 2 images a step each" in output
     found = peaks(output)
     assert sorted(found) == ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
     assert found["zero2"] < found["ddp"]
+    with_penalty = peaks(said(capsys, "pf-mag", *TINY, "--dry-run", "--pf-mag.r1", "0.1", *options)[1])
+    assert sorted(with_penalty) == ["ddp", "fsdp2", "zero1", "zero2"]  # ZeRO-3 cannot differentiate twice
     assert not (tmp_path / "runs").exists()
 
 

@@ -53,7 +53,7 @@ def test_parameters_of_vit_b_are_near_the_papers():
 
 
 def test_recomputing_costs_a_forward_of_the_blocks_and_accumulating_a_forward_of_pf_vit():
-    config = presets.recipe("demo")["pf-vit"]
+    config = presets.recipe("mini")["pf-vit"]
 
     def flops(**engine) -> float:
         return profile(replace(config, engine=EngineConfig(**engine)), 8).flops
@@ -63,5 +63,5 @@ def test_recomputing_costs_a_forward_of_the_blocks_and_accumulating_a_forward_of
 
 
 def test_a_penalty_on_gradients_costs_flops():
-    config = presets.recipe("demo")["pf-vit"]
+    config = presets.recipe("mini")["pf-vit"]
     assert profile(replace(config, pf_mag=replace(config.pf_mag, r1=1.0)), 8).flops > 1.05 * profile(config, 8).flops

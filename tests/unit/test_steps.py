@@ -27,7 +27,7 @@ STILL = OptimConfig(algorithm="adam", lr=1e-12, weight_decay=0.0, schedule="cons
 
 
 def config(**changes: object) -> RunConfig:
-    base = presets.recipe("demo")["pf-vit"]
+    base = presets.recipe("mini")["pf-vit"]
     return replace(base, model=TINY, data=replace(base.data, size=32), **changes)  # type: ignore[arg-type]
 
 
