@@ -55,11 +55,12 @@ def draw(runs: Sequence[Path], names: Sequence[str], output: Path) -> None:
             for metric, label in metrics.items():
                 axis.plot(*curve(lines, metric), label=label, linewidth=1.2)
             axis.set_title(f"{title}: {question}" if row == 0 else question, fontsize=9)
-            axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
             if column == 0:
-                axis.legend(fontsize=7)
+                axis.legend(fontsize=7, loc="lower right" if question.endswith("%") else "best")
         axes[-1][column].set_xlabel("step")
+    for row, question in zip(axes, ROWS, strict=True):
+        row[0].set_ylim(0, 105 if question.endswith("%") else None)
     figure.tight_layout()
     figure.savefig(output, dpi=110)
 

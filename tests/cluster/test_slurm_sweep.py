@@ -41,7 +41,7 @@ def test_a_run_moves_between_slurm_and_ray(work: Work):
     """Begun on SLURM and cancelled, taken over by Ray and interrupted, finished on SLURM: the weights of a run that
     SLURM finished alone.
     """
-    options = ["finetune", "--preset", "demo", *LAUNCH_TINY, "--processes", "2", "--epochs", "120"]
+    options = ["finetune", "--preset", "demo", *LAUNCH_TINY, "--processes", "2", "--epochs", "300"]
     work.launch(*options, "--executor", "slurm", "--output", "whole", "--wait")
     work.launch(*options, "--executor", "slurm", "--output", "moved")
     run = work.folder / "moved/scratch/seed-0"
