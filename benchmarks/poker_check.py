@@ -39,8 +39,8 @@ def save(run: Path, judge: Path, file: Path) -> None:
     save_file(tensors, str(file), metadata=configs)
 
 
-def evaluate(file: Path) -> dict[str, float]:
-    """The figures of a saved checkpoint on the test split."""
+def restore(file: Path) -> tuple[dict[str, torch.nn.Module], dict[str, RunConfig]]:
+    """The two nets of a file, ready to be asked, and their configs: "model" (PF-ViT) and "judge"."""
     nets, configs = {}, {}
     with safe_open(str(file), "pt") as opened:
         metadata, names = opened.metadata(), list(opened.keys())
@@ -49,6 +49,12 @@ def evaluate(file: Path) -> dict[str, float]:
             state = {name.partition(".")[2]: opened.get_tensor(name) for name in names if name.startswith(f"{part}.")}
             nets[part] = models.build(config, len(_dataset(config).classes), load_init=False)["model"].eval()
             nets[part].load_state_dict(state)
+    return nets, configs
+
+
+def evaluate(file: Path) -> dict[str, float]:
+    """The figures of a saved checkpoint on the test split."""
+    nets, configs = restore(file)
     return figures_of(_measured(configs["model"], nets["model"], nets["judge"], configs["judge"].data.size))
 
 

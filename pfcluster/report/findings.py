@@ -261,4 +261,24 @@ def _judged(group: Group) -> list[str]:
     if ours is None:
         return []
     beside = f", beside {', '.join(others)}" if others else ""
-    return [f"Neutrality in the judge's eyes: {mean_std(ours, 3)} for the poker faces{beside}."]
+    return [f"Neutrality in the judge's eyes: {mean_std(ours, 3)} for the poker faces{beside}.", *_calmed(group)]
+
+
+def _calmed(group: Group) -> list[str]:
+    """How far the poker faces of expressive photos are from calm, in words; nothing where it was not measured."""
+    found = {row: group.summary("poker", "rows", row, "calmed") for row in POKER_ROWS}
+    ours, clear = found["poker face"], group.summary("poker", "rows", "reconstruction", "recognised")
+    if ours is None:
+        return []
+    tenths = round(10 * ours.mean)
+    far = (
+        "hardly any is calm"
+        if tenths == 0
+        else "nearly all are calm"
+        if tenths == 10
+        else f"{tenths} in 10 {'is' if tenths == 1 else 'are'} calm"
+    )
+    beside = [f"{number(value.mean, 3)} for {row}" for row in ("input", "truth") if (value := found[row]) is not None]
+    words = f", beside {', '.join(beside)}" if beside else ""
+    blur = "" if clear is None else f"; it names the emotion of {number(clear.mean, 3)} of the reconstructions"
+    return [f"Of faces with an expression {far}: the judge calls {mean_std(ours, 3)} neutral{words}{blur}."]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.poker_aims import judge
 from benchmarks.poker_check import check
 from benchmarks.poker_faces import NAME, RESULTS, configs, plan
+from benchmarks.poker_residue import COLUMNS, residue
 
 WEIGHTS, FIGURES = RESULTS / f"{NAME}.safetensors", RESULTS / f"{NAME}.json"
 
@@ -45,6 +46,16 @@ def test_the_written_aims_are_what_the_written_figures_come_to():
     for aim, told in zip(aims, found["aims"], strict=True):
         assert aim.value.mean == pytest.approx(told["value"]["mean"])
     assert len(found["seeds"]) >= 5
+
+
+def test_what_the_judge_still_sees_adds_up():
+    classes, shares, counts = residue(WEIGHTS, 200)
+    cells = dict(zip(COLUMNS, shares[1:].T, strict=True))
+    assert counts.sum() == 200
+    assert classes[0] == "neutral"
+    assert cells["neutral"] + cells["own"] + cells["other"] == pytest.approx([1.0] * (len(classes) - 1))
+    assert (cells["truth"] >= cells["neutral"]).all()
+    assert (cells["region"] < 1).all()
 
 
 def test_runs_differ_in_what_they_are_compared_for_alone(tmp_path):

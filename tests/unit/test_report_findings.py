@@ -59,6 +59,23 @@ def test_poker_verdict_is_computed(tmp_path: Path, faces: list[float], verdict: 
     assert "Neutrality in the judge's eyes: 0.500 ± 0.000 for the poker faces, beside 0.500 for input" in report
 
 
+@pytest.mark.parametrize(
+    ("calmed", "words"), [(0.04, "hardly any is calm"), (0.31, "3 in 10 are calm"), (0.96, "nearly all are calm")]
+)
+def test_how_far_from_calm_is_said_in_words(tmp_path: Path, calmed: float, words: str) -> None:
+    measured = poker(0.1)
+    for row, figures in {
+        "poker face": {"calmed": calmed},
+        "truth": {"calmed": 0.97},
+        "reconstruction": {"recognised": 0.8},
+    }.items():
+        measured["rows"][row] |= figures
+    write_run(tmp_path, "pf-vit", 0, objective="pf_mag", poker=measured)
+    report = text(write_report(tmp_path))
+    assert f"Of faces with an expression {words}: the judge calls {calmed:.3f} ± – neutral, beside 0.970 for" in report
+    assert "it names the emotion of 0.800 of the reconstructions" in report
+
+
 def test_nearer_than_the_input_but_not_than_the_reconstruction(tmp_path: Path) -> None:
     for seed, face in enumerate([0.120, 0.121, 0.122]):
         write_run(tmp_path, "pf-vit", seed, objective="pf_mag", poker=poker(face))
