@@ -53,7 +53,7 @@ def test_what_the_judge_still_sees_adds_up():
     cells = dict(zip(COLUMNS, shares[1:].T, strict=True))
     assert counts.sum() == 200
     assert classes[0] == "neutral"
-    assert cells["neutral"] + cells["own"] + cells["other"] == pytest.approx([1.0] * (len(classes) - 1))
+    assert (cells["neutral"] + cells["own"] + cells["other"]).tolist() == pytest.approx([1.0] * (len(classes) - 1))
     assert (cells["truth"] >= cells["neutral"]).all()
     assert (cells["region"] < 1).all()
 
