@@ -78,7 +78,7 @@ def demo() -> Recipe:
     gentle = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
     epochs = {"judge": 7, "mae": 40, "finetune": 10, "pf_mag": 7}
     recipe = _small(DataConfig(size=48, synthetic=faces), model, gentle, epochs, batch_size=32, warmup_steps=400)
-    short = replace(GAME, r1=0.0, warmup_steps=400, critic_first_steps=400)  # R1 is a fourth of the game's time
+    short = replace(GAME, r1=0.0, warmup_steps=400, critic_first_steps=400)  # R1 is a fourth of a step's FLOPs
     optim = replace(recipe["pf-vit"].optim, ema=0.99)
     return recipe | {"pf-vit": replace(recipe["pf-vit"], pf_mag=short, optim=optim, critic_optim=LIVELY)}
 
