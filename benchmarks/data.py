@@ -41,7 +41,7 @@ from benchmarks.data_variants import (
     real_crops,
     web_dataset,
 )
-from pfcluster.data.align import NO_HINT, Face, choose, overlap
+from pfcluster.data.build.align import NO_HINT, Face, choose, overlap
 from pfcluster.data.shards import ShardSplit
 
 
@@ -71,7 +71,7 @@ def first_batch(shards: Path) -> Iterator[str]:
     """Time from nothing to the first batch at a step deep in an epoch, in new processes (wall clock)."""
     code = {
         "ours, at step 25 of 31": (
-            "from pfcluster.data.source import open_dataset, sample_order\n"
+            "from pfcluster.data.dataset import open_dataset, sample_order\n"
             "from pfcluster.config import DataConfig\n"
             "began = time.perf_counter()\n"
             f"config = DataConfig(shards={str(shards)!r}, size={SIDE})\n"
@@ -115,7 +115,7 @@ def aligning(folder: Path, rounds: int) -> Iterator[str]:
     """Photos a second to a face and its landmarks, one core, and how far apart the two are."""
     from facenet_pytorch import MTCNN
 
-    from pfcluster.data.detect import FaceAligner
+    from pfcluster.data.build.detect import FaceAligner
 
     photos = raw_photos(folder, 96)
     theirs, aligner = MTCNN(keep_all=True).eval(), FaceAligner(112)

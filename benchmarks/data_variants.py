@@ -15,13 +15,13 @@ from PIL import Image
 
 from pfcluster.config import AugmentConfig, DataConfig
 from pfcluster.data import transforms
-from pfcluster.data.build import build
-from pfcluster.data.build_options import BuildOptions
-from pfcluster.data.reader import FullShuffle, Order, read_ahead
+from pfcluster.data.build.options import BuildOptions
+from pfcluster.data.build.pipeline import build
+from pfcluster.data.dataset import made_resident, open_dataset
+from pfcluster.data.sampler import FullShuffle, Order, read_ahead
 from pfcluster.data.shards import ShardSplit
-from pfcluster.data.source import made_resident, open_dataset
-from pfcluster.data.synthetic import SyntheticFaces
-from pfcluster.dist import generator
+from pfcluster.data.synthetic.dataset import SyntheticFaces
+from pfcluster.distributed.process_group import generator
 
 SIDE = 224
 COUNT = 2048

@@ -29,18 +29,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.parity import BACKENDS, finish, ranks_of
 from benchmarks.steps import CLASSES, SETTING, processor
-from pfcluster import checkpoint, models, presets
-from pfcluster.config import EngineConfig, LossWeights, RunConfig
-from pfcluster.dist import World, world
+from pfcluster.checkpoint import store
+from pfcluster.checkpoint.manager import Saver
+from pfcluster.config import EngineConfig, LossWeights, RunConfig, presets
+from pfcluster.data.batch import Batch, patch_order
+from pfcluster.distributed.process_group import World, world
 from pfcluster.engine.base import Engine
 from pfcluster.engine.ddp import DdpEngine
-from pfcluster.nn.mae import MAE
-from pfcluster.objectives import build_engines
-from pfcluster.saver import Saver
-from pfcluster.steps.base import Objective
-from pfcluster.steps.batch import Batch, patch_order
-from pfcluster.steps.mae import MaeObjective
-from pfcluster.steps.pf_mag import PfMagObjective
+from pfcluster.models import factory
+from pfcluster.models.mae import MAE
+from pfcluster.training.factory import build_engines
+from pfcluster.training.mae import MaeObjective
+from pfcluster.training.objective import Objective
+from pfcluster.training.pf_mag import PfMagObjective
 
 RANKS = 2
 STEPS = {"MAE-T": ("mae", 8), "PF-MAG-T": ("pf-vit", 2)}
@@ -67,7 +68,7 @@ class PlainDdp(DdpEngine):
 
 def objective(config: RunConfig, backend: str, here: World) -> Objective:
     """A preset's objective on engines of one kind; "plain" takes DistributedDataParallel alone."""
-    modules = models.build(config, CLASSES)
+    modules = factory.build(config, CLASSES)
     if backend == "plain":
         optims = {"model": config.optim, "critic": config.critic_optim}
         engines: dict[str, Engine] = {
@@ -115,7 +116,7 @@ def checkpoints(here: World, backend: str, folder: Path) -> dict[str, float]:
     """Stall, writing, bytes and reading of one checkpoint of ViT-B PF-MAG, at once and in the background."""
     base = presets.recipe("vit-b")["pf-vit"]
     config = replace(base, engine=EngineConfig(device="cpu"))
-    engines = build_engines(config, backend, models.build(config, CLASSES), here)
+    engines = build_engines(config, backend, factory.build(config, CLASSES), here)
     row: dict[str, float] = {}
     for asynchronous in (False, True):
         saver = Saver(folder, here, keep=1, asynchronous=asynchronous, timeout=600)
@@ -125,12 +126,12 @@ def checkpoints(here: World, backend: str, folder: Path) -> dict[str, float]:
         saver.wait()
         kind = "async" if asynchronous else "sync"
         row |= {f"{kind} stall": saver.stalls[0], f"{kind} write": saver.seconds[0]}
-    path = checkpoint.step_folder(folder, 1)
+    path = store.step_folder(folder, 1)
     row["bytes"] = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     row["largest file"] = max(file.stat().st_size for file in path.glob("*.safetensors"))
 
     def read() -> None:
-        record = here.from_main(lambda: checkpoint.verify(path))
+        record = here.from_main(lambda: store.verify(path))
         for name, engine in engines.items():
             record.read_into(engine.pieces(name, loading=True))
             engine.loaded()

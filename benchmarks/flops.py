@@ -18,12 +18,12 @@ import torch
 from facenet_pytorch import InceptionResnetV1
 
 from benchmarks.reference import plain_mae_loss, plain_pf_mag_step
-from pfcluster import models, presets
-from pfcluster.config import LossWeights, RunConfig
-from pfcluster.nn.mae import MAE
-from pfcluster.nn.recognition import FaceNet
-from pfcluster.profile import SAMPLE, count, empty_batches, profile
-from pfcluster.steps.pf_mag import pf_mag_setting
+from pfcluster.config import LossWeights, RunConfig, presets
+from pfcluster.models import factory
+from pfcluster.models.identity_net import FaceNet
+from pfcluster.models.mae import MAE
+from pfcluster.profiling.flops import SAMPLE, count, empty_batches, profile
+from pfcluster.training.pf_mag import pf_mag_setting
 
 CLASSES = 8
 PAPER = {"PF-ViT-B at test time (E, S, C)": "89.7 M", "PF-MAG-B in training": "145.1 M"}
@@ -89,7 +89,7 @@ def costs() -> str:
 def plain(config: RunConfig, recognition: FaceNet | None) -> tuple[float, float]:
     """FLOPs and saved bytes for one image of the plain step."""
     with torch.device("meta"):
-        modules = models.build(config, CLASSES, load_init=False)
+        modules = factory.build(config, CLASSES, load_init=False)
         (batch,) = empty_batches(config, SAMPLE, 1)
         model = modules["model"]
 

@@ -3,7 +3,8 @@
     python -m benchmarks.gpu [--preset vit-b] [--images 128] [--output benchmarks/results/gpu.md]
 
 bf16 autocast, random images made on the device, one rank, no recognition net. MFU: the step's FLOPs
-(pfcluster/profile.py) times images a second over --peak-tflops, what a large bf16 matrix product reaches on the card.
+(pfcluster/profiling/flops.py) times images a second over --peak-tflops, what a large bf16 matrix product reaches on
+the card.
 `--device cpu --preset demo --precision fp32` runs the same code without a GPU; its memory column is then empty.
 """
 
@@ -21,11 +22,10 @@ import torch
 
 from benchmarks.engines import objective
 from benchmarks.steps import CLASSES, processor
-from pfcluster import presets
-from pfcluster.config import EngineConfig, RunConfig
-from pfcluster.dist import World, world
-from pfcluster.profile import profile
-from pfcluster.steps.batch import Batch, patch_order
+from pfcluster.config import EngineConfig, RunConfig, presets
+from pfcluster.data.batch import Batch, patch_order
+from pfcluster.distributed.process_group import World, world
+from pfcluster.profiling.flops import profile
 
 ROLES = {"MAE": "mae", "PF-MAG": "pf-vit"}
 

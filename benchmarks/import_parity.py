@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.originals import OriginalMae, normalised, stirred, write
-from pfcluster import models, presets
-from pfcluster.config import RunConfig
-from pfcluster.config_json import with_values
-from pfcluster.nn.mae import MAE
-from pfcluster.nn.vit import Classifier
-from pfcluster.weights import external_sizes
+from pfcluster.config import RunConfig, presets
+from pfcluster.config.io import with_values
+from pfcluster.models import factory
+from pfcluster.models.mae import MAE
+from pfcluster.models.pretrained import external_sizes
+from pfcluster.models.vit import Classifier
 
 SMALL = {"width": 128, "depth": 3, "heads": 2, "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 2}
 BASE = {"width": 768, "depth": 12, "heads": 12, "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
@@ -37,7 +37,7 @@ def started(source: Path, objective: str) -> torch.nn.Module:
     role = "scratch" if objective == "finetune" else "mae"
     config: RunConfig = presets.recipe("small")[role]
     config = with_values(config, external_sizes(str(source)) | {"model.init": str(source)})
-    return models.build(config, 8)["model"].eval()
+    return factory.build(config, 8)["model"].eval()
 
 
 @torch.no_grad()

@@ -2,9 +2,10 @@
 
     python -m benchmarks.memory [--only TEXT] [--output benchmarks/results/memory.md]
 
-Planned: `pfcluster.memory.plan`, which allocates nothing; what an engine offloads is added, for here the host is the
-device. Measured: the kernel's own count of a rank's resident memory. After imports, and two steps of a tiny net under
-the same engine, its size is the baseline; two steps later, when optimizer states are there and ZeRO-3 knows the order
+Planned: `pfcluster.profiling.memory_plan.plan`, which allocates nothing; what an engine offloads is added, for here
+the host is the device. Measured: the kernel's own count of a rank's resident memory. After imports, and two steps of
+a tiny net under the same engine, its size is the baseline; two steps later, when optimizer states are there and
+ZeRO-3 knows the order
 of the weights, the peak (VmHWM) is reset and two more steps are made. glibc is told to write into every block that it
 hands out (MALLOC_PERTURB_), so that what is allocated is resident, as on a GPU, and to give freed ones back at once
 (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_). torch.profiler's memory events were tried first: they say the same for
@@ -27,17 +28,18 @@ from typing import Any
 import torch
 
 from benchmarks.steps import CLASSES, processor
-from pfcluster import models, parity, presets
-from pfcluster.config import EngineConfig, RunConfig
-from pfcluster.dist import World, world
+from pfcluster.config import EngineConfig, RunConfig, presets
+from pfcluster.data.batch import Batch
+from pfcluster.distributed.process_group import World, world
 from pfcluster.launch.local import rank_environments
-from pfcluster.memory import BACKENDS, MemoryPlan, plan
-from pfcluster.nn.recognition import FaceNet
-from pfcluster.objectives import build_engines
-from pfcluster.profile import empty_batches
-from pfcluster.steps.base import Objective
-from pfcluster.steps.batch import Batch
-from pfcluster.steps.pf_mag import PfMagObjective, pf_mag_setting
+from pfcluster.models import factory
+from pfcluster.models.identity_net import FaceNet
+from pfcluster.profiling.flops import empty_batches
+from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, plan
+from pfcluster.training import parity
+from pfcluster.training.factory import build_engines
+from pfcluster.training.objective import Objective
+from pfcluster.training.pf_mag import PfMagObjective, pf_mag_setting
 
 RANKS, WARM_STEPS = 2, 2
 MIB = 2**20
@@ -166,7 +168,7 @@ def _train(objective: Objective, config: RunConfig, here: World, steps: range) -
 
 
 def _objective(config: RunConfig, backend: str, here: World, phi: FaceNet | None) -> Objective:
-    engines = build_engines(config, backend, models.build(config, CLASSES), here)
+    engines = build_engines(config, backend, factory.build(config, CLASSES), here)
     if phi is None:
         return parity.build(config, engines, here)
     setting = pf_mag_setting(config.pf_mag, 0, None, 0.0, phi)
@@ -203,7 +205,8 @@ def head(ratios: Sequence[float]) -> str:
         "# The memory plan against real ranks\n\n`python -m benchmarks.memory --output benchmarks/results/memory.md`,"
         f" {date.today()}, {RANKS} processes on gloo, one thread each of {processor()}, {versions}.\nViT-S/16 at 224"
         f" px, {CLASSES} classes, fp32 unless said; images are those of one forward pass of one rank.\n\nPlanned:"
-        " `pfcluster.memory.plan`, on fake tensors; with offload_optimizer device and host together. Measured: the"
+        " `pfcluster.profiling.memory_plan.plan`, on fake tensors; with offload_optimizer device and host together."
+        " Measured: the"
         " kernel's count, peak resident memory (VmHWM) of two steady steps above that after imports and steps of a tiny"
         " net, in fresh processes for every row; glibc writes into every block it hands out, so that all that is"
         " allocated is resident, and gives freed ones back at once.\n\n"

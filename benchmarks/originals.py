@@ -17,8 +17,8 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from pfcluster.nn.vit import sincos_positions
-from pfcluster.weights import IMAGENET_MEAN, IMAGENET_STD
+from pfcluster.models.pretrained import IMAGENET_MEAN, IMAGENET_STD
+from pfcluster.models.vit import sincos_positions
 
 
 class OriginalMae(nn.Module):

@@ -2,7 +2,8 @@
 
     python -m benchmarks.parity [--kills 10] [--output benchmarks/results/parity.md]
 
-Parity: tiny nets, real objectives, fp32, 1, 2 and 4 gloo processes (pfcluster/parity.py; four steps, clipping on).
+Parity: tiny nets, real objectives, fp32, 1, 2 and 4 gloo processes (pfcluster/training/parity.py; four steps,
+clipping on).
 Resume: PF-MAG on the embedded faces, 12 steps; the checkpoint of step 9 of each layout is gone on with by each layout.
 Killed: one of two ranks is sent SIGKILL at a random moment, and the run started again, so many times.
 """
@@ -25,12 +26,20 @@ from pathlib import Path
 import torch
 
 from benchmarks.steps import processor
-from pfcluster import checkpoint, presets
-from pfcluster.config import CheckpointConfig, DataConfig, EngineConfig, EvaluateConfig, RunConfig, SyntheticConfig
-from pfcluster.config_json import to_json
-from pfcluster.dist import world
+from pfcluster.checkpoint import store
+from pfcluster.config import (
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluateConfig,
+    RunConfig,
+    SyntheticConfig,
+    presets,
+)
+from pfcluster.config.io import to_json
+from pfcluster.distributed.process_group import world
 from pfcluster.launch.local import rank_environments
-from pfcluster.parity import MODEL, compare, without_key_biases
+from pfcluster.training.parity import MODEL, compare, without_key_biases
 
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 OBJECTIVES = ("mae", "finetune", "pf_mag")
@@ -116,8 +125,8 @@ def train(folder: Path, values: RunConfig, ranks: int) -> list[subprocess.Popen[
 
 def last(folder: Path) -> dict[str, torch.Tensor]:
     """Everything in a run's last checkpoint, `group/name` -> tensor."""
-    steps = checkpoint.steps(folder / "checkpoints")
-    found = checkpoint.verify(checkpoint.step_folder(folder / "checkpoints", steps[-1])).tensors()
+    steps = store.steps(folder / "checkpoints")
+    found = store.verify(store.step_folder(folder / "checkpoints", steps[-1])).tensors()
     return {f"{group}/{name}": value for group, values in found.items() for name, value in values.items()}
 
 
@@ -151,8 +160,8 @@ def resume(folder: Path) -> str:
         cells = []
         for backend, ranks in LAYOUTS:
             path = folder / f"{source[0]}{source[1]}-{backend}{ranks}"
-            kept = checkpoint.step_folder(whole[source] / "checkpoints", 9)
-            shutil.copytree(kept, checkpoint.step_folder(path / "checkpoints", 9))
+            kept = store.step_folder(whole[source] / "checkpoints", 9)
+            shutil.copytree(kept, store.step_folder(path / "checkpoints", 9))
             finish(train(path, config(backend), ranks))
             cells.append(f"{distance(last(path), last(whole[source])):.0e}".replace("0e+00", "0"))
             pairs = zip(losses(path), losses(whole[source]), strict=True)
@@ -174,7 +183,7 @@ def killed(folder: Path, kills: int) -> str:
     moments = []
     for _ in range(kills):
         started = train(folder / "killed", values, ranks)
-        first = max([0, *checkpoint.steps(folder / "killed" / "checkpoints")])
+        first = max([0, *store.steps(folder / "killed" / "checkpoints")])
         deadline = first + chance.randint(4, max(4, 60 // kills))
         victim, metrics = chance.randrange(ranks), folder / "killed" / "metrics.jsonl"
         while not (metrics.exists() and f'"step": {deadline},' in metrics.read_text()):

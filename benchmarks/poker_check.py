@@ -11,17 +11,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks.poker_aims import figures_of
-from pfcluster import checkpoint, models
+from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
-from pfcluster.config_json import from_json, load, to_json
-from pfcluster.data.source import open_dataset
-from pfcluster.dist import World
-from pfcluster.emotions import neutral_index
-from pfcluster.evaluate import poker
+from pfcluster.config.io import from_json, load, to_json
+from pfcluster.data.dataset import open_dataset
+from pfcluster.data.labels import neutral_index
+from pfcluster.distributed.process_group import World
+from pfcluster.evaluate import poker_faces
+from pfcluster.evaluate.evaluators import Instruments, Judge
 from pfcluster.evaluate.final import evaluate_split
-from pfcluster.evaluate.instruments import Instruments, Judge
-from pfcluster.evaluate.probe_run import probe_run
-from pfcluster.nn.pf_vit import PFViT
+from pfcluster.evaluate.token_probes import probe_run
+from pfcluster.models import factory
+from pfcluster.models.pf_vit import PFViT
 
 TOLERANCE = 0.01
 """Largest difference of a share or of a relative error that another machine's rounding excuses."""
@@ -33,7 +34,7 @@ def save(run: Path, judge: Path, file: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     configs = {}
     for part, folder in zip(PARTS, (run, judge), strict=True):
-        tensors |= {f"{part}.{name}": value.contiguous() for name, value in checkpoint.load(folder).weights().items()}
+        tensors |= {f"{part}.{name}": value.contiguous() for name, value in store.load(folder).weights().items()}
         configs[part] = to_json(load(folder / "config.json"))
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(file), metadata=configs)
@@ -47,7 +48,7 @@ def restore(file: Path) -> tuple[dict[str, torch.nn.Module], dict[str, RunConfig
         for part in PARTS:
             config = configs[part] = from_json(metadata[part], f"{file}: {part}")
             state = {name.partition(".")[2]: opened.get_tensor(name) for name in names if name.startswith(f"{part}.")}
-            nets[part] = models.build(config, len(_dataset(config).classes), load_init=False)["model"].eval()
+            nets[part] = factory.build(config, len(_dataset(config).classes), load_init=False)["model"].eval()
             nets[part].load_state_dict(state)
     return nets, configs
 
@@ -71,7 +72,7 @@ def _measured(config: RunConfig, model: torch.nn.Module, judge: torch.nn.Module,
     scores, _ = evaluate_split(config, model, dataset.test, dataset.classes, here)
     model.eval()
     probes = probe_run(config, dataset, dataset.test, model, here)
-    found = poker.measure(
+    found = poker_faces.measure(
         model, dataset.test, size=config.data.size, count=config.evaluate.poker_faces,
         batch_size=config.evaluate.batch_size, instruments=Instruments(Judge(judge, size, neutral)), world=here,
     )  # fmt: skip

@@ -24,13 +24,12 @@ from typing import Any
 from benchmarks.poker_aims import CLASSIFIER, OURS, WITHOUT, Figures, Judged, figures_of, judge, read, summary
 from benchmarks.poker_check import check, save
 from benchmarks.steps import processor
-from pfcluster import presets
-from pfcluster.config import RunConfig
-from pfcluster.config_json import with_values
+from pfcluster.config import RunConfig, presets
+from pfcluster.config.io import with_values
 from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Group, Job, Plan
-from pfcluster.profile import profile
-from pfcluster.provenance import git_commit
+from pfcluster.profiling.flops import profile
+from pfcluster.runs.provenance import git_commit
 
 SEEDS = (1, 2, 3, 4, 5)
 CLASSES = 8

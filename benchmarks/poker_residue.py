@@ -17,10 +17,10 @@ from torch import Tensor
 
 from benchmarks.poker_check import restore
 from pfcluster.data import transforms
-from pfcluster.data.source import SyntheticSplit, open_dataset
-from pfcluster.emotions import neutral_index
+from pfcluster.data.dataset import SyntheticSplit, open_dataset
+from pfcluster.data.labels import neutral_index
 from pfcluster.evaluate.classification import load_images
-from pfcluster.evaluate.poker import expression_region, region_error
+from pfcluster.evaluate.poker_faces import expression_region, region_error
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 COLUMNS = ("region", "neutral", "own", "other", "true_region", "true_rest", "truth")

@@ -16,14 +16,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pfcluster import losses
 from pfcluster.config import LossWeights
-from pfcluster.nn.discriminator import Discriminator
-from pfcluster.nn.mae import MAE
-from pfcluster.nn.pf_vit import PFViT
-from pfcluster.nn.vit import patchify
-from pfcluster.steps.batch import Batch
-from pfcluster.steps.pf_mag import Setting
+from pfcluster.data.batch import Batch
+from pfcluster.models import losses
+from pfcluster.models.discriminator import Discriminator
+from pfcluster.models.mae import MAE
+from pfcluster.models.pf_vit import PFViT
+from pfcluster.models.vit import patchify
+from pfcluster.training.pf_mag import Setting
 
 
 def plain_mae_loss(mae: MAE, images: Tensor, order: Tensor) -> Tensor:

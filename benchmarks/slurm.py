@@ -20,10 +20,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pfcluster import presets
-from pfcluster.config_json import to_json
-from pfcluster.launch.commands import apply_overrides
-from pfcluster.launch.slurm import control
+from pfcluster.config import presets
+from pfcluster.config.io import to_json
+from pfcluster.launch.planning import apply_overrides
+from pfcluster.launch.slurm import client
 from tests.cluster.work import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +75,7 @@ def measure(repeats: int) -> dict[str, list[list[float]]]:
             try:
                 found[name].append(way(folder))
             finally:
-                while control.ask("squeue", "--noheader").strip():
+                while client.ask("squeue", "--noheader").strip():
                     time.sleep(0.2)
                 shutil.rmtree(folder)
     return {name: rows[1:] for name, rows in found.items()}  # the first round warms the disk's cache

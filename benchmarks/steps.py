@@ -20,15 +20,15 @@ import torch
 from torch import nn
 
 from benchmarks.reference import plain_mae_loss, plain_pf_mag_step
-from pfcluster import losses, models, presets
-from pfcluster.config import EngineConfig, LossWeights, OptimConfig, RunConfig
-from pfcluster.dist import World
+from pfcluster.config import EngineConfig, LossWeights, OptimConfig, RunConfig, presets
+from pfcluster.data.batch import Batch, patch_order
+from pfcluster.distributed.process_group import World
 from pfcluster.engine.ddp import DdpEngine
-from pfcluster.nn.discriminator import Discriminator
-from pfcluster.nn.mae import MAE, hidden_patches
-from pfcluster.nn.pf_vit import PFViT
-from pfcluster.steps.batch import Batch, patch_order
-from pfcluster.steps.pf_mag import Balance, Setting, pf_mag_step
+from pfcluster.models import factory, losses
+from pfcluster.models.discriminator import Discriminator
+from pfcluster.models.mae import MAE, hidden_patches
+from pfcluster.models.pf_vit import PFViT
+from pfcluster.training.pf_mag import Balance, Setting, pf_mag_step
 
 CLASSES = 8
 WEIGHTS = LossWeights()
@@ -46,7 +46,7 @@ class _Still(DdpEngine):
 def steps(config: RunConfig, images: int) -> tuple[Callable[[], None], Callable[[], None]]:
     """Our step and the plain one on the same nets and the same random images."""
     torch.manual_seed(0)
-    modules = models.build(config, CLASSES)
+    modules = factory.build(config, CLASSES)
     size = config.data.size
     batch = Batch(torch.rand(images, 3, size, size) * 2 - 1, torch.randint(0, CLASSES, (images,)))
     model = modules["model"]

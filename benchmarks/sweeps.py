@@ -23,10 +23,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pfcluster.sweep.board import Board
-from pfcluster.sweep.cli import course_of
+from pfcluster.cli.sweep import course_of
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.spec import load
+from pfcluster.sweep.state import Board
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = shlex.split(

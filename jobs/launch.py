@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
-from pfcluster.launch.cli import main  # noqa: E402
+from pfcluster.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,6 +10,6 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]  # 
 sys.path.insert(0, str(HERE.parent))
 
 if __name__ == "__main__":  # worker processes import this file again and must do no more
-    from pfcluster.data.build_cli import main
+    from pfcluster.cli.build import main
 
     sys.exit(main())

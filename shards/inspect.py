@@ -10,6 +10,6 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]  # 
 sys.path.insert(0, str(HERE.parent))
 
 if __name__ == "__main__":
-    from pfcluster.data.inspect_cli import main
+    from pfcluster.cli.inspect import main
 
     sys.exit(main())

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pfcluster.data.build_options import BuildOptions
+from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.manifest import MANIFEST
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,15 +9,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pfcluster.config_json import to_json
-from pfcluster.sweep import halving, population
-from pfcluster.sweep.board import Board
+from pfcluster.config.io import to_json
+from pfcluster.sweep import asha, pbt
+from pfcluster.sweep.asha import Course, Progress
 from pfcluster.sweep.confirm import CONFIRMED
-from pfcluster.sweep.halving import Course, Progress
 from pfcluster.sweep.options import read
-from pfcluster.sweep.report_data import COMMAND
+from pfcluster.sweep.report.data import COMMAND
 from pfcluster.sweep.space import baseline
 from pfcluster.sweep.spec import save
+from pfcluster.sweep.state import Board
 from pfcluster.sweep.trials import Failed, Stop, Trial, write_failed, write_trials
 
 OPTIONS = (
@@ -45,7 +45,7 @@ def write_sweep(
     save(spec, folder)
     (folder / COMMAND).write_text("python tune/sweep.py --space loss_weights\n")
     start = baseline(spec.space, spec.stages())
-    trials = [Trial(number, population.draw(spec, start, number)) for number in range(spec.trials)]
+    trials = [Trial(number, pbt.draw(spec, start, number)) for number in range(spec.trials)]
     write_trials(folder, trials)
     board = Board(spec, folder, lambda _: Course(TOTAL, EVERY))
     for trial in trials:
@@ -72,7 +72,7 @@ def write_population(folder: Path) -> Board:
     spec = read([*options, "--output", str(folder)]).spec
     save(spec, folder)
     start = baseline(spec.space, spec.stages())
-    first = [Trial(number, population.draw(spec, start, number), until=300) for number in range(4)]
+    first = [Trial(number, pbt.draw(spec, start, number), until=300) for number in range(4)]
     second = [Trial(4 + number, first[number].values, parent=number) for number in range(4)]
     write_trials(folder, [*first, *second])
     board = Board(spec, folder, lambda _: Course(TOTAL, EVERY))
@@ -93,7 +93,7 @@ def stop(board: Board, absent: set[int]) -> None:
         curves = [curve_of(trial, seed) for seed in board.spec.seeds]
         at = [sum(max(v for s, v in one if s <= rung) for one in curves) / len(curves) for rung in rungs]
         progress.append(Progress(() if trial.number in absent else tuple(at), True))
-    stopped, _ = halving.decide(progress, board.spec.reduction, len(rungs))
+    stopped, _ = asha.decide(progress, board.spec.reduction, len(rungs))
     for number, verdict in stopped.items():
         reason = f"{verdict.better} of the {verdict.among} trials up to this one were better there"
         trial = board.trials[number]

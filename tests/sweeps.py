@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pfcluster.cli.sweep import course_of
+from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.plan import Job
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending
-from pfcluster.signals import StopRequest
-from pfcluster.sweep.board import Board
-from pfcluster.sweep.cli import course_of
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.driver import Sweep
 from pfcluster.sweep.options import read
 from pfcluster.sweep.spec import Spec, load, save
-from pfcluster.train import TrainingError, run
+from pfcluster.sweep.state import Board
+from pfcluster.training.trainer import TrainingError, run
 from tests.tiny import OPTIONS, ROOT
 
 SWEEP = [sys.executable, str(ROOT / "tune/sweep.py")]

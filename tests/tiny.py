@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from pfcluster import checkpoint, presets
+from pfcluster.checkpoint import store
+from pfcluster.checkpoint.manager import Saver
+from pfcluster.checkpoint.tensor_shards import whole_piece
 from pfcluster.config import (
     CheckpointConfig,
     DataConfig,
@@ -18,10 +20,9 @@ from pfcluster.config import (
     ModelConfig,
     RunConfig,
     SyntheticConfig,
+    presets,
 )
-from pfcluster.dist import World
-from pfcluster.pieces import whole_piece
-from pfcluster.saver import Saver
+from pfcluster.distributed.process_group import World
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, str(ROOT / "jobs/launch.py")]
@@ -58,8 +59,8 @@ def config(objective: str, **changes: object) -> RunConfig:
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a run's last checkpoint, `file/name` -> tensor."""
-    steps = checkpoint.steps(folder / "checkpoints")
-    found = checkpoint.verify(checkpoint.step_folder(folder / "checkpoints", steps[-1]))
+    steps = store.steps(folder / "checkpoints")
+    found = store.verify(store.step_folder(folder / "checkpoints", steps[-1]))
     return {f"{file}/{name}": value for file, values in found.tensors().items() for name, value in values.items()}
 
 
@@ -69,4 +70,4 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch
     saver = Saver(folder, World(0, 1, torch.device("cpu")), keep=100, asynchronous=False, timeout=60)
     shapes = {key: tuple(value.shape) for key, value in values.items()}
     saver.save(step, {key: whole_piece(value) for key, value in values.items()}, shapes, state, None)
-    return checkpoint.step_folder(folder, step)
+    return store.step_folder(folder, step)

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from pfcluster.pieces import Piece, Pieces
+from pfcluster.checkpoint.tensor_shards import Piece, Pieces
 
 
 class DamageError(ValueError):

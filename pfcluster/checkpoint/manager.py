@@ -12,9 +12,9 @@ from typing import Any
 import torch.distributed as torch_dist
 from torch.distributed import ProcessGroup
 
-from pfcluster import checkpoint, dcp
-from pfcluster.dist import World
-from pfcluster.pieces import Piece, Pieces
+from pfcluster.checkpoint import dcp, store
+from pfcluster.checkpoint.tensor_shards import Piece, Pieces
+from pfcluster.distributed.process_group import World
 
 
 class Saver:
@@ -34,7 +34,7 @@ class Saver:
         self._error: BaseException | None = None
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.sweep(folder)
+            store.sweep(folder)
         if world.size > 1:  # the writing threads talk beside the training
             group = torch_dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
             assert isinstance(group, ProcessGroup)
@@ -67,8 +67,8 @@ class Saver:
 
     def summary(self) -> dict[str, Any]:
         """What result.json says of the checkpoints that this process wrote."""
-        written = checkpoint.steps(self.folder)
-        newest = checkpoint.step_folder(self.folder, written[-1]) if written else self.folder
+        written = store.steps(self.folder)
+        newest = store.step_folder(self.folder, written[-1]) if written else self.folder
         return {
             "written": len(self.stalls),
             "asynchronous": self.asynchronous,
@@ -81,14 +81,14 @@ class Saver:
         self, step: int, pieces: Pieces, shapes: dict[str, tuple[int, ...]], state: dict[str, Any], best: int | None
     ) -> None:
         def commit() -> None:
-            checkpoint.commit(self.folder, step, shapes, state)
-            checkpoint.retain(self.folder, self.keep, best)
+            store.commit(self.folder, step, shapes, state)
+            store.retain(self.folder, self.keep, best)
 
         began = time.monotonic()
         try:
-            dcp.write(pieces, checkpoint.aside(self.folder, step), commit, self.group)
+            dcp.write(pieces, store.aside(self.folder, step), commit, self.group)
             self.seconds.append(time.monotonic() - began)
         except BaseException as error:  # raised where the training waits for it
             self._error = error
             if self.world.is_main:
-                shutil.rmtree(checkpoint.aside(self.folder, step), ignore_errors=True)
+                shutil.rmtree(store.aside(self.folder, step), ignore_errors=True)

@@ -3,7 +3,8 @@
     checkpoints/step-00000500/{shard-00001-model-00001-of-00001.safetensors, ..., state.json}
 
 `state.json` holds the training state as JSON, every tensor's shape and each file's checksum; a folder without it does
-not count. Any number of ranks under any engine reads what any other wrote (`dcp.py`); `consolidate` makes one file.
+not count. Any number of ranks under any engine reads what any other wrote (`checkpoint/dcp.py`); `consolidate` makes
+one file.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pfcluster import dcp
-from pfcluster.files import flush, sha256, write_atomically
-from pfcluster.pieces import Pieces, whole_piece
+from pfcluster.checkpoint import dcp
+from pfcluster.checkpoint.tensor_shards import Pieces, whole_piece
+from pfcluster.runs.atomic_files import flush, sha256, write_atomically
 
 FORMAT = 2
 StateDict = dict[str, Tensor]

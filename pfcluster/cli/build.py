@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from pfcluster.data.build import BuildResult, Progress, build
-from pfcluster.data.build_options import BuildOptions
-from pfcluster.data.inspect_cli import left_out_table, splits_table
+from pfcluster.cli.inspect import left_out_table, splits_table
+from pfcluster.data.build.options import BuildOptions
+from pfcluster.data.build.pipeline import BuildResult, Progress, build
 
 STAGES = {"reading": "reading photos", "faces": "making shards"}
 

@@ -1,7 +1,7 @@
 """Is this cluster fit to train on? Parity of every engine, bandwidth, and a folder that all ranks see, in two minutes.
 
 python jobs/launch.py doctor --processes 2              processes on this machine
-srun ... python -m pfcluster.launch.doctor              the ranks that a launcher started, on its own nodes
+srun ... python -m pfcluster.cli.doctor              the ranks that a launcher started, on its own nodes
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pfcluster.config import Backend, EngineConfig
-from pfcluster.dist import World, ensure_group, world
-from pfcluster.engine.build import choose
-from pfcluster.files import write_atomically
-from pfcluster.hosts import host_name
-from pfcluster.parity import compare
+from pfcluster.distributed.hosts import host_name
+from pfcluster.distributed.process_group import World, ensure_group, world
+from pfcluster.engine.factory import choose
+from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.training.parity import compare
 
 BACKENDS = tuple(name for name in get_args(Backend) if name != "auto")
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-4}
@@ -203,7 +203,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """One rank. Rank 0 prints; 0 where what auto takes is right and the folder is shared, else 1."""
-    options = parser("python -m pfcluster.launch.doctor").parse_args(arguments)
+    options = parser("python -m pfcluster.cli.doctor").parse_args(arguments)
     with world(options.device, timeout=120) as here:
         ensure_group(here, 120)
         found = examine(here, options.folder, options.backends)

@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.data.resident import bytes_of
-from pfcluster.data.source import open_dataset, require_labels
+from pfcluster.data.dataset import open_dataset, require_labels
+from pfcluster.data.in_memory import bytes_of
 from pfcluster.launch.options import Options
 from pfcluster.launch.plan import Job
-from pfcluster.memory import BACKENDS, MemoryPlan, micro_batch, plans, with_backend
-from pfcluster.nn.recognition import Recognition
-from pfcluster.profile import Profile, profile
-from pfcluster.train import total_steps
-from pfcluster.trained import blank_recognition
+from pfcluster.models.from_runs import blank_recognition
+from pfcluster.models.identity_net import Recognition
+from pfcluster.profiling.flops import Profile, profile
+from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch, plans, with_backend
+from pfcluster.training.trainer import total_steps
 
 MIB = 2**20
 COLUMNS = ("parameters", "gradients", "optimizer", "activations", "buffers", "peak")

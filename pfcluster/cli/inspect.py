@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pfcluster.data.contact_sheet import contact_sheet
+from pfcluster.cli.inspect_quality import show_quality
+from pfcluster.data.inspect.contact_sheet import contact_sheet
 from pfcluster.data.manifest import Manifest, ShardError, check_shard, load_manifest
-from pfcluster.data.quality_cli import show_quality
 from pfcluster.data.shards import ShardSplit
 
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pfcluster.data.inspect.quality import Pair, Quality, Spread, measure, read_enlargements, warnings
 from pfcluster.data.manifest import Manifest
-from pfcluster.data.quality import Pair, Quality, Spread, measure, read_enlargements, warnings
 from pfcluster.data.shards import ShardSplit
 
 EXAMPLES = 5

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pfcluster.launch import commands
+from pfcluster.cli.tools import TOOLS, WATCHING
+from pfcluster.launch import planning
 from pfcluster.launch.local import LaunchError, run_plan
 from pfcluster.launch.options import (
     STUDIES,
@@ -24,8 +25,7 @@ from pfcluster.launch.options import (
     parse_training,
 )
 from pfcluster.launch.plan import Call, Group, Job, Plan
-from pfcluster.launch.secrets import conceal_output
-from pfcluster.launch.tools import TOOLS, WATCHING
+from pfcluster.launch.redaction import conceal_output
 
 HELP = """Train, evaluate and report, on this machine or on a SLURM cluster.
 
@@ -94,11 +94,11 @@ def run_command(command: str, arguments: list[str]) -> int:
 def train(command: str, arguments: list[str]) -> int:
     """The pipeline, demo, study and the single stages."""
     options = parse_training(command, arguments)
-    plan = commands.make_plan(options)
+    plan = planning.make_plan(options)
     if options.dry_run:
-        from pfcluster.launch.dry_run import dry_run
+        from pfcluster.cli.dry_run import dry_run
 
-        if not commands.coming_shards(plan):
+        if not planning.coming_shards(plan):
             dry_run(plan.jobs(), options, Console())
         print_plan(plan, options.cluster, Console())
         return 0
@@ -107,7 +107,7 @@ def train(command: str, arguments: list[str]) -> int:
 
 def reproduce(arguments: list[str]) -> int:
     """The paper's experiments."""
-    from pfcluster.launch.reproduce import parse
+    from pfcluster.cli.reproduce import parse
 
     found, console = parse(arguments), Console()
     plan = found.plan()
@@ -123,7 +123,7 @@ def execute(
 ) -> int:
     """Run a plan where its options want it, once it is known to be sound; `before` is called in between."""
     cluster = options.cluster
-    commands.preflight(plan, cluster)
+    planning.preflight(plan, cluster)
     before()
     if cluster.executor == "slurm":
         return submit(plan, cluster, console)
@@ -170,9 +170,9 @@ def tool(command: str, arguments: list[str]) -> int:
     name = known.job_name or f"{command}-{slug}"
     folder = Path("runs") / name
     if command == "shards":
-        group = commands.slices(rest, folder, cluster.nodes)
+        group = planning.slices(rest, folder, cluster.nodes)
     elif command == "doctor":
-        group = Group(command, (Call(command, folder / command, tuple(rest), module="pfcluster.launch.doctor"),))
+        group = Group(command, (Call(command, folder / command, tuple(rest), module="pfcluster.cli.doctor"),))
     else:
         group = Group(command, (Call(command, folder / command, (command, *rest)),), alone=True)
     return submit(Plan(name, folder, (group,), command_text()), cluster, Console())
@@ -180,7 +180,7 @@ def tool(command: str, arguments: list[str]) -> int:
 
 def submit(plan: Plan, cluster: Cluster, console: Console) -> int:
     """Hand a plan to SLURM and say what was done; with --wait stay until all has ended."""
-    from pfcluster.launch import screen
+    from pfcluster.cli import watch
     from pfcluster.launch.slurm import submit as slurm
 
     rows = slurm.submit(plan, cluster.site, processes=cluster.processes, retries=cluster.retries)
@@ -205,7 +205,7 @@ def submit(plan: Plan, cluster: Cluster, console: Console) -> int:
     if not cluster.wait:
         return 0
     try:
-        return 0 if screen.watch(place, console).well else 1
+        return 0 if watch.watch(place, console).well else 1
     except KeyboardInterrupt:
         console.print("the jobs go on; status shows them, cancel ends them")
         return INTERRUPTED

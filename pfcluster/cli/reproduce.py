@@ -11,21 +11,21 @@ from typing import Any
 
 from rich.console import Console
 
-from pfcluster import models, presets
-from pfcluster.config import ConfigError, DataConfig, RunConfig
+from pfcluster.config import ConfigError, DataConfig, RunConfig, presets
+from pfcluster.data.dataset import open_dataset
+from pfcluster.data.labels import neutral_index
 from pfcluster.data.manifest import MANIFEST
-from pfcluster.data.source import open_dataset
-from pfcluster.data.split_types import Dataset
-from pfcluster.emotions import neutral_index
+from pfcluster.data.types import Dataset
 from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, SIZES, TABLES
 from pfcluster.experiments.matrix import Run, Settings, by_group, matrix, wanted, why_not
 from pfcluster.experiments.miniature import miniature
 from pfcluster.experiments.record import make_record, write_record
-from pfcluster.launch.commands import REPORT, apply_overrides
 from pfcluster.launch.options import Options, add_cluster_options, cluster_of, command_text
 from pfcluster.launch.plan import Call, Group, Job, Plan
-from pfcluster.nn.recognition import RecognitionError, find_weights
-from pfcluster.weights import WeightsError
+from pfcluster.launch.planning import REPORT, apply_overrides
+from pfcluster.models import factory
+from pfcluster.models.identity_net import RecognitionError, find_weights
+from pfcluster.models.pretrained import WeightsError
 
 TIMM = "timm:vit_base_patch16_224.augreg_in1k"
 TABLE_FILE = Path("tables") / "tables.html"
@@ -273,7 +273,7 @@ def _cannot_start(start: str, source: str | None, preset: str, change: Callable[
         return f"no weights were given: --{start} FILE"
     config = change(presets.recipe(preset)["mae-vit"])
     try:
-        models.build(replace(config, model=replace(config.model, init=source)), 7)
+        factory.build(replace(config, model=replace(config.model, init=source)), 7)
     except WeightsError as error:
         return str(error)
     return None

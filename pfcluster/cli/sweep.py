@@ -13,23 +13,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pfcluster.cli.main import INTERRUPTED, telling_errors
 from pfcluster.config import DataConfig
-from pfcluster.files import write_atomically
-from pfcluster.launch.cli import INTERRUPTED, telling_errors
-from pfcluster.launch.commands import preflight
+from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.plan import Group, Job, Plan, groups_of
-from pfcluster.launch.secrets import conceal, conceal_output
-from pfcluster.signals import StopRequest
+from pfcluster.launch.planning import preflight
+from pfcluster.launch.redaction import conceal, conceal_output
+from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep import search
-from pfcluster.sweep.board import Board
+from pfcluster.sweep.asha import Course
 from pfcluster.sweep.driver import Sweep
 from pfcluster.sweep.executor import Executor
 from pfcluster.sweep.executors import executor_of
-from pfcluster.sweep.halving import Course
 from pfcluster.sweep.options import read
-from pfcluster.sweep.report_data import COMMAND
+from pfcluster.sweep.report.data import COMMAND
 from pfcluster.sweep.space import baseline
 from pfcluster.sweep.spec import Spec, save
+from pfcluster.sweep.state import Board
 from pfcluster.sweep.trials import Runs, Trial, forget_failures
 
 HELP = """Sweeps that know about luck: search on few seeds, confirm on fresh ones, report both.
@@ -109,8 +109,8 @@ def run(spec: Spec, folder: Path, executor: Executor, courses: Callable[[Job], C
 
 def course_of() -> Callable[[Job], Course]:
     """When a run is evaluated, and how long it is: from its config and the size of its data."""
-    from pfcluster.data.source import open_dataset
-    from pfcluster.train import evaluation_steps, total_steps
+    from pfcluster.data.dataset import open_dataset
+    from pfcluster.training.trainer import evaluation_steps, total_steps
 
     @cache
     def samples(data: DataConfig, seed: int) -> int:
@@ -158,7 +158,7 @@ def _describe(spec: Spec, folder: Path, courses: Callable[[Job], Course], consol
 
 def report(arguments: Sequence[str]) -> int:
     """Write a sweep's report and print what it found."""
-    from pfcluster.sweep.report import terminal_table, write_sweep_report
+    from pfcluster.sweep.report.write import terminal_table, write_sweep_report
 
     parser = argparse.ArgumentParser(prog="tune/sweep.py report")
     parser.add_argument("folder", type=Path, help="the sweep's folder")

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pfcluster.files import write_atomically
 from pfcluster.launch.local import run_ranks
+from pfcluster.runs.atomic_files import write_atomically
 
 
 def report(arguments: list[str]) -> int:
@@ -37,7 +37,7 @@ def report(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """Scores of a run's best checkpoint on a split."""
-    from pfcluster.evaluate.saved import evaluate_run
+    from pfcluster.evaluate.evaluate_run import evaluate_run
 
     parser = argparse.ArgumentParser(prog="jobs/launch.py evaluate")
     parser.add_argument("run", type=Path, help="run folder, or a checkpoint's")
@@ -90,8 +90,8 @@ def costs(arguments: list[str]) -> int:
     """Parameters, FLOPs and speed of presets."""
     import torch
 
-    from pfcluster import presets
-    from pfcluster.costs import costs as measure
+    from pfcluster.config import presets
+    from pfcluster.profiling.model_cost import costs as measure
 
     parser = argparse.ArgumentParser(prog="jobs/launch.py costs")
     parser.add_argument("--preset", nargs="+", default=["demo"], choices=sorted(presets.PRESETS))
@@ -161,7 +161,7 @@ def tables(arguments: list[str]) -> int:
 
 def consolidate(arguments: list[str]) -> int:
     """One safetensors file from a checkpoint that many ranks wrote; needs no cluster."""
-    from pfcluster import checkpoint
+    from pfcluster.checkpoint import store
 
     parser = argparse.ArgumentParser(prog="jobs/launch.py consolidate")
     parser.add_argument("run", type=Path, help="run folder (its best checkpoint), or a checkpoint's")
@@ -170,7 +170,7 @@ def consolidate(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     output = options.output or options.run / ("everything" if options.everything else "weights")
     output = output if output.suffix == ".safetensors" else output.with_name(output.name + ".safetensors")
-    record = checkpoint.consolidate(options.run, output, everything=options.everything)
+    record = store.consolidate(options.run, output, everything=options.everything)
     size = output.stat().st_size / 2**20
     Console().print(f"step {record.step}: {output} ({size:,.1f} MiB)", highlight=False, soft_wrap=True)
     return 0
@@ -178,7 +178,7 @@ def consolidate(arguments: list[str]) -> int:
 
 def doctor(arguments: list[str]) -> int:
     """The doctor in processes of this machine, or, with --executor slurm, on the nodes of a job."""
-    from pfcluster.launch import doctor as examination
+    from pfcluster.cli import doctor as examination
 
     parser = examination.parser("jobs/launch.py doctor")
     parser.add_argument("--processes", type=int, default=2, help="ranks on this machine")
@@ -187,19 +187,19 @@ def doctor(arguments: list[str]) -> int:
         raise ValueError(f"--processes must be at least 1, got {options.processes}")
     passed = ["--folder", str(options.folder), "--device", options.device, "--backends", *options.backends]
     passed += ["--json", str(options.json)] if options.json else []
-    return run_ranks("pfcluster.launch.doctor", passed, options.processes)
+    return run_ranks("pfcluster.cli.doctor", passed, options.processes)
 
 
 def shards(arguments: list[str]) -> int:
     """shards/build.py, so that it can be handed to a cluster."""
-    from pfcluster.data.build_cli import main
+    from pfcluster.cli.build import main
 
     return main(arguments)
 
 
 def status(arguments: list[str]) -> int:
     """What runs, where, how far it is."""
-    from pfcluster.launch import screen
+    from pfcluster.cli import watch
     from pfcluster.launch import status as states
 
     parser = argparse.ArgumentParser(prog="jobs/launch.py status")
@@ -215,9 +215,9 @@ def status(arguments: list[str]) -> int:
     else:
         places = [states.find(options.name, options.output)]
     if options.watch:
-        return 0 if screen.watch(places[-1], console).well else 1
+        return 0 if watch.watch(places[-1], console).well else 1
     for place in places:
-        console.print(screen.table(states.overview(place), console.width))
+        console.print(watch.table(states.overview(place), console.width))
     return 0
 
 

@@ -1,0 +1,41 @@
+"""The configuration of a run: frozen dataclasses, validated where they are made (schema), as JSON (io), presets."""
+
+from pfcluster.config.schema import (
+    AugmentConfig,
+    Backend,
+    CheckpointConfig,
+    ClassifierConfig,
+    ConfigError,
+    CriticChange,
+    DataConfig,
+    EngineConfig,
+    EvaluateConfig,
+    LossWeights,
+    MaeConfig,
+    ModelConfig,
+    Objective,
+    OptimConfig,
+    PfMagConfig,
+    RunConfig,
+    SyntheticConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "Backend",
+    "CheckpointConfig",
+    "ClassifierConfig",
+    "ConfigError",
+    "CriticChange",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluateConfig",
+    "LossWeights",
+    "MaeConfig",
+    "ModelConfig",
+    "Objective",
+    "OptimConfig",
+    "PfMagConfig",
+    "RunConfig",
+    "SyntheticConfig",
+]

@@ -1,7 +1,7 @@
 """A run is a value: `RunConfig` says everything that decides what a run computes.
 
 Frozen dataclasses of plain values, checked where they are made. Launchers, arrays and trials carry them as JSON
-(config_json.py); command lines are built from them at the edge (`jobs/launch.py pretrain --model.depth 6`). No torch
+(config/io.py); command lines are built from them at the edge (`jobs/launch.py pretrain --model.depth 6`). No torch
 in this file: reading a config must cost nothing.
 """
 
@@ -31,7 +31,7 @@ def _require_share(name: str, value: float, *, below_one: bool = False) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """The embedded data: procedurally rendered faces (`data/synthetic.py`). Splits have disjoint identities."""
+    """The embedded data: procedurally rendered faces (`data/synthetic/dataset.py`). Splits have disjoint identities."""
 
     train: int = 6000
     """Training faces."""

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data import transforms
-from pfcluster.data.mixing import draw_mixing, mix, neighbours
-from pfcluster.data.split_types import RawBatch
-from pfcluster.dist import World, generator
-from pfcluster.steps.shown import Shown, draw_shown
+from pfcluster.data.diffaugment import Shown, draw_shown
+from pfcluster.data.mixup import draw_mixing, mix, neighbours
+from pfcluster.data.types import RawBatch
+from pfcluster.distributed.process_group import World, generator
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from pfcluster.config import DataConfig
+from pfcluster.data.identity_task import by_people
+from pfcluster.data.in_memory import in_host_memory, on_device
+from pfcluster.data.labels import CANONICAL, ordered
 from pfcluster.data.manifest import ShardError, load_manifest
-from pfcluster.data.people import by_people
-from pfcluster.data.reader import Balanced, BlockShuffle, FullShuffle, Order
-from pfcluster.data.resident import in_host_memory, on_device
+from pfcluster.data.sampler import Balanced, BlockShuffle, FullShuffle, Order
 from pfcluster.data.shards import BadSampleError, ShardSplit
-from pfcluster.data.split_types import DataError, Dataset, RawBatch, Split
-from pfcluster.data.store import default_cache
-from pfcluster.data.synthetic import SyntheticFaces
-from pfcluster.dist import generator
-from pfcluster.emotions import CANONICAL, ordered
+from pfcluster.data.storage import default_cache
+from pfcluster.data.synthetic.dataset import SyntheticFaces
+from pfcluster.data.types import DataError, Dataset, RawBatch, Split
+from pfcluster.distributed.process_group import generator
 
 CACHE_BYTES = 2**31
 RENDER_CHUNK = 512

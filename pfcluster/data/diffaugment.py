@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pfcluster.config import CriticChange, RunConfig
-from pfcluster.dist import World, derive_seed, generator
+from pfcluster.distributed.process_group import World, derive_seed, generator
 
 SHIFT, HOLE = 0.125, 0.5
 """Largest shift, and side of the hole, over the image's side (Zhao et al. 2020, their code's)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfcluster.data.split_types import DataError, Dataset, RawBatch, Split
+from pfcluster.data.types import DataError, Dataset, RawBatch, Split
 
 EVERY = 8
 """One face of so many is kept out to validate."""

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfcluster.data.split_types import DataError, RawBatch, Split
-from pfcluster.files import write_aside
+from pfcluster.data.types import DataError, RawBatch, Split
+from pfcluster.runs.atomic_files import write_aside
 
 CHUNK = 256
 """Samples decoded at a time."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.data.store import LocalStore, Store, StoreError, open_store
-from pfcluster.files import sha256
+from pfcluster.data.storage import LocalStore, Store, StoreError, open_store
+from pfcluster.runs.atomic_files import sha256
 
 FORMAT = 2
 MANIFEST = "manifest.json"

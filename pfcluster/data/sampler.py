@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pfcluster.dist import generator
+from pfcluster.distributed.process_group import generator
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ from pfcluster.data.manifest import (
     load_manifest,
     require_same,
 )
-from pfcluster.data.store import LocalStore, Store, StoreError
+from pfcluster.data.storage import LocalStore, Store, StoreError
 
 UNLABELLED = -1
 """Label of every sample of a folder that was built without labels."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from pfcluster.files import sha256, write_aside
+from pfcluster.runs.atomic_files import sha256, write_aside
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs")
 """Whose files are fetched. Nothing else is: no `pipe:`, no `ssh:`, no other program is ever started for a name."""

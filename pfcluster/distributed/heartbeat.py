@@ -17,8 +17,8 @@ from types import TracebackType
 
 from torch.distributed import PrefixStore, TCPStore
 
-from pfcluster.dist import World
-from pfcluster.hosts import host_name
+from pfcluster.distributed.hosts import host_name
+from pfcluster.distributed.process_group import World
 
 FAILED = 1
 """Exit code of a process that ends because another rank did."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
-from pfcluster.dist import World
-from pfcluster.hosts import host_name
+from pfcluster.distributed.hosts import host_name
+from pfcluster.distributed.process_group import World
 
 COLUMNS = ("data", "forward", "step")
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pfcluster.dist import World
-from pfcluster.engine.marks import Mark, mark
-from pfcluster.pieces import Piece, Pieces, whole_piece
+from pfcluster.checkpoint.tensor_shards import Piece, Pieces, whole_piece
+from pfcluster.distributed.process_group import World
+from pfcluster.engine.timing import Mark, mark
 
 StateDict = dict[str, Tensor]
 ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pfcluster.checkpoint.tensor_shards import Piece, whole_piece
 from pfcluster.config import EngineConfig
 from pfcluster.engine.base import StateDict
-from pfcluster.engine.configured import TorchEngine
-from pfcluster.pieces import Piece, whole_piece
+from pfcluster.engine.torch_engine import TorchEngine
 
 
 class DdpEngine(TorchEngine):

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from pfcluster.config import ConfigError, EngineConfig, OptimConfig
-from pfcluster.dist import World, ensure_group
+from pfcluster.distributed.process_group import World, ensure_group
 from pfcluster.engine import selfcheck
 from pfcluster.engine.base import Engine
 from pfcluster.engine.ddp import DdpEngine

@@ -17,10 +17,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from pfcluster.checkpoint.tensor_shards import Piece, gather, whole_piece
 from pfcluster.config import EngineConfig
 from pfcluster.engine.base import StateDict
-from pfcluster.engine.configured import TorchEngine
-from pfcluster.pieces import Piece, gather, whole_piece
+from pfcluster.engine.torch_engine import TorchEngine
 
 
 class Fsdp2Engine(TorchEngine):

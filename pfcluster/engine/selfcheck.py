@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pfcluster.config import EngineConfig, OptimConfig
-from pfcluster.dist import World
+from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
 
 TOLERANCE = 1e-4

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from pfcluster.checkpoint.tensor_shards import Piece, Pieces
 from pfcluster.config import EngineConfig, OptimConfig
-from pfcluster.dist import World
+from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine, NonFiniteError, adam_slots
-from pfcluster.optim import build_optimizer, set_rates
-from pfcluster.pieces import Piece, Pieces
+from pfcluster.engine.optimizer import build_optimizer, set_rates
 
 
 class ConfiguredEngine(Engine):

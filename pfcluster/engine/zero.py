@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfcluster.checkpoint.tensor_shards import Piece, Pieces, gather
 from pfcluster.config import EngineConfig, OptimConfig
-from pfcluster.dist import World
+from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import EngineError, NonFiniteError, StateDict, adam_slots
-from pfcluster.engine.configured import ConfiguredEngine
-from pfcluster.optim import build_optimizer, set_rates
-from pfcluster.pieces import Piece, Pieces, gather
+from pfcluster.engine.optimizer import build_optimizer, set_rates
+from pfcluster.engine.torch_engine import ConfiguredEngine
 
 BUCKET = 50_000_000
 """Most elements reduced or gathered at once; DeepSpeed's own 5e8 reserves 2 GB of fp32 for it."""

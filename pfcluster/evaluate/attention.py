@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pfcluster.evaluate.final import classify_with
-from pfcluster.nn.pf_vit import PFViT
-from pfcluster.nn.vit import Classifier
+from pfcluster.models.pf_vit import PFViT
+from pfcluster.models.vit import Classifier
 
 LEAST_DENOMINATOR = 1.0
 """The paper's maps are behind a ReLU, so that its denominator 2 + g ΣA is at least 2 wherever a weight counts. Behind a

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from pfcluster.data import transforms
-from pfcluster.data.split_types import Split
-from pfcluster.dist import World
+from pfcluster.data.types import Split
+from pfcluster.distributed.process_group import World
 
 
 def chunks(count: int, batch_size: int, world: World) -> list[Tensor]:

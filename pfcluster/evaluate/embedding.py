@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pfcluster.dist import derive_seed, generator
+from pfcluster.distributed.process_group import derive_seed, generator
 
 POINTS = 2000
 """Faces that are drawn from a larger split."""

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from pfcluster import checkpoint, models
+from pfcluster.checkpoint import store
 from pfcluster.config import ConfigError, DataConfig
-from pfcluster.config_json import load
-from pfcluster.data.source import open_dataset
-from pfcluster.data.split_types import DataError
-from pfcluster.dist import world
+from pfcluster.config.io import load
+from pfcluster.data.dataset import open_dataset
+from pfcluster.data.types import DataError
+from pfcluster.distributed.process_group import world
 from pfcluster.evaluate.classification import confusion, predict, scores
 from pfcluster.evaluate.final import classify_with
 from pfcluster.evaluate.shared_classes import SharedClasses
+from pfcluster.models import factory
 
 
 def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None = None) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
     data both know, by name; with the samples dropped and the classes not looked at. `data`: a folder of shards, or
     other data, seen at the run's own size; None takes the run's. Raises ConfigError, DataError, CheckpointError.
     """
-    weights = checkpoint.load(run).weights()
+    weights = store.load(run).weights()
     home = next((folder for folder in (run, *run.parents) if (folder / "config.json").is_file()), run)
     config = load(home / "config.json")
     if config.objective == "mae":
@@ -38,7 +39,7 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
         raise DataError(f"{dataset.name} has no test split; give --split validation")
     shared = SharedClasses(chosen, trained.classes)
     with world(config.engine.device) as here:
-        model = models.build(config, len(trained.classes), load_init=False)["model"]
+        model = factory.build(config, len(trained.classes), load_init=False)["model"]
         model.load_state_dict(weights)
         model.to(here.device).eval()
         whole = classify_with(model)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.data.split_types import Dataset
-from pfcluster.dist import World
-from pfcluster.emotions import neutral_index
-from pfcluster.nn.recognition import FaceNet, OwnNet, Recognition
-from pfcluster.trained import load_classifier, load_people
+from pfcluster.data.labels import neutral_index
+from pfcluster.data.types import Dataset
+from pfcluster.distributed.process_group import World
+from pfcluster.models.from_runs import load_classifier, load_people
+from pfcluster.models.identity_net import FaceNet, OwnNet, Recognition
 
 
 @dataclass(frozen=True)

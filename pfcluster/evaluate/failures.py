@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfcluster.dist import generator
+from pfcluster.distributed.process_group import generator
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from pfcluster.data.transforms import to_uint8
 from pfcluster.evaluate.attention import attention_maps, painted
-from pfcluster.evaluate.compared import Answers, ComparedRun
 from pfcluster.evaluate.failures import Failure
-from pfcluster.files import write_atomically
+from pfcluster.evaluate.run_comparison import Answers, ComparedRun
+from pfcluster.runs.atomic_files import write_atomically
 
 RIGHT, WRONG = "#1c7a4b", "#b3261e"
 COLOURS = ("#3b82d6", "#e0762f", "#2f9e6e", "#b05cc6", "#c9a227", "#d64f5c", "#2ab0c5", "#5b5148")

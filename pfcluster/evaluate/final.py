@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfcluster import checkpoint
+from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
 from pfcluster.data import transforms
-from pfcluster.data.source import SyntheticSplit
-from pfcluster.data.split_types import Dataset, Split
-from pfcluster.dist import World
-from pfcluster.evaluate import poker, predictions
+from pfcluster.data.batch import patch_order
+from pfcluster.data.dataset import SyntheticSplit
+from pfcluster.data.types import Dataset, Split
+from pfcluster.distributed.process_group import World
+from pfcluster.evaluate import poker_faces, predictions
 from pfcluster.evaluate.classification import chunks, confusion, load_images, predict, scores
-from pfcluster.evaluate.instruments import Instruments
-from pfcluster.evaluate.pictures import pick, write_grid
-from pfcluster.evaluate.probe_run import probe_run
-from pfcluster.evaluate.watch import view_columns
-from pfcluster.losses import mae as mae_loss
-from pfcluster.nn.mae import MAE, hidden_patches, paint
-from pfcluster.nn.pf_vit import PFViT, shown_count
-from pfcluster.steps.batch import patch_order
+from pfcluster.evaluate.evaluators import Instruments
+from pfcluster.evaluate.image_grid import pick, write_grid
+from pfcluster.evaluate.token_probes import probe_run
+from pfcluster.evaluate.tracked_faces import view_columns
+from pfcluster.models.losses import mae as mae_loss
+from pfcluster.models.mae import MAE, hidden_patches, paint
+from pfcluster.models.pf_vit import PFViT, shown_count
 
 PICTURES = 8
 
@@ -126,7 +126,7 @@ def final_evaluation(
     """Everything measured once, with the weights of the checkpoint that validation chose. Touches the test split where
     there is one and `evaluate.final` says so.
     """
-    model.load_state_dict(checkpoint.load(folder).weights())
+    model.load_state_dict(store.load(folder).weights())
     model.to(world.device).eval()
     test = dataset.test if config.evaluate.final == "test" else None
     split = dataset.validation if test is None else test
@@ -145,7 +145,7 @@ def final_evaluation(
         result["probes"] = probe_run(config, dataset, split, model, world)
         if isinstance(model, PFViT):
             result["by_mask_ratio"] = _by_mask_ratio(config, model, split, dataset.classes, world)
-            found = poker.measure(
+            found = poker_faces.measure(
                 model,
                 split,
                 size=config.data.size,

@@ -16,14 +16,14 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pfcluster.data import transforms
-from pfcluster.data.source import SyntheticSplit
-from pfcluster.data.split_types import Split
-from pfcluster.dist import World
-from pfcluster.emotions import neutral_index
+from pfcluster.data.dataset import SyntheticSplit
+from pfcluster.data.labels import neutral_index
+from pfcluster.data.types import Split
+from pfcluster.distributed.process_group import World
 from pfcluster.evaluate.classification import chunks, load_images
+from pfcluster.evaluate.evaluators import Instruments
 from pfcluster.evaluate.frechet import frechet_distance
-from pfcluster.evaluate.instruments import Instruments
-from pfcluster.nn.pf_vit import PFViT
+from pfcluster.models.pf_vit import PFViT
 
 EXPRESSION_THRESHOLD = 0.25
 """Input and truth differ by more than this (in -1..1, the largest of three channels) within the expression's region."""

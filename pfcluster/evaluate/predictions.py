@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from pfcluster.files import write_atomically
+from pfcluster.runs.atomic_files import write_atomically
 
 FILE = "predictions.safetensors"
 FORMAT = "1"

@@ -17,18 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfcluster import checkpoint, models
+from pfcluster.checkpoint import store
 from pfcluster.config import DataConfig, RunConfig
-from pfcluster.config_json import load
-from pfcluster.data.source import open_dataset
-from pfcluster.data.split_types import Dataset, Split
-from pfcluster.dist import World, generator
+from pfcluster.config.io import load
+from pfcluster.data.dataset import open_dataset
+from pfcluster.data.types import Dataset, Split
+from pfcluster.distributed.process_group import World, generator
 from pfcluster.evaluate.classification import load_images, predict
 from pfcluster.evaluate.final import classify_with
-from pfcluster.evaluate.pictures import pick
+from pfcluster.evaluate.image_grid import pick
 from pfcluster.evaluate.predictions import checksum
-from pfcluster.nn.pf_vit import PFViT
-from pfcluster.nn.vit import Classifier
+from pfcluster.models import factory
+from pfcluster.models.pf_vit import PFViT
+from pfcluster.models.vit import Classifier
 
 
 class PicturesError(ValueError):
@@ -175,8 +176,8 @@ def _require_vit(folder: Path, config: RunConfig) -> None:
 
 
 def _model(folder: Path, config: RunConfig, dataset: Dataset, device: torch.device | str) -> PFViT | Classifier:
-    model = models.build(config, len(dataset.classes), load_init=False)["model"]
-    model.load_state_dict(checkpoint.load(folder).weights())
+    model = factory.build(config, len(dataset.classes), load_init=False)["model"]
+    model.load_state_dict(store.load(folder).weights())
     assert isinstance(model, PFViT | Classifier)
     return model.to(device).eval().requires_grad_(False)
 

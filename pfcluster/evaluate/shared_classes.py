@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pfcluster.data.split_types import DataError, RawBatch, Split
-from pfcluster.emotions import mapping, ordered
+from pfcluster.data.labels import mapping, ordered
+from pfcluster.data.types import DataError, RawBatch, Split
 
 
 class SharedClasses:

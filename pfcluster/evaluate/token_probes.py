@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pfcluster.config import RunConfig
-from pfcluster.data.source import people_of
-from pfcluster.data.split_types import Dataset, Split
-from pfcluster.dist import World, generator
+from pfcluster.data.dataset import people_of
+from pfcluster.data.types import Dataset, Split
+from pfcluster.distributed.process_group import World, generator
 from pfcluster.evaluate.classification import chunks, load_images
-from pfcluster.evaluate.probes import pooled, probe
-from pfcluster.nn.pf_vit import PFViT
-from pfcluster.nn.vit import Classifier
+from pfcluster.evaluate.linear_probe import pooled, probe
+from pfcluster.models.pf_vit import PFViT
+from pfcluster.models.vit import Classifier
 
 
 def probe_run(config: RunConfig, dataset: Dataset, split: Split, model: nn.Module, world: World) -> dict[str, Any]:

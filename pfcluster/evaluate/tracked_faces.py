@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from pfcluster.config import RunConfig
 from pfcluster.data import transforms
-from pfcluster.data.source import SyntheticSplit
-from pfcluster.data.split_types import Split
-from pfcluster.dist import World
+from pfcluster.data.dataset import SyntheticSplit
+from pfcluster.data.types import Split
+from pfcluster.distributed.process_group import World
 from pfcluster.evaluate.classification import chunks, load_images
-from pfcluster.evaluate.pictures import pick, write_grid
-from pfcluster.evaluate.poker import expression_region
+from pfcluster.evaluate.image_grid import pick, write_grid
+from pfcluster.evaluate.poker_faces import expression_region
 
 WATCHED = 200
 """Faces whose errors are taken."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pfcluster.presets import PLAIN, STRONG
+from pfcluster.config.presets import PLAIN, STRONG
 
 SIZES = ("t", "s", "b")
 DEFAULT_SIZE = "b"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pfcluster.experiments.found import Found
 from pfcluster.experiments.paper import CLAIMS, Claim
-from pfcluster.report.answers import AnswersCompared, compare_answers, correct_together
+from pfcluster.experiments.results import Found
 from pfcluster.report.groups import Group
+from pfcluster.report.prediction_stats import AnswersCompared, compare_answers, correct_together
 from pfcluster.report.statistics import Paired, Summary, holm, paired
 
 HOLDS, LEANS, OPEN, AGAINST, NOT_RUN = "holds", "points that way", "undecided", "the opposite", "not run"

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pfcluster import presets
-from pfcluster.config import RunConfig
-from pfcluster.config_json import with_values
+from pfcluster.config import RunConfig, presets
+from pfcluster.config.io import with_values
 from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, Cell
 
 PRETRAINING, JUDGE, PEOPLE = "pretraining", "judge", "people"

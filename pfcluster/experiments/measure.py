@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 
-from pfcluster import presets
-from pfcluster.config import DataConfig
-from pfcluster.config_json import load, with_values
-from pfcluster.costs import costs
-from pfcluster.data.split_types import DataError
-from pfcluster.evaluate.saved import evaluate_run
+from pfcluster.config import DataConfig, presets
+from pfcluster.config.io import load, with_values
+from pfcluster.data.types import DataError
+from pfcluster.evaluate.evaluate_run import evaluate_run
 from pfcluster.experiments.cells import DEFAULT_SIZE
-from pfcluster.experiments.found import MEASURED, Found, collect
-from pfcluster.files import write_atomically
+from pfcluster.experiments.results import MEASURED, Found, collect
+from pfcluster.profiling.model_cost import costs
+from pfcluster.runs.atomic_files import write_atomically
 
 CROSSED = ("mae-vit", "pf-vit")
 """Cells whose runs are tested on every dataset."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import RunConfig
-from pfcluster.emotions import CANONICAL
+from pfcluster.data.labels import CANONICAL
 from pfcluster.experiments.cells import SIZES
 from pfcluster.experiments.matrix import Settings
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pfcluster.experiments.cells import TABLES, Cell, cell
 from pfcluster.experiments.matrix import Run, Settings, wanted, why_not
-from pfcluster.files import write_atomically
+from pfcluster.runs.atomic_files import write_atomically
 
 RECORD, FORMAT = "reproduce.json", 1
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from pfcluster.experiments import paper
 from pfcluster.experiments.cells import RATIOS, REFERENCE, TABLES, Cell, cell
-from pfcluster.experiments.found import Found
-from pfcluster.experiments.verdicts import accuracy, answers, difference, judge, verdict
-from pfcluster.report.answers import accuracy_interval
+from pfcluster.experiments.claims import accuracy, answers, difference, judge, verdict
+from pfcluster.experiments.results import Found
+from pfcluster.report.formatting import NOTHING, duration, interval, mean_std, number, p_value, signed
 from pfcluster.report.groups import Group
+from pfcluster.report.prediction_stats import accuracy_interval
 from pfcluster.report.resampling import Resampled
 from pfcluster.report.statistics import Summary, holm, summarize
 from pfcluster.report.tables import Table
-from pfcluster.report.wording import NOTHING, duration, interval, mean_std, number, p_value, signed
 
 STAND_IN = "rafdb"
 """Whose differences a miniature is held against: its own faces are not in the paper."""

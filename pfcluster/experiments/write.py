@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pfcluster.experiments.found import Found, collect
+from pfcluster.experiments.claims import judge
+from pfcluster.experiments.results import Found, collect
 from pfcluster.experiments.tables import all_tables
-from pfcluster.experiments.verdicts import judge
 from pfcluster.report import tables
 from pfcluster.report.page import provenance, render_template
 from pfcluster.report.tables import Table

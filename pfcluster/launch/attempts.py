@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from pfcluster.files import write_atomically
+from pfcluster.runs.atomic_files import write_atomically
 
 FOLDER = "attempts"
 CANCELLED = "cancelled"

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pfcluster
-from pfcluster.provenance import SNAPSHOT, git_commit
+from pfcluster.runs.provenance import SNAPSHOT, git_commit
 
 COPIED = ("pfcluster", "jobs", "shards", "tune")
 CODE = ".code"

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
+from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.plan import Call, Failures, Group, Job, Plan
 from pfcluster.launch.processes import Running, Watched, rank_environments, start
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
-from pfcluster.signals import StopRequest
 
 POLL_SECONDS = 0.25
 SHOWN = ("loss", "accuracy")

@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 import tyro
 
-from pfcluster import presets
-from pfcluster.config import ConfigError, RunConfig
-from pfcluster.launch.slurm import control
-from pfcluster.launch.slurm.control import SlurmError
+from pfcluster.config import ConfigError, RunConfig, presets
+from pfcluster.launch.slurm import client
+from pfcluster.launch.slurm.client import SlurmError
 from pfcluster.launch.slurm.site import Site, load_site
 
 TRAINING = {"pretrain": "mae", "finetune": "scratch", "pf-mag": "pf-vit", "judge": "judge"}
@@ -131,7 +130,7 @@ def cluster_of(known: argparse.Namespace) -> Cluster:
     if known.retries < 0:
         raise ConfigError(f"--retries must be at least 0, got {known.retries}")
     if known.time is not None:
-        control.minutes(known.time)
+        client.minutes(known.time)
     executor, reason = choose_executor(known.executor)
     names = ("partition", "account", "qos", "constraint", "exclude", "mem", "time", "nodes", "gpus_per_node")
     site = load_site(known.site).with_options({name: getattr(known, name) for name in (*names, "cpus_per_task")})
@@ -146,7 +145,7 @@ def choose_executor(wanted: str) -> tuple[Executor, str]:
     """slurm, ray or local, and why. Raises SlurmError where SLURM is asked for and absent."""
     if wanted in ("local", "ray"):
         return wanted, f"--executor {wanted}"  # type: ignore[return-value]
-    found, reason = control.available()
+    found, reason = client.available()
     if wanted == "slurm":
         if not found and not reason.startswith("inside"):
             raise SlurmError(f"--executor slurm: {reason}; run on this machine with --executor local")

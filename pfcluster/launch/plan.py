@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfcluster.config import RunConfig
-from pfcluster.config_json import load
-from pfcluster.limit import read_limit
+from pfcluster.config.io import load
+from pfcluster.runs.early_stop import read_limit
 
-CLI = "pfcluster.launch.cli"
+CLI = "pfcluster.cli.main"
 RECORD = "pipeline.json"
 
 

@@ -11,17 +11,17 @@ from typing import TypeVar
 
 import tyro
 
-from pfcluster import presets
-from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config_json import changes_of, with_values
-from pfcluster.data.build_options import BuildOptions
+from pfcluster.config import ConfigError, RunConfig, presets
+from pfcluster.config.io import changes_of, with_values
+from pfcluster.data.build.options import BuildOptions
+from pfcluster.data.labels import canonical_name, neutral_index
 from pfcluster.data.manifest import MANIFEST
-from pfcluster.data.split_types import Dataset
-from pfcluster.emotions import canonical_name, neutral_index
+from pfcluster.data.types import Dataset
+from pfcluster.launch import attempts
 from pfcluster.launch.options import STUDIES, TRAINING, Cluster, Options, command_text
 from pfcluster.launch.plan import Call, Group, Job, Plan, groups_of
-from pfcluster.launch.slurm import attempts, control
-from pfcluster.launch.slurm.control import SlurmError
+from pfcluster.launch.slurm import client
+from pfcluster.launch.slurm.client import SlurmError
 
 T = TypeVar("T")
 SHARDS, REPORT = "shards", "report"
@@ -36,7 +36,7 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def _sized(config: RunConfig, init: str, overrides: Sequence[str]) -> RunConfig:
-    from pfcluster.weights import external_sizes
+    from pfcluster.models.pretrained import external_sizes
 
     given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in overrides if word.startswith("--")}
     cnn = config.model.architecture == "cnn"  # has none of these sizes but the images'
@@ -146,8 +146,8 @@ def _shards_folder(options: Options) -> Path:
 
 def _has_neutral(options: Options, config: RunConfig, built: Path | None) -> bool:
     """Whether the data has a neutral class, also where its shards are still to be made."""
+    from pfcluster.data.dataset import open_dataset
     from pfcluster.data.raw.readers import read_raw
-    from pfcluster.data.source import open_dataset
 
     if built is None or (built / MANIFEST).exists():
         return neutral_index(open_dataset(config.data, config.seed).classes) is not None
@@ -174,9 +174,9 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
 
     What takes a second to import is imported where a run needs it.
     """
-    from pfcluster.data.source import open_dataset, require_labels
-    from pfcluster.engine.build import check
-    from pfcluster.steps.batch import require_pairs
+    from pfcluster.data.batch import require_pairs
+    from pfcluster.data.dataset import open_dataset, require_labels
+    from pfcluster.engine.factory import check
 
     jobs = [job for wave in plan.jobs() for job in wave]
     if cluster.executor != "slurm":
@@ -204,9 +204,9 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config.objective)
         if config.model.init is not None and config.model.init not in coming:
-            from pfcluster import models
+            from pfcluster.models import factory
 
-            models.build(config, len(dataset.classes))
+            factory.build(config, len(dataset.classes))
         _instruments(config, dataset, coming)
 
 
@@ -216,19 +216,19 @@ def _recognition(config: RunConfig, coming: Container[str]) -> None:
     if config.objective != "pf_mag" or wanted == "tokens":
         return
     if wanted != "run":
-        from pfcluster.nn.recognition import find_weights
+        from pfcluster.models.identity_net import find_weights
 
         find_weights(wanted, config.pf_mag.recognition_weights)
     elif config.pf_mag.recognition_weights not in coming:
-        from pfcluster.trained import load_classifier
+        from pfcluster.models.from_runs import load_classifier
 
         load_classifier(Path(str(config.pf_mag.recognition_weights)), "pf_mag.recognition_weights")
 
 
 def _instruments(config: RunConfig, dataset: Dataset, coming: Container[str]) -> None:
     """What measures the run can be loaded, or is trained by this plan. Raises ConfigError."""
-    from pfcluster.dist import world
-    from pfcluster.evaluate.instruments import load_instruments
+    from pfcluster.distributed.process_group import world
+    from pfcluster.evaluate.evaluators import load_instruments
 
     def there(place: str | None) -> str | None:
         return None if place is None or place in coming else place
@@ -246,7 +246,7 @@ def _alone(jobs: Sequence[Job]) -> None:
     if not known:
         return
     try:
-        seen = control.states(known)
+        seen = client.states(known)
     except SlurmError:  # no cluster here, or a silent one
         return
     for number, found in seen.items():

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pfcluster.config_json import to_json
-from pfcluster.files import write_atomically
-from pfcluster.hosts import free_port
+from pfcluster.config.io import to_json
+from pfcluster.distributed.hosts import free_port
 from pfcluster.launch.plan import Job
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, ending_file
+from pfcluster.runs.atomic_files import write_atomically
 
 
 @dataclass

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pfcluster.launch import attempts
+from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.plan import RECORD
-from pfcluster.launch.slurm import attempts, control
-from pfcluster.launch.slurm.attempts import Attempt
-from pfcluster.launch.slurm.control import Seen, SlurmError
+from pfcluster.launch.slurm import client
+from pfcluster.launch.slurm.client import Seen, SlurmError
 
 BAD = ("failed", "lost", "timed out", "not run")
 OVER = (*BAD, "finished", "cancelled")
@@ -98,7 +99,7 @@ def overview(folder: Path) -> Overview:
     jobs = {place: attempts.submitted(place).job for _, _, place in tasks}
     warning, seen = None, {}
     try:
-        seen = control.states(jobs.values())
+        seen = client.states(jobs.values())
     except SlurmError as error:
         warning = f"{error}; shown is what the folders know"
     lines = [_line(name, label, place, seen.get(jobs[place]), warning is None) for name, label, place in tasks]
@@ -202,7 +203,7 @@ def cancel(folder: Path) -> list[str]:
     ending = [line for line in found.lines if line.state not in OVER and line.job]
     for line in ending:
         (line.folder / attempts.CANCELLED).touch()
-    control.cancel(line.job for line in ending)
+    client.cancel(line.job for line in ending)
     return [line.label for line in ending]
 
 

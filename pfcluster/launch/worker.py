@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pfcluster.files import write_atomically
-from pfcluster.launch.secrets import conceal, conceal_output
+from pfcluster.launch.redaction import conceal, conceal_output
+from pfcluster.runs.atomic_files import write_atomically
 
 if TYPE_CHECKING:
-    from pfcluster.signals import StopRequest
+    from pfcluster.distributed.signals import StopRequest
 
 FINISHED, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 75
 """75 is sysexits.h's EX_TEMPFAIL: start again to go on."""
@@ -69,9 +69,9 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
     """Run a config in this process; what fails is printed, and told in a word."""
     import torch
 
-    from pfcluster.config_json import load
-    from pfcluster.heartbeat import LostRankError
-    from pfcluster.train import TrainingError, run
+    from pfcluster.config.io import load
+    from pfcluster.distributed.heartbeat import LostRankError
+    from pfcluster.training.trainer import TrainingError, run
 
     if threads:
         torch.set_num_threads(threads)

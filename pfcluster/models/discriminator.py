@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pfcluster.nn.mae import Decoder
-from pfcluster.nn.vit import init_linear, patchify
+from pfcluster.models.mae import Decoder
+from pfcluster.models.vit import init_linear, patchify
 
 READER_CHANNELS = 16
 """What the Reader keeps of a token."""

@@ -7,14 +7,14 @@ import copy
 import torch
 from torch import nn
 
-from pfcluster import weights
 from pfcluster.config import RunConfig
-from pfcluster.dist import derive_seed
-from pfcluster.nn.discriminator import Discriminator
-from pfcluster.nn.judge import JudgeNet
-from pfcluster.nn.mae import MAE, Decoder
-from pfcluster.nn.pf_vit import Generator, PFViT, shown_count
-from pfcluster.nn.vit import Classifier, ViT
+from pfcluster.distributed.process_group import derive_seed
+from pfcluster.models import pretrained
+from pfcluster.models.cnn import JudgeNet
+from pfcluster.models.discriminator import Discriminator
+from pfcluster.models.mae import MAE, Decoder
+from pfcluster.models.pf_vit import Generator, PFViT, shown_count
+from pfcluster.models.vit import Classifier, ViT
 
 
 def build(config: RunConfig, classes: int, *, load_init: bool = True) -> dict[str, nn.Module]:
@@ -65,10 +65,10 @@ def _initialise(config: RunConfig, encoder: ViT, decoder: Decoder | None) -> Non
     """The encoder must fit. The decoder comes along where the source has one: from a classifier it stays new."""
     source = config.model.init
     assert source is not None
-    values = weights.read(source)
-    weights.load_part(encoder, values, "encoder", source)
+    values = pretrained.read(source)
+    pretrained.load_part(encoder, values, "encoder", source)
     if decoder is not None and any(name.startswith("decoder.") for name in values):
-        weights.load_part(decoder, values, "decoder", source)
+        pretrained.load_part(decoder, values, "decoder", source)
 
 
 def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> dict[str, nn.Module]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
-from pfcluster import checkpoint, models
+from pfcluster.checkpoint import store
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config_json import load
-from pfcluster.dist import World
-from pfcluster.nn.judge import JudgeNet
-from pfcluster.nn.recognition import OwnNet, Recognition, facenet, find_weights, load_weights, resnet
+from pfcluster.config.io import load
+from pfcluster.distributed.process_group import World
+from pfcluster.models import factory
+from pfcluster.models.cnn import JudgeNet
+from pfcluster.models.identity_net import OwnNet, Recognition, facenet, find_weights, load_weights, resnet
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ def load_classifier(folder: Path, option: str, command: str = "judge") -> Traine
     Raises ConfigError.
     """
     try:
-        state = checkpoint.load(folder).weights()
+        state = store.load(folder).weights()
         config = load(folder / "config.json")
     except ValueError as error:
         raise ConfigError(f"{option}: {error}; train one with `jobs/launch.py {command}`") from error
     if config.objective != "finetune":
         raise ConfigError(f"{option}: {folder} is a run of {config.objective}, a classifier is needed")
     classes = len(state["head.weight"])
-    net = models.build(config, classes, load_init=False)["model"]
+    net = factory.build(config, classes, load_init=False)["model"]
     net.load_state_dict(state)
     return Trained(config, net.eval().requires_grad_(False), classes)
 

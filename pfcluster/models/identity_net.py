@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pfcluster.nn.judge import JudgeNet
-from pfcluster.nn.vit import Classifier
+from pfcluster.models.cnn import JudgeNet
+from pfcluster.models.vit import Classifier
 
 Layer = Literal["feature_map", "embedding"]
 FACENET_FILE = "20180402-114759-vggface2.pt"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pfcluster.nn.vit import Block, ViT, init_linear, patchify, sincos_positions, take, unpatchify
+from pfcluster.models.vit import Block, ViT, init_linear, patchify, sincos_positions, take, unpatchify
 
 
 def kept_count(patches: int, mask_ratio: float) -> int:

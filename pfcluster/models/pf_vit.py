@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pfcluster.nn.mae import Decoder, kept_count
-from pfcluster.nn.vit import Attention, ViT, attend, init_linear, take, unpatchify
+from pfcluster.models.mae import Decoder, kept_count
+from pfcluster.models.vit import Attention, ViT, attend, init_linear, take, unpatchify
 
 
 class Views(NamedTuple):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pfcluster import checkpoint
+from pfcluster.checkpoint import store
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OWN_MEAN, OWN_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -39,8 +39,8 @@ def read(source: str) -> StateDict:
     path = Path(source)
     if path.is_dir():
         try:
-            return checkpoint.load(path).weights()
-        except checkpoint.CheckpointError as error:
+            return store.load(path).weights()
+        except store.CheckpointError as error:
             raise WeightsError(f"model.init: {error}") from error
     if not path.is_file():
         raise WeightsError(f"model.init: neither a folder nor a file: {source}; give a run, a checkpoint or timm:NAME")

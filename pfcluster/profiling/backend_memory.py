@@ -1,8 +1,8 @@
 """What an engine holds of one module while a step goes on: bytes that stay, and bytes that come and go.
 
-A keeper is shown a step's moments (trace.py) and knows when its engine makes gradients, gathers weights and fills its
-buckets. What is written here was read in torch's and DeepSpeed's sources and is held against real ranks in
-benchmarks/memory.py.
+A keeper is shown a step's moments (profiling/step_trace.py) and knows when its engine makes
+gradients, gathers weights and fills its buckets. What is written here was read in torch's and DeepSpeed's sources and
+is held against real ranks in benchmarks/memory.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import nn
 
 from pfcluster.config import ConfigError, OptimConfig, RunConfig
 from pfcluster.engine.zero import settings
-from pfcluster.profile import twice
-from pfcluster.trace import Moment
+from pfcluster.profiling.flops import twice
+from pfcluster.profiling.step_trace import Moment
 
 FP32, MOMENTS = 4, 2
 

@@ -1,7 +1,7 @@
 """What a training step computes, counted on the meta device before anything runs: parameters, FLOPs, saved activations.
 
 FLOPs are torch's own count (2 for each multiply-add, forward + backward); activations are the bytes that autograd
-saves. What a rank holds while it trains is counted in memory.py.
+saves. What a rank holds while it trains is counted in profiling/memory_plan.py.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pfcluster import models
+from pfcluster.checkpoint.tensor_shards import Pieces
 from pfcluster.config import RunConfig
-from pfcluster.dist import World
+from pfcluster.data.batch import Batch
+from pfcluster.data.diffaugment import empty_shown
+from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine, StateDict
-from pfcluster.engine.build import prepare
-from pfcluster.nn.mae import MAE
-from pfcluster.pieces import Pieces
-from pfcluster.steps.batch import Batch
-from pfcluster.steps.finetune import finetune_step
-from pfcluster.steps.mae import mae_step
-from pfcluster.steps.pf_mag import Balance, pf_mag_setting, pf_mag_step
-from pfcluster.steps.shown import empty_shown
+from pfcluster.engine.factory import prepare
+from pfcluster.models import factory
+from pfcluster.models.mae import MAE
+from pfcluster.training.finetune import finetune_step
+from pfcluster.training.mae import mae_step
+from pfcluster.training.pf_mag import Balance, pf_mag_setting, pf_mag_step
 
 SAMPLE = 4
 """Images of a counted micro-batch; the counts are linear in them."""
@@ -85,14 +85,14 @@ def profile(config: RunConfig, classes: int, *, recognition: nn.Module | None = 
     """
     parts = min(config.engine.accumulate, 2)
     with torch.device("meta"):
-        modules = models.build(config, classes, load_init=False)
+        modules = factory.build(config, classes, load_init=False)
         engines = {
             name: CountingEngine(prepared(config, name, module), double_backward=twice(config, name))
             for name, module in modules.items()
         }
         batches = empty_batches(config, SAMPLE, parts)
         flops, saved = count(lambda: take_step(config, engines, batches, recognition), modules)
-    counts = models.parameter_counts(config, modules)
+    counts = factory.parameter_counts(config, modules)
     return Profile(
         train_parameters=counts["train"],
         test_parameters=counts["test"],

@@ -1,7 +1,8 @@
 """What each engine will hold on a rank, before the job: exact for weights, gradients and optimizer; activations traced.
 
-A step's moments (trace.py) are shown to a keeper for each module (keepers.py); the peak is the largest sum of what they
-hold and what the step itself does, at any moment. Checked against real ranks in benchmarks/memory.py.
+A step's moments (profiling/step_trace.py) are shown to a keeper for each module (profiling/backend_memory.py);
+the peak is the largest sum of what they hold and what the step itself does, at any moment. Checked against real ranks
+in benchmarks/memory.py.
 Not counted: CUDA's context, what the allocator loses between blocks, NCCL's own buffers, compiled graphs.
 """
 
@@ -13,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from pfcluster import models
 from pfcluster.config import ConfigError, EngineConfig, RunConfig
-from pfcluster.keepers import Keeper, keeper
-from pfcluster.trace import Moment, trace
+from pfcluster.models import factory
+from pfcluster.profiling.backend_memory import Keeper, keeper
+from pfcluster.profiling.step_trace import Moment, trace
 
 BACKENDS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 
@@ -60,7 +61,7 @@ def plans(
     """`plan` for several backends, which share a step where theirs is the same."""
     images = micro_batch(config, processes)
     with torch.device("meta"):
-        modules = models.build(config, classes, load_init=False)
+        modules = factory.build(config, classes, load_init=False)
     still = 0 if recognition is None else sum(tensor.nbytes for tensor in _tensors(recognition))
     steps: dict[bool, list[Moment]] = {}
     found = {}

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pfcluster import models
 from pfcluster.config import RunConfig
-from pfcluster.dist import World
-from pfcluster.engine.build import build_engine
-from pfcluster.nn.mae import MAE
-from pfcluster.nn.pf_vit import PFViT
-from pfcluster.profile import empty_batches, profile, take_step, twice
-from pfcluster.trained import blank_recognition
+from pfcluster.distributed.process_group import World
+from pfcluster.engine.factory import build_engine
+from pfcluster.models import factory
+from pfcluster.models.from_runs import blank_recognition
+from pfcluster.models.mae import MAE
+from pfcluster.models.pf_vit import PFViT
+from pfcluster.profiling.flops import empty_batches, profile, take_step, twice
 
 BATCHES = (1, 64)
 LEAST_SECONDS, LEAST_TURNS = 0.5, 5
@@ -76,7 +76,7 @@ def costs(config: RunConfig, classes: int, device: torch.device) -> Costs:
 def test_flops(config: RunConfig, classes: int) -> int:
     """FLOPs of classifying one image."""
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model = models.build(config, classes, load_init=False)["model"]
+        model = factory.build(config, classes, load_init=False)["model"]
         _at_test_time(model)(torch.empty(1, 3, config.data.size, config.data.size))
     return int(counter.get_total_flops())
 
@@ -89,7 +89,7 @@ def _at_test_time(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _speed(config: RunConfig, classes: int, batch: int, device: torch.device, recognition: nn.Module | None) -> Speed:
-    modules = models.build(config, classes, load_init=False)
+    modules = factory.build(config, classes, load_init=False)
     here = World(0, 1, device)
     optims = {"model": config.optim, "critic": config.critic_optim}
     engines = {

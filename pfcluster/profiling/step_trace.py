@@ -18,9 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pfcluster import models
 from pfcluster.config import RunConfig
-from pfcluster.profile import CountingEngine, empty_batches, prepared, take_step, twice
+from pfcluster.models import factory
+from pfcluster.profiling.flops import CountingEngine, empty_batches, prepared, take_step, twice
 
 SIZES = 2, 3
 """Images of the micro-batches that are run; a single one has shapes of its own (no copy where others need one)."""
@@ -75,7 +75,7 @@ class FakeStep:
         self.marks: list[tuple[int, str, str, str]] = []
         self.parts = min(config.engine.accumulate, PARTS)
         with torch.device("meta"):
-            modules = models.build(config, classes, load_init=False)
+            modules = factory.build(config, classes, load_init=False)
             if config.engine.precision == "bf16_params":
                 modules = {name: module.bfloat16() for name, module in modules.items()}
         judge = copy.deepcopy(recognition)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pfcluster.report.answers import AnswersCompared, compare_answers, correct_together, differing_samples
+from pfcluster.report.formatting import count, interval, mean_std, number, p_text, signed
 from pfcluster.report.groups import Group
+from pfcluster.report.prediction_stats import AnswersCompared, compare_answers, correct_together, differing_samples
 from pfcluster.report.results import ReportError
 from pfcluster.report.statistics import Paired, holm, paired
-from pfcluster.report.wording import count, interval, mean_std, number, p_text, signed
 
 POKER_ROWS = ("input", "reconstruction", "poker face", "truth")
 

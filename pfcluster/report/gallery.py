@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.dist import world
-from pfcluster.evaluate import embedding, panels
-from pfcluster.evaluate.compared import (
+from pfcluster.distributed.process_group import world
+from pfcluster.evaluate import embedding, figures
+from pfcluster.evaluate.failures import draw_failures
+from pfcluster.evaluate.run_comparison import (
     Answers,
     ComparedRun,
     PicturesError,
@@ -21,13 +22,13 @@ from pfcluster.evaluate.compared import (
     finished_config,
     open_runs,
 )
-from pfcluster.evaluate.failures import draw_failures
-from pfcluster.files import write_atomically
-from pfcluster.report import figures, page
-from pfcluster.report.drawn import LIST, Drawn, own_pictures
+from pfcluster.report import page
+from pfcluster.report.figures import picture as figure
 from pfcluster.report.groups import group_runs
 from pfcluster.report.page import Picture
 from pfcluster.report.results import Run, read_run
+from pfcluster.report.saved_pictures import LIST, Drawn, own_pictures
+from pfcluster.runs.atomic_files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def write_pictures(
 
 def draw_attention(runs: Sequence[ComparedRun], output: Path, images: int, seed: int, split: str) -> Drawn:
     """attention.png: Grad-CAM++ of all runs for the same faces."""
-    panels.attention_picture(output / "attention.png", runs, choose(runs[0], images, seed))
+    figures.attention_picture(output / "attention.png", runs, choose(runs[0], images, seed))
     return Drawn(
         "attention.png", "attention", f"Grad-CAM++ of the predicted class, {_faces(split)} drawn by seed {seed}"
     )
@@ -86,13 +87,13 @@ def draw_embeddings(
     features = [one.features[chosen] for one in answered]
     truth = [one.labels[chosen] for one in answered]
     scores = [embedding.silhouette(*pair) for pair in zip(features, truth, strict=True)]
-    titles = [panels.embedding_title(run, score, len(chosen)) for run, score in zip(runs, scores, strict=True)]
+    titles = [figures.embedding_title(run, score, len(chosen)) for run, score in zip(runs, scores, strict=True)]
     ways = {"t-SNE": embedding.tsne} | ({"UMAP": embedding.umap} if embedding.has_umap() else {})
     drawn = []
     for name, place in ways.items():
         file = f"{name.lower().replace('-', '')}.png"
         points = [place(found, seed) for found in features]
-        panels.embedding_picture(output / file, titles, points, truth, runs[0].classes)
+        figures.embedding_picture(output / file, titles, points, truth, runs[0].classes)
         drawn.append(Drawn(file, "features", f"{name} of what each run's last layer reads, {_faces(split)}"))
     return drawn, [] if "UMAP" in ways else [embedding.WITHOUT_UMAP]
 
@@ -108,8 +109,8 @@ def draw_all_failures(
             notes.append(f"{run.label} gets every one of {len(found.labels):,} {_faces(split)} right.")
             continue
         file = f"failures-{number}-{re.sub(r'[^A-Za-z0-9.]+', '-', run.label).strip('-.')}.png"
-        panels.failures_picture(output / file, run, failures)
-        caption = f"{run.label}: {len(failures)} of its failures, drawn by seed {seed} ({panels.accuracy(found)})"
+        figures.failures_picture(output / file, run, failures)
+        caption = f"{run.label}: {len(failures)} of its failures, drawn by seed {seed} ({figures.accuracy(found)})"
         drawn.append(Drawn(file, "failures", caption))
     return drawn, notes
 
@@ -126,7 +127,7 @@ def _page(
     groups, _ = group_runs(read)
     own, missing = own_pictures(read)
     sections = {
-        name: [Picture(figures.picture(output, one.file), one.caption) for one in drawn if one.section == name]
+        name: [Picture(figure(output, one.file), one.caption) for one in drawn if one.section == name]
         for name in ("attention", "features", "failures")
     }
     context: dict[str, Any] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pfcluster.report.answers import accuracy_interval, differing_samples
+from pfcluster.report.prediction_stats import accuracy_interval, differing_samples
 from pfcluster.report.resampling import Resampled
 from pfcluster.report.results import Notice, Run
 from pfcluster.report.statistics import Summary, summarize

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pfcluster.report import figures, game, tables
+from pfcluster.report import figures, gan_curves, tables
 from pfcluster.report.findings import Comparison, comparison_sentence, poker_sentences
+from pfcluster.report.formatting import NOTHING, count, mean_std, number
 from pfcluster.report.groups import Group
 from pfcluster.report.results import Notice, ReportError, Run, Unfinished, read_metrics, series
 from pfcluster.report.statistics import sum_matrices
-from pfcluster.report.wording import NOTHING, count, mean_std, number
 
 TERMS = {
     "loss": "Training loss",
@@ -197,7 +197,7 @@ def _context(report: Report) -> tuple[dict[str, Any], list[Notice]]:
     grids, notices = pictures(others)
     common, differing = config_tables(report.groups)
     poker = [(group.title, poker_sentences(group)) for group in others if group.has_poker_faces]
-    strips, strip_notices = game.strips(others)
+    strips, strip_notices = gan_curves.strips(others)
     notices = [*mae_notices, *notices, *strip_notices]
     return {
         "report": report,
@@ -208,7 +208,7 @@ def _context(report: Report) -> tuple[dict[str, Any], list[Notice]]:
         "per_class": tables.per_class_table(others),
         "confusions": confusion_figures(others),
         "curves": curve_figures(others),
-        "game": game.answers(others),
+        "game": gan_curves.answers(others),
         "strips": strips,
         "poker": tables.poker_table(others),
         "poker_findings": poker,

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pfcluster.report.findings import MEASURES, POKER_ROWS, Comparison
+from pfcluster.report.formatting import NOTHING, count, duration, interval, mean_std, number, p_value, signed
 from pfcluster.report.groups import Group
 from pfcluster.report.resampling import Resampled
 from pfcluster.report.results import Run, Unfinished
 from pfcluster.report.statistics import WILCOXON_FROM
-from pfcluster.report.wording import NOTHING, count, duration, interval, mean_std, number, p_value, signed
 
 OVER_SEEDS = "95 % over seeds"
 OVER_SAMPLES = "95 % over seeds and samples"

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pfcluster.files import write_atomically
 from pfcluster.report import page, tables
-from pfcluster.report.drawn import study_pictures
 from pfcluster.report.findings import Comparison, choose_baseline, compare, poker_sentences
 from pfcluster.report.groups import Group, group_runs
 from pfcluster.report.page import Report
 from pfcluster.report.resampling import Resampled
 from pfcluster.report.results import Notice, ReportError, Run, read_runs
+from pfcluster.report.saved_pictures import study_pictures
 from pfcluster.report.statistics import Summary
+from pfcluster.runs.atomic_files import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pfcluster.files import write_atomically
+from pfcluster.runs.atomic_files import write_atomically
 
 LIMIT = "limit.json"
 

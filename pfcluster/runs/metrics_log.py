@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfcluster.dist import World
-from pfcluster.files import write_atomically
+from pfcluster.distributed.process_group import World
+from pfcluster.runs.atomic_files import write_atomically
 
 
 class MetricsLog:

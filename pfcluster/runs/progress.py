@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from pfcluster.config import RunConfig
-from pfcluster.dist import World
-from pfcluster.files import write_atomically
+from pfcluster.distributed.process_group import World
+from pfcluster.runs.atomic_files import write_atomically
 
 SHOWN = ("loss", "val accuracy", "val loss", "images_per_second")
 

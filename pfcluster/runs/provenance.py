@@ -12,10 +12,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pfcluster.files import write_atomically
+from pfcluster.runs.atomic_files import write_atomically
 
 SNAPSHOT = "snapshot.json"
-"""Beside a copy of the code (launch/snapshot.py): which commit it is of."""
+"""Beside a copy of the code (launch/code_snapshot.py): which commit it is of."""
 PACKAGES = ("pfcluster", "torch", "torchvision", "timm", "torchmetrics", "webdataset", "numpy")
 
 
@@ -62,7 +62,7 @@ def git_commit() -> str | None:
     """Commit of the checkout this code runs from, or was copied from, marked `-dirty` where tracked files changed; None
     outside of git.
     """
-    copied = Path(__file__).parent.parent / SNAPSHOT
+    copied = Path(__file__).parents[2] / SNAPSHOT
     if copied.is_file():
         known: str | None = json.loads(copied.read_text())["git_commit"]
         return known

@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pfcluster.files import write_atomically
-from pfcluster.sweep.board import Board
+from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.sweep.state import Board
 from pfcluster.sweep.trials import Leg, read_failed, result_of
 
 CONFIRMED = "confirmed.json"

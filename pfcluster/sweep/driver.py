@@ -12,12 +12,12 @@ from pathlib import Path
 from pfcluster.launch.local import LaunchError
 from pfcluster.launch.plan import Job
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, USER_ERROR, Ending
-from pfcluster.sweep import population, search
-from pfcluster.sweep.board import Board, first_step
+from pfcluster.sweep import pbt, search
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.executor import Executor
 from pfcluster.sweep.search import Known
 from pfcluster.sweep.space import baseline
+from pfcluster.sweep.state import Board, first_step
 from pfcluster.sweep.trials import Failed, Leg, Trial, read_failed, write_failed
 
 Say = Callable[[str], None]
@@ -127,17 +127,17 @@ class Sweep:
         if generation >= self.spec.generations:
             return []
         first = self.runs.job(Trial(0, self.baseline), self.spec.seeds[0])
-        until: int | None = population.ends(self.spec, self.board.course(first), first_step(first))[generation]
+        until: int | None = pbt.ends(self.spec, self.board.course(first), first_step(first))[generation]
         if generation == self.spec.generations - 1:
             until = None
         if generation == 0:
-            drawn = [population.draw(self.spec, self.baseline, member) for member in range(members)]
+            drawn = [pbt.draw(self.spec, self.baseline, member) for member in range(members)]
             return [self._said(Trial(member, values, until=until)) for member, values in enumerate(drawn)]
         last, standings = self.board.trials[-members:], self.board.standings[-members:]
         scores = [one.score for one in standings]
         if not all(one.over for one in standings) or all(score is None for score in scores):
             return []
-        found = population.offspring(self.spec, generation, [trial.values for trial in last], scores)
+        found = pbt.offspring(self.spec, generation, [trial.values for trial in last], scores)
         return [
             self._said(Trial(count + member, values, parent=last[parent].number, until=until))
             for member, (parent, values) in enumerate(found)

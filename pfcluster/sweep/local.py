@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import Job
 from pfcluster.launch.processes import Running, start
-from pfcluster.launch.slurm.attempts import FINAL
 from pfcluster.launch.worker import Ending
 from pfcluster.sweep.executor import Share
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pfcluster import presets
-from pfcluster.config import ConfigError, RunConfig
-from pfcluster.emotions import neutral_index
-from pfcluster.launch.commands import apply_overrides
+from pfcluster.config import ConfigError, RunConfig, presets
+from pfcluster.data.labels import neutral_index
 from pfcluster.launch.options import Cluster, add_cluster_options, cluster_of
+from pfcluster.launch.planning import apply_overrides
 from pfcluster.sweep.space import MAE, Parameter, named_spaces, parse
 from pfcluster.sweep.spec import LEAST, METRICS, ON_CURVES, Spec
 from pfcluster.sweep.trials import JUDGE
@@ -169,7 +168,7 @@ def _space(known: argparse.Namespace) -> tuple[tuple[Parameter, ...], str]:
 
 def _before(recipe: presets.Recipe, role: str) -> dict[str, RunConfig]:
     """Runs that the searched one starts from, unless its config names others."""
-    from pfcluster.data.source import open_dataset
+    from pfcluster.data.dataset import open_dataset
 
     config = recipe[role]
     found = {}

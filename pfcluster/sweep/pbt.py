@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from pfcluster.sweep.halving import Course
+from pfcluster.sweep.asha import Course
 from pfcluster.sweep.space import Parameter
 from pfcluster.sweep.spec import Spec
 

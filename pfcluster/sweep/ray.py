@@ -16,14 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pfcluster.config_json import load, to_json
-from pfcluster.files import write_atomically
+from pfcluster.config.io import load, to_json
+from pfcluster.launch.attempts import FINAL, last_line
 from pfcluster.launch.plan import Job
 from pfcluster.launch.processes import start
 from pfcluster.launch.ray import train
-from pfcluster.launch.slurm.attempts import FINAL, last_line
 from pfcluster.launch.slurm.task import WANTED
 from pfcluster.launch.worker import Ending
+from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.executor import Share
 
 STOP = ".stop"

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pfcluster.launch import attempts
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Group, Job, Plan
-from pfcluster.launch.slurm import attempts
 from pfcluster.launch.slurm.submit import submit
 from pfcluster.launch.status import OVER, overview
 from pfcluster.launch.worker import FAILED, FINISHED, USER_ERROR, Ending

@@ -17,7 +17,7 @@ from random import Random
 from typing import Any, Literal
 
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config_json import with_values
+from pfcluster.config.io import with_values
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config_json import from_json
-from pfcluster.files import write_atomically
+from pfcluster.config.io import from_json
+from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.space import MAE, Parameter, check
 
 Search = Literal["tpe", "random", "grid", "each"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import fmean
 
 from pfcluster.launch.plan import Job
-from pfcluster.limit import read_limit
-from pfcluster.sweep import halving
-from pfcluster.sweep.halving import Course, Progress
+from pfcluster.runs.early_stop import read_limit
+from pfcluster.sweep import asha
+from pfcluster.sweep.asha import Course, Progress
 from pfcluster.sweep.spec import AT_END, Spec
 from pfcluster.sweep.trials import (
     Failed,
@@ -67,17 +67,17 @@ class Board:
         rungs = [self.rungs(trial) for trial in self.trials]
         progress = [self._progress(*each) for each in zip(self.trials, rungs, ended, strict=True)]
         number = max((len(own) for own in rungs), default=0)
-        stopped, passed = halving.decide(progress, self.spec.reduction, number)
+        stopped, passed = asha.decide(progress, self.spec.reduction, number)
         self._stop({index: (verdict, rungs[index][verdict.rung]) for index, verdict in stopped.items()})
         self.standings = []
         for index, (trial, one) in enumerate(zip(self.trials, progress, strict=True)):
-            over = halving.settled(one, index, stopped, passed)
+            over = asha.settled(one, index, stopped, passed)
             standing = self._standing(trial, over, None if trial.stop else failed[index])
             self.standings.append(standing)
             if over:
                 self._over[index] = standing, one
 
-    def _stop(self, stopped: dict[int, tuple[halving.Verdict, int]]) -> None:
+    def _stop(self, stopped: dict[int, tuple[asha.Verdict, int]]) -> None:
         """Write down new stops, and tell their runs."""
         changed = False
         for index, (verdict, step) in stopped.items():
@@ -145,7 +145,7 @@ class Board:
     def rungs(self, trial: Trial) -> list[int]:
         """Steps at which ASHA judges a trial."""
         job = self.runs.job(trial, self.spec.seeds[0])
-        return halving.rungs(self.course(job), first_step(job), self.spec.reduction, self.spec.rungs)
+        return asha.rungs(self.course(job), first_step(job), self.spec.reduction, self.spec.rungs)
 
     def _progress(self, trial: Trial, rungs: list[int], ended: bool) -> Progress:
         """A trial's scores at the rungs that all its seeds have passed."""

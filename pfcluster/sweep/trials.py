@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pfcluster.files import write_atomically
 from pfcluster.launch.plan import Job
-from pfcluster.limit import Limit, lift_limit, write_limit
+from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.early_stop import Limit, lift_limit, write_limit
 from pfcluster.sweep.space import MAE, applied
 from pfcluster.sweep.spec import AT_END, Spec
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 
 from pfcluster.config import RunConfig
-from pfcluster.data.split_types import Dataset
-from pfcluster.dist import World
-from pfcluster.emotions import neutral_index
+from pfcluster.data.labels import neutral_index
+from pfcluster.data.types import Dataset
+from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
-from pfcluster.engine.build import build_engine
-from pfcluster.losses import inverse_frequency
-from pfcluster.nn.mae import MAE
-from pfcluster.nn.recognition import Recognition
-from pfcluster.steps.base import Objective
-from pfcluster.steps.finetune import FinetuneObjective
-from pfcluster.steps.mae import MaeObjective
-from pfcluster.steps.pf_mag import PfMagObjective, pf_mag_setting
+from pfcluster.engine.factory import build_engine
+from pfcluster.models.identity_net import Recognition
+from pfcluster.models.losses import inverse_frequency
+from pfcluster.models.mae import MAE
+from pfcluster.training.finetune import FinetuneObjective
+from pfcluster.training.mae import MaeObjective
+from pfcluster.training.objective import Objective
+from pfcluster.training.pf_mag import PfMagObjective, pf_mag_setting
 
 
 def build_engines(

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pfcluster import losses
+from pfcluster.data.batch import Batch
 from pfcluster.engine.base import Engine
-from pfcluster.steps.base import Metrics, mean
-from pfcluster.steps.batch import Batch
+from pfcluster.models import losses
+from pfcluster.training.objective import Metrics, mean
 
 
 def finetune_step(

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfcluster.data.batch import Batch
 from pfcluster.engine.base import Engine
-from pfcluster.nn.pf_vit import PFViT, Views
-from pfcluster.steps.base import Metrics
-from pfcluster.steps.batch import Batch
+from pfcluster.models.pf_vit import PFViT, Views
+from pfcluster.training.objective import Metrics
 
 SATURATED = 0.05
 """A mask's value within this of 0 or 1 is saturated: σ passes a fifth of its steepest gradient or less."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pfcluster import losses
+from pfcluster.data.batch import Batch
 from pfcluster.engine.base import Engine
-from pfcluster.nn.mae import hidden_patches
-from pfcluster.steps.base import Metrics, mean
-from pfcluster.steps.batch import Batch
+from pfcluster.models import losses
+from pfcluster.models.mae import hidden_patches
+from pfcluster.training.objective import Metrics, mean
 
 
 def mae_step(batches: Sequence[Batch], model: Engine, *, kept: int, patch: int, norm_pixels: bool) -> Metrics:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pfcluster.data.batch import Batch
 from pfcluster.engine.base import Engine
-from pfcluster.steps.batch import Batch
 
 Metrics = dict[str, Tensor]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pfcluster import models
 from pfcluster.config import (
     AugmentConfig,
     DataConfig,
@@ -23,16 +22,17 @@ from pfcluster.config import (
     PfMagConfig,
     RunConfig,
 )
-from pfcluster.data.split_types import RawBatch
-from pfcluster.dist import World, generator
+from pfcluster.data.batch import prepare
+from pfcluster.data.types import RawBatch
+from pfcluster.distributed.process_group import World, generator
 from pfcluster.engine.base import Engine
-from pfcluster.nn.mae import MAE
-from pfcluster.objectives import build_engines
-from pfcluster.steps.base import Objective as Steps
-from pfcluster.steps.batch import prepare
-from pfcluster.steps.finetune import FinetuneObjective
-from pfcluster.steps.mae import MaeObjective
-from pfcluster.steps.pf_mag import PfMagObjective, pf_mag_setting
+from pfcluster.models import factory
+from pfcluster.models.mae import MAE
+from pfcluster.training.factory import build_engines
+from pfcluster.training.finetune import FinetuneObjective
+from pfcluster.training.mae import MaeObjective
+from pfcluster.training.objective import Objective as Steps
+from pfcluster.training.pf_mag import PfMagObjective, pf_mag_setting
 
 CLASSES, STEPS = 4, 4
 MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
@@ -136,7 +136,7 @@ def _plain(engine: EngineConfig) -> EngineConfig:
 
 def train(config: RunConfig, backend: str, world: World) -> tuple[Tensor, dict[str, float]]:
     """All weights, flat and in double precision, after `STEPS` steps, and every step's scalars as means over ranks."""
-    modules = models.build(config, CLASSES)
+    modules = factory.build(config, CLASSES)
     engines = build_engines(config, backend, modules, world)
     objective = build(config, engines, world)
     log: dict[str, float] = {}

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfcluster import losses
 from pfcluster.config import LossWeights, PfMagConfig
-from pfcluster.dist import World
+from pfcluster.data.batch import Batch
+from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
-from pfcluster.nn.pf_vit import Views
-from pfcluster.steps.base import Metrics, mean
-from pfcluster.steps.batch import Batch
-from pfcluster.steps.game import critic_answers, gradient_norms, mask_shape
+from pfcluster.models import losses
+from pfcluster.models.pf_vit import Views
+from pfcluster.training.gan_diagnostics import critic_answers, gradient_norms, mask_shape
+from pfcluster.training.objective import Metrics, mean
 
 TERMS = ("cls", "adv", "rec", "ort", "sep")
 SMALLEST_MAGNITUDE = 1e-4

@@ -14,33 +14,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfcluster import checkpoint, models, provenance
+from pfcluster.checkpoint import store
+from pfcluster.checkpoint.manager import Saver
+from pfcluster.checkpoint.tensor_shards import Pieces
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config_json import changes_of, to_json
-from pfcluster.data.reader import read_ahead
-from pfcluster.data.source import made_resident, open_dataset, require_labels, sample_order
-from pfcluster.data.split_types import RawBatch, Split
+from pfcluster.config.io import changes_of, to_json
+from pfcluster.data.batch import drawn_changes, prepare, require_pairs
+from pfcluster.data.dataset import made_resident, open_dataset, require_labels, sample_order
+from pfcluster.data.sampler import read_ahead
 from pfcluster.data.transforms import crop_on_host
-from pfcluster.dist import World, world
+from pfcluster.data.types import RawBatch, Split
+from pfcluster.distributed.heartbeat import Heartbeat
+from pfcluster.distributed.process_group import World, world
+from pfcluster.distributed.signals import StopRequest
+from pfcluster.distributed.stragglers import Pace
 from pfcluster.engine.base import EngineError, NonFiniteError
-from pfcluster.engine.build import choose
-from pfcluster.engine.marks import seconds
+from pfcluster.engine.factory import choose
+from pfcluster.engine.optimizer import Plateau, learning_rate
+from pfcluster.engine.timing import seconds
+from pfcluster.evaluate.evaluators import load_instruments
 from pfcluster.evaluate.final import evaluate_split, final_evaluation
-from pfcluster.evaluate.instruments import load_instruments
-from pfcluster.evaluate.watch import Watch
-from pfcluster.files import write_atomically
-from pfcluster.heartbeat import Heartbeat
-from pfcluster.limit import Limit, read_limit
-from pfcluster.objectives import build_engines, build_objective
-from pfcluster.optim import Plateau, learning_rate
-from pfcluster.pace import Pace
-from pfcluster.pieces import Pieces
-from pfcluster.progress import Progress
-from pfcluster.record import MetricsLog
-from pfcluster.saver import Saver
-from pfcluster.signals import StopRequest
-from pfcluster.steps.batch import drawn_changes, prepare, require_pairs
-from pfcluster.trained import load_recognition
+from pfcluster.evaluate.tracked_faces import Watch
+from pfcluster.models import factory
+from pfcluster.models.from_runs import load_recognition
+from pfcluster.runs import provenance
+from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.early_stop import Limit, read_limit
+from pfcluster.runs.metrics_log import MetricsLog
+from pfcluster.runs.progress import Progress
+from pfcluster.training.factory import build_engines, build_objective
 
 
 class TrainingError(RuntimeError):
@@ -62,8 +64,9 @@ def run(config: RunConfig, folder: Path, command: str | None = None, stop: StopR
     """Train one config in the process group of the environment, or go on where `folder` says that it stopped.
 
     Returns the content of `result.json`: status "finished", "interrupted" after a signal, or "stopped" where a limit
-    (limit.py) ended it early; all with a checkpoint. A folder that is finished already gives its result again, but for
-    a test split that is to be measured now and was not. A launcher that listens for signals before the training
+    (runs/early_stop.py) ended it early; all with a checkpoint. A folder that is finished already gives its result
+    again,
+    but for a test split that is to be measured now and was not. A launcher that listens for signals before the training
     begins, or by other ways, hands its own `stop`, entered. Raises ValueError subclasses for what users can mend,
     TrainingError, OSError for a disk, and LostRankError where another rank is the reason.
     """
@@ -123,8 +126,8 @@ class Trainer:
         require_pairs(config, here.size)
         self.dataset = made_resident(dataset, config.data, here.device)
         self.order = sample_order(config.data, dataset, config.seed)
-        modules = models.build(config, len(self.dataset.classes))
-        self.parameters = models.parameter_counts(config, modules)
+        modules = factory.build(config, len(self.dataset.classes))
+        self.parameters = factory.parameter_counts(config, modules)
         self.replica = copy.deepcopy(modules["model"])
         recognition = load_recognition(config, here)
         self.instruments = load_instruments(config, self.dataset, recognition, here)
@@ -309,7 +312,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Take over the newest checkpoint that can be trusted: rank 0 finds it, each rank reads its own part."""
-        found, problems = self.world.from_main(lambda: checkpoint.latest(self.saver.folder))
+        found, problems = self.world.from_main(lambda: store.latest(self.saver.folder))
         for problem in problems:
             provenance.warn(self.folder, f"skipped a damaged checkpoint: {problem}", self.world.is_main)
         if found is None:
@@ -331,7 +334,7 @@ class Trainer:
         if self._updates() == updates:
             self._save()  # nothing has changed since the step before
         self.saver.wait()
-        kept = checkpoint.steps(self.saver.folder)
+        kept = store.steps(self.saver.folder)
         record = {"step": step, "error": str(error), "sample_keys": keys, "checkpoint_step": kept[-1] if kept else None}
         if self.world.is_main:
             write_atomically(self.folder / "failure.json", json.dumps(record, indent=2) + "\n")

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pfcluster.hosts import free_port
+from pfcluster.distributed.hosts import free_port
 
 RAY = Path(sys.executable).with_name("ray")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfcluster.launch.slurm import attempts
+from pfcluster.launch import attempts
 from tests.cluster import ray_cluster
 from tests.cluster.ray_cluster import Ray
 from tests.sweeps import step_of, wait_for

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pfcluster.launch.slurm import control
+from pfcluster.launch.slurm import client
 from tests.cluster import slurm
 from tests.cluster.work import LONG, TINY, Work
 
@@ -33,7 +33,7 @@ def test_a_job_that_vanished_is_told_as_what_it_is(tmp_path: Path, monkeypatch: 
         cluster.kill("n1")
         work.wait_for(lambda: job not in cluster.run("squeue", "-h", "-t", "all", "-o", "%i").split(), "forgetting")
         monkeypatch.setattr("os.environ", cluster.environment)
-        known = control.states([job])
+        known = client.states([job])
         assert known[job].state in ("NODE_FAIL", "FAILED")
         assert f"lost SLURM says {known[job].state}" in " ".join(work.launch("status", "scratch").split())
         cluster.start("n1")
@@ -41,4 +41,4 @@ def test_a_job_that_vanished_is_told_as_what_it_is(tmp_path: Path, monkeypatch: 
         work.launch("finetune", "--preset", "demo", *TINY, *LONG)
         assert work.wait_for_end(RUN).outcome == "finished"
         assert work.outcomes(RUN) == ["lost", "finished"]
-        work.wait_for(lambda: control.states([work.job(RUN)])[work.job(RUN)].state == "COMPLETED", "accounting")
+        work.wait_for(lambda: client.states([work.job(RUN)])[work.job(RUN)].state == "COMPLETED", "accounting")

@@ -77,7 +77,7 @@ def test_jobs_ran_the_code_as_it_was_when_they_were_submitted(pipeline):
     provenance = json.loads((pipeline.folder / "runs/pipeline/mae/seed-0/provenance.json").read_text())
     assert provenance["command"].startswith("python jobs/launch.py --nodes 2 --seeds 0 1")
     (copy,) = (pipeline.folder / "runs/pipeline/.code").iterdir()
-    assert "edited" not in (copy / "pfcluster/train.py").read_text()
+    assert "edited" not in (copy / "pfcluster/training/trainer.py").read_text()
 
 
 def test_stages_are_arrays_under_one_name(pipeline):

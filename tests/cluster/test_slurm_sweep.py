@@ -7,7 +7,7 @@ import subprocess
 
 import torch
 
-from pfcluster.launch.slurm import attempts
+from pfcluster.launch import attempts
 from pfcluster.sweep.trials import read_trials, result_of
 from tests.cluster.work import TINY as LAUNCH_TINY
 from tests.cluster.work import Work

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pfcluster.launch.slurm import attempts
-from pfcluster.launch.slurm.attempts import Attempt
+from pfcluster.launch import attempts
+from pfcluster.launch.attempts import Attempt
 from tests.cluster.slurm import Slurm
 from tests.tiny import LAUNCH, OPTIONS
 

@@ -12,8 +12,8 @@ from unittest import mock
 import torch
 
 from pfcluster.config import EngineConfig
-from pfcluster.dist import world
-from pfcluster.engine import build, zero
+from pfcluster.distributed.process_group import world
+from pfcluster.engine import factory, zero
 
 SETTINGS = zero.settings
 FIND = importlib.util.find_spec
@@ -39,9 +39,9 @@ if __name__ == "__main__":
         found = {}
         for name, state in cases.items():
             with state:
-                choice = build.choose(options, here)
+                choice = factory.choose(options, here)
             found[name] = [choice.backend, choice.reason]
-        sharing = build.choose(EngineConfig(device="cpu", shard_ranks=1), here)
+        sharing = factory.choose(EngineConfig(device="cpu", shard_ranks=1), here)
         found["sharing"] = [sharing.backend, sharing.reason]
         if here.is_main:
             Path(sys.argv[1]).write_text(json.dumps(found))

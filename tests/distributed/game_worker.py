@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from pfcluster.config import EngineConfig
-from pfcluster.dist import world
-from pfcluster.parity import alone, tiny_config, train
+from pfcluster.distributed.process_group import world
+from pfcluster.training.parity import alone, tiny_config, train
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from pfcluster.config import EngineConfig, OptimConfig
-from pfcluster.dist import world
-from pfcluster.engine.build import build_engine
-from pfcluster.nn.vit import Classifier, ViT
+from pfcluster.distributed.process_group import world
+from pfcluster.engine.factory import build_engine
+from pfcluster.models.vit import Classifier, ViT
 
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 

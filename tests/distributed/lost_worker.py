@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from pfcluster.launch import worker
-from pfcluster.train import Trainer
+from pfcluster.training.trainer import Trainer
 
 
 def die_after(step: int, how: str, metrics: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pfcluster.hosts import free_port
+from pfcluster.distributed.hosts import free_port
 from tests.tiny import ROOT
 
 HERE = Path(__file__).parent

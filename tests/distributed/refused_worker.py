@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pfcluster import models, parity
 from pfcluster.config import EngineConfig
-from pfcluster.dist import World, world
+from pfcluster.distributed.process_group import World, world
 from pfcluster.engine.base import Engine, EngineError
-from pfcluster.objectives import build_engines
+from pfcluster.models import factory
+from pfcluster.training import parity
+from pfcluster.training.factory import build_engines
 
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
@@ -74,7 +75,7 @@ WRONG: tuple[Callable[[Engine, Engine, Tensor], None], ...] = (
 def outcome(wrong: Callable[[Engine, Engine, Tensor], None], backend: str, here: World) -> dict[str, object]:
     """What a wrong step raised, and whether PF-ViT's weights, and Δ's since its own turn, stayed as they were."""
     config = parity.tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
-    engines = build_engines(config, backend, models.build(config, parity.CLASSES), here)
+    engines = build_engines(config, backend, factory.build(config, parity.CLASSES), here)
     pf_vit, critic = engines["model"], engines["critic"]
     images = torch.rand(4, 3, 32, 32)
     before = {name: value.clone() for name, value in pf_vit.model_state().items()}
@@ -98,7 +99,7 @@ if __name__ == "__main__":
         # Δ's own weights across PF-ViT's whole turn, done right
         for backend in BACKENDS:
             config = parity.tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
-            engines = build_engines(config, backend, models.build(config, parity.CLASSES), here)
+            engines = build_engines(config, backend, factory.build(config, parity.CLASSES), here)
             pf_vit, critic = engines["model"], engines["critic"]
             images = torch.rand(4, 3, 32, 32)
             views = pf_vit(images)

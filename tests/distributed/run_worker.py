@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 import torch.distributed as torch_dist
 
-from pfcluster.config_json import load
-from pfcluster.dist import world
-from pfcluster.train import run
+from pfcluster.config.io import load
+from pfcluster.distributed.process_group import world
+from pfcluster.training.trainer import run
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfcluster.config_json import to_json
+from pfcluster.config.io import to_json
 from tests.distributed.ranks import start
 from tests.tiny import config, final_weights
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pfcluster.config import ConfigError, EngineConfig, OptimConfig, PfMagConfig, RunConfig
-from pfcluster.dist import World
-from pfcluster.engine.build import check, choose
+from pfcluster.distributed.process_group import World
+from pfcluster.engine.factory import check, choose
 from tests.distributed.ranks import launch
 from tests.distributed.refused_worker import BACKENDS, WRONG
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pfcluster import checkpoint
+from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
-from pfcluster.config_json import to_json
+from pfcluster.config.io import to_json
 from pfcluster.evaluate import predictions
-from pfcluster.parity import without_key_biases
+from pfcluster.training.parity import without_key_biases
 from tests.distributed.ranks import launch
 from tests.tiny import config, final_weights
 
@@ -62,8 +62,8 @@ def resumed(unbroken, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[La
     for source in LAYOUTS:
         for target in LAYOUTS:
             folder = prepare(root / f"{source[0]}{source[1]}-{target[0]}{target[1]}", wanted(target))
-            kept = checkpoint.step_folder(unbroken[source] / "checkpoints", 9)
-            shutil.copytree(kept, checkpoint.step_folder(folder / "checkpoints", 9))
+            kept = store.step_folder(unbroken[source] / "checkpoints", 9)
+            shutil.copytree(kept, store.step_folder(folder / "checkpoints", 9))
             found[source, target] = folder
     for ranks in (1, 2, 4):
         run([folder for (_, target), folder in found.items() if target[1] == ranks], ranks)
@@ -146,7 +146,7 @@ def test_ranks_gather_the_predictions_of_one_process(unbroken):
 
 def test_every_rank_writes_its_own_part(unbroken):
     for layout in LAYOUTS:
-        folder = checkpoint.step_folder(unbroken[layout] / "checkpoints", 12)
+        folder = store.step_folder(unbroken[layout] / "checkpoints", 12)
         sizes = [path.stat().st_size for path in sorted(folder.glob("*.safetensors"))]
         assert len(sizes) == layout[1]
         assert max(sizes) < 2.5 * sum(sizes) / len(sizes)
@@ -154,9 +154,9 @@ def test_every_rank_writes_its_own_part(unbroken):
 
 def test_the_average_of_the_weights_is_what_is_evaluated_and_consolidated(unbroken, tmp_path):
     folder = unbroken["zero3", 2]
-    found = checkpoint.load(folder).tensors("model", "model_ema")
+    found = store.load(folder).tensors("model", "model_ema")
     assert not torch.equal(found["model"]["classifier.weight"], found["model_ema"]["classifier.weight"])
-    checkpoint.consolidate(folder, tmp_path / "weights.safetensors")
+    store.consolidate(folder, tmp_path / "weights.safetensors")
     values = load_file(tmp_path / "weights.safetensors")
     assert all(torch.equal(values[name], value) for name, value in found["model_ema"].items())
 

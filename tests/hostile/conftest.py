@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from pfcluster.data.build import build
+from pfcluster.data.build.pipeline import build
 from tests.photos import make_folder, options
 
 TIMES = int(os.environ.get("PFCLUSTER_EXAMPLES", "1"))

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfcluster.data.build import build
+from pfcluster.data.build.pipeline import build
+from pfcluster.data.labels import VOCABULARIES
 from pfcluster.data.raw.base import read_bytes
 from pfcluster.data.raw.landmarks import POINTS
 from pfcluster.data.raw.readers import read_raw
-from pfcluster.emotions import VOCABULARIES
 from tests.hostile.conftest import TIMES
 from tests.hostile.damage import NAMES, Damage, damages
 from tests.hostile.test_hostile_labels import WILD_CELLS, folder, listed, look_for_landmarks, put

@@ -16,13 +16,13 @@ from typing import get_args
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pfcluster.data.plan import BuildError, PlanOptions, make_plan
+from pfcluster.data.build.plan import BuildError, PlanOptions, make_plan
+from pfcluster.data.labels import CANONICAL, VOCABULARIES
 from pfcluster.data.raw.base import RawDataError, RawDataset, ReadOptions, VotingMode, read_bytes
 from pfcluster.data.raw.fer2013 import VOTED, vote
 from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import READERS, read_raw
 from pfcluster.data.raw.spool import spool
-from pfcluster.emotions import CANONICAL, VOCABULARIES
 from tests.hostile.conftest import TIMES
 from tests.hostile.damage import Damage, damages, says_why
 

@@ -15,16 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pfcluster.cli.inspect import left_out_table, splits_table
 from pfcluster.config import DataConfig
-from pfcluster.data.build import build
-from pfcluster.data.build_options import BuildOptions
-from pfcluster.data.inspect_cli import left_out_table, splits_table
+from pfcluster.data.build.options import BuildOptions
+from pfcluster.data.build.pipeline import build
+from pfcluster.data.build.plan import BuildError
+from pfcluster.data.dataset import open_dataset
 from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
-from pfcluster.data.plan import BuildError
 from pfcluster.data.shards import BadSampleError, ShardSplit
-from pfcluster.data.source import open_dataset
-from pfcluster.data.split_types import DataError
-from pfcluster.data.store import StoreError, open_store
+from pfcluster.data.storage import StoreError, open_store
+from pfcluster.data.types import DataError
 from tests.hostile.conftest import TIMES
 from tests.hostile.damage import NAMES, Damage, changed_json, damages, says_why
 from tests.photos import SIZE, contents, make_folder, options, write_index

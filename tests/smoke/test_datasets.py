@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from pfcluster.data.synthetic import SyntheticFaces
-from pfcluster.emotions import VOCABULARIES
+from pfcluster.data.labels import VOCABULARIES
+from pfcluster.data.synthetic.dataset import SyntheticFaces
 from tests.tiny import ROOT, final_weights
 
 TINY = shlex.split(

@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pfcluster import checkpoint
+from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
-from pfcluster.config_json import to_json
+from pfcluster.config.io import to_json
 from tests.tiny import LAUNCH, OPTIONS, ROOT, config, final_weights
 
 TINY = [*OPTIONS, *shlex.split("--checkpoint.every-steps 4 --evaluate.every-epochs 1")]
@@ -210,7 +210,7 @@ def test_a_killed_launcher_takes_its_workers_with_it_and_nothing_is_lost(tmp_pat
             break
         time.sleep(0.1)
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
-    assert checkpoint.latest(folder / "checkpoints")[1] == []
+    assert store.latest(folder / "checkpoints")[1] == []
 
 
 def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pfcluster.data.build import build
+from pfcluster.data.build.pipeline import build
 from tests.photos import (
     contents,
     make_folder,

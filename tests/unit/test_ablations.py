@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pfcluster import models
 from pfcluster.config import ConfigError, EvaluateConfig, LossWeights, PfMagConfig
-from pfcluster.config_json import from_json, to_json
-from pfcluster.dist import World
-from pfcluster.losses import adversarial, discriminator
-from pfcluster.nn.pf_vit import PFViT, SelfFusion
-from pfcluster.nn.recognition import FaceNet, RecognitionError, facenet, find_weights, load_weights, resnet
-from pfcluster.steps.batch import patch_order
-from pfcluster.train import run
-from pfcluster.trained import load_recognition
+from pfcluster.config.io import from_json, to_json
+from pfcluster.data.batch import patch_order
+from pfcluster.distributed.process_group import World
+from pfcluster.models import factory
+from pfcluster.models.from_runs import load_recognition
+from pfcluster.models.identity_net import FaceNet, RecognitionError, facenet, find_weights, load_weights, resnet
+from pfcluster.models.losses import adversarial, discriminator
+from pfcluster.models.pf_vit import PFViT, SelfFusion
+from pfcluster.training.trainer import run
 from tests.tiny import config
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -29,7 +29,7 @@ def pf_mag(**changes):
 
 
 def built(**changes) -> PFViT:
-    model = models.build(pf_mag(**changes), 8)["model"]
+    model = factory.build(pf_mag(**changes), 8)["model"]
     assert isinstance(model, PFViT)
     return model
 

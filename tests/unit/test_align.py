@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pfcluster.data.align import (
+from pfcluster.data.build.align import (
     AlignedFace,
     Face,
     GivenLandmarks,
@@ -24,7 +24,7 @@ from pfcluster.data.align import (
     template,
     warp,
 )
-from pfcluster.data.detect import FaceAligner
+from pfcluster.data.build.detect import FaceAligner
 
 real_data = pytest.mark.skipif("PFCLUSTER_REAL_DATA" not in os.environ, reason="PFCLUSTER_REAL_DATA is not set")
 

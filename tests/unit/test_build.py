@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcluster.data.build import build
+from pfcluster.data.build.pipeline import build
+from pfcluster.data.build.plan import BuildError
+from pfcluster.data.build.split import choose_groups, connected_groups
 from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
-from pfcluster.data.plan import BuildError
 from pfcluster.data.shards import ShardSplit
-from pfcluster.data.split import choose_groups, connected_groups
 from tests.photos import (
     CANONICAL,
     ROOT,

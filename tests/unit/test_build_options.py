@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pfcluster.data.build import build
-from pfcluster.data.build_folder import alone, locked
+from pfcluster.data.build.folder import alone, locked
+from pfcluster.data.build.pipeline import build
+from pfcluster.data.build.plan import BuildError
 from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
-from pfcluster.data.plan import BuildError
 from pfcluster.data.shards import ShardSplit
 from tests.photos import ROOT, SIZE, contents, make_folder, options, picture
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pfcluster import checkpoint, dcp
-from pfcluster.checkpoint import CheckpointError
-from pfcluster.dist import World
-from pfcluster.pieces import Piece, whole_piece
-from pfcluster.saver import Saver
+from pfcluster.checkpoint import dcp, store
+from pfcluster.checkpoint.manager import Saver
+from pfcluster.checkpoint.store import CheckpointError
+from pfcluster.checkpoint.tensor_shards import Piece, whole_piece
+from pfcluster.distributed.process_group import World
 from tests.tiny import write_checkpoint
 
 TENSORS = {
@@ -26,7 +26,7 @@ SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 def test_what_is_saved_comes_back(tmp_path):
     write_checkpoint(tmp_path, 7, TENSORS, {"best": None, "note": [1, 2]})
-    found, problems = checkpoint.latest(tmp_path)
+    found, problems = store.latest(tmp_path)
     assert (found.step, found.state, problems) == (7, {"best": None, "note": [1, 2]}, [])
     tensors = found.tensors()
     for group, values in TENSORS.items():
@@ -38,7 +38,7 @@ def test_what_is_saved_comes_back(tmp_path):
 
 
 def test_no_checkpoint_is_no_error(tmp_path):
-    assert checkpoint.latest(tmp_path / "absent") == (None, [])
+    assert store.latest(tmp_path / "absent") == (None, [])
 
 
 def flip_a_byte(path: Path) -> None:
@@ -50,7 +50,7 @@ def flip_a_byte(path: Path) -> None:
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path):
     write_checkpoint(tmp_path, 1, TENSORS, {})
     flip_a_byte(write_checkpoint(tmp_path, 2, TENSORS, {}) / SHARD)
-    found, problems = checkpoint.latest(tmp_path)
+    found, problems = store.latest(tmp_path)
     assert found.step == 1
     assert f"step-00000002/{SHARD} is damaged" in problems[0]
 
@@ -58,19 +58,19 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path):
 def test_where_all_are_damaged_nobody_starts_over_silently(tmp_path):
     (write_checkpoint(tmp_path, 1, TENSORS, {}) / SHARD).unlink()
     with pytest.raises(CheckpointError, match=r"safetensors is missing"):
-        checkpoint.latest(tmp_path)
+        store.latest(tmp_path)
 
 
 def test_a_file_of_another_checkpoint_does_not_slip_in(tmp_path):
     path = write_checkpoint(tmp_path, 1, TENSORS, {})
     (path / SHARD.replace("00001-model", "00002-model")).write_bytes((path / SHARD).read_bytes())
     with pytest.raises(CheckpointError, match="does not belong there"):
-        checkpoint.verify(path)
+        store.verify(path)
 
 
 def test_a_folder_without_its_record_does_not_count(tmp_path):
     (write_checkpoint(tmp_path, 3, TENSORS, {}) / "state.json").unlink()
-    assert checkpoint.steps(tmp_path) == []
+    assert store.steps(tmp_path) == []
 
 
 @pytest.mark.parametrize(("change", "words"), [({"format": 99}, "format 99"), ({"shapes": None}, "is damaged")])
@@ -79,14 +79,14 @@ def test_another_format_is_refused(tmp_path, change, words):
     record = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps(record | change))
     with pytest.raises(CheckpointError, match=words):
-        checkpoint.verify(path)
+        store.verify(path)
 
 
 def test_retention_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 7):
         write_checkpoint(tmp_path, step, {"model": {"weight": torch.ones(1)}}, {})
-    checkpoint.retain(tmp_path, keep=2, best=3)
-    assert checkpoint.steps(tmp_path) == [3, 5, 6]
+    store.retain(tmp_path, keep=2, best=3)
+    assert store.steps(tmp_path) == [3, 5, 6]
 
 
 def test_a_new_saver_sweeps_up_what_a_killed_one_left(tmp_path):
@@ -99,12 +99,12 @@ def test_a_run_stands_for_its_best_checkpoint_or_its_newest(tmp_path):
     folder = tmp_path / "checkpoints"
     write_checkpoint(folder, 1, TENSORS, {})
     newest = write_checkpoint(folder, 2, TENSORS, {"best": None})
-    assert checkpoint.find(tmp_path) == newest
+    assert store.find(tmp_path) == newest
     write_checkpoint(folder, 3, TENSORS, {"best": {"step": 1, "score": 0.5}})
-    assert checkpoint.find(tmp_path) == checkpoint.step_folder(folder, 1)
-    assert checkpoint.find(newest) == newest
+    assert store.find(tmp_path) == store.step_folder(folder, 1)
+    assert store.find(newest) == newest
     with pytest.raises(CheckpointError, match="neither a run"):
-        checkpoint.find(tmp_path / "nothing")
+        store.find(tmp_path / "nothing")
 
 
 def test_parts_of_any_layout_are_read_from_parts_of_any_other(tmp_path):
@@ -126,7 +126,7 @@ def test_parts_of_any_layout_are_read_from_parts_of_any_other(tmp_path):
 )
 def test_a_checkpoint_of_another_model_is_refused_by_its_tensor(tmp_path, wanted, words):
     write_checkpoint(tmp_path, 1, TENSORS, {})
-    record, _ = checkpoint.latest(tmp_path)
+    record, _ = store.latest(tmp_path)
     with pytest.raises(CheckpointError, match=words):
         record.read_into({key: whole_piece(torch.zeros(shape)) for key, shape in wanted.items()})
 
@@ -134,16 +134,16 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_tensor(tmp_path, wanted
 def test_a_checkpoint_is_a_copy_of_its_moment_and_counts_once_it_is_whole(tmp_path, monkeypatch):
     """The training goes on while it is written; until then there is none."""
     may_finish = threading.Event()
-    commit = checkpoint.commit
-    monkeypatch.setattr(checkpoint, "commit", lambda *given: (may_finish.wait(60), commit(*given)))
+    commit = store.commit
+    monkeypatch.setattr(store, "commit", lambda *given: (may_finish.wait(60), commit(*given)))
     saver = Saver(tmp_path, World(0, 1, torch.device("cpu")), keep=2, asynchronous=True, timeout=60)
     weight = torch.ones(4)
     saver.save(1, {"model/weight": whole_piece(weight)}, {"model/weight": (4,)}, {}, None)
     weight.zero_()
-    assert checkpoint.steps(tmp_path) == []
+    assert store.steps(tmp_path) == []
     may_finish.set()
     saver.wait()
-    assert checkpoint.load(checkpoint.step_folder(tmp_path, 1)).tensors()["model"]["weight"].tolist() == [1, 1, 1, 1]
+    assert store.load(store.step_folder(tmp_path, 1)).tensors()["model"]["weight"].tolist() == [1, 1, 1, 1]
 
 
 def test_a_write_that_fails_is_told_and_leaves_nothing(tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_write_that_fails_is_told_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("the disk is gone")
 
     write_checkpoint(tmp_path, 1, TENSORS, {})
-    monkeypatch.setattr(checkpoint, "commit", fail)
+    monkeypatch.setattr(store, "commit", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         write_checkpoint(tmp_path, 2, TENSORS, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -161,9 +161,9 @@ def test_a_write_that_fails_is_told_and_leaves_nothing(tmp_path, monkeypatch):
 def test_consolidate_writes_one_file_of_the_weights_that_are_evaluated(tmp_path, averaged):
     average = {"model_ema": {name: value + 1 for name, value in TENSORS["model"].items()}} if averaged else {}
     write_checkpoint(tmp_path / "checkpoints", 4, TENSORS | average, {})
-    checkpoint.consolidate(tmp_path, tmp_path / "out" / "weights.safetensors")
+    store.consolidate(tmp_path, tmp_path / "out" / "weights.safetensors")
     values = load_file(tmp_path / "out" / "weights.safetensors")
     assert values.keys() == {"weight", "count"}
     assert torch.equal(values["weight"], TENSORS["model"]["weight"] + averaged)
-    checkpoint.consolidate(tmp_path, tmp_path / "all.safetensors", everything=True)
+    store.consolidate(tmp_path, tmp_path / "all.safetensors", everything=True)
     assert "model_optimizer/weight/exp_avg" in load_file(tmp_path / "all.safetensors")

@@ -10,8 +10,6 @@ from typing import get_type_hints
 
 import pytest
 
-from pfcluster import config as config_module
-from pfcluster import presets
 from pfcluster.config import (
     AugmentConfig,
     ConfigError,
@@ -22,8 +20,10 @@ from pfcluster.config import (
     OptimConfig,
     PfMagConfig,
     RunConfig,
+    presets,
 )
-from pfcluster.config_json import differences, from_json, to_json
+from pfcluster.config import schema as config_module
+from pfcluster.config.io import differences, from_json, to_json
 
 PACKAGE = Path(config_module.__file__).parent
 
@@ -98,7 +98,7 @@ def config_fields():
 def test_every_field_has_a_reader():
     read = set()
     for path in PACKAGE.rglob("*.py"):
-        if path.name in ("config.py", "config_json.py", "presets.py"):
+        if path.name in ("config/schema.py", "config/io.py", "config/presets.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from pfcluster import presets
-from pfcluster.costs import test_flops as flops_at_test_time
-from pfcluster.launch.tools import TOOLS
-from pfcluster.profile import profile
+from pfcluster.cli.tools import TOOLS
+from pfcluster.config import presets
+from pfcluster.profiling.flops import profile
+from pfcluster.profiling.model_cost import test_flops as flops_at_test_time
 
 
 @pytest.mark.parametrize("size", ["t", "b"])

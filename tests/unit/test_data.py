@@ -9,11 +9,11 @@ import torch
 
 from pfcluster.config import AugmentConfig, DataConfig, RunConfig, SyntheticConfig
 from pfcluster.data import transforms
-from pfcluster.data.reader import FullShuffle, Order, read_ahead
-from pfcluster.data.source import open_dataset
-from pfcluster.data.split_types import DataError, RawBatch
-from pfcluster.dist import World, derive_seed, generator
-from pfcluster.steps.batch import patch_order, prepare
+from pfcluster.data.batch import patch_order, prepare
+from pfcluster.data.dataset import open_dataset
+from pfcluster.data.sampler import FullShuffle, Order, read_ahead
+from pfcluster.data.types import DataError, RawBatch
+from pfcluster.distributed.process_group import World, derive_seed, generator
 
 
 def sample_indices(first: int, count: int, *, size: int, seed: int) -> torch.Tensor:

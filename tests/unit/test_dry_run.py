@@ -7,8 +7,8 @@ import re
 import pytest
 
 from jobs.launch import main
-from pfcluster import presets
-from pfcluster.profile import profile
+from pfcluster.config import presets
+from pfcluster.profiling.flops import profile
 
 FACES = {"train": 96, "validation": 32, "test": 32, "identities": 16}
 TINY = ["--preset", "demo", *(word for key, n in FACES.items() for word in (f"--data.synthetic.{key}", str(n)))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfcluster.emotions import (
+from pfcluster.data.labels import (
     CANONICAL,
     VOCABULARIES,
     UnknownEmotionError,

@@ -8,16 +8,16 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
 
 from pfcluster.config import DataConfig, SyntheticConfig
-from pfcluster.data.source import open_dataset
-from pfcluster.data.split_types import DataError, RawBatch
+from pfcluster.data.dataset import open_dataset
 from pfcluster.data.transforms import to_float
-from pfcluster.dist import World
+from pfcluster.data.types import DataError, RawBatch
+from pfcluster.distributed.process_group import World
 from pfcluster.evaluate.classification import chunks, confusion, predict, scores
-from pfcluster.evaluate.instruments import Instruments, Judge
-from pfcluster.evaluate.pictures import pick
-from pfcluster.evaluate.poker import measure, region_error
+from pfcluster.evaluate.evaluators import Instruments, Judge
+from pfcluster.evaluate.image_grid import pick
+from pfcluster.evaluate.poker_faces import measure, region_error
 from pfcluster.evaluate.shared_classes import SharedClasses
-from pfcluster.nn.pf_vit import Views
+from pfcluster.models.pf_vit import Views
 
 HERE = World(0, 1, torch.device("cpu"))
 CLASSES = ("neutral", "happiness", "anger", "fear")

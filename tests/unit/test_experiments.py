@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from pfcluster.cli.reproduce import parse
 from pfcluster.config import ConfigError
 from pfcluster.experiments import paper
 from pfcluster.experiments.cells import CELLS, REFERENCE, TABLES, cell
-from pfcluster.experiments.found import collect
+from pfcluster.experiments.claims import judge, verdict
 from pfcluster.experiments.matrix import Settings, by_group, matrix, wanted
 from pfcluster.experiments.miniature import miniature
 from pfcluster.experiments.record import RecordError, make_record, read_record, write_record
+from pfcluster.experiments.results import collect
 from pfcluster.experiments.tables import accuracies, all_tables, claims, ratios
-from pfcluster.experiments.verdicts import judge, verdict
 from pfcluster.experiments.write import write_tables
-from pfcluster.launch.reproduce import parse
 from pfcluster.report.statistics import Summary
 from tests.studies import Page, poker, write_run
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfcluster import losses, models
 from pfcluster.config import EngineConfig, LossWeights, OptimConfig, RunConfig
-from pfcluster.data.source import open_dataset
-from pfcluster.dist import World
+from pfcluster.data.batch import Batch
+from pfcluster.data.dataset import open_dataset
+from pfcluster.distributed.process_group import World
 from pfcluster.engine.ddp import DdpEngine
-from pfcluster.evaluate.watch import Watch
-from pfcluster.steps.batch import Batch
-from pfcluster.steps.game import critic_answers, mask_shape
-from pfcluster.steps.pf_mag import PfMagObjective, pf_mag_setting
-from pfcluster.train import run
+from pfcluster.evaluate.tracked_faces import Watch
+from pfcluster.models import factory, losses
+from pfcluster.training.gan_diagnostics import critic_answers, mask_shape
+from pfcluster.training.pf_mag import PfMagObjective, pf_mag_setting
+from pfcluster.training.trainer import run
 from tests.tiny import config, final_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -52,7 +52,7 @@ def test_the_masks_shape_by_hand():
 
 
 def objective(values: RunConfig) -> PfMagObjective:
-    modules = models.build(values, 4)
+    modules = factory.build(values, 4)
     engines = {name: DdpEngine(modules[name], OptimConfig(), EngineConfig(), ALONE) for name in ("model", "critic")}
     setting = pf_mag_setting(values.pf_mag, 0, None, 0.0, None)
     return PfMagObjective(engines["model"], engines["critic"], setting, values.pf_mag, ALONE)
@@ -70,7 +70,7 @@ def test_gradient_norms_are_those_of_each_term_alone():
     assert all(parameter.requires_grad for engine in engines for parameter in engine.module.parameters())
     assert all(parameter.grad is None for engine in engines for parameter in engine.module.parameters())
 
-    twin, delta = models.build(base, 4)["model"], models.build(base, 4)["critic"]
+    twin, delta = factory.build(base, 4)["model"], factory.build(base, 4)["critic"]
     twin.load_state_dict(model.state_dict())
     delta.load_state_dict(critic.state_dict())
     emotion, face, _ = (each.detach().requires_grad_() for each in twin.separator(twin.encoder(images)))

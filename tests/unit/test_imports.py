@@ -10,23 +10,26 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pfcluster"
 
-LEVELS = [
-    {"config", "emotions", "files", "hosts", "pieces"},
-    {"config_json", "nn", "losses", "dist", "signals", "dcp"},
-    {"checkpoint", "optim", "limit", "provenance", "record", "progress", "heartbeat", "pace"},
-    {"saver", "weights"},
-    {"engine", "data", "models", "presets"},
-    {"steps", "trained"},
-    {"evaluate", "objectives", "profile"},
-    {"trace", "costs"},
-    {"keepers"},
-    {"train", "memory"},
-    {"parity"},
-    {"report"},
-    {"experiments"},
-    {"launch", "app"},
-    {"sweep"},
-]
+ROOMS = (
+    "config",
+    "distributed",
+    "runs",
+    "checkpoint",
+    "data",
+    "models",
+    "engine",
+    "evaluate",
+    "training",
+    "profiling",
+    "report",
+    "experiments",
+    "launch",
+    "sweep",
+    "cli",
+)
+"""From the bottom up."""
+BUILDERS = ("factory", "pretrained", "from_runs")
+"""Modules of `models` that know configs and checkpoints; the others are nets and losses."""
 ONLY_WHERE_USED = {
     "deepspeed",
     "ray",
@@ -48,8 +51,10 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else module
 
 
-def level(name: str) -> int:
-    return next(number for number, names in enumerate(LEVELS) if name in names)
+def test_every_room_is_named():
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
+    assert {path.name for path in PACKAGE.glob("*.py")} <= {"__init__.py", "__main__.py"}
 
 
 def imports(path: Path):
@@ -77,13 +82,13 @@ def test_imports_point_down():
     for path in own_files():
         own = path.relative_to(PACKAGE).with_suffix("").parts[0]
         for name, _ in imports(path):
-            if name.startswith("pfcluster.") and room(name) != own and level(room(name)) >= level(own):
+            if name.startswith("pfcluster.") and room(name) != own and ROOMS.index(room(name)) > ROOMS.index(own):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong
 
 
 def test_nets_and_losses_know_torch_and_each_other_only():
-    for path in [*sorted((PACKAGE / "nn").glob("*.py")), PACKAGE / "losses.py"]:
+    for path in [*sorted((PACKAGE / "nn").glob("*.py")), PACKAGE / "models/losses.py"]:
         for name, _ in imports(path):
             assert not name.startswith("pfcluster.") or name.startswith("pfcluster.nn"), (path, name)
 
@@ -91,7 +96,7 @@ def test_nets_and_losses_know_torch_and_each_other_only():
 def test_engines_know_no_net():
     for path in sorted((PACKAGE / "engine").glob("*.py")):
         for name, _ in imports(path):
-            assert not name.startswith("pfcluster.nn"), (path, name)
+            assert not name.startswith("pfcluster.models"), (path, name)
 
 
 def test_heavy_packages_are_imported_where_they_are_used():
@@ -104,7 +109,7 @@ def test_the_core_imports_without_the_packages_of_clusters_and_preparation():
     blocked = "deepspeed ray submitit webdataset facenet_pytorch cv2 tyro"
     code = (
         f"import sys; [sys.modules.__setitem__(name, None) for name in {blocked!r}.split()];"
-        "import pfcluster.train, pfcluster.profile, pfcluster.presets; print('imported')"
+        "import pfcluster.training.trainer, pfcluster.profiling.flops, pfcluster.config.presets; print('imported')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.stdout.strip() == "imported", done.stderr

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pfcluster.config import RunConfig
-from pfcluster.files import write_atomically
 from pfcluster.launch.local import LaunchError, run_plan
 from pfcluster.launch.plan import Call, Group, Job, Plan
 from pfcluster.launch.processes import Running
+from pfcluster.runs.atomic_files import write_atomically
 from tests.tiny import config
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pfcluster import losses
+from pfcluster.models import losses
 
 LOG2 = math.log(2)
 

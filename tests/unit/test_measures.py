@@ -12,11 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from pfcluster.config import ConfigError
-from pfcluster.data.source import open_dataset
-from pfcluster.dist import World
+from pfcluster.data.dataset import open_dataset
+from pfcluster.distributed.process_group import World
+from pfcluster.evaluate.evaluators import Inception, load_instruments
 from pfcluster.evaluate.frechet import frechet_distance
-from pfcluster.evaluate.instruments import Inception, load_instruments
-from pfcluster.evaluate.probes import halves_by_person, pooled, probe, probe_accuracy
+from pfcluster.evaluate.linear_probe import halves_by_person, pooled, probe, probe_accuracy
 from tests.tiny import config
 
 

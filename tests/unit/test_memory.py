@@ -10,13 +10,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
-from pfcluster import models, parity, presets
-from pfcluster.config import ConfigError, EngineConfig, ModelConfig, RunConfig
-from pfcluster.dist import World
-from pfcluster.engine.build import build_engine
-from pfcluster.memory import BACKENDS, MemoryPlan, micro_batch, plan, plans, with_backend
-from pfcluster.profile import empty_batches
-from pfcluster.trace import FakeStep, trace
+from pfcluster.config import ConfigError, EngineConfig, ModelConfig, RunConfig, presets
+from pfcluster.distributed.process_group import World
+from pfcluster.engine.factory import build_engine
+from pfcluster.models import factory
+from pfcluster.profiling.flops import empty_batches
+from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch, plan, plans, with_backend
+from pfcluster.profiling.step_trace import FakeStep, trace
+from pfcluster.training import parity
 
 CLASSES = parity.CLASSES
 
@@ -28,14 +29,14 @@ def mae(*, batch_size: int = 16, **engine) -> RunConfig:
 def shapes(config: RunConfig) -> list[tuple[int, ...]]:
     """Shapes of all parameters of a run."""
     with torch.device("meta"):
-        modules = models.build(config, CLASSES)
+        modules = factory.build(config, CLASSES)
     return [tuple(parameter.shape) for module in modules.values() for parameter in module.parameters()]
 
 
 def still(config: RunConfig) -> int:
     """Bytes of the buffers of a run's modules."""
     with torch.device("meta"):
-        modules = models.build(config, CLASSES)
+        modules = factory.build(config, CLASSES)
     return sum(buffer.nbytes for module in modules.values() for buffer in module.buffers())
 
 
@@ -228,7 +229,7 @@ def test_the_plan_of_one_process_is_what_a_real_step_allocates(objective):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         engines = {
             name: build_engine("ddp", module, optims[name], config.engine, alone)
-            for name, module in models.build(config, CLASSES).items()
+            for name, module in factory.build(config, CLASSES).items()
         }
         objective_ = parity.build(config, engines, alone)
         for step in range(3):

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from benchmarks.reference import plain_mae_loss
-from pfcluster import losses
-from pfcluster.nn.discriminator import Discriminator
-from pfcluster.nn.judge import JudgeNet
-from pfcluster.nn.mae import MAE, Decoder, hidden_patches, kept_count, paint
-from pfcluster.nn.pf_vit import Generator, PFViT, Separator
-from pfcluster.nn.vit import Block, ViT, patchify, sincos_positions, take, unpatchify
+from pfcluster.models import losses
+from pfcluster.models.cnn import JudgeNet
+from pfcluster.models.discriminator import Discriminator
+from pfcluster.models.mae import MAE, Decoder, hidden_patches, kept_count, paint
+from pfcluster.models.pf_vit import Generator, PFViT, Separator
+from pfcluster.models.vit import Block, ViT, patchify, sincos_positions, take, unpatchify
 
 SIZES = {"size": 32, "patch": 8, "width": 32, "depth": 2, "heads": 4}
 

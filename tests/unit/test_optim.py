@@ -6,8 +6,8 @@ import pytest
 from torch import nn
 
 from pfcluster.config import OptimConfig
-from pfcluster.nn.vit import ViT
-from pfcluster.optim import Plateau, build_optimizer, learning_rate
+from pfcluster.engine.optimizer import Plateau, build_optimizer, learning_rate
+from pfcluster.models.vit import ViT
 
 COSINE = OptimConfig(lr=1.0, warmup_steps=4)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pfcluster.config import ConfigError, DataConfig, SyntheticConfig
-from pfcluster.data.reader import Balanced, BlockShuffle, FullShuffle, Order, read_ahead
-from pfcluster.data.source import DataError, open_dataset, sample_order
-from pfcluster.data.split_types import Dataset
-from pfcluster.dist import World
+from pfcluster.data.dataset import DataError, open_dataset, sample_order
+from pfcluster.data.sampler import Balanced, BlockShuffle, FullShuffle, Order, read_ahead
+from pfcluster.data.types import Dataset
+from pfcluster.distributed.process_group import World
 
 SIZE = 203
 LABELS = torch.tensor([0] * 150 + [1] * 40 + [3] * 13)

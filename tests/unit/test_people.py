@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pfcluster.config import ConfigError, DataConfig, SyntheticConfig
-from pfcluster.data.people import by_people
-from pfcluster.data.source import open_dataset, people_of
-from pfcluster.data.split_types import DataError
+from pfcluster.data.dataset import open_dataset, people_of
+from pfcluster.data.identity_task import by_people
+from pfcluster.data.types import DataError
 
 FACES = SyntheticConfig(train=96, validation=8, test=8, identities=12)
 PEOPLE = DataConfig(size=32, target="identity", synthetic=FACES)

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from pfcluster import models
-from pfcluster.evaluate import embedding, panels
+from pfcluster.cli.main import main
+from pfcluster.evaluate import embedding, figures
 from pfcluster.evaluate.attention import attention_maps, painted, plus_plus, scaled
-from pfcluster.evaluate.compared import PicturesError, choose, labels, open_runs
 from pfcluster.evaluate.failures import draw_failures
-from pfcluster.launch.cli import main
-from pfcluster.nn.vit import Classifier, ViT
+from pfcluster.evaluate.run_comparison import PicturesError, choose, labels, open_runs
+from pfcluster.models import factory
+from pfcluster.models.vit import Classifier, ViT
 from pfcluster.report.gallery import write_pictures
 from pfcluster.report.write import write_report
-from pfcluster.train import run
+from pfcluster.training.trainer import run
 from tests.tiny import DATA, config
 
 
@@ -120,7 +120,7 @@ def test_a_vits_map_is_highest_on_the_patch_that_its_answer_depends_on():
 def test_a_pf_vit_has_maps_with_and_without_a_separator(ratio):
     settings = config("pf_mag")
     settings = replace(settings, pf_mag=replace(settings.pf_mag, separator_ratio=ratio))
-    model = models.build(settings, 5)["model"].eval().requires_grad_(False)
+    model = factory.build(settings, 5)["model"].eval().requires_grad_(False)
     images = torch.rand(3, 3, 32, 32) * 2 - 1
     maps, logits = attention_maps(model, images)
     assert torch.equal(logits.argmax(1), model.classify(images).argmax(1))
@@ -179,7 +179,7 @@ def test_a_large_split_is_thinned_by_a_seed():
 
 
 def test_a_probability_is_no_certainty():
-    assert [panels.percent(share) for share in (1.0, 0.997, 0.991, 0.004)] == ["100 %", "> 99 %", "99 %", "0 %"]
+    assert [figures.percent(share) for share in (1.0, 0.997, 0.991, 0.004)] == ["100 %", "> 99 %", "99 %", "0 %"]
 
 
 @pytest.fixture(scope="module")

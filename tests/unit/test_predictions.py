@@ -11,12 +11,12 @@ import torch
 from safetensors.numpy import save_file
 
 from pfcluster.config import DataConfig, EvaluateConfig, SyntheticConfig
-from pfcluster.data.source import open_dataset
-from pfcluster.dist import World
+from pfcluster.data.dataset import open_dataset
+from pfcluster.distributed.process_group import World
 from pfcluster.evaluate import predictions
 from pfcluster.evaluate.classification import confusion, predict, scores
 from pfcluster.evaluate.predictions import FILE, Predictions, PredictionsError, checksum
-from pfcluster.train import run
+from pfcluster.training.trainer import run
 from tests.tiny import config
 
 FOUND = Predictions(

@@ -9,18 +9,18 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pfcluster import losses, models, presets
-from pfcluster.config import EngineConfig
-from pfcluster.nn.mae import hidden_patches
-from pfcluster.profile import profile
-from pfcluster.steps.batch import patch_order
+from pfcluster.config import EngineConfig, presets
+from pfcluster.data.batch import patch_order
+from pfcluster.models import factory, losses
+from pfcluster.models.mae import hidden_patches
+from pfcluster.profiling.flops import profile
 
 GIGA = 1e9
 
 
 def test_the_count_on_the_meta_device_is_that_of_a_real_step():
     config = presets.recipe("demo")["mae"]
-    model = models.build(config, 8)["model"]
+    model = factory.build(config, 8)["model"]
     images, order = torch.randn(4, 3, 48, 48), patch_order(config, 4, "mask", 0)
     # The meta device counts attention as two plain products; the CPU's fused kernel is not counted by every torch.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -36,7 +36,7 @@ def test_mae_b_stays_within_its_flops():
 def test_pf_mag_b_with_the_recognition_net_stays_within_its_flops():
     from facenet_pytorch import InceptionResnetV1
 
-    from pfcluster.nn.recognition import FaceNet
+    from pfcluster.models.identity_net import FaceNet
 
     config = presets.recipe("vit-b")["pf-vit"]
     with torch.device("meta"):

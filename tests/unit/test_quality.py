@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pfcluster.data.inspect.near_duplicates import LIKE, NEAR, cells, distances, grey, hashes, likeness, near_pairs
+from pfcluster.data.inspect.quality import Quality, SplitQuality, measure, read_enlargements, warnings
 from pfcluster.data.manifest import load_manifest
-from pfcluster.data.near_duplicates import LIKE, NEAR, cells, distances, grey, hashes, likeness, near_pairs
-from pfcluster.data.quality import Quality, SplitQuality, measure, read_enlargements, warnings
 from tests.photos import SIZE, run
 
 CLASSES = ("happiness", "sadness")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcluster.data.plan import limited
+from pfcluster.data.build.plan import limited
+from pfcluster.data.labels import CANONICAL
 from pfcluster.data.raw.base import RawDataError, ReadOptions, VotingMode, read_bytes
 from pfcluster.data.raw.fer2013 import vote
 from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.raw.spool import spool
-from pfcluster.emotions import CANONICAL
 from tests.unit.test_raw_datasets import rows, write
 
 SPLITS = ["Training", "Training", "PublicTest", "PrivateTest", "Training"]

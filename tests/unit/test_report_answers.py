@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from pfcluster.report.answers import compare_folders
+from pfcluster.report.prediction_stats import compare_folders
 from pfcluster.report.resampling import bootstrap, bootstrap_difference, mcnemar_p
 from pfcluster.report.results import ReportError
 from pfcluster.report.write import main_table, read_report, write_report

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pfcluster.report.game import QUESTIONS, SHOWN_GRIDS, chosen
+from pfcluster.report.gan_curves import QUESTIONS, SHOWN_GRIDS, chosen
 from pfcluster.report.write import write_report
 from tests.studies import Page, write_group, write_run
 

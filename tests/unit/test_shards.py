@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pfcluster.data.build import build
+from pfcluster.data.build.pipeline import build
 from pfcluster.data.jpeg import encode_jpeg
 from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.shards import BadSampleError, ShardSplit

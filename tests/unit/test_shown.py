@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pfcluster import parity
 from pfcluster.config import ConfigError, EngineConfig, PfMagConfig, RunConfig
-from pfcluster.config_json import from_json, to_json
-from pfcluster.data.split_types import RawBatch
-from pfcluster.dist import World
-from pfcluster.steps.batch import Batch, prepare
-from pfcluster.steps.shown import Shown, draw_shown, empty_shown
+from pfcluster.config.io import from_json, to_json
+from pfcluster.data.batch import Batch, prepare
+from pfcluster.data.diffaugment import Shown, draw_shown, empty_shown
+from pfcluster.data.types import RawBatch
+from pfcluster.distributed.process_group import World
+from pfcluster.training import parity
 
 ALONE = World(0, 1, torch.device("cpu"))
 ALL = PfMagConfig(critic_augment=("flip", "colour", "translation", "cutout"), instance_noise=0.2, critic_turns=2)

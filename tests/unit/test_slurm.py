@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.launch import secrets
+from pfcluster.launch import attempts, redaction
+from pfcluster.launch.attempts import Attempt, Failure, Submitted
 from pfcluster.launch.plan import Call, Group, Job, Plan
-from pfcluster.launch.slurm import attempts, control, end
-from pfcluster.launch.slurm.attempts import Attempt, Failure, Submitted
-from pfcluster.launch.slurm.control import Seen, SlurmError
+from pfcluster.launch.slurm import client, epilogue
+from pfcluster.launch.slurm.client import Seen, SlurmError
 from pfcluster.launch.slurm.site import Site, load_site
 
 SHOWN = (
@@ -40,13 +40,13 @@ SHOWN = (
     ],
 )
 def test_a_signal_means_what_the_job_s_record_says(state, restarts, preempted, meaning):
-    seen = control.read_job(SHOWN.format(state=state, restarts=restarts, preempted=preempted))
+    seen = client.read_job(SHOWN.format(state=state, restarts=restarts, preempted=preempted))
     assert (seen.job, seen.nodes) == ("30_1", "n[1-2]")
-    assert control.verdict(seen, 0) == meaning
+    assert client.verdict(seen, 0) == meaning
 
 
 def test_a_job_that_slurm_has_forgotten_is_not_put_back():
-    assert control.verdict(None, 0) == "cancelled"
+    assert client.verdict(None, 0) == "cancelled"
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ def test_a_job_that_slurm_has_forgotten_is_not_put_back():
     [("90", 90), ("1:30:00", 90), ("2-00:00:00", 2880), ("1-12", 2160), ("90:30", 91), ("UNLIMITED", None)],
 )
 def test_times_are_read_as_slurm_writes_them(text, minutes):
-    assert control.minutes(text) == minutes
+    assert client.minutes(text) == minutes
 
 
 @pytest.mark.parametrize("text", ["soon", "1h", "", "0:10", "-5"])
 def test_other_times_are_refused(text):
     with pytest.raises(SlurmError, match="--time must be"):
-        control.minutes(text)
+        client.minutes(text)
 
 
 def failed(number: int, **changes: object) -> Attempt:
@@ -119,19 +119,19 @@ def write_batch_log(folder: Path, text: str) -> None:
 def test_the_rank_that_died_first_is_found_in_this_attempt_s_words_only(tmp_path):
     write_batch_log(
         tmp_path,
-        f"{end.MARK} 7, restart 0\nsrun: error: n4: task 3: Killed\n{end.MARK} 7, restart 1\n"
+        f"{epilogue.MARK} 7, restart 0\nsrun: error: n4: task 3: Killed\n{epilogue.MARK} 7, restart 1\n"
         "srun: error: n2: task 1: Out Of Memory\nsrun: error: n1: task 0: Killed\n",
     )
-    found = end.explain(tmp_path, failed(1), "7", 137)
+    found = epilogue.explain(tmp_path, failed(1), "7", 137)
     assert (found["kind"], found["node"]) == ("bug", "n2"), "more memory is on no other node"
     assert "rank 1 on n2: Out Of Memory" in found["error"]
 
 
 def test_what_a_rank_told_says_more_than_srun(tmp_path):
-    write_batch_log(tmp_path, f"{end.MARK} 7\nsrun: error: n2: task 1: Exited with exit code 2\n")
+    write_batch_log(tmp_path, f"{epilogue.MARK} 7\nsrun: error: n2: task 1: Exited with exit code 2\n")
     attempts.write_failure(tmp_path, 1, Failure(1, "n2", "lost rank", "rank 0 is gone"))
     attempts.write_failure(tmp_path, 1, Failure(0, "n1", "user", "no such shard"))
-    assert end.explain(tmp_path, failed(1), "7", 2) == {"kind": "user", "error": "no such shard", "node": "n1"}
+    assert epilogue.explain(tmp_path, failed(1), "7", 2) == {"kind": "user", "error": "no such shard", "node": "n1"}
 
 
 def test_groups_that_wait_are_found_also_behind_each_other(tmp_path):
@@ -144,9 +144,9 @@ def test_groups_that_wait_are_found_also_behind_each_other(tmp_path):
     }
     (tmp_path / "pipeline.json").write_text(json.dumps({"groups": groups}))
     known = Submitted("7", pipeline=str(tmp_path), group="mae")
-    assert end.waiting_folders(known) == [Path("/p0"), Path("/p1")]
-    assert end.waiting_folders(known, deep=True) == [Path("/p0"), Path("/p1"), Path("/r")]
-    assert end.waiting_folders(replace(known, group="pf-vit")) == [Path("/r"), Path("/t")]
+    assert epilogue.waiting_folders(known) == [Path("/p0"), Path("/p1")]
+    assert epilogue.waiting_folders(known, deep=True) == [Path("/p0"), Path("/p1"), Path("/r")]
+    assert epilogue.waiting_folders(replace(known, group="pf-vit")) == [Path("/r"), Path("/t")]
 
 
 def test_waves_follow_what_waits_for_what(tmp_path):
@@ -217,10 +217,10 @@ def test_without_a_site_file_there_is_a_plain_site(tmp_path, monkeypatch):
 
 def test_secrets_do_not_reach_what_is_printed(monkeypatch, capsys):
     monkeypatch.setenv("MY_TOKEN", "abcd1234")
-    monkeypatch.setenv(secrets.VARIABLE, "MY_TOKEN,ABSENT")
+    monkeypatch.setenv(redaction.VARIABLE, "MY_TOKEN,ABSENT")
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
-    secrets.conceal_output()
+    redaction.conceal_output()
     print("GET https://host/?key=abcd1234&x")
     print("warning abcd1234", file=sys.stderr)
     said = capsys.readouterr()

@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pfcluster import checkpoint, models, parity
+from pfcluster.checkpoint import store
 from pfcluster.config import CheckpointConfig
-from pfcluster.config_json import from_json, to_json
+from pfcluster.config.io import from_json, to_json
 from pfcluster.engine.base import NonFiniteError
-from pfcluster.steps.pf_mag import PfMagObjective
-from pfcluster.train import TrainingError, run
+from pfcluster.models import factory
+from pfcluster.training import parity
+from pfcluster.training.pf_mag import PfMagObjective
+from pfcluster.training.trainer import TrainingError, run
 from tests import tiny
 
 
@@ -24,14 +26,14 @@ def test_a_stabilised_run_goes_on_to_the_same_weights(tmp_path):
     assert from_json(to_json(values)) == values
     result = run(values, tmp_path / "whole")
     assert result["status"] == "finished"
-    assert result["parameters"]["train"] > models.parameter_counts(base, models.build(base, 8))["train"]
+    assert result["parameters"]["train"] > factory.parameter_counts(base, factory.build(base, 8))["train"]
     assert any(name.endswith("critic/reader.head.weight") for name in tiny.final_weights(tmp_path / "whole"))
     assert set(result["poker"]["rows"]) >= {"reconstruction", "poker face"}
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     (tmp_path / "parts/result.json").unlink()
-    for step in checkpoint.steps(tmp_path / "parts/checkpoints"):
+    for step in store.steps(tmp_path / "parts/checkpoints"):
         if step > 5:  # within the ramp, and while the balance still watches
-            shutil.rmtree(checkpoint.step_folder(tmp_path / "parts/checkpoints", step))
+            shutil.rmtree(store.step_folder(tmp_path / "parts/checkpoints", step))
     assert run(values, tmp_path / "parts")["status"] == "finished"
     whole, parts = (tiny.final_weights(tmp_path / name) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
@@ -51,4 +53,4 @@ def test_a_loss_that_is_not_finite_leaves_a_checkpoint_though_the_critic_took_mo
     monkeypatch.setattr(PfMagObjective, "step", fails_at_four)
     with pytest.raises(TrainingError, match="step 4"):
         run(values, tmp_path)
-    assert checkpoint.steps(tmp_path / "checkpoints") == [4]
+    assert store.steps(tmp_path / "checkpoints") == [4]

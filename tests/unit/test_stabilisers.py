@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pfcluster import losses, models, parity
 from pfcluster.config import (
     ConfigError,
     EngineConfig,
@@ -17,13 +16,15 @@ from pfcluster.config import (
     PfMagConfig,
     RunConfig,
 )
-from pfcluster.data.split_types import RawBatch
-from pfcluster.dist import World
+from pfcluster.data.batch import prepare
+from pfcluster.data.types import RawBatch
+from pfcluster.distributed.process_group import World
 from pfcluster.engine.ddp import DdpEngine
-from pfcluster.nn.discriminator import Reader
-from pfcluster.objectives import build_engines
-from pfcluster.steps.batch import prepare
-from pfcluster.steps.pf_mag import Balance, Setting, critic_terms, pf_mag_setting, pf_mag_step, ramp_share
+from pfcluster.models import factory, losses
+from pfcluster.models.discriminator import Reader
+from pfcluster.training import parity
+from pfcluster.training.factory import build_engines
+from pfcluster.training.pf_mag import Balance, Setting, critic_terms, pf_mag_setting, pf_mag_step, ramp_share
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLASSES, LOG2 = 4, math.log(2)
@@ -37,7 +38,7 @@ def config(**changes: object) -> RunConfig:
 
 
 def engines(run: RunConfig, optim: OptimConfig = MOVING) -> tuple[DdpEngine, DdpEngine]:
-    modules = models.build(run, CLASSES)
+    modules = factory.build(run, CLASSES)
     model, critic = (DdpEngine(modules[name], optim, EngineConfig(), ALONE) for name in ("model", "critic"))
     return model, critic
 
@@ -63,7 +64,7 @@ def weights_of(engine: DdpEngine) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["fixed", "auto"])
 def test_the_adversarial_term_grows_from_nothing_to_its_weight_behind_the_warm_up(kind):
     values = config(ramp_steps=4, balance=kind, balance_steps=1)
-    own = build_engines(values, "ddp", models.build(values, CLASSES), ALONE)
+    own = build_engines(values, "ddp", factory.build(values, CLASSES), ALONE)
     objective = parity.build(values, own, ALONE)
     found = []
     for step in range(2 + 6):
@@ -143,7 +144,7 @@ def test_at_first_the_discriminator_learns_real_emotions_and_nothing_else():
 
 def test_the_objective_shows_fakes_from_the_named_step_on():
     values = config(critic_first_steps=1)
-    own = build_engines(values, "ddp", models.build(values, CLASSES), ALONE)
+    own = build_engines(values, "ddp", factory.build(values, CLASSES), ALONE)
     objective = parity.build(values, own, ALONE)
     bias = []
     for step in range(2):
@@ -190,8 +191,8 @@ def test_everything_together_takes_the_step_of_the_whole_batch(options):
 
 
 def test_without_options_nets_and_batches_are_what_they_were():
-    plain = models.build(config(), CLASSES)
-    more = models.build(config(smooth_head=4, weights=LossWeights(sep=1.0)), CLASSES)
+    plain = factory.build(config(), CLASSES)
+    more = factory.build(config(smooth_head=4, weights=LossWeights(sep=1.0)), CLASSES)
     (batch,) = prepare(raw(), config(), 0, ALONE)
     assert batch.shown == ()
     assert batch.show(batch.images, -1) is batch.images
@@ -205,7 +206,7 @@ def test_without_options_nets_and_batches_are_what_they_were():
 
 def test_the_convolution_behind_the_head_begins_as_nothing_and_looks_across_patches():
     torch.manual_seed(0)
-    generator = models.build(config(smooth_head=4), CLASSES)["model"].generator
+    generator = factory.build(config(smooth_head=4), CLASSES)["model"].generator
     tokens = torch.randn(1, 17, 32)
     plain = generator(tokens)
     smooth, generator.smooth = generator.smooth, None
@@ -220,7 +221,7 @@ def test_the_convolution_behind_the_head_begins_as_nothing_and_looks_across_patc
 
 def test_the_separator_starts_where_it_is_told_and_the_class_token_apart():
     def masks(**changes) -> torch.Tensor:
-        separator = models.build(config(**changes), CLASSES)["model"].separator
+        separator = factory.build(config(**changes), CLASSES)["model"].separator
         tokens = torch.ones(2, 17, 32)
         return separator(tokens)[0].mean((0, 2))
 
@@ -228,7 +229,7 @@ def test_the_separator_starts_where_it_is_told_and_the_class_token_apart():
     apart = masks(separator_class_bias=3.0)
     assert torch.equal(apart[1:], masks()[1:])
     assert apart[0].item() == pytest.approx(torch.tensor(3.0).sigmoid().item(), abs=0.02)
-    names = dict(models.build(config(separator_class_bias=0.0), CLASSES)["model"].named_parameters())
+    names = dict(factory.build(config(separator_class_bias=0.0), CLASSES)["model"].named_parameters())
     assert names["separator.class_bias"].shape == (32,)
 
 
@@ -300,6 +301,6 @@ def test_options_that_make_no_sense_are_refused(changes, why):
 
 def test_a_gain_scales_the_start_of_the_discriminators_patch_embedding_and_of_nothing_else():
     runs = (config(critic_patch_gain=gain) for gain in (1.0, 4.0))
-    plain, loud = (models.build(run, CLASSES)["critic"].state_dict() for run in runs)
+    plain, loud = (factory.build(run, CLASSES)["critic"].state_dict() for run in runs)
     assert [name for name in plain if not torch.equal(plain[name], loud[name])] == ["patch_embed.weight"]
     assert torch.equal(loud["patch_embed.weight"], 4 * plain["patch_embed.weight"])

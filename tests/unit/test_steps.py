@@ -9,15 +9,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.reference import plain_pf_mag_step
-from pfcluster import losses, models, presets
-from pfcluster.config import EngineConfig, LossWeights, ModelConfig, OptimConfig, RunConfig
-from pfcluster.dist import World
+from pfcluster.config import EngineConfig, LossWeights, ModelConfig, OptimConfig, RunConfig, presets
+from pfcluster.data.batch import Batch
+from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import EngineError, NonFiniteError
-from pfcluster.engine.build import build_engine
 from pfcluster.engine.ddp import DdpEngine
-from pfcluster.steps.batch import Batch
-from pfcluster.steps.finetune import finetune_step
-from pfcluster.steps.pf_mag import Balance, Setting, pf_mag_step
+from pfcluster.engine.factory import build_engine
+from pfcluster.models import factory, losses
+from pfcluster.training.finetune import finetune_step
+from pfcluster.training.pf_mag import Balance, Setting, pf_mag_step
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLASSES = 4
@@ -32,7 +32,7 @@ def config(**changes: object) -> RunConfig:
 
 
 def engines(run: RunConfig, optim: OptimConfig) -> tuple[DdpEngine, DdpEngine]:
-    modules = models.build(run, CLASSES)
+    modules = factory.build(run, CLASSES)
     model, critic = (DdpEngine(modules[name], optim, EngineConfig(), ALONE) for name in ("model", "critic"))
     return model, critic
 
@@ -72,7 +72,7 @@ def test_the_shared_forward_takes_the_gradients_of_the_plain_gan_loop(recognitio
     pf_mag_step([images], model, critic, setting, Balance(weights, False, 1, 1.0, 1.0, ALONE), warm=False)
     ours = gradients(model), gradients(critic)
 
-    modules = models.build(config(), CLASSES)
+    modules = factory.build(config(), CLASSES)
     pf_vit, delta = modules["model"], modules["critic"]
     of_critic: dict[str, torch.Tensor] = {}
 
@@ -153,7 +153,7 @@ def test_fixed_weights_are_taken_as_they_are():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_leaves_the_weights_alone(value):
     run = replace(config(), objective="finetune")
-    engine = DdpEngine(models.build(run, CLASSES)["model"], OptimConfig(lr=0.1), EngineConfig(), ALONE)
+    engine = DdpEngine(factory.build(run, CLASSES)["model"], OptimConfig(lr=0.1), EngineConfig(), ALONE)
     before = {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
     images = batch()
     engine.backward(engine(images.images, sync=False).sum())
@@ -170,7 +170,7 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before_it():
     norms, moments = [], []
     for clip in (0.0, 0.01):
         optim = replace(STILL, clip_norm=clip)
-        engine = DdpEngine(models.build(run, CLASSES)["model"], optim, EngineConfig(), ALONE)
+        engine = DdpEngine(factory.build(run, CLASSES)["model"], optim, EngineConfig(), ALONE)
         norms.append(finetune_step([batch()], engine, class_weights=None, label_smoothing=0.0)["grad_norm"].item())
         moments.append(torch.stack([value.norm() for value in gradients(engine).values()]).norm().item())
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
@@ -182,7 +182,7 @@ def test_bf16_autocast_keeps_weights_in_fp32_and_comes_near_fp32():
     setting = Setting(0, None, 0.0, "ignore", FrozenColours())
     found = []
     for precision in ("fp32", "bf16"):
-        modules = models.build(config(), CLASSES)
+        modules = factory.build(config(), CLASSES)
         options = EngineConfig(precision=precision)  # type: ignore[arg-type]
         model, critic = (DdpEngine(modules[name], OptimConfig(), options, ALONE) for name in ("model", "critic"))
         balance = Balance(LossWeights(), True, 1, 1.0, 1.0, ALONE)
@@ -197,14 +197,14 @@ def test_r1_adds_the_slope_of_the_real_output_to_the_critics_loss():
     """Against the same computed by hand on plain modules, with its gradients."""
     weight = 0.7
     run = replace(config(), pf_mag=replace(config().pf_mag, r1=weight))
-    modules = models.build(run, CLASSES)
+    modules = factory.build(run, CLASSES)
     model = build_engine("ddp", modules["model"], STILL, EngineConfig(), ALONE)
     critic = build_engine("ddp", modules["critic"], STILL, EngineConfig(), ALONE, double_backward=True)
     setting = Setting(0, None, 0.0, "ignore", None, weight)
     balance = Balance(LossWeights(), False, 1, 1.0, 1.0, ALONE)
     found = pf_mag_step([batch()], model, critic, setting, balance, warm=False)
 
-    plain = models.build(run, CLASSES)
+    plain = factory.build(run, CLASSES)
     images = batch().images.requires_grad_(True)
     with torch.no_grad():
         views = plain["model"](images, emotion_view=False)
@@ -222,7 +222,7 @@ def test_r1_adds_the_slope_of_the_real_output_to_the_critics_loss():
 
 
 def test_an_engine_that_was_not_built_for_it_has_no_second_derivative():
-    modules = models.build(config(), CLASSES)
+    modules = factory.build(config(), CLASSES)
     critic = build_engine("ddp", modules["critic"], STILL, EngineConfig(), ALONE)
     images = batch().images.requires_grad_(True)
     with pytest.raises(EngineError, match="needs double_backward=True"):
@@ -231,7 +231,7 @@ def test_an_engine_that_was_not_built_for_it_has_no_second_derivative():
 
 def test_the_average_of_the_weights_follows_them():
     run = replace(config(), objective="finetune")
-    engine = DdpEngine(models.build(run, CLASSES)["model"], OptimConfig(lr=0.1, ema=0.5), EngineConfig(), ALONE)
+    engine = DdpEngine(factory.build(run, CLASSES)["model"], OptimConfig(lr=0.1, ema=0.5), EngineConfig(), ALONE)
     average = None
     for _ in range(3):
         finetune_step([batch()], engine, class_weights=None, label_smoothing=0.0)

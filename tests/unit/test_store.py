@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from pfcluster.config import DataConfig
-from pfcluster.data import store
+from pfcluster.data import storage
+from pfcluster.data.dataset import DataError, made_resident, open_dataset
 from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.shards import ShardSplit
-from pfcluster.data.source import DataError, made_resident, open_dataset
-from pfcluster.data.store import StoreError, open_store
+from pfcluster.data.storage import StoreError, open_store
 
 CPU = torch.device("cpu")
 
@@ -73,7 +73,7 @@ def test_a_url_gives_what_the_folder_gives_and_is_asked_once(server: Server, bui
 def test_a_file_that_arrives_changed_is_not_kept(
     server: Server, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.0)
     tar = damaged / "train-00000.tar"
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-1] + b"\1")
@@ -81,7 +81,7 @@ def test_a_file_that_arrives_changed_is_not_kept(
     place = next(i for i in range(27) if "train-00000" in split._place(i))
     with pytest.raises(ShardError, match=r"train-00000\.tar cannot be .*what arrived has the SHA-256"):
         split.image(place)
-    assert len([name for name in server.asked if name == tar.name]) == store.ATTEMPTS
+    assert len([name for name in server.asked if name == tar.name]) == storage.ATTEMPTS
     tar.write_bytes(whole)
     assert split.image(place).shape == (24, 24, 3)
 

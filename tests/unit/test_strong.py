@@ -9,16 +9,16 @@ import torch
 from timm.data.mixup import Mixup
 from timm.loss import SoftTargetCrossEntropy
 
-from pfcluster import losses, models
 from pfcluster.config import AugmentConfig, ConfigError, OptimConfig
-from pfcluster.config_json import with_values
-from pfcluster.data.mixing import Mixing, draw_mixing, mix, neighbours
-from pfcluster.data.split_types import RawBatch
-from pfcluster.dist import World, generator
-from pfcluster.optim import build_optimizer, set_rates
-from pfcluster.presets import PLAIN, STRONG
-from pfcluster.steps.batch import drop_path_scales, prepare, require_pairs
-from pfcluster.train import run
+from pfcluster.config.io import with_values
+from pfcluster.config.presets import PLAIN, STRONG
+from pfcluster.data.batch import drop_path_scales, prepare, require_pairs
+from pfcluster.data.mixup import Mixing, draw_mixing, mix, neighbours
+from pfcluster.data.types import RawBatch
+from pfcluster.distributed.process_group import World, generator
+from pfcluster.engine.optimizer import build_optimizer, set_rates
+from pfcluster.models import factory, losses
+from pfcluster.training.trainer import run
 from tests.tiny import config
 
 
@@ -95,7 +95,7 @@ def test_drop_path_grows_over_the_blocks_and_keeps_the_mean():
 
 
 def test_a_branch_that_is_left_out_leaves_the_sample_as_it_was():
-    model = models.build(config("finetune"), 8)["model"]
+    model = factory.build(config("finetune"), 8)["model"]
     images = torch.rand(3, 3, 32, 32)
     ones = torch.ones(2, 2, 3)
     torch.testing.assert_close(model(images, ones), model(images))
@@ -109,7 +109,7 @@ def test_a_branch_that_is_left_out_leaves_the_sample_as_it_was():
 
 
 def test_layer_decay_lasts_through_the_schedule():
-    model = models.build(config("finetune"), 8)["model"]
+    model = factory.build(config("finetune"), 8)["model"]
     optimizer = build_optimizer(model, OptimConfig(layer_decay=0.5, weight_decay=0.1))
     set_rates(optimizer.param_groups, 0.8)
     rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
@@ -131,11 +131,11 @@ def test_deeper_blocks_move_further(tmp_path):
     values = with_values(
         config("finetune", max_steps=1), {"optim.layer_decay": 0.1, "optim.warmup_steps": 0, "optim.weight_decay": 0.0}
     )
-    before = models.build(values, 8)["model"].state_dict()
+    before = factory.build(values, 8)["model"].state_dict()
     run(values, tmp_path)
-    from pfcluster import checkpoint
+    from pfcluster.checkpoint import store
 
-    after = checkpoint.load(tmp_path).weights()
+    after = store.load(tmp_path).weights()
     moved = [
         (after[name] - before[name]).abs().median().item()
         for name in (

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from pfcluster import presets
-from pfcluster.config import ConfigError
-from pfcluster.sweep import population, search, space
-from pfcluster.sweep.halving import Course, Progress, decide, rungs, settled
+from pfcluster.config import ConfigError, presets
+from pfcluster.sweep import pbt, search, space
+from pfcluster.sweep.asha import Course, Progress, decide, rungs, settled
 from pfcluster.sweep.search import Known
 from pfcluster.sweep.space import parse
 from pfcluster.sweep.spec import Spec, load, save
@@ -136,16 +135,16 @@ def test_the_outcome_of_halving_does_not_depend_on_who_was_faster():
 
 def test_generations_end_at_evaluations_and_the_last_at_the_end():
     spec = replace(SPEC, scheduler="pbt", generations=4, search="random")
-    assert population.ends(spec, Course(total=450, every=38), 170) == [266, 342, 380, 450]
+    assert pbt.ends(spec, Course(total=450, every=38), 170) == [266, 342, 380, 450]
 
 
 def test_the_worst_quarter_goes_on_from_the_best_with_other_values():
     spec = replace(SPEC, scheduler="pbt", search="random")
-    values = [population.draw(spec, BASELINE, member) for member in range(8)]
+    values = [pbt.draw(spec, BASELINE, member) for member in range(8)]
     assert values[0] == BASELINE
     scores = [0.1, 0.9, 0.5, 0.6, 0.8, 0.2, 0.7, None]
-    found = population.offspring(spec, 1, values, scores)
-    assert found == population.offspring(spec, 1, values, scores)
+    found = pbt.offspring(spec, 1, values, scores)
+    assert found == pbt.offspring(spec, 1, values, scores)
     kept = [member for member, (parent, _) in enumerate(found) if parent == member]
     assert kept == [1, 2, 3, 4, 5, 6]
     for member in (0, 7):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pfcluster.launch.local import LaunchError
-from pfcluster.limit import read_limit
+from pfcluster.runs.early_stop import read_limit
 from pfcluster.sweep.space import parse
 from pfcluster.sweep.spec import Spec
 from pfcluster.sweep.trials import curve, read_trials, result_of

@@ -11,11 +11,11 @@ from pfcluster.config import ConfigError
 from pfcluster.launch.plan import Job
 from pfcluster.launch.processes import Running
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, _kind, ending_file
-from pfcluster.limit import Limit, lift_limit, read_limit, write_limit
+from pfcluster.runs.early_stop import Limit, lift_limit, read_limit, write_limit
 from pfcluster.sweep.executor import share_of
 from pfcluster.sweep.local import LocalExecutor
 from pfcluster.sweep.ray_search import ending_of
-from pfcluster.train import run
+from pfcluster.training.trainer import run
 from tests.tiny import config
 
 MACHINE = {"processes": 1, "cpus": None, "gpus": None, "at_once": None}

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pfcluster import presets
-from pfcluster.launch.commands import apply_overrides
+from pfcluster.cli import sweep
+from pfcluster.config import presets
+from pfcluster.launch.planning import apply_overrides
 from pfcluster.report.results import ReportError
-from pfcluster.sweep import cli
-from pfcluster.sweep.report import SweepFiles, terminal_table, write_sweep_report
-from pfcluster.sweep.report_data import read_sweep
-from pfcluster.sweep.report_figures import PANELS, front
-from pfcluster.sweep.report_importance import importances
-from pfcluster.sweep.report_preset import option, taken
-from pfcluster.sweep.report_tables import short_names
+from pfcluster.sweep.report.data import read_sweep
+from pfcluster.sweep.report.figures import PANELS, front
+from pfcluster.sweep.report.importance import importances
+from pfcluster.sweep.report.preset import option, taken
+from pfcluster.sweep.report.tables import short_names
+from pfcluster.sweep.report.write import SweepFiles, terminal_table, write_sweep_report
 from pfcluster.sweep.space import Parameter, applied
 from tests.studies import Page
 from tests.sweep_folders import EVERY, TOTAL, write_population, write_result, write_sweep
@@ -267,9 +267,9 @@ def test_short_names_tell_apart() -> None:
 
 
 def test_command_line(files: SweepFiles, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main(["report", str(files.data.folder)]) == 0
+    assert sweep.main(["report", str(files.data.folder)]) == 0
     assert "trial-011 is better than the baseline" in " ".join(capsys.readouterr().out.split())
-    assert cli.main(["report", str(tmp_path)]) == 2
+    assert sweep.main(["report", str(tmp_path)]) == 2
     assert "holds no sweep" in capsys.readouterr().err
 
 

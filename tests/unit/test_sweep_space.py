@@ -7,8 +7,7 @@ from random import Random
 
 import pytest
 
-from pfcluster import presets
-from pfcluster.config import ConfigError
+from pfcluster.config import ConfigError, presets
 from pfcluster.sweep.space import Parameter, applied, baseline, check, named_spaces, parse
 
 CONFIGS = {None: presets.recipe("mini")["pf-vit"], "mae": presets.recipe("mini")["mae"]}

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pfcluster.data import facs
-from pfcluster.data.faces import Faces, concatenate
-from pfcluster.data.renderer import render
-from pfcluster.data.synthetic import SyntheticFaces, contact_sheet, plain
-from pfcluster.emotions import CANONICAL
+from pfcluster.data.labels import CANONICAL
+from pfcluster.data.synthetic import facs
+from pfcluster.data.synthetic.dataset import SyntheticFaces, contact_sheet, plain
+from pfcluster.data.synthetic.faces import Faces, concatenate
+from pfcluster.data.synthetic.renderer import render
 
 
 def studio(people: int = 8, **units: float) -> Faces:

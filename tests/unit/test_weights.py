@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 
 from benchmarks import import_parity
 from benchmarks.originals import OriginalMae, normalised, stirred, write
-from pfcluster import models, presets, weights
-from pfcluster.config import DataConfig, ModelConfig, RunConfig
-from pfcluster.launch.commands import apply_overrides
-from pfcluster.nn.mae import Decoder
-from pfcluster.nn.vit import ViT
-from pfcluster.weights import WeightsError
+from pfcluster.config import DataConfig, ModelConfig, RunConfig, presets
+from pfcluster.launch.planning import apply_overrides
+from pfcluster.models import factory, pretrained
+from pfcluster.models.mae import Decoder
+from pfcluster.models.pretrained import WeightsError
+from pfcluster.models.vit import ViT
 from tests.tiny import write_checkpoint
 
 SIZES = {"size": 32, "patch": 8, "width": 48, "depth": 2, "heads": 3}
@@ -35,7 +35,7 @@ def test_timm_weights_give_timm_features(tmp_path):
     theirs = timm_vit()
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
     ours = ViT(**SIZES)
-    weights.load_part(ours, weights.read(str(tmp_path / "vit.pth")), "encoder", "vit.pth")
+    pretrained.load_part(ours, pretrained.read(str(tmp_path / "vit.pth")), "encoder", "vit.pth")
     images = torch.randn(2, 3, 32, 32)
     assert torch.allclose(ours(images), theirs.forward_features(images), atol=1e-4)
 
@@ -44,9 +44,9 @@ def test_weights_for_imagenet_normalised_images_get_the_difference_folded_in(tmp
     theirs = timm_vit()
     torch.save({"model": theirs.state_dict()}, tmp_path / "mae.pth")
     ours = ViT(**SIZES)
-    weights.load_part(ours, weights.read(str(tmp_path / "mae.pth")), "encoder", "mae.pth")
+    pretrained.load_part(ours, pretrained.read(str(tmp_path / "mae.pth")), "encoder", "mae.pth")
     unit = torch.rand(2, 3, 32, 32)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (weights.IMAGENET_MEAN, weights.IMAGENET_STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD))
     assert torch.allclose(ours(unit * 2 - 1), theirs.forward_features((unit - mean) / std), atol=1e-4)
 
 
@@ -60,8 +60,8 @@ def test_the_decoder_of_a_reference_checkpoint_predicts_our_patch_order(tmp_path
     state["decoder_pred.weight"] = torch.randn(192, 16)
     state["decoder_pred.bias"] = torch.arange(192.0)  # the reference's order within a patch: row, column, channel
     torch.save({"model": {name: value.detach() for name, value in state.items()}}, tmp_path / "mae.pth")
-    values = weights.read(str(tmp_path / "mae.pth")) | {"decoder.positions": own.positions}
-    weights.load_part(own, {k: v for k, v in values.items() if k != "decoder.positions"}, "decoder", "mae.pth")
+    values = pretrained.read(str(tmp_path / "mae.pth")) | {"decoder.positions": own.positions}
+    pretrained.load_part(own, {k: v for k, v in values.items() if k != "decoder.positions"}, "decoder", "mae.pth")
     reference = torch.arange(192.0).view(8, 8, 3).permute(2, 0, 1).flatten()
     assert torch.equal(own.head.bias, reference)
 
@@ -98,9 +98,9 @@ def test_sizes_that_no_option_gives_are_those_of_the_file(tmp_path):
     assert {name: getattr(read.model, name) for name in model} == model
     given = apply_overrides(base, ["--model.init", source, "--data.size=32", "--model.decoder-heads", "4"])
     assert (given.data.size, given.model.decoder_heads, given.model.width) == (32, 4, 128)
-    models.build(given, 8)
+    factory.build(given, 8)
     with pytest.raises(WeightsError, match=r"more encoder blocks than model\.depth .*it holds 3 blocks"):
-        models.build(apply_overrides(base, ["--model.init", source, "--model.depth", "2"]), 8)
+        factory.build(apply_overrides(base, ["--model.init", source, "--model.depth", "2"]), 8)
     judge = apply_overrides(presets.recipe("small")["judge"], ["--model.init", source])
     assert (judge.data.size, judge.model.width) == (64, 128)
 
@@ -110,19 +110,19 @@ def test_sizes_that_no_option_gives_are_those_of_the_file(tmp_path):
     [("vit_tiny_patch16_224", (224, 16, 192, 12, 3)), ("vit_huge_patch14_224", (224, 14, 1280, 32, 16))],
 )
 def test_timms_names_tell_their_sizes_without_a_download(name, sizes):
-    found = weights.external_sizes(f"timm:{name}")
+    found = pretrained.external_sizes(f"timm:{name}")
     names = ("data.size", "model.patch", "model.width", "model.depth", "model.heads")
     assert tuple(found[name] for name in names) == sizes
     with pytest.raises(WeightsError, match=r"cannot get timm's vit_absent"):
-        weights.external_sizes("timm:vit_absent")
+        pretrained.external_sizes("timm:vit_absent")
 
 
 def test_our_own_weights_say_nothing_of_sizes(tmp_path):
     save_file(
         {f"encoder.{name}": value for name, value in ViT(**SIZES).state_dict().items()}, tmp_path / "own.safetensors"
     )
-    assert weights.external_sizes(str(tmp_path / "own.safetensors")) == {}
-    assert weights.external_sizes(str(tmp_path)) == weights.external_sizes("nowhere") == {}
+    assert pretrained.external_sizes(str(tmp_path / "own.safetensors")) == {}
+    assert pretrained.external_sizes(str(tmp_path)) == pretrained.external_sizes("nowhere") == {}
 
 
 @pytest.mark.parametrize(
@@ -137,17 +137,17 @@ def test_our_own_weights_say_nothing_of_sizes(tmp_path):
 def test_a_net_that_ours_cannot_compute_is_refused(tmp_path, options, words):
     theirs = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, **options)
     source = str(write(tmp_path / "vit.pth", theirs.state_dict(), "bare"))
-    for read in (weights.read, weights.external_sizes):
+    for read in (pretrained.read, pretrained.external_sizes):
         with pytest.raises(WeightsError, match=words):
             read(source)
 
 
 def test_positions_are_resized_to_another_grid():
     grid = torch.linspace(0, 1, 16).view(16, 1).expand(16, 8)
-    resized = weights.resize_positions(grid.contiguous(), 64)
+    resized = pretrained.resize_positions(grid.contiguous(), 64)
     assert resized.shape == (64, 8)
     assert resized.mean().item() == pytest.approx(0.5, abs=1e-3)
-    assert weights.resize_positions(grid, 16) is grid
+    assert pretrained.resize_positions(grid, 16) is grid
 
 
 @pytest.mark.parametrize(
@@ -163,28 +163,28 @@ def test_a_checkpoint_of_another_shape_is_refused_with_its_sizes(tmp_path, chang
     sizes = {"patch": 8, "width": 48, "depth": 2, "heads": 3} | change
     config = RunConfig(data=DataConfig(size=32), model=ModelConfig(**sizes, init=str(tmp_path / "vit.pth")))
     with pytest.raises(WeightsError, match=words):
-        models.build(config, 8)
+        factory.build(config, 8)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(WeightsError, match="holds no plain weights"):
-        weights.read(str(tmp_path / "text.pth"))
+        pretrained.read(str(tmp_path / "text.pth"))
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="no ViT"):
-        weights.read(str(tmp_path / "other.pth"))
+        pretrained.read(str(tmp_path / "other.pth"))
     with pytest.raises(WeightsError, match="neither a folder nor a file"):
-        weights.read(str(tmp_path / "absent"))
+        pretrained.read(str(tmp_path / "absent"))
     with pytest.raises(WeightsError, match="neither a run"):
-        weights.read(str(tmp_path))
+        pretrained.read(str(tmp_path))
 
 
 def test_pf_mag_starts_as_two_copies_of_the_pre_trained_decoder(tmp_path):
     config = RunConfig(objective="mae", data=DataConfig(size=32), model=ModelConfig(patch=8, width=48))
-    mae = models.build(config, 8)["model"]
+    mae = factory.build(config, 8)["model"]
     write_checkpoint(tmp_path / "checkpoints", 1, {"model": mae.state_dict()}, {})
     started = replace(config, objective="pf_mag", seed=5, model=replace(config.model, init=str(tmp_path)))
-    built = models.build(started, 8)
+    built = factory.build(started, 8)
     generator, critic = built["model"].generator, built["critic"]
     for own in (generator.blocks, critic.blocks):
         for name, value in mae.decoder.blocks.state_dict().items():
@@ -197,6 +197,6 @@ def test_pf_mag_starts_as_two_copies_of_the_pre_trained_decoder(tmp_path):
 
 def test_the_seed_decides_the_weights():
     config = RunConfig()
-    first, again, other = (models.build(replace(config, seed=seed), 8)["model"].head.weight for seed in (0, 0, 1))
+    first, again, other = (factory.build(replace(config, seed=seed), 8)["model"].head.weight for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

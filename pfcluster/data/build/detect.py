@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pfcluster.data.align import (
+from pfcluster.data.build.align import (
     NO_HINT,
     AlignedFace,
     Face,

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from pfcluster.data.build.plan import BuildError
 from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
-from pfcluster.data.plan import BuildError
 
 PLAN = "plan.json"
 """In the build folder, until the manifest stands."""

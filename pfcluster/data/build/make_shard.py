@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pfcluster.data.align import AlignedFace, Aligner, Hint, Rejected, resize
+from pfcluster.data.build.align import AlignedFace, Aligner, Hint, Rejected, resize
+from pfcluster.data.build.plan import BuildError, LeftOut, PlannedPhoto, PlannedShard
+from pfcluster.data.build.shard_writer import Sample, write_sealed, write_shard
 from pfcluster.data.jpeg import UnreadablePhotoError, decode_jpeg, decode_photo, encode_jpeg
+from pfcluster.data.labels import CANONICAL
 from pfcluster.data.manifest import BUILD_FOLDER, ShardFile
-from pfcluster.data.plan import BuildError, LeftOut, PlannedPhoto, PlannedShard
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
-from pfcluster.data.shard_writer import Sample, write_sealed, write_shard
-from pfcluster.emotions import CANONICAL
 
 WINDOW_PHOTOS = 64
 WINDOW_PIXELS = 64_000_000

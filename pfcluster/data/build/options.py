@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pfcluster.data.align import FaceRule
-from pfcluster.data.plan import DEFAULT_VAL_SHARE, BuildError, PlanOptions
+from pfcluster.data.build.align import FaceRule
+from pfcluster.data.build.plan import DEFAULT_VAL_SHARE, BuildError, PlanOptions
+from pfcluster.data.labels import CANONICAL
 from pfcluster.data.raw.base import ReadOptions, VotingMode
-from pfcluster.emotions import CANONICAL
 
 Kind = Literal[
     "auto",

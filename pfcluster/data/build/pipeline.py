@@ -15,20 +15,29 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pfcluster.data.align import Aligner, GivenLandmarks
-from pfcluster.data.build_folder import PLAN, alone, locked
-from pfcluster.data.build_options import BuildOptions
-from pfcluster.data.detect import FaceAligner
-from pfcluster.data.make_shard import ShardMaker, ShardResult, marker_path
+from pfcluster.data.build.align import Aligner, GivenLandmarks
+from pfcluster.data.build.detect import FaceAligner
+from pfcluster.data.build.folder import PLAN, alone, locked
+from pfcluster.data.build.make_shard import ShardMaker, ShardResult, marker_path
+from pfcluster.data.build.options import BuildOptions
+from pfcluster.data.build.plan import (
+    SPLITS,
+    BuildError,
+    LeftOut,
+    Plan,
+    PlannedShard,
+    limited,
+    listing_digest,
+    make_plan,
+)
+from pfcluster.data.build.shard_writer import read_sealed, write_json, write_sealed, write_table
+from pfcluster.data.build.workers import run_workers
 from pfcluster.data.manifest import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest
-from pfcluster.data.plan import SPLITS, BuildError, LeftOut, Plan, PlannedShard, limited, listing_digest, make_plan
 from pfcluster.data.raw.base import RawDataset
 from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.raw.spool import spool
-from pfcluster.data.shard_writer import read_sealed, write_json, write_sealed, write_table
-from pfcluster.data.workers import run_workers
-from pfcluster.files import ASIDE
+from pfcluster.runs.atomic_files import ASIDE
 
 LEFT_OUT_FILE = "left_out.csv"
 GENERAL = ("folder", "tar", "csv", "parquet")

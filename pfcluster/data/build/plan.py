@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from pfcluster.data.build.split import choose_groups, connected_groups, rank
+from pfcluster.data.labels import CANONICAL, UnknownEmotionError, canonical_name, ordered
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
-from pfcluster.data.split import choose_groups, connected_groups, rank
-from pfcluster.emotions import CANONICAL, UnknownEmotionError, canonical_name, ordered
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_VAL_SHARE = 0.1

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pfcluster.data.manifest import ShardFile, index_name
-from pfcluster.files import sha256, write_aside, write_atomically
+from pfcluster.runs.atomic_files import sha256, write_aside, write_atomically
 
 OWNER = "pfcluster"
 MODE = 0o444

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING, Any
 
-from pfcluster.data.plan import BuildError, PlannedShard
+from pfcluster.data.build.plan import BuildError, PlannedShard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pfcluster.data.make_shard import ShardMaker
+    from pfcluster.data.build.make_shard import ShardMaker
 
 SHIELDED = (signal.SIGINT, signal.SIGTERM)
 

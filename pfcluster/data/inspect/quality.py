@@ -12,8 +12,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from pfcluster.data.inspect.near_duplicates import (
+    LIKE,
+    MOST_PAIRS,
+    SIDE_CELLS,
+    cells,
+    grey,
+    hashes,
+    likeness,
+    near_pairs,
+)
 from pfcluster.data.manifest import ShardError, ShardFile
-from pfcluster.data.near_duplicates import LIKE, MOST_PAIRS, SIDE_CELLS, cells, grey, hashes, likeness, near_pairs
 from pfcluster.data.shards import UNLABELLED
 
 UNKNOWN_PERSON = "photo-"

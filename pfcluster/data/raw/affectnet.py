@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pfcluster.data.labels import name_of
 from pfcluster.data.raw.base import (
     OwnSplit,
     Point,
@@ -27,7 +28,6 @@ from pfcluster.data.raw.base import (
     text_of,
 )
 from pfcluster.data.raw.landmarks import five_points
-from pfcluster.emotions import name_of
 
 Box = tuple[float, float, float, float]
 

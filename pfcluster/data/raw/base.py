@@ -1,7 +1,7 @@
 """What a raw dataset is, whatever its layout: a list of photos, none of them opened.
 
 A `RawPhoto` says where the bytes of one photo lie, so any process can fetch them later without the listing. Labels stay
-as they are written, or, where a dataset writes numbers, become the names that its vocabulary in `emotions.py` gives
+as they are written, or, where a dataset writes numbers, become the names that its vocabulary in `data/labels.py` gives
 them. Listings have one order on every machine.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pfcluster.emotions import UnknownEmotionError, canonical_name
+from pfcluster.data.labels import UnknownEmotionError, canonical_name
 
 OwnSplit = Literal["train", "validation", "test"]
 Form = Literal["file", "pixels", "parquet"]

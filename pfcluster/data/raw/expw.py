@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+from pfcluster.data.labels import name_of
 from pfcluster.data.raw.base import (
     RawDataError,
     RawDataset,
@@ -16,7 +17,6 @@ from pfcluster.data.raw.base import (
     leads_out,
     numbered_lines,
 )
-from pfcluster.emotions import name_of
 
 FIELDS = (
     *("image_name", "face_id_in_image", "face_box_top", "face_box_left"),

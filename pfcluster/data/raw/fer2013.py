@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pfcluster.data.labels import CANONICAL, VOCABULARIES, name_of
 from pfcluster.data.raw.base import (
     RawDataError,
     RawDataset,
@@ -21,7 +22,6 @@ from pfcluster.data.raw.base import (
     split_named,
     text_of,
 )
-from pfcluster.emotions import CANONICAL, VOCABULARIES, name_of
 
 PIXEL_FILES = ("fer2013.csv", "icml_face_data.csv")
 VOTES_FILE = "fer2013new.csv"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pfcluster.data.labels import NEUTRAL, name_of
 from pfcluster.data.raw.base import (
     PICTURES,
     OwnSplit,
@@ -19,7 +20,6 @@ from pfcluster.data.raw.base import (
     numbered_lines,
     pictures_below,
 )
-from pfcluster.emotions import NEUTRAL, name_of
 
 CKPLUS_FRAMES = "cohn-kanade-images"
 CKPLUS_LABELS = ("Emotion", "Emotion_labels/Emotion", "Emotion_labels")

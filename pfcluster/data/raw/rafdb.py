@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pfcluster.data.labels import VOCABULARIES, name_of
 from pfcluster.data.raw.base import (
     OwnSplit,
     RawDataError,
@@ -14,7 +15,6 @@ from pfcluster.data.raw.base import (
     numbered_lines,
     pictures_below,
 )
-from pfcluster.emotions import VOCABULARIES, name_of
 
 LISTING = "EmoLabel/list_patition_label.txt"
 NUMBERS = set(VOCABULARIES["rafdb"])

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, file_size
 from pfcluster.data.raw.parquet import pictures
-from pfcluster.files import write_aside
+from pfcluster.runs.atomic_files import write_aside
 
 Rows = Mapping[int, int]
 """Row of a parquet file -> bytes of its photo."""

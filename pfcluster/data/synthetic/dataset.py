@@ -4,7 +4,7 @@
     images, labels = faces.images(), faces.labels()
     truth = faces.poker_faces()                      # the same photos, had nobody moved a muscle
 
-    python -m pfcluster.data.synthetic docs/synthetic_faces.jpg
+    python -m pfcluster.data.synthetic.dataset docs/synthetic_faces.jpg
 
 Every number is a hash of (seed, what it is for, index): nothing depends on order, batch or earlier calls.
 
@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pfcluster.data import facs
-from pfcluster.data.faces import IDENTITY, NUISANCE, NUISANCE_NAMES, Faces, calmed, concatenate, from_uniforms
-from pfcluster.data.renderer import LARGEST, SMALLEST, render
-from pfcluster.emotions import CANONICAL
+from pfcluster.data.labels import CANONICAL
+from pfcluster.data.synthetic import facs
+from pfcluster.data.synthetic.faces import IDENTITY, NUISANCE, NUISANCE_NAMES, Faces, calmed, concatenate, from_uniforms
+from pfcluster.data.synthetic.renderer import LARGEST, SMALLEST, render
 
 Indices = Sequence[int] | range | Tensor | NDArray[np.int64]
 
@@ -58,7 +58,7 @@ def identity_parameters(numbers: Tensor) -> Tensor:
     return from_uniforms(IDENTITY, uniforms("identity", 0, counters, len(IDENTITY)))
 
 
-SOURCES = ("faces.py", "facs.py", "features.py", "geometry.py", "renderer.py", "synthetic.py")
+SOURCES = ("faces.py", "facs.py", "features.py", "geometry.py", "renderer.py", "dataset.py")
 """Files beside this one that decide what a photo shows."""
 
 

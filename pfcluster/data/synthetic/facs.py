@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfcluster.emotions import CANONICAL
+from pfcluster.data.labels import CANONICAL
 
 ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 12, 14, 15, 17, 20, 23, 25, 26)
 NAMES = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfcluster.data.geometry import View, between, bump, fill, line, paint, spot, step
+from pfcluster.data.synthetic.geometry import View, between, bump, fill, line, paint, spot, step
 
 
 @dataclass(frozen=True)

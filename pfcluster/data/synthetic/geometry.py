@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfcluster.data import facs
-from pfcluster.data.faces import Faces
+from pfcluster.data.synthetic import facs
+from pfcluster.data.synthetic.faces import Faces
 
 
 def bump(distance: Tensor, width: Tensor | float) -> Tensor:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pfcluster.data import features
-from pfcluster.data.faces import Faces
-from pfcluster.data.geometry import View, between, bump, fill, look, paint, spot, step
+from pfcluster.data.synthetic import features
+from pfcluster.data.synthetic.faces import Faces
+from pfcluster.data.synthetic.geometry import View, between, bump, fill, look, paint, spot, step
 
 SMALLEST, LARGEST = 32, 224
 SKIN = ((0.96, 0.83, 0.76), (0.91, 0.73, 0.63), (0.80, 0.61, 0.49), (0.60, 0.42, 0.32), (0.38, 0.26, 0.20))

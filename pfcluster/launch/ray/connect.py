@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
-from pfcluster.launch.secrets import VARIABLE
-from pfcluster.launch.snapshot import snapshot
+from pfcluster.launch.code_snapshot import snapshot
+from pfcluster.launch.redaction import VARIABLE
 
 OBJECT_STORE = 200 * 2**20
 """Bytes; nothing but configs and endings goes through it."""

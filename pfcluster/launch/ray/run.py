@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 
 from pfcluster.config import ConfigError
+from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.local import LaunchError, OnFailure, Watched, run_waves, show_line
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Job, Plan
 from pfcluster.launch.ray.connect import RayCluster, connected
 from pfcluster.launch.ray.train import STOP, Workers, train
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR, Ending
-from pfcluster.signals import StopRequest
 
 
 def run_plan(plan: Plan, cluster: Cluster, at_once: int, console: Console) -> bool:

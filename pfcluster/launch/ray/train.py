@@ -19,15 +19,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.config_json import to_json
-from pfcluster.files import write_atomically
-from pfcluster.hosts import host_name
+from pfcluster.config.io import to_json
+from pfcluster.distributed.hosts import host_name
+from pfcluster.distributed.signals import StopRequest
+from pfcluster.launch import attempts
+from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import Job
-from pfcluster.launch.slurm import attempts
-from pfcluster.launch.slurm.attempts import FINAL
 from pfcluster.launch.slurm.task import WANTED, Here, logged
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, ending_file, work
-from pfcluster.signals import StopRequest
+from pfcluster.runs.atomic_files import write_atomically
 
 STOP = ".stop"
 """File in a run's folder while it is asked to save itself and end."""

@@ -1,6 +1,6 @@
 """The last line of every batch script: what follows now that the ranks have ended.
 
-    python -m pfcluster.launch.slurm.end FOLDERS --status N
+    python -m pfcluster.launch.slurm.epilogue FOLDERS --status N
 
 Finished: nothing. Stopped by a time limit or a preemption: back into the queue, at no cost. Failed: again, away from
 the node where it began, as long as the budget lasts and another attempt could do better; else given up, with what waits
@@ -21,10 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pfcluster.launch.secrets import conceal
-from pfcluster.launch.slurm import attempts, control
-from pfcluster.launch.slurm.attempts import Attempt, Submitted
-from pfcluster.launch.slurm.control import SlurmError
+from pfcluster.launch import attempts
+from pfcluster.launch.attempts import Attempt, Submitted
+from pfcluster.launch.redaction import conceal
+from pfcluster.launch.slurm import client
+from pfcluster.launch.slurm.client import SlurmError
 
 DIED = re.compile(r"srun: error: (\S+): tasks? ([\d,\-\[\]]+): (.+)")
 NODE_LOST = re.compile(r"srun: error: (?:Node failure on|.*[Nn]ode) (\S+)")
@@ -70,18 +71,18 @@ def conclude(folder: Path, job: str, restart: int, status: int) -> Attempt:
     return _failed(folder, attempt, job, status)
 
 
-def _meaning(folder: Path, job: str, restart: int) -> control.Verdict:
+def _meaning(folder: Path, job: str, restart: int) -> client.Verdict:
     if (folder / attempts.CANCELLED).exists():
         return "cancelled"
     try:
-        return control.verdict(control.look(job), restart)
+        return client.verdict(client.look(job), restart)
     except SlurmError:
         return "warned"  # nobody can be asked; the ranks' own word counts
 
 
 def _preempted(job: str) -> bool:
     try:
-        seen = control.look(job)
+        seen = client.look(job)
     except SlurmError:
         return False
     return seen is not None and seen.preempted
@@ -111,7 +112,7 @@ def explain(folder: Path, attempt: Attempt, job: str, status: int) -> dict[str, 
         return {"kind": first.kind, "error": first.error, "node": first.lost_node or first.node}
     if died:
         node, task, how = died[0]
-        where = node.split("[")[0] if "[" not in node else control.expand(node)[0]
+        where = node.split("[")[0] if "[" not in node else client.expand(node)[0]
         error = f"rank {task} on {where}: {how} (srun); the others were ended with it"
         kind = "bug" if MEMORY.search(how) else "killed"  # another node has no more of it
         return {"kind": kind, "error": error, "node": where}
@@ -148,7 +149,7 @@ def _again(folder: Path, attempt: Attempt, job: str, exclude: str | None = None)
     """Back into the queue; where that is refused, submitted anew with what waits for it pointed at the new job."""
     exclude = _spare(job, exclude)
     try:
-        control.requeue(job, exclude)
+        client.requeue(job, exclude)
         follows = "requeued"
     except SlurmError as refused:
         try:
@@ -165,12 +166,12 @@ def _spare(job: str, node: str | None) -> str | None:
     if node is None:
         return None
     try:
-        text = control.ask("scontrol", "--oneliner", "show", "job", job, patience=30)
+        text = client.ask("scontrol", "--oneliner", "show", "job", job, patience=30)
         before = re.search(r"ExcNodeList=(\S+)", text)
-        known = [] if before is None or before.group(1) == "(null)" else control.expand(before.group(1))
+        known = [] if before is None or before.group(1) == "(null)" else client.expand(before.group(1))
         wanted = sorted({*known, node})
         name = re.search(r"Partition=(\S+)", text)
-        usable = control.usable_nodes(name.group(1) if name else None, wanted)
+        usable = client.usable_nodes(name.group(1) if name else None, wanted)
     except SlurmError:
         return None
     return ",".join(wanted) if len(usable) >= int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) else None
@@ -212,7 +213,7 @@ def cancel_waiting(folder: Path) -> list[str]:
             jobs.append(other.job)
             names.append(other.group)
     try:
-        control.cancel(jobs)
+        client.cancel(jobs)
     except SlurmError as error:
         print(f"warning: {error}", file=sys.stderr)
     return list(dict.fromkeys(names))
@@ -253,7 +254,7 @@ def _point_at_current(pipeline: Path, waiting: Path) -> None:
     kind = "afterany" if groups[own.group].get("anyway") else "afterok"
     wanted = ":".join([kind, *(job for job in jobs if job)])
     try:
-        control.ask("scontrol", "update", f"JobId={own.job}", f"Dependency={wanted}", patience=30)
+        client.ask("scontrol", "update", f"JobId={own.job}", f"Dependency={wanted}", patience=30)
     except SlurmError as error:
         print(f"warning: {waiting}: {error}", file=sys.stderr)
 

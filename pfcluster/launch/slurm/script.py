@@ -11,16 +11,16 @@ from typing import Any
 
 from pfcluster.config import ConfigError
 from pfcluster.launch.plan import Group, Plan
-from pfcluster.launch.secrets import VARIABLE
-from pfcluster.launch.slurm import control
-from pfcluster.launch.slurm.control import SlurmError
-from pfcluster.launch.slurm.end import MARK
+from pfcluster.launch.redaction import VARIABLE
+from pfcluster.launch.slurm import client
+from pfcluster.launch.slurm.client import SlurmError
+from pfcluster.launch.slurm.epilogue import MARK
 from pfcluster.launch.slurm.site import Site
 
 SCRIPTS = "slurm"
 """Folder of submitit's files in a plan's."""
 A_DAY = 24 * 60
-FREE_PORT = "from pfcluster.hosts import free_port; print(free_port())"
+FREE_PORT = "from pfcluster.distributed.hosts import free_port; print(free_port())"
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def layout_of(group: Group, site: Site, processes: int) -> Layout:
     nodes = 1 if group.alone else own.nodes or 1
     per_node = 1 if group.alone else own.gpus_per_node or processes
     try:
-        limits = control.partition(own.partition)
-        allowed = control.minutes(limits.get("MaxTime", "UNLIMITED"))
-        wanted = control.minutes(own.time) if own.time else None
+        limits = client.partition(own.partition)
+        allowed = client.minutes(limits.get("MaxTime", "UNLIMITED"))
+        wanted = client.minutes(own.time) if own.time else None
     except SlurmError as error:
         raise ConfigError(f"--partition {own.partition or '(default)'}: {error}") from error
     total = limits.get("TotalNodes", "")
@@ -119,5 +119,7 @@ def _setup(site: Site, code: Path) -> list[str]:
 
 
 def _teardown(code: Path, scripts: Path) -> list[str]:
-    end = f"{shlex.quote(sys.executable)} -m pfcluster.launch.slurm.end {shlex.quote(str(scripts / 'folders.txt'))}"
+    end = (
+        f"{shlex.quote(sys.executable)} -m pfcluster.launch.slurm.epilogue {shlex.quote(str(scripts / 'folders.txt'))}"
+    )
     return ["status=$?", f"PYTHONPATH={shlex.quote(str(code))} {end} --status $status", "exit $?"]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
-from pfcluster.launch.slurm.control import SlurmError, minutes
+from pfcluster.launch.slurm.client import SlurmError, minutes
 
 if sys.version_info >= (3, 11):
     import tomllib

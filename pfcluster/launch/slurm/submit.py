@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
-from pfcluster.config_json import from_json, to_json
-from pfcluster.files import write_atomically
+from pfcluster.config.io import from_json, to_json
+from pfcluster.launch import attempts
+from pfcluster.launch.attempts import Submitted
+from pfcluster.launch.code_snapshot import snapshot
 from pfcluster.launch.plan import RECORD, Group, Job, Plan, Task
-from pfcluster.launch.slurm import attempts, control
-from pfcluster.launch.slurm.attempts import Submitted
-from pfcluster.launch.slurm.control import Seen
+from pfcluster.launch.slurm import client
+from pfcluster.launch.slurm.client import Seen
 from pfcluster.launch.slurm.script import SCRIPTS, Layout, executor_of, layout_of
 from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.task import TASK, WANTED, run_task
-from pfcluster.launch.snapshot import snapshot
+from pfcluster.runs.atomic_files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Row]
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _alone(plan.folder):
         current = {task.folder: _current(task) for group in plan.groups for task in group.tasks}
-        seen = control.states(known.job for known in current.values())
+        seen = client.states(known.job for known in current.values())
         waiting = {group.name: [task for task in group.tasks if not task.finished()] for group in plan.groups}
         for task in (task for tasks in waiting.values() for task in tasks):
             _check_same(task, seen.get(current[task.folder].job))
@@ -66,7 +67,7 @@ def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Row]
                 anew.add(group.name)
                 own = [current[task.folder].job for task in todo]
                 old = [job for job in own if job in seen and seen[job].alive]
-                control.cancel(old)
+                client.cancel(old)
                 before = [task for name in group.after for task in waiting[name]]
                 jobs = [attempts.submitted(task.folder).job for task in before]
                 after = _dependency([], [*jobs, *old]) if group.anyway else _dependency(jobs, old)
@@ -124,7 +125,7 @@ def _current(task: Task) -> Submitted:
     known = attempts.submitted(task.folder)
     if known.job or not known.token:
         return known
-    text = control.ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%k", "--me", patience=10)
+    text = client.ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%k", "--me", patience=10)
     jobs = [line.split("|")[0] for line in text.splitlines() if line.endswith(f"pfcluster:{known.token}")]
     folders = (Path(known.script) / "folders.txt").read_text().splitlines()
     index = folders.index(str(task.folder.resolve()))

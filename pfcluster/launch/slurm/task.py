@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from pfcluster.hosts import host_name
-from pfcluster.launch.secrets import conceal_output
-from pfcluster.launch.slurm import attempts, control
-from pfcluster.launch.slurm.attempts import Failure
+from pfcluster.distributed.hosts import host_name
+from pfcluster.distributed.signals import StopRequest
+from pfcluster.launch import attempts
+from pfcluster.launch.attempts import Failure
+from pfcluster.launch.redaction import conceal_output
+from pfcluster.launch.slurm import client
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, work
-from pfcluster.signals import StopRequest
 
 TASK, WANTED = "task.json", "wanted.json"
 LAST_SECONDS = 10.0
@@ -221,16 +222,16 @@ class Guard:
 
     def _care(self) -> None:
         try:
-            seen = control.look(self.mine.job)
-            meaning = control.verdict(seen, self.mine.restart)
+            seen = client.look(self.mine.job)
+            meaning = client.verdict(seen, self.mine.restart)
             print(f"{attempts.now()} a signal came; SLURM says: {meaning}", flush=True)
             if meaning == "preempted":
-                control.requeue(self.mine.job)
+                client.requeue(self.mine.job)
                 print("SLURM ends this job for good, though nobody cancelled it: put back into the queue", flush=True)
             elif meaning == "warned" and seen is not None and seen.ends is not None:
                 wait = seen.ends.timestamp() - time.time() - LAST_SECONDS
                 if not self._ended.wait(max(0.0, wait)):
                     print("no step ended in time; back into the queue, on from the last checkpoint", flush=True)
-                    control.requeue(self.mine.job)
-        except control.SlurmError as error:
+                    client.requeue(self.mine.job)
+        except client.SlurmError as error:
             print(f"warning: {error}", file=sys.stderr, flush=True)

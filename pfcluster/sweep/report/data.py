@@ -15,11 +15,11 @@ from pfcluster.launch.plan import Job
 from pfcluster.report.results import ReportError
 from pfcluster.report.statistics import Paired, Summary, holm, paired, summarize
 from pfcluster.sweep import search
-from pfcluster.sweep.board import Board
+from pfcluster.sweep.asha import Course
 from pfcluster.sweep.confirm import Confirmation
-from pfcluster.sweep.halving import Course
-from pfcluster.sweep.report_rows import Row, failure_of, halved, read_row
+from pfcluster.sweep.report.rows import Row, failure_of, halved, read_row
 from pfcluster.sweep.spec import AT_END, Spec, load
+from pfcluster.sweep.state import Board
 from pfcluster.sweep.trials import Failed, Trial, result_of
 
 COMMAND = "command.txt"
@@ -130,7 +130,7 @@ def read_sweep(folder: Path) -> SweepData:
 
 def course_of(job: Job, dataset: Mapping[str, Any]) -> Course:
     """When a run is evaluated, from the size of its data as a result tells it."""
-    from pfcluster.train import evaluation_steps, total_steps
+    from pfcluster.training.trainer import evaluation_steps, total_steps
 
     count = int(dataset["train"])
     return Course(total_steps(job.config, count), evaluation_steps(job.config, count))

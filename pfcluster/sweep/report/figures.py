@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pfcluster.report.figures import COLOURS, INK, new_figure, plain, svg_of
-from pfcluster.sweep.report_data import SweepData
-from pfcluster.sweep.report_rows import Row
+from pfcluster.sweep.report.data import SweepData
+from pfcluster.sweep.report.rows import Row
 from pfcluster.sweep.space import Parameter
 from pfcluster.sweep.spec import AT_END
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pfcluster.report.findings import difference_sentence
+from pfcluster.report.formatting import mean_std, number, p_text, signed
 from pfcluster.report.results import Notice, ReportError
 from pfcluster.report.statistics import Paired
-from pfcluster.report.wording import mean_std, number, p_text, signed
-from pfcluster.sweep.report_data import SweepData, on_common_seeds
-from pfcluster.sweep.report_importance import ENOUGH, Importances, importances
-from pfcluster.sweep.report_rows import halved
+from pfcluster.sweep.report.data import SweepData, on_common_seeds
+from pfcluster.sweep.report.importance import ENOUGH, Importances, importances
+from pfcluster.sweep.report.rows import halved
 from pfcluster.sweep.spec import LOWER_IS_BETTER
 
 DIGITS = {"region_error": 4, "outside_error": 4}

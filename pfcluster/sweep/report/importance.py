@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from pfcluster.report.results import ReportError
-from pfcluster.sweep.report_data import SweepData
-from pfcluster.sweep.report_rows import halved
+from pfcluster.sweep.report.data import SweepData
+from pfcluster.sweep.report.rows import halved
 from pfcluster.sweep.search import distribution
 from pfcluster.sweep.space import Parameter
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pfcluster import presets
-from pfcluster.config import RunConfig
-from pfcluster.config_json import differences, only_execution
-from pfcluster.launch.commands import apply_overrides
+from pfcluster.config import RunConfig, presets
+from pfcluster.config.io import differences, only_execution
 from pfcluster.launch.options import TRAINING
-from pfcluster.sweep.report_data import SweepData
+from pfcluster.launch.planning import apply_overrides
+from pfcluster.sweep.report.data import SweepData
 from pfcluster.sweep.space import MAE, applied
 from pfcluster.sweep.trials import JUDGE, Runs
 
@@ -32,7 +31,7 @@ class Taken:
     name: str
     """The preset's."""
     code: str
-    """A function for pfcluster/presets.py."""
+    """A function for pfcluster/config/presets.py."""
     module: str
     """The same as a file that stands alone."""
     commands: tuple[str, ...]
@@ -50,7 +49,7 @@ def taken(data: SweepData) -> Taken:
     name = f"{slug}_winner" if slug and not slug[0].isdigit() else f"sweep_{slug}_winner".replace("__", "_")
     code = _code(data, name, best.trial.values, f"trial {best.trial.number}")
     base = presets.PRESETS[spec.preset].__name__
-    module = f"from dataclasses import replace\n\nfrom pfcluster.presets import Recipe, {base}\n\n\n{code}"
+    module = f"from dataclasses import replace\n\nfrom pfcluster.config.presets import Recipe, {base}\n\n\n{code}"
     return Taken(name, code, module, tuple(_commands(data, best.trial.values)))
 
 

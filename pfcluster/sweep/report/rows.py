@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from pfcluster.sweep.board import Board
 from pfcluster.sweep.spec import AT_END, Spec
+from pfcluster.sweep.state import Board
 from pfcluster.sweep.trials import Failed, Leg, Trial, curve, read_failed, result_of
 
 State = Literal["whole", "stopped", "generation", "failed", "running"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pfcluster.report.formatting import NOTHING, duration, interval, mean_std, number, p_value, signed
 from pfcluster.report.statistics import summarize
 from pfcluster.report.tables import Table
-from pfcluster.report.wording import NOTHING, duration, interval, mean_std, number, p_value, signed
-from pfcluster.sweep.report_data import Confirmed, SweepData, on_common_seeds
-from pfcluster.sweep.report_figures import PANELS, front
-from pfcluster.sweep.report_findings import digits, words_of
-from pfcluster.sweep.report_importance import ENOUGH, Importances
-from pfcluster.sweep.report_rows import Row
+from pfcluster.sweep.report.data import Confirmed, SweepData, on_common_seeds
+from pfcluster.sweep.report.figures import PANELS, front
+from pfcluster.sweep.report.findings import digits, words_of
+from pfcluster.sweep.report.importance import ENOUGH, Importances
+from pfcluster.sweep.report.rows import Row
 from pfcluster.sweep.space import Parameter
 from pfcluster.sweep.spec import AT_END
 

@@ -11,12 +11,12 @@ from pfcluster.report import tables
 from pfcluster.report.page import render_template
 from pfcluster.report.results import Notice, ReportError
 from pfcluster.report.write import for_terminal, opening_markdown, write_file
-from pfcluster.sweep import report_figures as figures
-from pfcluster.sweep import report_tables
-from pfcluster.sweep.report_data import SweepData, read_sweep
-from pfcluster.sweep.report_findings import beats, findings, notices, verdict
-from pfcluster.sweep.report_importance import importances
-from pfcluster.sweep.report_preset import Taken, taken, without_code
+from pfcluster.sweep.report import figures as figures
+from pfcluster.sweep.report import tables as sweep_tables
+from pfcluster.sweep.report.data import SweepData, read_sweep
+from pfcluster.sweep.report.findings import beats, findings, notices, verdict
+from pfcluster.sweep.report.importance import importances
+from pfcluster.sweep.report.preset import Taken, taken, without_code
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -71,10 +71,10 @@ def write_sweep_report(folder: Path) -> SweepFiles:
     content = content_of(read_sweep(Path(folder)))
     data = content.data
     texts = {
-        "report.html": render_template("report.html.j2", _context(content), "pfcluster.sweep"),
+        "report.html": render_template("page.html.j2", _context(content), "pfcluster.sweep.report"),
         "report.md": markdown(content),
-        "trials.csv": tables.csv_text(report_tables.trial_rows(data)),
-        "confirmed.csv": tables.csv_text(report_tables.confirmed_rows(data)),
+        "trials.csv": tables.csv_text(sweep_tables.trial_rows(data)),
+        "confirmed.csv": tables.csv_text(sweep_tables.confirmed_rows(data)),
     }
     if content.taken.module:
         texts["winner.py"] = content.taken.module
@@ -95,22 +95,22 @@ def content_of(data: SweepData) -> Content:
     """All tables and sentences of a report."""
     importance, no_importance = None, ""
     try:
-        importance = report_tables.importance_table(importances(data))
+        importance = sweep_tables.importance_table(importances(data))
     except ReportError as error:
         no_importance = f"Not computed: {error}."
     return Content(
         data=data,
         findings=findings(data),
         notices=notices(data),
-        confirmation=report_tables.confirmation_table(data),
-        values=report_tables.values_table(data),
-        test=report_tables.test_table(data),
+        confirmation=sweep_tables.confirmation_table(data),
+        values=sweep_tables.values_table(data),
+        test=sweep_tables.test_table(data),
         importance=importance,
         no_importance=no_importance,
-        pareto=report_tables.pareto_table(data),
+        pareto=sweep_tables.pareto_table(data),
         not_measured=_not_measured(data),
-        lineage=report_tables.lineage_table(data),
-        trials=report_tables.trials_table(data),
+        lineage=sweep_tables.lineage_table(data),
+        trials=sweep_tables.trials_table(data),
         taken=taken(data),
         no_code=without_code(data),
         advice=_advice(data),
@@ -145,7 +145,7 @@ def _advice(data: SweepData) -> str:
 
 def _context(content: Content) -> dict[str, Any]:
     data = content.data
-    names = report_tables.short_names(data.spec.space)
+    names = sweep_tables.short_names(data.spec.space)
     states = Counter(row.state for row in data.rows)
     titles = {"generation": "whole in their generation", "running": "not over", "stopped": "stopped early"}
     return {
@@ -195,16 +195,16 @@ def _fenced(text: str, language: str) -> str:
 
 def terminal_table(data: SweepData) -> RichTable:
     """The main table for a terminal of 80 columns: what is confirmed, else the best of the search."""
-    table = report_tables.confirmation_table(data)
+    table = sweep_tables.confirmation_table(data)
     if table is not None and len(data.confirmed) > 1:
         columns = ("trial", "search", "fresh seeds", "difference", "its 95 % interval", "Holm p")
         kept = [table.columns.index(name) for name in columns]
         brief = tuple(tuple(row[index] for index in kept) for row in table.rows)
         return for_terminal(tables.Table(f"{table.caption}: {data.spec.metric}", columns, brief), tight=True)
-    table = report_tables.trials_table(data)
+    table = sweep_tables.trials_table(data)
     order = [*(row.trial.number for row in data.ranked), *(row.trial.number for row in data.rows)]
     rows = tuple(table.rows[number] for number in list(dict.fromkeys(order))[:TOP])
-    names = report_tables.short_names(data.spec.space).values()
+    names = sweep_tables.short_names(data.spec.space).values()
     return for_terminal(
         _narrow(tables.Table(table.caption, table.columns, rows, "", table.labels)), ("time", *names), tight=True
     )
