@@ -253,8 +253,8 @@ def reading(title: str, folder: Path, shards: Path, rounds: int) -> Iterator[str
                 "ImageFolder + DataLoader": image_folder(folder, augment=augment),
                 "webdataset, pillow, torchvision": web_dataset(shards, augment=augment, fast=False),
                 "webdataset, simplejpeg, cv2": web_dataset(shards, augment=augment, fast=True),
-                "ours, stream": ours(shards, Path(cache), augment=augment, mode="stream"),
-                "ours, host (decoded once)": ours(shards, Path(cache), augment=augment, mode="host"),
+                "ours, stream": ours(shards, Path(cache), augment=augment, cache_mode="stream"),
+                "ours, host (decoded once)": ours(shards, Path(cache), augment=augment, cache_mode="host"),
                 "bare decoding, simplejpeg": decoders(jpegs)["simplejpeg"],
             }
             found = rates(variants, rounds)

@@ -144,9 +144,9 @@ def web_dataset(shards: Path, *, augment: bool, fast: bool) -> Read:
     return lambda: sum(len(batch[0]) for batch in pipeline)
 
 
-def ours(shards: Path, cache: Path, *, augment: bool, mode: str) -> Read:
+def ours(shards: Path, cache: Path, *, augment: bool, cache_mode: str) -> Read:
     """The training loop's own way: order, mapped tars, and with augmentation crops in bytes on the host."""
-    config = DataConfig(shards=str(shards), size=SIDE, mode=mode, cache=str(cache))  # type: ignore[arg-type]
+    config = DataConfig(shards=str(shards), size=SIDE, cache_mode=cache_mode, cache=str(cache))  # type: ignore[arg-type]
     dataset = made_resident(open_dataset(config, 0), config, torch.device("cpu"))
     order = Order(len(dataset.train), FullShuffle(len(dataset.train), 0))
 

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.parity import BACKENDS, finish, ranks_of
 from benchmarks.steps import CLASSES, SETTING, processor
 from pfcluster.checkpoint import store
-from pfcluster.checkpoint.manager import Saver
+from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.config import EngineConfig, LossWeights, RunConfig, presets
 from pfcluster.data.batch import Batch, patch_order
 from pfcluster.distributed.process_group import World, world
@@ -62,7 +62,7 @@ class PlainDdp(DdpEngine):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, *, again: bool = False) -> Tensor:
+    def step(self, *, more_updates_follow: bool = False) -> Tensor:
         return self._step()
 
 
@@ -70,7 +70,7 @@ def objective(config: RunConfig, backend: str, here: World) -> Objective:
     """A preset's objective on engines of one kind; "plain" takes DistributedDataParallel alone."""
     modules = factory.build(config, CLASSES)
     if backend == "plain":
-        optims = {"model": config.optim, "critic": config.critic_optim}
+        optims = {"model": config.optim, "discriminator": config.discriminator_optim}
         engines: dict[str, Engine] = {
             name: PlainDdp(module, optims[name], config.engine, here) for name, module in modules.items()
         }
@@ -80,7 +80,7 @@ def objective(config: RunConfig, backend: str, here: World) -> Objective:
     if isinstance(model, MAE):
         return MaeObjective(engines["model"], kept=model.kept, patch=config.model.patch, norm_pixels=True)
     fixed = replace(config.pf_mag, balance="fixed", weights=LossWeights(), warmup_steps=0)
-    return PfMagObjective(engines["model"], engines["critic"], SETTING, fixed, here)
+    return PfMagObjective(engines["model"], engines["discriminator"], SETTING, fixed, here)
 
 
 def steps(here: World, rounds: int) -> dict[str, dict[str, list[float]]]:
@@ -88,7 +88,7 @@ def steps(here: World, rounds: int) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for label, (role, images) in STEPS.items():
         base = presets.recipe("vit-t")[role]
-        config = replace(base, engine=EngineConfig(device="cpu"), pf_mag=replace(base.pf_mag, recognition="tokens"))
+        config = replace(base, engine=EngineConfig(device="cpu"), pf_mag=replace(base.pf_mag, identity_net="tokens"))
         size = config.data.size
         order = patch_order(config, images, "mask", 0) if role == "mae" else None
         batch = Batch(torch.rand(images, 3, size, size) * 2 - 1, torch.randint(0, CLASSES, (images,)), order)
@@ -119,10 +119,12 @@ def checkpoints(here: World, backend: str, folder: Path) -> dict[str, float]:
     engines = build_engines(config, backend, factory.build(config, CLASSES), here)
     row: dict[str, float] = {}
     for asynchronous in (False, True):
-        saver = Saver(folder, here, keep=1, asynchronous=asynchronous, timeout=600)
-        pieces = {key: piece for name, engine in engines.items() for key, piece in engine.pieces(name).items()}
+        saver = CheckpointManager(folder, here, keep=1, asynchronous=asynchronous, timeout=600)
+        tensor_shards = {
+            key: piece for name, engine in engines.items() for key, piece in engine.tensor_shards(name).items()
+        }
         shapes = {key: shape for name, engine in engines.items() for key, shape in engine.saved_shapes(name).items()}
-        saver.save(1, pieces, shapes, {}, None)
+        saver.save(1, tensor_shards, shapes, {}, None)
         saver.wait()
         kind = "async" if asynchronous else "sync"
         row |= {f"{kind} stall": saver.stalls[0], f"{kind} write": saver.seconds[0]}
@@ -133,8 +135,8 @@ def checkpoints(here: World, backend: str, folder: Path) -> dict[str, float]:
     def read() -> None:
         record = here.from_main(lambda: store.verify(path))
         for name, engine in engines.items():
-            record.read_into(engine.pieces(name, loading=True))
-            engine.loaded()
+            record.read_into(engine.tensor_shards(name, loading=True))
+            engine.sync_after_load()
 
     row["read"] = _seconds(here, read)
     return row

@@ -23,7 +23,7 @@ from pfcluster.models import factory
 from pfcluster.models.identity_net import FaceNet
 from pfcluster.models.mae import MAE
 from pfcluster.profiling.flops import SAMPLE, count, empty_batches, profile
-from pfcluster.training.pf_mag import pf_mag_setting
+from pfcluster.training.pf_mag import loss_settings
 
 CLASSES = 8
 PAPER = {"PF-ViT-B at test time (E, S, C)": "89.7 M", "PF-MAG-B in training": "145.1 M"}
@@ -63,16 +63,16 @@ def costs() -> str:
     columns = ("step", "GFLOP", "plain", "plain / ours", "saved MiB", "plain", "ours / plain")
     lines = ["| " + " | ".join(columns) + " |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]
     with torch.device("meta"):
-        recognition = FaceNet(InceptionResnetV1(pretrained=None))
+        identity_net = FaceNet(InceptionResnetV1(pretrained=None))
     for size in ("t", "s", "b"):
         recipe = presets.recipe(f"vit-{size}")
-        without = replace(recipe["pf-vit"], pf_mag=replace(recipe["pf-vit"].pf_mag, recognition="tokens"))
+        without = replace(recipe["pf-vit"], pf_mag=replace(recipe["pf-vit"].pf_mag, identity_net="tokens"))
         for label, config, phi in (
             (f"MAE-{size.upper()}, 75 % hidden", recipe["mae"], None),
-            (f"PF-MAG-{size.upper()} with φ", recipe["pf-vit"], recognition),
+            (f"PF-MAG-{size.upper()} with φ", recipe["pf-vit"], identity_net),
             (f"PF-MAG-{size.upper()} without φ", without, None),
         ):
-            ours = profile(config, CLASSES, recognition=phi)
+            ours = profile(config, CLASSES, identity_net=phi)
             flops, saved = plain(config, phi)
             cells = (
                 f"{ours.flops / 1e9:.1f}",
@@ -86,7 +86,7 @@ def costs() -> str:
     return "\n".join(lines) + "\n"
 
 
-def plain(config: RunConfig, recognition: FaceNet | None) -> tuple[float, float]:
+def plain(config: RunConfig, identity_net: FaceNet | None) -> tuple[float, float]:
     """FLOPs and saved bytes for one image of the plain step."""
     with torch.device("meta"):
         modules = factory.build(config, CLASSES, load_init=False)
@@ -98,8 +98,8 @@ def plain(config: RunConfig, recognition: FaceNet | None) -> tuple[float, float]
                 assert batch.order is not None
                 plain_mae_loss(model, batch.images, batch.order).backward()
             else:
-                setting = pf_mag_setting(config.pf_mag, 0, None, 0.0, recognition)
-                plain_pf_mag_step(model, modules["critic"], batch, setting, LossWeights())  # type: ignore[arg-type]
+                settings = loss_settings(config.pf_mag, 0, None, 0.0, identity_net)
+                plain_pf_mag_step(model, modules["discriminator"], batch, settings, LossWeights())  # type: ignore[arg-type]
 
         flops, saved = count(step, modules)
     return flops / SAMPLE, saved / SAMPLE

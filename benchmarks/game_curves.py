@@ -11,22 +11,22 @@ from pathlib import Path
 
 ROWS = {
     "Δ is right about real / generated, %": {
-        "critic_real": "real image",
-        "critic_fake_rec": "reconstruction",
-        "critic_fake_poker": "poker face",
+        "disc_real": "real image",
+        "disc_fake_rec": "reconstruction",
+        "disc_fake_poker": "poker face",
     },
     "Δ is right about the emotion, %": {
-        "critic_emotion_real": "real image",
-        "critic_neutral_poker": "poker face: neutral",
+        "disc_emotion_real": "real image",
+        "disc_neutral_poker": "poker face: neutral",
     },
     "mask saturated, %": {"mask_class_saturated": "class token", "mask_patch_saturated": "patches"},
     "error where the expression is": {
-        "copy_inside": "the photo itself",
-        "poker_inside": "poker face",
-        "rec_inside": "reconstruction against the photo",
+        "copy_mse_inside": "the photo itself",
+        "poker_mse_inside": "poker face",
+        "rec_mse_inside": "reconstruction against the photo",
     },
 }
-SHARES = ("critic", "mask")
+SHARES = ("discriminator", "mask")
 WINDOW = 5
 """Lines of metrics that a point is the mean of."""
 

@@ -72,7 +72,7 @@ def main() -> None:
         for (label, role), backend, compiled in product(ROLES.items(), ("ddp", "fsdp2"), (False, True)):
             base = presets.recipe(options.preset)[role]
             engine = EngineConfig(device=options.device, precision=options.precision, compile=compiled)
-            config = replace(base, engine=engine, pf_mag=replace(base.pf_mag, recognition="tokens"))
+            config = replace(base, engine=engine, pf_mag=replace(base.pf_mag, identity_net="tokens"))
             speed, peak = images_per_second(config, backend, options.images, options.steps, here)
             use = 100 * speed * profile(config, CLASSES).flops / (1e12 * options.peak_tflops)
             memory = f"{peak / 2**30:.1f}" if peak else ""

@@ -39,7 +39,7 @@ from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, plan
 from pfcluster.training import parity
 from pfcluster.training.factory import build_engines
 from pfcluster.training.objective import Objective
-from pfcluster.training.pf_mag import PfMagObjective, pf_mag_setting
+from pfcluster.training.pf_mag import PfMagObjective, loss_settings
 
 RANKS, WARM_STEPS = 2, 2
 MIB = 2**20
@@ -58,7 +58,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     """Of `engine`."""
     ema: float = 0.0
-    recognition: bool = False
+    identity_net: bool = False
 
     def config(self, backend: str) -> RunConfig:
         """The run under a backend, past its warm-up."""
@@ -66,15 +66,15 @@ class Case:
         engine = EngineConfig(device="cpu", backend=backend, **self.options)  # type: ignore[arg-type]
         return replace(
             base,
-            batch_size=self.images * RANKS * engine.accumulate,
+            batch_size=self.images * RANKS * engine.grad_accumulation_steps,
             engine=engine,
             optim=replace(base.optim, ema=self.ema),
-            pf_mag=replace(base.pf_mag, recognition="tokens", warmup_steps=0, balance="fixed"),
+            pf_mag=replace(base.pf_mag, identity_net="tokens", warmup_steps=0, balance="fixed"),
         )
 
     def phi(self) -> FaceNet | None:
         """φ with random weights, where the case has one."""
-        if not self.recognition:
+        if not self.identity_net:
             return None
         from facenet_pytorch import InceptionResnetV1
 
@@ -85,10 +85,10 @@ ZERO, SHARDED = ("zero1", "zero2", "zero3"), ("zero1", "zero2", "zero3", "fsdp2"
 CASES = (
     Case("MAE-S, 16 images", "mae", 16),
     Case("PF-MAG-S, 2 images", "pf-vit", 2),
-    Case("PF-MAG-S with φ, 2 images", "pf-vit", 2, ("ddp", "zero2", "fsdp2"), recognition=True),
-    Case("PF-MAG-S, 2 x 1 images (accumulate)", "pf-vit", 1, options={"accumulate": 2}),
-    Case("MAE-S, 2 x 8 images (accumulate)", "mae", 8, options={"accumulate": 2}),
-    Case("MAE-S, 16 images, recompute, EMA", "mae", 16, options={"recompute": True}, ema=0.99),
+    Case("PF-MAG-S with φ, 2 images", "pf-vit", 2, ("ddp", "zero2", "fsdp2"), identity_net=True),
+    Case("PF-MAG-S, 2 x 1 images (accumulate)", "pf-vit", 1, options={"grad_accumulation_steps": 2}),
+    Case("MAE-S, 2 x 8 images (accumulate)", "mae", 8, options={"grad_accumulation_steps": 2}),
+    Case("MAE-S, 16 images, recompute, EMA", "mae", 16, options={"activation_checkpointing": True}, ema=0.99),
     Case("MAE-S, 16 images, bf16", "mae", 16, options={"precision": "bf16"}),
     Case("MAE-S, 16 images, bf16_params", "mae", 16, SHARDED, {"precision": "bf16_params"}),
     Case("MAE-S, 16 images, offload_optimizer", "mae", 16, ZERO, {"offload_optimizer": True}),
@@ -171,13 +171,13 @@ def _objective(config: RunConfig, backend: str, here: World, phi: FaceNet | None
     engines = build_engines(config, backend, factory.build(config, CLASSES), here)
     if phi is None:
         return parity.build(config, engines, here)
-    setting = pf_mag_setting(config.pf_mag, 0, None, 0.0, phi)
-    return PfMagObjective(engines["model"], engines["critic"], setting, config.pf_mag, here)
+    settings = loss_settings(config.pf_mag, 0, None, 0.0, phi)
+    return PfMagObjective(engines["model"], engines["discriminator"], settings, config.pf_mag, here)
 
 
 def _batches(config: RunConfig, here: World) -> list[Batch]:
     """Random images, labels and masks of a rank."""
-    parts = config.engine.accumulate
+    parts = config.engine.grad_accumulation_steps
     batches = empty_batches(config, config.batch_size // (here.size * parts), parts)
     for batch in batches:
         batch.images.uniform_(-1, 1)

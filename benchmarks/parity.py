@@ -73,7 +73,7 @@ def one_rank(result: Path) -> None:
     with world("cpu", 120) as here:
         found: dict[str, list[float]] = {}
         for backend, objective, parts in product(BACKENDS, OBJECTIVES, (1, 2)):
-            options = EngineConfig(backend=backend, device="cpu", accumulate=parts)  # type: ignore[arg-type]
+            options = EngineConfig(backend=backend, device="cpu", grad_accumulation_steps=parts)  # type: ignore[arg-type]
             difference = compare(backend, objective, here, engine=options)  # type: ignore[arg-type]
             found[f"{backend}/{objective}/{parts}"] = [difference.weights, difference.metrics]
         if here.is_main:
@@ -109,9 +109,9 @@ def config(backend: str, *, steps: int = 12) -> RunConfig:
         data=DataConfig(size=32, synthetic=faces),
         model=MODEL,
         optim=replace(base.optim, clip_norm=1.0, ema=0.8),
-        engine=EngineConfig(backend=backend, device="cpu", accumulate=2, log_every=1, timeout=30),  # type: ignore[arg-type]
+        engine=EngineConfig(backend=backend, device="cpu", grad_accumulation_steps=2, log_every=1, timeout=30),  # type: ignore[arg-type]
         checkpoint=CheckpointConfig(every_steps=3),
-        evaluate=EvaluateConfig(poker_faces=16),
+        evaluate=EvaluateConfig(n_poker_faces=16),
         pf_mag=replace(base.pf_mag, warmup_steps=3, balance_steps=2),
     )
 

@@ -18,7 +18,14 @@ CHANCE_OF_LUCK = 0.05
 """p below which two runs differ; for the poker face against the reconstruction a tenth of 0.1 was asked for."""
 STRICT = 0.01
 ROWS = {"input": "input", "reconstruction": "rec", "poker face": "poker", "truth": "truth"}
-BETTER = {"poker_region": -1, "poker_outside": -1, "poker_calmed": 1, "accuracy": 1, "f_p_emotion": -1, "f_p_people": 1}
+BETTER = {
+    "poker_region": -1,
+    "poker_mse_outside": -1,
+    "poker_calmed": 1,
+    "accuracy": 1,
+    "f_p_emotion": -1,
+    "f_p_people": 1,
+}
 """Figures by which an adversary may be needed, and which way is better."""
 
 Figures = Mapping[str, Mapping[int, float]]
@@ -43,9 +50,9 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
     found = {"accuracy": result["test"]["accuracy"]}
     for row, short in ROWS.items():
         cells = ((result.get("poker") or {}).get("rows") or {}).get(row) or {}
-        for column, name in (("region_error", "region"), ("outside_error", "outside")):
+        for column, name in (("mse_inside", "region"), ("mse_outside", "outside")):
             found[f"{short}_{name}"] = cells.get(column)
-        for column in ("calmed", "recognised"):
+        for column in ("neutralised_rate", "emotion_agreement"):
             found[f"{short}_{column}"] = cells.get(column)
     probes = result.get("probes") or {}
     for row, cells in (probes.get("rows") or {}).items():
@@ -83,7 +90,7 @@ def judge(ours: Figures, without: Figures, classifier: Figures) -> list[Judged]:
     def ratio(name: str, other: str) -> Summary:
         return summarize([value / ours[other][seed] for seed, value in ours[name].items()])
 
-    removed, outside = ratio("poker_region", "input_region"), ratio("poker_outside", "rec_outside")
+    removed, outside = ratio("poker_region", "input_region"), ratio("poker_mse_outside", "rec_mse_outside")
     nearer = difference(ours["poker_region"], ours["rec_region"])
     people = difference(ours["poker_people"], ours["rec_people"])
     accuracy = difference(ours["accuracy"], classifier["accuracy"])

@@ -18,7 +18,7 @@ from pfcluster.data.dataset import open_dataset
 from pfcluster.data.labels import neutral_index
 from pfcluster.distributed.process_group import World
 from pfcluster.evaluate import poker_faces
-from pfcluster.evaluate.evaluators import Instruments, Judge
+from pfcluster.evaluate.evaluators import Evaluators, Judge
 from pfcluster.evaluate.final import evaluate_split
 from pfcluster.evaluate.token_probes import probe_run
 from pfcluster.models import factory
@@ -73,8 +73,8 @@ def _measured(config: RunConfig, model: torch.nn.Module, judge: torch.nn.Module,
     model.eval()
     probes = probe_run(config, dataset, dataset.test, model, here)
     found = poker_faces.measure(
-        model, dataset.test, size=config.data.size, count=config.evaluate.poker_faces,
-        batch_size=config.evaluate.batch_size, instruments=Instruments(Judge(judge, size, neutral)), world=here,
+        model, dataset.test, size=config.data.size, count=config.evaluate.n_poker_faces,
+        batch_size=config.evaluate.batch_size, evaluators=Evaluators(Judge(judge, size, neutral)), world=here,
     )  # fmt: skip
     return {"test": scores, "probes": probes, "poker": found}
 

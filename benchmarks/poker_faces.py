@@ -27,7 +27,7 @@ from benchmarks.steps import processor
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import with_values
 from pfcluster.launch.local import run_plan
-from pfcluster.launch.plan import Group, Job, Plan
+from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.profiling.flops import profile
 from pfcluster.runs.provenance import git_commit
 
@@ -35,7 +35,7 @@ SEEDS = (1, 2, 3, 4, 5)
 CLASSES = 8
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 NAME = "poker_faces"
-MEASURED = {"evaluate.probes": 2000, "evaluate.probe_people": 200, "evaluate.poker_faces": 1000}
+MEASURED = {"evaluate.n_probe_images": 2000, "evaluate.n_probe_identities": 200, "evaluate.n_poker_faces": 1000}
 
 
 def configs(folder: Path) -> dict[str, RunConfig]:
@@ -52,16 +52,20 @@ def configs(folder: Path) -> dict[str, RunConfig]:
 
 def _in_the_game(config: RunConfig) -> RunConfig:
     """A config whose first step is one of the game: what is counted."""
-    return with_values(config, {"pf_mag.warmup_steps": 0, "pf_mag.critic_first_steps": 0, "model.init": None})
+    return with_values(config, {"pf_mag.warmup_steps": 0, "pf_mag.discriminator_pretrain_steps": 0, "model.init": None})
 
 
 def plan(folder: Path, seeds: Sequence[int], only: Sequence[str]) -> Plan:
     """Pre-training and judge, then every run with every seed."""
     made = configs(folder)
-    first = [Group(name, (Job(made[name], folder / name / "seed-0"),)) for name in ("mae", "judge")]
+    first = [Stage(name, (TrainRun(made[name], folder / name / "seed-0"),)) for name in ("mae", "judge")]
     after = tuple(group.name for group in first)
     rest = [
-        Group(name, tuple(Job(replace(made[name], seed=seed), folder / name / f"seed-{seed}") for seed in seeds), after)
+        Stage(
+            name,
+            tuple(TrainRun(replace(made[name], seed=seed), folder / name / f"seed-{seed}") for seed in seeds),
+            after,
+        )
         for name in (OURS, WITHOUT, CLASSIFIER)
         if name in only
     ]

@@ -23,7 +23,7 @@ from pfcluster.models.discriminator import Discriminator
 from pfcluster.models.mae import MAE
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.models.vit import patchify
-from pfcluster.training.pf_mag import Setting
+from pfcluster.training.pf_mag import LossSettings
 
 
 def plain_mae_loss(mae: MAE, images: Tensor, order: Tensor) -> Tensor:
@@ -47,48 +47,52 @@ def plain_mae_loss(mae: MAE, images: Tensor, order: Tensor) -> Tensor:
     return (each * hidden).sum() / hidden.sum()
 
 
-def plain_critic(critic: Discriminator, images: Tensor) -> Tensor:
+def plain_discriminator(discriminator: Discriminator, images: Tensor) -> Tensor:
     """Δ with its whole last block, of which only the class token's output is read: b 3 h w -> b (k + 1)."""
-    tokens = critic.patch_embed(patchify(images, critic.patch)) + critic.positions
-    tokens = torch.cat([critic.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-    for block in critic.blocks:
+    tokens = discriminator.patch_embed(patchify(images, discriminator.patch)) + discriminator.positions
+    tokens = torch.cat([discriminator.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+    for block in discriminator.blocks:
         tokens = block(tokens)
-    return critic.head(critic.norm(tokens)[:, 0])
+    return discriminator.head(discriminator.norm(tokens)[:, 0])
 
 
 def plain_pf_mag_step(
     pf_vit: PFViT,
-    critic: Discriminator,
+    discriminator: Discriminator,
     batch: Batch,
-    setting: Setting,
+    settings: LossSettings,
     weights: LossWeights,
-    critic_turn: Callable[[], None] = lambda: None,
+    discriminator_turn: Callable[[], None] = lambda: None,
 ) -> None:
-    """Gradients of both turns with fixed weights; `critic_turn` is called between them, with Δ's own in place."""
+    """Gradients of both turns with fixed weights; `discriminator_turn` is called between them, with Δ's own in
+    place."""
     images, labels = batch.images, batch.labels
     assert pf_vit.separator is not None
     with torch.no_grad():
         tokens = pf_vit.encoder(images)
         fakes = [pf_vit.generator(tokens), pf_vit.generator(pf_vit.separator(tokens)[1])]
-    fake_logits = torch.cat([plain_critic(critic, fake) for fake in fakes])
-    real_logits = plain_critic(critic, images)
-    losses.discriminator(real_logits, fake_logits, labels, fake_emotions=setting.fake_emotions).backward()
-    critic_turn()
+    fake_logits = torch.cat([plain_discriminator(discriminator, fake) for fake in fakes])
+    real_logits = plain_discriminator(discriminator, images)
+    losses.discriminator(real_logits, fake_logits, labels, fake_class_targets=settings.fake_class_targets).backward()
+    discriminator_turn()
 
     tokens = pf_vit.encoder(images)
     emotion, face, _ = pf_vit.separator(tokens)
     reconstruction, poker = pf_vit.generator(tokens), pf_vit.generator(face)
-    if setting.recognition is None:
+    if settings.identity_net is None:
         orthogonality = losses.orthogonality(emotion, face)
     else:
-        features = [setting.recognition(pf_vit.generator(emotion)), setting.recognition(poker)]
+        features = [settings.identity_net(pf_vit.generator(emotion)), settings.identity_net(poker)]
         orthogonality = losses.orthogonality(*features)
-    logits_rec, logits_poker = plain_critic(critic, reconstruction), plain_critic(critic, poker)
+    logits_rec, logits_poker = (
+        plain_discriminator(discriminator, reconstruction),
+        plain_discriminator(discriminator, poker),
+    )
     total = (
-        weights.cls * losses.classification(pf_vit.classifier(emotion[:, 0]), labels, setting.class_weights)
-        + weights.adv * losses.adversarial(logits_rec, logits_poker, labels, setting.neutral)
-        + weights.rec * losses.reconstruction(images, reconstruction, poker, labels, setting.neutral)
+        weights.cls * losses.classification(pf_vit.classifier(emotion[:, 0]), labels, settings.class_weights)
+        + weights.adv * losses.adversarial(logits_rec, logits_poker, labels, settings.neutral)
+        + weights.rec * losses.reconstruction(images, reconstruction, poker, labels, settings.neutral)
         + weights.ort * orthogonality
     )
     total.backward()
-    critic.zero_grad(set_to_none=True)
+    discriminator.zero_grad(set_to_none=True)

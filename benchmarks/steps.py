@@ -28,11 +28,11 @@ from pfcluster.models import factory, losses
 from pfcluster.models.discriminator import Discriminator
 from pfcluster.models.mae import MAE, hidden_patches
 from pfcluster.models.pf_vit import PFViT
-from pfcluster.training.pf_mag import Balance, Setting, pf_mag_step
+from pfcluster.training.pf_mag import LossBalancer, LossSettings, pf_mag_step
 
 CLASSES = 8
 WEIGHTS = LossWeights()
-SETTING = Setting(0, None, 0.0, "ignore", None)
+SETTING = LossSettings(0, None, 0.0, "ignore", None)
 
 
 class _Still(DdpEngine):
@@ -70,16 +70,20 @@ def _mae(model: MAE, batch: Batch, order: torch.Tensor, patch: int) -> tuple[Cal
 
 def _pf_mag(modules: dict[str, nn.Module], batch: Batch) -> tuple[Callable[[], None], Callable[[], None]]:
     alone = World(0, 1, torch.device("cpu"))
-    model, critic = modules["model"], modules["critic"]
+    model, discriminator = modules["model"], modules["discriminator"]
     assert isinstance(model, PFViT)
-    assert isinstance(critic, Discriminator)
-    pf_vit, delta = (_Still(module, OptimConfig(), EngineConfig(device="cpu"), alone) for module in (model, critic))
+    assert isinstance(discriminator, Discriminator)
+    pf_vit, delta = (
+        _Still(module, OptimConfig(), EngineConfig(device="cpu"), alone) for module in (model, discriminator)
+    )
 
     def ours() -> None:
-        pf_mag_step([batch], pf_vit, delta, SETTING, Balance(WEIGHTS, False, 1, 1.0, 1.0, alone), warm=False)
+        pf_mag_step([batch], pf_vit, delta, SETTING, LossBalancer(WEIGHTS, False, 1, 1.0, 1.0, alone), warm=False)
 
     def plain() -> None:
-        plain_pf_mag_step(model, critic, batch, SETTING, WEIGHTS, lambda: critic.zero_grad(set_to_none=True))
+        plain_pf_mag_step(
+            model, discriminator, batch, SETTING, WEIGHTS, lambda: discriminator.zero_grad(set_to_none=True)
+        )
         model.zero_grad(set_to_none=True)
 
     return ours, plain

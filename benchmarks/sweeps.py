@@ -26,7 +26,7 @@ from typing import Any
 from pfcluster.cli.sweep import course_of
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.spec import load
-from pfcluster.sweep.state import Board
+from pfcluster.sweep.state import SweepState
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = shlex.split(
@@ -86,7 +86,7 @@ def _resumed(run: Path) -> int:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Trials, stops, scores, confirmed scores, winner."""
-    board = Board(load(folder), folder, course_of())
+    board = SweepState(load(folder), folder, course_of())
     board.refresh(())
     confirmation = Confirmation(board)
     chosen = confirmation.chosen() or []

@@ -61,7 +61,7 @@ def poker(face: float, *, source: float = 0.15, reconstruction: float = 0.10, ps
     """Poker rows with these errors in the expression's region."""
 
     def row(error: float | None, decibel: float | None) -> dict[str, float | None]:
-        return {"neutrality": 0.5, "identity": 0.9, "psnr": decibel, "ssim": None, "region_error": error}
+        return {"neutral_rate": 0.5, "identity_cosine": 0.9, "psnr": decibel, "ssim": None, "mse_inside": error}
 
     rows = {"input": row(source, 24.0), "reconstruction": row(reconstruction, 25.0)}
     return {"n": 8, "rows": rows | {"poker face": row(face, psnr), "truth": row(0.0, None)}}

@@ -11,18 +11,18 @@ from typing import Any
 
 from pfcluster.config.io import to_json
 from pfcluster.sweep import asha, pbt
-from pfcluster.sweep.asha import Course, Progress
+from pfcluster.sweep.asha import EvalSchedule, Progress
 from pfcluster.sweep.confirm import CONFIRMED
 from pfcluster.sweep.options import read
 from pfcluster.sweep.report.data import COMMAND
 from pfcluster.sweep.space import baseline
 from pfcluster.sweep.spec import save
-from pfcluster.sweep.state import Board
+from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Failed, Stop, Trial, write_failed, write_trials
 
 OPTIONS = (
     "--space", "loss_weights", "--space", "pf_mag.r1=choice:0,0.1,1", "--preset", "mini", "--trials", "30",
-    "--evaluate.poker-faces", "64", "--fresh-seeds", "100", "101", "102",
+    "--evaluate.n-poker-faces", "64", "--fresh-seeds", "100", "101", "102",
 )  # fmt: skip
 FACES = {"name": "synthetic", "classes": ["neutral", "happiness"], "train": 2400, "validation": 400, "test": 800}
 TOTAL, EVERY = 450, 38
@@ -37,7 +37,7 @@ def write_sweep(
     fresh: dict[int, Sequence[float]] | None = None,
     test: bool = True,
     identity: bool = True,
-) -> Board:
+) -> SweepState:
     """Write it. fresh: scores on the fresh seeds by trial, the baseline's (0) and two trials'; None leaves the
     confirmation out.
     """
@@ -47,7 +47,7 @@ def write_sweep(
     start = baseline(spec.space, spec.stages())
     trials = [Trial(number, pbt.draw(spec, start, number)) for number in range(spec.trials)]
     write_trials(folder, trials)
-    board = Board(spec, folder, lambda _: Course(TOTAL, EVERY))
+    board = SweepState(spec, folder, lambda _: EvalSchedule(TOTAL, EVERY))
     for trial in trials:
         for seed in spec.seeds:
             place = board.runs.folder_of(trial, seed)
@@ -66,7 +66,7 @@ def write_sweep(
     return board
 
 
-def write_population(folder: Path) -> Board:
+def write_population(folder: Path) -> SweepState:
     """Four members and two generations; trial 5, which goes on from trial 1, is confirmed beside the baseline."""
     options = [*OPTIONS, "--scheduler", "pbt", "--trials", "4", "--generations", "2", "--confirm", "1"]
     spec = read([*options, "--output", str(folder)]).spec
@@ -75,7 +75,7 @@ def write_population(folder: Path) -> Board:
     first = [Trial(number, pbt.draw(spec, start, number), until=300) for number in range(4)]
     second = [Trial(4 + number, first[number].values, parent=number) for number in range(4)]
     write_trials(folder, [*first, *second])
-    board = Board(spec, folder, lambda _: Course(TOTAL, EVERY))
+    board = SweepState(spec, folder, lambda _: EvalSchedule(TOTAL, EVERY))
     for trial in board.trials:
         place = board.runs.folder_of(trial, 0)
         points = curve_of(trial, 0)
@@ -85,7 +85,7 @@ def write_population(folder: Path) -> Board:
     return board
 
 
-def stop(board: Board, absent: set[int]) -> None:
+def stop(board: SweepState, absent: set[int]) -> None:
     """Stop trials as ASHA would."""
     rungs = board.rungs(board.trials[0])
     progress = []
@@ -132,7 +132,7 @@ def write_curve(place: Path, points: Sequence[tuple[int, float]]) -> None:
     (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def write_result(board: Board, trial: Trial, seed: int, **changes: Any) -> None:
+def write_result(board: SweepState, trial: Trial, seed: int, **changes: Any) -> None:
     """A whole run's result. identity: whether a recognition net was there."""
     place = board.runs.folder_of(trial, seed)
     identity = changes.pop("identity", True)
@@ -140,12 +140,16 @@ def write_result(board: Board, trial: Trial, seed: int, **changes: Any) -> None:
     score = max(value for _, value in curve_of(trial, seed))
     rec = math.log10(trial.values["pf_mag.weights.rec"])
     kept = round(0.75 + 0.08 * rec, 4) if identity else None
-    face = {"neutrality": round(0.72 - 0.11 * rec, 4), "identity": kept, "region_error": round(0.11 - 0.012 * rec, 4)}
+    face = {
+        "neutral_rate": round(0.72 - 0.11 * rec, 4),
+        "identity_cosine": kept,
+        "mse_inside": round(0.11 - 0.012 * rec, 4),
+    }
     rows = {
-        "input": {"neutrality": 0.13, "identity": None, "region_error": 0.18},
-        "reconstruction": {"neutrality": 0.2, "identity": 0.93 if identity else None, "region_error": 0.16},
+        "input": {"neutral_rate": 0.13, "identity_cosine": None, "mse_inside": 0.18},
+        "reconstruction": {"neutral_rate": 0.2, "identity_cosine": 0.93 if identity else None, "mse_inside": 0.16},
         "poker face": face,
-        "truth": {"neutrality": 0.9, "identity": 0.97 if identity else None, "region_error": 0.0},
+        "truth": {"neutral_rate": 0.9, "identity_cosine": 0.97 if identity else None, "mse_inside": 0.0},
     }
     result = {
         "format": 1, "name": trial.name, "objective": "pf_mag", "seed": seed, "status": "finished", "steps": TOTAL,
@@ -157,7 +161,7 @@ def write_result(board: Board, trial: Trial, seed: int, **changes: Any) -> None:
     (place / "result.json").write_text(json.dumps(result | changes))
 
 
-def confirm(board: Board, fresh: dict[int, Sequence[float]], *, test: bool, identity: bool) -> None:
+def confirm(board: SweepState, fresh: dict[int, Sequence[float]], *, test: bool, identity: bool) -> None:
     """Fresh seeds with these scores; with `test` the test split of the best of them and the baseline."""
     chosen = list(fresh)
     (board.folder / CONFIRMED).write_text(json.dumps({"trials": chosen, "seeds": board.spec.fresh_seeds}))
@@ -166,7 +170,7 @@ def confirm(board: Board, fresh: dict[int, Sequence[float]], *, test: bool, iden
     for number in chosen:
         trial = board.trials[number]
         for seed, score in zip(board.spec.fresh_seeds, fresh[number], strict=False):
-            changes: dict[str, Any] = {"identity": identity}
+            changes: dict[str, Any] = {"identity_cosine": identity}
             if test and number in (0, winner):
                 changes |= {
                     "measured_on": "test",

@@ -16,13 +16,13 @@ from typing import Any
 
 from pfcluster.cli.sweep import course_of
 from pfcluster.distributed.signals import StopRequest
-from pfcluster.launch.plan import Job
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending
+from pfcluster.launch.plan import TrainRun
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.driver import Sweep
 from pfcluster.sweep.options import read
 from pfcluster.sweep.spec import Spec, load, save
-from pfcluster.sweep.state import Board
+from pfcluster.sweep.state import SweepState
 from pfcluster.training.trainer import TrainingError, run
 from tests.tiny import OPTIONS, ROOT
 
@@ -48,13 +48,13 @@ class InProcess:
     interrupt_after: int | None = None
     """Runs that are trained before all others are interrupted."""
     trained: list[str] = field(default_factory=list)
-    _waiting: list[Job] = field(default_factory=list)
+    _waiting: list[TrainRun] = field(default_factory=list)
 
-    def start(self, jobs: Sequence[Job]) -> None:
+    def start(self, jobs: Sequence[TrainRun]) -> None:
         self._waiting += jobs
         assert len(self._waiting) <= self.at_once
 
-    def poll(self) -> list[tuple[Job, Ending]]:
+    def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
         if not self._waiting:
             return []
         number = self.order.randrange(len(self._waiting)) if self.order else 0
@@ -65,9 +65,9 @@ class InProcess:
         try:
             result = run(job.config, job.folder, "a test", stop)
         except TrainingError as error:
-            return [(job, Ending(FAILED, "training", str(error)))]
+            return [(job, ExitStatus(FAILED, "training", str(error)))]
         self.trained.append("/".join(job.folder.parts[-2:]))
-        return [(job, Ending(INTERRUPTED if result["status"] == "interrupted" else FINISHED))]
+        return [(job, ExitStatus(INTERRUPTED if result["status"] == "interrupted" else FINISHED))]
 
     def stop(self) -> None:
         self._waiting.clear()
@@ -77,13 +77,13 @@ def sweep(spec: Spec, folder: Path, executor: InProcess, ticks: int = 1000) -> t
     """Run a sweep; whether it came to its end, and what it said."""
     save(spec, folder)
     said: list[str] = []
-    under_way = Sweep(Board(spec, folder, course_of()), executor, said.append)
+    under_way = Sweep(SweepState(spec, folder, course_of()), executor, said.append)
     return any(under_way.tick() for _ in range(ticks)), said
 
 
 def outcome(folder: Path) -> dict[str, Any]:
     """All that a sweep came to."""
-    board = Board(load(folder), folder, course_of())
+    board = SweepState(load(folder), folder, course_of())
     board.refresh(())
     confirmation = Confirmation(board)
     return {

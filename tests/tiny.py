@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from pfcluster.checkpoint import store
-from pfcluster.checkpoint.manager import Saver
-from pfcluster.checkpoint.tensor_shards import whole_piece
+from pfcluster.checkpoint.manager import CheckpointManager
+from pfcluster.checkpoint.tensor_shards import whole_shard
 from pfcluster.config import (
     CheckpointConfig,
     DataConfig,
@@ -30,8 +30,8 @@ OPTIONS = shlex.split(
     "--data.size 32 --data.synthetic.train 96 --data.synthetic.validation 32 --data.synthetic.test 40"
     " --data.synthetic.identities 12 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2"
     " --model.decoder-width 16 --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 16 --epochs 2"
-    " --engine.device cpu --engine.log-every 1 --evaluate.poker-faces 16 --pf-mag.warmup-steps 4"
-    " --pf-mag.critic-first-steps 2 --pf-mag.r1 0 --pf-mag.balance-steps 2"
+    " --engine.device cpu --engine.log-every 1 --evaluate.n-poker-faces 16 --pf-mag.warmup-steps 4"
+    " --pf-mag.discriminator-pretrain-steps 2 --pf-mag.r1 0 --pf-mag.balance-steps 2"
 )
 """Such a run on the command line, but for how often it saves and evaluates itself."""
 DATA = DataConfig(size=32, synthetic=SyntheticConfig(train=96, validation=32, test=40, identities=12, nuisance=0.3))
@@ -51,7 +51,7 @@ def config(objective: str, **changes: object) -> RunConfig:
         optim=replace(base.optim, lr=1e-3, warmup_steps=2, clip_norm=1.0),
         engine=EngineConfig(device="cpu", log_every=1),
         checkpoint=CheckpointConfig(every_steps=3),
-        evaluate=EvaluateConfig(poker_faces=16),
+        evaluate=EvaluateConfig(n_poker_faces=16),
         pf_mag=replace(base.pf_mag, warmup_steps=3, balance_steps=2),
     )
     return replace(tiny, **changes)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
 def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> Path:
     """Write a checkpoint as a run of one process does; its folder."""
     values = {f"{group}/{name}": value for group, held in tensors.items() for name, value in held.items()}
-    saver = Saver(folder, World(0, 1, torch.device("cpu")), keep=100, asynchronous=False, timeout=60)
+    saver = CheckpointManager(folder, World(0, 1, torch.device("cpu")), keep=100, asynchronous=False, timeout=60)
     shapes = {key: tuple(value.shape) for key, value in values.items()}
-    saver.save(step, {key: whole_piece(value) for key, value in values.items()}, shapes, state, None)
+    saver.save(step, {key: whole_shard(value) for key, value in values.items()}, shapes, state, None)
     return store.step_folder(folder, step)

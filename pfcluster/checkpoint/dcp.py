@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from pfcluster.checkpoint.tensor_shards import Piece, Pieces
+from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards
 
 
 class DamageError(ValueError):
@@ -92,7 +92,7 @@ class _Writer(HuggingFaceStorageWriter):
         self.commit()
 
 
-def write(pieces: Pieces, folder: Path, commit: Callable[[], None], group: ProcessGroup | None) -> None:
+def write(tensor_shards: TensorShards, folder: Path, commit: Callable[[], None], group: ProcessGroup | None) -> None:
     """Write the pieces of a group's ranks (None: of this process alone) into `folder`, then `commit` on the first.
 
     Raises OSError on all ranks where one of them cannot write.
@@ -100,7 +100,7 @@ def write(pieces: Pieces, folder: Path, commit: Callable[[], None], group: Proce
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:
         dist_checkpoint.save(
-            dict(pieces),
+            dict(tensor_shards),
             storage_writer=_Writer(folder, commit),
             planner=_SavePlanner(),
             process_group=group,
@@ -111,12 +111,15 @@ def write(pieces: Pieces, folder: Path, commit: Callable[[], None], group: Proce
         raise OSError(f"cannot write {folder} (rank {rank}): {cause}") from error
 
 
-def read(pieces: Pieces, folder: Path) -> None:
+def read(tensor_shards: TensorShards, folder: Path) -> None:
     """Fill the pieces from the files in `folder`. Raises DamageError; each rank reads for itself."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:
         dist_checkpoint.load(
-            dict(pieces), storage_reader=HuggingFaceStorageReader(str(folder)), planner=_LoadPlanner(), no_dist=True
+            dict(tensor_shards),
+            storage_reader=HuggingFaceStorageReader(str(folder)),
+            planner=_LoadPlanner(),
+            no_dist=True,
         )
     except CheckpointException as error:
         raise DamageError(f"{folder}: {_cause(error)[1]}") from error
@@ -128,11 +131,11 @@ def dtypes(folder: Path) -> dict[str, torch.dtype]:
     return {key: value.properties.dtype for key, value in stored.items() if isinstance(value, TensorStorageMetadata)}
 
 
-def _chunk(piece: Piece) -> ChunkStorageMetadata:
+def _chunk(piece: TensorShard) -> ChunkStorageMetadata:
     return ChunkStorageMetadata(torch.Size([piece.offset]), torch.Size([len(piece.values)]))
 
 
-def _write_item(key: str, piece: Piece) -> WriteItem:
+def _write_item(key: str, piece: TensorShard) -> WriteItem:
     data = TensorWriteData(_chunk(piece), TensorProperties.create_from_tensor(piece.values), torch.Size([piece.total]))
     return WriteItem(MetadataIndex(key, torch.Size([piece.offset])), WriteItemType.SHARD, tensor_data=data)
 

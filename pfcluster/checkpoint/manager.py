@@ -13,11 +13,11 @@ import torch.distributed as torch_dist
 from torch.distributed import ProcessGroup
 
 from pfcluster.checkpoint import dcp, store
-from pfcluster.checkpoint.tensor_shards import Piece, Pieces
+from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards
 from pfcluster.distributed.process_group import World
 
 
-class Saver:
+class CheckpointManager:
     """Writes one checkpoint at a time, on all ranks together, and keeps the newest and the best.
 
     A write that failed is raised by the next `save` or by `wait`, as OSError.
@@ -42,13 +42,19 @@ class Saver:
         world.barrier()
 
     def save(
-        self, step: int, pieces: Pieces, shapes: dict[str, tuple[int, ...]], state: dict[str, Any], best: int | None
+        self,
+        step: int,
+        tensor_shards: TensorShards,
+        shapes: dict[str, tuple[int, ...]],
+        state: dict[str, Any],
+        best: int | None,
     ) -> None:
         """Copy the pieces and write them, with `state` beside them, in the background or at once. A collective."""
         began = time.monotonic()
         self.wait()
         copies = {
-            key: Piece(piece.values.to("cpu", copy=True), piece.offset, piece.shape) for key, piece in pieces.items()
+            key: TensorShard(piece.values.to("cpu", copy=True), piece.offset, piece.shape)
+            for key, piece in tensor_shards.items()
         }
         self._thread = threading.Thread(target=self._write, args=(step, copies, shapes, state, best), daemon=True)
         self._thread.start()
@@ -78,7 +84,12 @@ class Saver:
         }
 
     def _write(
-        self, step: int, pieces: Pieces, shapes: dict[str, tuple[int, ...]], state: dict[str, Any], best: int | None
+        self,
+        step: int,
+        tensor_shards: TensorShards,
+        shapes: dict[str, tuple[int, ...]],
+        state: dict[str, Any],
+        best: int | None,
     ) -> None:
         def commit() -> None:
             store.commit(self.folder, step, shapes, state)
@@ -86,7 +97,7 @@ class Saver:
 
         began = time.monotonic()
         try:
-            dcp.write(pieces, store.aside(self.folder, step), commit, self.group)
+            dcp.write(tensor_shards, store.aside(self.folder, step), commit, self.group)
             self.seconds.append(time.monotonic() - began)
         except BaseException as error:  # raised where the training waits for it
             self._error = error

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pfcluster.checkpoint import dcp
-from pfcluster.checkpoint.tensor_shards import Pieces, whole_piece
+from pfcluster.checkpoint.tensor_shards import TensorShards, whole_shard
 from pfcluster.runs.atomic_files import flush, sha256, write_atomically
 
 FORMAT = 2
@@ -33,31 +33,31 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Record:
+class Checkpoint:
     """What `state.json` says of a checkpoint."""
 
     step: int
     path: Path
     shapes: dict[str, tuple[int, ...]]
-    """Of all tensors, `model/<name>`, `model_optimizer/<name>/<slot>`, `model_ema/<name>`, and the critic's."""
+    """Of all tensors, `model/<name>`, `model_optimizer/<name>/<slot>`, `model_ema/<name>`, and the discriminator's."""
     state: dict[str, Any]
 
-    def read_into(self, pieces: Pieces) -> None:
+    def read_into(self, tensor_shards: TensorShards) -> None:
         """Fill views of what a rank holds. Raises CheckpointError where they are not all there."""
         try:
-            dcp.read(pieces, self.path)
+            dcp.read(tensor_shards, self.path)
         except dcp.DamageError as error:
             raise CheckpointError(f"{error}; this checkpoint belongs to another model or is damaged") from error
 
     def tensors(self, *groups: str) -> dict[str, StateDict]:
-        """Whole tensors on the CPU by group (`model`, `critic_optimizer`, ...; none given: all) and name."""
+        """Whole tensors on the CPU by group (`model`, `discriminator_optimizer`, ...; none given: all) and name."""
         kinds = dcp.dtypes(self.path)
         wanted = [key for key in self.shapes if not groups or key.split("/", 1)[0] in groups]
         missing = [key for key in wanted if key not in kinds]
         if missing:
             raise CheckpointError(f"{self.path} is damaged: it has no {missing[0]}")
         whole = {key: torch.empty(self.shapes[key], dtype=kinds[key]) for key in wanted}
-        self.read_into({key: whole_piece(value) for key, value in whole.items() if value.numel()})
+        self.read_into({key: whole_shard(value) for key, value in whole.items() if value.numel()})
         found: dict[str, StateDict] = {}
         for key, value in whole.items():
             group, name = key.split("/", 1)
@@ -94,14 +94,14 @@ def commit(folder: Path, step: int, shapes: dict[str, tuple[int, ...]], state: d
     flush(folder)
 
 
-def verify(path: Path) -> Record:
+def verify(path: Path) -> Checkpoint:
     """Read a checkpoint's record and compare its files with their checksums. Raises CheckpointError."""
     try:
         record = json.loads((path / "state.json").read_text())
         if record["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {record['format']}; this version reads format {FORMAT}")
         shapes = {key: tuple(shape) for key, shape in record["shapes"].items()}
-        found, files = Record(record["step"], path, shapes, record["state"]), dict(record["files"])
+        found, files = Checkpoint(record["step"], path, shapes, record["state"]), dict(record["files"])
     except OSError as error:
         raise CheckpointError(f"{path} is no checkpoint: cannot read state.json ({error.strerror})") from error
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -121,7 +121,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.glob("step-*/state.json"))
 
 
-def latest(folder: Path) -> tuple[Record | None, list[str]]:
+def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that can be trusted (None where there is none), and what is wrong with newer ones.
 
     Raises CheckpointError where checkpoints exist and none can be trusted: starting over would hide a loss.
@@ -166,12 +166,12 @@ def find(run: Path) -> Path:
     return step_folder(folder, best["step"]) if best.get("step") in found else newest
 
 
-def load(run: Path) -> Record:
+def load(run: Path) -> Checkpoint:
     """The verified checkpoint that a run's or checkpoint's folder stands for. Raises CheckpointError."""
     return verify(find(run))
 
 
-def consolidate(run: Path, output: Path, *, everything: bool = False) -> Record:
+def consolidate(run: Path, output: Path, *, everything: bool = False) -> Checkpoint:
     """Write the weights of a run's or checkpoint's folder as one safetensors file, by the model's own names; with
     `everything` all tensors by `<group>/<name>`, optimizers' too. Raises CheckpointError, OSError.
     """

@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorShard:
     """`values`, 1-D and a view of the engine's own memory, are `shape`'s flat elements from `offset` on."""
 
     values: Tensor
@@ -28,16 +28,16 @@ class Piece:
         return math.prod(self.shape)
 
 
-Pieces = dict[str, Piece]
+TensorShards = dict[str, TensorShard]
 
 
-def whole_piece(tensor: Tensor) -> Piece:
+def whole_shard(tensor: Tensor) -> TensorShard:
     """All of a tensor; the values share its memory. Raises RuntimeError for one that is not contiguous."""
-    return Piece(tensor.detach().view(-1), 0, tuple(tensor.shape))
+    return TensorShard(tensor.detach().view(-1), 0, tuple(tensor.shape))
 
 
 def gather(
-    pieces: Pieces, shapes: dict[str, tuple[int, ...]], device: torch.device, group: ProcessGroup | None
+    tensor_shards: TensorShards, shapes: dict[str, tuple[int, ...]], device: torch.device, group: ProcessGroup | None
 ) -> dict[str, Tensor]:
     """Whole fp32 tensors by name from the pieces of a group's ranks, each element held by exactly one of them. A
     collective.
@@ -48,7 +48,7 @@ def gather(
     for name, shape in shapes.items():
         offsets[name], end = end, end + math.prod(shape)
     buffer = torch.zeros(end, device=device)
-    for name, piece in pieces.items():
+    for name, piece in tensor_shards.items():
         start = offsets[name] + piece.offset
         buffer[start : start + len(piece.values)] = piece.values
     torch.distributed.all_reduce(buffer, group=group)

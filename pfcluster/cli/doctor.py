@@ -64,13 +64,19 @@ def healthy(found: dict[str, Any]) -> bool:
 
 def _parity(here: World, backend: str, parts: int) -> dict[str, Any]:
     """PF-MAG, the objective that goes wrong where anything does, against one process."""
-    row: dict[str, Any] = {"backend": backend, "accumulate": parts, "ok": False, "weights": None, "problem": None}
+    row: dict[str, Any] = {
+        "backend": backend,
+        "grad_accumulation_steps": parts,
+        "ok": False,
+        "weights": None,
+        "problem": None,
+    }
     lacking = backend.startswith("zero") and _deepspeed() is None
     if here.any(lacking):
         return row | {"problem": "deepspeed is not installed" + ("" if lacking else " on all nodes")}
     began = time.monotonic()
     try:
-        options = EngineConfig(backend=backend, device=here.device.type, accumulate=parts)  # type: ignore[arg-type]
+        options = EngineConfig(backend=backend, device=here.device.type, grad_accumulation_steps=parts)  # type: ignore[arg-type]
         batch_size = 2 * parts * here.size * max(1, 8 // (2 * here.size))
         difference = compare(backend, "pf_mag", here, engine=options, batch_size=batch_size)
         row |= {"weights": difference.weights, "metrics": difference.metrics}
@@ -167,7 +173,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     for row in found["parity"]:
         mark = "[green]right[/]" if row["ok"] else f"[yellow]{row['problem']}[/]" if row["problem"] else "[red]wrong[/]"
         value = "" if row["weights"] is None else f"{max(row['weights'], row['metrics']):.1e}"
-        table.add_row(row["backend"], str(row["accumulate"]), value, mark, str(row.get("seconds", "")))
+        table.add_row(row["backend"], str(row["grad_accumulation_steps"]), value, mark, str(row.get("seconds", "")))
     console.print(table)
     if found["bandwidth"]:
         table = Table("collective", "MiB", "ms", "GB/s a rank", title="bandwidth")

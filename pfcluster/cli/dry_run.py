@@ -12,9 +12,9 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data.dataset import open_dataset, require_labels
 from pfcluster.data.in_memory import bytes_of
 from pfcluster.launch.options import Options
-from pfcluster.launch.plan import Job
-from pfcluster.models.from_runs import blank_recognition
-from pfcluster.models.identity_net import Recognition
+from pfcluster.launch.plan import TrainRun
+from pfcluster.models.from_runs import blank_identity_net
+from pfcluster.models.identity_net import IdentityNet
 from pfcluster.profiling.flops import Profile, profile
 from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch, plans, with_backend
 from pfcluster.training.trainer import total_steps
@@ -23,7 +23,7 @@ MIB = 2**20
 COLUMNS = ("parameters", "gradients", "optimizer", "activations", "buffers", "peak")
 
 
-def dry_run(stages: Sequence[Sequence[Job]], options: Options, console: Console) -> None:
+def dry_run(stages: Sequence[Sequence[TrainRun]], options: Options, console: Console) -> None:
     """Print the runs, their cost, and the memory that each engine would take of a GPU. Raises ConfigError where a batch
     cannot be shared out over the processes.
     """
@@ -36,7 +36,7 @@ def dry_run(stages: Sequence[Sequence[Job]], options: Options, console: Console)
         config = same[0]
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config.objective)
-        cost = costs[name] = profile(config, len(dataset.classes), recognition=_recognition(config))
+        cost = costs[name] = profile(config, len(dataset.classes), identity_net=_recognition(config))
         table.add_row(
             name,
             " ".join(str(each.seed) for each in same),
@@ -52,9 +52,9 @@ def dry_run(stages: Sequence[Sequence[Job]], options: Options, console: Console)
     for name, same in runs.items():
         _print_memory(same[0], len(dataset.classes), images[name], options, console)
         _print_rate(same[0], costs[name], options, console)
-    if any(same[0].data.mode == "device" for same in runs.values()):
+    if any(same[0].data.cache_mode == "device" for same in runs.values()):
         held = _mib(bytes_of(dataset.train))
-        console.print(f"besides, {held} MiB of each GPU for the images of data.mode device", highlight=False)
+        console.print(f"besides, {held} MiB of each GPU for the images of data.cache_mode device", highlight=False)
     places = " ".join(str(job.folder) for job in jobs)
     console.print(f"folders: {places}", highlight=False)
     console.print(
@@ -66,7 +66,7 @@ def dry_run(stages: Sequence[Sequence[Job]], options: Options, console: Console)
     )
 
 
-def _names(jobs: Sequence[Job]) -> list[str]:
+def _names(jobs: Sequence[TrainRun]) -> list[str]:
     return list(dict.fromkeys(job.config.name for job in jobs))
 
 
@@ -90,7 +90,11 @@ def _print_memory(config: RunConfig, classes: int, images: int, options: Options
             others.append(f"not {backend}: {error}")
     found = plans(config, classes, options.cluster.size_of(config.name), able, _recognition(config))
     layout = "{} x {} GPUs".format(*options.cluster.layout_of(config.name))
-    step = f"{config.engine.accumulate} x {images}" if config.engine.accumulate > 1 else str(images)
+    step = (
+        f"{config.engine.grad_accumulation_steps} x {images}"
+        if config.engine.grad_accumulation_steps > 1
+        else str(images)
+    )
     console.print(_table(f"{config.name}: MiB a GPU; {layout}, {step} images a step each", found))
     hosts = [f"{backend} {_mib(each.host)}" for backend, each in found.items() if each.host]
     for line in [*others, *([f"besides, MiB of the host for each GPU: {', '.join(hosts)}"] if hosts else [])]:
@@ -122,7 +126,7 @@ def _print_rate(config: RunConfig, cost: Profile, options: Options, console: Con
     )
 
 
-def _recognition(config: RunConfig) -> Recognition | None:
+def _recognition(config: RunConfig) -> IdentityNet | None:
     """φ without its weights, on the meta device, where the config asks for it."""
     with torch.device("meta"):
-        return blank_recognition(config)
+        return blank_identity_net(config)

@@ -24,7 +24,7 @@ from pfcluster.launch.options import (
     command_text,
     parse_training,
 )
-from pfcluster.launch.plan import Call, Group, Job, Plan
+from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
 from pfcluster.launch.redaction import conceal_output
 
 HELP = """Train, evaluate and report, on this machine or on a SLURM cluster.
@@ -172,9 +172,9 @@ def tool(command: str, arguments: list[str]) -> int:
     if command == "shards":
         group = planning.slices(rest, folder, cluster.nodes)
     elif command == "doctor":
-        group = Group(command, (Call(command, folder / command, tuple(rest), module="pfcluster.cli.doctor"),))
+        group = Stage(command, (Command(command, folder / command, tuple(rest), module="pfcluster.cli.doctor"),))
     else:
-        group = Group(command, (Call(command, folder / command, (command, *rest)),), alone=True)
+        group = Stage(command, (Command(command, folder / command, (command, *rest)),), alone=True)
     return submit(Plan(name, folder, (group,), command_text()), cluster, Console())
 
 
@@ -217,7 +217,9 @@ def print_plan(plan: Plan, cluster: Cluster, console: Console) -> None:
         "stage", "tasks", "after", "folders", title=f"plan {plan.name}: {cluster.executor} ({cluster.reason})"
     )
     for group in plan.groups:
-        folders = sorted({str(task.folder.parent if isinstance(task, Job) else task.folder) for task in group.tasks})
+        folders = sorted(
+            {str(task.folder.parent if isinstance(task, TrainRun) else task.folder) for task in group.tasks}
+        )
         todo = sum(not task.finished() for task in group.tasks)
         table.add_row(group.name, f"{todo} of {len(group.tasks)} to do", " ".join(group.after), "\n".join(folders))
     console.print(table)

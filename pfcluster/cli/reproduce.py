@@ -21,10 +21,10 @@ from pfcluster.experiments.matrix import Run, Settings, by_group, matrix, wanted
 from pfcluster.experiments.miniature import miniature
 from pfcluster.experiments.record import make_record, write_record
 from pfcluster.launch.options import Options, add_cluster_options, cluster_of, command_text
-from pfcluster.launch.plan import Call, Group, Job, Plan
+from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
 from pfcluster.launch.planning import REPORT, apply_overrides
 from pfcluster.models import factory
-from pfcluster.models.identity_net import RecognitionError, find_weights
+from pfcluster.models.identity_net import IdentityNetError, find_weights
 from pfcluster.models.pretrained import WeightsError
 
 TIMM = "timm:vit_base_patch16_224.augreg_in1k"
@@ -45,9 +45,9 @@ class Reproduction:
     def plan(self) -> Plan:
         """Pre-training and judges, all cells on top, then everything that is made of them, whatever failed."""
         groups = [
-            Group(
+            Stage(
                 f"{dataset}-{name}",
-                tuple(Job(run.config, run.folder, study=dataset) for run in runs),
+                tuple(TrainRun(run.config, run.folder, study=dataset) for run in runs),
                 tuple(f"{other}-{its}" for other, its in runs[0].after),
             )
             for (dataset, name), runs in by_group(self.runs).items()
@@ -60,23 +60,23 @@ class Reproduction:
             made = study / "pictures" / "index.html"
             words = ("pictures", *map(str, shown), "--output", str(made.parent))
             reads = tuple(folder / "result.json" for folder in shown)
-            call = Call(f"{dataset} pictures", study / "pictures", words, produces=made, reads=reads)
-            groups.append(Group(f"{dataset}-pictures", (call,), names, alone=True, anyway=True))
+            call = Command(f"{dataset} pictures", study / "pictures", words, produces=made, reads=reads)
+            groups.append(Stage(f"{dataset}-pictures", (call,), names, alone=True, always_run=True))
             made = study / REPORT / "report.html"
-            call = Call(f"{dataset} {REPORT}", study / REPORT, (REPORT, str(study)), produces=made, reads=own)
+            call = Command(f"{dataset} {REPORT}", study / REPORT, (REPORT, str(study)), produces=made, reads=own)
             after = (*names, f"{dataset}-pictures")
-            groups.append(Group(f"{dataset}-{REPORT}", (call,), after, alone=True, anyway=True))
+            groups.append(Stage(f"{dataset}-{REPORT}", (call,), after, alone=True, always_run=True))
         measured = []
         for what in EVALUATIONS:
             made = output / "measured" / f"{what}.json"
-            call = Call(what, made.parent / what, ("measure", what, str(output)), produces=made, reads=results)
-            measured.append(Group(what, (call,), names, alone=True, anyway=True))
+            call = Command(what, made.parent / what, ("measure", what, str(output)), produces=made, reads=results)
+            measured.append(Stage(what, (call,), names, alone=True, always_run=True))
         reads = (*results, *(output / "measured" / f"{what}.json" for what in EVALUATIONS))
-        call = Call("tables", output / "tables", ("tables", str(output)), produces=output / TABLE_FILE, reads=reads)
+        call = Command("tables", output / "tables", ("tables", str(output)), produces=output / TABLE_FILE, reads=reads)
         after = (*names, *EVALUATIONS)
-        groups += [*measured, Group("tables", (call,), after, alone=True, anyway=True)]
+        groups += [*measured, Stage("tables", (call,), after, alone=True, always_run=True)]
         name = self.options.name or output.resolve().name
-        return Plan(name, output, tuple(groups), command_text(), tolerant=True)
+        return Plan(name, output, tuple(groups), command_text(), continue_on_failure=True)
 
     def pictured(self, dataset: str) -> list[Path]:
         """The runs whose pictures are shown beside each other: the first seed's, and its pre-training."""
@@ -232,14 +232,14 @@ def _nets(known: argparse.Namespace, needed: set[str]) -> dict[str, str]:
     try:
         if "resnet" in needed:
             find_weights("resnet", known.resnet_weights)
-    except RecognitionError as error:
+    except IdentityNetError as error:
         missing["resnet"] = str(error)
     try:
         if "face" in needed:
             find_weights("facenet", known.phi_weights)
-    except RecognitionError as error:
+    except IdentityNetError as error:
         if known.phi == "face":
-            raise RecognitionError(f"{error}; or take --phi tokens for all of PF-ViT") from error
+            raise IdentityNetError(f"{error}; or take --phi tokens for all of PF-ViT") from error
         missing["face"] = str(error)
     return missing
 

@@ -16,12 +16,12 @@ from rich.table import Table
 from pfcluster.cli.main import INTERRUPTED, telling_errors
 from pfcluster.config import DataConfig
 from pfcluster.distributed.signals import StopRequest
-from pfcluster.launch.plan import Group, Job, Plan, groups_of
+from pfcluster.launch.plan import Plan, Stage, TrainRun, groups_of
 from pfcluster.launch.planning import preflight
 from pfcluster.launch.redaction import conceal, conceal_output
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep import search
-from pfcluster.sweep.asha import Course
+from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.driver import Sweep
 from pfcluster.sweep.executor import Executor
 from pfcluster.sweep.executors import executor_of
@@ -29,7 +29,7 @@ from pfcluster.sweep.options import read
 from pfcluster.sweep.report.data import COMMAND
 from pfcluster.sweep.space import baseline
 from pfcluster.sweep.spec import Spec, save
-from pfcluster.sweep.state import Board
+from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Runs, Trial, forget_failures
 
 HELP = """Sweeps that know about luck: search on few seeds, confirm on fresh ones, report both.
@@ -87,7 +87,9 @@ def sweep(arguments: Sequence[str]) -> int:
     return report([str(folder)])
 
 
-def run(spec: Spec, folder: Path, executor: Executor, courses: Callable[[Job], Course], console: Console) -> bool:
+def run(
+    spec: Spec, folder: Path, executor: Executor, courses: Callable[[TrainRun], EvalSchedule], console: Console
+) -> bool:
     """Drive a sweep to its end; False where a signal stopped it, with all runs' checkpoints written."""
     began = time.monotonic()
 
@@ -95,7 +97,7 @@ def run(spec: Spec, folder: Path, executor: Executor, courses: Callable[[Job], C
         minutes, seconds = divmod(int(time.monotonic() - began), 60)
         console.print(f"{minutes:3d}:{seconds:02d}  {words}", highlight=False, markup=False, soft_wrap=True)
 
-    under_way = Sweep(Board(spec, folder, courses), executor, say)
+    under_way = Sweep(SweepState(spec, folder, courses), executor, say)
     with StopRequest() as stop:
         over = False
         try:
@@ -107,7 +109,7 @@ def run(spec: Spec, folder: Path, executor: Executor, courses: Callable[[Job], C
     return over
 
 
-def course_of() -> Callable[[Job], Course]:
+def course_of() -> Callable[[TrainRun], EvalSchedule]:
     """When a run is evaluated, and how long it is: from its config and the size of its data."""
     from pfcluster.data.dataset import open_dataset
     from pfcluster.training.trainer import evaluation_steps, total_steps
@@ -116,10 +118,10 @@ def course_of() -> Callable[[Job], Course]:
     def samples(data: DataConfig, seed: int) -> int:
         return len(open_dataset(data, seed).train)
 
-    def course(job: Job) -> Course:
+    def course(job: TrainRun) -> EvalSchedule:
         config = job.config
         count = samples(config.data, config.seed if config.data.limit is not None else 0)
-        return Course(total_steps(config, count), evaluation_steps(config, count))
+        return EvalSchedule(total_steps(config, count), evaluation_steps(config, count))
 
     return course
 
@@ -129,12 +131,12 @@ def _first_runs(spec: Spec, folder: Path) -> Plan:
     runs = Runs(spec, folder)
     shared = groups_of(list(runs.shared.values()))
     first = [leg.job for leg in runs.explored(Trial(0, {}), spec.seeds[0])]
-    return Plan(folder.name, folder, (*shared, Group("baseline", tuple(first))), "")
+    return Plan(folder.name, folder, (*shared, Stage("baseline", tuple(first))), "")
 
 
-def _describe(spec: Spec, folder: Path, courses: Callable[[Job], Course], console: Console) -> None:
+def _describe(spec: Spec, folder: Path, courses: Callable[[TrainRun], EvalSchedule], console: Console) -> None:
     """What will be searched, and how."""
-    board = Board(spec, folder, courses)
+    board = SweepState(spec, folder, courses)
     table = Table("field", "values", "baseline", title=f"{folder}: {spec.config.name}", title_justify="left")
     values = baseline(spec.space, spec.stages())
     for one in spec.space:

@@ -84,12 +84,12 @@ def changes_of(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
 def only_execution(name: str) -> bool:
     """Whether a field may change when a run goes on: how it is executed, watched and saved; not in which precision."""
     later = (
-        "data.mode",
+        "data.cache_mode",
         "data.workers",
         "data.cache",
-        "evaluate.final",
+        "evaluate.final_split",
         "evaluate.grid_every",
-        "pf_mag.diagnose_every",
+        "pf_mag.grad_norms_every",
     )
     return name in later or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")
 

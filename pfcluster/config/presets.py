@@ -37,13 +37,13 @@ MAE_AUGMENT = AugmentConfig(crop_scale=(0.5, 1.0), rotation=0.0, jitter=0.0)
 """MAE needs little: random resized crop and flip (He et al. 2021, section 4)."""
 CRITIC = OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
 
-LIVELY = replace(CRITIC, lr=1e-3)
-GAME = PfMagConfig(
+FAST_DISCRIMINATOR = replace(CRITIC, lr=1e-3)
+STABILISED_RECIPE = PfMagConfig(
     weights=LossWeights(cls=1.0, adv=1.0, rec=3.0, ort=0.1),
-    fake_emotions="source",
-    critic_patch_gain=4.0,
+    fake_class_targets="source",
+    discriminator_patch_gain=4.0,
     r1=0.1,
-    smooth_head=32,
+    refine_channels=32,
 )
 """PF-MAG that separates, as far as small nets on synthetic faces do (docs/results/poker_face_search.md). Without its
 warm-up's steps, which go with the length of a run."""
@@ -73,14 +73,18 @@ def demo() -> Recipe:
 
     Command: `python jobs/launch.py demo`; time and figures: README, Results.
     """
-    faces = SyntheticConfig(train=4000, validation=500, test=1000, identities=800, nuisance=0.4, weakest=0.5)
+    faces = SyntheticConfig(train=4000, validation=500, test=1000, identities=800, nuisance=0.4, min_intensity=0.5)
     model = ModelConfig(patch=8, width=64, decoder_width=96, patch_gain=4.0)
     gentle = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
     epochs = {"judge": 7, "mae": 40, "finetune": 10, "pf_mag": 7}
     recipe = _small(DataConfig(size=48, synthetic=faces), model, gentle, epochs, batch_size=32, warmup_steps=400)
-    short = replace(GAME, r1=0.0, warmup_steps=400, critic_first_steps=400)  # R1 is a fourth of a step's FLOPs
+    short = replace(
+        STABILISED_RECIPE, r1=0.0, warmup_steps=400, discriminator_pretrain_steps=400
+    )  # R1 is a fourth of a step's FLOPs
     optim = replace(recipe["pf-vit"].optim, ema=0.99)
-    return recipe | {"pf-vit": replace(recipe["pf-vit"], pf_mag=short, optim=optim, critic_optim=LIVELY)}
+    return recipe | {
+        "pf-vit": replace(recipe["pf-vit"], pf_mag=short, optim=optim, discriminator_optim=FAST_DISCRIMINATOR)
+    }
 
 
 def poker_face() -> Recipe:
@@ -90,10 +94,14 @@ def poker_face() -> Recipe:
     docs/results/poker_face_search.md.
     """
     recipe = demo()
-    long = replace(recipe["pf-vit"], epochs=24, pf_mag=replace(GAME, warmup_steps=1000, critic_first_steps=1000))
-    recipe["pf-vit"] = replace(long, optim=replace(long.optim, ema=0.998), critic_optim=LIVELY)
+    long = replace(
+        recipe["pf-vit"],
+        epochs=24,
+        pf_mag=replace(STABILISED_RECIPE, warmup_steps=1000, discriminator_pretrain_steps=1000),
+    )
+    recipe["pf-vit"] = replace(long, optim=replace(long.optim, ema=0.998), discriminator_optim=FAST_DISCRIMINATOR)
     often = EvaluateConfig(every_epochs=4, grid_every=8)
-    whole = {name: replace(config, data=replace(config.data, mode="host")) for name, config in recipe.items()}
+    whole = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
     return {name: config if name == "mae" else replace(config, evaluate=often) for name, config in whole.items()}
 
 
@@ -103,12 +111,12 @@ def mini() -> Recipe:
 
     Command: `python tune/sweep.py`; time and figures: README, Sweeps.
     """
-    faces = SyntheticConfig(train=2400, validation=400, test=800, identities=480, nuisance=0.0, weakest=1.0)
+    faces = SyntheticConfig(train=2400, validation=400, test=800, identities=480, nuisance=0.0, min_intensity=1.0)
     model = ModelConfig(patch=8, width=64, decoder_width=64, patch_gain=4.0)
     gentle = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
     epochs = {"judge": 5, "mae": 25, "finetune": 6, "pf_mag": 6}
     recipe = _small(DataConfig(size=48, synthetic=faces), model, gentle, epochs, batch_size=32, warmup_steps=150)
-    often = EvaluateConfig(every_epochs=0.5, poker_faces=400)
+    often = EvaluateConfig(every_epochs=0.5, n_poker_faces=400)
     recipe["pf-vit"] = replace(recipe["pf-vit"], optim=replace(recipe["pf-vit"].optim, lr=2e-3))
     return {name: config if name == "mae" else replace(config, evaluate=often) for name, config in recipe.items()}
 
@@ -122,12 +130,12 @@ def miniature(size: str) -> Recipe:
     model = ModelConfig(patch=8, width=width, heads=heads, decoder_width=64, patch_gain=4.0)
     gentle = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
     epochs = {"judge": 5, "mae": 40, "finetune": 5, "pf_mag": 5}
-    data = DataConfig(size=40, mode="host")
+    data = DataConfig(size=40, cache_mode="host")
     recipe = _small(data, model, gentle, epochs, batch_size=16, warmup_steps=150)
     weights = LossWeights(adv=0.014, rec=0.54, ort=0.017)  # the default sweep's, found on validation of other faces
     recipe["pf-vit"] = replace(recipe["pf-vit"], pf_mag=replace(recipe["pf-vit"].pf_mag, weights=weights))
     recipe["mae-vit"] = replace(recipe["mae-vit"], optim=recipe["scratch"].optim)
-    often = EvaluateConfig(poker_faces=400)
+    often = EvaluateConfig(n_poker_faces=400)
     return {name: config if name == "mae" else replace(config, evaluate=often) for name, config in recipe.items()}
 
 
@@ -207,7 +215,7 @@ def _small(
         objective="pf_mag",
         epochs=epochs["pf_mag"],
         optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup_steps=40, clip_norm=5.0),
-        critic_optim=replace(CRITIC, lr=2e-4),
+        discriminator_optim=replace(CRITIC, lr=2e-4),
         pf_mag=PfMagConfig(warmup_steps=warmup_steps),
     )
     return {
@@ -273,10 +281,10 @@ def _paper(model: ModelConfig) -> Recipe:
             name="pf-vit",
             objective="pf_mag",
             optim=replace(plateau, lr=2e-5),
-            critic_optim=replace(CRITIC, schedule="plateau"),
+            discriminator_optim=replace(CRITIC, schedule="plateau"),
             classifier=ClassifierConfig(),
             pf_mag=PfMagConfig(
-                weights=LossWeights(cls=1, adv=1, rec=1, ort=1), recognition="facenet", warmup_steps=2000
+                weights=LossWeights(cls=1, adv=1, rec=1, ort=1), identity_net="facenet", warmup_steps=2000
             ),
         ),
     }

@@ -12,7 +12,7 @@ from typing import Literal
 
 Objective = Literal["mae", "finetune", "pf_mag"]
 Backend = Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
-CriticChange = Literal["flip", "colour", "translation", "cutout"]
+DiscriminatorTransform = Literal["flip", "colour", "translation", "cutout"]
 
 
 class ConfigError(ValueError):
@@ -51,7 +51,7 @@ class SyntheticConfig:
     """Annotators a face."""
     nuisance: float = 1.0
     """Share of the range of pose, light, background, blur, noise and occlusion that is used; 0 is a studio."""
-    weakest: float = 0.3
+    min_intensity: float = 0.3
     """Strength of the weakest expression shown; the strongest has 1."""
     seed: int = 0
     """Of the faces, not of the training."""
@@ -62,7 +62,7 @@ class SyntheticConfig:
         _require(self.imbalance >= 1, "data.synthetic.imbalance", self.imbalance, "be at least 1")
         _require_share("data.synthetic.label_noise", self.label_noise, below_one=True)
         _require_share("data.synthetic.nuisance", self.nuisance)
-        _require_share("data.synthetic.weakest", self.weakest)
+        _require_share("data.synthetic.min_intensity", self.min_intensity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class DataConfig:
     """Folder made by shards/build.py, or its URL (http, https, s3, gs); None takes the embedded synthetic faces."""
     size: int = 48
     """Side of the square input in pixels; shards of another size are resized."""
-    expect: str | None = None
+    expected_name: str | None = None
     """Name that the shards' manifest must bear: guards against training on another dataset's folder."""
     limit: int | None = None
     """Use only so many training samples, drawn by the run's seed; None uses all."""
@@ -89,30 +89,31 @@ class DataConfig:
     blocks for shards at a URL. Which it is changes the order of samples, not their number."""
     block: int = 512
     """Neighbouring samples of a block; a shard's, best."""
-    window: int = 8
+    shuffle_window: int = 8
     """Blocks that are shuffled into each other."""
-    mode: Literal["stream", "host", "device"] = "stream"
+    cache_mode: Literal["stream", "host", "device"] = "stream"
     """Decode each batch when it is wanted; or the training split once, into a file in `cache` that all processes of a
     machine map, or onto the device (3 · size² bytes a sample: 270,000 at 224 px are 41 GB)."""
-    crop: Literal["device", "host"] = "device"
+    augment_on: Literal["device", "host"] = "device"
     """Where augmentation crops, turns and flips: the whole batch at once in floats on the device; or each image in
     bytes by the threads that read it, faster where the device is a CPU, or slow beside its CPUs. Rounding differs."""
     workers: int = 2
     """Threads that read ahead, a batch each; 0 reads when a step asks."""
     cache: str | None = None
-    """Folder for what is fetched from a URL, and for data.mode host; None: $PFCLUSTER_CACHE or ~/.cache/pfcluster."""
+    """Folder for what is fetched from a URL, and for data.cache_mode host; None: $PFCLUSTER_CACHE or
+    ~/.cache/pfcluster."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
         _require(8 <= self.size <= 1024, "data.size", self.size, "lie in 8..1024 pixels")
         _require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "be at least 1 or left out")
         _require_share("data.max_bad_share", self.max_bad_share)
-        for name in ("block", "window"):
+        for name in ("block", "shuffle_window"):
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "be at least 1")
-        late = 'be "device" with data.mode device: the images are there already'
-        _require(self.mode != "device" or self.crop == "device", "data.crop", self.crop, late)
-        emotions = 'be "emotion" with data.mode host, whose file holds the samples as the shards label them'
-        _require(self.mode != "host" or self.target == "emotion", "data.target", self.target, emotions)
+        late = 'be "device" with data.cache_mode device: the images are there already'
+        _require(self.cache_mode != "device" or self.augment_on == "device", "data.augment_on", self.augment_on, late)
+        emotions = 'be "emotion" with data.cache_mode host, whose file holds the samples as the shards label them'
+        _require(self.cache_mode != "host" or self.target == "emotion", "data.target", self.target, emotions)
         _require(0 <= self.workers <= 256, "data.workers", self.workers, "lie in 0..256")
         together = 'be "auto" or "full" with data.sampling balanced: it goes round each class\'s own samples'
         _require(self.sampling == "uniform" or self.order != "blocks", "data.order", self.order, together)
@@ -245,12 +246,12 @@ class LossWeights:
     """Reconstruction of the input, and of neutral inputs by their own poker face."""
     ort: float = 0.1
     """Orthogonality of the emotion view and the poker face."""
-    sep: float = 0.0
+    confusion: float = 0.0
     """Confusion of a small net that reads the emotion off f_p (docs/stabilisers.md). Not the paper's; 0 has no such
     net."""
 
     def __post_init__(self) -> None:
-        for name in ("cls", "adv", "rec", "ort", "sep"):
+        for name in ("cls", "adv", "rec", "ort", "confusion"):
             _require(getattr(self, name) >= 0, f"pf_mag.weights.{name}", getattr(self, name), "be at least 0")
 
 
@@ -270,24 +271,24 @@ class PfMagConfig:
     """λ_rec during the warm-up (on a mean squared error)."""
     warmup_cls: float = 0.3
     """λ_cls during the warm-up."""
-    ramp_steps: int = 0
+    adv_ramp_steps: int = 0
     """Steps after the warm-up over which λ_adv grows linearly from 0 to its value; 0 starts with all of it."""
-    recognition: Literal["facenet", "resnet", "run", "tokens"] = "tokens"
+    identity_net: Literal["facenet", "resnet", "run", "tokens"] = "tokens"
     """φ of L_ort: InceptionResnetV1 trained on VGGFace2; timm's ResNet-50 trained on ImageNet; a classifier of ours,
     say one that tells people apart (data.target); or no net: the cosine of the tokens themselves."""
-    recognition_weights: str | None = None
+    identity_net_weights: str | None = None
     """φ's weights: a local state dict, None downloads facenet-pytorch's (107 MB) or timm's (102 MB) once; for "run" the
     run's folder."""
-    recognition_layer: Literal["feature_map", "embedding"] = "feature_map"
+    identity_net_layer: Literal["feature_map", "embedding"] = "feature_map"
     """Which of φ's features: the last map before pooling, flattened, or the pooled embedding."""
-    critic_emotions: bool = True
+    discriminator_emotions: bool = True
     """Whether Δ looks at emotions, or at real and generated alone (METHOD.md, Ablations 2)."""
     fusion: Literal["cross", "self"] = "cross"
     """"self" is the ablation without mask tokens: self-attention over the encoder's tokens (METHOD.md, Ablations 3)."""
     mask_ratio: float = 0.0
     """Share of patches hidden from the encoder in training, mask tokens in their places: Multi-Task MAE (METHOD.md,
     Ablations 4). Only with fusion "self"."""
-    fake_emotions: Literal["ignore", "zero", "source"] = "ignore"
+    fake_class_targets: Literal["ignore", "zero", "source"] = "ignore"
     """Targets of Δ's emotion outputs for generated images in Δ's own loss: left out, all zero, or the emotion of the
     photo that an image was made from. With "source" Δ looks for what a poker face still shows of it."""
     r1: float = 0.0
@@ -295,32 +296,32 @@ class PfMagConfig:
     separator_ratio: float = 0.25
     """Hidden width of the separator's two layers over the encoder's width; 0 leaves the separator out, and with it the
     poker face and L_ort (METHOD.md, Ablations 2)."""
-    separator_class_bias: float | None = None
+    class_mask_bias: float | None = None
     """Start of a bias that the class token's mask a = σ(...) has besides, and learns: 3 begins with f_e = 0.95 f there,
     where the patches' halves are; None has none."""
-    smooth_head: int = 0
+    refine_channels: int = 0
     """Channels of a residual 3x3 convolution over the painted image, which sees across patches' edges and begins as the
     identity; 0 has none."""
-    critic_patch_gain: float = 1.0
+    discriminator_patch_gain: float = 1.0
     """What `model.patch_gain` is to the encoder, for Δ's own new patch embedding."""
-    critic_emotion_weight: float = 1.0
+    discriminator_emotion_weight: float = 1.0
     """Weight of each emotion output of real images in L_Δ, beside 1 for their real/fake output."""
-    critic_first_steps: int = 0
+    discriminator_pretrain_steps: int = 0
     """First steps of the warm-up in which Δ learns the emotions of real images and nothing else."""
-    critic_turns: int = 1
+    discriminator_updates: int = 1
     """Δ's updates for each of PF-ViT's, on the same batch and fakes, with other noise and augmentation."""
-    critic_smoothing: float = 0.0
+    real_label_smoothing: float = 0.0
     """What L_Δ's target of real images lacks to 1 at the real/fake output (one-sided; Salimans et al. 2016)."""
-    critic_augment: tuple[CriticChange, ...] = ()
+    discriminator_augment: tuple[DiscriminatorTransform, ...] = ()
     """How images are changed before Δ sees them, real and generated alike (DiffAugment, Zhao et al. 2020)."""
     instance_noise: float = 0.0
     """Deviation of the noise on what Δ sees, for values in -1..1 (Sønderby et al. 2017)."""
-    diagnose_every: int = 100
+    grad_norms_every: int = 100
     """Steps between two looks at how hard each term pulls at tokens and images (docs/pf-mag.md), of two steps' cost;
     0 takes none. Changes nothing that is trained."""
 
     def __post_init__(self) -> None:
-        _require(self.diagnose_every >= 0, "pf_mag.diagnose_every", self.diagnose_every, "be at least 0")
+        _require(self.grad_norms_every >= 0, "pf_mag.grad_norms_every", self.grad_norms_every, "be at least 0")
         _require(self.balance_steps >= 1, "pf_mag.balance_steps", self.balance_steps, "be at least 1")
         _require(self.warmup_steps >= 0, "pf_mag.warmup_steps", self.warmup_steps, "be at least 0")
         _require(self.warmup_rec > 0, "pf_mag.warmup_rec", self.warmup_rec, "be positive")
@@ -331,42 +332,53 @@ class PfMagConfig:
         hidden = 'be "self" with pf_mag.mask_ratio: the cross fusion has mask tokens of its own'
         _require(self.mask_ratio == 0 or self.fusion == "self", "pf_mag.fusion", self.fusion, hidden)
         unread = 'be "tokens" with pf_mag.separator_ratio 0: without a separator there is no L_ort to read it'
-        known = self.separator_ratio > 0 or self.recognition == "tokens"
-        _require(known, "pf_mag.recognition", self.recognition, unread)
-        named = 'be "facenet", "resnet" or "run" where pf_mag.recognition_weights is given'
-        known = self.recognition_weights is None or self.recognition != "tokens"
-        _require(known, "pf_mag.recognition", self.recognition, named)
-        absent = 'have pf_mag.recognition_weights beside it, the folder of a run, for "run"'
-        known = self.recognition != "run" or self.recognition_weights is not None
-        _require(known, "pf_mag.recognition", self.recognition, absent)
+        known = self.separator_ratio > 0 or self.identity_net == "tokens"
+        _require(known, "pf_mag.identity_net", self.identity_net, unread)
+        named = 'be "facenet", "resnet" or "run" where pf_mag.identity_net_weights is given'
+        known = self.identity_net_weights is None or self.identity_net != "tokens"
+        _require(known, "pf_mag.identity_net", self.identity_net, named)
+        absent = 'have pf_mag.identity_net_weights beside it, the folder of a run, for "run"'
+        known = self.identity_net != "run" or self.identity_net_weights is not None
+        _require(known, "pf_mag.identity_net", self.identity_net, absent)
         self._check_stabilisers()
 
     def _check_stabilisers(self) -> None:
-        for name in ("ramp_steps", "smooth_head", "critic_first_steps", "instance_noise"):
+        for name in ("adv_ramp_steps", "refine_channels", "discriminator_pretrain_steps", "instance_noise"):
             _require(getattr(self, name) >= 0, f"pf_mag.{name}", getattr(self, name), "be at least 0")
-        _require(self.critic_turns >= 1, "pf_mag.critic_turns", self.critic_turns, "be at least 1")
-        _require_share("pf_mag.critic_smoothing", self.critic_smoothing, below_one=True)
-        _require(self.critic_patch_gain > 0, "pf_mag.critic_patch_gain", self.critic_patch_gain, "be positive")
-        weight, first = self.critic_emotion_weight, self.critic_first_steps
-        _require(weight > 0, "pf_mag.critic_emotion_weight", weight, "be positive")
-        blind = "with pf_mag.critic_emotions off: Δ looks at no emotion"
-        _require(self.critic_emotions or weight == 1, "pf_mag.critic_emotion_weight", weight, f"be 1 {blind}")
-        _require(self.critic_emotions or first == 0, "pf_mag.critic_first_steps", first, f"be 0 {blind}")
+        _require(
+            self.discriminator_updates >= 1, "pf_mag.discriminator_updates", self.discriminator_updates, "be at least 1"
+        )
+        _require_share("pf_mag.real_label_smoothing", self.real_label_smoothing, below_one=True)
+        _require(
+            self.discriminator_patch_gain > 0,
+            "pf_mag.discriminator_patch_gain",
+            self.discriminator_patch_gain,
+            "be positive",
+        )
+        weight, first = self.discriminator_emotion_weight, self.discriminator_pretrain_steps
+        _require(weight > 0, "pf_mag.discriminator_emotion_weight", weight, "be positive")
+        blind = "with pf_mag.discriminator_emotions off: Δ looks at no emotion"
+        _require(
+            self.discriminator_emotions or weight == 1, "pf_mag.discriminator_emotion_weight", weight, f"be 1 {blind}"
+        )
+        _require(
+            self.discriminator_emotions or first == 0, "pf_mag.discriminator_pretrain_steps", first, f"be 0 {blind}"
+        )
         within = f"be at most pf_mag.warmup_steps = {self.warmup_steps}: PF-ViT has its warm-up meanwhile"
-        _require(first <= self.warmup_steps, "pf_mag.critic_first_steps", first, within)
-        once = len(set(self.critic_augment)) == len(self.critic_augment)
-        _require(once, "pf_mag.critic_augment", self.critic_augment, "name each change once")
+        _require(first <= self.warmup_steps, "pf_mag.discriminator_pretrain_steps", first, within)
+        once = len(set(self.discriminator_augment)) == len(self.discriminator_augment)
+        _require(once, "pf_mag.discriminator_augment", self.discriminator_augment, "name each change once")
         whole = "with pf_mag.separator_ratio 0: there is no separator"
         for name, value, off in (
-            ("weights.sep", self.weights.sep, 0),
-            ("separator_class_bias", self.separator_class_bias, None),
+            ("weights.confusion", self.weights.confusion, 0),
+            ("class_mask_bias", self.class_mask_bias, None),
         ):
             _require(self.separator_ratio > 0 or value == off, f"pf_mag.{name}", value, f"be {off} {whole}")
 
     @property
-    def changes_critics_view(self) -> bool:
+    def transforms_discriminator_input(self) -> bool:
         """Whether Δ sees images otherwise than they are."""
-        return bool(self.critic_augment) or self.instance_noise > 0
+        return bool(self.discriminator_augment) or self.instance_noise > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,13 +394,13 @@ class OptimConfig:
     weight_decay: float = 0.05
     """Decoupled weight decay of matrices; biases, norms and tokens have none. AdamW only."""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
-    """After the warm-up: a half cosine to zero, or divided by `plateau_divide` after `plateau_patience` evaluations
+    """After the warm-up: a half cosine to zero, or divided by `plateau_factor` after `plateau_patience` evaluations
     without a better validation score, or constant."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     plateau_patience: int = 30
     """Evaluations without improvement that the plateau schedule waits."""
-    plateau_divide: float = 10.0
+    plateau_factor: float = 10.0
     """What the plateau schedule divides the rate by."""
     layer_decay: float = 1.0
     """What each block's rate is multiplied by over the block's above it, in fine-tuning (Clark et al. 2020; MAE's
@@ -407,12 +419,12 @@ class OptimConfig:
         for name in ("weight_decay", "warmup_steps", "clip_norm"):
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "be at least 0")
         _require(self.plateau_patience >= 1, "optim.plateau_patience", self.plateau_patience, "be at least 1")
-        _require(self.plateau_divide > 1, "optim.plateau_divide", self.plateau_divide, "be more than 1")
+        _require(self.plateau_factor > 1, "optim.plateau_factor", self.plateau_factor, "be more than 1")
         if self.algorithm == "adam":
             _require(self.weight_decay == 0, "optim.weight_decay", self.weight_decay, "be 0 for adam; adamw has one")
 
 
-def _critic_optim() -> OptimConfig:
+def _discriminator_optim() -> OptimConfig:
     """METHOD.md, section 3: Adam at 1e-4 with betas of its own (lost in the paper's text; the GAN default here)."""
     return OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
 
@@ -427,15 +439,15 @@ class EngineConfig:
     precision: Literal["fp32", "bf16", "bf16_params"] = "fp32"
     """"bf16" runs the forward passes under autocast; weights and optimizer stay fp32. "bf16_params" also computes and
     gathers with bf16 weights, the optimizer's masters stay fp32 (FSDP2 and ZeRO)."""
-    accumulate: int = 1
+    grad_accumulation_steps: int = 1
     """Micro-batches a step: the same step in less memory."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Activation checkpointing: keep only the blocks' inputs and compute them again in the backward."""
     compile: bool = False
     """torch.compile of each block; not with ZeRO-3, whose hooks sit inside the blocks."""
     offload_optimizer: bool = False
     """Keep ZeRO's moments and fp32 weights in the host's memory."""
-    shard_ranks: int | None = None
+    fsdp_shard_size: int | None = None
     """Neighbouring processes that share one copy of the weights (FSDP2): the GPUs of a node, say, for hybrid sharding;
     None shares over all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -446,15 +458,23 @@ class EngineConfig:
     """Steps between two lines of metrics."""
 
     def __post_init__(self) -> None:
-        _require(self.accumulate >= 1, "engine.accumulate", self.accumulate, "be at least 1")
+        _require(
+            self.grad_accumulation_steps >= 1,
+            "engine.grad_accumulation_steps",
+            self.grad_accumulation_steps,
+            "be at least 1",
+        )
         _require(self.log_every >= 1, "engine.log_every", self.log_every, "be at least 1")
         _require(self.timeout > 0, "engine.timeout", self.timeout, "be positive")
         _require(
-            self.shard_ranks is None or self.shard_ranks >= 1, "engine.shard_ranks", self.shard_ranks, "be positive"
+            self.fsdp_shard_size is None or self.fsdp_shard_size >= 1,
+            "engine.fsdp_shard_size",
+            self.fsdp_shard_size,
+            "be positive",
         )
         options = {
             "engine.offload_optimizer": (self.offload_optimizer, ("zero1", "zero2", "zero3")),
-            "engine.shard_ranks": (self.shard_ranks is not None, ("fsdp2",)),
+            "engine.fsdp_shard_size": (self.fsdp_shard_size is not None, ("fsdp2",)),
             "engine.precision bf16_params": (self.precision == "bf16_params", ("fsdp2", "zero1", "zero2", "zero3")),
             "engine.compile": (self.compile, ("ddp", "fsdp2", "zero1", "zero2")),
         }
@@ -489,25 +509,25 @@ class EvaluateConfig:
     """Images a forward pass of evaluation, for each process."""
     metric: Literal["accuracy", "macro_f1"] = "accuracy"
     """Validation score that chooses the checkpoint."""
-    choose_on: Literal["validation", "test"] = "validation"
+    selection_split: Literal["validation", "test"] = "validation"
     """"test" is the paper's own habit; the report labels such runs."""
-    final: Literal["test", "validation"] = "test"
+    final_split: Literal["test", "validation"] = "test"
     """Split that is measured at the end. "validation" leaves the test split alone, as a search must; the same run given
     again with "test" then measures it, and trains nothing."""
     judge: str | None = None
     """Run folder of a separately trained classifier that judges the poker faces' neutrality; None leaves it out."""
-    recognition: str | None = None
+    identity_net: str | None = None
     """Run folder of a classifier of people (data.target) that measures how much of the identity poker faces keep; None
     takes φ where PF-MAG has one, else leaves it out."""
     fid: str | None = None
     """Features of the Fréchet distance between poker faces and photos: "inception" (downloads its weights), a file of
     them, or the folder of a run of ours, whose distance is no FID; None leaves it out."""
-    poker_faces: int = 1000
+    n_poker_faces: int = 1000
     """Images of that split whose poker faces are judged at the end."""
-    probes: int = 0
+    n_probe_images: int = 0
     """Training images from whose tokens linear probes learn to read the emotion; they also try to read identities,
     where these are known. 0 leaves probes out."""
-    probe_people: int = 40
+    n_probe_identities: int = 40
     """People that probes of identities tell apart at most: those with the most faces."""
     mask_ratios: tuple[float, ...] = ()
     """Shares of hidden patches at which a run with pf_mag.fusion "self" is tested too."""
@@ -518,14 +538,19 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         _require(self.every_epochs > 0, "evaluate.every_epochs", self.every_epochs, "be positive")
         _require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "be at least 1")
-        _require(self.poker_faces >= 1, "evaluate.poker_faces", self.poker_faces, "be at least 1")
-        _require(self.probes >= 0, "evaluate.probes", self.probes, "be at least 0")
-        _require(self.probe_people >= 2, "evaluate.probe_people", self.probe_people, "be at least 2")
+        _require(self.n_poker_faces >= 1, "evaluate.n_poker_faces", self.n_poker_faces, "be at least 1")
+        _require(self.n_probe_images >= 0, "evaluate.n_probe_images", self.n_probe_images, "be at least 0")
+        _require(self.n_probe_identities >= 2, "evaluate.n_probe_identities", self.n_probe_identities, "be at least 2")
         _require(self.grid_every >= 0, "evaluate.grid_every", self.grid_every, "be at least 0")
         hidden = all(0 <= ratio < 1 for ratio in self.mask_ratios)
         _require(hidden, "evaluate.mask_ratios", self.mask_ratios, "lie in [0, 1)")
-        touched = 'be "validation" with evaluate.final validation: the test split would be looked at'
-        _require(self.final == "test" or self.choose_on == "validation", "evaluate.choose_on", self.choose_on, touched)
+        touched = 'be "validation" with evaluate.final_split validation: the test split would be looked at'
+        _require(
+            self.final_split == "test" or self.selection_split == "validation",
+            "evaluate.selection_split",
+            self.selection_split,
+            touched,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -550,7 +575,7 @@ class RunConfig:
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     pf_mag: PfMagConfig = field(default_factory=PfMagConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    critic_optim: OptimConfig = field(default_factory=_critic_optim)
+    discriminator_optim: OptimConfig = field(default_factory=_discriminator_optim)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -562,8 +587,8 @@ class RunConfig:
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "be at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "lie in 0..2^31-1")
         _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "be at least 1")
-        chunks = f"be a multiple of engine.accumulate = {self.engine.accumulate}"
-        _require(self.batch_size % self.engine.accumulate == 0, "batch_size", self.batch_size, chunks)
+        chunks = f"be a multiple of engine.grad_accumulation_steps = {self.engine.grad_accumulation_steps}"
+        _require(self.batch_size % self.engine.grad_accumulation_steps == 0, "batch_size", self.batch_size, chunks)
         twice = 'not be "zero3" with pf_mag.r1: ZeRO-3 cannot differentiate twice; zero2, fsdp2 and ddp can'
         _require(self.pf_mag.r1 == 0 or self.engine.backend != "zero3", "engine.backend", self.engine.backend, twice)
         hidden = 'be of a run with pf_mag.fusion "self": other encoders see every patch'
@@ -572,7 +597,10 @@ class RunConfig:
         emotions = 'be "emotion" for pf_mag: its poker faces lack an emotion, not a person'
         _require(self.objective != "pf_mag" or self.data.target == "emotion", "data.target", self.data.target, emotions)
         _require(
-            self.critic_optim.ema == 0, "critic_optim.ema", self.critic_optim.ema, "be 0: nothing reads Δ's average"
+            self.discriminator_optim.ema == 0,
+            "discriminator_optim.ema",
+            self.discriminator_optim.ema,
+            "be 0: nothing reads Δ's average",
         )
         vit = self.objective == "finetune" and self.model.architecture == "vit"
         for name, value, off in (
@@ -581,12 +609,20 @@ class RunConfig:
         ):
             _require(vit or value == off, name, value, f"be {off:g}: only the fine-tuning of a ViT knows it")
         tail = "be 1: Δ's blocks all learn alike"
-        _require(self.critic_optim.layer_decay == 1, "critic_optim.layer_decay", self.critic_optim.layer_decay, tail)
+        _require(
+            self.discriminator_optim.layer_decay == 1,
+            "discriminator_optim.layer_decay",
+            self.discriminator_optim.layer_decay,
+            tail,
+        )
         if self.augment.mixes:
             mixed = 'be "finetune" with augment.mixup or augment.cutmix: a mixed face has no emotion to check'
             _require(self.objective == "finetune", "objective", self.objective, mixed)
-            pairs = f"be even in each of engine.accumulate = {self.engine.accumulate} parts, to mix its images in pairs"
-            _require(self.batch_size % (2 * self.engine.accumulate) == 0, "batch_size", self.batch_size, pairs)
+            parts = self.engine.grad_accumulation_steps
+            pairs = f"be even in each of engine.grad_accumulation_steps = {parts} parts, to mix its images in pairs"
+            _require(
+                self.batch_size % (2 * self.engine.grad_accumulation_steps) == 0, "batch_size", self.batch_size, pairs
+            )
         if self.model.architecture == "cnn":
             _require(self.objective == "finetune", "objective", self.objective, 'be "finetune" for a cnn')
             statistics = 'be "fp32" or "bf16" for a cnn: bf16 would round its running statistics'

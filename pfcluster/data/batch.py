@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data import transforms
-from pfcluster.data.diffaugment import Shown, draw_shown
+from pfcluster.data.diffaugment import DiscriminatorAugment, draw_discriminator_augment
 from pfcluster.data.mixup import draw_mixing, mix, neighbours
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World, generator
@@ -29,7 +29,7 @@ class Batch:
     """Of mixed images: the labels of what is mixed in, b, and the share that is left of the image itself."""
     scales: Tensor | None = None
     """Of each block's two branches for each sample, l 2 b: 0 leaves it out (stochastic depth)."""
-    shown: tuple[Shown, ...] = ()
+    shown: tuple[DiscriminatorAugment, ...] = ()
     """What Δ sees of the images in each of its turns, and last in PF-ViT's; none shows them as they are."""
 
     @property
@@ -56,13 +56,13 @@ class Batch:
 
 
 def prepare(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[Batch]:
-    """Move this rank's samples to the device and augment them there; cut them into `engine.accumulate`
+    """Move this rank's samples to the device and augment them there; cut them into `engine.grad_accumulation_steps`
     micro-batches.
     """
     mine = world.slice_of(config.batch_size)
-    changes = drawn_changes(config, step, world)
+    changes = draw_augment_params(config, step, world)
     images = transforms.resize(raw.images.to(world.device, non_blocking=True), config.data.size)
-    images = transforms.augment(images.div_(127.5).sub_(1.0), changes, cropped=config.data.crop == "host")
+    images = transforms.augment(images.div_(127.5).sub_(1.0), changes, cropped=config.data.augment_on == "host")
     labels = raw.labels.to(world.device, non_blocking=True)
     order = patch_order(config, config.batch_size, "mask", step)[mine] if config.hides_patches else None
     if order is not None:
@@ -75,8 +75,11 @@ def prepare(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[B
     scales = None
     if config.model.drop_path > 0:
         scales = drop_path_scales(config, step)[:, :, mine].to(world.device, non_blocking=True)
-    whole = Batch(images, labels, order, partners, scales, draw_shown(config, step, world))
-    return [whole.part(number, config.engine.accumulate) for number in range(config.engine.accumulate)]
+    whole = Batch(images, labels, order, partners, scales, draw_discriminator_augment(config, step, world))
+    return [
+        whole.part(number, config.engine.grad_accumulation_steps)
+        for number in range(config.engine.grad_accumulation_steps)
+    ]
 
 
 def drop_path_scales(config: RunConfig, step: int) -> Tensor:
@@ -89,16 +92,16 @@ def drop_path_scales(config: RunConfig, step: int) -> Tensor:
 
 def require_pairs(config: RunConfig, world_size: int) -> None:
     """Raises ConfigError where images are to be mixed in pairs and a rank's micro-batch is odd."""
-    share = config.batch_size // (world_size * config.engine.accumulate)
+    share = config.batch_size // (world_size * config.engine.grad_accumulation_steps)
     if config.augment.mixes and share % 2:
         raise ConfigError(
             f"augment.mixup and augment.cutmix mix pairs of a micro-batch, which has {share} images here: batch_size"
-            f" {config.batch_size} over {world_size} processes times engine.accumulate {config.engine.accumulate}; make"
-            " batch_size a multiple of twice that"
+            f" {config.batch_size} over {world_size} processes times engine.grad_accumulation_steps"
+            f" {config.engine.grad_accumulation_steps}; make batch_size a multiple of twice that"
         )
 
 
-def drawn_changes(config: RunConfig, step: int, world: World) -> transforms.Changes:
+def draw_augment_params(config: RunConfig, step: int, world: World) -> transforms.AugmentParams:
     """What augmentation does to this rank's samples of a step."""
     chance = generator(config.seed, "augment", step)
     return transforms.draw(config.augment, config.batch_size, chance)[world.slice_of(config.batch_size)]

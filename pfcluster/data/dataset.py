@@ -181,16 +181,16 @@ def sample_order(config: DataConfig, dataset: Dataset, seed: int) -> Order:
             raise DataError(f"data.sampling is balanced, but {dataset.name} was built without labels")
         return Order(size, Balanced(dataset.train.labels(), seed))
     if config.order == "blocks" or (config.order == "auto" and dataset.remote):
-        return Order(size, BlockShuffle(size, seed, config.block, config.window))
+        return Order(size, BlockShuffle(size, seed, config.block, config.shuffle_window))
     return Order(size, FullShuffle(size, seed))
 
 
 def made_resident(dataset: Dataset, config: DataConfig, device: torch.device) -> Dataset:
-    """The dataset with its training split where `data.mode` wants it. Raises DataError."""
-    if config.mode == "stream" or (config.mode == "host" and config.shards is None):
+    """The dataset with its training split where `data.cache_mode` wants it. Raises DataError."""
+    if config.cache_mode == "stream" or (config.cache_mode == "host" and config.shards is None):
         return dataset  # synthetic faces are kept anyway
     train = dataset.train
-    if config.mode == "device":
+    if config.cache_mode == "device":
         return replace(dataset, train=on_device(train, device, config.workers))
     inner = train.split if isinstance(train, Subset) else train
     assert isinstance(inner, ShardedSplit)
@@ -205,11 +205,13 @@ def decoded_folder(config: DataConfig) -> Path:
 
 def _synthetic(config: DataConfig) -> Dataset:
     options = config.synthetic
-    if config.expect not in (None, "synthetic"):
-        raise DataError(f"data.expect is {config.expect!r}, but no data.shards is given: these are synthetic faces")
+    if config.expected_name not in (None, "synthetic"):
+        raise DataError(
+            f"data.expected_name is {config.expected_name!r}, but no data.shards is given: these are synthetic faces"
+        )
     if not 32 <= config.size <= 224:
         raise DataError(f"data.size is {config.size}; synthetic faces come in 32 to 224 pixels")
-    folder = decoded_folder(config) if config.mode == "host" else None
+    folder = decoded_folder(config) if config.cache_mode == "host" else None
     people = 0
     faces = 0
     splits = []
@@ -231,7 +233,7 @@ def _synthetic(config: DataConfig) -> Dataset:
             label_noise=0.0 if clean else options.label_noise,
             annotators=options.annotators,
             nuisance=options.nuisance,
-            weakest=options.weakest,
+            min_intensity=options.min_intensity,
             seed=options.seed,
             first_index=faces,
         )
@@ -244,8 +246,10 @@ def _synthetic(config: DataConfig) -> Dataset:
 def _sharded(config: DataConfig, place: str) -> Dataset:
     try:
         manifest = load_manifest(place)
-        if config.expect not in (None, manifest.name):
-            raise DataError(f"{place} holds the dataset {manifest.name!r}, but data.expect is {config.expect!r}")
+        if config.expected_name not in (None, manifest.name):
+            raise DataError(
+                f"{place} holds the dataset {manifest.name!r}, but data.expected_name is {config.expected_name!r}"
+            )
         if "train" not in manifest.splits:
             raise DataError(f"{place} has no training split; build it with shards/build.py --input ...")
         if "validation" not in manifest.splits:

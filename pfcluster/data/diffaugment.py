@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pfcluster.config import CriticChange, RunConfig
+from pfcluster.config import DiscriminatorTransform, RunConfig
 from pfcluster.distributed.process_group import World, derive_seed, generator
 
 SHIFT, HOLE = 0.125, 0.5
 """Largest shift, and side of the hole, over the image's side (Zhao et al. 2020, their code's)."""
 
 
-class Shown(NamedTuple):
+class DiscriminatorAugment(NamedTuple):
     """The draws of a turn, each None where the config does not ask for it."""
 
     flip: Tensor | None = None
@@ -35,9 +35,9 @@ class Shown(NamedTuple):
     noise: Tensor | None = None
     """b 3 h w, with its deviation."""
 
-    def part(self, number: int, parts: int) -> Shown:
+    def part(self, number: int, parts: int) -> DiscriminatorAugment:
         """One of so many equal parts of the batch."""
-        return Shown(*[None if values is None else values.chunk(parts)[number] for values in self])
+        return DiscriminatorAugment(*[None if values is None else values.chunk(parts)[number] for values in self])
 
     def __call__(self, images: Tensor) -> Tensor:
         """b 3 h w -> what Δ sees of them, the same shape."""
@@ -50,56 +50,59 @@ class Shown(NamedTuple):
         return images if self.noise is None else images + self.noise
 
 
-def draw_shown(config: RunConfig, step: int, world: World) -> tuple[Shown, ...]:
+def draw_discriminator_augment(config: RunConfig, step: int, world: World) -> tuple[DiscriminatorAugment, ...]:
     """This rank's draws of a step, Δ's turns first, PF-ViT's last; none where Δ sees images as they are."""
-    if config.objective != "pf_mag" or not config.pf_mag.changes_critics_view:
+    if config.objective != "pf_mag" or not config.pf_mag.transforms_discriminator_input:
         return ()
     deviation = config.pf_mag.instance_noise
-    return tuple(_draw(config, step, turn, deviation, world) for turn in range(config.pf_mag.critic_turns + 1))
+    return tuple(_draw(config, step, turn, deviation, world) for turn in range(config.pf_mag.discriminator_updates + 1))
 
 
-def empty_shown(config: RunConfig, count: int) -> tuple[Shown, ...]:
-    """As `draw_shown`, for so many images, without contents, on torch's default device: to count with."""
-    asked, size = config.pf_mag.critic_augment, config.data.size
-    if config.objective != "pf_mag" or not config.pf_mag.changes_critics_view:
+def empty_discriminator_augment(config: RunConfig, count: int) -> tuple[DiscriminatorAugment, ...]:
+    """As `draw_discriminator_augment`, for so many images, without contents, on torch's default device: to count
+    with."""
+    asked, size = config.pf_mag.discriminator_augment, config.data.size
+    if config.objective != "pf_mag" or not config.pf_mag.transforms_discriminator_input:
         return ()
 
-    def made(change: CriticChange, *shape: int, kind: torch.dtype = torch.float32) -> Tensor | None:
+    def made(change: DiscriminatorTransform, *shape: int, kind: torch.dtype = torch.float32) -> Tensor | None:
         return torch.empty(count, *shape, dtype=kind) if change in asked else None
 
     return tuple(
-        Shown(
+        DiscriminatorAugment(
             made("flip", kind=torch.bool),
             made("colour", 3),
             made("translation", 2, kind=torch.long),
             made("cutout", 2, kind=torch.long),
             torch.empty(count, 3, size, size) if config.pf_mag.instance_noise > 0 else None,
         )
-        for _ in range(config.pf_mag.critic_turns + 1)
+        for _ in range(config.pf_mag.discriminator_updates + 1)
     )
 
 
-def _draw(config: RunConfig, step: int, turn: int, deviation: float, world: World) -> Shown:
-    asked, count, size = config.pf_mag.critic_augment, config.batch_size, config.data.size
+def _draw(config: RunConfig, step: int, turn: int, deviation: float, world: World) -> DiscriminatorAugment:
+    asked, count, size = config.pf_mag.discriminator_augment, config.batch_size, config.data.size
     mine = world.slice_of(count)
 
-    def uniform(change: CriticChange, *shape: int) -> Tensor | None:
+    def uniform(change: DiscriminatorTransform, *shape: int) -> Tensor | None:
         """In [0, 1), from a stream of its own: what else is asked for changes nothing here."""
         if change not in asked:
             return None
-        return torch.rand(count, *shape, generator=generator(config.seed, f"critic-{change}-{turn}", step))[mine]
+        return torch.rand(count, *shape, generator=generator(config.seed, f"discriminator-{change}-{turn}", step))[mine]
 
     flip, colour = uniform("flip"), uniform("colour", 3)
     shift, hole = uniform("translation", 2), uniform("cutout", 2)
     reach = int(size * SHIFT + 0.5)
-    drawn = Shown(
+    drawn = DiscriminatorAugment(
         flip=None if flip is None else flip < 0.5,
         colour=None if colour is None else _factors(colour),
         shift=None if shift is None else (shift * (2 * reach + 1)).long() - reach,
         hole=None if hole is None else (hole * (size + 1)).long(),
         noise=_noise(config, step, turn, deviation, world) if deviation > 0 else None,
     )
-    return Shown(*[None if values is None else values.to(world.device, non_blocking=True) for values in drawn])
+    return DiscriminatorAugment(
+        *[None if values is None else values.to(world.device, non_blocking=True) for values in drawn]
+    )
 
 
 def _factors(drawn: Tensor) -> Tensor:

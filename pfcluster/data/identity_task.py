@@ -14,7 +14,7 @@ EVERY = 8
 
 
 @dataclass(frozen=True)
-class PeopleSplit:
+class IdentitySplit:
     """Some samples of a split, labelled by person."""
 
     split: Split
@@ -63,7 +63,7 @@ def by_people(dataset: Dataset, names: list[str]) -> Dataset:
     if not parts[1]:
         raise DataError(f"data.target is identity, but {dataset.name} has too few faces to keep every eighth out")
     train, validation = (
-        PeopleSplit(dataset.train, torch.tensor(chosen), torch.tensor(numbers), people)
+        IdentitySplit(dataset.train, torch.tensor(chosen), torch.tensor(numbers), people)
         for chosen, numbers in zip(parts, labels, strict=True)
     )
     return Dataset(f"{dataset.name}-people", people, train, validation, None, remote=dataset.remote)

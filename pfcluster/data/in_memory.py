@@ -63,8 +63,8 @@ def on_device(split: Split, device: torch.device, workers: int) -> ResidentSplit
         free = torch.cuda.mem_get_info(device)[0]
         if needed > RESERVE * free:
             raise DataError(
-                f"data.mode is device, and {shape[0]} images of {shape[2]} px take {needed / 1e9:.1f} GB of"
-                f" {free / 1e9:.1f} GB free on {device}; take data.mode host or stream, or data.limit"
+                f"data.cache_mode is device, and {shape[0]} images of {shape[2]} px take {needed / 1e9:.1f} GB of"
+                f" {free / 1e9:.1f} GB free on {device}; take data.cache_mode host or stream, or data.limit"
             )
     images = torch.empty(shape, dtype=torch.uint8, device=device)
     targets = torch.empty(shape[0], dtype=torch.long)
@@ -103,7 +103,7 @@ def _decode_into(split: Split, shape: tuple[int, int, int, int], pixels: Path, l
     needed, free = int(np.prod(shape)), shutil.disk_usage(pixels.parent).free
     if needed > RESERVE * free:
         raise DataError(
-            f"data.mode is host, and {shape[0]} images of {shape[2]} px take {needed / 1e9:.1f} GB of"
+            f"data.cache_mode is host, and {shape[0]} images of {shape[2]} px take {needed / 1e9:.1f} GB of"
             f" {free / 1e9:.1f} GB free in {pixels.parent}; name another folder with data.cache, or stream"
         )
     targets = np.empty(shape[0], dtype=np.int64)

@@ -37,7 +37,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Changes:
+class AugmentParams:
     """What augmentation does to each image of a batch."""
 
     affine: Tensor
@@ -47,11 +47,11 @@ class Changes:
     erased: Tensor
     """b 4: left, top, right, bottom of a greyed rectangle in 0..1; empty where left = right."""
 
-    def __getitem__(self, part: slice) -> Changes:
-        return Changes(self.affine[part], self.colour[part], self.erased[part])
+    def __getitem__(self, part: slice) -> AugmentParams:
+        return AugmentParams(self.affine[part], self.colour[part], self.erased[part])
 
 
-def draw(config: AugmentConfig, count: int, generator: torch.Generator) -> Changes:
+def draw(config: AugmentConfig, count: int, generator: torch.Generator) -> AugmentParams:
     """Draw the changes of `count` images."""
 
     def uniform(low: float, high: float) -> Tensor:
@@ -66,7 +66,7 @@ def draw(config: AugmentConfig, count: int, generator: torch.Generator) -> Chang
     cos, sin = angle.cos(), angle.sin()
     affine = torch.stack([cos * width * mirror, -sin * height, left, sin * width * mirror, cos * height, top], dim=1)
     colour = torch.stack([uniform(1 - config.jitter, 1 + config.jitter) for _ in range(3)], dim=1)
-    return Changes(affine.view(count, 2, 3), colour, _draw_erased(config.erasing, uniform))
+    return AugmentParams(affine.view(count, 2, 3), colour, _draw_erased(config.erasing, uniform))
 
 
 def _draw_erased(chance: float, uniform) -> Tensor:
@@ -78,7 +78,7 @@ def _draw_erased(chance: float, uniform) -> Tensor:
     return torch.stack([left, top, left + wanted * width, top + height], dim=1)
 
 
-def crop_on_host(images: Tensor, changes: Changes, size: int) -> Tensor:
+def crop_on_host(images: Tensor, changes: AugmentParams, size: int) -> Tensor:
     """The geometric part of the drawn changes, in bytes: uint8 b 3 h w -> uint8 b 3 size size, a view of b h w 3.
 
     A crop without rotation begins and ends at whole pixels, as torchvision's does.
@@ -112,7 +112,7 @@ def _in_pixels(line: Sequence[float], extent: int, size: int) -> tuple[float, fl
     return x * scale, y * scale, ((shift - x - y + 1) * extent - 1 + (x + y) * scale) / 2
 
 
-def augment(images: Tensor, changes: Changes, *, cropped: bool = False) -> Tensor:
+def augment(images: Tensor, changes: AugmentParams, *, cropped: bool = False) -> Tensor:
     """Apply the drawn changes: float b 3 h w in -1..1 -> the same shape and range. `cropped`: but for the geometric
     part, which crop_on_host has done.
     """

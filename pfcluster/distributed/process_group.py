@@ -51,9 +51,9 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank. A collective: all ranks must ask together."""
-        return self.each(flag)[0]
+        return self.any_of(flag)[0]
 
-    def each(self, *flags: bool) -> tuple[bool, ...]:
+    def any_of(self, *flags: bool) -> tuple[bool, ...]:
         """`any` of several flags, in one collective."""
         if self.size == 1:
             return flags

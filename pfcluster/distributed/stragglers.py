@@ -18,7 +18,7 @@ COLUMNS = ("data", "forward", "step")
 
 
 @dataclass
-class Pace:
+class StragglerMonitor:
     """Seconds of each rank, written to `ranks.jsonl` as milliseconds with every line of metrics.
 
     `data` is reading, copying and augmenting a batch; `forward` the passes before the first backward, in which DDP,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pfcluster.checkpoint.tensor_shards import Piece, Pieces, whole_piece
+from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards, whole_shard
 from pfcluster.distributed.process_group import World
-from pfcluster.engine.timing import Mark, mark
+from pfcluster.engine.timing import Timestamp, mark
 
 StateDict = dict[str, Tensor]
 ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
@@ -57,9 +57,9 @@ class Engine(ABC):
         self.average: dict[str, Tensor] = {}
         self.updates = 0
         """Steps taken since the start of the process: tells which engines already moved when a training step failed."""
-        self.forward_began: Mark | None = None
+        self.forward_began: Timestamp | None = None
         """When the latest step's first forward pass began."""
-        self.backward_began: Mark | None = None
+        self.backward_began: Timestamp | None = None
         """When its first backward began: until then ranks of DDP, ZeRO-1 and 2 do not wait for each other."""
         self._calling = self._in_backward = self._is_frozen = False
         self._open = self._closed = False
@@ -129,7 +129,7 @@ class Engine(ABC):
             self._in_backward = False
         return gradient
 
-    def step(self, *, again: bool = False) -> Tensor:
+    def step(self, *, more_updates_follow: bool = False) -> Tensor:
         """Clip, update the weights and their average, forget the gradients; -> the gradients' global norm before
         clipping, a scalar. `again` says that another step of the same training step follows: the marks of when it began
         stay.
@@ -138,7 +138,7 @@ class Engine(ABC):
         """
         if self._open or not self._closed:
             raise EngineError("step() must follow the backward of a synchronised pass")
-        self._closed, self._fresh = False, not again
+        self._closed, self._fresh = False, not more_updates_follow
         norm = self._step()
         self.updates += 1
         if self.decay:
@@ -172,7 +172,7 @@ class Engine(ABC):
             for parameter in trained:
                 parameter.requires_grad_(True)
 
-    def pieces(self, name: str, *, loading: bool = False) -> Pieces:
+    def tensor_shards(self, name: str, *, loading: bool = False) -> TensorShards:
         """Everything to be saved that this rank holds, as views: `NAME/<parameter>`, `NAME_ema/<parameter>` and
         `NAME_optimizer/<parameter>/<slot>`.
 
@@ -184,14 +184,14 @@ class Engine(ABC):
         if self.decay:
             weights = self._weights()
             found |= {
-                f"{name}_ema/{key}": Piece(value, weights[key].offset, weights[key].shape)
+                f"{name}_ema/{key}": TensorShard(value, weights[key].offset, weights[key].shape)
                 for key, value in self._averaged().items()
             }
         if loading or self.world.is_main:
             for key, buffer in self._saved_buffers().items():
-                found[f"{name}/{key}"] = whole_piece(buffer)
+                found[f"{name}/{key}"] = whole_shard(buffer)
                 if self.decay:
-                    found[f"{name}_ema/{key}"] = whole_piece(buffer)
+                    found[f"{name}_ema/{key}"] = whole_shard(buffer)
         return {key: piece for key, piece in found.items() if len(piece.values)}
 
     def saved_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
@@ -205,7 +205,7 @@ class Engine(ABC):
         return found
 
     @abstractmethod
-    def loaded(self) -> None:
+    def sync_after_load(self) -> None:
         """What `pieces(loading=True)` gave was written into: make the module follow. A collective."""
 
     def model_state(self, *, averaged: bool = False) -> StateDict:
@@ -230,11 +230,11 @@ class Engine(ABC):
         """Clip, update, forget; the norm before clipping. Raises NonFiniteError."""
 
     @abstractmethod
-    def _weights(self) -> Pieces:
+    def _weights(self) -> TensorShards:
         """This rank's part of the fp32 parameters by name, as views."""
 
     @abstractmethod
-    def _optimizer_state(self) -> Pieces:
+    def _optimizer_state(self) -> TensorShards:
         """This rank's part of the optimizer's tensors by `<parameter>/<slot>`, as views."""
 
     @abstractmethod

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pfcluster.checkpoint.tensor_shards import Piece, whole_piece
+from pfcluster.checkpoint.tensor_shards import TensorShard, whole_shard
 from pfcluster.config import EngineConfig
 from pfcluster.engine.base import StateDict
 from pfcluster.engine.torch_engine import TorchEngine
@@ -40,8 +40,8 @@ class DdpEngine(TorchEngine):
             self.replica.require_backward_grad_sync = sync  # what DDP.no_sync() sets, read by this forward pass
             return self.replica(*inputs, **named)
 
-    def _piece(self, tensor: Tensor) -> Piece:
-        return whole_piece(tensor)
+    def _piece(self, tensor: Tensor) -> TensorShard:
+        return whole_shard(tensor)
 
     def _whole(self, *, averaged: bool) -> StateDict:
         if averaged:

@@ -65,9 +65,9 @@ def check(engine: EngineConfig, processes: int) -> None:
             f"engine.backend {engine.backend} needs deepspeed, which is not installed: pip install 'pfcluster[zero]',"
             " or take fsdp2, ddp or auto"
         )
-    if engine.shard_ranks is not None and processes % engine.shard_ranks:
+    if engine.fsdp_shard_size is not None and processes % engine.fsdp_shard_size:
         raise ConfigError(
-            f"engine.shard_ranks must divide the number of processes ({processes}), got {engine.shard_ranks}"
+            f"engine.fsdp_shard_size must divide the number of processes ({processes}), got {engine.fsdp_shard_size}"
         )
 
 
@@ -116,7 +116,7 @@ def prepare(module: nn.Module, engine: EngineConfig, backend: str, *, double_bac
             forward = functools.partial(_with_math_attention, forward)
         if engine.compile:
             forward = torch.compile(forward, dynamic=False)
-        if engine.recompute:
+        if engine.activation_checkpointing:
             forward = functools.partial(_recomputed, forward, reentrant=backend == "zero3")
         if forward != unit.forward:
             unit.forward = forward
@@ -160,5 +160,5 @@ def _plain(backend: str, module: nn.Module, optim: OptimConfig, engine: EngineCo
     if backend == "ddp":
         bare = EngineConfig(device=engine.device, timeout=engine.timeout)
     else:
-        bare = EngineConfig(**vars(engine) | {"backend": backend, "compile": False, "recompute": False})
+        bare = EngineConfig(**vars(engine) | {"backend": backend, "compile": False, "activation_checkpointing": False})
     return build_engine(backend, module, optim, bare, world)

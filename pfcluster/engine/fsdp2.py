@@ -1,6 +1,6 @@
 """FSDP2 (torch's fully_shard): parameters, gradients and moments are cut over the ranks, whole only while they compute.
 
-Each engine's module is an FSDP root of its own. With `engine.shard_ranks` the weights are cut over that many
+Each engine's module is an FSDP root of its own. With `engine.fsdp_shard_size` the weights are cut over that many
 neighbouring ranks (the GPUs of a node) and replicated between the groups: hybrid sharding.
 """
 
@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from pfcluster.checkpoint.tensor_shards import Piece, gather, whole_piece
+from pfcluster.checkpoint.tensor_shards import TensorShard, gather, whole_shard
 from pfcluster.config import EngineConfig
 from pfcluster.engine.base import StateDict
 from pfcluster.engine.torch_engine import TorchEngine
@@ -31,7 +31,7 @@ class Fsdp2Engine(TorchEngine):
     def _wrap(self, engine: EngineConfig) -> None:
         # `input_gradient` needs the weights twice: they stay whole from the forward to the end of the backward.
         world, module, keep = self.world, self.module, self.double_backward
-        shard = engine.shard_ranks or world.size
+        shard = engine.fsdp_shard_size or world.size
         sizes, names = ((world.size // shard, shard), ("replicate", "shard"))
         self.mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=names)
         mesh = self.mesh if world.size > shard else self.mesh["shard"]
@@ -71,22 +71,22 @@ class Fsdp2Engine(TorchEngine):
         self._reshard()
         return self.module.named_parameters()
 
-    def _piece(self, tensor: Tensor) -> Piece:
+    def _piece(self, tensor: Tensor) -> TensorShard:
         """Its rows, where a tensor is cut along its first dimension."""
         if not isinstance(tensor, DTensor):
-            return whole_piece(tensor)
+            return whole_shard(tensor)
         _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
         local: Tensor = tensor.to_local().detach()
         row = tensor.numel() // max(1, tensor.shape[0]) if tensor.ndim else 1
-        return Piece(local.view(-1), offsets[0] * row if offsets else 0, tuple(tensor.shape))
+        return TensorShard(local.view(-1), offsets[0] * row if offsets else 0, tuple(tensor.shape))
 
     def _whole(self, *, averaged: bool) -> StateDict:
         if not averaged:
             return {name: _full(parameter.detach()) for name, parameter in self._parameters()}
         weights, average = self._weights(), self._averaged()
         group = self.mesh["shard"].get_group()
-        pieces = {name: Piece(average[name], piece.offset, piece.shape) for name, piece in weights.items()}
-        return gather(pieces, self.shapes, self.world.device, group)
+        tensor_shards = {name: TensorShard(average[name], piece.offset, piece.shape) for name, piece in weights.items()}
+        return gather(tensor_shards, self.shapes, self.world.device, group)
 
 
 def _full(tensor: Tensor) -> Tensor:

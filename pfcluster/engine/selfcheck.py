@@ -58,15 +58,15 @@ def _play(
 ) -> Tensor:
     """All weights after the game, flat."""
     options = OptimConfig(algorithm="adamw", lr=1e-2, clip_norm=1.0)
-    generator, critic = (build(net, options, engine, world) for net in nets)
+    generator, discriminator = (build(net, options, engine, world) for net in nets)
     for batch in samples:
         mine = batch[world.slice_of(len(batch))]
         fake = generator(mine)
-        scores = critic(torch.cat([mine, fake.detach()]))
-        critic.backward((scores[: len(mine)] - 1).square().mean() + scores[len(mine) :].square().mean())
-        critic.step()
-        with critic.frozen() as judge:
+        scores = discriminator(torch.cat([mine, fake.detach()]))
+        discriminator.backward((scores[: len(mine)] - 1).square().mean() + scores[len(mine) :].square().mean())
+        discriminator.step()
+        with discriminator.frozen() as judge:
             generator.backward((judge(fake) - 1).square().mean() + (fake - mine).square().mean())
         generator.step()
-    states = generator.model_state(), critic.model_state()
+    states = generator.model_state(), discriminator.model_state()
     return torch.cat([state[name].flatten().double() for state in states for name in sorted(state)])

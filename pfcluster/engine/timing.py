@@ -6,10 +6,10 @@ import time
 
 import torch
 
-Mark = float | torch.cuda.Event
+Timestamp = float | torch.cuda.Event
 
 
-def mark(device: torch.device) -> Mark:
+def mark(device: torch.device) -> Timestamp:
     """Now, in the device's order of work."""
     if device.type != "cuda":
         return time.monotonic()
@@ -18,7 +18,7 @@ def mark(device: torch.device) -> Mark:
     return event
 
 
-def seconds(began: Mark, ended: Mark) -> float:
+def seconds(began: Timestamp, ended: Timestamp) -> float:
     """Seconds between two marks of one device that has passed both."""
     if isinstance(began, float) or isinstance(ended, float):
         assert isinstance(began, float)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pfcluster.checkpoint.tensor_shards import Piece, Pieces
+from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards
 from pfcluster.config import EngineConfig, OptimConfig
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine, NonFiniteError, adam_slots
@@ -47,7 +47,7 @@ class TorchEngine(ConfiguredEngine):
         """Put torch's wrapper around the module."""
 
     @abstractmethod
-    def _piece(self, tensor: Tensor) -> Piece:
+    def _piece(self, tensor: Tensor) -> TensorShard:
         """This rank's part of a parameter or of one of its moments."""
 
     def _parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -70,17 +70,17 @@ class TorchEngine(ConfiguredEngine):
     def set_lr(self, lr: float) -> None:
         set_rates(self.optimizer.param_groups, lr)
 
-    def _weights(self) -> Pieces:
+    def _weights(self) -> TensorShards:
         return {name: self._piece(parameter) for name, parameter in self._parameters()}
 
-    def _optimizer_state(self) -> Pieces:
+    def _optimizer_state(self) -> TensorShards:
         return {
             f"{name}/{slot}": self._piece(value)
             for name, parameter in self._parameters()
             for slot, value in adam_slots(self.optimizer, parameter).items()
         }
 
-    def loaded(self) -> None:
+    def sync_after_load(self) -> None:
         """The pieces are the parameters themselves."""
 
 

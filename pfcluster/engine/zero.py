@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfcluster.checkpoint.tensor_shards import Piece, Pieces, gather
+from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards, gather
 from pfcluster.config import EngineConfig, OptimConfig
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import EngineError, NonFiniteError, StateDict, adam_slots
@@ -52,7 +52,7 @@ class ZeroEngine(ConfiguredEngine):
         if exact:  # DeepSpeed makes its fp32 weights from the rounded ones
             for name, piece in self._weights().items():
                 piece.values.copy_(exact[name][piece.offset : piece.offset + len(piece.values)])
-            self.loaded()
+            self.sync_after_load()
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
         self.inner.set_gradient_accumulation_boundary(sync)
@@ -73,20 +73,20 @@ class ZeroEngine(ConfiguredEngine):
     def set_lr(self, lr: float) -> None:
         set_rates(self.zero.param_groups, lr)
 
-    def _weights(self) -> Pieces:
+    def _weights(self) -> TensorShards:
         return {
-            name: Piece(flat.narrow(0, start, size).detach(), offset, self.shapes[name])
+            name: TensorShard(flat.narrow(0, start, size).detach(), offset, self.shapes[name])
             for name, flat, start, size, offset in self._fragments()
         }
 
-    def _optimizer_state(self) -> Pieces:
-        found: Pieces = {}
+    def _optimizer_state(self) -> TensorShards:
+        found: TensorShards = {}
         for name, flat, start, size, offset in self._fragments():
             for slot, value in adam_slots(self.zero.optimizer, flat).items():
                 if value.ndim == 0:
-                    found[f"{name}/{slot}"] = Piece(value.view(1), 0, ())
+                    found[f"{name}/{slot}"] = TensorShard(value.view(1), 0, ())
                 else:
-                    found[f"{name}/{slot}"] = Piece(value.narrow(0, start, size), offset, self.shapes[name])
+                    found[f"{name}/{slot}"] = TensorShard(value.narrow(0, start, size), offset, self.shapes[name])
         return found
 
     def _fragments(self) -> Iterator[tuple[str, Tensor, int, int, int]]:
@@ -107,11 +107,13 @@ class ZeroEngine(ConfiguredEngine):
                 yield name, flat, there.start, there.numel, here.start
 
     def _whole(self, *, averaged: bool) -> StateDict:
-        pieces = self._weights()
+        tensor_shards = self._weights()
         if averaged:
             average = self._averaged()
-            pieces = {name: Piece(average[name], piece.offset, piece.shape) for name, piece in pieces.items()}
-        return gather(pieces, self.shapes, self.world.device, None)
+            tensor_shards = {
+                name: TensorShard(average[name], piece.offset, piece.shape) for name, piece in tensor_shards.items()
+            }
+        return gather(tensor_shards, self.shapes, self.world.device, None)
 
     def _saved_buffers(self) -> dict[str, Tensor]:
         """In fp32: with bf16 parameters the module's own are rounded. Nothing but a batch norm changes them."""
@@ -119,7 +121,7 @@ class ZeroEngine(ConfiguredEngine):
         return self.buffers if any(own[name].dtype != kept.dtype for name, kept in self.buffers.items()) else own
 
     @torch.no_grad()
-    def loaded(self) -> None:
+    def sync_after_load(self) -> None:
         for name, buffer in super()._saved_buffers().items():
             buffer.copy_(self._saved_buffers()[name])
         if self.stage < 3:

@@ -32,7 +32,7 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
         raise ConfigError(f"{run} is a run of MAE pre-training: it has no classes to score")
     trained = open_dataset(config.data, config.seed)
     if isinstance(data, str):
-        data = replace(config.data, shards=data, expect=None, limit=None)
+        data = replace(config.data, shards=data, expected_name=None, limit=None)
     dataset = trained if data is None else open_dataset(replace(data, size=config.data.size), config.seed)
     chosen = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}[split]
     if chosen is None:

@@ -17,8 +17,8 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data.labels import neutral_index
 from pfcluster.data.types import Dataset
 from pfcluster.distributed.process_group import World
-from pfcluster.models.from_runs import load_classifier, load_people
-from pfcluster.models.identity_net import FaceNet, OwnNet, Recognition
+from pfcluster.models.from_runs import load_classifier, load_identity_classifier
+from pfcluster.models.identity_net import FaceNet, IdentityNet, OwnNet
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Instruments:
+class Evaluators:
     """What there is to measure with; None where the config names nothing."""
 
     judge: Judge | None = None
-    people: Recognition | None = None
+    people: IdentityNet | None = None
     """Features whose cosine tells how much of the person is left."""
     fid: nn.Module | None = None
     """Images b 3 h w in -1..1 -> features b f of the Fréchet distance."""
@@ -62,11 +62,11 @@ class Inception(nn.Module):
         return self.net(((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)).flatten(1)
 
 
-def load_instruments(config: RunConfig, dataset: Dataset, recognition: Recognition | None, world: World) -> Instruments:
+def load_evaluators(config: RunConfig, dataset: Dataset, identity_net: IdentityNet | None, world: World) -> Evaluators:
     """What a config measures poker faces with; `recognition` is φ. Raises ConfigError where it cannot."""
     if config.objective != "pf_mag":
-        return Instruments()
-    return Instruments(load_judge(config, dataset, world), _people(config, recognition, world), _fid(config, world))
+        return Evaluators()
+    return Evaluators(load_judge(config, dataset, world), _people(config, identity_net, world), _fid(config, world))
 
 
 def load_judge(config: RunConfig, dataset: Dataset, world: World) -> Judge | None:
@@ -85,11 +85,11 @@ def load_judge(config: RunConfig, dataset: Dataset, world: World) -> Judge | Non
     return Judge(found.net.to(world.device), found.config.data.size, neutral)
 
 
-def _people(config: RunConfig, recognition: Recognition | None, world: World) -> Recognition | None:
+def _people(config: RunConfig, identity_net: IdentityNet | None, world: World) -> IdentityNet | None:
     """The net that the config names; else φ where it knows people: the paper's face net."""
-    if config.evaluate.recognition is None:
-        return recognition if isinstance(recognition, FaceNet) else None
-    found = load_people(Path(config.evaluate.recognition), "evaluate.recognition")
+    if config.evaluate.identity_net is None:
+        return identity_net if isinstance(identity_net, FaceNet) else None
+    found = load_identity_classifier(Path(config.evaluate.identity_net), "evaluate.identity_net")
     return OwnNet(found.net, found.config.data.size, "embedding").to(world.device)
 
 

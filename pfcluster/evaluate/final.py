@@ -19,7 +19,7 @@ from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World
 from pfcluster.evaluate import poker_faces, predictions
 from pfcluster.evaluate.classification import chunks, confusion, load_images, predict, scores
-from pfcluster.evaluate.evaluators import Instruments
+from pfcluster.evaluate.evaluators import Evaluators
 from pfcluster.evaluate.image_grid import pick, write_grid
 from pfcluster.evaluate.token_probes import probe_run
 from pfcluster.evaluate.tracked_faces import view_columns
@@ -120,19 +120,19 @@ def final_evaluation(
     folder: Path,
     dataset: Dataset,
     model: nn.Module,
-    instruments: Instruments,
+    evaluators: Evaluators,
     world: World,
 ) -> dict[str, Any]:
     """Everything measured once, with the weights of the checkpoint that validation chose. Touches the test split where
-    there is one and `evaluate.final` says so.
+    there is one and `evaluate.final_split` says so.
     """
     model.load_state_dict(store.load(folder).weights())
     model.to(world.device).eval()
-    test = dataset.test if config.evaluate.final == "test" else None
+    test = dataset.test if config.evaluate.final_split == "test" else None
     split = dataset.validation if test is None else test
     values, _ = evaluate_split(config, model, dataset.validation, dataset.classes, world)
     result: dict[str, Any] = {"validation": values, "pictures": {}, "poker": None, "reconstruction": None}
-    result["measured_on"] = config.evaluate.final
+    result["measured_on"] = config.evaluate.final_split
     model.eval()
     with _autocast(config, world):
         if isinstance(model, MAE):
@@ -149,9 +149,9 @@ def final_evaluation(
                 model,
                 split,
                 size=config.data.size,
-                count=config.evaluate.poker_faces,
+                count=config.evaluate.n_poker_faces,
                 batch_size=config.evaluate.batch_size,
-                instruments=instruments,
+                evaluators=evaluators,
                 world=world,
             )
             result["reconstruction"] = {"mse": found.pop("mse")}

@@ -21,7 +21,7 @@ from pfcluster.data.labels import neutral_index
 from pfcluster.data.types import Split
 from pfcluster.distributed.process_group import World
 from pfcluster.evaluate.classification import chunks, load_images
-from pfcluster.evaluate.evaluators import Instruments
+from pfcluster.evaluate.evaluators import Evaluators
 from pfcluster.evaluate.frechet import frechet_distance
 from pfcluster.models.pf_vit import PFViT
 
@@ -69,7 +69,16 @@ class _Sums:
         }
 
 
-COLUMNS = ("neutrality", "calmed", "recognised", "identity", "psnr", "ssim", "region_error", "outside_error")
+COLUMNS = (
+    "neutral_rate",
+    "neutralised_rate",
+    "emotion_agreement",
+    "identity_cosine",
+    "psnr",
+    "ssim",
+    "mse_inside",
+    "mse_outside",
+)
 ROWS = ("input", "reconstruction", "poker face", "truth")
 
 
@@ -81,7 +90,7 @@ def measure(
     size: int,
     count: int,
     batch_size: int,
-    instruments: Instruments,
+    evaluators: Evaluators,
     world: World,
 ) -> dict[str, Any]:
     """Figures of up to `count` samples of a split: rows input, reconstruction, poker face, truth.
@@ -96,7 +105,7 @@ def measure(
     count = min(count, len(split))
     with_truth = isinstance(split, SyntheticSplit)
     rows = [row for row in ROWS if (row != "poker face" or model.separator) and (row != "truth" or with_truth)]
-    features = _Features(split, count, rows, instruments, world)
+    features = _Features(split, count, rows, evaluators, world)
     sums = _Sums([f"{row}/{column}" for row in ROWS for column in COLUMNS] + ["mse"])
     for indices in chunks(count, batch_size, world):
         images, labels = load_images(split, indices, size, world.device)
@@ -111,15 +120,15 @@ def measure(
         if isinstance(split, SyntheticSplit):
             faces["truth"] = transforms.to_float(split.poker_faces(indices).to(world.device))
         for row, shown in faces.items():
-            _add_judgement(sums, row, shown, images, labels, instruments)
+            _add_judgement(sums, row, shown, images, labels, evaluators)
             features.add(row, shown, indices)
             if "truth" in faces:
                 _add_distance(sums, row, shown, faces["truth"], images)
     means = sums.means(world)
     figures = {row: {column: means[f"{row}/{column}"] for column in COLUMNS} for row in rows}
     if "poker face" in figures:
-        calm, clear = means["poker face/calmed"], means["reconstruction/recognised"]
-        figures["poker face"]["separation"] = None if calm is None or clear is None else calm * clear
+        calm, clear = means["poker face/neutralised_rate"], means["reconstruction/emotion_agreement"]
+        figures["poker face"]["neutralised_x_agreement"] = None if calm is None or clear is None else calm * clear
     for row, distances in features.distances().items():
         figures[row] |= distances
     return {"n": count, "rows": figures, "mse": means["mse"]}
@@ -128,8 +137,8 @@ def measure(
 class _Features:
     """What the Fréchet distance compares, by row: each rank sees its own images, the sum over ranks them all."""
 
-    def __init__(self, split: Split, count: int, rows: list[str], instruments: Instruments, world: World) -> None:
-        self.net, self.world = instruments.fid, world
+    def __init__(self, split: Split, count: int, rows: list[str], evaluators: Evaluators, world: World) -> None:
+        self.net, self.world = evaluators.fid, world
         self.labels, self.neutral = split.labels()[:count], neutral_index(split.classes)
         self.rows: dict[str, Tensor] = {}
         if self.net is not None:
@@ -154,22 +163,22 @@ class _Features:
 
 
 def _add_judgement(
-    sums: _Sums, row: str, shown: Tensor, inputs: Tensor, labels: Tensor, instruments: Instruments
+    sums: _Sums, row: str, shown: Tensor, inputs: Tensor, labels: Tensor, evaluators: Evaluators
 ) -> None:
-    judge, people = instruments.judge, instruments.people
+    judge, people = evaluators.judge, evaluators.people
     if judge is not None:
         called = judge.classify(transforms.resize(shown, judge.size)).argmax(1)
         calm, expressive = called == judge.neutral, labels != judge.neutral
-        sums.add(f"{row}/neutrality", calm.sum(), len(shown))
-        sums.add(f"{row}/calmed", (calm & expressive).sum(), expressive.sum())
-        sums.add(f"{row}/recognised", (called == labels).sum(), len(shown))
+        sums.add(f"{row}/neutral_rate", calm.sum(), len(shown))
+        sums.add(f"{row}/neutralised_rate", (calm & expressive).sum(), expressive.sum())
+        sums.add(f"{row}/emotion_agreement", (called == labels).sum(), len(shown))
     if people is not None:
         same = torch.cosine_similarity(people(shown), people(inputs), dim=1)
         sums.add(f"{row}/identity", same.sum(), len(shown))
 
 
 def _add_distance(sums: _Sums, row: str, shown: Tensor, truth: Tensor, inputs: Tensor) -> None:
-    for name, error in (("region_error", region_error), ("outside_error", outside_error)):
+    for name, error in (("mse_inside", region_error), ("mse_outside", outside_error)):
         squared, values = error(shown, truth, inputs)
         sums.add(f"{row}/{name}", squared.sum(), values.sum())
     if row == "truth":

@@ -22,15 +22,18 @@ from pfcluster.models.vit import Classifier
 
 
 def probe_run(config: RunConfig, dataset: Dataset, split: Split, model: nn.Module, world: World) -> dict[str, Any]:
-    """What linear readers find in f, and with a separator in f_e and f_p (see `probes.probe`), of `evaluate.probes`
+    """What linear readers find in f, and with a separator in f_e and f_p (see `probes.probe`), of
+    `evaluate.n_probe_images`
     training images and as many of the measured split; and which people they find in the pixels of photos,
     reconstructions and poker faces. Empty where probes are off, or the model has no tokens, and on
     all ranks but the first.
     """
-    if config.evaluate.probes == 0 or not isinstance(model, (PFViT, Classifier)):
+    if config.evaluate.n_probe_images == 0 or not isinstance(model, (PFViT, Classifier)):
         return {}
-    drawn = torch.randperm(len(dataset.train), generator=generator(config.seed, "probe"))[: config.evaluate.probes]
-    asked = torch.arange(min(config.evaluate.probes, len(split)))
+    drawn = torch.randperm(len(dataset.train), generator=generator(config.seed, "probe"))[
+        : config.evaluate.n_probe_images
+    ]
+    asked = torch.arange(min(config.evaluate.n_probe_images, len(split)))
     train = _features(config, dataset.train, drawn, model, world)
     test = _features(config, split, asked, model, world)
     people = [people_of(split)[index] for index in asked.tolist()]
@@ -38,7 +41,7 @@ def probe_run(config: RunConfig, dataset: Dataset, split: Split, model: nn.Modul
         test |= _pixels(config, split, asked, model, world)
     if not world.is_main:
         return {}
-    most = config.evaluate.probe_people
+    most = config.evaluate.n_probe_identities
     return probe(train, dataset.train.labels()[drawn], test, split.labels()[asked], people, most)
 
 

@@ -28,7 +28,7 @@ GRIDS = Path("pictures") / "steps"
 """Where a run keeps its grids, `STEP.jpg`."""
 
 
-class Watch:
+class TrackedFaces:
     """The same faces of a split, all classes alike, seen through a model as it is trained."""
 
     def __init__(self, config: RunConfig, split: Split, world: World) -> None:
@@ -40,12 +40,12 @@ class Watch:
     @torch.inference_mode()
     def region_errors(self, model: nn.Module) -> dict[str, float]:
         """Mean squared errors, values in -1..1, within the expression's region and outside it: `rec_*` of the
-        reconstruction against the photo, `poker_*` of the poker face against the true one, `copy_inside` of the photo
-        against the true poker face. Nothing where the truth is not known. A collective.
+        reconstruction against the photo, `poker_*` of the poker face against the true one, `copy_mse_inside` of the
+        photo against the true poker face. Nothing where the truth is not known. A collective.
         """
         if not isinstance(self.split, SyntheticSplit):
             return {}
-        names = ("rec_inside", "rec_outside", "poker_inside", "poker_outside", "copy_inside")
+        names = ("rec_mse_inside", "rec_mse_outside", "poker_mse_inside", "poker_mse_outside", "copy_mse_inside")
         sums = torch.zeros(len(names), 2, dtype=torch.float64)
         model.eval()
         for places in chunks(len(self.faces), self.config.evaluate.batch_size, self.world):

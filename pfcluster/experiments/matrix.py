@@ -150,7 +150,7 @@ def _run(settings: Settings, cell: Cell, dataset: str, seed: int) -> Run:
     elif cell.start != "nothing":
         values["model.init"] = settings.starts[cell.start]
     if cell.role != "scratch":
-        values["evaluate.probes"] = settings.probes
+        values["evaluate.n_probe_images"] = settings.probes
     if cell.role == "pf-vit":
         if dataset in settings.with_neutral:
             after.append((dataset, JUDGE))
@@ -160,7 +160,7 @@ def _run(settings: Settings, cell: Cell, dataset: str, seed: int) -> Run:
             values["evaluate.fid"] = settings.fid
         if settings.people is not None:
             after.append((PRETRAINING, PEOPLE))
-            values["evaluate.recognition"] = str(_folder(settings, PRETRAINING, PEOPLE, first))
+            values["evaluate.identity_net"] = str(_folder(settings, PRETRAINING, PEOPLE, first))
         values |= _phi(settings, cell)
     values |= cell.changes
     folder = _folder(settings, dataset, cell.name, seed)
@@ -177,7 +177,7 @@ def _phi(settings: Settings, cell: Cell) -> dict[str, Any]:
         weights = settings.phi_weights
     elif kind == "resnet":
         weights = settings.resnet_weights
-    return {"pf_mag.recognition": kind, "pf_mag.recognition_weights": weights}
+    return {"pf_mag.identity_net": kind, "pf_mag.identity_net_weights": weights}
 
 
 def by_group(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:

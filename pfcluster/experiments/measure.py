@@ -32,7 +32,7 @@ def measure_cross(found: Found) -> list[dict[str, Any]]:
                 continue
             for run in group.runs:
                 config = load(run.folder / "config.json")
-                bare = replace(config, data=DataConfig(size=config.data.size, mode=config.data.mode))
+                bare = replace(config, data=DataConfig(size=config.data.size, cache_mode=config.data.cache_mode))
                 data = with_values(bare, found.record.data[tested])
                 try:
                     scores = evaluate_run(run.folder, "test", data.data)
@@ -56,7 +56,7 @@ def measure_costs(found: Found) -> dict[str, Any]:
             if role == "pf-vit":
                 kind = found.record.face_phi if found.record.phi == "face" else found.record.phi
                 weights = "" if kind == "run" else None
-                config = with_values(config, {"pf_mag.recognition": kind, "pf_mag.recognition_weights": weights})
+                config = with_values(config, {"pf_mag.identity_net": kind, "pf_mag.identity_net_weights": weights})
             title = role if size == DEFAULT_SIZE else f"{role}-{size}"
             results[f"{title} ({device.type})"] = asdict(costs(config, classes, device))
     return results

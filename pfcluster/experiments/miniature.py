@@ -22,7 +22,7 @@ def _synthetic(**options: Any) -> dict[str, Any]:
 
 
 STUDIO: Mapping[str, Any] = _synthetic(
-    train=2400, validation=300, test=1000, identities=480, classes=SEVEN, nuisance=0.2, weakest=0.7
+    train=2400, validation=300, test=1000, identities=480, classes=SEVEN, nuisance=0.2, min_intensity=0.7
 )
 STREET: Mapping[str, Any] = _synthetic(
     train=2400,
@@ -30,7 +30,7 @@ STREET: Mapping[str, Any] = _synthetic(
     test=1000,
     identities=480,
     nuisance=0.5,
-    weakest=0.5,
+    min_intensity=0.5,
     imbalance=8.0,
     label_noise=0.1,
     seed=1,
@@ -38,7 +38,7 @@ STREET: Mapping[str, Any] = _synthetic(
 PEOPLE: Mapping[str, Any] = {
     **_synthetic(train=3000, validation=100, test=100, identities=150, nuisance=0.2, seed=2),
     "data.target": "identity",
-    "data.mode": "stream",
+    "data.cache_mode": "stream",
     "data.size": 32,
     "augment.flip": 0.0,
 }

@@ -186,9 +186,9 @@ def _at(group: Group, ratio: float) -> Summary | None:
 
 
 POKER: Mapping[str, tuple[str, float, int]] = {
-    "neutrality": ("neutral %", 100, 1),
-    "identity": ("identity", 1, 3),
-    "region_error": ("error in the region", 1, 3),
+    "neutral_rate": ("neutral %", 100, 1),
+    "identity_cosine": ("identity", 1, 3),
+    "mse_inside": ("error in the region", 1, 3),
     "ssim": ("SSIM", 1, 3),
     "fid": ("Fréchet to all", 1, 2),
     "fid_neutral": ("Fréchet to neutral", 1, 2),

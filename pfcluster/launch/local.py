@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as TimeLeft
 
 from pfcluster.distributed.signals import StopRequest
-from pfcluster.launch.plan import Call, Failures, Group, Job, Plan
+from pfcluster.launch.plan import Command, Failures, Plan, Stage, TrainRun
 from pfcluster.launch.processes import Running, Watched, rank_environments, start
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
 
@@ -40,7 +40,7 @@ def run_plan(plan: Plan, *, processes: int, at_once: int) -> bool:
     Raises LaunchError where something fails; of a tolerant plan once all else is done.
     """
 
-    def train(jobs: Sequence[Job], title: str, failed: OnFailure | None) -> bool:
+    def train(jobs: Sequence[TrainRun], title: str, failed: OnFailure | None) -> bool:
         return run_jobs(
             jobs, processes=processes, at_once=at_once, command=plan.command, title=title, on_failure=failed
         )
@@ -48,8 +48,8 @@ def run_plan(plan: Plan, *, processes: int, at_once: int) -> bool:
     return run_waves(plan, train)
 
 
-OnFailure = Callable[[Job, LaunchError], None]
-Train = Callable[[Sequence[Job], str, OnFailure | None], bool]
+OnFailure = Callable[[TrainRun, LaunchError], None]
+Train = Callable[[Sequence[TrainRun], str, OnFailure | None], bool]
 """Runs jobs under a title; True once all have ended, False where a signal stopped them. Without anyone to tell of
 failures it raises the first."""
 
@@ -70,27 +70,27 @@ def run_waves(plan: Plan, train: Train) -> bool:
     return True
 
 
-def _run_wave(wave: Sequence[Group], plan: Plan, train: Train, title: str, failures: Failures) -> bool:
+def _run_wave(wave: Sequence[Stage], plan: Plan, train: Train, title: str, failures: Failures) -> bool:
     tasks = [task for group in wave for task in group.tasks]
-    for call in (task for task in tasks if isinstance(task, Call) and not task.finished()):
+    for call in (task for task in tasks if isinstance(task, Command) and not task.finished()):
         try:
             if not run_call(call):
                 return False
         except LaunchError as error:
-            if not plan.tolerant:
+            if not plan.continue_on_failure:
                 raise
             failures.add(call, str(error), wave)
-    jobs = [task for task in tasks if isinstance(task, Job)]
+    jobs = [task for task in tasks if isinstance(task, TrainRun)]
     failed: OnFailure | None = None
-    if plan.tolerant:
+    if plan.continue_on_failure:
 
-        def failed(job: Job, error: LaunchError) -> None:
+        def failed(job: TrainRun, error: LaunchError) -> None:
             failures.add(job, str(error), wave)
 
     return not jobs or train(jobs, title, failed)
 
 
-def run_call(call: Call) -> bool:
+def run_call(call: Command) -> bool:
     """Run a command on this terminal; False where a signal stopped it. Raises LaunchError where it fails."""
     command = [sys.executable, "-m", call.module, *call.arguments]
     with StopRequest() as stop:
@@ -101,7 +101,7 @@ def run_call(call: Call) -> bool:
 
 
 def run_jobs(
-    jobs: Sequence[Job],
+    jobs: Sequence[TrainRun],
     *,
     processes: int,
     at_once: int,
@@ -179,7 +179,7 @@ def _show(bars: Progress, task: TaskID, running: Running, *, done: bool) -> None
         bars.update(task, completed=running.step, total=running.step)
 
 
-def _total(job: Job) -> int | None:
+def _total(job: TrainRun) -> int | None:
     """Steps of the run, as the worker announced them."""
     try:
         return int(json.loads((job.folder / "progress.json").read_text())["total_steps"])

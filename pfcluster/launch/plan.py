@@ -13,14 +13,14 @@ from pathlib import Path
 
 from pfcluster.config import RunConfig
 from pfcluster.config.io import load
-from pfcluster.runs.early_stop import read_limit
+from pfcluster.runs.early_stop import read_early_stop
 
 CLI = "pfcluster.cli.main"
 RECORD = "pipeline.json"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainRun:
     """A training run: a config and the folder it is run in."""
 
     config: RunConfig
@@ -40,14 +40,14 @@ class Job:
             if load(self.folder / "config.json") != self.config:
                 return False
             result = json.loads((self.folder / "result.json").read_text())
-            limit = read_limit(self.folder) if result["status"] == "stopped" else None
+            limit = read_early_stop(self.folder) if result["status"] == "stopped" else None
             return result["status"] == "finished" or (limit is not None and result["steps"] >= limit.step)
         except (OSError, ValueError, KeyError):
             return False
 
 
 @dataclass(frozen=True)
-class Call:
+class Command:
     """A command: `python -m MODULE ARGUMENTS`. The folder holds its logs."""
 
     label: str
@@ -67,11 +67,11 @@ class Call:
         return all(path.exists() and path.stat().st_mtime <= made for path in self.reads)
 
 
-Task = Job | Call
+Task = TrainRun | Command
 
 
 @dataclass(frozen=True)
-class Group:
+class Stage:
     """Tasks of one kind, and the groups that must have finished before."""
 
     name: str
@@ -79,7 +79,7 @@ class Group:
     after: tuple[str, ...] = ()
     alone: bool = False
     """One process each, whatever number the user asked for."""
-    anyway: bool = False
+    always_run: bool = False
     """Run once those before have ended, also where some of them failed."""
 
     def finished(self) -> bool:
@@ -92,13 +92,13 @@ class Plan:
 
     name: str
     folder: Path
-    groups: tuple[Group, ...]
+    groups: tuple[Stage, ...]
     command: str
     """The command that repeats it."""
-    tolerant: bool = False
+    continue_on_failure: bool = False
     """A task that fails ends only what waits for its group; else it ends the plan. SLURM is always tolerant."""
 
-    def waves(self) -> Iterator[list[Group]]:
+    def waves(self) -> Iterator[list[Stage]]:
         """Groups that wait for none of each other, together."""
         level: dict[str, int] = {}
         for group in self.groups:
@@ -106,9 +106,11 @@ class Plan:
         for number in range(1 + max(level.values())):
             yield [group for group in self.groups if level[group.name] == number]
 
-    def jobs(self) -> list[list[Job]]:
+    def jobs(self) -> list[list[TrainRun]]:
         """The training runs, wave by wave."""
-        found = [[task for group in wave for task in group.tasks if isinstance(task, Job)] for wave in self.waves()]
+        found = [
+            [task for group in wave for task in group.tasks if isinstance(task, TrainRun)] for wave in self.waves()
+        ]
         return [jobs for jobs in found if jobs]
 
 
@@ -121,18 +123,18 @@ class Failures:
         self.groups: set[str] = set()
         self.skipped: list[str] = []
 
-    def runnable(self, wave: Sequence[Group]) -> list[Group]:
+    def runnable(self, wave: Sequence[Stage]) -> list[Stage]:
         """The groups of a wave that no failure stands before; the others are noted as skipped."""
         found = []
         for group in wave:
-            if group.anyway or not self.groups & set(group.after):
+            if group.always_run or not self.groups & set(group.after):
                 found.append(group)
             else:
                 self.groups.add(group.name)
                 self.skipped.append(group.name)
         return found
 
-    def add(self, task: Task, reason: str, wave: Sequence[Group]) -> None:
+    def add(self, task: Task, reason: str, wave: Sequence[Stage]) -> None:
         """Note a task that failed."""
         self.tasks.append((task.label, reason))
         self.groups |= {group.name for group in wave if task in group.tasks}
@@ -146,7 +148,7 @@ class Failures:
         return "\n".join(lines)
 
 
-def groups_of(jobs: Sequence[Job], after: Sequence[str] = ()) -> list[Group]:
+def groups_of(jobs: Sequence[TrainRun], after: Sequence[str] = ()) -> list[Stage]:
     """Runs that differ in their seed only, as groups by their names."""
     names = dict.fromkeys(job.config.name for job in jobs)
-    return [Group(name, tuple(job for job in jobs if job.config.name == name), tuple(after)) for name in names]
+    return [Stage(name, tuple(job for job in jobs if job.config.name == name), tuple(after)) for name in names]

@@ -19,7 +19,7 @@ from pfcluster.data.manifest import MANIFEST
 from pfcluster.data.types import Dataset
 from pfcluster.launch import attempts
 from pfcluster.launch.options import STUDIES, TRAINING, Cluster, Options, command_text
-from pfcluster.launch.plan import Call, Group, Job, Plan, groups_of
+from pfcluster.launch.plan import Command, Plan, Stage, TrainRun, groups_of
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
 
@@ -79,7 +79,7 @@ def study_plan(options: Options) -> Plan:
     nobody is asked to judge poker faces. Raises DataError, RawDataError, BuildError.
     """
     overrides = options.overrides
-    groups: list[Group] = []
+    groups: list[Stage] = []
     built = None
     if options.input is not None:
         built = _shards_folder(options)
@@ -105,11 +105,11 @@ def study_plan(options: Options) -> Plan:
     return Plan(name, options.output, tuple(groups), command_text())
 
 
-def slices(arguments: Sequence[str], logs: Path, count: int) -> Group:
+def slices(arguments: Sequence[str], logs: Path, count: int) -> Stage:
     """A build of shards in so many slices. Raises BuildError for options that cannot be."""
     options = build_options(arguments)
     calls = [
-        Call(
+        Command(
             f"{SHARDS} {number + 1}/{count}",
             logs / f"slice-{number}",
             (SHARDS, *arguments, *(("--slice", f"{number}/{count}") if count > 1 else ())),
@@ -117,20 +117,20 @@ def slices(arguments: Sequence[str], logs: Path, count: int) -> Group:
         )
         for number in range(count)
     ]
-    return Group(SHARDS, tuple(calls), alone=True)
+    return Stage(SHARDS, tuple(calls), alone=True)
 
 
-def report_group(study: Path, groups: Sequence[Group]) -> Group:
+def report_group(study: Path, groups: Sequence[Stage]) -> Stage:
     """The report, once all runs are there."""
-    jobs = [task for group in groups for task in group.tasks if isinstance(task, Job)]
-    call = Call(
+    jobs = [task for group in groups for task in group.tasks if isinstance(task, TrainRun)]
+    call = Command(
         REPORT,
         study / REPORT,
         (REPORT, str(study)),
         produces=study / REPORT / "report.html",
         reads=tuple(job.folder / "result.json" for job in jobs),
     )
-    return Group(REPORT, (call,), tuple(group.name for group in groups if group.name != SHARDS), alone=True)
+    return Stage(REPORT, (call,), tuple(group.name for group in groups if group.name != SHARDS), alone=True)
 
 
 def _shards_folder(options: Options) -> Path:
@@ -157,16 +157,16 @@ def _has_neutral(options: Options, config: RunConfig, built: Path | None) -> boo
     return "neutral" in {canonical_name(photo.label) for photo in raw.photos}
 
 
-def _seeded(options: Options, config: RunConfig) -> list[Job]:
+def _seeded(options: Options, config: RunConfig) -> list[TrainRun]:
     return [_job(options, replace(config, seed=seed)) for seed in options.seeds]
 
 
-def _from(config: RunConfig, start: Job) -> RunConfig:
+def _from(config: RunConfig, start: TrainRun) -> RunConfig:
     return replace(config, model=replace(config.model, init=str(start.folder)))
 
 
-def _job(options: Options, config: RunConfig) -> Job:
-    return Job(config, options.output / config.name / f"seed-{config.seed}")
+def _job(options: Options, config: RunConfig) -> TrainRun:
+    return TrainRun(config, options.output / config.name / f"seed-{config.seed}")
 
 
 def preflight(plan: Plan, cluster: Cluster) -> None:
@@ -190,10 +190,11 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
             continue
         seen.add((job.study, config.name))
         world_size = cluster.size_of(config.name)
-        if config.batch_size % (world_size * config.engine.accumulate):
+        if config.batch_size % (world_size * config.engine.grad_accumulation_steps):
             raise ConfigError(
-                f"batch_size must be a multiple of the processes of a run, {world_size}, times engine.accumulate"
-                f" {config.engine.accumulate}, got {config.batch_size} for {config.name}"
+                f"batch_size must be a multiple of the processes of a run, {world_size}, times"
+                f" engine.grad_accumulation_steps {config.engine.grad_accumulation_steps},"
+                f" got {config.batch_size} for {config.name}"
             )
         require_pairs(config, world_size)
         check(config.engine, world_size)
@@ -212,34 +213,36 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
 
 def _recognition(config: RunConfig, coming: Container[str]) -> None:
     """φ's weights are there, or a run of this plan trains them. Raises RecognitionError, ConfigError."""
-    wanted = config.pf_mag.recognition
+    wanted = config.pf_mag.identity_net
     if config.objective != "pf_mag" or wanted == "tokens":
         return
     if wanted != "run":
         from pfcluster.models.identity_net import find_weights
 
-        find_weights(wanted, config.pf_mag.recognition_weights)
-    elif config.pf_mag.recognition_weights not in coming:
+        find_weights(wanted, config.pf_mag.identity_net_weights)
+    elif config.pf_mag.identity_net_weights not in coming:
         from pfcluster.models.from_runs import load_classifier
 
-        load_classifier(Path(str(config.pf_mag.recognition_weights)), "pf_mag.recognition_weights")
+        load_classifier(Path(str(config.pf_mag.identity_net_weights)), "pf_mag.identity_net_weights")
 
 
 def _instruments(config: RunConfig, dataset: Dataset, coming: Container[str]) -> None:
     """What measures the run can be loaded, or is trained by this plan. Raises ConfigError."""
     from pfcluster.distributed.process_group import world
-    from pfcluster.evaluate.evaluators import load_instruments
+    from pfcluster.evaluate.evaluators import load_evaluators
 
     def there(place: str | None) -> str | None:
         return None if place is None or place in coming else place
 
     wanted = config.evaluate
-    there_now = replace(wanted, judge=there(wanted.judge), recognition=there(wanted.recognition), fid=there(wanted.fid))
+    there_now = replace(
+        wanted, judge=there(wanted.judge), identity_net=there(wanted.identity_net), fid=there(wanted.fid)
+    )
     with world("cpu") as alone:
-        load_instruments(replace(config, evaluate=there_now), dataset, None, alone)
+        load_evaluators(replace(config, evaluate=there_now), dataset, None, alone)
 
 
-def _alone(jobs: Sequence[Job]) -> None:
+def _alone(jobs: Sequence[TrainRun]) -> None:
     """Raises ConfigError for a run that a job of SLURM trains, or will: two trainers would spoil its folder."""
     known = {attempts.submitted(job.folder).job: job for job in jobs}
     known.pop("", None)
@@ -259,5 +262,5 @@ def _alone(jobs: Sequence[Job]) -> None:
 
 def coming_shards(plan: Plan) -> list[Path]:
     """Manifests that the plan makes and that are not there yet."""
-    calls = [task for group in plan.groups if group.name == SHARDS for task in group.tasks if isinstance(task, Call)]
+    calls = [task for group in plan.groups if group.name == SHARDS for task in group.tasks if isinstance(task, Command)]
     return [call.produces for call in calls if call.produces is not None and not call.produces.exists()]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pfcluster.config.io import to_json
 from pfcluster.distributed.hosts import free_port
-from pfcluster.launch.plan import Job
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, ending_file
+from pfcluster.launch.plan import TrainRun
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, ending_file
 from pfcluster.runs.atomic_files import write_atomically
 
 
@@ -22,7 +22,7 @@ from pfcluster.runs.atomic_files import write_atomically
 class Watched:
     """A run and what it has said so far."""
 
-    job: Job
+    job: TrainRun
     offset: int = 0
     """Bytes of metrics.jsonl that were read."""
     inode: int = 0
@@ -73,19 +73,19 @@ class Running(Watched):
             return codes[self.lost]
         return None if None in codes else max(code for code in codes if code is not None)
 
-    def ending(self, code: int) -> Ending:
+    def ending(self, code: int) -> ExitStatus:
         """How it ended with a code that `poll` gave: in the words of the rank that says most."""
         if code in (FINISHED, INTERRUPTED):
-            return Ending(code)
-        told = [Ending(**json.loads(path.read_text())) for path in self._told() if path.exists()]
+            return ExitStatus(code)
+        told = [ExitStatus(**json.loads(path.read_text())) for path in self._told() if path.exists()]
         failed = [one for one in told if one.kind is not None]
         if failed:
             return min(failed, key=lambda one: one.kind == "lost rank")
         if code < 0:
             name = signal.Signals(-code).name
             hint = "; the kernel does so where memory runs out" if name == "SIGKILL" else ""
-            return Ending(FAILED, "killed", f"rank {self.lost} was killed by {name}{hint}")
-        return Ending(FAILED, "bug", f"rank {self.lost} ended with code {code}; see {self.logs[self.lost]}")
+            return ExitStatus(FAILED, "killed", f"rank {self.lost} was killed by {name}{hint}")
+        return ExitStatus(FAILED, "bug", f"rank {self.lost} ended with code {code}; see {self.logs[self.lost]}")
 
     def _told(self) -> list[Path]:
         return [ending_file(self.job.folder, rank) for rank in range(len(self.processes))]
@@ -97,7 +97,9 @@ class Running(Watched):
                 process.send_signal(number)
 
 
-def start(job: Job, *, processes: int, threads: int, command: str, devices: Sequence[str] | None = None) -> Running:
+def start(
+    job: TrainRun, *, processes: int, threads: int, command: str, devices: Sequence[str] | None = None
+) -> Running:
     """Start a run's processes; what they say goes to `logs/` in the run's folder. `devices`: a GPU for each, by the
     names of CUDA_VISIBLE_DEVICES; None leaves all visible.
     """

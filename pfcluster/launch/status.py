@@ -14,7 +14,7 @@ from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.plan import RECORD
 from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import Seen, SlurmError
+from pfcluster.launch.slurm.client import JobInfo, SlurmError
 
 BAD = ("failed", "lost", "timed out", "not run")
 OVER = (*BAD, "finished", "cancelled")
@@ -107,7 +107,7 @@ def overview(folder: Path) -> Overview:
     return Overview(record["name"], folder, record["command"], tuple(lines), warning)
 
 
-def _line(group: str, label: str, folder: Path, seen: Seen | None, asked: bool) -> Line:
+def _line(group: str, label: str, folder: Path, seen: JobInfo | None, asked: bool) -> Line:
     known = attempts.read(folder)
     last = known[-1] if known else None
     submitted = attempts.submitted(folder)
@@ -131,7 +131,7 @@ def _line(group: str, label: str, folder: Path, seen: Seen | None, asked: bool) 
 
 
 def _state(
-    folder: Path, result: Mapping[str, Any], last: Attempt | None, seen: Seen | None, job: str, asked: bool
+    folder: Path, result: Mapping[str, Any], last: Attempt | None, seen: JobInfo | None, job: str, asked: bool
 ) -> tuple[str, str]:
     """A task's state, and why."""
     if seen is not None and seen.alive:
@@ -156,7 +156,7 @@ def _state(
     return "lost", f"{ended}; the same command goes on"
 
 
-def _alive(folder: Path, last: Attempt | None, seen: Seen) -> tuple[str, str]:
+def _alive(folder: Path, last: Attempt | None, seen: JobInfo) -> tuple[str, str]:
     if seen.hopeless:
         return "not run", "what it waits for ended badly"
     if seen.state == "PENDING":

@@ -35,7 +35,7 @@ DEVICE = re.compile(r"CUDA error|NCCL|uncorrectable|device-side|cuDNN|CUBLAS|EFA
 
 
 @dataclass(frozen=True)
-class Ending:
+class ExitStatus:
     """How a process of a run ended."""
 
     code: int
@@ -65,7 +65,7 @@ def main() -> int:
     return ending.code
 
 
-def work(config: Path, folder: Path, command: str | None, threads: int, stop: StopRequest | None = None) -> Ending:
+def work(config: Path, folder: Path, command: str | None, threads: int, stop: StopRequest | None = None) -> ExitStatus:
     """Run a config in this process; what fails is printed, and told in a word."""
     import torch
 
@@ -77,22 +77,22 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
         torch.set_num_threads(threads)
     try:
         result = run(load(config), folder, command, stop)
-        return Ending(INTERRUPTED if result["status"] == "interrupted" else FINISHED)
+        return ExitStatus(INTERRUPTED if result["status"] == "interrupted" else FINISHED)
     except ValueError as error:
-        ending = Ending(USER_ERROR, "user", str(error))
+        ending = ExitStatus(USER_ERROR, "user", str(error))
     except OSError as error:  # a full disk, a lost file system
         full = "disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) or error.errno is None else "device"
         advice = "checkpoints from before are whole: mend it and give the same command"
-        ending = Ending(FAILED, full, f"{error}; {advice}")  # type: ignore[arg-type]
+        ending = ExitStatus(FAILED, full, f"{error}; {advice}")  # type: ignore[arg-type]
     except TrainingError as error:
-        ending = Ending(FAILED, "training", str(error))
+        ending = ExitStatus(FAILED, "training", str(error))
     except LostRankError as error:
-        ending = Ending(FAILED, "lost rank", str(error))
+        ending = ExitStatus(FAILED, "lost rank", str(error))
     except Exception as error:  # told by its kind, and shown whole
         traceback.print_exc()
-        return Ending(FAILED, _kind(error), conceal(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
+        return ExitStatus(FAILED, _kind(error), conceal(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
     print(f"error: {ending.error}", file=sys.stderr, flush=True)
-    return Ending(ending.code, ending.kind, conceal(ending.error))
+    return ExitStatus(ending.code, ending.kind, conceal(ending.error))
 
 
 def _kind(error: Exception) -> str:

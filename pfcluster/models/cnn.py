@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class JudgeNet(nn.Module):
+class SmallCNN(nn.Module):
     """Four 3x3 convolutions, halving the image between them, then the mean over places and a linear head.
 
     Batch normalisation: with group normalisation the same net learned half as fast on the synthetic faces. Under

@@ -13,11 +13,11 @@ from torch.nn import functional
 from pfcluster.models.mae import Decoder
 from pfcluster.models.vit import init_linear, patchify
 
-READER_CHANNELS = 16
+ADVERSARY_CHANNELS = 16
 """What the Reader keeps of a token."""
 
 
-class Reader(nn.Module):
+class EmotionAdversary(nn.Module):
     """Which emotion do these tokens still tell? Each token by a few channels, then two layers on all of them together:
     an expression that stands in single patches is read where it stands.
 
@@ -27,8 +27,8 @@ class Reader(nn.Module):
     def __init__(self, tokens: int, width: int, classes: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.look = nn.Linear(width, READER_CHANNELS)
-        self.hidden = nn.Linear(tokens * READER_CHANNELS, width)
+        self.look = nn.Linear(width, ADVERSARY_CHANNELS)
+        self.hidden = nn.Linear(tokens * ADVERSARY_CHANNELS, width)
         self.head = nn.Linear(width, classes)
         self.apply(init_linear)
 
@@ -56,10 +56,10 @@ class Discriminator(nn.Module):
         width: int,
         classes: int,
         patch_gain: float = 1.0,
-        reads_tokens: tuple[int, int] | None = None,
+        adversary_tokens: tuple[int, int] | None = None,
     ) -> None:
-        """`patch_gain` scales the start of the patch embedding; `reads_tokens` are number and width of PF-ViT's tokens
-        where a Reader shall look at them.
+        """`patch_gain` scales the start of the patch embedding; `adversary_tokens` are number and width of PF-ViT's
+        tokens where a Reader shall look at them.
         """
         super().__init__()
         self.patch = patch
@@ -75,10 +75,10 @@ class Discriminator(nn.Module):
         self.head = nn.Linear(width, classes + 1)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.reader: Reader | None = None
-        if reads_tokens is not None:
+        self.adversary: EmotionAdversary | None = None
+        if adversary_tokens is not None:
             with torch.random.fork_rng(devices=[]):  # the other nets start as they do without it
-                self.reader = Reader(*reads_tokens, classes)
+                self.adversary = EmotionAdversary(*adversary_tokens, classes)
 
     def forward(self, images: Tensor, tokens: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """b 3 h w -> logits b (k + 1): independent emotions, then real (high) or generated (low); and where tokens
@@ -86,8 +86,8 @@ class Discriminator(nn.Module):
         """
         if tokens is None:
             return self._judge(images)
-        assert self.reader is not None
-        return self._judge(images), self.reader(tokens)
+        assert self.adversary is not None
+        return self._judge(images), self.adversary(tokens)
 
     def _judge(self, images: Tensor) -> Tensor:
         tokens = self.patch_embed(patchify(images, self.patch))

@@ -10,7 +10,7 @@ from torch import nn
 from pfcluster.config import RunConfig
 from pfcluster.distributed.process_group import derive_seed
 from pfcluster.models import pretrained
-from pfcluster.models.cnn import JudgeNet
+from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.discriminator import Discriminator
 from pfcluster.models.mae import MAE, Decoder
 from pfcluster.models.pf_vit import Generator, PFViT, shown_count
@@ -18,7 +18,7 @@ from pfcluster.models.vit import Classifier, ViT
 
 
 def build(config: RunConfig, classes: int, *, load_init: bool = True) -> dict[str, nn.Module]:
-    """The modules of a run: `model`, and `critic` for PF-MAG. The same config gives the same weights.
+    """The modules of a run: `model`, and `discriminator` for PF-MAG. The same config gives the same weights.
 
     Raises WeightsError where `model.init` cannot be had or does not fit.
     """
@@ -37,7 +37,7 @@ def build(config: RunConfig, classes: int, *, load_init: bool = True) -> dict[st
 def _assemble(config: RunConfig, classes: int) -> tuple[dict[str, nn.Module], ViT | None, Decoder | None]:
     model = config.model
     if model.architecture == "cnn":
-        return {"model": JudgeNet(classes)}, None, None
+        return {"model": SmallCNN(classes)}, None, None
     encoder = ViT(
         size=config.data.size,
         patch=model.patch,
@@ -75,13 +75,13 @@ def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> 
     """METHOD.md, section 3: G and Δ are two copies of the pre-trained decoder."""
     model = config.model
     shown = 1 + shown_count(len(decoder.positions), config.pf_mag.mask_ratio)
-    critic = Discriminator(
+    discriminator = Discriminator(
         copy.deepcopy(decoder),
         patch=model.patch,
         width=model.decoder_width,
         classes=classes,
-        patch_gain=config.pf_mag.critic_patch_gain,
-        reads_tokens=(shown, model.width) if config.pf_mag.weights.sep > 0 else None,
+        patch_gain=config.pf_mag.discriminator_patch_gain,
+        adversary_tokens=(shown, model.width) if config.pf_mag.weights.confusion > 0 else None,
     )
     generator = Generator(
         decoder,
@@ -89,7 +89,7 @@ def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> 
         heads=model.decoder_heads,
         patch=model.patch,
         self_fusion=config.pf_mag.fusion == "self",
-        smooth=config.pf_mag.smooth_head,
+        smooth=config.pf_mag.refine_channels,
     )
     pf_vit = PFViT(
         encoder,
@@ -99,9 +99,9 @@ def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> 
         separator_ratio=config.pf_mag.separator_ratio,
         mask_ratio=config.pf_mag.mask_ratio,
     )
-    if pf_vit.separator is not None and config.pf_mag.separator_class_bias is not None:
-        pf_vit.separator.begin_at(config.pf_mag.separator_class_bias)
-    return {"model": pf_vit, "critic": critic}
+    if pf_vit.separator is not None and config.pf_mag.class_mask_bias is not None:
+        pf_vit.separator.begin_at(config.pf_mag.class_mask_bias)
+    return {"model": pf_vit, "discriminator": discriminator}
 
 
 def parameter_counts(config: RunConfig, modules: dict[str, nn.Module]) -> dict[str, int]:

@@ -12,8 +12,8 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import load
 from pfcluster.distributed.process_group import World
 from pfcluster.models import factory
-from pfcluster.models.cnn import JudgeNet
-from pfcluster.models.identity_net import OwnNet, Recognition, facenet, find_weights, load_weights, resnet
+from pfcluster.models.cnn import SmallCNN
+from pfcluster.models.identity_net import IdentityNet, OwnNet, facenet, find_weights, load_weights, resnet
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def load_classifier(folder: Path, option: str, command: str = "judge") -> Traine
     return Trained(config, net.eval().requires_grad_(False), classes)
 
 
-def load_people(folder: Path, option: str) -> Trained:
+def load_identity_classifier(folder: Path, option: str) -> Trained:
     """A classifier that tells people apart. Raises ConfigError."""
     found = load_classifier(folder, option, "judge --data.target identity")
     if found.config.data.target != "identity":
@@ -53,33 +53,33 @@ def load_people(folder: Path, option: str) -> Trained:
     return found
 
 
-def blank_recognition(config: RunConfig) -> Recognition | None:
+def blank_identity_net(config: RunConfig) -> IdentityNet | None:
     """φ as the config asks for it, without its weights, for counts and timings; a run's is taken for a judge's net."""
     wanted = config.pf_mag
-    if config.objective != "pf_mag" or wanted.recognition == "tokens":
+    if config.objective != "pf_mag" or wanted.identity_net == "tokens":
         return None
-    if wanted.recognition == "run":
-        return OwnNet(JudgeNet(1), config.data.size, wanted.recognition_layer)
-    return (facenet if wanted.recognition == "facenet" else resnet)(wanted.recognition_layer)
+    if wanted.identity_net == "run":
+        return OwnNet(SmallCNN(1), config.data.size, wanted.identity_net_layer)
+    return (facenet if wanted.identity_net == "facenet" else resnet)(wanted.identity_net_layer)
 
 
-def load_recognition(config: RunConfig, here: World) -> Recognition | None:
+def load_identity_net(config: RunConfig, here: World) -> IdentityNet | None:
     """φ, where PF-MAG's L_ort asks for one; rank 0 looks (and downloads) first.
 
     Raises RecognitionError, ConfigError.
     """
     settings = config.pf_mag
-    if config.objective != "pf_mag" or settings.recognition == "tokens":
+    if config.objective != "pf_mag" or settings.identity_net == "tokens":
         return None
-    if settings.recognition == "run":
-        assert settings.recognition_weights is not None
-        found = load_classifier(Path(settings.recognition_weights), "pf_mag.recognition_weights")
-        return OwnNet(found.net, found.config.data.size, settings.recognition_layer).to(here.device)
+    if settings.identity_net == "run":
+        assert settings.identity_net_weights is not None
+        found = load_classifier(Path(settings.identity_net_weights), "pf_mag.identity_net_weights")
+        return OwnNet(found.net, found.config.data.size, settings.identity_net_layer).to(here.device)
     if here.is_main:
-        find_weights(settings.recognition, settings.recognition_weights)
+        find_weights(settings.identity_net, settings.identity_net_weights)
     here.barrier()
-    weights = find_weights(settings.recognition, settings.recognition_weights)
-    net = blank_recognition(config)
+    weights = find_weights(settings.identity_net, settings.identity_net_weights)
+    net = blank_identity_net(config)
     assert net is not None
     load_weights(net, weights)
     return net.to(here.device)

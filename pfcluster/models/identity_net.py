@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pfcluster.models.cnn import JudgeNet
+from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.vit import Classifier
 
 Layer = Literal["feature_map", "embedding"]
@@ -27,11 +27,11 @@ RESNET = "resnet50.a1_in1k"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class RecognitionError(ValueError):
+class IdentityNetError(ValueError):
     """The recognition net cannot be had: says what was tried and what would do."""
 
 
-class Recognition(nn.Module, ABC):
+class IdentityNet(nn.Module, ABC):
     """Features of images in -1..1 by a frozen net: the last map before pooling, flattened, or what is made of it."""
 
     size: int
@@ -42,7 +42,7 @@ class Recognition(nn.Module, ABC):
         self.layer = layer
         self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
-    def train(self, mode: bool = True) -> Recognition:
+    def train(self, mode: bool = True) -> IdentityNet:
         """Stays in evaluation mode whatever the modules around it do."""
         return super().train(False)
 
@@ -57,7 +57,7 @@ class Recognition(nn.Module, ABC):
         """b 3 size size in -1..1 -> b and any shape."""
 
 
-class FaceNet(Recognition):
+class FaceNet(IdentityNet):
     """InceptionResnetV1; its embedding is 512-d, of length 1. It was trained on (pixel - 127.5) / 128."""
 
     size = 160
@@ -73,7 +73,7 @@ class FaceNet(Recognition):
         return faces
 
 
-class ImageNetResNet(Recognition):
+class ImageNetResNet(IdentityNet):
     """timm's ResNet-50 of ImageNet; its embedding is the 2048-d mean over places."""
 
     size = 224
@@ -88,7 +88,7 @@ class ImageNetResNet(Recognition):
         return found.mean((2, 3)) if self.layer == "embedding" else found
 
 
-class OwnNet(Recognition):
+class OwnNet(IdentityNet):
     """A classifier of ours: the map, or the tokens, before its head; its embedding is what the head reads."""
 
     def __init__(self, net: nn.Module, size: int, layer: Layer = "feature_map") -> None:
@@ -96,7 +96,7 @@ class OwnNet(Recognition):
         self.size = size
 
     def features(self, images: Tensor) -> Tensor:
-        if isinstance(self.net, JudgeNet):
+        if isinstance(self.net, SmallCNN):
             found = self.net.features(images)
             return found.mean((2, 3)) if self.layer == "embedding" else found
         assert isinstance(self.net, Classifier)
@@ -125,12 +125,12 @@ def find_weights(kind: Literal["facenet", "resnet"], local: str | None) -> Path 
     Under several processes let one call this first: the download takes no lock. Raises RecognitionError.
     """
     options = (
-        "give the file with --pf-mag.recognition-weights FILE (reproduce: --phi-weights, --resnet-weights), or leave"
-        " the net out with --pf-mag.recognition tokens (the paper's ablation: the cosine of the tokens)"
+        "give the file with --pf-mag.identity-net-weights FILE (reproduce: --phi-weights, --resnet-weights), or leave"
+        " the net out with --pf-mag.identity-net tokens (the paper's ablation: the cosine of the tokens)"
     )
     if local is not None:
         if not Path(local).is_file():
-            raise RecognitionError(f"pf_mag.recognition_weights: no file {local}; {options}")
+            raise IdentityNetError(f"pf_mag.identity_net_weights: no file {local}; {options}")
         return Path(local)
     if kind == "resnet":
         _timm_state(options)
@@ -143,11 +143,11 @@ def find_weights(kind: Literal["facenet", "resnet"], local: str | None) -> Path 
         cached.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(FACENET_URL, str(cached), progress=False)
     except OSError as error:
-        raise RecognitionError(f"cannot download the recognition net from {FACENET_URL}: {error}; {options}") from error
+        raise IdentityNetError(f"cannot download the recognition net from {FACENET_URL}: {error}; {options}") from error
     return cached
 
 
-def load_weights(net: Recognition, weights: Path | None) -> None:
+def load_weights(net: IdentityNet, weights: Path | None) -> None:
     """Fill φ from a file of its library's layout, None from timm's hub. Raises RecognitionError."""
     try:
         state = _timm_state("") if weights is None else torch.load(weights, map_location="cpu", weights_only=True)
@@ -155,7 +155,7 @@ def load_weights(net: Recognition, weights: Path | None) -> None:
         net.net.load_state_dict(state)
     except (OSError, RuntimeError, AttributeError, ValueError) as error:
         name = "InceptionResnetV1" if isinstance(net, FaceNet) else "ResNet-50"
-        raise RecognitionError(f"{weights} holds no weights of {name}: {error}") from error
+        raise IdentityNetError(f"{weights} holds no weights of {name}: {error}") from error
 
 
 def _timm_state(options: str) -> dict[str, Tensor]:
@@ -164,4 +164,4 @@ def _timm_state(options: str) -> dict[str, Tensor]:
     try:
         return timm.create_model(RESNET, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # the hub's own errors have no common base
-        raise RecognitionError(f"cannot download timm:{RESNET}: {error}; {options}") from error
+        raise IdentityNetError(f"cannot download timm:{RESNET}: {error}; {options}") from error

@@ -59,7 +59,7 @@ def discriminator(
     logits_fake: Tensor | None,
     labels: Tensor,
     *,
-    fake_emotions: str = "ignore",
+    fake_class_targets: str = "ignore",
     emotions: bool = True,
     emotion_weight: float = 1.0,
     smoothing: float = 0.0,
@@ -85,10 +85,10 @@ def discriminator(
     real = functional.binary_cross_entropy_with_logits(logits_real.float()[:, judged], target[:, judged], weights)
     if logits_fake is None:
         return real
-    if emotions and fake_emotions == "source":
+    if emotions and fake_class_targets == "source":
         made = made.repeat(len(logits_fake) // len(made), 1)
         return real + functional.binary_cross_entropy_with_logits(logits_fake.float(), made, weights)
-    fake = logits_fake.float()[:, slice(0 if emotions and fake_emotions == "zero" else classes, None)]
+    fake = logits_fake.float()[:, slice(0 if emotions and fake_class_targets == "zero" else classes, None)]
     return real + functional.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
 
 

@@ -15,12 +15,12 @@ from torch import nn
 from pfcluster.config import ConfigError, OptimConfig, RunConfig
 from pfcluster.engine.zero import settings
 from pfcluster.profiling.flops import twice
-from pfcluster.profiling.step_trace import Moment
+from pfcluster.profiling.step_trace import StepEvent
 
 FP32, MOMENTS = 4, 2
 
 
-class Keeper(ABC):
+class BackendMemory(ABC):
     """What an engine keeps of one module, in bytes of one rank; the fields are those of `memory.MemoryPlan`."""
 
     parameters: int
@@ -31,7 +31,7 @@ class Keeper(ABC):
     buffers = 0
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int) -> None:
-        self.optim: OptimConfig = config.critic_optim if name == "critic" else config.optim
+        self.optim: OptimConfig = config.discriminator_optim if name == "discriminator" else config.optim
         self.sizes = {key: parameter.numel() for key, parameter in module.named_parameters()}
         self.whole = sum(self.sizes.values())
         self.fixed = sum(buffer.nbytes for buffer in module.buffers())
@@ -40,13 +40,13 @@ class Keeper(ABC):
         """fp32 tensors of a weight's size that its optimizer keeps."""
 
     @abstractmethod
-    def see(self, moment: Moment, *, own: bool) -> int:
+    def on_event(self, moment: StepEvent, *, own: bool) -> int:
         """Follow what the engine does; `own` tells its moments from another's. -> bytes of that instant alone, besides
         those that were held before it.
         """
 
 
-class DdpKeeper(Keeper):
+class DdpMemory(BackendMemory):
     """Everything whole. Gradients live in DDP's buckets, which stay, and besides them those of passes that are not
     synchronised. One process has no buckets: gradients come anew in every step.
     """
@@ -60,7 +60,7 @@ class DdpKeeper(Keeper):
         self.loose: set[str] = set()
         self.local = False
 
-    def see(self, moment: Moment, *, own: bool) -> int:
+    def on_event(self, moment: StepEvent, *, own: bool) -> int:
         if not own:
             return 0
         if moment.what.startswith("backward"):
@@ -73,7 +73,7 @@ class DdpKeeper(Keeper):
         return 0
 
 
-class ZeroKeeper(Keeper):
+class ZeroMemory(BackendMemory):
     """ZeRO-1 and 2: whole weights, a rank's part of the masters and moments. Gradients meet in a bucket, are reduced in
     a copy of it, and the rank's part stays until the step; ZeRO-1 keeps all of them until the last backward's end.
     """
@@ -98,7 +98,7 @@ class ZeroKeeper(Keeper):
         self.filled, self.reduced = 0, 0
         self.seen: set[str] = set()
 
-    def see(self, moment: Moment, *, own: bool) -> int:
+    def on_event(self, moment: StepEvent, *, own: bool) -> int:
         if not own:
             return 0
         if moment.what == "gradient":
@@ -150,7 +150,7 @@ class ZeroKeeper(Keeper):
         return most
 
 
-class Zero3Keeper(Keeper):
+class Zero3Memory(BackendMemory):
     """ZeRO-3: weights are cut too. Those that fit within DeepSpeed's reuse distance (10⁹ elements: all of ours) stay
     whole from a pass's start until their gradients are there; small ones always.
     """
@@ -175,7 +175,7 @@ class Zero3Keeper(Keeper):
         self.filled = self.frozen = self.flat = 0
         self._hold()
 
-    def see(self, moment: Moment, *, own: bool) -> int:
+    def on_event(self, moment: StepEvent, *, own: bool) -> int:
         extra = 0
         if not own:
             if moment.what.startswith("backwarded") and self.frozen:
@@ -209,7 +209,7 @@ class Zero3Keeper(Keeper):
         self.buffers = FP32 * self.bucket + self.item * (whole + self.flat)
 
 
-class Fsdp2Keeper(Keeper):
+class Fsdp2Memory(BackendMemory):
     """FSDP2: everything cut along first dimensions, padded to equal parts. A unit is whole while it computes, and the
     next one's weights are on their way; the root (all that is in no unit) is whole from the forward to the backward's
     end.
@@ -217,9 +217,9 @@ class Fsdp2Keeper(Keeper):
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int) -> None:
         super().__init__(name, module, config, processes)
-        ranks = config.engine.shard_ranks or processes
+        ranks = config.engine.fsdp_shard_size or processes
         if processes % ranks:
-            raise ConfigError(f"engine.shard_ranks must divide the number of processes ({processes}), got {ranks}")
+            raise ConfigError(f"engine.fsdp_shard_size must divide the number of processes ({processes}), got {ranks}")
         self.parts = {key: -(-len(each) // ranks) * each[0].numel() for key, each in module.named_parameters()}
         units = [set(unit.parameters()) for unit in module.shard_units()]  # type: ignore[operator]
         named = dict(module.named_parameters())
@@ -235,7 +235,7 @@ class Fsdp2Keeper(Keeper):
         self.cut: set[str] = set()
         self.width = self.item
 
-    def see(self, moment: Moment, *, own: bool) -> int:
+    def on_event(self, moment: StepEvent, *, own: bool) -> int:
         extra = 0
         if not own:
             if moment.what.startswith("backwarded") and self.frozen:
@@ -273,10 +273,10 @@ class Fsdp2Keeper(Keeper):
                 self.cut |= unit
 
 
-def keeper(name: str, module: nn.Module, config: RunConfig, processes: int) -> Keeper:
+def keeper(name: str, module: nn.Module, config: RunConfig, processes: int) -> BackendMemory:
     """The keeper of a run's module under the config's backend."""
     backend = config.engine.backend
     if backend in ("zero1", "zero2"):
-        return ZeroKeeper(name, module, config, processes, stage=int(backend[-1]))
-    made: dict[str, Callable[..., Keeper]] = {"ddp": DdpKeeper, "zero3": Zero3Keeper, "fsdp2": Fsdp2Keeper}
+        return ZeroMemory(name, module, config, processes, stage=int(backend[-1]))
+    made: dict[str, Callable[..., BackendMemory]] = {"ddp": DdpMemory, "zero3": Zero3Memory, "fsdp2": Fsdp2Memory}
     return made[backend](name, module, config, processes)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pfcluster.checkpoint.tensor_shards import Pieces
+from pfcluster.checkpoint.tensor_shards import TensorShards
 from pfcluster.config import RunConfig
 from pfcluster.data.batch import Batch
-from pfcluster.data.diffaugment import empty_shown
+from pfcluster.data.diffaugment import empty_discriminator_augment
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine, StateDict
 from pfcluster.engine.factory import prepare
@@ -26,7 +26,7 @@ from pfcluster.models import factory
 from pfcluster.models.mae import MAE
 from pfcluster.training.finetune import finetune_step
 from pfcluster.training.mae import mae_step
-from pfcluster.training.pf_mag import Balance, pf_mag_setting, pf_mag_step
+from pfcluster.training.pf_mag import LossBalancer, loss_settings, pf_mag_step
 
 SAMPLE = 4
 """Images of a counted micro-batch; the counts are linear in them."""
@@ -65,25 +65,25 @@ class CountingEngine(Engine):
     def set_lr(self, lr: float) -> None:
         """Nothing is trained."""
 
-    def loaded(self) -> None:
+    def sync_after_load(self) -> None:
         """Nothing is held."""
 
-    def _weights(self) -> Pieces:
+    def _weights(self) -> TensorShards:
         return {}
 
-    def _optimizer_state(self) -> Pieces:
+    def _optimizer_state(self) -> TensorShards:
         return {}
 
     def _whole(self, *, averaged: bool) -> StateDict:
         return {}
 
 
-def profile(config: RunConfig, classes: int, *, recognition: nn.Module | None = None) -> Profile:
+def profile(config: RunConfig, classes: int, *, identity_net: nn.Module | None = None) -> Profile:
     """Count one step of a config. φ is counted where its module is given (on the meta device).
 
     With several micro-batches PF-MAG makes its views twice: the third costs what the second does, so two are counted.
     """
-    parts = min(config.engine.accumulate, 2)
+    parts = min(config.engine.grad_accumulation_steps, 2)
     with torch.device("meta"):
         modules = factory.build(config, classes, load_init=False)
         engines = {
@@ -91,7 +91,7 @@ def profile(config: RunConfig, classes: int, *, recognition: nn.Module | None = 
             for name, module in modules.items()
         }
         batches = empty_batches(config, SAMPLE, parts)
-        flops, saved = count(lambda: take_step(config, engines, batches, recognition), modules)
+        flops, saved = count(lambda: take_step(config, engines, batches, identity_net), modules)
     counts = factory.parameter_counts(config, modules)
     return Profile(
         train_parameters=counts["train"],
@@ -112,7 +112,7 @@ def prepared(config: RunConfig, name: str, module: nn.Module) -> nn.Module:
 
 def twice(config: RunConfig, name: str) -> bool:
     """Whether a module is differentiated by its inputs, too: Δ under R1."""
-    return name == "critic" and config.pf_mag.r1 > 0
+    return name == "discriminator" and config.pf_mag.r1 > 0
 
 
 def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
@@ -126,7 +126,7 @@ def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
     orders: Sequence[Tensor | None] = [None] * parts
     if config.hides_patches:
         orders = torch.empty(count, patches, dtype=torch.long).chunk(parts)
-    shown = empty_shown(config, count)
+    shown = empty_discriminator_augment(config, count)
     return [
         Batch(*part, shown=tuple(each.part(number, parts) for each in shown))
         for number, part in enumerate(zip(pictures.chunk(parts), labels.chunk(parts), orders, strict=True))
@@ -134,7 +134,7 @@ def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
 
 
 def take_step(
-    config: RunConfig, engines: Mapping[str, Engine], batches: Sequence[Batch], recognition: nn.Module | None
+    config: RunConfig, engines: Mapping[str, Engine], batches: Sequence[Batch], identity_net: nn.Module | None
 ) -> None:
     """The real step of a config's objective, after the warm-up."""
     engine = engines["model"]
@@ -144,9 +144,9 @@ def take_step(
     elif config.objective == "finetune":
         finetune_step(batches, engine, class_weights=None, label_smoothing=config.classifier.label_smoothing)
     else:
-        setting = pf_mag_setting(config.pf_mag, 0, None, 0.0, recognition)
-        balance = Balance(config.pf_mag.weights, False, 1, 1.0, 1.0, engine.world)
-        pf_mag_step(batches, engine, engines["critic"], setting, balance, warm=False)
+        settings = loss_settings(config.pf_mag, 0, None, 0.0, identity_net)
+        balance = LossBalancer(config.pf_mag.weights, False, 1, 1.0, 1.0, engine.world)
+        pf_mag_step(batches, engine, engines["discriminator"], settings, balance, warm=False)
 
 
 def count(step: Callable[[], None], modules: dict[str, nn.Module]) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from torch import nn
 
 from pfcluster.config import ConfigError, EngineConfig, RunConfig
 from pfcluster.models import factory
-from pfcluster.profiling.backend_memory import Keeper, keeper
-from pfcluster.profiling.step_trace import Moment, trace
+from pfcluster.profiling.backend_memory import BackendMemory, keeper
+from pfcluster.profiling.step_trace import StepEvent, trace
 
 BACKENDS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 
@@ -43,12 +43,12 @@ class MemoryPlan:
 
 
 def plan(
-    config: RunConfig, classes: int, processes: int, backend: str, recognition: nn.Module | None = None
+    config: RunConfig, classes: int, processes: int, backend: str, identity_net: nn.Module | None = None
 ) -> MemoryPlan:
     """What a rank of so many processes holds under a backend. φ is counted where its module is given (on the meta
     device). Raises ConfigError where the backend does not know the config's options.
     """
-    return plans(config, classes, processes, [backend], recognition)[backend]
+    return plans(config, classes, processes, [backend], identity_net)[backend]
 
 
 def plans(
@@ -56,20 +56,20 @@ def plans(
     classes: int,
     processes: int,
     backends: Sequence[str],
-    recognition: nn.Module | None = None,
+    identity_net: nn.Module | None = None,
 ) -> dict[str, MemoryPlan]:
     """`plan` for several backends, which share a step where theirs is the same."""
     images = micro_batch(config, processes)
     with torch.device("meta"):
         modules = factory.build(config, classes, load_init=False)
-    still = 0 if recognition is None else sum(tensor.nbytes for tensor in _tensors(recognition))
-    steps: dict[bool, list[Moment]] = {}
+    still = 0 if identity_net is None else sum(tensor.nbytes for tensor in _tensors(identity_net))
+    steps: dict[bool, list[StepEvent]] = {}
     found = {}
     for backend in backends:
         own = with_backend(config, backend)
-        nested = own.engine.recompute and backend == "zero3"  # its checkpoints are of torch's older form
+        nested = own.engine.activation_checkpointing and backend == "zero3"  # its checkpoints are of torch's older form
         if nested not in steps:
-            steps[nested] = trace(own, classes, images, recognition)
+            steps[nested] = trace(own, classes, images, identity_net)
         keepers = {name: keeper(name, module, own, processes) for name, module in modules.items()}
         found[backend] = _play(steps[nested], keepers, still)
     return found
@@ -77,13 +77,13 @@ def plans(
 
 def micro_batch(config: RunConfig, processes: int) -> int:
     """Images of a rank's forward pass. Raises ConfigError where the batch cannot be shared out evenly."""
-    parts = processes * config.engine.accumulate
+    parts = processes * config.engine.grad_accumulation_steps
     images, rest = divmod(config.batch_size, parts)
     if rest:
         near = [str(parts * count) for count in (images, images + 1) if count]
         raise ConfigError(
-            f"batch_size must be a multiple of {processes} processes times engine.accumulate"
-            f" {config.engine.accumulate} = {parts}, got {config.batch_size}; {' or '.join(near)} would do"
+            f"batch_size must be a multiple of {processes} processes times engine.grad_accumulation_steps"
+            f" {config.engine.grad_accumulation_steps} = {parts}, got {config.batch_size}; {' or '.join(near)} would do"
         )
     return images
 
@@ -94,14 +94,14 @@ def with_backend(config: RunConfig, backend: str) -> RunConfig:
     return replace(config, engine=engine)
 
 
-def _play(moments: Sequence[Moment], keepers: dict[str, Keeper], still: int) -> MemoryPlan:
+def _play(moments: Sequence[StepEvent], keepers: dict[str, BackendMemory], still: int) -> MemoryPlan:
     parts = list(keepers.values())
     fixed = still + sum(part.parameters + part.optimizer for part in parts)
     gradients = buffers = peak = 0.0
     for moment in moments:
         before = sum(part.gradients + part.buffers for part in parts)
         kept = sum(part.buffers for part in parts)
-        extra = sum(part.see(moment, own=name == moment.engine) for name, part in keepers.items())
+        extra = sum(part.on_event(moment, own=name == moment.engine) for name, part in keepers.items())
         after = sum(part.gradients + part.buffers for part in parts)
         gradients = max(gradients, sum(part.gradients for part in parts))
         buffers = max(buffers, kept + extra, sum(part.buffers for part in parts))

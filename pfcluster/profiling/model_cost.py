@@ -20,7 +20,7 @@ from pfcluster.config import RunConfig
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.factory import build_engine
 from pfcluster.models import factory
-from pfcluster.models.from_runs import blank_recognition
+from pfcluster.models.from_runs import blank_identity_net
 from pfcluster.models.mae import MAE
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.profiling.flops import empty_batches, profile, take_step, twice
@@ -64,11 +64,11 @@ class Costs:
 def costs(config: RunConfig, classes: int, device: torch.device) -> Costs:
     """Count a config's model and time it in the config's precision. Random weights, φ's too: they cost the same."""
     with torch.device("meta"):
-        counted = profile(config, classes, recognition=blank_recognition(config))
-    recognition = blank_recognition(config)
-    if recognition is not None:
-        recognition.to(device)
-    speeds = tuple(_speed(config, classes, batch, device, recognition) for batch in BATCHES)
+        counted = profile(config, classes, identity_net=blank_identity_net(config))
+    identity_net = blank_identity_net(config)
+    if identity_net is not None:
+        identity_net.to(device)
+    speeds = tuple(_speed(config, classes, batch, device, identity_net) for batch in BATCHES)
     gflop = counted.flops / 1e9, test_flops(config, classes) / 1e9
     return Costs(counted.train_parameters, counted.test_parameters, *gflop, speeds)
 
@@ -88,10 +88,10 @@ def _at_test_time(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return model.encoder if isinstance(model, MAE) else model
 
 
-def _speed(config: RunConfig, classes: int, batch: int, device: torch.device, recognition: nn.Module | None) -> Speed:
+def _speed(config: RunConfig, classes: int, batch: int, device: torch.device, identity_net: nn.Module | None) -> Speed:
     modules = factory.build(config, classes, load_init=False)
     here = World(0, 1, device)
-    optims = {"model": config.optim, "critic": config.critic_optim}
+    optims = {"model": config.optim, "discriminator": config.discriminator_optim}
     engines = {
         name: build_engine("ddp", module, optims[name], config.engine, here, double_backward=twice(config, name))
         for name, module in modules.items()
@@ -103,7 +103,7 @@ def _speed(config: RunConfig, classes: int, batch: int, device: torch.device, re
         each.labels.random_(classes)
         if each.order is not None:
             each.order.copy_(torch.rand(each.order.shape, device=device).argsort(1))
-    step = _median(lambda: take_step(config, engines, batches, recognition), device)
+    step = _median(lambda: take_step(config, engines, batches, identity_net), device)
     model = engines["model"].module.eval()
     with (
         torch.inference_mode(),

@@ -29,7 +29,7 @@ PARTS = 3
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepEvent:
     """Something that an engine acts on, and the bytes that the step itself holds then."""
 
     what: str
@@ -37,7 +37,7 @@ class Moment:
     synchronised); stepped.
     """
     engine: str
-    """model or critic."""
+    """model or discriminator."""
     parameter: str
     """Whose gradient it is, or nothing. The gradient is among the bytes of this instant, not later."""
     live: float
@@ -46,21 +46,21 @@ class Moment:
     """The most after it, until the next moment."""
 
 
-def trace(config: RunConfig, classes: int, images: int, recognition: nn.Module | None = None) -> list[Moment]:
+def trace(config: RunConfig, classes: int, images: int, identity_net: nn.Module | None = None) -> list[StepEvent]:
     """The moments of a step of a rank whose micro-batches have so many images. φ, if given, lies on the meta device.
 
     Bytes are linear in the images, instant by instant; so two small micro-batches tell those of any.
     """
-    small, large = (FakeStep(config, classes, size, recognition) for size in SIZES)
+    small, large = (FakeStep(config, classes, size, identity_net) for size in SIZES)
     assert len(small.live) == len(large.live), (len(small.live), len(large.live))
     assert [mark[1:] for mark in small.marks] == [mark[1:] for mark in large.marks]
     share = (images - SIZES[0]) / (SIZES[1] - SIZES[0])
-    missing = config.engine.accumulate - small.parts
+    missing = config.engine.grad_accumulation_steps - small.parts
     beside = small.left_behind + share * (large.left_behind - small.left_behind)
     live = [low + share * (high - low) + missing * beside for low, high in zip(small.live, large.live, strict=True)]
     ends = [mark[0] for mark in small.marks[1:]] + [len(live)]
     return [
-        Moment(what, engine, parameter, live[start], max(live[start + 1 : end], default=0))
+        StepEvent(what, engine, parameter, live[start], max(live[start + 1 : end], default=0))
         for (start, what, engine, parameter), end in zip(small.marks, ends, strict=True)
     ]
 
@@ -70,15 +70,15 @@ class FakeStep:
     micro-batch leaves behind for the rest of the step.
     """
 
-    def __init__(self, config: RunConfig, classes: int, images: int, recognition: nn.Module | None) -> None:
+    def __init__(self, config: RunConfig, classes: int, images: int, identity_net: nn.Module | None) -> None:
         self.live: list[int] = []
         self.marks: list[tuple[int, str, str, str]] = []
-        self.parts = min(config.engine.accumulate, PARTS)
+        self.parts = min(config.engine.grad_accumulation_steps, PARTS)
         with torch.device("meta"):
             modules = factory.build(config, classes, load_init=False)
             if config.engine.precision == "bf16_params":
                 modules = {name: module.bfloat16() for name, module in modules.items()}
-        judge = copy.deepcopy(recognition)
+        judge = copy.deepcopy(identity_net)
         everything = [*modules.values(), *([] if judge is None else [judge])]
         with FakeTensorMode(allow_non_fake_inputs=True):
             for module in everything:

@@ -26,14 +26,14 @@ class Measure:
     """+1 where more is nearer to the truth, -1 where less is."""
 
 
-NEUTRALITY = Measure("neutrality", "neutrality", 3, 1)
-CALMED = Measure("calmed", "neutral, of faces with an expression", 3, 1)
-RECOGNISED = Measure("recognised", "the input's emotion recognised", 3, 1)
-IDENTITY = Measure("identity", "identity kept", 3, 1)
+NEUTRALITY = Measure("neutral_rate", "neutral_rate", 3, 1)
+CALMED = Measure("neutralised_rate", "neutral, of faces with an expression", 3, 1)
+RECOGNISED = Measure("emotion_agreement", "the input's emotion recognised", 3, 1)
+IDENTITY = Measure("identity_cosine", "identity kept", 3, 1)
 PSNR = Measure("psnr", "PSNR (dB)", 2, 1)
 SSIM = Measure("ssim", "SSIM", 3, 1)
-REGION_ERROR = Measure("region_error", "error in the expression's region", 4, -1)
-OUTSIDE_ERROR = Measure("outside_error", "error outside it", 4, -1)
+REGION_ERROR = Measure("mse_inside", "error in the expression's region", 4, -1)
+OUTSIDE_ERROR = Measure("mse_outside", "error outside it", 4, -1)
 MEASURES = (NEUTRALITY, CALMED, RECOGNISED, IDENTITY, PSNR, SSIM, REGION_ERROR, OUTSIDE_ERROR)
 
 
@@ -255,7 +255,7 @@ def _against_input(group: Group, measure: Measure) -> str:
 
 
 def _judged(group: Group) -> list[str]:
-    found = {row: group.summary("poker", "rows", row, "neutrality") for row in POKER_ROWS}
+    found = {row: group.summary("poker", "rows", row, "neutral_rate") for row in POKER_ROWS}
     ours = found.pop("poker face")
     others = [f"{number(value.mean, 3)} for {row}" for row, value in found.items() if value is not None]
     if ours is None:
@@ -266,8 +266,8 @@ def _judged(group: Group) -> list[str]:
 
 def _calmed(group: Group) -> list[str]:
     """How far the poker faces of expressive photos are from calm, in words; nothing where it was not measured."""
-    found = {row: group.summary("poker", "rows", row, "calmed") for row in POKER_ROWS}
-    ours, clear = found["poker face"], group.summary("poker", "rows", "reconstruction", "recognised")
+    found = {row: group.summary("poker", "rows", row, "neutralised_rate") for row in POKER_ROWS}
+    ours, clear = found["poker face"], group.summary("poker", "rows", "reconstruction", "emotion_agreement")
     if ours is None:
         return []
     tenths = round(10 * ours.mean)

@@ -70,9 +70,9 @@ QUESTIONS = (
         " 100 %, or the other way round: one answer to all images: Δ is blind. All at 100 % to the end: it has won.",
         "%",
         {
-            "critic_real": "real, called real",
-            "critic_fake_rec": "reconstruction, called generated",
-            "critic_fake_poker": "poker face, called generated",
+            "disc_real": "real, called real",
+            "disc_fake_rec": "reconstruction, called generated",
+            "disc_fake_poker": "poker face, called generated",
         },
     ),
     Question(
@@ -81,9 +81,9 @@ QUESTIONS = (
         " poker faces that it calls neutral follow.",
         "%",
         {
-            "critic_emotion_real": "real, right emotion",
-            "critic_emotion_rec": "reconstruction, right emotion",
-            "critic_neutral_poker": "poker face, called neutral",
+            "disc_emotion_real": "real, right emotion",
+            "disc_emotion_rec": "reconstruction, right emotion",
+            "disc_neutral_poker": "poker face, called neutral",
         },
     ),
     _pulls(
@@ -130,11 +130,11 @@ QUESTIONS = (
         " expression coming back.",
         "mean squared error",
         {
-            "copy_inside": "a copy, inside",
-            "poker_inside": "poker face, inside",
-            "poker_outside": "poker face, outside",
-            "rec_inside": "reconstruction, inside",
-            "rec_outside": "reconstruction, outside",
+            "copy_mse_inside": "a copy, inside",
+            "poker_mse_inside": "poker face, inside",
+            "poker_mse_outside": "poker face, outside",
+            "rec_mse_inside": "reconstruction, inside",
+            "rec_mse_outside": "reconstruction, outside",
         },
         "validation",
     ),

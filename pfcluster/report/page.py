@@ -20,7 +20,7 @@ TERMS = {
     "rec": "Reconstruction, L_rec",
     "adv": "Adversarial, L_adv",
     "ort": "Orthogonality, L_ort",
-    "critic": "Discriminator's loss",
+    "discriminator": "Discriminator's loss",
 }
 """Training metrics that are drawn, and their titles."""
 

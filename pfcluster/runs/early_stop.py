@@ -1,4 +1,4 @@
-"""An early end: `limit.json` in a run's folder ends the run at a step, with a checkpoint and without its final
+"""An early end: `early_stop.json` in a run's folder ends the run at a step, with a checkpoint and without its final
 evaluation. A sweep writes it for a trial that is not worth more, also while the run is under way.
 
 No torch: launchers and drivers read and write these, too.
@@ -12,31 +12,31 @@ from pathlib import Path
 
 from pfcluster.runs.atomic_files import write_atomically
 
-LIMIT = "limit.json"
+EARLY_STOP = "early_stop.json"
 
 
 @dataclass(frozen=True)
-class Limit:
+class EarlyStop:
     """Where a run ends early, and why."""
 
     step: int
     reason: str
 
 
-def read_limit(folder: Path) -> Limit | None:
+def read_early_stop(folder: Path) -> EarlyStop | None:
     """The run's limit; None where it has none."""
     try:
-        return Limit(**json.loads((folder / LIMIT).read_text()))
+        return EarlyStop(**json.loads((folder / EARLY_STOP).read_text()))
     except FileNotFoundError:
         return None
 
 
-def write_limit(folder: Path, limit: Limit) -> None:
+def write_early_stop(folder: Path, limit: EarlyStop) -> None:
     """Have a run end at a step; at the end of the step it is in, if that is past already."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / LIMIT, json.dumps(asdict(limit)) + "\n")
+    write_atomically(folder / EARLY_STOP, json.dumps(asdict(limit)) + "\n")
 
 
-def lift_limit(folder: Path) -> None:
+def clear_early_stop(folder: Path) -> None:
     """Let the run go on to its own end when it is given again."""
-    (folder / LIMIT).unlink(missing_ok=True)
+    (folder / EARLY_STOP).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Course:
+class EvalSchedule:
     """When a run is evaluated: every so many steps, and at its end."""
 
     total: int
@@ -39,7 +39,7 @@ class Progress:
     """Finished or failed: rungs that are not there will not be."""
 
 
-def rungs(course: Course, first_step: int, reduction: int, number: int) -> list[int]:
+def rungs(course: EvalSchedule, first_step: int, reduction: int, number: int) -> list[int]:
     """Steps of the rungs, rising: the (1 / reduction)^k of what is trained after `first_step`, at evaluations. Rungs
     that fall together or onto the end are one, or none.
     """
@@ -49,7 +49,7 @@ def rungs(course: Course, first_step: int, reduction: int, number: int) -> list[
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StopDecision:
     """Why a trial stops."""
 
     rung: int
@@ -59,13 +59,13 @@ class Verdict:
     """... of those up to this trial's number that reached it, itself included."""
 
 
-def decide(trials: Sequence[Progress], reduction: int, number: int) -> tuple[dict[int, Verdict], dict[int, int]]:
+def decide(trials: Sequence[Progress], reduction: int, number: int) -> tuple[dict[int, StopDecision], dict[int, int]]:
     """Trials that are to stop; and for each trial the number of rungs at which it may go on for certain.
 
     A trial is judged at a rung once every earlier trial has reached that rung, was stopped below it, or has ended. A
     trial without a score at a rung it ended before counts as absent there.
     """
-    stopped: dict[int, Verdict] = {}
+    stopped: dict[int, StopDecision] = {}
     passed: dict[int, int] = dict.fromkeys(range(len(trials)), 0)
     for rung in range(number):
         reached: list[float] = []
@@ -82,7 +82,7 @@ def decide(trials: Sequence[Progress], reduction: int, number: int) -> tuple[dic
             reached.append(score)
             better = sum(other > score for other in reached)
             if better >= math.ceil(len(reached) / reduction):
-                stopped[index] = Verdict(rung, better, len(reached))
+                stopped[index] = StopDecision(rung, better, len(reached))
             else:
                 passed[index] = rung + 1
     return stopped, passed

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.sweep.state import Board
-from pfcluster.sweep.trials import Leg, read_failed, result_of
+from pfcluster.sweep.state import SweepState
+from pfcluster.sweep.trials import TrialRun, read_failed, result_of
 
 CONFIRMED = "confirmed.json"
 
@@ -19,7 +19,7 @@ CONFIRMED = "confirmed.json"
 class Confirmation:
     """Which trials are trained again, and what came of it. The choice is written down once."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: SweepState) -> None:
         self.board, self.spec = board, board.spec
         self.path = board.folder / CONFIRMED
 
@@ -36,7 +36,7 @@ class Confirmation:
         known: list[int] = json.loads(self.path.read_text())["trials"]
         return known
 
-    def chains(self) -> Iterator[list[Leg]]:
+    def chains(self) -> Iterator[list[TrialRun]]:
         """What is to be run: seed by seed, so that what is compared exists early; then the test split of the winner and
         the baseline.
         """
@@ -51,7 +51,7 @@ class Confirmation:
         for number in (0, winner) if winner is not None else ():
             if self.scores(number) is not None:
                 for seed in self.spec.fresh_seeds:
-                    yield [Leg(self.board.runs.job(self.board.lineage(number)[-1], seed, test=True))]
+                    yield [TrialRun(self.board.runs.job(self.board.lineage(number)[-1], seed, test=True))]
 
     def folder(self, number: int, seed: int) -> Path:
         """A trial's run with a fresh seed."""

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pfcluster.launch.local import LaunchError
-from pfcluster.launch.plan import Job
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, USER_ERROR, Ending
+from pfcluster.launch.plan import TrainRun
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, USER_ERROR, ExitStatus
 from pfcluster.sweep import pbt, search
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.executor import Executor
-from pfcluster.sweep.search import Known
+from pfcluster.sweep.search import Observation
 from pfcluster.sweep.space import baseline
-from pfcluster.sweep.state import Board, first_step
-from pfcluster.sweep.trials import Failed, Leg, Trial, read_failed, write_failed
+from pfcluster.sweep.state import SweepState, first_step
+from pfcluster.sweep.trials import Failed, Trial, TrialRun, read_failed, write_failed
 
 Say = Callable[[str], None]
 
@@ -26,20 +26,20 @@ Say = Callable[[str], None]
 class Sweep:
     """A sweep under way."""
 
-    def __init__(self, board: Board, executor: Executor, say: Say) -> None:
+    def __init__(self, board: SweepState, executor: Executor, say: Say) -> None:
         self.board, self.executor, self.say = board, executor, say
         self.spec, self.runs = board.spec, board.runs
         self.confirmation = Confirmation(board)
-        self.flying: set[Path] = set()
+        self.active: set[Path] = set()
         self.baseline = baseline(self.spec.space, self.spec.stages())
-        self.board.refresh(self.flying)
+        self.board.refresh(self.active)
         self._told = {number for number, one in enumerate(self.board.standings) if one.over}
 
     def tick(self) -> bool:
         """One look at everything; True once all is done. Raises LaunchError where nothing can follow."""
         for job, ending in self.executor.poll():
             self._landed(job, ending)
-        self.board.refresh(self.flying)
+        self.board.refresh(self.active)
         self._tell()
         while made := self._proposed():
             self.board.add(made)
@@ -47,17 +47,17 @@ class Sweep:
         if explored and self.confirmation.chosen() is None:
             self._choose()
         ready = [leg for chain in self._chains() if (leg := self._next(chain)) is not None]
-        begun = ready[: max(0, self.executor.at_once - len(self.flying))]
+        begun = ready[: max(0, self.executor.at_once - len(self.active))]
         for leg in begun:
             leg.prepare()
-            self.flying.add(leg.job.folder)
+            self.active.add(leg.job.folder)
         if begun:
             self.executor.start([leg.job for leg in begun])
-        return explored and not self.flying and not ready
+        return explored and not self.active and not ready
 
-    def _chains(self) -> Iterator[list[Leg]]:
+    def _chains(self) -> Iterator[list[TrialRun]]:
         """All that is to be run now, most urgent first; the runs of a chain follow each other."""
-        shared = [[Leg(job)] for job in self.runs.shared.values()]
+        shared = [[TrialRun(job)] for job in self.runs.shared.values()]
         yield from shared
         if not all(chain[0].job.finished() for chain in shared):
             return
@@ -67,17 +67,17 @@ class Sweep:
                     yield self.runs.explored(trial, seed)
         yield from self.confirmation.chains()
 
-    def _next(self, chain: list[Leg]) -> Leg | None:
+    def _next(self, chain: list[TrialRun]) -> TrialRun | None:
         """The run of a chain that can start: None where one is under way, one failed, or all are done."""
         for leg in chain:
-            if leg.job.folder in self.flying or read_failed(leg.job.folder) is not None:
+            if leg.job.folder in self.active or read_failed(leg.job.folder) is not None:
                 return None
             if not self.board.done(leg):
                 return leg
         return None
 
-    def _landed(self, job: Job, ending: Ending) -> None:
-        self.flying.discard(job.folder)
+    def _landed(self, job: TrainRun, ending: ExitStatus) -> None:
+        self.active.discard(job.folder)
         if ending.code in (FINISHED, INTERRUPTED):
             return
         if job in self.runs.shared.values():
@@ -116,7 +116,7 @@ class Sweep:
         if number >= search.count(self.spec) or going >= self.executor.at_once or not known:
             return []
         earlier = [
-            Known(trial.values, one.score, 0 if trial.stop is None else trial.stop.step, not one.over)
+            Observation(trial.values, one.score, 0 if trial.stop is None else trial.stop.step, not one.over)
             for trial, one in zip(self.board.trials, standings, strict=True)
         ]
         return [self._said(Trial(number, search.propose(self.spec, self.baseline, number, earlier)))]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pfcluster.config import ConfigError
-from pfcluster.launch.plan import Job
-from pfcluster.launch.worker import Ending
+from pfcluster.launch.plan import TrainRun
+from pfcluster.launch.worker import ExitStatus
 
 
 class Executor(Protocol):
@@ -24,10 +24,10 @@ class Executor(Protocol):
     def at_once(self) -> int:
         """Runs that have a place at one time."""
 
-    def start(self, jobs: Sequence[Job]) -> None:
+    def start(self, jobs: Sequence[TrainRun]) -> None:
         """Take jobs; they begin as places come free."""
 
-    def poll(self) -> list[tuple[Job, Ending]]:
+    def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
         """What has ended since it was asked last: finished, interrupted, or failed for good."""
 
     def stop(self) -> None:
@@ -35,7 +35,7 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
-class Share:
+class Resources:
     """What one run gets of a machine."""
 
     processes: int
@@ -49,7 +49,7 @@ class Share:
 
 def share_of(
     *, processes: int, cpus: int | None, gpus: float | None, at_once: int | None, cores: int, devices: int
-) -> Share:
+) -> Resources:
     """A machine shared out: a GPU for each process where there are GPUs, and the cores over the runs; without GPUs one
     core for each process. Raises ConfigError where not one run has room.
     """
@@ -67,7 +67,7 @@ def share_of(
     if wanted and at_once > places:
         raise ConfigError(f"--at-once {at_once}: the GPUs have room for {places} runs; give each less of a GPU")
     cpus = cpus or (max(1, cores // (at_once * processes)) if wanted else 1)
-    return Share(processes, cpus, wanted, at_once)
+    return Resources(processes, cpus, wanted, at_once)
 
 
 def machine() -> tuple[int, list[str]]:

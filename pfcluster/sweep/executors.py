@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pfcluster.config import ConfigError
-from pfcluster.sweep.executor import Executor, Share, machine, share_of
+from pfcluster.sweep.executor import Executor, Resources, machine, share_of
 from pfcluster.sweep.local import LocalExecutor
 from pfcluster.sweep.options import SweepOptions
 
@@ -39,7 +39,7 @@ def executor_of(options: SweepOptions, command: str) -> Iterator[Executor]:
     yield LocalExecutor(_share(options, cores, len(gpus)), cluster.retries, command, gpus)
 
 
-def _share(options: SweepOptions, cores: int, devices: int) -> Share:
+def _share(options: SweepOptions, cores: int, devices: int) -> Resources:
     return share_of(
         processes=options.cluster.world_size,
         cpus=options.cpus,

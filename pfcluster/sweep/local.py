@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pfcluster.launch.attempts import FINAL
-from pfcluster.launch.plan import Job
+from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.processes import Running, start
-from pfcluster.launch.worker import Ending
-from pfcluster.sweep.executor import Share
+from pfcluster.launch.worker import ExitStatus
+from pfcluster.sweep.executor import Resources
 
 
 @dataclass
@@ -26,14 +26,14 @@ class _Place:
 class LocalExecutor:
     """Each run in processes of its own, watched from here."""
 
-    share: Share
+    share: Resources
     retries: int
     command: str
     gpus: Sequence[str] = ()
     name: str = "local"
     poll_seconds: float = 0.25
-    _waiting: list[Job] = field(default_factory=list)
-    _failures: dict[Job, int] = field(default_factory=dict)
+    _waiting: list[TrainRun] = field(default_factory=list)
+    _failures: dict[TrainRun, int] = field(default_factory=dict)
     _places: list[_Place] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class LocalExecutor:
         cuts = [self.gpus[first + rank * each : first + (rank + 1) * each] for rank in range(self.share.processes)]
         return [",".join(cut) for cut in cuts]
 
-    def start(self, jobs: Sequence[Job]) -> None:
+    def start(self, jobs: Sequence[TrainRun]) -> None:
         self._waiting += jobs
         self._fill()
 
@@ -73,7 +73,7 @@ class LocalExecutor:
                     devices=place.devices,
                 )
 
-    def poll(self) -> list[tuple[Job, Ending]]:
+    def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
         ended = []
         for place in self._places:
             code = None if place.running is None else place.running.poll()
@@ -88,7 +88,7 @@ class LocalExecutor:
         self._fill()
         return ended
 
-    def _again(self, job: Job, ending: Ending) -> bool:
+    def _again(self, job: TrainRun, ending: ExitStatus) -> bool:
         """Whether a failed run is tried again."""
         if ending.kind is None or ending.kind in FINAL:
             return False

@@ -116,7 +116,7 @@ def read(arguments: Sequence[str]) -> SweepOptions:
     counts.setdefault("lag", max(4, known.at_once or 0))
     at_end = known.metric not in ON_CURVES
     spec = Spec(
-        config=replace(config, evaluate=replace(config.evaluate, final="validation")),
+        config=replace(config, evaluate=replace(config.evaluate, final_split="validation")),
         before=before,
         space=parameters,
         search=known.search,
@@ -177,4 +177,4 @@ def _before(recipe: presets.Recipe, role: str) -> dict[str, RunConfig]:
     judged = role == "pf-vit" and config.evaluate.judge is None
     if judged and neutral_index(open_dataset(config.data, config.seed).classes) is not None:
         found[JUDGE] = recipe[JUDGE]
-    return {name: replace(one, evaluate=replace(one.evaluate, final="validation")) for name, one in found.items()}
+    return {name: replace(one, evaluate=replace(one.evaluate, final_split="validation")) for name, one in found.items()}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from pfcluster.sweep.asha import Course
+from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.space import Parameter
 from pfcluster.sweep.spec import Spec
 
@@ -20,7 +20,7 @@ FACTORS = (0.8, 1.2)
 """What a copied value is multiplied by."""
 
 
-def ends(spec: Spec, course: Course, first_step: int) -> list[int]:
+def ends(spec: Spec, course: EvalSchedule, first_step: int) -> list[int]:
     """Steps at which the generations end: equal parts of what follows `first_step`, at evaluations."""
     part = (course.total - first_step) / spec.generations
     return [course.at_least(first_step + part * (number + 1)) for number in range(spec.generations - 1)] + [

@@ -18,13 +18,13 @@ from typing import Any
 
 from pfcluster.config.io import load, to_json
 from pfcluster.launch.attempts import FINAL, last_line
-from pfcluster.launch.plan import Job
+from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.processes import start
 from pfcluster.launch.ray import train
 from pfcluster.launch.slurm.task import WANTED
-from pfcluster.launch.worker import Ending
+from pfcluster.launch.worker import ExitStatus
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.sweep.executor import Share
+from pfcluster.sweep.executor import Resources
 
 STOP = ".stop"
 """File in the sweep's folder while its runs are asked to save themselves and end."""
@@ -36,10 +36,10 @@ class RayExecutor:
     name = "ray"
     poll_seconds = 0.5
 
-    def __init__(self, folder: Path, share: Share, nodes: int, retries: int, command: str) -> None:
+    def __init__(self, folder: Path, share: Resources, nodes: int, retries: int, command: str) -> None:
         self.folder, self.share, self.nodes, self.retries, self.command = folder, share, nodes, retries, command
-        self.waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self.ended: queue.SimpleQueue[tuple[Job, Ending]] = queue.SimpleQueue()
+        self.waiting: queue.SimpleQueue[TrainRun] = queue.SimpleQueue()
+        self.ended: queue.SimpleQueue[tuple[TrainRun, ExitStatus]] = queue.SimpleQueue()
         self.closing = threading.Event()
         self._error: BaseException | None = None
         (folder / STOP).unlink(missing_ok=True)
@@ -50,13 +50,13 @@ class RayExecutor:
     def at_once(self) -> int:
         return self.share.at_once
 
-    def start(self, jobs: Sequence[Job]) -> None:
+    def start(self, jobs: Sequence[TrainRun]) -> None:
         for job in jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(job.folder / WANTED, to_json(job.config))
             self.waiting.put(job)
 
-    def poll(self) -> list[tuple[Job, Ending]]:
+    def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
         found = []
         while not self.ended.empty():
             found.append(self.ended.get())
@@ -127,11 +127,11 @@ def run_job(config: Mapping[str, Any], constant: Mapping[str, Any]) -> None:
     """
     from ray import tune
 
-    folder, share = Path(config["folder"]), Share(**constant["share"])
+    folder, share = Path(config["folder"]), Resources(**constant["share"])
     sweep = Path(constant["sweep"])
     if not (folder / WANTED).is_file():
         raise RuntimeError(f"this machine does not see {folder}: Ray's nodes need a file system that all share")
-    job = Job(load(folder / WANTED), folder)
+    job = TrainRun(load(folder / WANTED), folder)
     if share.processes > 1:
         ending = _run_wide(job, share, constant, sweep / STOP)
     else:
@@ -141,7 +141,7 @@ def run_job(config: Mapping[str, Any], constant: Mapping[str, Any]) -> None:
         raise RuntimeError(ending.error)
 
 
-def _run_here(job: Job, share: Share, command: str, stop: Path) -> Ending:
+def _run_here(job: TrainRun, share: Resources, command: str, stop: Path) -> ExitStatus:
     """A run of one process, beside this actor."""
     from ray import tune
 
@@ -159,7 +159,7 @@ def _run_here(job: Job, share: Share, command: str, stop: Path) -> Ending:
     return running.ending(code)
 
 
-def _run_wide(job: Job, share: Share, constant: Mapping[str, Any], stop: Path) -> Ending:
+def _run_wide(job: TrainRun, share: Resources, constant: Mapping[str, Any], stop: Path) -> ExitStatus:
     """A run of several workers, which Ray Train places and starts again."""
     workers = train.Workers(share.processes, share.cpus, share.gpus, constant["nodes"])
     over = threading.Event()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pfcluster.launch.plan import Job
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, USER_ERROR, Ending
+from pfcluster.launch.plan import TrainRun
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, USER_ERROR, ExitStatus
 
 if TYPE_CHECKING:
     from pfcluster.sweep.ray import RayExecutor
@@ -20,7 +20,7 @@ def queued(executor: RayExecutor) -> Any:
 
         def __init__(self) -> None:
             super().__init__(metric=None, mode=None)
-            self.jobs: dict[str, Job] = {}
+            self.jobs: dict[str, TrainRun] = {}
             self.results: dict[str, dict[str, Any]] = {}
 
         def __reduce__(self) -> Any:
@@ -53,10 +53,10 @@ def queued(executor: RayExecutor) -> Any:
     return Queued()
 
 
-def ending_of(told: dict[str, Any], error: bool, retries: int) -> Ending:
+def ending_of(told: dict[str, Any], error: bool, retries: int) -> ExitStatus:
     """How a run ended, from the last that its actor reported."""
     if "code" in told and (told["code"] in (FINISHED, INTERRUPTED, USER_ERROR) or told["kind"] is not None):
-        return Ending(told["code"], told["kind"], told["error"])
+        return ExitStatus(told["code"], told["kind"], told["error"])
     if error:
-        return Ending(FAILED, "lost rank", f"its Ray worker was lost, {retries + 1} times")
-    return Ending(FAILED, "bug", "it ended without a word; look at its logs")
+        return ExitStatus(FAILED, "lost rank", f"its Ray worker was lost, {retries + 1} times")
+    return ExitStatus(FAILED, "bug", "it ended without a word; look at its logs")

@@ -20,7 +20,7 @@ from pfcluster.sweep.spec import Spec
 
 
 @dataclass(frozen=True)
-class Known:
+class Observation:
     """What an earlier trial came to, as far as a proposal may know."""
 
     values: Mapping[str, Any]
@@ -43,7 +43,7 @@ def waits_for(spec: Spec, number: int) -> int:
     return max(0, number - spec.lag + 1) if spec.search == "tpe" else 0
 
 
-def propose(spec: Spec, baseline: Mapping[str, Any], number: int, earlier: Sequence[Known]) -> dict[str, Any]:
+def propose(spec: Spec, baseline: Mapping[str, Any], number: int, earlier: Sequence[Observation]) -> dict[str, Any]:
     """The values of a trial. `earlier` are the trials before it, of which TPE uses those it may wait for."""
     if number == 0:
         return dict(baseline)
@@ -73,7 +73,7 @@ def _each(spec: Spec, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _tpe(spec: Spec, number: int, earlier: Sequence[Known]) -> dict[str, Any]:
+def _tpe(spec: Spec, number: int, earlier: Sequence[Observation]) -> dict[str, Any]:
     """Tree-structured Parzen estimators (Bergstra et al. 2011) as in Optuna, in a study made anew for each trial."""
     import optuna
 
@@ -106,7 +106,7 @@ def distribution(parameter: Parameter) -> Any:
     return FloatDistribution(parameter.low, parameter.high, log=parameter.kind == "loguniform")
 
 
-def _frozen(spec: Spec, known: Known, distributions: Mapping[str, Any], *, still: bool) -> Any:
+def _frozen(spec: Spec, known: Observation, distributions: Mapping[str, Any], *, still: bool) -> Any:
     """A known trial as Optuna's; None for a baseline outside of the space, of which it can learn nothing."""
     from optuna.trial import TrialState, create_trial
 

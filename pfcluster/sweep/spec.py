@@ -22,16 +22,16 @@ Scheduler = Literal["asha", "pbt", "none"]
 SPEC = "sweep.json"
 LEAST = {"trials": 2, "lag": 1, "reduction": 2, "rungs": 1, "generations": 2, "confirm": 0, "grid_points": 1}
 ON_CURVES = ("accuracy", "macro_f1")
-AT_END = ("neutrality", "calmed", "separation", "identity", "region_error", "outside_error")
+AT_END = ("neutral_rate", "neutralised_rate", "neutralised_x_agreement", "identity_cosine", "mse_inside", "mse_outside")
 """Figures of poker faces, known only once a trial has ended."""
 METRICS = (*ON_CURVES, *AT_END)
-LOWER_IS_BETTER = ("region_error", "outside_error")
+LOWER_IS_BETTER = ("mse_inside", "mse_outside")
 WHILE_TRAINING = (
     "optim.",
-    "critic_optim.",
+    "discriminator_optim.",
     "pf_mag.weights.",
     "pf_mag.r1",
-    "pf_mag.fake_emotions",
+    "pf_mag.fake_class_targets",
     "classifier.",
     "augment.",
 )
@@ -91,9 +91,9 @@ class Spec:
             )
         if self.metric in AT_END and self.scheduler != "none":
             raise ConfigError(f"--metric {self.metric} is known at a trial's end only: add --scheduler none")
-        if self.config.evaluate.choose_on != "validation":
+        if self.config.evaluate.selection_split != "validation":
             raise ConfigError(
-                "evaluate.choose_on must be validation in a sweep: what is searched on the test split is lost"
+                "evaluate.selection_split must be validation in a sweep: what is searched on the test split is lost"
             )
         if self.confirm and (both := set(self.seeds) & set(self.fresh_seeds)):
             raise ConfigError(f"--fresh-seeds: seed {min(both)} is one of --seeds; a confirmation needs seeds unseen")

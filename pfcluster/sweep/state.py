@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from pfcluster.launch.plan import Job
-from pfcluster.runs.early_stop import read_limit
+from pfcluster.launch.plan import TrainRun
+from pfcluster.runs.early_stop import read_early_stop
 from pfcluster.sweep import asha
-from pfcluster.sweep.asha import Course, Progress
+from pfcluster.sweep.asha import EvalSchedule, Progress
 from pfcluster.sweep.spec import AT_END, Spec
 from pfcluster.sweep.trials import (
     Failed,
-    Leg,
     Runs,
     Stop,
     Trial,
+    TrialRun,
     curve,
     read_failed,
     read_trials,
@@ -28,7 +28,7 @@ from pfcluster.sweep.trials import (
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrialStatus:
     """How a trial stands."""
 
     over: bool
@@ -38,29 +38,29 @@ class Standing:
     failed: Failed | None = None
 
 
-class Board:
+class SweepState:
     """All trials of the exploration, and how they stand."""
 
-    def __init__(self, spec: Spec, folder: Path, course: Callable[[Job], Course]) -> None:
+    def __init__(self, spec: Spec, folder: Path, course: Callable[[TrainRun], EvalSchedule]) -> None:
         self.spec, self.folder, self.course = spec, folder, course
         self.runs = Runs(spec, folder)
         self.trials: list[Trial] = read_trials(folder)
-        self.standings: list[Standing] = []
-        self._over: dict[int, tuple[Standing, Progress]] = {}
+        self.standings: list[TrialStatus] = []
+        self._over: dict[int, tuple[TrialStatus, Progress]] = {}
 
     def add(self, trials: list[Trial]) -> None:
         """Take new trials."""
         self.trials += trials
         write_trials(self.folder, self.trials)
-        self.standings += [Standing(over=False) for _ in trials]
+        self.standings += [TrialStatus(over=False) for _ in trials]
 
-    def refresh(self, flying: Container[Path]) -> None:
+    def refresh(self, active: Container[Path]) -> None:
         """Look at all trials that are not over, and stop those that are not worth more. `flying`: folders of runs that
         are under way.
         """
         halved = self.spec.scheduler == "asha" and self.spec.metric not in AT_END
         failed = [self._failed(trial) for trial in self.trials]
-        ended = [self._ended(trial, flying, bad) for trial, bad in zip(self.trials, failed, strict=True)]
+        ended = [self._ended(trial, active, bad) for trial, bad in zip(self.trials, failed, strict=True)]
         if not halved:
             self.standings = [self._standing(*each) for each in zip(self.trials, ended, failed, strict=True)]
             return
@@ -77,7 +77,7 @@ class Board:
             if over:
                 self._over[index] = standing, one
 
-    def _stop(self, stopped: dict[int, tuple[asha.Verdict, int]]) -> None:
+    def _stop(self, stopped: dict[int, tuple[asha.StopDecision, int]]) -> None:
         """Write down new stops, and tell their runs."""
         changed = False
         for index, (verdict, step) in stopped.items():
@@ -92,11 +92,11 @@ class Board:
         if changed:
             write_trials(self.folder, self.trials)
 
-    def _standing(self, trial: Trial, over: bool, failed: Failed | None) -> Standing:
+    def _standing(self, trial: Trial, over: bool, failed: Failed | None) -> TrialStatus:
         if trial.number in self._over:
             return self._over[trial.number][0]
         score = self.score(trial, self.spec.seeds) if over and failed is None else None
-        return Standing(over, score, failed if over else None)
+        return TrialStatus(over, score, failed if over else None)
 
     def score(self, trial: Trial, seeds: tuple[int, ...]) -> float | None:
         """Mean over seeds of the metric up to where the trial was stopped, higher being better; None where a seed has
@@ -117,11 +117,11 @@ class Board:
         found = [value_of(folder, self.spec.metric, until) for folder in self.runs.line(lineage, seed)]
         return max((value for value in found if value is not None), default=None)
 
-    def done(self, leg: Leg) -> bool:
+    def done(self, leg: TrialRun) -> bool:
         """Whether a leg has what is wanted of it."""
         if leg.job.finished():
             return True
-        limit = None if leg.until is not None else read_limit(leg.job.folder)
+        limit = None if leg.until is not None else read_early_stop(leg.job.folder)
         if limit is None:
             return False
         points = curve(leg.job.folder, self.spec.metric)
@@ -133,12 +133,12 @@ class Board:
         legs = [leg for seed in self.spec.seeds for leg in self.runs.explored(trial, seed)]
         return next((found for leg in legs if (found := read_failed(leg.job.folder)) is not None), None)
 
-    def _ended(self, trial: Trial, flying: Container[Path], failed: Failed | None) -> bool:
+    def _ended(self, trial: Trial, active: Container[Path], failed: Failed | None) -> bool:
         """Whether none of its runs will go on."""
         if trial.number in self._over:
             return True
         legs = [leg for seed in self.spec.seeds for leg in self.runs.explored(trial, seed)]
-        if any(leg.job.folder in flying for leg in legs):
+        if any(leg.job.folder in active for leg in legs):
             return False
         return failed is not None or all(self.done(leg) for leg in legs)
 
@@ -179,7 +179,7 @@ class Board:
         return [number for _, number in sorted(scored, key=lambda one: (-one[0], one[1]))]
 
 
-def first_step(job: Job) -> int:
+def first_step(job: TrainRun) -> int:
     """Step before which a run's scores say nothing of what is searched: its warm-up."""
     config = job.config
     if config.objective == "pf_mag":

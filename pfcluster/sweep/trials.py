@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pfcluster.launch.plan import Job
+from pfcluster.launch.plan import TrainRun
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.early_stop import Limit, lift_limit, write_limit
+from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, write_early_stop
 from pfcluster.sweep.space import MAE, applied
 from pfcluster.sweep.spec import AT_END, Spec
 
@@ -53,17 +53,17 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Leg:
+class TrialRun:
     """A run, what it goes on from, and where it ends early."""
 
-    job: Job
+    job: TrainRun
     start: Path | None = None
     until: int | None = None
 
     def prepare(self) -> None:
         """Put what it goes on from, and its end, into its folder."""
         if self.until is not None:
-            write_limit(self.job.folder, Limit(self.until, "the end of a generation"))
+            write_early_stop(self.job.folder, EarlyStop(self.until, "the end of a generation"))
         checkpoints = self.job.folder / "checkpoints"
         if self.start is not None and not checkpoints.exists():
             aside = checkpoints.with_name(".checkpoints.tmp")
@@ -86,14 +86,14 @@ class Runs:
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.spec, self.folder = spec, folder
         self.shared = {
-            name: Job(config, folder / name / f"seed-{config.seed}") for name, config in spec.shared().items()
+            name: TrainRun(config, folder / name / f"seed-{config.seed}") for name, config in spec.shared().items()
         }
 
     def folder_of(self, trial: Trial, seed: int) -> Path:
         """Folder of a trial's run."""
         return self.folder / "trials" / f"{trial.number:03d}" / f"seed-{seed}"
 
-    def job(self, trial: Trial, seed: int, *, test: bool = False) -> Job:
+    def job(self, trial: Trial, seed: int, *, test: bool = False) -> TrainRun:
         """A trial's run with a seed; with `test` the same one, its test split measured too."""
         place = self.folder_of(trial, seed)
         config = applied(self.spec.config, self.spec.space, trial.values, None)
@@ -102,13 +102,13 @@ class Runs:
             start = self._own_mae(trial, seed).folder if self.spec.own_mae else self.shared[MAE].folder
             config = replace(config, model=replace(config.model, init=str(start)))
         judge = str(self.shared[JUDGE].folder) if JUDGE in self.shared else config.evaluate.judge
-        evaluate = replace(config.evaluate, judge=judge, final="test" if test else "validation")
-        return Job(replace(config, evaluate=evaluate), place)
+        evaluate = replace(config.evaluate, judge=judge, final_split="test" if test else "validation")
+        return TrainRun(replace(config, evaluate=evaluate), place)
 
-    def _own_mae(self, trial: Trial, seed: int) -> Job:
+    def _own_mae(self, trial: Trial, seed: int) -> TrainRun:
         config = applied(self.spec.before[MAE], self.spec.space, trial.values, MAE)
         place = self.folder_of(trial, seed)
-        return Job(replace(config, name=f"{trial.name}-mae", seed=seed), place.with_name(f"mae-{place.name}"))
+        return TrainRun(replace(config, name=f"{trial.name}-mae", seed=seed), place.with_name(f"mae-{place.name}"))
 
     def line(self, lineage: Sequence[Trial], seed: int) -> list[Path]:
         """Folders of a lineage's runs with one seed, of the exploration or a fresh one; the last trial's last."""
@@ -117,23 +117,25 @@ class Runs:
             return [self.folder_of(one, seed) for one in lineage]
         return [*(_generation(last, number) for number in range(len(lineage) - 1)), last]
 
-    def explored(self, trial: Trial, seed: int) -> list[Leg]:
+    def explored(self, trial: Trial, seed: int) -> list[TrialRun]:
         """What a trial runs in the exploration, in order."""
         start = None if trial.parent is None else self.folder_of(self._number(trial.parent), seed)
-        legs = [Leg(self._own_mae(trial, seed))] if self.spec.own_mae else []
-        return [*legs, Leg(self.job(trial, seed), start, trial.until)]
+        legs = [TrialRun(self._own_mae(trial, seed))] if self.spec.own_mae else []
+        return [*legs, TrialRun(self.job(trial, seed), start, trial.until)]
 
-    def confirmed(self, lineage: Sequence[Trial], seed: int) -> list[Leg]:
+    def confirmed(self, lineage: Sequence[Trial], seed: int) -> list[TrialRun]:
         """What the last trial of a lineage runs on a fresh seed: all generations again, in folders of its own."""
         trial = lineage[-1]
-        legs = [Leg(self._own_mae(trial, seed))] if self.spec.own_mae else []
+        legs = [TrialRun(self._own_mae(trial, seed))] if self.spec.own_mae else []
         place = self.folder_of(trial, seed)
         before: Path | None = None
         for number, one in enumerate(lineage):
             job = self.job(one, seed)
             last = one is trial
             folder = place if last else _generation(place, number)
-            legs.append(Leg(Job(replace(job.config, name=trial.name), folder), before, None if last else one.until))
+            legs.append(
+                TrialRun(TrainRun(replace(job.config, name=trial.name), folder), before, None if last else one.until)
+            )
             before = folder
         return legs
 
@@ -164,7 +166,7 @@ def write_trials(folder: Path, trials: Sequence[Trial]) -> None:
 
 def stop_run(folder: Path, stop: Stop) -> None:
     """Have a run end early, wherever it is."""
-    write_limit(folder, Limit(stop.step, stop.reason))
+    write_early_stop(folder, EarlyStop(stop.step, stop.reason))
 
 
 def read_failed(folder: Path) -> Failed | None:
@@ -184,7 +186,7 @@ def forget_failures(folder: Path) -> int:
     found = list(folder.glob(f"trials/*/*/{FAILED}")) + list(folder.glob(f"*/*/{FAILED}"))
     for path in found:
         path.unlink()
-        lift_limit(path.parent)
+        clear_early_stop(path.parent)
     return len(found)
 
 

@@ -10,21 +10,21 @@ from pfcluster.data.types import Dataset
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
 from pfcluster.engine.factory import build_engine
-from pfcluster.models.identity_net import Recognition
+from pfcluster.models.identity_net import IdentityNet
 from pfcluster.models.losses import inverse_frequency
 from pfcluster.models.mae import MAE
 from pfcluster.training.finetune import FinetuneObjective
 from pfcluster.training.mae import MaeObjective
 from pfcluster.training.objective import Objective
-from pfcluster.training.pf_mag import PfMagObjective, pf_mag_setting
+from pfcluster.training.pf_mag import PfMagObjective, loss_settings
 
 
 def build_engines(
     config: RunConfig, backend: str, modules: dict[str, torch.nn.Module], here: World
 ) -> dict[str, Engine]:
     """An engine around each module, in the same order on all ranks."""
-    optims = {"model": config.optim, "critic": config.critic_optim}
-    twice = {"model": False, "critic": config.pf_mag.r1 > 0}
+    optims = {"model": config.optim, "discriminator": config.discriminator_optim}
+    twice = {"model": False, "discriminator": config.pf_mag.r1 > 0}
     return {
         name: build_engine(backend, module, optims[name], config.engine, here, double_backward=twice[name])
         for name, module in modules.items()
@@ -35,7 +35,7 @@ def build_objective(
     config: RunConfig,
     engines: dict[str, Engine],
     dataset: Dataset,
-    recognition: Recognition | None,
+    identity_net: IdentityNet | None,
     here: World,
 ) -> Objective:
     """The objective that a config names, with everything it needs from the data."""
@@ -53,5 +53,5 @@ def build_objective(
     if config.objective == "finetune":
         return FinetuneObjective(engines["model"], class_weights=class_weights, label_smoothing=smoothing)
     neutral = neutral_index(dataset.classes)
-    setting = pf_mag_setting(config.pf_mag, neutral, class_weights, smoothing, recognition)
-    return PfMagObjective(engines["model"], engines["critic"], setting, config.pf_mag, here)
+    settings = loss_settings(config.pf_mag, neutral, class_weights, smoothing, identity_net)
+    return PfMagObjective(engines["model"], engines["discriminator"], settings, config.pf_mag, here)

@@ -22,7 +22,7 @@ SATURATED = 0.05
 """A mask's value within this of 0 or 1 is saturated: σ passes a fifth of its steepest gradient or less."""
 PULLS = {
     "emotion": ("cls", "ort"),
-    "face": ("adv", "rec", "ort", "sep"),
+    "face": ("adv", "rec", "ort", "confusion"),
     "rec": ("adv", "rec"),
     "poker": ("adv", "rec", "ort"),
 }
@@ -33,7 +33,7 @@ Alone = Callable[[str, Views, Batch, Callable[..., Any]], Tensor]
 
 
 @torch.no_grad()
-def critic_answers(logits: Tensor, labels: Tensor, neutral: int | None, *, emotions: bool) -> Metrics:
+def discriminator_outputs(logits: Tensor, labels: Tensor, neutral: int | None, *, emotions: bool) -> Metrics:
     """Shares of images that Δ judges rightly: (v b) (k + 1) of real images, reconstructions and, where there are any,
     poker faces, and labels b.
 
@@ -41,15 +41,15 @@ def critic_answers(logits: Tensor, labels: Tensor, neutral: int | None, *, emoti
     neutral one (left out where the dataset has none, all three where Δ does not look at emotions).
     """
     kinds = logits.float().split(len(labels))
-    found = {"critic_real": (kinds[0][:, -1] > 0).float().mean()}
+    found = {"disc_real": (kinds[0][:, -1] > 0).float().mean()}
     for name, fake in zip(("rec", "poker"), kinds[1:], strict=False):
-        found[f"critic_fake_{name}"] = (fake[:, -1] <= 0).float().mean()
+        found[f"disc_fake_{name}"] = (fake[:, -1] <= 0).float().mean()
     if not emotions:
         return found
     for name, answers in zip(("real", "rec"), kinds, strict=False):
-        found[f"critic_emotion_{name}"] = (answers[:, :-1].argmax(1) == labels).float().mean()
+        found[f"disc_emotion_{name}"] = (answers[:, :-1].argmax(1) == labels).float().mean()
     if neutral is not None and len(kinds) > 2:
-        found["critic_neutral_poker"] = (kinds[2][:, :-1].argmax(1) == neutral).float().mean()
+        found["disc_neutral_poker"] = (kinds[2][:, :-1].argmax(1) == neutral).float().mean()
     return found
 
 
@@ -69,7 +69,7 @@ def mask_shape(mask: Tensor | None) -> Metrics:
 
 
 def gradient_norms(
-    batch: Batch, pf_vit: Engine, critic: Engine, names: Sequence[str], alone: Alone, *, emotion_view: bool
+    batch: Batch, pf_vit: Engine, discriminator: Engine, names: Sequence[str], alone: Alone, *, emotion_view: bool
 ) -> Metrics:
     """Norm of each term's gradient, weights included, at f_e, f_p, I_rec and I_p: an image's own, meant over a
     micro-batch. `grad_PLACE_TERM`, as `PULLS` has them.
@@ -91,7 +91,7 @@ def gradient_norms(
     sums: Metrics = {}
     hook = (net.encoder if net.separator is None else net.separator).register_forward_hook(cut)
     try:
-        with pf_vit.frozen() as paint, critic.frozen() as judge:
+        with pf_vit.frozen() as paint, discriminator.frozen() as judge:
             few = max(1, len(batch.images) // len(names))
             for start in range(0, len(batch.images), few):
                 faces = _some(batch, slice(start, start + few))
@@ -123,7 +123,7 @@ def _total(views: Views, faces: Batch, names: Sequence[str], alone: Alone, judge
     for turn, name in enumerate(names):
         own = slice(turn * count, (turn + 1) * count)
         shown = Views(*(None if view is None else view[own] for view in views))  # type: ignore[arg-type]
-        totals.append(alone(name, shown, faces, judge if name in ("adv", "sep") else silent))
+        totals.append(alone(name, shown, faces, judge if name in ("adv", "confusion") else silent))
     return torch.stack(totals).sum()
 
 

@@ -32,7 +32,7 @@ from pfcluster.training.factory import build_engines
 from pfcluster.training.finetune import FinetuneObjective
 from pfcluster.training.mae import MaeObjective
 from pfcluster.training.objective import Objective as Steps
-from pfcluster.training.pf_mag import PfMagObjective, pf_mag_setting
+from pfcluster.training.pf_mag import PfMagObjective, loss_settings
 
 CLASSES, STEPS = 4, 4
 MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
@@ -49,18 +49,18 @@ class Difference:
 
 
 STABILISED = PfMagConfig(
-    weights=LossWeights(sep=0.1),
-    fake_emotions="source",
-    ramp_steps=2,
-    critic_first_steps=1,
-    critic_patch_gain=2.0,
-    critic_emotion_weight=3.0,
-    critic_turns=2,
-    critic_smoothing=0.1,
-    critic_augment=("flip", "translation", "cutout"),
+    weights=LossWeights(confusion=0.1),
+    fake_class_targets="source",
+    adv_ramp_steps=2,
+    discriminator_pretrain_steps=1,
+    discriminator_patch_gain=2.0,
+    discriminator_emotion_weight=3.0,
+    discriminator_updates=2,
+    real_label_smoothing=0.1,
+    discriminator_augment=("flip", "translation", "cutout"),
     instance_noise=0.1,
-    smooth_head=4,
-    separator_class_bias=1.0,
+    refine_channels=4,
+    class_mask_bias=1.0,
     warmup_steps=1,
     balance_steps=2,
 )
@@ -84,7 +84,7 @@ def tiny_config(
         augment=AugmentConfig(mixup=0.8, cutmix=1.0) if finetunes else AugmentConfig(),
         model=replace(MODEL, drop_path=0.3 if finetunes else 0.0),
         optim=OptimConfig(lr=1e-3, clip_norm=0.5, layer_decay=0.65 if finetunes else 1.0),
-        critic_optim=OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, clip_norm=0.5),
+        discriminator_optim=OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, clip_norm=0.5),
         engine=engine,
         pf_mag=pf_mag,
     )
@@ -147,7 +147,7 @@ def train(config: RunConfig, backend: str, world: World) -> tuple[Tensor, dict[s
         labels = torch.randint(0, CLASSES, (config.batch_size,), generator=chance)
         mine = world.slice_of(config.batch_size)
         for name, engine in engines.items():
-            engine.set_lr(config.critic_optim.lr if name == "critic" else config.optim.lr)
+            engine.set_lr(config.discriminator_optim.lr if name == "discriminator" else config.optim.lr)
         metrics = objective.step(prepare(RawBatch(images[mine], labels[mine]), config, step, world), step)
         names = sorted(metrics)
         values = world.mean(torch.stack([metrics[name].detach().float() for name in names])).tolist()
@@ -165,8 +165,8 @@ def build(config: RunConfig, engines: dict[str, Engine], world: World) -> Steps:
         return MaeObjective(model, kept=model.module.kept, patch=config.model.patch, norm_pixels=True)
     if config.objective == "finetune":
         return FinetuneObjective(model, class_weights=None, label_smoothing=0.1)
-    setting = pf_mag_setting(config.pf_mag, 0, None, 0.0, None)
-    return PfMagObjective(model, engines["critic"], setting, config.pf_mag, world)
+    settings = loss_settings(config.pf_mag, 0, None, 0.0, None)
+    return PfMagObjective(model, engines["discriminator"], settings, config.pf_mag, world)
 
 
 def without_key_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -189,4 +189,4 @@ def without_key_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def with_accumulation(engine: EngineConfig, parts: int) -> EngineConfig:
     """The same engine options with so many micro-batches a step."""
-    return replace(engine, accumulate=parts)
+    return replace(engine, grad_accumulation_steps=parts)

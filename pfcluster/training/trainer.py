@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pfcluster.checkpoint import store
-from pfcluster.checkpoint.manager import Saver
-from pfcluster.checkpoint.tensor_shards import Pieces
+from pfcluster.checkpoint.manager import CheckpointManager
+from pfcluster.checkpoint.tensor_shards import TensorShards
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import changes_of, to_json
-from pfcluster.data.batch import drawn_changes, prepare, require_pairs
+from pfcluster.data.batch import draw_augment_params, prepare, require_pairs
 from pfcluster.data.dataset import made_resident, open_dataset, require_labels, sample_order
 from pfcluster.data.sampler import read_ahead
 from pfcluster.data.transforms import crop_on_host
@@ -27,19 +27,19 @@ from pfcluster.data.types import RawBatch, Split
 from pfcluster.distributed.heartbeat import Heartbeat
 from pfcluster.distributed.process_group import World, world
 from pfcluster.distributed.signals import StopRequest
-from pfcluster.distributed.stragglers import Pace
+from pfcluster.distributed.stragglers import StragglerMonitor
 from pfcluster.engine.base import EngineError, NonFiniteError
 from pfcluster.engine.factory import choose
 from pfcluster.engine.optimizer import Plateau, learning_rate
 from pfcluster.engine.timing import seconds
-from pfcluster.evaluate.evaluators import load_instruments
+from pfcluster.evaluate.evaluators import load_evaluators
 from pfcluster.evaluate.final import evaluate_split, final_evaluation
-from pfcluster.evaluate.tracked_faces import Watch
+from pfcluster.evaluate.tracked_faces import TrackedFaces
 from pfcluster.models import factory
-from pfcluster.models.from_runs import load_recognition
+from pfcluster.models.from_runs import load_identity_net
 from pfcluster.runs import provenance
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.early_stop import Limit, read_limit
+from pfcluster.runs.early_stop import EarlyStop, read_early_stop
 from pfcluster.runs.metrics_log import MetricsLog
 from pfcluster.runs.progress import Progress
 from pfcluster.training.factory import build_engines, build_objective
@@ -72,10 +72,10 @@ def run(config: RunConfig, folder: Path, command: str | None = None, stop: StopR
     """
     with world(config.engine.device, config.engine.timeout) as here, contextlib.ExitStack() as entered:
         stop = entered.enter_context(StopRequest()) if stop is None else stop
-        if config.batch_size % (here.size * config.engine.accumulate):
+        if config.batch_size % (here.size * config.engine.grad_accumulation_steps):
             raise ConfigError(
-                f"batch_size must be a multiple of the number of processes ({here.size}) times engine.accumulate"
-                f" ({config.engine.accumulate}), got {config.batch_size}"
+                f"batch_size must be a multiple of the number of processes ({here.size}) times"
+                f" engine.grad_accumulation_steps ({config.engine.grad_accumulation_steps}), got {config.batch_size}"
             )
         finished = here.from_main(lambda: _claim(config, folder, command))
         if finished is not None:
@@ -113,7 +113,7 @@ def _claim(config: RunConfig, folder: Path, command: str | None) -> dict[str, An
 
 def _lacks_test(config: RunConfig, result: dict[str, Any]) -> bool:
     """Whether a finished run was told to leave the test split alone, and is told to measure it now."""
-    return config.evaluate.final == "test" and result.get("measured_on") == "validation"
+    return config.evaluate.final_split == "test" and result.get("measured_on") == "validation"
 
 
 class Trainer:
@@ -129,24 +129,24 @@ class Trainer:
         modules = factory.build(config, len(self.dataset.classes))
         self.parameters = factory.parameter_counts(config, modules)
         self.replica = copy.deepcopy(modules["model"])
-        recognition = load_recognition(config, here)
-        self.instruments = load_instruments(config, self.dataset, recognition, here)
+        identity_net = load_identity_net(config, here)
+        self.evaluators = load_evaluators(config, self.dataset, identity_net, here)
         self.choice = choose(config.engine, here)
         self.engines = build_engines(config, self.choice.backend, modules, here)
-        self.objective = build_objective(config, self.engines, self.dataset, recognition, here)
+        self.objective = build_objective(config, self.engines, self.dataset, identity_net, here)
         self.total_steps = total_steps(config, len(self.dataset.train))
         self.evaluate_every = evaluation_steps(config, len(self.dataset.train))
-        self.watch = Watch(config, self._chooses(), here) if config.objective == "pf_mag" else None
-        self.saver = Saver(
+        self.watch = TrackedFaces(config, self._chooses(), here) if config.objective == "pf_mag" else None
+        self.saver = CheckpointManager(
             folder / "checkpoints",
             here,
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
             timeout=config.engine.timeout,
         )
-        self.pace = Pace(folder, here)
+        self.pace = StragglerMonitor(folder, here)
         self.state = State()
-        self.limit: Limit | None = None
+        self.limit: EarlyStop | None = None
         """Rank 0's knowledge of an early end."""
 
     def train(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Trainer:
             if status == "finished":
                 progress.say("final evaluation", stage="evaluate")
                 result |= final_evaluation(
-                    self.config, self.folder, self.dataset, self.replica, self.instruments, self.world
+                    self.config, self.folder, self.dataset, self.replica, self.evaluators, self.world
                 )
                 result["on_validation"] = _on_validation(self.folder, result)
                 if "test" in result:
@@ -188,7 +188,7 @@ class Trainer:
         released = time.monotonic()
         for step, raw in zip(steps, read_ahead(self._read, steps, self.config.data.workers), strict=True):
             for name, engine in self.engines.items():
-                options = self.config.critic_optim if name == "critic" else self.config.optim
+                options = self.config.discriminator_optim if name == "discriminator" else self.config.optim
                 lr = learning_rate(options, step, self.total_steps, self.state.plateau)
                 engine.set_lr(lr)
             batches = prepare(raw, self.config, step, self.world)
@@ -208,7 +208,7 @@ class Trainer:
                 self.pace.flush(self.state.step)
                 self._look_for_limit()
             improved = self._maybe_evaluate(log, progress)
-            interrupted, limited = self.world.each(self.stop.requested, self._limited())
+            interrupted, limited = self.world.any_of(self.stop.requested, self._limited())
             due = self.state.step % self.config.checkpoint.every_steps == 0 or self.state.step == self.total_steps
             if improved or due or interrupted or limited:
                 self._save()
@@ -222,7 +222,7 @@ class Trainer:
 
     def _look_for_limit(self) -> None:
         if self.world.is_main:
-            self.limit = read_limit(self.folder)
+            self.limit = read_early_stop(self.folder)
 
     def _limited(self) -> bool:
         """Whether rank 0 knows that the run ends here."""
@@ -245,9 +245,9 @@ class Trainer:
         """This rank's samples of a step."""
         mine = self.world.slice_of(self.config.batch_size)
         raw = self.dataset.train.batch(self._indices(step)[mine])
-        if self.config.data.crop == "device":
+        if self.config.data.augment_on == "device":
             return raw
-        changes = drawn_changes(self.config, step, self.world)
+        changes = draw_augment_params(self.config, step, self.world)
         return replace(raw, images=crop_on_host(raw.images, changes, self.config.data.size))
 
     def _indices(self, step: int) -> Tensor:
@@ -269,7 +269,7 @@ class Trainer:
             if grid_due(self.config, step // self.evaluate_every) or step == self.total_steps:
                 self.watch.draw(model, self.folder, step)
         model.to("cpu")
-        log.write(self.config.evaluate.choose_on, step, self._epoch(), values)
+        log.write(self.config.evaluate.selection_split, step, self._epoch(), values)
         progress.update(step, {f"val {name}": value for name, value in values.items()})
         self.state.plateau = self.state.plateau.after(score, self.config.optim)
         if self.state.best is not None and score <= self.state.best["score"]:
@@ -279,7 +279,7 @@ class Trainer:
 
     def _chooses(self) -> Split:
         """The split that chooses the checkpoint."""
-        on_test = self.config.evaluate.choose_on == "test" and self.dataset.test is not None
+        on_test = self.config.evaluate.selection_split == "test" and self.dataset.test is not None
         split = self.dataset.test if on_test else self.dataset.validation
         assert split is not None
         return split
@@ -294,10 +294,10 @@ class Trainer:
 
     def _save(self) -> None:
         """Have all ranks write a checkpoint of this step."""
-        pieces: Pieces = {}
+        tensor_shards: TensorShards = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for name, engine in self.engines.items():
-            pieces |= engine.pieces(name)
+            tensor_shards |= engine.tensor_shards(name)
             shapes |= engine.saved_shapes(name)
         state = {
             "seconds": self.state.seconds,
@@ -308,7 +308,7 @@ class Trainer:
             "backend": self.choice.backend,
         }
         best = None if self.state.best is None else int(self.state.best["step"])
-        self.saver.save(self.state.step, pieces, shapes, state, best)
+        self.saver.save(self.state.step, tensor_shards, shapes, state, best)
 
     def _resume(self) -> None:
         """Take over the newest checkpoint that can be trusted: rank 0 finds it, each rank reads its own part."""
@@ -318,8 +318,8 @@ class Trainer:
         if found is None:
             return
         for name, engine in self.engines.items():
-            found.read_into(engine.pieces(name, loading=True))
-            engine.loaded()
+            found.read_into(engine.tensor_shards(name, loading=True))
+            engine.sync_after_load()
         plateau = found.state["plateau"]
         best = -float("inf") if plateau["best"] is None else plateau["best"]
         self.objective.load_state(found.state["objective"])
@@ -348,7 +348,7 @@ class Trainer:
         """What result.json says of any run."""
         best = self.state.best
         warning = None
-        if self.config.evaluate.choose_on == "test":
+        if self.config.evaluate.selection_split == "test":
             warning = "the checkpoint was chosen on the test split, as in the paper: the test figures are optimistic"
         return {
             "format": 1,
@@ -367,7 +367,7 @@ class Trainer:
                 **self.dataset.counts(),
             },
             "ended_early": None if status != "stopped" or self.limit is None else self.limit.reason,
-            "chosen_on": self.config.evaluate.choose_on,
+            "chosen_on": self.config.evaluate.selection_split,
             "best": None if best is None else {"step": best["step"], "value": best["score"]},
             "processes": self.world.size,
             "engine": {"backend": self.choice.backend, "reason": self.choice.reason},

@@ -70,7 +70,7 @@ def test_one_command_leads_from_photos_to_the_report(pipeline):
     page = (pipeline.folder / "runs/pipeline/report/report.html").read_text()
     assert "pf-vit" in page
     rows = pipeline.result("runs/pipeline/pf-vit/seed-1")["poker"]["rows"]
-    assert rows["poker face"]["neutrality"] is not None
+    assert rows["poker face"]["neutral_rate"] is not None
 
 
 def test_jobs_ran_the_code_as_it_was_when_they_were_submitted(pipeline):

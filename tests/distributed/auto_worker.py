@@ -41,7 +41,7 @@ if __name__ == "__main__":
             with state:
                 choice = factory.choose(options, here)
             found[name] = [choice.backend, choice.reason]
-        sharing = factory.choose(EngineConfig(device="cpu", shard_ranks=1), here)
+        sharing = factory.choose(EngineConfig(device="cpu", fsdp_shard_size=1), here)
         found["sharing"] = [sharing.backend, sharing.reason]
         if here.is_main:
             Path(sys.argv[1]).write_text(json.dumps(found))

@@ -23,12 +23,12 @@ if __name__ == "__main__":
             base = tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
             weights, seen = [], {}
             for every in (0, 1):
-                found, log = train(replace(base, pf_mag=replace(base.pf_mag, diagnose_every=every)), backend, here)
+                found, log = train(replace(base, pf_mag=replace(base.pf_mag, grad_norms_every=every)), backend, here)
                 weights.append(found)
                 seen = {name: value for name, value in log.items() if name.split("/")[1] not in ("loss", "grad_norm")}
             result[backend] = {"equal": torch.equal(*weights), "seen": seen}
         result["alone"] = {
-            "seen": train(replace(base, pf_mag=replace(base.pf_mag, diagnose_every=1)), "ddp", alone(here))[1]
+            "seen": train(replace(base, pf_mag=replace(base.pf_mag, grad_norms_every=1)), "ddp", alone(here))[1]
         }
         if here.is_main:
             Path(sys.argv[1]).write_text(json.dumps(result))

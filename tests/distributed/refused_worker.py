@@ -24,42 +24,42 @@ from pfcluster.training.factory import build_engines
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
-def critics_turn(critic: Engine, images: Tensor) -> None:
-    critic.backward(critic(images).square().mean())
-    critic.step()
+def discriminator_turn(discriminator: Engine, images: Tensor) -> None:
+    discriminator.backward(discriminator(images).square().mean())
+    discriminator.step()
 
 
-def frozen_but_through_the_engine(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
+def frozen_but_through_the_engine(pf_vit: Engine, discriminator: Engine, images: Tensor) -> None:
     views = pf_vit(images)
-    critics_turn(critic, images)
-    with critic.frozen():
-        pf_vit.backward(critic(views.poker).mean())
+    discriminator_turn(discriminator, images)
+    with discriminator.frozen():
+        pf_vit.backward(discriminator(views.poker).mean())
 
 
-def raw_but_not_frozen(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
+def raw_but_not_frozen(pf_vit: Engine, discriminator: Engine, images: Tensor) -> None:
     views = pf_vit(images)
-    critics_turn(critic, images)
-    pf_vit.backward(critic.module(views.poker).mean())
+    discriminator_turn(discriminator, images)
+    pf_vit.backward(discriminator.module(views.poker).mean())
 
 
-def not_frozen_and_through_the_engine(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
+def not_frozen_and_through_the_engine(pf_vit: Engine, discriminator: Engine, images: Tensor) -> None:
     views = pf_vit(images)
-    critics_turn(critic, images)
-    pf_vit.backward(critic(views.poker, sync=False).mean())
+    discriminator_turn(discriminator, images)
+    pf_vit.backward(discriminator(views.poker, sync=False).mean())
 
 
-def two_synchronised_backwards_in_a_step(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
-    critic.backward(critic(images).mean())
-    critic.backward(critic(-images).mean())
+def two_synchronised_backwards_in_a_step(pf_vit: Engine, discriminator: Engine, images: Tensor) -> None:
+    discriminator.backward(discriminator(images).mean())
+    discriminator.backward(discriminator(-images).mean())
 
 
-def two_forwards_for_one_backward(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
-    critic.backward(critic(images).mean() + critic(-images).mean())
+def two_forwards_for_one_backward(pf_vit: Engine, discriminator: Engine, images: Tensor) -> None:
+    discriminator.backward(discriminator(images).mean() + discriminator(-images).mean())
 
 
-def a_step_without_a_synchronised_pass(pf_vit: Engine, critic: Engine, images: Tensor) -> None:
-    critic.backward(critic(images, sync=False).mean())
-    critic.step()
+def a_step_without_a_synchronised_pass(pf_vit: Engine, discriminator: Engine, images: Tensor) -> None:
+    discriminator.backward(discriminator(images, sync=False).mean())
+    discriminator.step()
 
 
 WRONG: tuple[Callable[[Engine, Engine, Tensor], None], ...] = (
@@ -76,17 +76,22 @@ def outcome(wrong: Callable[[Engine, Engine, Tensor], None], backend: str, here:
     """What a wrong step raised, and whether PF-ViT's weights, and Δ's since its own turn, stayed as they were."""
     config = parity.tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
     engines = build_engines(config, backend, factory.build(config, parity.CLASSES), here)
-    pf_vit, critic = engines["model"], engines["critic"]
+    pf_vit, discriminator = engines["model"], engines["discriminator"]
     images = torch.rand(4, 3, 32, 32)
     before = {name: value.clone() for name, value in pf_vit.model_state().items()}
     raised = None
     try:
-        wrong(pf_vit, critic, images)
+        wrong(pf_vit, discriminator, images)
     except EngineError as error:
         raised = str(error)
     after = pf_vit.model_state()
     same = all(torch.equal(after[name], value) for name, value in before.items())
-    return {"raised": raised, "pf_vit_unchanged": same, "critic_steps": critic.updates, "pf_vit_steps": pf_vit.updates}
+    return {
+        "raised": raised,
+        "pf_vit_unchanged": same,
+        "discriminator_steps": discriminator.updates,
+        "pf_vit_steps": pf_vit.updates,
+    }
 
 
 if __name__ == "__main__":
@@ -100,18 +105,18 @@ if __name__ == "__main__":
         for backend in BACKENDS:
             config = parity.tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
             engines = build_engines(config, backend, factory.build(config, parity.CLASSES), here)
-            pf_vit, critic = engines["model"], engines["critic"]
+            pf_vit, discriminator = engines["model"], engines["discriminator"]
             images = torch.rand(4, 3, 32, 32)
             views = pf_vit(images)
-            critics_turn(critic, images)
-            before = {name: value.clone() for name, value in critic.model_state().items()}
-            with critic.frozen() as judge:
+            discriminator_turn(discriminator, images)
+            before = {name: value.clone() for name, value in discriminator.model_state().items()}
+            with discriminator.frozen() as judge:
                 pf_vit.backward(judge(views.poker).square().mean() + views.reconstruction.square().mean())
             pf_vit.step()
-            after = critic.model_state()
+            after = discriminator.model_state()
             same = all(torch.equal(after[name], value) for name, value in before.items())
-            critics_turn(critic, images)
-            moved = any(not torch.equal(critic.model_state()[name], value) for name, value in before.items())
-            found[f"{backend}/right"] = {"critic_unchanged": same, "critic_moved_in_its_own_turn": moved}
+            discriminator_turn(discriminator, images)
+            moved = any(not torch.equal(discriminator.model_state()[name], value) for name, value in before.items())
+            found[f"{backend}/right"] = {"discriminator_unchanged": same, "discriminator_moved_in_its_own_turn": moved}
         if here.is_main:
             Path(sys.argv[1]).write_text(json.dumps(found))

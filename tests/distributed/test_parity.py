@@ -22,20 +22,31 @@ def case(backend: str, objective: str, *, r1: float = 0.0, stabilised: bool = Fa
     return {"backend": backend, "objective": objective, "r1": r1, "stabilised": stabilised, "options": options}
 
 
-PLAIN = [case(*names, accumulate=parts) for *names, parts in product(BACKENDS, OBJECTIVES, (1, 2))]
+PLAIN = [case(*names, grad_accumulation_steps=parts) for *names, parts in product(BACKENDS, OBJECTIVES, (1, 2))]
 OPTIONS = [
-    *[case(backend, "pf_mag", r1=0.5, accumulate=parts) for backend in BACKENDS[:4] for parts in (1, 2)],
-    *[case(backend, objective, recompute=True) for backend in BACKENDS for objective in ("mae", "pf_mag")],
+    *[case(backend, "pf_mag", r1=0.5, grad_accumulation_steps=parts) for backend in BACKENDS[:4] for parts in (1, 2)],
+    *[
+        case(backend, objective, activation_checkpointing=True)
+        for backend in BACKENDS
+        for objective in ("mae", "pf_mag")
+    ],
     *[case(backend, "pf_mag", offload_optimizer=True) for backend in BACKENDS[2:]],
-    *[case(backend, "pf_mag", recompute=True, accumulate=2, r1=0.5) for backend in ("fsdp2", "zero2")],
-    *[case(backend, "pf_mag", stabilised=True, accumulate=parts) for backend in BACKENDS for parts in (1, 2)],
+    *[
+        case(backend, "pf_mag", activation_checkpointing=True, grad_accumulation_steps=2, r1=0.5)
+        for backend in ("fsdp2", "zero2")
+    ],
+    *[
+        case(backend, "pf_mag", stabilised=True, grad_accumulation_steps=parts)
+        for backend in BACKENDS
+        for parts in (1, 2)
+    ],
     *[case(backend, "pf_mag", stabilised=True, r1=0.5) for backend in ("ddp", "fsdp2", "zero2")],
 ]
 HALF = [
     *[case(backend, "pf_mag", precision="bf16") for backend in BACKENDS],
-    *[case(backend, "pf_mag", precision="bf16_params", accumulate=2) for backend in BACKENDS[1:]],
+    *[case(backend, "pf_mag", precision="bf16_params", grad_accumulation_steps=2) for backend in BACKENDS[1:]],
 ]
-HYBRID = [case("fsdp2", objective, shard_ranks=2, accumulate=2) for objective in OBJECTIVES]
+HYBRID = [case("fsdp2", objective, fsdp_shard_size=2, grad_accumulation_steps=2) for objective in OBJECTIVES]
 COMPILED = [case("ddp", "pf_mag", compile=True)]
 
 

@@ -41,7 +41,10 @@ def test_silently_wrong_steps_raise(outcomes, backend, wrong):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_discriminator_is_exactly_unchanged_by_pf_vits_turn(outcomes, backend):
-    assert outcomes[f"{backend}/right"] == {"critic_unchanged": True, "critic_moved_in_its_own_turn": True}
+    assert outcomes[f"{backend}/right"] == {
+        "discriminator_unchanged": True,
+        "discriminator_moved_in_its_own_turn": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,7 @@ def test_the_discriminator_is_exactly_unchanged_by_pf_vits_turn(outcomes, backen
     [
         ({"backend": "ddp", "offload_optimizer": True}, "zero1, zero2, zero3"),
         ({"backend": "ddp", "precision": "bf16_params"}, "fsdp2, zero1"),
-        ({"backend": "zero2", "shard_ranks": 2}, "fsdp2"),
+        ({"backend": "zero2", "fsdp_shard_size": 2}, "fsdp2"),
         ({"backend": "zero3", "compile": True}, "ddp, fsdp2, zero1, zero2"),
     ],
 )
@@ -66,13 +69,13 @@ def test_r1_is_refused_where_it_would_be_wrong():
 
 
 def test_an_average_that_nobody_reads_is_refused():
-    with pytest.raises(ConfigError, match=r"critic_optim.ema must be 0"):
-        RunConfig(critic_optim=OptimConfig(ema=0.9))
+    with pytest.raises(ConfigError, match=r"discriminator_optim.ema must be 0"):
+        RunConfig(discriminator_optim=OptimConfig(ema=0.9))
 
 
 def test_a_group_that_does_not_fit_the_processes_is_refused():
-    with pytest.raises(ConfigError, match=r"shard_ranks must divide the number of processes \(6\), got 4"):
-        check(EngineConfig(backend="fsdp2", shard_ranks=4), 6)
+    with pytest.raises(ConfigError, match=r"fsdp_shard_size must divide the number of processes \(6\), got 4"):
+        check(EngineConfig(backend="fsdp2", fsdp_shard_size=4), 6)
 
 
 def test_a_missing_deepspeed_is_named_before_anything_starts(monkeypatch):

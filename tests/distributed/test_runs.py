@@ -30,7 +30,7 @@ TOLERANCE = 1e-6
 def wanted(layout: Layout) -> RunConfig:
     """PF-MAG with everything that must survive: two optimizers, the balance's memory, an average, accumulation."""
     base = config("pf_mag")
-    engine = replace(base.engine, backend=layout[0], accumulate=2)  # type: ignore[arg-type]
+    engine = replace(base.engine, backend=layout[0], grad_accumulation_steps=2)  # type: ignore[arg-type]
     return replace(base, engine=engine, optim=replace(base.optim, ema=0.8))
 
 
@@ -121,7 +121,7 @@ def test_a_run_goes_on_on_any_layout(resumed, unbroken, source, target):
     rest = [line for line in metrics(reference) if line["step"] > 9]
     for ours, theirs in zip(metrics(folder), rest, strict=True):
         assert (ours["step"], ours["split"]) == (theirs["step"], theirs["split"])
-        for name in ours.keys() & {"loss", "critic"}:
+        for name in ours.keys() & {"loss", "discriminator"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
 
 

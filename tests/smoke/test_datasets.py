@@ -104,7 +104,7 @@ def test_the_votes_mode_is_in_the_manifest_the_result_and_the_report(built: Path
 
 @pytest.mark.parametrize(
     "reading",
-    ["--data.mode host", "--data.mode device", "--data.workers 0", "--data.workers 5"],
+    ["--data.cache-mode host", "--data.cache-mode device", "--data.workers 0", "--data.workers 5"],
 )
 def test_other_ways_of_reading_train_the_same_weights(built: Path, plain: Path, tmp_path: Path, reading: str) -> None:
     options = [*TINY, "--data.shards", built, "--data.cache", tmp_path / "cache", *shlex.split(reading)]
@@ -117,7 +117,17 @@ def test_other_ways_of_reading_train_the_same_weights(built: Path, plain: Path, 
 
 def test_a_run_from_a_url_in_blocks_goes_on_in_another_mode(built: Path, url: str, tmp_path: Path) -> None:
     """Killed half-way, the rest from the cache in host memory: the unbroken run's weights."""
-    common = [*TINY, "--data.shards", url, "--data.cache", tmp_path / "cache", "--data.block", 16, "--data.window", 2]
+    common = [
+        *TINY,
+        "--data.shards",
+        url,
+        "--data.cache",
+        tmp_path / "cache",
+        "--data.block",
+        16,
+        "--data.shuffle-window",
+        2,
+    ]
     done = command("jobs/launch.py", "finetune", *common, "--output", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     first = [*common, "--output", tmp_path / "broken"]
@@ -129,7 +139,7 @@ def test_a_run_from_a_url_in_blocks_goes_on_in_another_mode(built: Path, url: st
         for file in folder.glob("*"):
             file.unlink()
         folder.rmdir()
-    done = command("jobs/launch.py", "finetune", *first, "--data.mode", "host", "--data.workers", 3)
+    done = command("jobs/launch.py", "finetune", *first, "--data.cache-mode", "host", "--data.workers", 3)
     assert done.returncode == 0, done.stderr
     expected, found = final_weights(tmp_path / "whole/scratch/seed-0"), final_weights(run)
     assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -49,7 +49,7 @@ def test_an_interrupted_run_goes_on_with_another_engine_and_says_so(tmp_path):
     refused = launch(*shorter)
     assert refused.returncode == 2
     assert "belongs to another config: max_steps" in refused.stderr
-    done = launch(*common, "--engine.backend", "ddp", "--engine.accumulate", "2")
+    done = launch(*common, "--engine.backend", "ddp", "--engine.grad-accumulation-steps", "2")
     assert done.returncode == 0, done.stderr
     assert "engine.backend was 'fsdp2' and is 'ddp' from here on" in (folder / "warnings.log").read_text()
     result = json.loads((folder / "result.json").read_text())
@@ -76,9 +76,15 @@ def test_the_doctor_examines_the_engines_the_net_and_the_folder(tmp_path):
     ("arguments", "words"),
     [
         (["pf-mag", "--engine.backend", "zero3", "--pf-mag.r1", "1"], "ZeRO-3 cannot differentiate twice"),
-        (["pretrain", "--engine.backend", "zero2", "--engine.shard-ranks", "2"], "engine.backend must be one of fsdp2"),
-        (["pretrain", "--processes", "3", "--batch-size", "48", "--engine.shard-ranks", "2"], "must divide the number"),
-        (["pf-mag", "--critic-optim.ema", "0.9"], "nothing reads"),
+        (
+            ["pretrain", "--engine.backend", "zero2", "--engine.fsdp-shard-size", "2"],
+            "engine.backend must be one of fsdp2",
+        ),
+        (
+            ["pretrain", "--processes", "3", "--batch-size", "48", "--engine.fsdp-shard-size", "2"],
+            "must divide the number",
+        ),
+        (["pf-mag", "--discriminator-optim.ema", "0.9"], "nothing reads"),
         (["pretrain", "--engine.backend", "zero4"], "zero4"),
         (["consolidate", "nowhere"], "neither a run with checkpoints nor a checkpoint"),
         (["doctor", "--processes", "0"], "--processes must be at least 1"),

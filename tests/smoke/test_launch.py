@@ -62,8 +62,8 @@ def test_a_run_folder_says_how_to_repeat_it(study):
     assert list((run / "tensorboard").iterdir())
     rows = result["poker"]["rows"]
     assert set(rows) == {"input", "reconstruction", "poker face", "truth"}
-    assert all(0 <= cells["neutrality"] <= 1 for cells in rows.values())
-    assert rows["truth"]["region_error"] == 0
+    assert all(0 <= cells["neutral_rate"] <= 1 for cells in rows.values())
+    assert rows["truth"]["mse_inside"] == 0
     assert rows["input"]["psnr"] > 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
@@ -106,7 +106,7 @@ def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
         (["finetune", "--model.depth", "six"], "six"),
         (["finetune", "--model.heads", "7"], "be a multiple of model.heads = 7"),
         (["finetune", "--data.shards", "nowhere"], "nowhere holds no manifest.json"),
-        (["finetune", "--data.expect", "raf-db"], "data.expect is 'raf-db'"),
+        (["finetune", "--data.expected-name", "raf-db"], "data.expected_name is 'raf-db'"),
         (["finetune", "--model.init", "nowhere"], "neither a folder nor a file: nowhere"),
         (["finetune", "--engine.device", "cuda"], "torch sees no CUDA device"),
         (
@@ -114,7 +114,7 @@ def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
             "batch_size must be a multiple of the processes of a run, 2,",
         ),
         (["pf-mag", "--evaluate.judge", "nowhere"], "train one with `jobs/launch.py judge`"),
-        (["pf-mag", "--pf-mag.recognition", "facenet", "--pf-mag.recognition-weights", "no.pt"], "no file no.pt"),
+        (["pf-mag", "--pf-mag.identity-net", "facenet", "--pf-mag.identity-net-weights", "no.pt"], "no file no.pt"),
         (["finetune", "--seeds", "1", "1"], "--seeds must differ"),
         (["report", "nowhere"], "nowhere is no folder"),
         (["evaluate", "nowhere"], "neither a run with checkpoints nor a checkpoint"),
@@ -279,4 +279,4 @@ def test_a_study_of_data_without_a_neutral_class_asks_no_judge(tmp_path):
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "study/judge").exists()
     rows = json.loads((tmp_path / "study/pf-vit/seed-0/result.json").read_text())["poker"]["rows"]
-    assert rows["poker face"]["neutrality"] is None
+    assert rows["poker face"]["neutral_rate"] is None

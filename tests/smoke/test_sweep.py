@@ -65,7 +65,7 @@ def test_what_a_trial_failed_of_is_told_and_the_sweep_goes_on(tmp_path):
         (["--gpus-per-trial", "0.5"], "there are 0 GPUs"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
         (["--data.shards", "/nowhere"], "/nowhere"),
-        (["--evaluate.choose-on", "test"], "validation"),
+        (["--evaluate.selection-split", "test"], "validation"),
         (["--space", "mask_ratio", "--space", "loss_weights"], "say which with --role"),
     ],
 )

@@ -13,8 +13,8 @@ from pfcluster.config.io import from_json, to_json
 from pfcluster.data.batch import patch_order
 from pfcluster.distributed.process_group import World
 from pfcluster.models import factory
-from pfcluster.models.from_runs import load_recognition
-from pfcluster.models.identity_net import FaceNet, RecognitionError, facenet, find_weights, load_weights, resnet
+from pfcluster.models.from_runs import load_identity_net
+from pfcluster.models.identity_net import FaceNet, IdentityNetError, facenet, find_weights, load_weights, resnet
 from pfcluster.models.losses import adversarial, discriminator
 from pfcluster.models.pf_vit import PFViT, SelfFusion
 from pfcluster.training.trainer import run
@@ -84,9 +84,9 @@ def test_a_discriminator_blind_to_emotions_is_told_real_from_fake_alone():
     other = torch.tensor([[9.0, -5.0, 1.0]])
     label = torch.tensor([0])
     blind = {"emotions": False}
-    first = discriminator(logits, logits, label, fake_emotions="zero", **blind)
-    assert first == discriminator(other, other, label, fake_emotions="zero", **blind)
-    assert first != discriminator(logits, logits, label, fake_emotions="zero")
+    first = discriminator(logits, logits, label, fake_class_targets="zero", **blind)
+    assert first == discriminator(other, other, label, fake_class_targets="zero", **blind)
+    assert first != discriminator(logits, logits, label, fake_class_targets="zero")
     assert adversarial(logits, logits, label, 1, **blind) == adversarial(other, other, label, 1, **blind)
     assert adversarial(logits, None, label, 1) < adversarial(logits, logits, label, 1)
 
@@ -95,15 +95,15 @@ def test_a_discriminator_blind_to_emotions_is_told_real_from_fake_alone():
     "changes",
     [
         {"separator_ratio": 0.0},
-        {"separator_ratio": 0.0, "critic_emotions": False},
+        {"separator_ratio": 0.0, "discriminator_emotions": False},
         {"fusion": "self", "mask_ratio": 0.5},
         {"weights": LossWeights(adv=0.0)},
-        {"weights": LossWeights(ort=0.0), "fake_emotions": "zero"},
+        {"weights": LossWeights(ort=0.0), "fake_class_targets": "zero"},
     ],
 )
 def test_every_ablation_trains_and_is_measured(tmp_path, changes):
     ratios = (0.0, 0.75) if "fusion" in changes else ()
-    evaluate = EvaluateConfig(poker_faces=16, probes=32, mask_ratios=ratios)
+    evaluate = EvaluateConfig(n_poker_faces=16, n_probe_images=32, mask_ratios=ratios)
     result = run(replace(pf_mag(**changes), evaluate=evaluate), tmp_path)
     rows = result["poker"]["rows"]
     assert ("poker face" in rows) == ("separator_ratio" not in changes)
@@ -124,15 +124,15 @@ def test_phi_can_be_a_run_that_tells_people_apart(tmp_path):
     assert len(result["dataset"]["classes"]) == 12
     assert "test" not in result
     folder = str(tmp_path / "people")
-    wanted = pf_mag(recognition="run", recognition_weights=folder)
-    phi = load_recognition(wanted, HERE)
+    wanted = pf_mag(identity_net="run", identity_net_weights=folder)
+    phi = load_identity_net(wanted, HERE)
     assert phi is not None
     assert phi(faces()).shape == (3, 17 * 32)
     assert not any(parameter.requires_grad for parameter in phi.parameters())
-    judged = replace(wanted, evaluate=EvaluateConfig(poker_faces=40, recognition=folder, fid=folder))
+    judged = replace(wanted, evaluate=EvaluateConfig(n_poker_faces=40, identity_net=folder, fid=folder))
     rows = run(judged, tmp_path / "run")["poker"]["rows"]
-    assert rows["input"]["identity"] == pytest.approx(1.0)
-    assert -1 <= rows["poker face"]["identity"] < 1
+    assert rows["input"]["identity_cosine"] == pytest.approx(1.0)
+    assert -1 <= rows["poker face"]["identity_cosine"] < 1
     assert rows["input"]["fid"] == pytest.approx(0.0, abs=1e-3)  # copying the input scores best
     assert rows["poker face"]["fid"] > rows["input"]["fid"]
     assert rows["truth"]["fid_neutral"] is not None
@@ -140,7 +140,7 @@ def test_phi_can_be_a_run_that_tells_people_apart(tmp_path):
 
 def test_people_are_measured_by_nets_that_know_people(tmp_path):
     run(config("finetune"), tmp_path / "emotions")
-    wanted = replace(config("pf_mag"), evaluate=EvaluateConfig(recognition=str(tmp_path / "emotions")))
+    wanted = replace(config("pf_mag"), evaluate=EvaluateConfig(identity_net=str(tmp_path / "emotions")))
     with pytest.raises(ConfigError, match=r"evaluate\.recognition: .*tells emotions apart, not people"):
         run(wanted, tmp_path / "run")
 
@@ -157,9 +157,9 @@ def test_the_libraries_nets_are_filled_from_their_own_files(tmp_path):
     assert isinstance(net, torch.nn.Module)
     assert net(shown).shape == (1, 2048 * 7 * 7)
     assert resnet("embedding")(shown).shape == (1, 2048)
-    with pytest.raises(RecognitionError, match="holds no weights of InceptionResnetV1"):
+    with pytest.raises(IdentityNetError, match="holds no weights of InceptionResnetV1"):
         load_weights(facenet("embedding"), tmp_path / "resnet.pt")
-    with pytest.raises(RecognitionError, match=r"no file .*nowhere\.pt"):
+    with pytest.raises(IdentityNetError, match=r"no file .*nowhere\.pt"):
         find_weights("resnet", str(tmp_path / "nowhere.pt"))
     assert isinstance(facenet("embedding"), FaceNet)
 
@@ -169,8 +169,8 @@ def test_the_libraries_nets_are_filled_from_their_own_files(tmp_path):
     [
         ({"mask_ratio": 0.5}, r'pf_mag\.fusion must be "self" with pf_mag\.mask_ratio'),
         ({"separator_ratio": 0.0, "recognition": "facenet"}, r"without a separator there is no L_ort"),
-        ({"recognition": "run"}, r"have pf_mag\.recognition_weights beside it"),
-        ({"recognition_weights": "x.pt"}, r"where pf_mag\.recognition_weights is given"),
+        ({"recognition": "run"}, r"have pf_mag\.identity_net_weights beside it"),
+        ({"identity_net_weights": "x.pt"}, r"where pf_mag\.identity_net_weights is given"),
     ],
 )
 def test_ablations_that_contradict_each_other_are_refused(changes, why):

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from pfcluster.checkpoint import dcp, store
-from pfcluster.checkpoint.manager import Saver
+from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.checkpoint.store import CheckpointError
-from pfcluster.checkpoint.tensor_shards import Piece, whole_piece
+from pfcluster.checkpoint.tensor_shards import TensorShard, whole_shard
 from pfcluster.distributed.process_group import World
 from tests.tiny import write_checkpoint
 
@@ -112,11 +112,11 @@ def test_parts_of_any_layout_are_read_from_parts_of_any_other(tmp_path):
     whole = torch.arange(35.0)
     for rank, (start, end) in enumerate([(0, 11), (11, 12), (12, 35)]):
         folder = tmp_path / str(rank)
-        dcp.write({"model/weight": Piece(whole[start:end], start, (5, 7))}, folder, lambda: None, None)
+        dcp.write({"model/weight": TensorShard(whole[start:end], start, (5, 7))}, folder, lambda: None, None)
         (folder / SHARD).rename(tmp_path / SHARD.replace("00001-model", f"{rank + 1:05}-model"))
     for start, end in [(0, 20), (20, 35)]:
         part = torch.zeros(end - start)
-        dcp.read({"model/weight": Piece(part, start, (5, 7))}, tmp_path)
+        dcp.read({"model/weight": TensorShard(part, start, (5, 7))}, tmp_path)
         assert torch.equal(part, whole[start:end])
 
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_tensor(tmp_path, wanted
     write_checkpoint(tmp_path, 1, TENSORS, {})
     record, _ = store.latest(tmp_path)
     with pytest.raises(CheckpointError, match=words):
-        record.read_into({key: whole_piece(torch.zeros(shape)) for key, shape in wanted.items()})
+        record.read_into({key: whole_shard(torch.zeros(shape)) for key, shape in wanted.items()})
 
 
 def test_a_checkpoint_is_a_copy_of_its_moment_and_counts_once_it_is_whole(tmp_path, monkeypatch):
@@ -136,9 +136,9 @@ def test_a_checkpoint_is_a_copy_of_its_moment_and_counts_once_it_is_whole(tmp_pa
     may_finish = threading.Event()
     commit = store.commit
     monkeypatch.setattr(store, "commit", lambda *given: (may_finish.wait(60), commit(*given)))
-    saver = Saver(tmp_path, World(0, 1, torch.device("cpu")), keep=2, asynchronous=True, timeout=60)
+    saver = CheckpointManager(tmp_path, World(0, 1, torch.device("cpu")), keep=2, asynchronous=True, timeout=60)
     weight = torch.ones(4)
-    saver.save(1, {"model/weight": whole_piece(weight)}, {"model/weight": (4,)}, {}, None)
+    saver.save(1, {"model/weight": whole_shard(weight)}, {"model/weight": (4,)}, {}, None)
     weight.zero_()
     assert store.steps(tmp_path) == []
     may_finish.set()

@@ -25,7 +25,7 @@ from pfcluster.config import (
 from pfcluster.config import schema as config_module
 from pfcluster.config.io import differences, from_json, to_json
 
-PACKAGE = Path(config_module.__file__).parent
+PACKAGE = Path(config_module.__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))
@@ -46,9 +46,9 @@ def test_every_preset_survives_json(name):
         (lambda: DataConfig(size=4), "data.size"),
         (lambda: RunConfig(name="a/b"), "name"),
         (lambda: RunConfig(data=DataConfig(size=50)), "data.size"),
-        (lambda: RunConfig(batch_size=10, engine=EngineConfig(accumulate=3)), "batch_size"),
+        (lambda: RunConfig(batch_size=10, engine=EngineConfig(grad_accumulation_steps=3)), "batch_size"),
         (lambda: RunConfig(objective="mae", model=ModelConfig(architecture="cnn")), "objective"),
-        (lambda: PfMagConfig(recognition="tokens", recognition_weights="x.pt"), "pf_mag.recognition"),
+        (lambda: PfMagConfig(identity_net="tokens", identity_net_weights="x.pt"), "pf_mag.identity_net"),
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_of_its_field(make, field):
@@ -108,6 +108,6 @@ def test_every_field_has_a_reader():
     unread = [
         f"{cls}.{name}"
         for cls, name in config_fields()
-        if name not in read and name not in ("cls", "adv", "rec", "ort", "sep")
+        if name not in read and name not in ("cls", "adv", "rec", "ort", "confusion")
     ]
     assert not unread

@@ -32,8 +32,8 @@ def test_an_epoch_takes_every_sample_once_and_the_next_in_another_order():
 
 def test_the_order_does_not_depend_on_where_reading_starts():
     whole = sample_indices(0, 60, size=17, seed=3)
-    pieces = [sample_indices(first, 7, size=17, seed=3) for first in range(0, 56, 7)]
-    assert torch.equal(torch.cat(pieces), whole[:56])
+    tensor_shards = [sample_indices(first, 7, size=17, seed=3) for first in range(0, 56, 7)]
+    assert torch.equal(torch.cat(tensor_shards), whole[:56])
 
 
 def test_reading_ahead_keeps_the_order_and_passes_errors_on():
@@ -111,10 +111,10 @@ def test_cropping_in_bytes_on_the_host_is_cropping_on_the_device_but_for_roundin
     assert transforms.crop_on_host(smooth, changes, 48).shape == (16, 3, 48, 48)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_ranks_get_the_two_halves_of_one_process_batch(accumulate):
+@pytest.mark.parametrize("grad_accumulation_steps", [1, 2])
+def test_two_ranks_get_the_two_halves_of_one_process_batch(grad_accumulation_steps):
     config = RunConfig(objective="mae", batch_size=8, data=DataConfig(synthetic=TINY))
-    config = replace(config, engine=replace(config.engine, accumulate=accumulate))
+    config = replace(config, engine=replace(config.engine, grad_accumulation_steps=grad_accumulation_steps))
     raw = RawBatch(torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8), torch.arange(8))
     cpu = torch.device("cpu")
     whole = prepare(raw, config, 5, World(0, 1, cpu))
@@ -155,7 +155,7 @@ def test_a_limited_training_split_is_a_subset_drawn_by_the_seed():
 def test_data_that_cannot_be_is_refused_in_words(tmp_path):
     with pytest.raises(DataError, match=r"manifest\.json"):
         open_dataset(DataConfig(shards=str(tmp_path)), 0)
-    with pytest.raises(DataError, match=r"data\.expect"):
-        open_dataset(DataConfig(expect="rafdb", synthetic=TINY), 0)
+    with pytest.raises(DataError, match=r"data\.expected_name"):
+        open_dataset(DataConfig(expected_name="rafdb", synthetic=TINY), 0)
     with pytest.raises(DataError, match="32 to 224"):
         open_dataset(DataConfig(size=240, synthetic=TINY), 0)

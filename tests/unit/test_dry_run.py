@@ -49,7 +49,7 @@ def test_the_rate_is_that_of_the_assumption_it_names(capsys):
 
 
 def test_engines_that_do_not_know_an_option_are_named(capsys):
-    options = ["--processes", "4", "--engine.shard-ranks", "2"]
+    options = ["--processes", "4", "--engine.fsdp-shard-size", "2"]
     code, output, _ = said(capsys, "pretrain", *TINY, "--dry-run", *options)
     assert code == 0
     assert sorted(peaks(output)) == ["fsdp2"]
@@ -61,13 +61,13 @@ def test_engines_that_do_not_know_an_option_are_named(capsys):
     [
         (["--dry-run", "--nodes", "64", "--gpus-per-node", "8"], "= 512, got 64; 512 would do"),
         (
-            ["--dry-run", "--nodes", "3", "--engine.accumulate", "2"],
-            "engine.accumulate 2 = 6, got 64; 60 or 66 would do",
+            ["--dry-run", "--nodes", "3", "--engine.grad-accumulation-steps", "2"],
+            "engine.grad_accumulation_steps 2 = 6, got 64; 60 or 66 would do",
         ),
         (["--dry-run", "--nodes", "0"], "--nodes must be at least 1"),
         (["--dry-run", "--assumed-tflops", "-1"], "--assumed-tflops must be positive"),
         (
-            ["--dry-run", "--processes", "4", "--engine.shard-ranks", "3"],
+            ["--dry-run", "--processes", "4", "--engine.fsdp-shard-size", "3"],
             "must divide the number of processes (4), got 3",
         ),
     ],
@@ -79,8 +79,8 @@ def test_what_cannot_be_is_refused(capsys, options, words):
 
 
 def test_images_that_are_kept_on_the_device_are_counted(capsys):
-    code, output, _ = said(capsys, "pretrain", *TINY, "--data.mode", "device", "--dry-run")
+    code, output, _ = said(capsys, "pretrain", *TINY, "--data.cache-mode", "device", "--dry-run")
     assert code == 0
     assert f"besides, {96 * 3 * 48**2 / 2**20:.1f} MiB of each GPU for the images" in output
     _, output, _ = said(capsys, "pretrain", *TINY, "--dry-run")
-    assert "of data.mode device" not in output
+    assert "of data.cache_mode device" not in output

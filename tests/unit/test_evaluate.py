@@ -13,7 +13,7 @@ from pfcluster.data.transforms import to_float
 from pfcluster.data.types import DataError, RawBatch
 from pfcluster.distributed.process_group import World
 from pfcluster.evaluate.classification import chunks, confusion, predict, scores
-from pfcluster.evaluate.evaluators import Instruments, Judge
+from pfcluster.evaluate.evaluators import Evaluators, Judge
 from pfcluster.evaluate.image_grid import pick
 from pfcluster.evaluate.poker_faces import measure, region_error
 from pfcluster.evaluate.shared_classes import SharedClasses
@@ -125,33 +125,36 @@ class Copycat(nn.Module):
 
 def figures(faces, model, judge=None):
     judge = judge or Judge(lambda shown: torch.eye(8)[[1] * len(shown)], 32, neutral=0)
-    options = {"size": 32, "count": 24, "batch_size": 7, "instruments": Instruments(judge), "world": HERE}
+    options = {"size": 32, "count": 24, "batch_size": 7, "instruments": Evaluators(judge), "world": HERE}
     return measure(model, faces.test, **options)
 
 
 def test_a_poker_face_that_copies_its_input_scores_as_the_input_does(faces):
     rows = figures(faces, Copycat())["rows"]
-    assert rows["poker face"].pop("separation") == rows["input"]["calmed"] * rows["input"]["recognised"]
+    assert (
+        rows["poker face"].pop("neutralised_x_agreement")
+        == rows["input"]["neutralised_rate"] * rows["input"]["emotion_agreement"]
+    )
     assert rows["poker face"] == pytest.approx(rows["input"])
-    assert rows["input"]["region_error"] > 0.05
-    assert rows["input"]["outside_error"] < 0.02
-    assert rows["input"]["neutrality"] == rows["input"]["calmed"] == 0.0
-    assert rows["input"]["identity"] is None
-    assert rows["truth"]["region_error"] == rows["truth"]["outside_error"] == 0.0
+    assert rows["input"]["mse_inside"] > 0.05
+    assert rows["input"]["mse_outside"] < 0.02
+    assert rows["input"]["neutral_rate"] == rows["input"]["neutralised_rate"] == 0.0
+    assert rows["input"]["identity_cosine"] is None
+    assert rows["truth"]["mse_inside"] == rows["truth"]["mse_outside"] == 0.0
 
 
 def test_a_judge_is_asked_apart_of_faces_with_an_expression(faces):
     labels, calm = faces.test.labels()[:24], Judge(lambda shown: torch.eye(8)[[0] * len(shown)], 32, neutral=0)
     row = figures(faces, Copycat(), calm)["rows"]["poker face"]
-    assert row["neutrality"] == row["calmed"] == 1.0
-    assert row["recognised"] == pytest.approx(float((labels == 0).float().mean()))
-    assert 0 < row["recognised"] < 1
+    assert row["neutral_rate"] == row["neutralised_rate"] == 1.0
+    assert row["emotion_agreement"] == pytest.approx(float((labels == 0).float().mean()))
+    assert 0 < row["emotion_agreement"] < 1
 
 
 def test_the_true_poker_face_scores_best(faces):
     truth = to_float(faces.test.poker_faces(torch.arange(24)))
     rows = figures(faces, Copycat(truth))["rows"]
-    assert rows["poker face"]["region_error"] == pytest.approx(0.0, abs=1e-9)
+    assert rows["poker face"]["mse_inside"] == pytest.approx(0.0, abs=1e-9)
     assert rows["poker face"]["ssim"] == pytest.approx(1.0)
     assert rows["poker face"]["psnr"] == 100.0
 

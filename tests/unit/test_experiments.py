@@ -49,10 +49,10 @@ def test_every_cell_is_a_config_on_real_and_on_synthetic_faces(tmp_path):
 def test_a_cell_differs_from_its_reference_in_what_it_says_alone(tmp_path):
     runs = {run.name: run.config for run in matrix(on_real_faces(tmp_path)) if run.dataset == "rafdb"}
     pf_vit = runs["pf-vit"]
-    assert pf_vit.pf_mag.recognition == "facenet"
-    blind = replace(pf_vit.pf_mag, recognition="tokens", recognition_weights=None, separator_ratio=0.0)
+    assert pf_vit.pf_mag.identity_net == "facenet"
+    blind = replace(pf_vit.pf_mag, identity_net="tokens", identity_net_weights=None, separator_ratio=0.0)
     assert runs["no-separator"].pf_mag == blind
-    assert runs["no-separator-blind"].pf_mag == replace(blind, critic_emotions=False)
+    assert runs["no-separator-blind"].pf_mag == replace(blind, discriminator_emotions=False)
     assert replace(runs["without-adv"], name="pf-vit", pf_mag=pf_vit.pf_mag) == pf_vit
     assert runs["sl-vit"].model.init == "timm:vit"
     assert replace(runs["mae-vit-strong"], name="x").augment.mixup == 0.8
@@ -214,5 +214,5 @@ def test_options_of_the_user_reach_every_run_and_yield_to_the_cells():
     assert flips["mae-vit"] == 0.25
     assert flips["mae-vit-plain"] == 0.0
     plan = found.plan()
-    assert plan.tolerant
-    assert {group.name for group in plan.groups if group.anyway} >= {"tables", "cross", "costs", "studio-report"}
+    assert plan.continue_on_failure
+    assert {group.name for group in plan.groups if group.always_run} >= {"tables", "cross", "costs", "studio-report"}

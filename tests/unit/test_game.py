@@ -14,32 +14,32 @@ from pfcluster.data.batch import Batch
 from pfcluster.data.dataset import open_dataset
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.ddp import DdpEngine
-from pfcluster.evaluate.tracked_faces import Watch
+from pfcluster.evaluate.tracked_faces import TrackedFaces
 from pfcluster.models import factory, losses
-from pfcluster.training.gan_diagnostics import critic_answers, mask_shape
-from pfcluster.training.pf_mag import PfMagObjective, pf_mag_setting
+from pfcluster.training.gan_diagnostics import discriminator_outputs, mask_shape
+from pfcluster.training.pf_mag import PfMagObjective, loss_settings
 from pfcluster.training.trainer import run
 from tests.tiny import config, final_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def test_the_critics_answers_by_hand():
+def test_discriminator_outputs_by_hand():
     labels = torch.tensor([1, 0])
     real = torch.tensor([[-1.0, 2.0, 3.0], [0.0, 1.0, 0.5]])  # both real, the second's emotion is wrong
     rec = torch.tensor([[1.0, 2.0, -3.0], [5.0, 1.0, -0.5]])  # both found out, both emotions right
     poker = torch.tensor([[1.0, 2.0, 1.0], [5.0, 1.0, -0.5]])  # one found out, one neutral (class 0)
-    found = critic_answers(torch.cat([real, rec, poker]), labels, 0, emotions=True)
+    found = discriminator_outputs(torch.cat([real, rec, poker]), labels, 0, emotions=True)
     assert {name: value.item() for name, value in found.items()} == {
-        "critic_real": 1.0,
-        "critic_fake_rec": 1.0,
-        "critic_fake_poker": 0.5,
-        "critic_emotion_real": 0.5,
-        "critic_emotion_rec": 1.0,
-        "critic_neutral_poker": 0.5,
+        "disc_real": 1.0,
+        "disc_fake_rec": 1.0,
+        "disc_fake_poker": 0.5,
+        "disc_emotion_real": 0.5,
+        "disc_emotion_rec": 1.0,
+        "disc_neutral_poker": 0.5,
     }
-    without = critic_answers(torch.cat([real, rec]), labels, 0, emotions=False)
-    assert sorted(without) == ["critic_fake_rec", "critic_real"]
+    without = discriminator_outputs(torch.cat([real, rec]), labels, 0, emotions=False)
+    assert sorted(without) == ["disc_fake_rec", "disc_real"]
 
 
 def test_the_masks_shape_by_hand():
@@ -53,26 +53,28 @@ def test_the_masks_shape_by_hand():
 
 def objective(values: RunConfig) -> PfMagObjective:
     modules = factory.build(values, 4)
-    engines = {name: DdpEngine(modules[name], OptimConfig(), EngineConfig(), ALONE) for name in ("model", "critic")}
-    setting = pf_mag_setting(values.pf_mag, 0, None, 0.0, None)
-    return PfMagObjective(engines["model"], engines["critic"], setting, values.pf_mag, ALONE)
+    engines = {
+        name: DdpEngine(modules[name], OptimConfig(), EngineConfig(), ALONE) for name in ("model", "discriminator")
+    }
+    settings = loss_settings(values.pf_mag, 0, None, 0.0, None)
+    return PfMagObjective(engines["model"], engines["discriminator"], settings, values.pf_mag, ALONE)
 
 
 def test_gradient_norms_are_those_of_each_term_alone():
     base = config("pf_mag")
     weights = LossWeights(cls=1.0, adv=0.3, rec=2.0, ort=0.5)
-    mag = replace(base.pf_mag, weights=weights, balance="fixed", warmup_steps=0, diagnose_every=1)
+    mag = replace(base.pf_mag, weights=weights, balance="fixed", warmup_steps=0, grad_norms_every=1)
     game = objective(replace(base, pf_mag=mag))
     images, labels = torch.rand(8, 3, 32, 32) * 2 - 1, torch.tensor([0, 1, 2, 3] * 2)
-    model, critic = game.engines["model"].module, game.engines["critic"].module
+    model, discriminator = game.engines["model"].module, game.engines["discriminator"].module
     found = game.step([Batch(images, labels)], 0)
     engines = game.engines.values()
     assert all(parameter.requires_grad for engine in engines for parameter in engine.module.parameters())
     assert all(parameter.grad is None for engine in engines for parameter in engine.module.parameters())
 
-    twin, delta = factory.build(base, 4)["model"], factory.build(base, 4)["critic"]
+    twin, delta = factory.build(base, 4)["model"], factory.build(base, 4)["discriminator"]
     twin.load_state_dict(model.state_dict())
-    delta.load_state_dict(critic.state_dict())
+    delta.load_state_dict(discriminator.state_dict())
     emotion, face, _ = (each.detach().requires_grad_() for each in twin.separator(twin.encoder(images)))
     rec, poker = twin.generator((emotion + face).detach()).detach().requires_grad_(), twin.generator(face)
     terms = {
@@ -94,7 +96,7 @@ def test_gradient_norms_are_those_of_each_term_alone():
 @pytest.mark.parametrize("changes", [{"separator_ratio": 0.0}, {"fusion": "self", "mask_ratio": 0.5}])
 def test_every_kind_of_pf_vit_can_be_watched(changes):
     base = config("pf_mag")
-    values = replace(base, pf_mag=replace(base.pf_mag, warmup_steps=1, diagnose_every=1, **changes))
+    values = replace(base, pf_mag=replace(base.pf_mag, warmup_steps=1, grad_norms_every=1, **changes))
     game = objective(values)
     chosen = torch.stack([torch.randperm(16) for _ in range(6)]) if values.hides_patches else None
     batch = Batch(torch.rand(6, 3, 32, 32), torch.arange(6) % 4, chosen)
@@ -111,7 +113,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     root, base = tmp_path_factory.mktemp("watched"), config("pf_mag")
     for every in (0, 2):
         watch = replace(base.evaluate, grid_every=every / 2)
-        run(replace(base, pf_mag=replace(base.pf_mag, diagnose_every=every), evaluate=watch), root / str(every))
+        run(replace(base, pf_mag=replace(base.pf_mag, grad_norms_every=every), evaluate=watch), root / str(every))
     return {every: root / str(every) for every in (0, 2)}
 
 
@@ -125,10 +127,10 @@ def test_what_was_seen_is_in_the_runs_folder(watched):
     lines = [json.loads(line) for line in (watched[2] / "metrics.jsonl").read_text().splitlines()]
     train = {line["step"]: line for line in lines if line["split"] == "train"}
     assert [step for step, line in train.items() if "grad_rec_rec" in line] == [2, 4, 6, 8, 10, 12]
-    assert all(0 <= line[name] <= 1 for line in train.values() for name in ("critic_real", "mask_patch_saturated"))
+    assert all(0 <= line[name] <= 1 for line in train.values() for name in ("disc_real", "mask_patch_saturated"))
     validation = [line for line in lines if line["split"] == "validation"]
     assert [line["step"] for line in validation] == [6, 12]
-    assert all(line["copy_inside"] > line["rec_outside"] > 0 for line in validation)
+    assert all(line["copy_mse_inside"] > line["rec_mse_outside"] > 0 for line in validation)
     assert [file.name for file in sorted((watched[2] / "pictures/steps").iterdir())] == ["00000006.jpg", "00000012.jpg"]
     assert not (watched[0] / "pictures/steps").exists()
 
@@ -142,7 +144,7 @@ class Copy(torch.nn.Module):
 
 def test_errors_of_a_copy():
     values = config("pf_mag")
-    found = Watch(values, open_dataset(values.data, 0).validation, ALONE).region_errors(Copy())
-    assert found["rec_inside"] == found["rec_outside"] == 0
-    assert found["poker_inside"] == found["copy_inside"] > 0.0625
-    assert found["poker_inside"] > 10 * found["poker_outside"]
+    found = TrackedFaces(values, open_dataset(values.data, 0).validation, ALONE).region_errors(Copy())
+    assert found["rec_mse_inside"] == found["rec_mse_outside"] == 0
+    assert found["poker_mse_inside"] == found["copy_mse_inside"] > 0.0625
+    assert found["poker_mse_inside"] > 10 * found["poker_mse_outside"]

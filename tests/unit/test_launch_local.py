@@ -10,7 +10,7 @@ import pytest
 
 from pfcluster.config import RunConfig
 from pfcluster.launch.local import LaunchError, run_plan
-from pfcluster.launch.plan import Call, Group, Job, Plan
+from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
 from pfcluster.launch.processes import Running
 from pfcluster.runs.atomic_files import write_atomically
 from tests.tiny import config
@@ -21,7 +21,7 @@ def lines(steps: range, **more: float) -> str:
 
 
 def test_metrics_are_followed_also_where_a_run_that_goes_on_replaces_their_file(tmp_path: Path) -> None:
-    running = Running(Job(RunConfig(), tmp_path), [], [])
+    running = Running(TrainRun(RunConfig(), tmp_path), [], [])
     path = tmp_path / "metrics.jsonl"
     write_atomically(path, lines(range(1, 5), loss=1.0))
     running.read_metrics()
@@ -33,23 +33,25 @@ def test_metrics_are_followed_also_where_a_run_that_goes_on_replaces_their_file(
     assert (running.step, running.values["loss"]) == (8, 0.123456789)
 
 
-def plan(folder: Path, *, tolerant: bool) -> Plan:
+def plan(folder: Path, *, continue_on_failure: bool) -> Plan:
     """One command that fails, two that wait for it, one of them anyway, and one beside it."""
 
-    def call(name: str, code: str) -> Call:
-        return Call(name, folder / name, ("-n1", "-r1", f"open({str(folder / name)!r}, 'w'); {code}"), module="timeit")
+    def call(name: str, code: str) -> Command:
+        return Command(
+            name, folder / name, ("-n1", "-r1", f"open({str(folder / name)!r}, 'w'); {code}"), module="timeit"
+        )
 
-    def group(name: str, code: str = "pass", **options: object) -> Group:
-        return Group(name, (call(name, code),), **options)  # type: ignore[arg-type]
+    def group(name: str, code: str = "pass", **options: object) -> Stage:
+        return Stage(name, (call(name, code),), **options)  # type: ignore[arg-type]
 
     groups = (
         group("broken", "raise ValueError"),
         group("beside"),
         group("behind", after=("broken",)),
         group("further", after=("behind",)),
-        group("table", after=("further", "beside"), anyway=True),
+        group("table", after=("further", "beside"), always_run=True),
     )
-    return Plan("plan", folder, groups, "the command", tolerant=tolerant)
+    return Plan("plan", folder, groups, "the command", continue_on_failure=continue_on_failure)
 
 
 def started(folder: Path) -> set[str]:
@@ -58,22 +60,22 @@ def started(folder: Path) -> set[str]:
 
 def test_a_tolerant_plan_runs_what_no_failure_stands_before_and_then_tells_all(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"(?s)1 of the plan.s tasks failed.*broken.*behind, further") as raised:
-        run_plan(plan(tmp_path, tolerant=True), processes=1, at_once=1)
+        run_plan(plan(tmp_path, continue_on_failure=True), processes=1, at_once=1)
     assert raised.value.code == 1
     assert started(tmp_path) == {"broken", "beside", "table"}
 
 
 def test_another_plan_ends_at_the_first_failure(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="broken ended with 1"):
-        run_plan(plan(tmp_path, tolerant=False), processes=1, at_once=1)
+        run_plan(plan(tmp_path, continue_on_failure=False), processes=1, at_once=1)
     assert started(tmp_path) == {"broken"}
 
 
 def test_runs_that_fail_do_not_end_the_runs_beside_them(tmp_path: Path) -> None:
     good = config("finetune", max_steps=1)
     bad = replace(good, name="bad", data=replace(good.data, shards=str(tmp_path / "nowhere")))
-    jobs = [Job(each, tmp_path / each.name, study="faces") for each in (bad, good)]
-    groups = tuple(Group(job.config.name, (job,)) for job in jobs)
+    jobs = [TrainRun(each, tmp_path / each.name, study="faces") for each in (bad, good)]
+    groups = tuple(Stage(job.config.name, (job,)) for job in jobs)
     with pytest.raises(LaunchError, match=r"(?s)1 of the plan.*faces bad seed 0: .*nowhere"):
-        run_plan(Plan("plan", tmp_path, groups, "", tolerant=True), processes=1, at_once=1)
+        run_plan(Plan("plan", tmp_path, groups, "", continue_on_failure=True), processes=1, at_once=1)
     assert jobs[1].finished()

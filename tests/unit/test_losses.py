@@ -47,8 +47,8 @@ def test_discriminator_by_hand():
 def test_discriminator_leaves_the_emotions_of_fakes_out_or_wants_them_zero():
     real, labels = torch.zeros(1, 3), torch.tensor([0])
     fake = torch.tensor([[50.0, 50.0, -50.0]])
-    assert losses.discriminator(real, fake, labels, fake_emotions="ignore").item() == pytest.approx(LOG2)
-    assert losses.discriminator(real, fake, labels, fake_emotions="zero").item() == pytest.approx(LOG2 + 100 / 3)
+    assert losses.discriminator(real, fake, labels, fake_class_targets="ignore").item() == pytest.approx(LOG2)
+    assert losses.discriminator(real, fake, labels, fake_class_targets="zero").item() == pytest.approx(LOG2 + 100 / 3)
 
 
 def test_adversarial_wants_the_own_emotion_of_one_and_neutral_of_the_other():

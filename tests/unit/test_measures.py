@@ -14,7 +14,7 @@ from torch import nn
 from pfcluster.config import ConfigError
 from pfcluster.data.dataset import open_dataset
 from pfcluster.distributed.process_group import World
-from pfcluster.evaluate.evaluators import Inception, load_instruments
+from pfcluster.evaluate.evaluators import Inception, load_evaluators
 from pfcluster.evaluate.frechet import frechet_distance
 from pfcluster.evaluate.linear_probe import halves_by_person, pooled, probe, probe_accuracy
 from tests.tiny import config
@@ -113,4 +113,4 @@ def test_measures_that_cannot_be_had_are_refused_before_training():
         values = config("pf_mag")
         values = replace(values, evaluate=replace(values.evaluate, **{field: "gone"}))
         with pytest.raises(ConfigError, match=rf"evaluate\.{field}: .*{why}"):
-            load_instruments(values, open_dataset(values.data, 0), None, here)
+            load_evaluators(values, open_dataset(values.data, 0), None, here)

@@ -118,11 +118,11 @@ def test_fsdp2_cuts_everything_by_rows():
 
 
 def test_shard_ranks_cut_within_their_group_only():
-    config = mae(shard_ranks=2)
+    config = mae(fsdp_shard_size=2)
     within, alone = plan(config, CLASSES, 4, "fsdp2"), plan(mae(batch_size=8), CLASSES, 2, "fsdp2")
     assert (within.parameters, within.optimizer) == (alone.parameters, alone.optimizer)
-    with pytest.raises(ConfigError, match="shard_ranks must divide the number of processes"):
-        plan(mae(batch_size=12, shard_ranks=2), CLASSES, 3, "fsdp2")
+    with pytest.raises(ConfigError, match="fsdp_shard_size must divide the number of processes"):
+        plan(mae(batch_size=12, fsdp_shard_size=2), CLASSES, 3, "fsdp2")
 
 
 @pytest.mark.parametrize("backend", ["zero1", "zero2", "zero3"])
@@ -140,7 +140,7 @@ def test_pf_mag_has_two_engines_and_phi():
     assert found.parameters == 4 * whole(config) + still(config)
     with torch.device("meta"):
         phi = torch.nn.Conv2d(3, 5, 3).requires_grad_(False)
-    judged = plan(replace(config, pf_mag=replace(config.pf_mag, recognition="facenet")), CLASSES, 2, "ddp", phi)
+    judged = plan(replace(config, pf_mag=replace(config.pf_mag, identity_net="facenet")), CLASSES, 2, "ddp", phi)
     assert judged.parameters == found.parameters + 4 * (5 * 27 + 5)
     assert judged.activations > found.activations
 
@@ -156,24 +156,26 @@ def test_accumulating_halves_the_activations_and_more_parts_hold_little_more():
     config = parity.tiny_config("pf_mag", EngineConfig(device="cpu"), batch_size=48)
 
     def activations(parts: int) -> int:
-        engine = EngineConfig(device="cpu", accumulate=parts)
+        engine = EngineConfig(device="cpu", grad_accumulation_steps=parts)
         return plan(replace(config, engine=engine), CLASSES, 1, "ddp").activations
 
     assert 0.4 * activations(1) < activations(2) < 0.6 * activations(1)
     assert activations(8) < activations(2)
-    run = FakeStep(replace(config, engine=EngineConfig(accumulate=3)), CLASSES, 2, None)
-    six = max(moment.highest for moment in trace(replace(config, engine=EngineConfig(accumulate=6)), CLASSES, 2))
+    run = FakeStep(replace(config, engine=EngineConfig(grad_accumulation_steps=3)), CLASSES, 2, None)
+    six = max(
+        moment.highest for moment in trace(replace(config, engine=EngineConfig(grad_accumulation_steps=6)), CLASSES, 2)
+    )
     assert six == max(run.live) + 3 * run.left_behind
 
 
 def test_gradients_of_local_passes_lie_beside_ddps_buckets():
-    assert plan(mae(accumulate=2), CLASSES, 2, "ddp").gradients == 8 * whole(mae())
+    assert plan(mae(grad_accumulation_steps=2), CLASSES, 2, "ddp").gradients == 8 * whole(mae())
 
 
 @pytest.mark.parametrize("objective", ["mae", "pf_mag"])
 def test_recomputing_and_autocast_lower_the_activations(objective):
     plain = parity.tiny_config(objective, EngineConfig(device="cpu"), batch_size=32)
-    again = replace(plain, engine=EngineConfig(device="cpu", recompute=True))
+    again = replace(plain, engine=EngineConfig(device="cpu", activation_checkpointing=True))
     for backend in ("ddp", "zero3"):
         assert plan(again, CLASSES, 2, backend).activations < 0.8 * plan(plain, CLASSES, 2, backend).activations
     assert _half(plain).activations < plan(plain, CLASSES, 2, "ddp").activations
@@ -205,27 +207,27 @@ def test_the_peak_is_no_more_than_the_sum_and_no_less_than_what_stays():
 
 
 def test_batches_that_cannot_be_shared_out_are_refused_with_ones_that_can():
-    assert micro_batch(mae(batch_size=32, accumulate=2), 4) == 4
+    assert micro_batch(mae(batch_size=32, grad_accumulation_steps=2), 4) == 4
     with pytest.raises(ConfigError, match=r"= 8, got 36; 32 or 40 would do"):
-        micro_batch(mae(batch_size=36, accumulate=2), 4)
+        micro_batch(mae(batch_size=36, grad_accumulation_steps=2), 4)
     with pytest.raises(ConfigError, match=r"got 4; 8 would do"):
         micro_batch(mae(batch_size=4), 8)
 
 
 def test_a_backend_that_does_not_know_an_option_is_refused():
-    with pytest.raises(ConfigError, match="shard_ranks"):
-        with_backend(mae(shard_ranks=2), "ddp")
+    with pytest.raises(ConfigError, match="fsdp_shard_size"):
+        with_backend(mae(fsdp_shard_size=2), "ddp")
 
 
 @pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag", "stabilised pf_mag"])
 def test_the_plan_of_one_process_is_what_a_real_step_allocates(objective):
     name, stabilised = objective.split()[-1], objective.startswith("stabilised")
     config = parity.tiny_config(name, EngineConfig(device="cpu"), batch_size=32, stabilised=stabilised)
-    game = replace(config.pf_mag, warmup_steps=0, critic_first_steps=0, ramp_steps=0, balance="fixed")
+    game = replace(config.pf_mag, warmup_steps=0, discriminator_pretrain_steps=0, adv_ramp_steps=0, balance="fixed")
     config = replace(config, pf_mag=game)
     planned = plan(config, CLASSES, 1, "ddp")
     alone = World(0, 1, torch.device("cpu"))
-    optims = {"model": config.optim, "critic": config.critic_optim}
+    optims = {"model": config.optim, "discriminator": config.discriminator_optim}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         engines = {
             name: build_engine("ddp", module, optims[name], config.engine, alone)

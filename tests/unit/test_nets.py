@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.reference import plain_mae_loss
 from pfcluster.models import losses
-from pfcluster.models.cnn import JudgeNet
+from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.discriminator import Discriminator
 from pfcluster.models.mae import MAE, Decoder, hidden_patches, kept_count, paint
 from pfcluster.models.pf_vit import Generator, PFViT, Separator
@@ -112,19 +112,19 @@ def test_the_new_head_starts_near_grey():
 
 
 def test_the_discriminator_answers_with_a_logit_more_than_emotions():
-    critic = Discriminator(decoder(), patch=8, width=16, classes=5)
-    assert critic(torch.randn(3, 3, 32, 32)).shape == (3, 6)
+    discriminator = Discriminator(decoder(), patch=8, width=16, classes=5)
+    assert discriminator(torch.randn(3, 3, 32, 32)).shape == (3, 6)
 
 
 def test_every_parameter_of_every_net_gets_a_gradient():
     images = torch.randn(2, 3, 32, 32)
-    critic = Discriminator(decoder(), patch=8, width=16, classes=5)
+    discriminator = Discriminator(decoder(), patch=8, width=16, classes=5)
     model = pf_vit()
     views = model(images)
     nets: list[tuple[nn.Module, torch.Tensor]] = [
         (model, views.logits.sum() + views.reconstruction.square().sum() + views.poker.sum()),
-        (critic, critic(images).square().sum()),
-        (judge := JudgeNet(5), judge(images).square().sum()),
+        (discriminator, discriminator(images).square().sum()),
+        (judge := SmallCNN(5), judge(images).square().sum()),
     ]
     for net, loss in nets:
         loss.backward()

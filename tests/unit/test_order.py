@@ -78,7 +78,7 @@ def test_what_a_config_orders() -> None:
     dataset = open_dataset(data, 0)
     shuffles = {
         "uniform": (data, dataset),
-        "blocks": (DataConfig(order="blocks", block=4, window=2), dataset),
+        "blocks": (DataConfig(order="blocks", block=4, shuffle_window=2), dataset),
         "remote": (data, Dataset("far", ("fear",), dataset.train, dataset.validation, None, remote=True)),
         "balanced": (DataConfig(sampling="balanced"), dataset),
     }

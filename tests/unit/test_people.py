@@ -43,7 +43,7 @@ def test_faces_without_names_cannot_be_told_apart():
 
 def test_rendered_faces_are_kept_for_later_runs(tmp_path):
     fresh = open_dataset(replace(PEOPLE, target="emotion"), 0).train
-    kept = replace(PEOPLE, target="emotion", mode="host", cache=str(tmp_path))
+    kept = replace(PEOPLE, target="emotion", cache_mode="host", cache=str(tmp_path))
     some = torch.tensor([3, 90, 17])
     assert torch.equal(open_dataset(kept, 0).train.batch(some).images, fresh.batch(some).images)
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "decoded").glob("*.u8")}
@@ -64,5 +64,5 @@ def test_expressions_can_be_chosen_and_unknown_ones_are_named():
 
 
 def test_people_are_not_decoded_into_a_shared_file():
-    with pytest.raises(ConfigError, match=r'data\.target must be "emotion" with data\.mode host'):
-        replace(PEOPLE, mode="host")
+    with pytest.raises(ConfigError, match=r'data\.target must be "emotion" with data\.cache_mode host'):
+        replace(PEOPLE, cache_mode="host")

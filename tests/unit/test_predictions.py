@@ -104,5 +104,5 @@ def test_a_runs_scores_are_those_of_its_predictions(tmp_path, objective):
 
 
 def test_a_run_that_leaves_the_test_split_alone_writes_none(tmp_path):
-    run(replace(config("finetune"), evaluate=EvaluateConfig(final="validation")), tmp_path)
+    run(replace(config("finetune"), evaluate=EvaluateConfig(final_split="validation")), tmp_path)
     assert not (tmp_path / FILE).exists()

@@ -40,9 +40,9 @@ def test_pf_mag_b_with_the_recognition_net_stays_within_its_flops():
 
     config = presets.recipe("vit-b")["pf-vit"]
     with torch.device("meta"):
-        recognition = FaceNet(InceptionResnetV1(pretrained=None))
-    whole = profile(config, 8, recognition=recognition).flops
-    without = profile(replace(config, pf_mag=replace(config.pf_mag, recognition="tokens")), 8).flops
+        identity_net = FaceNet(InceptionResnetV1(pretrained=None))
+    whole = profile(config, 8, identity_net=identity_net).flops
+    without = profile(replace(config, pf_mag=replace(config.pf_mag, identity_net="tokens")), 8).flops
     assert without < whole <= 350 * GIGA
 
 
@@ -58,8 +58,8 @@ def test_recomputing_costs_a_forward_of_the_blocks_and_accumulating_a_forward_of
     def flops(**engine) -> float:
         return profile(replace(config, engine=EngineConfig(**engine)), 8).flops
 
-    assert 1.2 * flops() < flops(recompute=True) < 1.35 * flops()
-    assert 1.1 * flops() < flops(accumulate=2) == flops(accumulate=4) < 1.3 * flops()
+    assert 1.2 * flops() < flops(activation_checkpointing=True) < 1.35 * flops()
+    assert 1.1 * flops() < flops(grad_accumulation_steps=2) == flops(grad_accumulation_steps=4) < 1.3 * flops()
 
 
 def test_a_penalty_on_gradients_costs_flops():

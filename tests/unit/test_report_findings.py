@@ -60,14 +60,15 @@ def test_poker_verdict_is_computed(tmp_path: Path, faces: list[float], verdict: 
 
 
 @pytest.mark.parametrize(
-    ("calmed", "words"), [(0.04, "hardly any is calm"), (0.31, "3 in 10 are calm"), (0.96, "nearly all are calm")]
+    ("neutralised_rate", "words"),
+    [(0.04, "hardly any is calm"), (0.31, "3 in 10 are calm"), (0.96, "nearly all are calm")],
 )
-def test_how_far_from_calm_is_said_in_words(tmp_path: Path, calmed: float, words: str) -> None:
+def test_how_far_from_calm_is_said_in_words(tmp_path: Path, neutralised_rate: float, words: str) -> None:
     measured = poker(0.1)
     for row, figures in {
-        "poker face": {"calmed": calmed},
-        "truth": {"calmed": 0.97},
-        "reconstruction": {"recognised": 0.8},
+        "poker face": {"neutralised_rate": neutralised_rate},
+        "truth": {"neutralised_rate": 0.97},
+        "reconstruction": {"emotion_agreement": 0.8},
     }.items():
         measured["rows"][row] |= figures
     write_run(tmp_path, "pf-vit", 0, objective="pf_mag", poker=measured)
@@ -85,7 +86,7 @@ def test_nearer_than_the_input_but_not_than_the_reconstruction(tmp_path: Path) -
 
 
 def test_poker_faces_without_a_known_truth(tmp_path: Path) -> None:
-    row = {"neutrality": 0.5, "identity": None, "psnr": None, "ssim": None, "region_error": None}
+    row = {"neutral_rate": 0.5, "identity_cosine": None, "psnr": None, "ssim": None, "mse_inside": None}
     write_run(tmp_path, "pf-vit", 0, objective="pf_mag", poker={"n": 8, "rows": {"input": row, "poker face": row}})
     assert "The true neutral faces of this data are not known" in text(write_report(tmp_path))
 

@@ -10,13 +10,15 @@ import torch
 from pfcluster.config import ConfigError, EngineConfig, PfMagConfig, RunConfig
 from pfcluster.config.io import from_json, to_json
 from pfcluster.data.batch import Batch, prepare
-from pfcluster.data.diffaugment import Shown, draw_shown, empty_shown
+from pfcluster.data.diffaugment import DiscriminatorAugment, draw_discriminator_augment, empty_discriminator_augment
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World
 from pfcluster.training import parity
 
 ALONE = World(0, 1, torch.device("cpu"))
-ALL = PfMagConfig(critic_augment=("flip", "colour", "translation", "cutout"), instance_noise=0.2, critic_turns=2)
+ALL = PfMagConfig(
+    discriminator_augment=("flip", "colour", "translation", "cutout"), instance_noise=0.2, discriminator_updates=2
+)
 
 
 def config(pf_mag: PfMagConfig = ALL, batch_size: int = 8, **engine: int) -> RunConfig:
@@ -31,18 +33,18 @@ def ramp(rows: int = 8) -> torch.Tensor:
 
 def test_a_mirrored_image_is_shifted_after_it_and_grey_comes_in():
     image = ramp()
-    moved = Shown(flip=torch.tensor([True]), shift=torch.tensor([[2, -1]]))(image)
+    moved = DiscriminatorAugment(flip=torch.tensor([True]), shift=torch.tensor([[2, -1]]))(image)
     mirrored = image.flip(3)
     assert torch.equal(moved[:, :, 2:, :-1], mirrored[:, :, :-2, 1:])
     assert (moved[:, :, :2] == 0).all()
     assert (moved[:, :, :, -1] == 0).all()
-    assert torch.equal(Shown(flip=torch.tensor([False]))(image), image)
-    assert torch.equal(Shown(shift=torch.tensor([[0, 0]]))(image), image)
+    assert torch.equal(DiscriminatorAugment(flip=torch.tensor([False]))(image), image)
+    assert torch.equal(DiscriminatorAugment(shift=torch.tensor([[0, 0]]))(image), image)
 
 
 def test_the_hole_is_half_as_wide_as_the_image_and_may_reach_beyond_it():
     image = torch.ones(2, 3, 8, 8)
-    seen = Shown(hole=torch.tensor([[4, 4], [0, 8]]))(image)
+    seen = DiscriminatorAugment(hole=torch.tensor([[4, 4], [0, 8]]))(image)
     assert (seen[0, :, 2:6, 2:6] == 0).all()
     assert seen[0].sum() == 3 * (64 - 16)
     assert (seen[1, :, :2, 6:] == 0).all()
@@ -51,18 +53,18 @@ def test_the_hole_is_half_as_wide_as_the_image_and_may_reach_beyond_it():
 
 def test_colour_adds_brightness_and_scales_saturation_and_contrast():
     image = torch.rand(1, 3, 4, 4)
-    assert torch.allclose(Shown(colour=torch.tensor([[0.0, 1.0, 1.0]]))(image), image, atol=1e-6)
-    assert torch.allclose(Shown(colour=torch.tensor([[0.3, 1.0, 1.0]]))(image), image + 0.3, atol=1e-6)
-    grey = Shown(colour=torch.tensor([[0.0, 0.0, 1.0]]))(image)
+    assert torch.allclose(DiscriminatorAugment(colour=torch.tensor([[0.0, 1.0, 1.0]]))(image), image, atol=1e-6)
+    assert torch.allclose(DiscriminatorAugment(colour=torch.tensor([[0.3, 1.0, 1.0]]))(image), image + 0.3, atol=1e-6)
+    grey = DiscriminatorAugment(colour=torch.tensor([[0.0, 0.0, 1.0]]))(image)
     assert torch.allclose(grey, image.mean(1, keepdim=True).expand_as(image), atol=1e-6)
-    flat = Shown(colour=torch.tensor([[0.0, 1.0, 0.5]]))(image)
+    flat = DiscriminatorAugment(colour=torch.tensor([[0.0, 1.0, 0.5]]))(image)
     assert torch.allclose(flat - image.mean(), 0.5 * (image - image.mean()), atol=1e-6)
 
 
 def test_draws_have_the_ranges_of_diffaugment():
     values = config(batch_size=512)
     values = replace(values, pf_mag=replace(ALL, instance_noise=0.0))
-    drawn = draw_shown(values, 3, ALONE)[0]
+    drawn = draw_discriminator_augment(values, 3, ALONE)[0]
     assert drawn.flip is not None
     assert drawn.shift is not None
     assert drawn.hole is not None
@@ -93,12 +95,12 @@ def test_every_layout_shows_the_same_and_another_step_another():
         here = World(rank, 2, torch.device("cpu"))
         mine = here.slice_of(8)
         raw = RawBatch(_raw(8).images[mine], _raw(8).labels[mine])
-        found += prepare(raw, config(accumulate=2), 3, here)
+        found += prepare(raw, config(grad_accumulation_steps=2), 3, here)
     assert len(found) == 4
     for turn in range(3):
         together = torch.cat([part.show(part.images, turn) for part in found])
         assert torch.equal(together, alone.show(alone.images, turn))
-    again, other = (draw_shown(config(), step, ALONE)[0] for step in (3, 4))
+    again, other = (draw_discriminator_augment(config(), step, ALONE)[0] for step in (3, 4))
     assert again.noise is not None
     assert other.noise is not None
     assert torch.equal(again.noise, alone.shown[0].noise)
@@ -106,13 +108,16 @@ def test_every_layout_shows_the_same_and_another_step_another():
 
 
 def test_what_else_is_asked_for_changes_no_draw():
-    shift = PfMagConfig(critic_augment=("translation",))
-    assert torch.equal(draw_shown(config(shift), 3, ALONE)[0].shift, draw_shown(config(), 3, ALONE)[0].shift)
-    assert draw_shown(config(PfMagConfig()), 3, ALONE) == ()
+    shift = PfMagConfig(discriminator_augment=("translation",))
+    assert torch.equal(
+        draw_discriminator_augment(config(shift), 3, ALONE)[0].shift,
+        draw_discriminator_augment(config(), 3, ALONE)[0].shift,
+    )
+    assert draw_discriminator_augment(config(PfMagConfig()), 3, ALONE) == ()
 
 
 def test_noise_has_its_deviation():
-    noise = draw_shown(config(batch_size=64), 0, ALONE)[0].noise
+    noise = draw_discriminator_augment(config(batch_size=64), 0, ALONE)[0].noise
     assert noise is not None
     assert noise.std().item() == pytest.approx(0.2, rel=0.02)
     assert noise.mean().item() == pytest.approx(0, abs=0.005)
@@ -120,7 +125,7 @@ def test_noise_has_its_deviation():
 
 def test_gradients_flow_back_to_where_the_pixels_came_from():
     images = torch.rand(8, 3, 32, 32, dtype=torch.float64, requires_grad=True)
-    shown = draw_shown(config(), 3, ALONE)[0]
+    shown = draw_discriminator_augment(config(), 3, ALONE)[0]
     direction, pull = torch.randn_like(images), torch.randn_like(images)
     (slope,) = torch.autograd.grad((shown(images) * pull).sum(), images)
     step = 1e-6
@@ -131,20 +136,22 @@ def test_gradients_flow_back_to_where_the_pixels_came_from():
 
 
 def test_counting_has_tensors_of_the_same_shapes():
-    real, empty = draw_shown(config(), 0, ALONE), empty_shown(config(), 8)
+    real, empty = draw_discriminator_augment(config(), 0, ALONE), empty_discriminator_augment(config(), 8)
     assert len(real) == len(empty) == 3
     for drawn, blank in zip(real, empty, strict=True):
         for one, other in zip(drawn, blank, strict=True):
             assert one is not None
             assert other is not None
             assert (one.shape, one.dtype) == (other.shape, other.dtype)
-    assert empty_shown(config(PfMagConfig()), 8) == ()
+    assert empty_discriminator_augment(config(PfMagConfig()), 8) == ()
 
 
 def test_changes_are_read_from_json_by_name():
     assert from_json(to_json(config())) == config()
-    with pytest.raises(ConfigError, match=r"pf_mag\.critic_augment must be one of flip, colour, translation, cutout"):
-        from_json('{"pf_mag": {"critic_augment": ["rotation"]}}')
+    with pytest.raises(
+        ConfigError, match=r"pf_mag\.discriminator_augment must be one of flip, colour, translation, cutout"
+    ):
+        from_json('{"pf_mag": {"discriminator_augment": ["rotation"]}}')
 
 
 def _raw(images: int) -> RawBatch:

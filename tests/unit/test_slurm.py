@@ -13,9 +13,9 @@ import pytest
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.launch import attempts, redaction
 from pfcluster.launch.attempts import Attempt, Failure, Submitted
-from pfcluster.launch.plan import Call, Group, Job, Plan
+from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
 from pfcluster.launch.slurm import client, epilogue
-from pfcluster.launch.slurm.client import Seen, SlurmError
+from pfcluster.launch.slurm.client import JobInfo, SlurmError
 from pfcluster.launch.slurm.site import Site, load_site
 
 SHOWN = (
@@ -150,8 +150,8 @@ def test_groups_that_wait_are_found_also_behind_each_other(tmp_path):
 
 
 def test_waves_follow_what_waits_for_what(tmp_path):
-    def group(name: str, *after: str) -> Group:
-        return Group(name, (Job(RunConfig(name=name), tmp_path / name),), after)
+    def group(name: str, *after: str) -> Stage:
+        return Stage(name, (TrainRun(RunConfig(name=name), tmp_path / name),), after)
 
     groups = (group("mae"), group("judge"), group("pf-vit", "mae", "judge"), group("scratch"), group("end", "pf-vit"))
     waves = [[each.name for each in wave] for wave in Plan("p", tmp_path, groups, "c").waves()]
@@ -160,7 +160,7 @@ def test_waves_follow_what_waits_for_what(tmp_path):
 
 def test_a_command_is_done_while_what_it_made_is_newer_than_what_it_read(tmp_path):
     made, read = tmp_path / "made", tmp_path / "read"
-    call = Call("c", tmp_path, (), produces=made, reads=(read,))
+    call = Command("c", tmp_path, (), produces=made, reads=(read,))
     assert not call.finished()
     for number, path in enumerate((read, made)):
         path.touch()
@@ -168,7 +168,7 @@ def test_a_command_is_done_while_what_it_made_is_newer_than_what_it_read(tmp_pat
     assert call.finished()
     os.utime(read, (9, 9))
     assert not call.finished()
-    assert not Call("c", tmp_path, ()).finished()
+    assert not Command("c", tmp_path, ()).finished()
 
 
 def test_a_site_file_is_read_and_single_runs_differ(tmp_path):
@@ -229,9 +229,9 @@ def test_secrets_do_not_reach_what_is_printed(monkeypatch, capsys):
 
 
 def test_hopeless_and_alive():
-    assert Seen("1", "PENDING", "DependencyNeverSatisfied").hopeless
-    assert Seen("1", "COMPLETING").alive
-    assert not Seen("1", "NODE_FAIL").alive
+    assert JobInfo("1", "PENDING", "DependencyNeverSatisfied").hopeless
+    assert JobInfo("1", "COMPLETING").alive
+    assert not JobInfo("1", "NODE_FAIL").alive
 
 
 def test_without_a_queue_status_tells_what_the_folders_know(tmp_path):

@@ -21,13 +21,13 @@ from tests import tiny
 
 def test_a_stabilised_run_goes_on_to_the_same_weights(tmp_path):
     base = tiny.config("pf_mag")
-    game = replace(parity.STABILISED, critic_augment=("colour", "flip"), ramp_steps=6, balance_steps=8)
+    game = replace(parity.STABILISED, discriminator_augment=("colour", "flip"), adv_ramp_steps=6, balance_steps=8)
     values = replace(base, pf_mag=game, checkpoint=CheckpointConfig(every_steps=5, keep=9))
     assert from_json(to_json(values)) == values
     result = run(values, tmp_path / "whole")
     assert result["status"] == "finished"
     assert result["parameters"]["train"] > factory.parameter_counts(base, factory.build(base, 8))["train"]
-    assert any(name.endswith("critic/reader.head.weight") for name in tiny.final_weights(tmp_path / "whole"))
+    assert any(name.endswith("discriminator/reader.head.weight") for name in tiny.final_weights(tmp_path / "whole"))
     assert set(result["poker"]["rows"]) >= {"reconstruction", "poker face"}
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     (tmp_path / "parts/result.json").unlink()
@@ -40,9 +40,9 @@ def test_a_stabilised_run_goes_on_to_the_same_weights(tmp_path):
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
-def test_a_loss_that_is_not_finite_leaves_a_checkpoint_though_the_critic_took_more_steps(tmp_path, monkeypatch):
+def test_a_non_finite_loss_leaves_a_checkpoint_when_the_discriminator_takes_more_steps(tmp_path, monkeypatch):
     base = tiny.config("pf_mag", checkpoint=CheckpointConfig(every_steps=100))
-    values = replace(base, pf_mag=replace(base.pf_mag, critic_turns=2))
+    values = replace(base, pf_mag=replace(base.pf_mag, discriminator_updates=2))
     taken = PfMagObjective.step
 
     def fails_at_four(self, batches, step):

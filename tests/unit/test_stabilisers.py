@@ -21,10 +21,17 @@ from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.ddp import DdpEngine
 from pfcluster.models import factory, losses
-from pfcluster.models.discriminator import Reader
+from pfcluster.models.discriminator import EmotionAdversary
 from pfcluster.training import parity
 from pfcluster.training.factory import build_engines
-from pfcluster.training.pf_mag import Balance, Setting, critic_terms, pf_mag_setting, pf_mag_step, ramp_share
+from pfcluster.training.pf_mag import (
+    LossBalancer,
+    LossSettings,
+    discriminator_terms,
+    loss_settings,
+    pf_mag_step,
+    ramp_share,
+)
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLASSES, LOG2 = 4, math.log(2)
@@ -39,8 +46,10 @@ def config(**changes: object) -> RunConfig:
 
 def engines(run: RunConfig, optim: OptimConfig = MOVING) -> tuple[DdpEngine, DdpEngine]:
     modules = factory.build(run, CLASSES)
-    model, critic = (DdpEngine(modules[name], optim, EngineConfig(), ALONE) for name in ("model", "critic"))
-    return model, critic
+    model, discriminator = (
+        DdpEngine(modules[name], optim, EngineConfig(), ALONE) for name in ("model", "discriminator")
+    )
+    return model, discriminator
 
 
 def raw(images: int = 8) -> RawBatch:
@@ -49,12 +58,12 @@ def raw(images: int = 8) -> RawBatch:
     return RawBatch(pictures, torch.randint(0, CLASSES, (images,), generator=chance))
 
 
-def setting(run: RunConfig) -> Setting:
-    return pf_mag_setting(run.pf_mag, 0, None, 0.0, None)
+def settings(run: RunConfig) -> LossSettings:
+    return loss_settings(run.pf_mag, 0, None, 0.0, None)
 
 
-def balance(run: RunConfig) -> Balance:
-    return Balance(run.pf_mag.weights, False, 1, 1.0, 1.0, ALONE)
+def balance(run: RunConfig) -> LossBalancer:
+    return LossBalancer(run.pf_mag.weights, False, 1, 1.0, 1.0, ALONE)
 
 
 def weights_of(engine: DdpEngine) -> torch.Tensor:
@@ -63,7 +72,7 @@ def weights_of(engine: DdpEngine) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["fixed", "auto"])
 def test_the_adversarial_term_grows_from_nothing_to_its_weight_behind_the_warm_up(kind):
-    values = config(ramp_steps=4, balance=kind, balance_steps=1)
+    values = config(adv_ramp_steps=4, balance=kind, balance_steps=1)
     own = build_engines(values, "ddp", factory.build(values, CLASSES), ALONE)
     objective = parity.build(values, own, ALONE)
     found = []
@@ -92,23 +101,26 @@ def test_fakes_can_have_the_emotion_of_the_photo_that_they_were_made_from():
     real[torch.arange(3), labels] = real[:, CLASSES] = 100.0  # right about every real image
     fake = real.repeat(2, 1)  # and of each kind of fake its source's emotion ...
     fake[:, CLASSES] = -100.0  # ... but that it is none
-    assert losses.discriminator(real, fake, labels, fake_emotions="source").item() == pytest.approx(0, abs=1e-6)
+    assert losses.discriminator(real, fake, labels, fake_class_targets="source").item() == pytest.approx(0, abs=1e-6)
     calm = torch.full((6, CLASSES + 1), -100.0)
-    assert losses.discriminator(real, calm, labels, fake_emotions="zero").item() == pytest.approx(0, abs=1e-6)
-    blind = losses.discriminator(real, calm, labels, fake_emotions="source").item()
+    assert losses.discriminator(real, calm, labels, fake_class_targets="zero").item() == pytest.approx(0, abs=1e-6)
+    blind = losses.discriminator(real, calm, labels, fake_class_targets="source").item()
     assert blind == pytest.approx(100 / 5)  # a poker face is no excuse
-    weighted = losses.discriminator(real, calm, labels, fake_emotions="source", emotion_weight=3).item()
+    weighted = losses.discriminator(real, calm, labels, fake_class_targets="source", emotion_weight=3).item()
     assert weighted == pytest.approx(300 / 5)
 
 
 def test_the_reader_sees_every_token_in_its_place():
-    reader, tokens = Reader(5, 8, CLASSES), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
-    assert reader(tokens).shape == (2, CLASSES)
-    assert not torch.allclose(reader(tokens), reader(tokens[:, [0, 2, 1, 3, 4]]))
+    adversary, tokens = (
+        EmotionAdversary(5, 8, CLASSES),
+        torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)),
+    )
+    assert adversary(tokens).shape == (2, CLASSES)
+    assert not torch.allclose(adversary(tokens), adversary(tokens[:, [0, 2, 1, 3, 4]]))
     changed = tokens.clone()
     changed[:, 1] += torch.tensor([1.0, -1.0] * 4)  # one patch more, another less: the patches' mean stays
     changed[:, 2] -= torch.tensor([1.0, -1.0] * 4)
-    assert not torch.allclose(reader(tokens), reader(changed), atol=1e-4)
+    assert not torch.allclose(adversary(tokens), adversary(changed), atol=1e-4)
 
 
 def test_smoothing_moves_the_target_of_what_is_real_and_no_other():
@@ -126,64 +138,66 @@ def test_smoothing_moves_the_target_of_what_is_real_and_no_other():
 
 
 def test_at_first_the_discriminator_learns_real_emotions_and_nothing_else():
-    values = config(critic_first_steps=1, critic_emotion_weight=2.0)
+    values = config(discriminator_pretrain_steps=1, discriminator_emotion_weight=2.0)
     (batch,) = prepare(raw(), values, 0, ALONE)
-    model, critic = engines(values)
-    before = {name: value.clone() for name, value in critic.module.state_dict().items()}
+    model, discriminator = engines(values)
+    before = {name: value.clone() for name, value in discriminator.module.state_dict().items()}
     with torch.no_grad():
-        logits = critic.module(batch.images)
-    found = pf_mag_step([batch], model, critic, setting(values), balance(values), warm=True, fakes=False)
+        logits = discriminator.module(batch.images)
+    found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warm=True, fakes=False)
     target = torch.nn.functional.one_hot(batch.labels, CLASSES).float()
     each = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, :CLASSES], target, reduction="none")
-    assert found["critic"].item() == pytest.approx((2 * each.sum(1) / (CLASSES + 1)).mean().item(), rel=1e-5)
-    after = critic.module.state_dict()
+    assert found["discriminator"].item() == pytest.approx((2 * each.sum(1) / (CLASSES + 1)).mean().item(), rel=1e-5)
+    after = discriminator.module.state_dict()
     assert torch.equal(after["head.bias"][CLASSES], before["head.bias"][CLASSES])  # real or not: untouched
     assert not torch.equal(after["head.bias"][:CLASSES], before["head.bias"][:CLASSES])
     assert model.updates == 1  # its warm-up goes on
 
 
 def test_the_objective_shows_fakes_from_the_named_step_on():
-    values = config(critic_first_steps=1)
+    values = config(discriminator_pretrain_steps=1)
     own = build_engines(values, "ddp", factory.build(values, CLASSES), ALONE)
     objective = parity.build(values, own, ALONE)
     bias = []
     for step in range(2):
         objective.step(prepare(raw(), values, step, ALONE), step)
-        bias.append(own["critic"].model_state()["head.bias"][CLASSES].item())
+        bias.append(own["discriminator"].model_state()["head.bias"][CLASSES].item())
     assert bias[0] == 0 != bias[1]
 
 
 def test_every_turn_of_the_discriminator_is_a_step_of_its_own_on_the_same_fakes():
-    values = config(critic_turns=3, instance_noise=0.3)
+    values = config(discriminator_updates=3, instance_noise=0.3)
     (batch,) = prepare(raw(), values, 5, ALONE)
-    model, critic = engines(values)
+    model, discriminator = engines(values)
     by_hand = engines(values)
     with torch.no_grad():
         views = by_hand[0](batch.images, None, emotion_view=False)
     first = None
     for turn in range(3):
-        terms = critic_terms(by_hand[1], views, batch, setting(values), turn=turn, fakes=True, sync=True)
-        by_hand[1].backward(terms["critic"])
+        terms = discriminator_terms(by_hand[1], views, batch, settings(values), turn=turn, fakes=True, sync=True)
+        by_hand[1].backward(terms["discriminator"])
         by_hand[1].step()
-        first = terms["critic"].detach() if first is None else first
-    found = pf_mag_step([batch], model, critic, setting(values), balance(values), warm=False)
-    assert (critic.updates, model.updates) == (3, 1)
-    assert torch.equal(weights_of(critic), weights_of(by_hand[1]))
-    assert found["critic"] == first
+        first = terms["discriminator"].detach() if first is None else first
+    found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warm=False)
+    assert (discriminator.updates, model.updates) == (3, 1)
+    assert torch.equal(weights_of(discriminator), weights_of(by_hand[1]))
+    assert found["discriminator"] == first
 
 
 def test_a_step_of_several_turns_began_when_its_first_did():
-    values = config(critic_turns=2)
-    _, critic = engines(values)
+    values = config(discriminator_updates=2)
+    _, discriminator = engines(values)
     marks = []
     for again in (True, False, False):
-        critic.backward(critic(torch.zeros(2, 3, 32, 32)).sum())
-        critic.step(again=again)
-        marks.append((critic.forward_began, critic.backward_began))
+        discriminator.backward(discriminator(torch.zeros(2, 3, 32, 32)).sum())
+        discriminator.step(more_updates_follow=again)
+        marks.append((discriminator.forward_began, discriminator.backward_began))
     assert marks[0] == marks[1] != marks[2]
 
 
-@pytest.mark.parametrize("options", [{"accumulate": 2}, {"accumulate": 4, "recompute": True}])
+@pytest.mark.parametrize(
+    "options", [{"grad_accumulation_steps": 2}, {"grad_accumulation_steps": 4, "activation_checkpointing": True}]
+)
 def test_everything_together_takes_the_step_of_the_whole_batch(options):
     found = parity.compare("ddp", "pf_mag", ALONE, engine=EngineConfig(device="cpu", **options), stabilised=True)
     assert 0 < found.weights < 1e-6
@@ -192,7 +206,7 @@ def test_everything_together_takes_the_step_of_the_whole_batch(options):
 
 def test_without_options_nets_and_batches_are_what_they_were():
     plain = factory.build(config(), CLASSES)
-    more = factory.build(config(smooth_head=4, weights=LossWeights(sep=1.0)), CLASSES)
+    more = factory.build(config(refine_channels=4, weights=LossWeights(confusion=1.0)), CLASSES)
     (batch,) = prepare(raw(), config(), 0, ALONE)
     assert batch.shown == ()
     assert batch.show(batch.images, -1) is batch.images
@@ -206,7 +220,7 @@ def test_without_options_nets_and_batches_are_what_they_were():
 
 def test_the_convolution_behind_the_head_begins_as_nothing_and_looks_across_patches():
     torch.manual_seed(0)
-    generator = factory.build(config(smooth_head=4), CLASSES)["model"].generator
+    generator = factory.build(config(refine_channels=4), CLASSES)["model"].generator
     tokens = torch.randn(1, 17, 32)
     plain = generator(tokens)
     smooth, generator.smooth = generator.smooth, None
@@ -226,10 +240,10 @@ def test_the_separator_starts_where_it_is_told_and_the_class_token_apart():
         return separator(tokens)[0].mean((0, 2))
 
     assert masks().mean().item() == pytest.approx(0.5, abs=0.05)
-    apart = masks(separator_class_bias=3.0)
+    apart = masks(class_mask_bias=3.0)
     assert torch.equal(apart[1:], masks()[1:])
     assert apart[0].item() == pytest.approx(torch.tensor(3.0).sigmoid().item(), abs=0.02)
-    names = dict(factory.build(config(separator_class_bias=0.0), CLASSES)["model"].named_parameters())
+    names = dict(factory.build(config(class_mask_bias=0.0), CLASSES)["model"].named_parameters())
     assert names["separator.class_bias"].shape == (32,)
 
 
@@ -241,23 +255,23 @@ def test_confusion_is_least_where_the_answer_favours_no_class():
 
 
 def test_the_reader_learns_in_the_discriminators_turn_and_pf_vit_against_it_in_its_own():
-    values = config(weights=LossWeights(cls=0.0, adv=0.0, rec=0.0, ort=0.0, sep=1.0))
+    values = config(weights=LossWeights(cls=0.0, adv=0.0, rec=0.0, ort=0.0, confusion=1.0))
     (batch,) = prepare(raw(), values, 5, ALONE)
-    model, critic = engines(values)
-    before = critic.module.reader.head.weight.detach().clone()
+    model, discriminator = engines(values)
+    before = discriminator.module.adversary.head.weight.detach().clone()
     views = model(batch.images, None, emotion_view=False)
-    terms = critic_terms(critic, views, batch, setting(values), turn=0, fakes=True, sync=True)
-    critic.backward(terms["critic"] + terms["reader"])
+    terms = discriminator_terms(discriminator, views, batch, settings(values), turn=0, fakes=True, sync=True)
+    discriminator.backward(terms["disc_loss"] + terms["adversary_loss"])
     assert all(parameter.grad is None for parameter in model.module.parameters())
     model.backward(views.logits.sum() * 0)
-    for engine in (model, critic):
+    for engine in (model, discriminator):
         engine.step()
-    assert not torch.equal(critic.module.reader.head.weight, before)
+    assert not torch.equal(discriminator.module.adversary.head.weight, before)
 
-    model, critic = engines(values)
+    model, discriminator = engines(values)
     for _ in range(3):
-        found = pf_mag_step([batch], model, critic, setting(values), balance(values), warm=False)
-        assert found["loss"] == found["sep"] >= math.log(CLASSES)
+        found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warm=False)
+        assert found["loss"] == found["confusion"] >= math.log(CLASSES)
     moved = {
         name for name, value in model.module.named_parameters() if (model.optimizer.state[value]["exp_avg"] != 0).any()
     }
@@ -269,29 +283,37 @@ def test_against_a_reader_the_face_tokens_tell_less():
     """With λ_sep the reader's loss stays higher than without, where it learns the batch by heart."""
     left = {}
     for share in (1e-9, 5.0):  # the smaller drowns in Adam's ε
-        values = config(weights=LossWeights(cls=0.0, adv=0.0, rec=0.0, ort=0.0, sep=share), critic_turns=2)
+        values = config(
+            weights=LossWeights(cls=0.0, adv=0.0, rec=0.0, ort=0.0, confusion=share), discriminator_updates=2
+        )
         (batch,) = prepare(raw(), values, 5, ALONE)
-        model, critic = engines(values, replace(MOVING, lr=3e-3))
+        model, discriminator = engines(values, replace(MOVING, lr=3e-3))
         for _ in range(25):
-            found = pf_mag_step([batch], model, critic, setting(values), balance(values), warm=False)
-        left[share] = found["reader"].item()
+            found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warm=False)
+        left[share] = found["adversary_loss"].item()
     assert left[1e-9] < 0.5 * left[5.0]
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"ramp_steps": -1}, r"pf_mag\.ramp_steps must be at least 0, got -1"),
-        ({"critic_turns": 0}, r"pf_mag\.critic_turns must be at least 1"),
-        ({"critic_smoothing": 1.0}, r"pf_mag\.critic_smoothing must lie in \[0, 1\)"),
-        ({"critic_emotion_weight": 0.0}, r"pf_mag\.critic_emotion_weight must be positive"),
-        ({"critic_emotions": False, "critic_emotion_weight": 2.0}, r"must be 1 with pf_mag\.critic_emotions off"),
-        ({"critic_emotions": False, "critic_first_steps": 1}, r"must be 0 with pf_mag\.critic_emotions off"),
-        ({"critic_first_steps": 3}, r"be at most pf_mag\.warmup_steps = 2"),
-        ({"critic_augment": ("flip", "flip")}, r"name each change once"),
-        ({"separator_ratio": 0.0, "separator_class_bias": 1.0}, r"separator_class_bias must be None with"),
-        ({"separator_ratio": 0.0, "weights": LossWeights(sep=1.0)}, r"weights\.sep must be 0 with"),
-        ({"weights": LossWeights(sep=1.0), "smooth_head": -1}, r"pf_mag\.smooth_head must be at least 0"),
+        ({"adv_ramp_steps": -1}, r"pf_mag\.adv_ramp_steps must be at least 0, got -1"),
+        ({"discriminator_updates": 0}, r"pf_mag\.discriminator_updates must be at least 1"),
+        ({"real_label_smoothing": 1.0}, r"pf_mag\.real_label_smoothing must lie in \[0, 1\)"),
+        ({"discriminator_emotion_weight": 0.0}, r"pf_mag\.discriminator_emotion_weight must be positive"),
+        (
+            {"discriminator_emotions": False, "discriminator_emotion_weight": 2.0},
+            r"must be 1 with pf_mag\.discriminator_emotions off",
+        ),
+        (
+            {"discriminator_emotions": False, "discriminator_pretrain_steps": 1},
+            r"must be 0 with pf_mag\.discriminator_emotions off",
+        ),
+        ({"discriminator_pretrain_steps": 3}, r"be at most pf_mag\.warmup_steps = 2"),
+        ({"discriminator_augment": ("flip", "flip")}, r"name each change once"),
+        ({"separator_ratio": 0.0, "class_mask_bias": 1.0}, r"class_mask_bias must be None with"),
+        ({"separator_ratio": 0.0, "weights": LossWeights(confusion=1.0)}, r"weights\.sep must be 0 with"),
+        ({"weights": LossWeights(confusion=1.0), "refine_channels": -1}, r"pf_mag\.refine_channels must be at least 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(changes, why):
@@ -300,7 +322,7 @@ def test_options_that_make_no_sense_are_refused(changes, why):
 
 
 def test_a_gain_scales_the_start_of_the_discriminators_patch_embedding_and_of_nothing_else():
-    runs = (config(critic_patch_gain=gain) for gain in (1.0, 4.0))
-    plain, loud = (factory.build(run, CLASSES)["critic"].state_dict() for run in runs)
+    runs = (config(discriminator_patch_gain=gain) for gain in (1.0, 4.0))
+    plain, loud = (factory.build(run, CLASSES)["discriminator"].state_dict() for run in runs)
     assert [name for name in plain if not torch.equal(plain[name], loud[name])] == ["patch_embed.weight"]
     assert torch.equal(loud["patch_embed.weight"], 4 * plain["patch_embed.weight"])

@@ -17,7 +17,7 @@ from pfcluster.engine.ddp import DdpEngine
 from pfcluster.engine.factory import build_engine
 from pfcluster.models import factory, losses
 from pfcluster.training.finetune import finetune_step
-from pfcluster.training.pf_mag import Balance, Setting, pf_mag_step
+from pfcluster.training.pf_mag import LossBalancer, LossSettings, pf_mag_step
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLASSES = 4
@@ -33,8 +33,10 @@ def config(**changes: object) -> RunConfig:
 
 def engines(run: RunConfig, optim: OptimConfig) -> tuple[DdpEngine, DdpEngine]:
     modules = factory.build(run, CLASSES)
-    model, critic = (DdpEngine(modules[name], optim, EngineConfig(), ALONE) for name in ("model", "critic"))
-    return model, critic
+    model, discriminator = (
+        DdpEngine(modules[name], optim, EngineConfig(), ALONE) for name in ("model", "discriminator")
+    )
+    return model, discriminator
 
 
 def batch(images: int = 6) -> Batch:
@@ -48,7 +50,7 @@ def batch(images: int = 6) -> Batch:
 def gradients(engine: DdpEngine) -> dict[str, torch.Tensor]:
     """The first step's gradients, from Adam's first moment."""
     scale = 1 - STILL.betas[0]
-    state = engine.pieces("own")
+    state = engine.tensor_shards("own")
     return {
         name.removeprefix("own_optimizer/").removesuffix("/exp_avg"): piece.values.view(piece.shape) / scale
         for name, piece in state.items()
@@ -64,73 +66,77 @@ class FrozenColours(torch.nn.Module):
 
 
 @pytest.mark.parametrize("recognition", [None, FrozenColours()])
-def test_the_shared_forward_takes_the_gradients_of_the_plain_gan_loop(recognition):
-    setting = Setting(0, None, 0.0, "ignore", recognition)
+def test_the_shared_forward_takes_the_gradients_of_the_plain_gan_loop(identity_net):
+    settings = LossSettings(0, None, 0.0, "ignore", identity_net)
     weights = LossWeights(cls=1.0, adv=0.3, rec=2.0, ort=0.5)
-    model, critic = engines(config(), STILL)
+    model, discriminator = engines(config(), STILL)
     images = batch()
-    pf_mag_step([images], model, critic, setting, Balance(weights, False, 1, 1.0, 1.0, ALONE), warm=False)
-    ours = gradients(model), gradients(critic)
+    pf_mag_step([images], model, discriminator, settings, LossBalancer(weights, False, 1, 1.0, 1.0, ALONE), warm=False)
+    ours = gradients(model), gradients(discriminator)
 
     modules = factory.build(config(), CLASSES)
-    pf_vit, delta = modules["model"], modules["critic"]
-    of_critic: dict[str, torch.Tensor] = {}
+    pf_vit, delta = modules["model"], modules["discriminator"]
+    of_discriminator: dict[str, torch.Tensor] = {}
 
-    def critic_turn() -> None:
-        of_critic.update({name: value.grad.clone() for name, value in delta.named_parameters()})
+    def discriminator_turn() -> None:
+        of_discriminator.update({name: value.grad.clone() for name, value in delta.named_parameters()})
         delta.zero_grad()
 
-    plain_pf_mag_step(pf_vit, delta, images, setting, weights, critic_turn)
+    plain_pf_mag_step(pf_vit, delta, images, settings, weights, discriminator_turn)
     of_model = {name: value.grad for name, value in pf_vit.named_parameters() if value.grad is not None}
-    for mine, plain in zip(ours, (of_model, of_critic), strict=True):
+    for mine, plain in zip(ours, (of_model, of_discriminator), strict=True):
         assert mine.keys() == plain.keys()
         for name, value in plain.items():
             assert torch.allclose(mine[name], value, rtol=1e-3, atol=1e-7), name
 
 
 def test_the_discriminator_is_untouched_by_pf_vits_turn():
-    model, critic = engines(config(), STILL)
-    weights = {name: value.clone() for name, value in critic.module.state_dict().items()}
-    setting = Setting(0, None, 0.0, "ignore", None)
-    pf_mag_step([batch()], model, critic, setting, Balance(LossWeights(), False, 1, 1.0, 1.0, ALONE), warm=False)
-    assert critic.updates == model.updates == 1
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in critic.module.parameters())
-    for name, value in critic.module.state_dict().items():
+    model, discriminator = engines(config(), STILL)
+    weights = {name: value.clone() for name, value in discriminator.module.state_dict().items()}
+    settings = LossSettings(0, None, 0.0, "ignore", None)
+    pf_mag_step(
+        [batch()], model, discriminator, settings, LossBalancer(LossWeights(), False, 1, 1.0, 1.0, ALONE), warm=False
+    )
+    assert discriminator.updates == model.updates == 1
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in discriminator.module.parameters())
+    for name, value in discriminator.module.state_dict().items():
         assert torch.allclose(value, weights[name], atol=1e-9), name
 
 
 @pytest.mark.parametrize("automatic", [False, True])
 def test_accumulation_takes_the_step_of_the_whole_batch(automatic):
-    setting = Setting(0, None, 0.0, "ignore", None)
+    settings = LossSettings(0, None, 0.0, "ignore", None)
     found = []
     for parts in (1, 2):
-        model, critic = engines(config(), STILL)
+        model, discriminator = engines(config(), STILL)
         whole = batch(8)
-        pieces = [Batch(*pair) for pair in zip(whole.images.chunk(parts), whole.labels.chunk(parts), strict=True)]
-        balance = Balance(LossWeights(), automatic, 1, 1.0, 1.0, ALONE)
-        metrics = pf_mag_step(pieces, model, critic, setting, balance, warm=False)
-        found.append((gradients(model), gradients(critic), metrics))
+        tensor_shards = [
+            Batch(*pair) for pair in zip(whole.images.chunk(parts), whole.labels.chunk(parts), strict=True)
+        ]
+        balance = LossBalancer(LossWeights(), automatic, 1, 1.0, 1.0, ALONE)
+        metrics = pf_mag_step(tensor_shards, model, discriminator, settings, balance, warm=False)
+        found.append((gradients(model), gradients(discriminator), metrics))
     for first, second in zip(found[0][:2], found[1][:2], strict=True):
         for name, value in first.items():
             assert torch.allclose(second[name], value, rtol=1e-3, atol=1e-6), name
-    for name in ("loss", "critic", "rec", "adv", "cls", "ort", "grad_norm"):
+    for name in ("loss", "discriminator", "rec", "adv", "cls", "ort", "grad_norm"):
         assert found[1][2][name].item() == pytest.approx(found[0][2][name].item(), rel=1e-4), name
 
 
 def test_the_warm_up_trains_no_adversary_into_pf_vit():
-    model, critic = engines(config(), STILL)
-    setting = Setting(0, None, 0.0, "ignore", None)
-    balance = Balance(LossWeights(), True, 5, 10.0, 0.3, ALONE)
-    metrics = pf_mag_step([batch()], model, critic, setting, balance, warm=True)
+    model, discriminator = engines(config(), STILL)
+    settings = LossSettings(0, None, 0.0, "ignore", None)
+    balance = LossBalancer(LossWeights(), True, 5, 10.0, 0.3, ALONE)
+    metrics = pf_mag_step([batch()], model, discriminator, settings, balance, warm=True)
     assert "adv" not in metrics
     assert "ort" not in metrics
     assert metrics["loss"].item() == pytest.approx(10 * metrics["rec"].item() + 0.3 * metrics["cls"].item(), rel=1e-5)
     assert balance.seen == 0
-    assert metrics["critic"].item() > 0
+    assert metrics["discriminator"].item() > 0
 
 
 def test_the_automatic_balance_makes_terms_equal_then_stands_still():
-    balance = Balance(LossWeights(cls=1, adv=1, rec=1, ort=1), True, 2, 1.0, 1.0, ALONE)
+    balance = LossBalancer(LossWeights(cls=1, adv=1, rec=1, ort=1), True, 2, 1.0, 1.0, ALONE)
     terms = {name: torch.tensor(value) for name, value in {"cls": 2.0, "adv": 0.5, "rec": 8.0, "ort": 0.1}.items()}
     balance.observe(terms)
     assert balance.total(terms, warm=False).item() == pytest.approx(4.0)
@@ -144,7 +150,7 @@ def test_the_automatic_balance_makes_terms_equal_then_stands_still():
 
 
 def test_fixed_weights_are_taken_as_they_are():
-    balance = Balance(LossWeights(cls=1, adv=2, rec=3, ort=4), False, 2, 1.0, 1.0, ALONE)
+    balance = LossBalancer(LossWeights(cls=1, adv=2, rec=3, ort=4), False, 2, 1.0, 1.0, ALONE)
     terms = {name: torch.tensor(1.0) for name in ("cls", "adv", "rec", "ort")}
     assert balance.total(terms, warm=False).item() == 10
     assert balance.seen == 0
@@ -179,16 +185,18 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before_it():
 
 
 def test_bf16_autocast_keeps_weights_in_fp32_and_comes_near_fp32():
-    setting = Setting(0, None, 0.0, "ignore", FrozenColours())
+    settings = LossSettings(0, None, 0.0, "ignore", FrozenColours())
     found = []
     for precision in ("fp32", "bf16"):
         modules = factory.build(config(), CLASSES)
         options = EngineConfig(precision=precision)  # type: ignore[arg-type]
-        model, critic = (DdpEngine(modules[name], OptimConfig(), options, ALONE) for name in ("model", "critic"))
-        balance = Balance(LossWeights(), True, 1, 1.0, 1.0, ALONE)
-        found.append(pf_mag_step([batch()], model, critic, setting, balance, warm=False))
+        model, discriminator = (
+            DdpEngine(modules[name], OptimConfig(), options, ALONE) for name in ("model", "discriminator")
+        )
+        balance = LossBalancer(LossWeights(), True, 1, 1.0, 1.0, ALONE)
+        found.append(pf_mag_step([batch()], model, discriminator, settings, balance, warm=False))
         assert all(parameter.dtype == torch.float32 for module in modules.values() for parameter in module.parameters())
-    for name in ("critic", "cls", "adv", "rec"):
+    for name in ("discriminator", "cls", "adv", "rec"):
         assert found[0][name] != found[1][name]
         assert found[1][name].item() == pytest.approx(found[0][name].item(), rel=0.03), name
 
@@ -199,34 +207,34 @@ def test_r1_adds_the_slope_of_the_real_output_to_the_critics_loss():
     run = replace(config(), pf_mag=replace(config().pf_mag, r1=weight))
     modules = factory.build(run, CLASSES)
     model = build_engine("ddp", modules["model"], STILL, EngineConfig(), ALONE)
-    critic = build_engine("ddp", modules["critic"], STILL, EngineConfig(), ALONE, double_backward=True)
-    setting = Setting(0, None, 0.0, "ignore", None, weight)
-    balance = Balance(LossWeights(), False, 1, 1.0, 1.0, ALONE)
-    found = pf_mag_step([batch()], model, critic, setting, balance, warm=False)
+    discriminator = build_engine("ddp", modules["discriminator"], STILL, EngineConfig(), ALONE, double_backward=True)
+    settings = LossSettings(0, None, 0.0, "ignore", None, weight)
+    balance = LossBalancer(LossWeights(), False, 1, 1.0, 1.0, ALONE)
+    found = pf_mag_step([batch()], model, discriminator, settings, balance, warm=False)
 
     plain = factory.build(run, CLASSES)
     images = batch().images.requires_grad_(True)
     with torch.no_grad():
         views = plain["model"](images, emotion_view=False)
     with sdpa_kernel(SDPBackend.MATH):
-        logits = plain["critic"](torch.cat([images, views.reconstruction, views.poker]))
+        logits = plain["discriminator"](torch.cat([images, views.reconstruction, views.poker]))
     real, fake = logits[:6], logits[6:]
     (slope,) = torch.autograd.grad(real[:, -1].sum(), images, create_graph=True)
     loss = losses.discriminator(real, fake, batch().labels) + weight / 2 * slope.square().flatten(1).sum(1).mean()
     loss.backward()
-    assert found["critic"].item() == pytest.approx(loss.item(), rel=1e-5)
-    for name, parameter in plain["critic"].named_parameters():
+    assert found["discriminator"].item() == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in plain["discriminator"].named_parameters():
         assert torch.allclose(
-            gradients(critic)[name], parameter.grad.flatten().view_as(parameter), rtol=1e-3, atol=1e-7
+            gradients(discriminator)[name], parameter.grad.flatten().view_as(parameter), rtol=1e-3, atol=1e-7
         )
 
 
 def test_an_engine_that_was_not_built_for_it_has_no_second_derivative():
     modules = factory.build(config(), CLASSES)
-    critic = build_engine("ddp", modules["critic"], STILL, EngineConfig(), ALONE)
+    discriminator = build_engine("ddp", modules["discriminator"], STILL, EngineConfig(), ALONE)
     images = batch().images.requires_grad_(True)
     with pytest.raises(EngineError, match="needs double_backward=True"):
-        critic.input_gradient(critic(images).sum(), images)
+        discriminator.input_gradient(discriminator(images).sum(), images)
 
 
 def test_the_average_of_the_weights_follows_them():

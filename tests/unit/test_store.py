@@ -116,7 +116,7 @@ def test_every_mode_gives_the_same_batches(server: Server, built: Path, tmp_path
     wanted = torch.tensor([3, 0, 7, 3])
     for place in (str(built), url(server)):
         for mode in ("stream", "host", "device"):
-            config = DataConfig(shards=place, size=24, mode=mode, limit=limit, cache=str(tmp_path / "cache"))  # type: ignore[arg-type]
+            config = DataConfig(shards=place, size=24, cache_mode=mode, limit=limit, cache=str(tmp_path / "cache"))  # type: ignore[arg-type]
             dataset = made_resident(open_dataset(config, 0), config, CPU)
             batches.append((dataset.train.batch(wanted), dataset.train.keys(wanted), len(dataset.train)))
     first = batches[0]
@@ -127,7 +127,7 @@ def test_every_mode_gives_the_same_batches(server: Server, built: Path, tmp_path
 
 
 def test_what_was_decoded_is_found_again(built: Path, tmp_path: Path) -> None:
-    config = DataConfig(shards=str(built), size=24, mode="host", cache=str(tmp_path))
+    config = DataConfig(shards=str(built), size=24, cache_mode="host", cache=str(tmp_path))
     made_resident(open_dataset(config, 0), config, CPU)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "decoded").glob("*.u8")}
     made_resident(open_dataset(config, 0), config, CPU)

@@ -74,7 +74,7 @@ def test_a_step_is_the_same_in_every_layout():
     (alone,) = prepare(RawBatch(images, labels), values, 3, World(0, 1, torch.device("cpu")))
     assert alone.partners is not None
     assert alone.scales is not None
-    parted = replace(values, engine=replace(values.engine, accumulate=2))
+    parted = replace(values, engine=replace(values.engine, grad_accumulation_steps=2))
     found = []
     for rank in range(2):
         mine = slice(8 * rank, 8 * rank + 8)
@@ -165,8 +165,12 @@ def test_no_augmentation_is_none():
         ("pf_mag", {"augment.mixup": 0.5}, 'objective must be "finetune" with augment.mixup'),
         ("mae", {"model.drop_path": 0.1}, "model.drop_path must be 0: only the fine-tuning"),
         ("pf_mag", {"optim.layer_decay": 0.5}, "optim.layer_decay must be 1: only the fine-tuning"),
-        ("pf_mag", {"critic_optim.layer_decay": 0.5}, "critic_optim.layer_decay must be 1"),
-        ("finetune", {"augment.cutmix": 1.0, "batch_size": 12, "engine.accumulate": 4}, "batch_size must be even"),
+        ("pf_mag", {"discriminator_optim.layer_decay": 0.5}, "discriminator_optim.layer_decay must be 1"),
+        (
+            "finetune",
+            {"augment.cutmix": 1.0, "batch_size": 12, "engine.grad_accumulation_steps": 4},
+            "batch_size must be even",
+        ),
     ],
 )
 def test_it_is_refused_where_it_means_nothing(objective, changes, why):

@@ -9,22 +9,24 @@ import pytest
 
 from pfcluster.config import ConfigError, presets
 from pfcluster.sweep import pbt, search, space
-from pfcluster.sweep.asha import Course, Progress, decide, rungs, settled
-from pfcluster.sweep.search import Known
+from pfcluster.sweep.asha import EvalSchedule, Progress, decide, rungs, settled
+from pfcluster.sweep.search import Observation
 from pfcluster.sweep.space import parse
 from pfcluster.sweep.spec import Spec, load, save
 
 RECIPE = presets.recipe("mini")
 SPACE = (parse("optim.lr=loguniform:1e-4,1e-2"), parse("pf_mag.r1=choice:0,0.1,1"))
 SPEC = Spec(config=RECIPE["pf-vit"], before={"mae": RECIPE["mae"]}, space=SPACE, trials=8, lag=3)
-ON_TEST = replace(RECIPE["pf-vit"].evaluate, choose_on="test")
+ON_TEST = replace(RECIPE["pf-vit"].evaluate, selection_split="test")
 BASELINE = {"optim.lr": 1e-3, "pf_mag.r1": 0}
 
 
-def known(count: int, spec: Spec = SPEC) -> list[Known]:
+def known(count: int, spec: Spec = SPEC) -> list[Observation]:
     drawn = random.Random(0)
     return [
-        Known({one.name: one.draw(drawn) for one in spec.space}, score=drawn.random(), step=4 if number % 3 == 2 else 0)
+        Observation(
+            {one.name: one.draw(drawn) for one in spec.space}, score=drawn.random(), step=4 if number % 3 == 2 else 0
+        )
         for number in range(count)
     ]
 
@@ -78,25 +80,30 @@ def test_tpe_learns_from_what_is_known():
     def score(values):
         return -abs(SPACE[0].place(values["optim.lr"]) - 0.5)
 
-    earlier: list[Known] = []
+    earlier: list[Observation] = []
     for number in range(40):
         values = search.propose(spec, {"optim.lr": 1e-4}, number, earlier)
-        earlier.append(Known(values, score(values)))
+        earlier.append(Observation(values, score(values)))
     late = [-one.score for one in earlier[25:]]
     assert sum(late) / len(late) < 0.15, "chance would give 0.25"
 
 
 def test_tpe_passes_over_failures_and_a_baseline_outside_of_the_space():
-    earlier = [Known({"optim.lr": 5.0, "pf_mag.r1": 0}, 0.5), *known(5), Known(BASELINE), Known(BASELINE, float("nan"))]
+    earlier = [
+        Observation({"optim.lr": 5.0, "pf_mag.r1": 0}, 0.5),
+        *known(5),
+        Observation(BASELINE),
+        Observation(BASELINE, float("nan")),
+    ]
     assert search.propose(SPEC, BASELINE, 8, earlier)
 
 
 def test_rungs_lie_on_evaluations_after_the_warm_up():
-    course = Course(total=450, every=38)
+    course = EvalSchedule(total=450, every=38)
     assert course.evaluations()[-2:] == [418, 450]
     assert rungs(course, 170, 3, 2) == [228, 266]  # 170 + 280 / 9 = 201 and 170 + 280 / 3 = 263, rounded up
-    assert rungs(Course(total=40, every=20), 0, 3, 2) == [20]
-    assert rungs(Course(total=40, every=40), 0, 3, 2) == []
+    assert rungs(EvalSchedule(total=40, every=20), 0, 3, 2) == [20]
+    assert rungs(EvalSchedule(total=40, every=40), 0, 3, 2) == []
 
 
 def test_halving_by_hand():
@@ -135,7 +142,7 @@ def test_the_outcome_of_halving_does_not_depend_on_who_was_faster():
 
 def test_generations_end_at_evaluations_and_the_last_at_the_end():
     spec = replace(SPEC, scheduler="pbt", generations=4, search="random")
-    assert pbt.ends(spec, Course(total=450, every=38), 170) == [266, 342, 380, 450]
+    assert pbt.ends(spec, EvalSchedule(total=450, every=38), 170) == [266, 342, 380, 450]
 
 
 def test_the_worst_quarter_goes_on_from_the_best_with_other_values():
@@ -161,7 +168,7 @@ def test_the_worst_quarter_goes_on_from_the_best_with_other_values():
     [
         ({"trials": 1}, "--trials must be at least 2"),
         ({"metric": "test_accuracy"}, "--metric must be one of accuracy"),
-        ({"metric": "neutrality"}, "known at a trial's end only"),
+        ({"metric": "neutral_rate"}, "known at a trial's end only"),
         ({"fresh_seeds": (0, 1)}, "seed 0 is one of --seeds"),
         ({"seeds": (0, 0)}, "differ"),
         ({"space": ()}, "nothing to search"),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pfcluster.launch.local import LaunchError
-from pfcluster.runs.early_stop import read_limit
+from pfcluster.runs.early_stop import read_early_stop
 from pfcluster.sweep.space import parse
 from pfcluster.sweep.spec import Spec
 from pfcluster.sweep.trials import curve, read_trials, result_of
@@ -17,7 +17,7 @@ from tests.sweeps import InProcess, outcome, sweep
 from tests.tiny import config
 
 FINETUNE = config("finetune", epochs=4, name="scratch")
-FINETUNE = replace(FINETUNE, evaluate=replace(FINETUNE.evaluate, final="validation"))
+FINETUNE = replace(FINETUNE, evaluate=replace(FINETUNE.evaluate, final_split="validation"))
 SPEC = Spec(
     config=FINETUNE,
     before={},
@@ -63,7 +63,7 @@ def test_a_stopped_trial_trained_no_further_than_its_rung(whole):
     for number, stop in stops.items():
         result = result_of(folder / f"trials/{number:03d}/seed-0")
         assert result["status"] in ("stopped", "finished")
-        assert read_limit(folder / f"trials/{number:03d}/seed-0").step == stop.step
+        assert read_early_stop(folder / f"trials/{number:03d}/seed-0").step == stop.step
         points = curve(folder / f"trials/{number:03d}/seed-0", "accuracy")
         assert found["scores"][number] == max(value for step, value in points if step <= stop.step)
 
@@ -121,7 +121,7 @@ def test_several_seeds_make_one_score(tmp_path):
 
 def test_a_trial_with_pre_training_of_its_own_starts_from_it(tmp_path):
     mae = config("mae", name="mae")
-    mae = replace(mae, evaluate=replace(mae.evaluate, final="validation"))
+    mae = replace(mae, evaluate=replace(mae.evaluate, final_split="validation"))
     spec = replace(SPEC, before={"mae": mae}, space=(parse("mae.mask_ratio=choice:0.5,0.75"),), search="grid")
     spec = replace(spec, scheduler="none", confirm=0, config=replace(FINETUNE, name="mae-vit"))
     assert sweep(spec, tmp_path, InProcess())[0]

@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from pfcluster.config import ConfigError
-from pfcluster.launch.plan import Job
+from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.processes import Running
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, _kind, ending_file
-from pfcluster.runs.early_stop import Limit, lift_limit, read_limit, write_limit
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, _kind, ending_file
+from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, read_early_stop, write_early_stop
 from pfcluster.sweep.executor import share_of
 from pfcluster.sweep.local import LocalExecutor
 from pfcluster.sweep.ray_search import ending_of
@@ -75,38 +75,40 @@ def test_each_place_has_its_own_gpus(processes, gpus, places, shown):
 
 
 def test_a_ray_trial_ends_as_its_actor_said():
-    assert ending_of({"code": FINISHED, "kind": None, "error": ""}, False, 2) == Ending(FINISHED)
-    assert ending_of({"code": INTERRUPTED, "kind": None, "error": ""}, False, 2) == Ending(INTERRUPTED)
+    assert ending_of({"code": FINISHED, "kind": None, "error": ""}, False, 2) == ExitStatus(FINISHED)
+    assert ending_of({"code": INTERRUPTED, "kind": None, "error": ""}, False, 2) == ExitStatus(INTERRUPTED)
     failed = ending_of({"code": FAILED, "kind": "training", "error": "not finite"}, False, 2)
-    assert failed == Ending(FAILED, "training", "not finite")
+    assert failed == ExitStatus(FAILED, "training", "not finite")
     lost = ending_of({"step": 12, "accuracy": 0.5}, True, 2)
     assert (lost.kind, lost.error) == ("lost rank", "its Ray worker was lost, 3 times")
 
 
 def test_a_run_of_processes_ends_in_the_words_of_the_rank_that_says_most(tmp_path):
-    running = Running(Job(config("finetune"), tmp_path), processes=[None, None], logs=[tmp_path / "0", tmp_path / "1"])
+    running = Running(
+        TrainRun(config("finetune"), tmp_path), processes=[None, None], logs=[tmp_path / "0", tmp_path / "1"]
+    )
     (tmp_path / "logs").mkdir()
     assert running.ending(-9).kind == "killed"
     assert "memory runs out" in running.ending(-9).error
-    told = [Ending(FAILED, "lost rank", "rank 1 is gone"), Ending(FAILED, "memory", "no room")]
+    told = [ExitStatus(FAILED, "lost rank", "rank 1 is gone"), ExitStatus(FAILED, "memory", "no room")]
     for rank, ending in enumerate(told):
         ending_file(tmp_path, rank).write_text(json.dumps(asdict(ending)))
     assert running.ending(1) == told[1]
-    assert running.ending(0) == Ending(FINISHED)
+    assert running.ending(0) == ExitStatus(FINISHED)
 
 
 def test_a_limit_ends_a_run_and_lifted_lets_it_end_as_if_there_had_been_none(tmp_path):
     tiny = config("finetune")
     whole = run(tiny, tmp_path / "whole", "a test")
-    write_limit(tmp_path / "short", Limit(4, "not worth more"))
+    write_early_stop(tmp_path / "short", EarlyStop(4, "not worth more"))
     short = run(tiny, tmp_path / "short", "a test")
     assert (short["status"], short["steps"], short["ended_early"]) == ("stopped", 4, "not worth more")
     assert "test" not in short
-    assert Job(tiny, tmp_path / "short").finished()
+    assert TrainRun(tiny, tmp_path / "short").finished()
     assert run(tiny, tmp_path / "short", "a test")["steps"] == 4
-    lift_limit(tmp_path / "short")
-    assert read_limit(tmp_path / "short") is None
-    assert not Job(tiny, tmp_path / "short").finished()
+    clear_early_stop(tmp_path / "short")
+    assert read_early_stop(tmp_path / "short") is None
+    assert not TrainRun(tiny, tmp_path / "short").finished()
     again = run(tiny, tmp_path / "short", "a test")
     assert again["status"] == "finished"
     assert again["test"] == whole["test"]
@@ -114,7 +116,7 @@ def test_a_limit_ends_a_run_and_lifted_lets_it_end_as_if_there_had_been_none(tmp
 
 def test_the_test_split_is_left_alone_until_it_is_asked_for(tmp_path):
     tiny = config("pf_mag")
-    careful = replace(tiny, evaluate=replace(tiny.evaluate, final="validation"))
+    careful = replace(tiny, evaluate=replace(tiny.evaluate, final_split="validation"))
     first = run(careful, tmp_path / "run", "a test")
     assert "test" not in first
     assert first["measured_on"] == "validation"

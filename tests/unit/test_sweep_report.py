@@ -107,9 +107,11 @@ def test_preset_is_the_winner(files: SweepFiles) -> None:
     recipe = space["weights_winner"]()
     spec = files.data.spec
     wanted = applied(spec.config, spec.space, files.data.rows[11].trial.values, None)
-    same_end = replace(recipe["pf-vit"], evaluate=replace(recipe["pf-vit"].evaluate, final="validation"))
+    same_end = replace(recipe["pf-vit"], evaluate=replace(recipe["pf-vit"].evaluate, final_split="validation"))
     assert same_end == wanted
-    assert recipe["mae"] == replace(spec.before["mae"], evaluate=replace(spec.before["mae"].evaluate, final="test"))
+    assert recipe["mae"] == replace(
+        spec.before["mae"], evaluate=replace(spec.before["mae"].evaluate, final_split="test")
+    )
     assert files.winner.read_text().split("\n\n\n", 1)[1].strip() in files.markdown.read_text()
 
 
@@ -177,9 +179,9 @@ def test_terminal_has_eighty_columns(files: SweepFiles) -> None:
 def test_front_by_hand(files: SweepFiles) -> None:
     row = files.data.rows[0]
     points = [(0.5, 0.9), (0.6, 0.8), (0.55, 0.7), (0.6, 0.85), (0.4, 0.9)]
-    rows = [replace(row, accuracy=x, poker={"poker face": {"neutrality": y, "region_error": 1 - y}}) for x, y in points]
+    rows = [replace(row, accuracy=x, poker={"poker face": {"neutral_rate": y, "mse_inside": 1 - y}}) for x, y in points]
     assert [one.accuracy for one in front(rows, PANELS[0])] == [0.5, 0.6]
-    assert [one.face["region_error"] for one in front(rows, PANELS[2])] == pytest.approx([0.1, 0.15])
+    assert [one.face["mse_inside"] for one in front(rows, PANELS[2])] == pytest.approx([0.1, 0.15])
 
 
 def test_unfinished_sweep(tmp_path: Path) -> None:
@@ -253,16 +255,16 @@ def test_many_values_have_a_table_of_their_own(tmp_path: Path) -> None:
     write_sweep(tmp_path, "--space", "everything", fresh=FRESH)
     files = write_sweep_report(tmp_path)
     assert "| trial | search | seeds |" in text(files)
-    assert re.search(r"### Their values\n\n\| trial \| adv \|.*\| fake_emotions \| mask_ratio \|", text(files))
+    assert re.search(r"### Their values\n\n\| trial \| adv \|.*\| fake_class_targets \| mask_ratio \|", text(files))
     assert files.winner is not None
-    assert re.search(r'fake_emotions="(ignore|zero)"', files.winner.read_text())
+    assert re.search(r'fake_class_targets="(ignore|zero)"', files.winner.read_text())
 
 
 def test_short_names_tell_apart() -> None:
-    names = ("optim.lr", "critic_optim.lr", "mae:optim.lr", "pf_mag.r1")
+    names = ("optim.lr", "discriminator_optim.lr", "mae:optim.lr", "pf_mag.r1")
     found = short_names([Parameter(name, "uniform", 0, 1) for name in names])
     assert found["pf_mag.r1"] == "r1"
-    assert found["critic_optim.lr"] == "critic_optim.lr"
+    assert found["discriminator_optim.lr"] == "discriminator_optim.lr"
     assert len(set(found.values())) == 4
 
 

@@ -73,7 +73,7 @@ def test_a_malformed_space_says_how_it_must_look(text, said):
         ("optim.lr=choice:fast,slow", "optim.lr must be float, got 'fast'"),
         ("optim.warmup_steps=uniform:0.5,2", "optim.warmup_steps must be int"),
         ("mae.mask_ratio=uniform:0.5,1", r"mae.mask_ratio must lie in \(0, 1\), got 1.0"),
-        ("pf_mag.fake_emotions=choice:ignore,one", "must be one of ignore, zero, source"),
+        ("pf_mag.fake_class_targets=choice:ignore,one", "must be one of ignore, zero, source"),
         ("model.patch=int:6,7", "data.size must be a multiple of model.patch = 7"),
     ],
 )
@@ -89,13 +89,13 @@ def test_a_parameter_of_pre_training_needs_one():
 
 
 def test_a_list_of_names_is_one_choice():
-    view = [parse("pf_mag.critic_augment=choice:none,flip+colour")]
-    assert baseline(view, CONFIGS) == {"pf_mag.critic_augment": None}
+    view = [parse("pf_mag.discriminator_augment=choice:none,flip+colour")]
+    assert baseline(view, CONFIGS) == {"pf_mag.discriminator_augment": None}
     changed = [applied(CONFIGS[None], view, {view[0].name: value}, None) for value in view[0].choices]
-    assert [config.pf_mag.critic_augment for config in changed] == [(), ("flip", "colour")]
-    assert baseline(view, {None: changed[1]}) == {"pf_mag.critic_augment": "flip+colour"}
-    with pytest.raises(ConfigError, match="critic_augment"):
-        check([parse("pf_mag.critic_augment=choice:none,flip+sideways")], CONFIGS)
+    assert [config.pf_mag.discriminator_augment for config in changed] == [(), ("flip", "colour")]
+    assert baseline(view, {None: changed[1]}) == {"pf_mag.discriminator_augment": "flip+colour"}
+    with pytest.raises(ConfigError, match="discriminator_augment"):
+        check([parse("pf_mag.discriminator_augment=choice:none,flip+sideways")], CONFIGS)
 
 
 def test_a_field_given_twice_is_refused():

@@ -314,7 +314,7 @@ def test_without_nuisance_faces_differ_by_person_and_expression_alone() -> None:
 
 
 def test_no_expression_is_weaker_than_the_weakest() -> None:
-    faces = SyntheticFaces(300, size=48, classes=("happiness",), weakest=0.8)
+    faces = SyntheticFaces(300, size=48, classes=("happiness",), min_intensity=0.8)
     smiles = faces.action_units(range(300))[:, facs.column(12)]
     assert (
         smiles.min()

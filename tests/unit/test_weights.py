@@ -185,13 +185,13 @@ def test_pf_mag_starts_as_two_copies_of_the_pre_trained_decoder(tmp_path):
     write_checkpoint(tmp_path / "checkpoints", 1, {"model": mae.state_dict()}, {})
     started = replace(config, objective="pf_mag", seed=5, model=replace(config.model, init=str(tmp_path)))
     built = factory.build(started, 8)
-    generator, critic = built["model"].generator, built["critic"]
-    for own in (generator.blocks, critic.blocks):
+    generator, discriminator = built["model"].generator, built["discriminator"]
+    for own in (generator.blocks, discriminator.blocks):
         for name, value in mae.decoder.blocks.state_dict().items():
             assert torch.equal(own.state_dict()[name], value)
     assert torch.equal(built["model"].encoder.patch_embed.weight, mae.encoder.patch_embed.weight)
     assert torch.equal(generator.mask_token, mae.decoder.mask_token)
-    assert generator.blocks[0].mlp.fc1.weight is not critic.blocks[0].mlp.fc1.weight
+    assert generator.blocks[0].mlp.fc1.weight is not discriminator.blocks[0].mlp.fc1.weight
     assert not torch.equal(generator.head.weight, mae.decoder.head.weight)
 
 

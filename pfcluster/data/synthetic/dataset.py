@@ -80,7 +80,7 @@ class SyntheticFaces:
         label_noise: float = 0.0,
         annotators: int = 10,
         nuisance: float = 1.0,
-        weakest: float = facs.WEAKEST,
+        min_intensity: float = facs.WEAKEST,
         seed: int = 0,
         first_index: int = 0,
     ) -> None:
@@ -97,7 +97,7 @@ class SyntheticFaces:
             raise ValueError(f"size must lie in {SMALLEST}..{LARGEST} pixels, got {size}")
         if not 0 <= label_noise < 1:
             raise ValueError(f"label_noise must lie in [0, 1), got {label_noise}")
-        for name, share in (("nuisance", nuisance), ("weakest", weakest)):
+        for name, share in (("nuisance", nuisance), ("weakest", min_intensity)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {share}")
         _check_classes(classes)
@@ -109,7 +109,7 @@ class SyntheticFaces:
         self._label_noise = label_noise
         self._annotators = annotators
         self._nuisance = nuisance
-        self._weakest = weakest
+        self._min_intensity = min_intensity
         self._seed = seed
         self._sequence = (first_index, count)
 
@@ -154,7 +154,9 @@ class SyntheticFaces:
             nuisance=calmed(
                 from_uniforms(NUISANCE, uniforms("nuisance", self._seed, rows, len(NUISANCE))), self._nuisance
             ),
-            action_units=facs.intensities(emotions, uniforms("units", self._seed, rows, facs.UNIFORMS), self._weakest),
+            action_units=facs.intensities(
+                emotions, uniforms("units", self._seed, rows, facs.UNIFORMS), self._min_intensity
+            ),
         )
 
     def images(self, indices: Indices | None = None) -> Tensor:

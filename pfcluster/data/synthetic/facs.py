@@ -93,7 +93,7 @@ def column(action_unit: int) -> int:
     return ACTION_UNITS.index(action_unit)
 
 
-def intensities(emotions: Tensor, uniforms: Tensor, weakest: float = WEAKEST) -> Tensor:
+def intensities(emotions: Tensor, uniforms: Tensor, min_intensity: float = WEAKEST) -> Tensor:
     """Random showings of the given expressions: b (indices into CANONICAL), b u in [0, 1) -> b a s.
 
     u = UNIFORMS. Each face has one strength, each of its units an own intensity around it; secondary units are dropped
@@ -107,7 +107,7 @@ def intensities(emotions: Tensor, uniforms: Tensor, weakest: float = WEAKEST) ->
     unilateral = torch.tensor([one.unilateral for one in recipes])[emotions]
 
     shown = core | (secondary & (dropped < SECONDARY_SHARE))
-    strength = weakest + (1 - weakest) * strength
+    strength = min_intensity + (1 - min_intensity) * strength
     amount = shown * strength[:, None] * (SPREAD[0] + (SPREAD[1] - SPREAD[0]) * spread)
     noise = (twitch < NOISE_SHARE) * (quiet >= QUIET_SHARE)[:, None] * NOISE * twitch_size
 

@@ -11,10 +11,10 @@ from pfcluster.config import ConfigError
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.local import LaunchError, OnFailure, Watched, run_waves, show_line
 from pfcluster.launch.options import Cluster
-from pfcluster.launch.plan import Job, Plan
+from pfcluster.launch.plan import Plan, TrainRun
 from pfcluster.launch.ray.connect import RayCluster, connected
 from pfcluster.launch.ray.train import STOP, Workers, train
-from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR, Ending
+from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR, ExitStatus
 
 
 def run_plan(plan: Plan, cluster: Cluster, at_once: int, console: Console) -> bool:
@@ -25,7 +25,7 @@ def run_plan(plan: Plan, cluster: Cluster, at_once: int, console: Console) -> bo
         console.print(ray.text(), highlight=False)
         workers = workers_of(cluster, ray, at_once)
 
-        def train(jobs: Sequence[Job], _: str, failed: OnFailure | None) -> bool:
+        def train(jobs: Sequence[TrainRun], _: str, failed: OnFailure | None) -> bool:
             return _run_jobs(jobs, workers, cluster.retries, plan.command, at_once, console, failed)
 
         return run_waves(plan, train)
@@ -49,7 +49,7 @@ def workers_of(cluster: Cluster, ray: RayCluster, at_once: int = 1) -> Workers:
 
 
 def _run_jobs(
-    jobs: Sequence[Job],
+    jobs: Sequence[TrainRun],
     workers: Workers,
     retries: int,
     command: str,
@@ -97,23 +97,23 @@ def _run_jobs(
     return not stop.requested
 
 
-def _drive(job: Job, workers: Workers, retries: int, command: str) -> Ending:
+def _drive(job: TrainRun, workers: Workers, retries: int, command: str) -> ExitStatus:
     """One run, watched by a task of no size beside its workers."""
     return train(job, workers=workers, retries=retries, command=command)
 
 
-def _ending(reference: Any) -> Ending:
+def _ending(reference: Any) -> ExitStatus:
     import ray
 
     try:
-        ending: Ending = ray.get(reference)
+        ending: ExitStatus = ray.get(reference)
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines()
-        return Ending(1, "bug", lines[-1] if lines else repr(error))
+        return ExitStatus(1, "bug", lines[-1] if lines else repr(error))
     return ending
 
 
-def _landed(watched: Watched, ending: Ending, console: Console) -> LaunchError | None:
+def _landed(watched: Watched, ending: ExitStatus, console: Console) -> LaunchError | None:
     job = watched.job
     (job.folder / STOP).unlink(missing_ok=True)
     if ending.code == FINISHED:

@@ -24,9 +24,9 @@ from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import FINAL
-from pfcluster.launch.plan import Job
-from pfcluster.launch.slurm.task import WANTED, Here, logged
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, ending_file, work
+from pfcluster.launch.plan import TrainRun
+from pfcluster.launch.slurm.task import WANTED, SlurmRank, logged
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, ending_file, work
 from pfcluster.runs.atomic_files import write_atomically
 
 STOP = ".stop"
@@ -48,7 +48,7 @@ class Workers:
     """Over which they are spread."""
 
 
-def train(job: Job, *, workers: Workers, retries: int, command: str) -> Ending:
+def train(job: TrainRun, *, workers: Workers, retries: int, command: str) -> ExitStatus:
     """Run a job to its end; how it ended. Blocks; may be called in any task or actor of Ray.
 
     What another attempt would only repeat is not tried again; anything else `retries` times, from the newest
@@ -85,10 +85,10 @@ def train(job: Job, *, workers: Workers, retries: int, command: str) -> Ending:
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        return _told(folder, workers.count) or Ending(FAILED, "lost rank", f"{_reason(error)}, {retries + 1} times")
+        return _told(folder, workers.count) or ExitStatus(FAILED, "lost rank", f"{_reason(error)}, {retries + 1} times")
     finally:
         shutil.rmtree(own, ignore_errors=True)
-    return _told(folder, workers.count) or Ending(FAILED, "bug", "it ended without a word; look at its logs")
+    return _told(folder, workers.count) or ExitStatus(FAILED, "bug", "it ended without a word; look at its logs")
 
 
 def _placement(workers: Workers) -> str:
@@ -102,10 +102,10 @@ def _reason(error: Exception) -> str:
     return f"a worker was lost ({lines[-1].strip()[:200]})" if lines else "a worker was lost"
 
 
-def _told(folder: Path, count: int) -> Ending | None:
+def _told(folder: Path, count: int) -> ExitStatus | None:
     """How the last group's ranks said that they ended; None where none could."""
     files = [ending_file(folder, rank) for rank in range(count)]
-    told = [Ending(**json.loads(path.read_text())) for path in files if path.exists()]
+    told = [ExitStatus(**json.loads(path.read_text())) for path in files if path.exists()]
     failed = [one for one in told if one.kind is not None]
     if failed:
         return min(failed, key=lambda one: one.kind == "lost rank")
@@ -124,7 +124,7 @@ def train_loop(config: Mapping[str, Any]) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _own_gpu()
     known = attempts.read(place)
-    mine = Here(
+    mine = SlurmRank(
         rank=rank,
         size=context.get_world_size(),
         local_rank=context.get_local_rank(),

@@ -23,7 +23,7 @@ ENDED_WELL = "COMPLETED"
 UNDER_WAY = ("RUNNING", "SUSPENDED", "CONFIGURING", "SIGNALING", "STOPPED", "RESIZING")
 """SIGNALING stands in RUNNING's place for a moment while a signal is on its way."""
 ALIVE = (*UNDER_WAY, "PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
-Verdict = Literal["cancelled", "requeued", "preempted", "warned"]
+StopDecision = Literal["cancelled", "requeued", "preempted", "warned"]
 
 
 class SlurmError(ValueError):
@@ -31,7 +31,7 @@ class SlurmError(ValueError):
 
 
 @dataclass(frozen=True)
-class Seen:
+class JobInfo:
     """A job as slurmctld or the accounting sees it."""
 
     job: str
@@ -100,7 +100,7 @@ def available() -> tuple[bool, str]:
     return True, "sbatch is here and a cluster answers"
 
 
-def look(job: str, *, patience: float = PATIENCE) -> Seen | None:
+def look(job: str, *, patience: float = PATIENCE) -> JobInfo | None:
     """One job in slurmctld's memory, by its own number or as `array_task`; None where it is forgotten."""
     try:
         text = ask("scontrol", "--oneliner", "show", "job", job, patience=patience)
@@ -112,7 +112,7 @@ def look(job: str, *, patience: float = PATIENCE) -> Seen | None:
     return found[0] if found else None
 
 
-def read_job(line: str) -> Seen:
+def read_job(line: str) -> JobInfo:
     """A line of `scontrol --oneliner show job`."""
     values = dict(re.findall(rf"\b({'|'.join(FIELDS)})=(\S*)", line))
     array, task = values.get("ArrayJobId"), values.get("ArrayTaskId", "")
@@ -122,7 +122,7 @@ def read_job(line: str) -> Seen:
     preempted = values.get("PreemptTime", "None") not in ("None", "Unknown", "N/A", "")
     restarts = int(values.get("Restarts") or 0)
     state = values["JobState"].split(",")[0]
-    return Seen(job, state, reason, nodes, restarts, preempted, _time(values.get("EndTime", "")))
+    return JobInfo(job, state, reason, nodes, restarts, preempted, _time(values.get("EndTime", "")))
 
 
 def _time(text: str) -> datetime | None:
@@ -132,7 +132,7 @@ def _time(text: str) -> datetime | None:
         return None
 
 
-def verdict(seen: Seen | None, restarts: int) -> Verdict:
+def verdict(seen: JobInfo | None, restarts: int) -> StopDecision:
     """What a signal means to a job that has been restarted so often: SLURM cancelled it (a person did), puts it back
     into the queue by itself, ends it for good although nobody cancelled it, or only warned it (time limit, grace time).
 
@@ -148,7 +148,7 @@ def verdict(seen: Seen | None, restarts: int) -> Verdict:
     return "preempted" if seen.preempted or seen.state == "PREEMPTED" else "cancelled"
 
 
-def states(jobs: Iterable[str], *, patience: float = 10.0) -> dict[str, Seen]:
+def states(jobs: Iterable[str], *, patience: float = 10.0) -> dict[str, JobInfo]:
     """All that is known of these jobs: slurmctld first, then the accounting where there is one. Forgotten jobs are left
     out. Raises SlurmError where nothing answers.
     """
@@ -162,7 +162,7 @@ def states(jobs: Iterable[str], *, patience: float = 10.0) -> dict[str, Seen]:
     return found
 
 
-def _queue(wanted: set[str], patience: float) -> list[Seen]:
+def _queue(wanted: set[str], patience: float) -> list[JobInfo]:
     """squeue's view. It refuses a list with one forgotten job only where it is the only one: it then has no line."""
     numbers = sorted({job.split("_")[0] for job in wanted}, key=int)
     layout = "%i|%T|%r|%N|%L"
@@ -177,12 +177,12 @@ def _queue(wanted: set[str], patience: float) -> list[Seen]:
         raise
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 4]
     return [
-        Seen(job, state, "" if reason == "None" else reason, nodes, left=left)
+        JobInfo(job, state, "" if reason == "None" else reason, nodes, left=left)
         for job, state, reason, nodes, left in rows
     ]
 
 
-def _accounted(wanted: set[str]) -> list[Seen]:
+def _accounted(wanted: set[str]) -> list[JobInfo]:
     """sacct's view, where the site has accounting."""
     try:
         text = ask(
@@ -192,7 +192,9 @@ def _accounted(wanted: set[str]) -> list[Seen]:
     except SlurmError:
         return []
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
-    return [Seen(job, state.split()[0], nodes="" if nodes == "None assigned" else nodes) for job, state, nodes in rows]
+    return [
+        JobInfo(job, state.split()[0], nodes="" if nodes == "None assigned" else nodes) for job, state, nodes in rows
+    ]
 
 
 def requeue(job: str, exclude: str | None = None) -> None:

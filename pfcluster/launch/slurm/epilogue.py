@@ -71,7 +71,7 @@ def conclude(folder: Path, job: str, restart: int, status: int) -> Attempt:
     return _failed(folder, attempt, job, status)
 
 
-def _meaning(folder: Path, job: str, restart: int) -> client.Verdict:
+def _meaning(folder: Path, job: str, restart: int) -> client.StopDecision:
     if (folder / attempts.CANCELLED).exists():
         return "cancelled"
     try:

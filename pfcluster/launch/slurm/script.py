@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
-from pfcluster.launch.plan import Group, Plan
+from pfcluster.launch.plan import Plan, Stage
 from pfcluster.launch.redaction import VARIABLE
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
@@ -34,7 +34,7 @@ class Layout:
     """What to say where the partition allows less time than was asked for."""
 
 
-def layout_of(group: Group, site: Site, processes: int) -> Layout:
+def layout_of(group: Stage, site: Site, processes: int) -> Layout:
     """Nodes, processes and time of a group's jobs. Raises ConfigError for what the partition can never run."""
     own = site.for_run(group.name)
     nodes = 1 if group.alone else own.nodes or 1
@@ -59,7 +59,7 @@ def layout_of(group: Group, site: Site, processes: int) -> Layout:
 
 
 def executor_of(
-    plan: Plan, group: Group, site: Site, layout: Layout, code: Path, scripts: Path, more: Mapping[str, Any]
+    plan: Plan, group: Stage, site: Site, layout: Layout, code: Path, scripts: Path, more: Mapping[str, Any]
 ) -> Any:
     """submitit's executor with all that the site, the layout and the way we end jobs want of the batch script."""
     from submitit import SlurmExecutor
@@ -88,11 +88,11 @@ def executor_of(
     return executor
 
 
-def script_of(plan: Plan, group: Group, site: Site, processes: int) -> str:
+def script_of(plan: Plan, group: Stage, site: Site, processes: int) -> str:
     """The batch script of a group, for --dry-run; nothing is written."""
     layout = layout_of(group, site, processes)
     scripts = plan.folder.resolve() / SCRIPTS / group.name
-    kind = "afterany" if group.anyway else "afterok"
+    kind = "afterany" if group.always_run else "afterok"
     more = {"dependency": f"{kind}:<" + ">:<".join(group.after) + ">"} if group.after else {}
     executor = executor_of(plan, group, site, layout, plan.folder.resolve() / ".code/DIGEST", scripts, more)
     if len(group.tasks) > 1:

@@ -20,9 +20,9 @@ from pfcluster.config.io import from_json, to_json
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Submitted
 from pfcluster.launch.code_snapshot import snapshot
-from pfcluster.launch.plan import RECORD, Group, Job, Plan, Task
+from pfcluster.launch.plan import RECORD, Plan, Stage, Task, TrainRun
 from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import Seen
+from pfcluster.launch.slurm.client import JobInfo
 from pfcluster.launch.slurm.script import SCRIPTS, Layout, executor_of, layout_of
 from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.task import TASK, WANTED, run_task
@@ -70,7 +70,7 @@ def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Row]
                 client.cancel(old)
                 before = [task for name in group.after for task in waiting[name]]
                 jobs = [attempts.submitted(task.folder).job for task in before]
-                after = _dependency([], [*jobs, *old]) if group.anyway else _dependency(jobs, old)
+                after = _dependency([], [*jobs, *old]) if group.always_run else _dependency(jobs, old)
                 _hand_over(plan, group, todo, site, layouts[group.name], code, after, retries)
             rows.append(_row(group, layouts[group.name], waiting[group.name], todo))
     return rows
@@ -78,7 +78,7 @@ def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Row]
 
 def _hand_over(
     plan: Plan,
-    group: Group,
+    group: Stage,
     todo: Sequence[Task],
     site: Site,
     layout: Layout,
@@ -96,7 +96,7 @@ def _hand_over(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / attempts.CANCELLED).unlink(missing_ok=True)
         values: dict[str, Any] = {"label": task.label, "command": plan.command, "module": None, "arguments": []}
-        if isinstance(task, Job):
+        if isinstance(task, TrainRun):
             write_atomically(folder / WANTED, to_json(task.config))
         else:
             values |= {"module": task.module, "arguments": list(task.arguments)}
@@ -144,7 +144,7 @@ def _dependency(before: Sequence[str], old: Sequence[str]) -> str:
     return ",".join(":".join([kind, *dict.fromkeys(jobs)]) for kind, jobs in kinds.items() if jobs)
 
 
-def _attached(task: Task, seen: Seen | None) -> bool:
+def _attached(task: Task, seen: JobInfo | None) -> bool:
     """Whether a job is going to do the task; one that is ending does only if it is to start again."""
     if seen is None or not seen.alive or seen.hopeless:
         return False
@@ -170,9 +170,9 @@ def _outside_of_jobs() -> Iterator[None]:
         os.environ |= hidden | ({} if job is None else {"SLURM_JOB_ID": job})
 
 
-def _check_same(task: Task, seen: Seen | None) -> None:
+def _check_same(task: Task, seen: JobInfo | None) -> None:
     """Refuse to attach to a job that does something else. Raises ConfigError."""
-    if not isinstance(task, Job) or not _attached(task, seen):
+    if not isinstance(task, TrainRun) or not _attached(task, seen):
         return
     assert seen is not None
     queued = from_json((task.folder / WANTED).read_text(), str(task.folder / WANTED))
@@ -182,7 +182,7 @@ def _check_same(task: Task, seen: Seen | None) -> None:
         )
 
 
-def _row(group: Group, layout: Layout, waiting: Sequence[Task], todo: Sequence[Task]) -> Row:
+def _row(group: Stage, layout: Layout, waiting: Sequence[Task], todo: Sequence[Task]) -> Row:
     done = []
     for task in group.tasks:
         known = attempts.submitted(task.folder).job
@@ -196,10 +196,10 @@ def _write_record(plan: Plan, layouts: Mapping[str, Layout]) -> None:
     groups = {
         group.name: {
             "after": list(group.after),
-            "anyway": group.anyway,
+            "anyway": group.always_run,
             "folders": [str(task.folder.resolve()) for task in group.tasks],
             "labels": [task.label for task in group.tasks],
-            "runs": isinstance(group.tasks[0], Job),
+            "runs": isinstance(group.tasks[0], TrainRun),
             "nodes": layouts[group.name].nodes,
             "per_node": layouts[group.name].per_node,
         }

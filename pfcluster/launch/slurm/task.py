@@ -27,7 +27,7 @@ from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Failure
 from pfcluster.launch.redaction import conceal_output
 from pfcluster.launch.slurm import client
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, Ending, work
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
 
 TASK, WANTED = "task.json", "wanted.json"
 LAST_SECONDS = 10.0
@@ -35,7 +35,7 @@ LAST_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Here:
+class SlurmRank:
     """This process in its job."""
 
     rank: int
@@ -48,12 +48,12 @@ class Here:
     threads: int
 
 
-def here() -> Here:
+def here() -> SlurmRank:
     """Read off SLURM's variables."""
     found = os.environ
     cpus = found.get("SLURM_CPUS_PER_TASK")
     share = int(found.get("SLURM_CPUS_ON_NODE", "1")) // max(1, int(found.get("SLURM_NTASKS_PER_NODE", "1")))
-    return Here(
+    return SlurmRank(
         rank=int(found["SLURM_PROCID"]),
         size=int(found["SLURM_NTASKS"]),
         local_rank=int(found["SLURM_LOCALID"]),
@@ -76,7 +76,7 @@ def run_task(folder: str) -> None:
             sys.exit(ending.code)
 
 
-def _run(place: Path, mine: Here, stop: StopRequest) -> Ending:
+def _run(place: Path, mine: SlurmRank, stop: StopRequest) -> ExitStatus:
     join(mine)
     if mine.rank:
         number = _number(place, mine)
@@ -86,10 +86,10 @@ def _run(place: Path, mine: Here, stop: StopRequest) -> Ending:
     attempt = attempts.begin(place, mine.job, mine.restart, mine.nodes)
     if attempts.vanished(attempts.read(place)[:-1]):
         error = "three attempts in a row vanished without a word or a new checkpoint; look at its nodes and its memory"
-        ending = Ending(FAILED, "user", error)
+        ending = ExitStatus(FAILED, "user", error)
         _tell(place, attempt.number, mine, ending)
         return ending
-    with Guard(mine, stop):
+    with SignalWatcher(mine, stop):
         ending = execute(place, mine, stop)
     _tell(place, attempt.number, mine, ending)
     if ending.code in (FINISHED, INTERRUPTED):
@@ -99,7 +99,7 @@ def _run(place: Path, mine: Here, stop: StopRequest) -> Ending:
     return ending
 
 
-def execute(place: Path, mine: Here, stop: StopRequest) -> Ending:
+def execute(place: Path, mine: SlurmRank, stop: StopRequest) -> ExitStatus:
     """The task itself: a run in this process, or a command in another."""
     task = json.loads((place / TASK).read_text())
     if task["module"] is None:
@@ -107,7 +107,7 @@ def execute(place: Path, mine: Here, stop: StopRequest) -> Ending:
     return call([sys.executable, "-m", task["module"], *task["arguments"]], stop)
 
 
-def call(command: list[str], stop: StopRequest) -> Ending:
+def call(command: list[str], stop: StopRequest) -> ExitStatus:
     """Run a command until it ends or a signal asks to stop: then it is asked, too."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     while process.poll() is None:
@@ -118,14 +118,14 @@ def call(command: list[str], stop: StopRequest) -> Ending:
         time.sleep(0.2)
     code = process.returncode
     if code == 0:
-        return Ending(FINISHED)
+        return ExitStatus(FINISHED)
     if stop.requested:
-        return Ending(INTERRUPTED)
+        return ExitStatus(INTERRUPTED)
     words = f"`{' '.join(command[2:])}` ended with {code}: the end of logs/rank-0.log says why"
-    return Ending(FAILED, "user" if code == 2 else "bug", words)
+    return ExitStatus(FAILED, "user" if code == 2 else "bug", words)
 
 
-def join(mine: Here) -> None:
+def join(mine: SlurmRank) -> None:
     """Set what torch's process groups look for."""
     os.environ |= {
         "RANK": str(mine.rank),
@@ -153,7 +153,7 @@ def _main_address(nodes: str) -> str:
 
 
 @contextmanager
-def logged(place: Path, mine: Here) -> Iterator[None]:
+def logged(place: Path, mine: SlurmRank) -> Iterator[None]:
     """Have all that this process prints go to the rank's own log; attempts follow each other in it."""
     path = place / "logs" / f"rank-{mine.rank}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,12 +172,12 @@ def logged(place: Path, mine: Here) -> Iterator[None]:
         sys.stderr.flush()
 
 
-def _tell(place: Path, number: int, mine: Here, ending: Ending) -> None:
+def _tell(place: Path, number: int, mine: SlurmRank, ending: ExitStatus) -> None:
     if ending.kind is not None:
         attempts.write_failure(place, number, Failure(mine.rank, host_name(), ending.kind, ending.error))
 
 
-def _number(place: Path, mine: Here) -> int:
+def _number(place: Path, mine: SlurmRank) -> int:
     """The number of this attempt, which rank 0 may not have written yet."""
     known = attempts.read(place)
     if not known:
@@ -186,20 +186,20 @@ def _number(place: Path, mine: Here) -> int:
     return newest.number + ((newest.job, newest.restart) != (mine.job, mine.restart))
 
 
-class Guard:
+class SignalWatcher:
     """Rank 0's ear while the main thread may be deep in a collective. A thread hears of signals at once, asks SLURM
     what they mean, and puts the job back into the queue where nobody else will: SLURM ends it for good though nobody
     cancelled it, or it is about to be killed before a step ended.
     """
 
-    def __init__(self, mine: Here, stop: StopRequest) -> None:
+    def __init__(self, mine: SlurmRank, stop: StopRequest) -> None:
         self.mine, self.stop = mine, stop
         self._ended = threading.Event()
         self._reader, self._writer = socket.socketpair()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._previous = -1
 
-    def __enter__(self) -> Guard:
+    def __enter__(self) -> SignalWatcher:
         self._writer.setblocking(False)
         self._previous = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._thread.start()

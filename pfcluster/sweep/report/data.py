@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pfcluster.launch.plan import Job
+from pfcluster.launch.plan import TrainRun
 from pfcluster.report.results import ReportError
 from pfcluster.report.statistics import Paired, Summary, holm, paired, summarize
 from pfcluster.sweep import search
-from pfcluster.sweep.asha import Course
+from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.report.rows import Row, failure_of, halved, read_row
 from pfcluster.sweep.spec import AT_END, Spec, load
-from pfcluster.sweep.state import Board
+from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Failed, Trial, result_of
 
 COMMAND = "command.txt"
@@ -59,7 +59,7 @@ class SweepData:
     """The baseline first; empty before the choice."""
     winner: Confirmed | None
     """Best on the fresh seeds; None before all of them are known."""
-    course: Course | None
+    course: EvalSchedule | None
     """The baseline's; None before any run has told the size of its data."""
     rungs: tuple[int, ...]
     lineage: tuple[Trial, ...]
@@ -103,7 +103,7 @@ def read_sweep(folder: Path) -> SweepData:
     """Read a sweep. Raises ConfigError for a folder without one, ReportError for one without trials."""
     spec = load(folder)
     dataset = _dataset(folder)
-    board = Board(spec, folder, lambda job: course_of(job, dataset))
+    board = SweepState(spec, folder, lambda job: course_of(job, dataset))
     if not board.trials:
         raise ReportError(f"{folder} holds no trial yet: run the sweep first")
     rows = tuple(read_row(board, trial, known=bool(dataset.get("train"))) for trial in board.trials)
@@ -128,12 +128,12 @@ def read_sweep(folder: Path) -> SweepData:
     return data if best is None else replace(data, lineage=tuple(board.lineage(best.trial.number)))
 
 
-def course_of(job: Job, dataset: Mapping[str, Any]) -> Course:
+def course_of(job: TrainRun, dataset: Mapping[str, Any]) -> EvalSchedule:
     """When a run is evaluated, from the size of its data as a result tells it."""
     from pfcluster.training.trainer import evaluation_steps, total_steps
 
     count = int(dataset["train"])
-    return Course(total_steps(job.config, count), evaluation_steps(job.config, count))
+    return EvalSchedule(total_steps(job.config, count), evaluation_steps(job.config, count))
 
 
 def _dataset(folder: Path) -> Mapping[str, Any]:

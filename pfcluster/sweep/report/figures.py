@@ -33,9 +33,9 @@ class Panel:
 
 
 PANELS = (
-    Panel("neutrality", "neutrality", 1, 3, ("input", "reconstruction", "truth")),
-    Panel("identity", "identity kept", 1, 3, ("reconstruction", "truth")),
-    Panel("region_error", "error in the expression's region", -1, 4, ("input", "reconstruction")),
+    Panel("neutral_rate", "neutral_rate", 1, 3, ("input", "reconstruction", "truth")),
+    Panel("identity_cosine", "identity kept", 1, 3, ("reconstruction", "truth")),
+    Panel("mse_inside", "error in the expression's region", -1, 4, ("input", "reconstruction")),
 )
 
 

@@ -14,7 +14,7 @@ from pfcluster.sweep.report.importance import ENOUGH, Importances, importances
 from pfcluster.sweep.report.rows import halved
 from pfcluster.sweep.spec import LOWER_IS_BETTER
 
-DIGITS = {"region_error": 4, "outside_error": 4}
+DIGITS = {"mse_inside": 4, "mse_outside": 4}
 """Decimals of a metric; the others have three."""
 EDGE = 0.02
 """A value this near to an end of its range, in parts of the range, lies at the end."""

@@ -17,7 +17,7 @@ from pfcluster.sweep.report.data import SweepData
 from pfcluster.sweep.space import MAE, applied
 from pfcluster.sweep.trials import JUDGE, Runs
 
-PLACES = ("data.shards", "model.init", "evaluate.judge", "pf_mag.recognition_weights", "name", "seed")
+PLACES = ("data.shards", "model.init", "evaluate.judge", "pf_mag.identity_net_weights", "name", "seed")
 """Fields that name files of one machine, or one run."""
 SEEDS = "0 1 2"
 WIDTH = 90
@@ -170,7 +170,7 @@ def _command(command: str, data: SweepData, config: RunConfig, output: str, seed
     base = presets.recipe(data.spec.preset)[TRAINING[command]]
     words = ["python", "jobs/launch.py", command, "--preset", data.spec.preset]
     for field, (_, value) in differences(base, config).items():
-        if field not in ("name", "seed", "evaluate.final"):
+        if field not in ("name", "seed", "evaluate.final_split"):
             words += option(field, value)
     return shlex.join([*words, "--output", output, "--seeds", *seeds.split()])
 

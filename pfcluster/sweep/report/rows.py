@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from pfcluster.sweep.spec import AT_END, Spec
-from pfcluster.sweep.state import Board
-from pfcluster.sweep.trials import Failed, Leg, Trial, curve, read_failed, result_of
+from pfcluster.sweep.state import SweepState
+from pfcluster.sweep.trials import Failed, Trial, TrialRun, curve, read_failed, result_of
 
 State = Literal["whole", "stopped", "generation", "failed", "running"]
 Points = tuple[tuple[int, float], ...]
@@ -51,7 +51,7 @@ def halved(spec: Spec) -> bool:
     return spec.scheduler == "asha" and spec.metric not in AT_END
 
 
-def read_row(board: Board, trial: Trial, *, known: bool) -> Row:
+def read_row(board: SweepState, trial: Trial, *, known: bool) -> Row:
     """A trial, from its runs. known: the size of the data is, so that the rungs are."""
     spec = board.spec
     folders = [board.runs.folder_of(trial, seed) for seed in spec.seeds]
@@ -96,7 +96,7 @@ def _state(trial: Trial, results: list[dict[str, Any] | None], reached: list[int
     return "whole" if all(result is not None and result["status"] == "finished" for result in results) else "running"
 
 
-def failure_of(legs: list[Leg]) -> Failed | None:
+def failure_of(legs: list[TrialRun]) -> Failed | None:
     """Why the first of some runs that failed did."""
     return next((found for leg in legs if (found := read_failed(leg.job.folder)) is not None), None)
 

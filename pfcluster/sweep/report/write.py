@@ -125,9 +125,9 @@ def _not_measured(data: SweepData) -> list[str]:
     if not whole:
         return ["No trial is whole yet, so there are no poker faces to judge."]
     reasons = {
-        "neutrality": "neutrality was not measured: no judge",
-        "identity": "identity was not measured: no recognition net (pf_mag.recognition)",
-        "region_error": "the distance to the truth is not known: these faces have no true neutral face beside them",
+        "neutral_rate": "neutrality was not measured: no judge",
+        "identity_cosine": "identity was not measured: no recognition net (pf_mag.identity_net)",
+        "mse_inside": "the distance to the truth is not known: these faces have no true neutral face beside them",
     }
     known = {name for row in whole for name in row.face}
     return [f"{words[0].upper()}{words[1:]}." for name, words in reasons.items() if name not in known]
