@@ -21,7 +21,7 @@ ROWS = {"input": "input", "reconstruction": "rec", "poker face": "poker", "truth
 BETTER = {
     "poker_region": -1,
     "poker_mse_outside": -1,
-    "poker_calmed": 1,
+    "poker_neutralised_rate": 1,
     "accuracy": 1,
     "f_p_emotion": -1,
     "f_p_people": 1,
@@ -96,7 +96,7 @@ def judge(ours: Figures, without: Figures, classifier: Figures) -> list[Judged]:
     accuracy = difference(ours["accuracy"], classifier["accuracy"])
     told = summarize([100 * (value - ours["emotion_chance"][seed]) for seed, value in ours["f_p_emotion"].items()])
     kept = summarize([value / classifier["f_people"][seed] for seed, value in ours["f_p_people"].items()])
-    calm, clear = summary(ours, "poker_calmed"), summary(ours, "rec_recognised")
+    calm, clear = summary(ours, "poker_neutralised_rate"), summary(ours, "rec_emotion_agreement")
     worse = accuracy.difference.mean < 0 and accuracy.t_p is not None and accuracy.t_p < CHANCE_OF_LUCK
     below = nearer.difference.mean < 0 and nearer.t_p is not None and nearer.t_p < STRICT
     return [

@@ -394,13 +394,13 @@ class OptimConfig:
     weight_decay: float = 0.05
     """Decoupled weight decay of matrices; biases, norms and tokens have none. AdamW only."""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
-    """After the warm-up: a half cosine to zero, or divided by `plateau_factor` after `plateau_patience` evaluations
+    """After the warm-up: a half cosine to zero, or multiplied by `plateau_factor` after `plateau_patience` evaluations
     without a better validation score, or constant."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     plateau_patience: int = 30
     """Evaluations without improvement that the plateau schedule waits."""
-    plateau_factor: float = 10.0
+    plateau_factor: float = 0.1
     """What the plateau schedule divides the rate by."""
     layer_decay: float = 1.0
     """What each block's rate is multiplied by over the block's above it, in fine-tuning (Clark et al. 2020; MAE's
@@ -419,7 +419,7 @@ class OptimConfig:
         for name in ("weight_decay", "warmup_steps", "clip_norm"):
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "be at least 0")
         _require(self.plateau_patience >= 1, "optim.plateau_patience", self.plateau_patience, "be at least 1")
-        _require(self.plateau_factor > 1, "optim.plateau_factor", self.plateau_factor, "be more than 1")
+        _require(0 < self.plateau_factor < 1, "optim.plateau_factor", self.plateau_factor, "lie in (0, 1)")
         if self.algorithm == "adam":
             _require(self.weight_decay == 0, "optim.weight_decay", self.weight_decay, "be 0 for adam; adamw has one")
 

@@ -80,7 +80,7 @@ class Plateau:
             return replace(self, best=score, waited=0)
         if self.waited + 1 < config.plateau_patience:
             return replace(self, waited=self.waited + 1)
-        return replace(self, waited=0, factor=self.factor / config.plateau_factor)
+        return replace(self, waited=0, factor=self.factor * config.plateau_factor)
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int, plateau: Plateau) -> float:

@@ -168,8 +168,8 @@ def test_the_libraries_nets_are_filled_from_their_own_files(tmp_path):
     ("changes", "why"),
     [
         ({"mask_ratio": 0.5}, r'pf_mag\.fusion must be "self" with pf_mag\.mask_ratio'),
-        ({"separator_ratio": 0.0, "recognition": "facenet"}, r"without a separator there is no L_ort"),
-        ({"recognition": "run"}, r"have pf_mag\.identity_net_weights beside it"),
+        ({"separator_ratio": 0.0, "identity_net": "facenet"}, r"without a separator there is no L_ort"),
+        ({"identity_net": "run"}, r"have pf_mag\.identity_net_weights beside it"),
         ({"identity_net_weights": "x.pt"}, r"where pf_mag\.identity_net_weights is given"),
     ],
 )

@@ -109,7 +109,7 @@ def test_inception_is_read_from_a_local_file(tmp_path, monkeypatch):
 
 def test_measures_that_cannot_be_had_are_refused_before_training():
     here = World(0, 1, torch.device("cpu"))
-    for field, why in (("fid", "neither a file nor a folder: gone"), ("judge", "gone"), ("recognition", "gone")):
+    for field, why in (("fid", "neither a file nor a folder: gone"), ("judge", "gone"), ("identity_net", "gone")):
         values = config("pf_mag")
         values = replace(values, evaluate=replace(values.evaluate, **{field: "gone"}))
         with pytest.raises(ConfigError, match=rf"evaluate\.{field}: .*{why}"):

@@ -18,7 +18,7 @@ def test_warm_up_then_half_a_cosine(step, rate):
 
 
 def test_the_plateau_divides_after_its_patience_and_not_before():
-    options = OptimConfig(lr=1.0, schedule="plateau", plateau_patience=2, plateau_factor=10)
+    options = OptimConfig(lr=1.0, schedule="plateau", plateau_patience=2, plateau_factor=0.1)
     state = Plateau()
     rates = []
     for score in (0.5, 0.4, 0.6, 0.6, 0.5, 0.7, 0.1, 0.1):

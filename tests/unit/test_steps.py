@@ -65,7 +65,7 @@ class FrozenColours(torch.nn.Module):
         return images[:, :, ::4, ::4].flatten(1).tanh()
 
 
-@pytest.mark.parametrize("recognition", [None, FrozenColours()])
+@pytest.mark.parametrize("identity_net", [None, FrozenColours()])
 def test_the_shared_forward_takes_the_gradients_of_the_plain_gan_loop(identity_net):
     settings = LossSettings(0, None, 0.0, "ignore", identity_net)
     weights = LossWeights(cls=1.0, adv=0.3, rec=2.0, ort=0.5)
