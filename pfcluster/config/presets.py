@@ -243,8 +243,8 @@ def _small(
 
 
 def _paper(model: ModelConfig) -> Recipe:
-    """METHOD.md: 300 epochs of MAE at batch 4096 (base rate 1.5e-4 for 256), then batch 32, Adam, plateau, 100
-    epochs.
+    """docs/concepts/method.md: 300 epochs of MAE at batch 4096 (base rate 1.5e-4 for 256), then batch 32, Adam,
+    plateau, 100 epochs.
     """
     data = DataConfig(size=224)
     plateau = OptimConfig(algorithm="adam", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0, schedule="plateau")

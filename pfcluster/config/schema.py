@@ -164,7 +164,8 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The encoder, and the decoder that MAE, the generator and the discriminator share (METHOD.md, Symbols)."""
+    """The encoder, and the decoder that MAE, the generator and the discriminator share (docs/concepts/method.md,
+    Symbols)."""
 
     architecture: Literal["vit", "cnn"] = "vit"
     """"cnn" is the small convolutional net that judges poker faces; only fine-tuning knows it."""
@@ -208,7 +209,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaeConfig:
-    """Masked-autoencoder pre-training (He et al. 2021, section 3; METHOD.md, section 1)."""
+    """Masked-autoencoder pre-training (He et al. 2021, section 3; docs/concepts/method.md, section 1)."""
 
     mask_ratio: float = 0.75
     """Share of patches hidden from the encoder, in (0, 1)."""
@@ -234,8 +235,8 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """The λ of PF-ViT's loss (METHOD.md, Losses). With automatic balance they are shares of terms of equal
-    magnitude.
+    """The λ of PF-ViT's loss (docs/concepts/method.md, Losses). With automatic balance they are shares of terms of
+    equal magnitude.
     """
 
     cls: float = 1.0
@@ -257,7 +258,7 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class PfMagConfig:
-    """PF-MAG: PF-ViT and the discriminator that trains it (METHOD.md, section 3)."""
+    """PF-MAG: PF-ViT and the discriminator that trains it (docs/concepts/method.md, section 3)."""
 
     weights: LossWeights = field(default_factory=LossWeights)
     balance: Literal["auto", "fixed"] = "auto"
@@ -282,12 +283,13 @@ class PfMagConfig:
     identity_net_layer: Literal["feature_map", "embedding"] = "feature_map"
     """Which of φ's features: the last map before pooling, flattened, or the pooled embedding."""
     discriminator_emotions: bool = True
-    """Whether Δ looks at emotions, or at real and generated alone (METHOD.md, Ablations 2)."""
+    """Whether Δ looks at emotions, or at real and generated alone (docs/concepts/method.md, Ablations 2)."""
     fusion: Literal["cross", "self"] = "cross"
-    """"self" is the ablation without mask tokens: self-attention over the encoder's tokens (METHOD.md, Ablations 3)."""
+    """"self" is the ablation without mask tokens: self-attention over the encoder's tokens (docs/concepts/method.md,
+    Ablations 3)."""
     mask_ratio: float = 0.0
-    """Share of patches hidden from the encoder in training, mask tokens in their places: Multi-Task MAE (METHOD.md,
-    Ablations 4). Only with fusion "self"."""
+    """Share of patches hidden from the encoder in training, mask tokens in their places: Multi-Task MAE
+    (docs/concepts/method.md, Ablations 4). Only with fusion "self"."""
     fake_class_targets: Literal["ignore", "zero", "source"] = "ignore"
     """Targets of Δ's emotion outputs for generated images in Δ's own loss: left out, all zero, or the emotion of the
     photo that an image was made from. With "source" Δ looks for what a poker face still shows of it."""
@@ -295,7 +297,7 @@ class PfMagConfig:
     """Weight of Δ's R1 gradient penalty on real images (Mescheder et al. 2018); 0 leaves it out. Not with ZeRO-3."""
     separator_ratio: float = 0.25
     """Hidden width of the separator's two layers over the encoder's width; 0 leaves the separator out, and with it the
-    poker face and L_ort (METHOD.md, Ablations 2)."""
+    poker face and L_ort (docs/concepts/method.md, Ablations 2)."""
     class_mask_bias: float | None = None
     """Start of a bias that the class token's mask a = σ(...) has besides, and learns: 3 begins with f_e = 0.95 f there,
     where the patches' halves are; None has none."""
@@ -425,7 +427,8 @@ class OptimConfig:
 
 
 def _discriminator_optim() -> OptimConfig:
-    """METHOD.md, section 3: Adam at 1e-4 with betas of its own (lost in the paper's text; the GAN default here)."""
+    """docs/concepts/method.md, section 3: Adam at 1e-4 with betas of its own (lost in the paper's text; the GAN
+    default here)."""
     return OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
 
 

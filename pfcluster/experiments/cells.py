@@ -138,7 +138,7 @@ CELLS = (
     *_game(),
     *_multi_task(),
 )
-"""No mask tokens at all (METHOD.md, Ablations 3) is Multi-Task MAE with nothing hidden."""
+"""No mask tokens at all (docs/concepts/method.md, Ablations 3) is Multi-Task MAE with nothing hidden."""
 
 
 def cell(name: str) -> Cell:

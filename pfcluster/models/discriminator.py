@@ -1,4 +1,4 @@
-"""Δ: is this image real, and which emotion does it show (METHOD.md, section 3).
+"""Δ: is this image real, and which emotion does it show (docs/concepts/method.md, section 3).
 
 Legend: b images, n patches, t = n + 1 tokens with the class token first, d encoder, c decoder channels, k emotion
 classes.

@@ -72,7 +72,7 @@ def _initialise(config: RunConfig, encoder: ViT, decoder: Decoder | None) -> Non
 
 
 def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> dict[str, nn.Module]:
-    """METHOD.md, section 3: G and Δ are two copies of the pre-trained decoder."""
+    """docs/concepts/method.md, section 3: G and Δ are two copies of the pre-trained decoder."""
     model = config.model
     shown = 1 + shown_count(len(decoder.positions), config.pf_mag.mask_ratio)
     discriminator = Discriminator(

@@ -1,4 +1,4 @@
-"""The losses of METHOD.md as pure functions, an equation beside each.
+"""The losses of docs/concepts/method.md as pure functions, an equation beside each.
 
 Legend: b images, n patches, m hidden patches, k emotion classes, f features, p patch side.
 """
@@ -68,7 +68,8 @@ def discriminator(
 
     Real images: emotions = one-hot(y), real = 1 - smoothing. Reconstructions and poker faces: real = 0; their emotions
     are left out ("ignore"), all zero ("zero") or those of the photo that they were made from ("source"). The mean over
-    real outputs plus the mean over fake outputs. Without `emotions` only the real/fake outputs count (METHOD.md,
+    real outputs plus the mean over fake outputs. Without `emotions` only the real/fake outputs count
+    (docs/concepts/method.md,
     Ablations 2). `emotion_weight` w makes the mean over outputs with an emotion's target (w Σ BCE of emotions + BCE of
     real) / (k + 1). Without fakes the real output does not count either: there is nothing to tell it from.
     """

@@ -1,5 +1,5 @@
-"""Masked autoencoder (He et al. 2021): METHOD.md, section 1. Only visible patches are embedded, only hidden ones
-predicted.
+"""Masked autoencoder (He et al. 2021): docs/concepts/method.md, section 1. Only visible patches are embedded, only
+hidden ones predicted.
 
 Legend: b images, n patches, k kept (visible) patches, m = n - k hidden patches, d encoder, c decoder channels, p
 patch side.
@@ -19,7 +19,8 @@ def kept_count(patches: int, mask_ratio: float) -> int:
 
 
 class Decoder(nn.Module):
-    """Decoder of MAE. The generator and the discriminator start as copies of it (METHOD.md, section 3)."""
+    """Decoder of MAE. The generator and the discriminator start as copies of it (docs/concepts/method.md, section
+    3)."""
 
     positions: Tensor
 

@@ -1,4 +1,4 @@
-"""PF-ViT: separate the emotion from the face and paint the face without it (METHOD.md, section 3).
+"""PF-ViT: separate the emotion from the face and paint the face without it (docs/concepts/method.md, section 3).
 
 Legend: b images, n patches, k of them visible, t = k + 1 tokens with the class token first, d encoder, c decoder
 channels, v views, p patch side.
@@ -91,8 +91,8 @@ class CrossFusion(nn.Module):
 
 
 class SelfFusion(nn.Module):
-    """Self-attention in place of the cross fusion (METHOD.md, Ablations 3 and 4): the encoder's tokens, and mask tokens
-    where patches are hidden, look at each other.
+    """Self-attention in place of the cross fusion (docs/concepts/method.md, Ablations 3 and 4): the encoder's
+    tokens, and mask tokens where patches are hidden, look at each other.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -200,7 +200,8 @@ class PFViT(nn.Module):
         separator_ratio: float = 0.25,
         mask_ratio: float = 0.0,
     ) -> None:
-        """`separator_ratio` 0 leaves the separator out (METHOD.md, Ablations 2): C reads the encoder's own class token,
+        """`separator_ratio` 0 leaves the separator out (docs/concepts/method.md, Ablations 2): C reads the encoder's
+        own class token,
         and G paints the reconstruction alone. `mask_ratio` is the share of patches hidden in training (Multi-Task MAE,
         Ablations 4).
         """

@@ -176,7 +176,7 @@ class ViT(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A ViT with a linear head on its class token (METHOD.md, section 2)."""
+    """A ViT with a linear head on its class token (docs/concepts/method.md, section 2)."""
 
     def __init__(self, encoder: ViT, width: int, classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a classifier: METHOD.md, section 2."""
+"""Supervised fine-tuning of a classifier: docs/concepts/method.md, section 2."""
 
 from __future__ import annotations
 

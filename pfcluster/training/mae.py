@@ -1,4 +1,4 @@
-"""Masked-autoencoder pre-training: METHOD.md, section 1."""
+"""Masked-autoencoder pre-training: docs/concepts/method.md, section 1."""
 
 from __future__ import annotations
 

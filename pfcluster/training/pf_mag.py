@@ -1,4 +1,5 @@
-"""PF-MAG: PF-ViT and its discriminator, two optimizers, one forward for both turns (METHOD.md, section 3).
+"""PF-MAG: PF-ViT and its discriminator, two optimizers, one forward for both turns (docs/concepts/method.md, section
+3).
 
 Legend: b images, k emotion classes.
 """
@@ -219,7 +220,8 @@ def magnitudes(
 
 @dataclass
 class LossBalancer:
-    """The λ that are in force: fixed ones, or shares of terms brought to equal magnitude (METHOD.md, Losses).
+    """The λ that are in force: fixed ones, or shares of terms brought to equal magnitude (docs/concepts/method.md,
+    Losses).
 
     The automatic balance divides each term by its mean magnitude over the first steps after the warm-up, over all
     ranks; during those steps by the mean so far. Then it never changes again.

@@ -73,7 +73,10 @@ def test_how_far_from_calm_is_said_in_words(tmp_path: Path, neutralised_rate: fl
         measured["rows"][row] |= figures
     write_run(tmp_path, "pf-vit", 0, objective="pf_mag", poker=measured)
     report = text(write_report(tmp_path))
-    assert f"Of faces with an expression {words}: the judge calls {neutralised_rate:.3f} ± – neutral, beside 0.970 for" in report
+    assert (
+        f"Of faces with an expression {words}: the judge calls {neutralised_rate:.3f} ± – neutral, beside 0.970 for"
+        in report
+    )
     assert "it names the emotion of 0.800 of the reconstructions" in report
 
 
