@@ -1,5 +1,5 @@
 """The curves of two games side by side, a dead and a living one: `python -m benchmarks.game_curves DEAD LIVING --output
-docs/game.png` draws them from the metrics of two PF-MAG runs' folders (docs/pf-mag.md says how those were made).
+docs/game.png` draws them from the metrics of two PF-MAG runs' folders (docs/guides/pf-mag.md says how those were made).
 """
 
 from __future__ import annotations

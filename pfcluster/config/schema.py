@@ -248,7 +248,7 @@ class LossWeights:
     ort: float = 0.1
     """Orthogonality of the emotion view and the poker face."""
     confusion: float = 0.0
-    """Confusion of a small net that reads the emotion off f_p (docs/stabilisers.md). Not the paper's; 0 has no such
+    """Confusion of a small net that reads the emotion off f_p (docs/guides/pf-mag.md). Not the paper's; 0 has no such
     net."""
 
     def __post_init__(self) -> None:
@@ -319,7 +319,7 @@ class PfMagConfig:
     instance_noise: float = 0.0
     """Deviation of the noise on what Δ sees, for values in -1..1 (Sønderby et al. 2017)."""
     grad_norms_every: int = 100
-    """Steps between two looks at how hard each term pulls at tokens and images (docs/pf-mag.md), of two steps' cost;
+    """Steps between two looks at how hard each term pulls at tokens and images (docs/guides/pf-mag.md), of two steps' cost;
     0 takes none. Changes nothing that is trained."""
 
     def __post_init__(self) -> None:

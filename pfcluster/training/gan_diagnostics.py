@@ -1,4 +1,4 @@
-"""What tells a living game between PF-ViT and Δ from a dead one (docs/pf-mag.md). Nothing here trains anything.
+"""What tells a living game between PF-ViT and Δ from a dead one (docs/guides/pf-mag.md). Nothing here trains anything.
 
 Every value is a mean over images, so that ranks and micro-batches average to the whole batch.
 

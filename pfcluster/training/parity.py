@@ -64,7 +64,7 @@ STABILISED = PfMagConfig(
     warmup_steps=1,
     balance_steps=2,
 )
-"""PF-MAG with everything of docs/stabilisers.md but the change of colour, each sample's own affair: beside the
+"""PF-MAG with everything of docs/guides/pf-mag.md but the change of colour, each sample's own affair: beside the
 convolution it magnifies rounding to 1e-6 of a gradient's norm.
 """
 

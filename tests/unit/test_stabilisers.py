@@ -1,4 +1,4 @@
-"""Options that steady PF-MAG's game (docs/stabilisers.md): each does what its name says, and nothing when it is off."""
+"""Options that steady PF-MAG's game (docs/guides/pf-mag.md): each does what its name says, and nothing when it is off."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class BuildOptions:
     """Build a folder of shards from a raw dataset."""
 
     input: Path
-    """A dataset in its own layout (docs/data.md), or class folders, a tar of them, or a CSV of image, label and
+    """A dataset in its own layout (docs/guides/data.md), or class folders, a tar of them, or a CSV of image, label and
     optionally identity and split."""
     output: Path
     """Folder to write into."""

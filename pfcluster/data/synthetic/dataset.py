@@ -4,7 +4,7 @@
     images, labels = faces.images(), faces.labels()
     truth = faces.poker_faces()                      # the same photos, had nobody moved a muscle
 
-    python -m pfcluster.data.synthetic.dataset docs/synthetic_faces.jpg
+    python -m pfcluster.data.synthetic.dataset docs/assets/synthetic_faces.jpg
 
 Every number is a hash of (seed, what it is for, index): nothing depends on order, batch or earlier calls.
 
@@ -261,4 +261,4 @@ def contact_sheet(path: str | Path, size: int = 96, people: int = 6, wild_rows: 
 
 
 if __name__ == "__main__":
-    contact_sheet(sys.argv[1] if len(sys.argv) > 1 else "docs/synthetic_faces.jpg")
+    contact_sheet(sys.argv[1] if len(sys.argv) > 1 else "docs/assets/synthetic_faces.jpg")
