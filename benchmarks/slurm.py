@@ -2,7 +2,7 @@
 
     python -m benchmarks.slurm [--repeats 5]
 
-It takes the SLURM that SLURM_CONF names, such as the throw-away one (docs/guides/slurm.md). Both ways train the same config on
+It takes the SLURM that SLURM_CONF names, such as the one of docs/guides/slurm.md. Both ways train the same config on
 two nodes, in turn, so that neither has the warmer machine. The clock starts with the command and stops when
 metrics.jsonl has its first line.
 """

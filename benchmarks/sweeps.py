@@ -4,7 +4,7 @@ scores, and what that costs.
     python -m benchmarks.sweeps [--executors local ray slurm] [--output sweeps.md]
 
 A sweep of classifiers on the embedded faces, some ten seconds a run; two runs at once everywhere, one core each. For
-slurm it takes the cluster that SLURM_CONF names, such as the throw-away one (docs/guides/slurm.md). Nothing else should run.
+slurm it takes the cluster that SLURM_CONF names, such as the one of docs/guides/slurm.md. Nothing else should run.
 """
 
 from __future__ import annotations

@@ -319,8 +319,8 @@ class PfMagConfig:
     instance_noise: float = 0.0
     """Deviation of the noise on what Δ sees, for values in -1..1 (Sønderby et al. 2017)."""
     grad_norms_every: int = 100
-    """Steps between two looks at how hard each term pulls at tokens and images (docs/guides/pf-mag.md), of two steps' cost;
-    0 takes none. Changes nothing that is trained."""
+    """Steps between two measurements of each loss term's gradient norms (docs/guides/pf-mag.md); one costs about two
+    steps; 0 disables them. Training is unaffected."""
 
     def __post_init__(self) -> None:
         _require(self.grad_norms_every >= 0, "pf_mag.grad_norms_every", self.grad_norms_every, "be at least 0")

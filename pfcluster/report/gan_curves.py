@@ -1,4 +1,4 @@
-"""The game between PF-ViT and Δ in curves and pictures: what tells a living one from a dead one (docs/guides/pf-mag.md)."""
+"""GAN curves and pictures of PF-MAG runs for the report (docs/guides/pf-mag.md)."""
 
 from __future__ import annotations
 

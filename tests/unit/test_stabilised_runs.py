@@ -1,4 +1,4 @@
-"""Whole runs with the options of docs/guides/pf-mag.md: they go on exactly, and leave something behind when they fail."""
+"""Whole runs with the stabilisers of docs/guides/pf-mag.md: exact resume, and what a failed run leaves behind."""
 
 from __future__ import annotations
 

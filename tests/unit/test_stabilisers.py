@@ -1,4 +1,4 @@
-"""Options that steady PF-MAG's game (docs/guides/pf-mag.md): each does what its name says, and nothing when it is off."""
+"""PF-MAG's stabilisers (docs/guides/pf-mag.md): the effect of each option, and none when it is off."""
 
 from __future__ import annotations
 
