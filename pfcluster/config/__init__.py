@@ -1,6 +1,6 @@
 """The configuration of a run: frozen dataclasses, validated where they are made (schema), as JSON (io), presets."""
 
-from pfcluster.config.schema import (
+from pfcluster.config.run import (
     AugmentConfig,
     Backend,
     CheckpointConfig,

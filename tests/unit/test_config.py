@@ -22,7 +22,7 @@ from pfcluster.config import (
     RunConfig,
     presets,
 )
-from pfcluster.config import schema as config_module
+from pfcluster.config import run as config_module
 from pfcluster.config.io import differences, from_json, to_json
 
 PACKAGE = Path(config_module.__file__).parents[1]
