@@ -1,0 +1,314 @@
+"""The run folder: the one place that names its files and knows how they are read and written. No torch.
+
+config.json              config of the run, written when the run claims the folder
+requested_config.json    config that a launcher hands to its workers
+provenance.json          command, versions, commit and machine
+progress.json            number of steps, and the stage that the run is in
+metrics.jsonl            one line per logged training step and per evaluation
+ranks.jsonl              milliseconds per rank, one line per logged training step
+checkpoints/             step-00000500/...; see checkpoint/store.py
+pictures/                image grids; pictures/steps/ those drawn during training
+tensorboard/             event files
+result.json              status and final figures
+predictions.safetensors  logits of the test split; see evaluate/predictions.py
+early_stop.json          step at which the run ends early; see runs/early_stop.py
+failure.json             the batch at which training became non-finite
+warnings.log             warnings of all attempts
+logs/                    rank-N.log: output of a rank; exit-status-N.json: how it exited
+attempts/                one file per attempt and per failed rank; see launch/attempts.py
+job.json, task.json      the SLURM job that the task was submitted as, and what it executes
+cancelled, .stop         markers: cancelled by the user; a running attempt is asked to stop
+.training                lock held by the process that trains in the folder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pfcluster.config import ConfigError, RunConfig
+from pfcluster.config.io import differences, load, only_execution, to_json
+from pfcluster.runs.atomic_files import write_atomically
+
+CONFIG_FILE = "config.json"
+REQUESTED_CONFIG_FILE = "requested_config.json"
+PROVENANCE_FILE = "provenance.json"
+PROGRESS_FILE = "progress.json"
+METRICS_FILE = "metrics.jsonl"
+RANKS_FILE = "ranks.jsonl"
+RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.safetensors"
+EARLY_STOP_FILE = "early_stop.json"
+FAILURE_FILE = "failure.json"
+WARNINGS_FILE = "warnings.log"
+JOB_FILE = "job.json"
+TASK_FILE = "task.json"
+CANCELLED_FILE = "cancelled"
+STOP_FILE = ".stop"
+TRAINING_LOCK = ".training"
+CHECKPOINTS_DIR = "checkpoints"
+CHECKPOINT_FILE = "state.json"
+PICTURES_DIR = "pictures"
+TENSORBOARD_DIR = "tensorboard"
+LOGS_DIR = "logs"
+ATTEMPTS_DIR = "attempts"
+TAIL_BYTES = 1 << 16
+"""`last_metrics` reads this much of the end of metrics.jsonl."""
+
+
+class RunFileError(ValueError):
+    """A file of a run folder that cannot be read: names the file and the reason."""
+
+
+def log_path(folder: Path, rank: int) -> Path:
+    """Output of a rank."""
+    return folder / LOGS_DIR / f"rank-{rank}.log"
+
+
+def exit_status_path(folder: Path, rank: int) -> Path:
+    """How the newest process of a rank exited; see launch/worker.py."""
+    return folder / LOGS_DIR / f"exit-status-{rank}.json"
+
+
+def grids_folder(folder: Path) -> Path:
+    """Image grids drawn during training, `STEP.jpg`."""
+    return folder / PICTURES_DIR / "steps"
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Folder of the checkpoint of a step."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """Steps that have a complete checkpoint, ascending."""
+    names = [path.parent.name.removeprefix("step-") for path in checkpoints.glob(f"step-*/{CHECKPOINT_FILE}")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def newest_checkpoint_step(folder: Path) -> int:
+    """Step of a run's newest complete checkpoint; 0 if there is none."""
+    return max(checkpoint_steps(folder / CHECKPOINTS_DIR), default=0)
+
+
+def find_runs(study: Path) -> Iterator[Path]:
+    """Run folders below `study`, sorted by path: folders with a result.json, and those with a config.json alone, which
+    are unfinished. Run folders are not searched for further runs, and hidden folders are skipped.
+    """
+    for folder, below, files in os.walk(study):
+        is_run = RESULT_FILE in files or (CONFIG_FILE in files and Path(folder) != study)
+        below[:] = [] if is_run else sorted(name for name in below if not name.startswith("."))
+        if is_run:
+            yield Path(folder)
+
+
+def enclosing_run(path: Path) -> Path | None:
+    """The run folder that is `path` or contains it, e.g. of a checkpoint's folder; None if there is none."""
+    return next((folder for folder in (path, *path.parents) if (folder / CONFIG_FILE).is_file()), None)
+
+
+def read_config(folder: Path) -> RunConfig:
+    """A run's config. Raises ConfigError if it is missing or invalid."""
+    return load(folder / CONFIG_FILE)
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Record the config of a run."""
+    write_atomically(folder / CONFIG_FILE, to_json(config))
+
+
+def write_requested_config(folder: Path, config: RunConfig) -> Path:
+    """Write the config that workers are to train, creating the folder; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / REQUESTED_CONFIG_FILE
+    write_atomically(path, to_json(config))
+    return path
+
+
+def changes_on_resume(folder: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ between the run recorded in a folder and a config that is to resume it: (old, new) by dotted
+    name. Raises ConfigError if any of them may not change on resume, as the folder then belongs to another run.
+    """
+    changed = differences(read_config(folder), config) if (folder / CONFIG_FILE).exists() else {}
+    others = {name: values for name, values in changed.items() if not only_execution(name)}
+    if others:
+        name, (old, new) = next(iter(others.items()))
+        raise ConfigError(
+            f"{folder} belongs to another config: {name} is {old!r} there and {new!r} here"
+            f" ({len(others)} differences); use another folder, or remove that one"
+        )
+    return changed
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Content of result.json; None if there is no such file. Raises RunFileError if it is damaged."""
+    try:
+        return read_object(folder / RESULT_FILE)
+    except FileNotFoundError:
+        return None
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write result.json."""
+    write_atomically(folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether result.json says that the run finished; False if it is missing or damaged."""
+    result = try_read_object(folder / RESULT_FILE)
+    return result is not None and result.get("status") == "finished"
+
+
+def write_failure(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Write failure.json; returns its path."""
+    path = folder / FAILURE_FILE
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
+    return path
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """`total_steps` and `stage`; empty before the run has reported them."""
+    return try_read_object(folder / PROGRESS_FILE) or {}
+
+
+def write_progress(folder: Path, total_steps: int, stage: str) -> None:
+    """Report the number of steps and the stage ("train", "evaluate")."""
+    write_atomically(folder / PROGRESS_FILE, json.dumps({"total_steps": total_steps, "stage": stage}) + "\n")
+
+
+def append_metrics(folder: Path, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    """Append one line to metrics.jsonl."""
+    _append_line(folder / METRICS_FILE, {"split": split, "step": step, "epoch": round(epoch, 4), **values})
+
+
+def truncate_metrics(folder: Path, step: int) -> None:
+    """Drop the lines after `step`, and a line cut by a crash, before a run resumes at that step. Replaces the file."""
+    path = folder / METRICS_FILE
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_atomically(path, "".join(kept))
+
+
+def read_metrics(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl, of one split or of all; empty if there is no file. Lines cut by a crash are skipped."""
+    try:
+        text = (folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return list(_parsed(text.splitlines(), split))
+
+
+def last_metrics(folder: Path, split: str) -> dict[str, Any] | None:
+    """The newest line of a split; None if there is none in the last `TAIL_BYTES` of the file."""
+    try:
+        with open(folder / METRICS_FILE, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next(_parsed(reversed(lines), split), None)
+
+
+def last_trained_step(folder: Path) -> int:
+    """Newest training step in metrics.jsonl; 0 if there is none."""
+    line = last_metrics(folder, "train")
+    return 0 if line is None else int(line["step"])
+
+
+def metric_series(lines: Sequence[Mapping[str, Any]], split: str, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of one metric in ascending steps. Of several lines with the same step the last one counts."""
+    points = {}
+    for line in lines:
+        step, value = line.get("step"), line.get(metric)
+        if line.get("split") == split and isinstance(step, int | float) and isinstance(value, int | float):
+            points[int(step)] = float(value)
+    return sorted(points.items())
+
+
+class MetricsTail:
+    """Reads a growing metrics.jsonl piece by piece."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / METRICS_FILE
+        self._offset = 0
+        self._inode = 0
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """Complete lines appended since the last call. Starts over if the file was replaced, as by a resumed run."""
+        if not self.path.exists():
+            return []
+        lines = []
+        with open(self.path, "rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._inode:
+                self._offset, self._inode = 0, inode
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                lines.append(json.loads(line))
+        return lines
+
+
+def append_rank_times(folder: Path, step: int, milliseconds: Mapping[str, Sequence[float]]) -> None:
+    """Append one line to ranks.jsonl: for each part of a step, the milliseconds of every rank."""
+    _append_line(folder / RANKS_FILE, {"step": step, **milliseconds})
+
+
+def append_warning(folder: Path, message: str) -> None:
+    """Append a line to warnings.log."""
+    with open(folder / WARNINGS_FILE, "a") as file:
+        file.write(message + "\n")
+
+
+def logged_error(folder: Path) -> str | None:
+    """The last `error: ...` line in the log of the lowest rank that has one, without the prefix."""
+    for path in sorted((folder / LOGS_DIR).glob("rank-*.log")):
+        lines = path.read_text(errors="replace").splitlines()
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        if errors:
+            return errors[-1]
+    return None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises FileNotFoundError, and RunFileError if it cannot be read or is not an object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise RunFileError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise RunFileError(f"{path} must hold an object, got {type(values).__name__}")
+    return values
+
+
+def try_read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None if the file is missing or damaged."""
+    try:
+        return read_object(path)
+    except (FileNotFoundError, RunFileError):
+        return None
+
+
+def _append_line(path: Path, values: Mapping[str, Any]) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def _parsed(lines: Iterable[str], split: str | None) -> Iterator[dict[str, Any]]:
+    """Lines that are JSON objects, of one split or of all."""
+    for text in lines:
+        if split is not None and f'"{split}"' not in text:
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and split in (None, line.get("split")):
+            yield line
