@@ -113,37 +113,53 @@ def _told(folder: Path, count: int) -> ExitStatus | None:
 
 
 def train_loop(config: Mapping[str, Any]) -> None:
-    """What each worker of a group runs. Raises RuntimeError for what Ray shall try again."""
+    """What each worker of a Ray Train group runs. Raises RuntimeError where Ray should start the group again."""
     from ray.train import get_context
 
-    place, context = Path(config["folder"]), get_context()
-    if not (place / WANTED).is_file():
-        raise RuntimeError(f"this machine does not see {place}: Ray's nodes need a file system that all share")
-    rank, threads = context.get_world_rank(), max(1, int(config["cpus"]))
+    context = get_context()
+    ending = train_rank(
+        Path(config["folder"]),
+        config["command"],
+        cpus=config["cpus"],
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+    )
+    if ending.kind is not None and ending.kind not in FINAL:
+        raise RuntimeError(ending.error)
+
+
+def train_rank(
+    folder: Path, command: str, *, cpus: float, rank: int = 0, size: int = 1, local_rank: int = 0
+) -> ExitStatus:
+    """Train one rank of a run in this Ray process: its config is in the run folder. Rank 0 records the attempt; every
+    rank writes how it ended. Raises RuntimeError if this machine does not see the folder.
+    """
+    if not (folder / WANTED).is_file():
+        raise RuntimeError(f"this machine does not see {folder}: Ray's nodes need a shared file system")
+    threads = max(1, int(cpus))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _own_gpu()
-    known = attempts.read(place)
-    mine = SlurmRank(
+    ray_rank = SlurmRank(
         rank=rank,
-        size=context.get_world_size(),
-        local_rank=context.get_local_rank(),
+        size=size,
+        local_rank=local_rank,
         job=OURS,
-        restart=sum(attempt.job == OURS for attempt in known),
+        restart=sum(attempt.job == OURS for attempt in attempts.read(folder)),
         nodes=host_name(),
         threads=threads,
     )
-    ending_file(place, rank).unlink(missing_ok=True)
+    ending_file(folder, rank).unlink(missing_ok=True)
     stop = StopRequest()
-    with logged(place, mine), _watched(place / STOP, stop, rank):
-        attempt = attempts.begin(place, OURS, mine.restart, mine.nodes) if rank == 0 else None
-        ending = work(place / WANTED, place, config["command"], threads, stop)
-    write_atomically(ending_file(place, rank), json.dumps(asdict(ending)) + "\n")
+    with logged(folder, ray_rank), _watched(folder / STOP, stop, rank):
+        attempt = attempts.begin(folder, OURS, ray_rank.restart, ray_rank.nodes) if rank == 0 else None
+        ending = work(folder / WANTED, folder, command, threads, stop)
+    write_atomically(ending_file(folder, rank), json.dumps(asdict(ending)) + "\n")
     if attempt is not None:
         outcome = {FINISHED: "finished", INTERRUPTED: "stopped"}.get(ending.code, "failed")
-        attempts.end(place, attempt, outcome, kind=ending.kind, error=ending.error or None)  # type: ignore[arg-type]
-    if ending.kind is not None and ending.kind not in FINAL:
-        raise RuntimeError(ending.error)
+        attempts.end(folder, attempt, outcome, kind=ending.kind, error=ending.error or None)  # type: ignore[arg-type]
+    return ending
 
 
 def _own_gpu() -> None:
