@@ -1,6 +1,6 @@
-"""Statistics over seeds: what may be said about a mean of few runs. Pure functions of plain numbers.
+"""Statistics over seeds: means, intervals and paired tests for few runs. Pure functions of plain numbers.
 
-`n` is the number of seeds; every quantity has the unit of the values it is made of.
+`n` is the number of seeds; results have the unit of the input values.
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
-WILCOXON_FROM = 6
-"""Fewest pairs for Wilcoxon's test: with 5 its smallest two-sided p is 2 / 2^5 = 0.0625, never below 0.05."""
+WILCOXON_MIN_PAIRS = 6
+"""Minimum number of pairs for Wilcoxon's test: with 5 the smallest two-sided p is 2 / 2^5 = 0.0625, above 0.05."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and spread of one figure over seeds."""
+    """Mean, standard deviation and confidence interval of one metric over seeds."""
 
     n: int
     mean: float
@@ -29,26 +30,24 @@ class Summary:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences `treated - reference` on the same seeds, and two tests of "no difference"."""
+    """Differences `treated - reference` on common seeds, and two tests of the null hypothesis of no difference."""
 
     difference: Summary
     t_p: float | None
-    """Two-sided p of the paired t-test; None for n = 1 and for differences that do not vary."""
+    """Two-sided p of the paired t-test; None for n = 1 and for constant differences."""
     wilcoxon_p: float | None
-    """Two-sided p of Wilcoxon's signed-rank test; None with fewer than `WILCOXON_FROM` pairs that differ."""
+    """Two-sided p of Wilcoxon's signed-rank test; None with fewer than `WILCOXON_MIN_PAIRS` unequal pairs."""
 
     @property
     def resolvable(self) -> float | None:
-        """Smallest |mean difference| whose interval leaves out 0, given this spread: half the interval's width."""
+        """Smallest |mean difference| whose interval would exclude 0 at this standard deviation: the half-width."""
         if self.difference.low is None or self.difference.high is None:
             return None
         return (self.difference.high - self.difference.low) / 2
 
     @property
     def sign(self) -> int | None:
-        """+1 or -1 where the interval of the mean difference lies on one side of 0, 0 where it holds 0, None for n =
-        1.
-        """
+        """+1 or -1 if the interval of the mean difference excludes 0, 0 if it contains 0, None for n = 1."""
         low, high = self.difference.low, self.difference.high
         if low is None or high is None:
             return None
@@ -56,71 +55,65 @@ class Paired:
 
 
 def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
-    """Mean, standard deviation and Student's interval of the mean.
+    """Mean, standard deviation and Student's t interval of the mean.
 
     std = sqrt(sum (x - mean)^2 / (n - 1)); interval = mean ± t(n - 1, (1 + confidence) / 2) std / sqrt(n)
-    (Student 1908). It supposes seeds drawn independently from a distribution near the normal one.
-    Raises ValueError without values, for a value that is not finite, or a confidence outside (0, 1).
+    (Student 1908), for seeds drawn independently from an approximately normal distribution. Raises ValueError for an
+    empty list, a non-finite value, or a confidence outside (0, 1).
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     if not values:
         raise ValueError("summarize needs at least one value")
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"summarize needs finite values, got {list(values)}")
-    n, mean = len(values), math.fsum(values) / len(values)
+    n, mean = len(values), fmean(values)
     if n == 1:
         return Summary(1, mean, None, None, None)
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = t_quantile(n - 1, confidence) * std / math.sqrt(n)
-    return Summary(n, mean, std, mean - half, mean + half)
-
-
-def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """The t that a Student variable of so many degrees of freedom exceeds in size with chance 1 - confidence."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
-    if degrees < 1:
-        raise ValueError(f"degrees must be at least 1, got {degrees}")
+    std = stdev(values)
+    if std == 0:  # scipy returns NaN for a scale of 0
+        return Summary(n, mean, std, mean, mean)
     from scipy import stats
 
-    return float(stats.t.ppf((1 + confidence) / 2, degrees))
+    low, high = stats.t.interval(confidence, n - 1, loc=mean, scale=std / math.sqrt(n))
+    return Summary(n, mean, std, float(low), float(high))
 
 
 def paired(treated: Sequence[float], reference: Sequence[float], confidence: float = 0.95) -> Paired:
-    """Compare two settings seed by seed: `treated[i]` and `reference[i]` share a seed.
+    """Paired t-test and Wilcoxon's signed-rank test (1945); `treated[i]` and `reference[i]` share a seed.
 
-    t = mean(d) / (std(d) / sqrt(n)) with n - 1 degrees of freedom (Student 1908). Wilcoxon's signed-rank test (1945)
-    leaves out pairs without difference. Raises ValueError for lists of unequal length or none.
+    Wilcoxon's test drops pairs with equal values. Raises ValueError for lists of unequal length or empty lists.
     """
     if len(treated) != len(reference):
         raise ValueError(f"paired needs as many values on both sides, got {len(treated)} and {len(reference)}")
     differences = [a - b for a, b in zip(treated, reference, strict=True)]
     summary = summarize(differences, confidence)
+    return Paired(summary, _t_test_p(treated, reference, summary.std), _wilcoxon_p(differences))
+
+
+def _t_test_p(treated: Sequence[float], reference: Sequence[float], std: float | None) -> float | None:
+    """None where the differences' standard deviation is undefined or no larger than rounding errors."""
     scale = max(abs(value) for value in (*treated, *reference))
-    varies = summary.std is not None and summary.std > 1e-12 * max(scale, 1e-300)  # less is rounding
-    return Paired(summary, _t_p(summary) if varies else None, _wilcoxon_p(differences))
-
-
-def _t_p(summary: Summary) -> float:
-    from scipy import stats
-
-    assert summary.std
-    t = summary.mean / (summary.std / math.sqrt(summary.n))
-    return float(2 * stats.t.sf(abs(t), summary.n - 1))
-
-
-def _wilcoxon_p(differences: Sequence[float]) -> float | None:
-    changed = [value for value in differences if value != 0]
-    if len(changed) < WILCOXON_FROM:
+    if std is None or std <= 1e-12 * max(scale, 1e-300):
         return None
     from scipy import stats
 
-    return float(stats.wilcoxon(changed).pvalue)
+    return float(stats.ttest_rel(treated, reference).pvalue)
+
+
+def _wilcoxon_p(differences: Sequence[float]) -> float | None:
+    nonzero = [value for value in differences if value != 0]
+    if len(nonzero) < WILCOXON_MIN_PAIRS:
+        return None
+    from scipy import stats
+
+    return float(stats.wilcoxon(nonzero).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979) of several tests, in the order given.
+    """Holm's step-down correction (1979); the results are in the order of the input.
 
-    The i-th smallest of m p-values is multiplied by m - i + 1; the results never fall and never pass 1.
+    The i-th smallest of m p-values is multiplied by m - i + 1; results are made non-decreasing and capped at 1.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, highest = [0.0] * len(p_values), 0.0
@@ -131,7 +124,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def sum_matrices(matrices: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
-    """Cell by cell sum of square matrices of one size. Raises ValueError for different sizes or none."""
+    """Element-wise sum of square matrices. Raises ValueError for different sizes or an empty sequence."""
     if not matrices or len({len(matrix) for matrix in matrices}) != 1:
         raise ValueError("sum_matrices needs matrices of one size")
     size = range(len(matrices[0]))
@@ -139,7 +132,7 @@ def sum_matrices(matrices: Sequence[Sequence[Sequence[float]]]) -> list[list[flo
 
 
 def row_shares(matrix: Sequence[Sequence[float]]) -> list[list[float | None]]:
-    """Each row divided by its sum (shares of the true class); None in a row that sums to 0."""
+    """Each row divided by its sum (row normalisation of a confusion matrix); None in a row that sums to 0."""
     shares: list[list[float | None]] = []
     for row in matrix:
         total = sum(row)

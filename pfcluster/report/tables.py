@@ -12,7 +12,7 @@ from pfcluster.report.formatting import NOTHING, count, duration, interval, mean
 from pfcluster.report.groups import Group
 from pfcluster.report.resampling import Resampled
 from pfcluster.report.results import Run, Unfinished
-from pfcluster.report.statistics import WILCOXON_FROM
+from pfcluster.report.statistics import WILCOXON_MIN_PAIRS
 
 OVER_SEEDS = "95 % over seeds"
 OVER_SAMPLES = "95 % over seeds and samples"
@@ -116,7 +116,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table | None:
         "two-sided; Holm's p corrects it for the number of comparisons. McNemar's exact test, seed by seed, corrected "
         "(Holm) for every seed of every comparison: it tells two networks apart, not two ways of training. "
     )
-    note += f"Wilcoxon's signed-rank test from {WILCOXON_FROM} pairs that differ. " if wilcoxon else ""
+    note += f"Wilcoxon's signed-rank test from {WILCOXON_MIN_PAIRS} pairs that differ. " if wilcoxon else ""
     note += "A dash: too few seeds, or not known." + _dagger(row[4] for row in rows)
     note += "".join(f" {one.group.label} is not compared: {one.why_not}." for one in comparisons if one.why_not)
     note += _no_answers(one.no_answers for one in comparisons)

@@ -1,4 +1,4 @@
-"""Statistics over seeds, against numbers worked by hand, printed tables and scipy."""
+"""Statistics over seeds against hand-computed values, t tables and scipy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from pfcluster.report.statistics import holm, paired, row_shares, sum_matrices, summarize, t_quantile
+from pfcluster.report.statistics import holm, paired, row_shares, sum_matrices, summarize
 
 
 def test_mean_std_and_interval_by_hand() -> None:
@@ -21,25 +21,31 @@ def test_mean_std_and_interval_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("degrees", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042)])
-def test_t_quantiles_of_the_printed_table(degrees: int, t: float) -> None:
-    assert t_quantile(degrees) == pytest.approx(t, abs=5e-4)
+def test_interval_half_width_matches_t_table(degrees: int, t: float) -> None:
+    summary = summarize([float(value) for value in range(degrees + 1)])
+    assert summary.std is not None
+    assert summary.high is not None
+    assert (summary.high - summary.mean) * math.sqrt(summary.n) / summary.std == pytest.approx(t, abs=5e-4)
 
 
-def test_one_value_has_no_spread() -> None:
+def test_one_value_has_no_std_or_interval() -> None:
     summary = summarize([0.7])
     assert summary.mean == 0.7
     assert (summary.std, summary.low, summary.high) == (None, None, None)
 
 
-def test_summarize_refuses_nothing_and_nan() -> None:
+def test_summarize_rejects_empty_nan_and_bad_confidence() -> None:
     with pytest.raises(ValueError, match="at least one"):
         summarize([])
     with pytest.raises(ValueError, match="finite"):
         summarize([1.0, math.nan])
     with pytest.raises(ValueError, match="confidence"):
-        t_quantile(3, 1.0)
-    with pytest.raises(ValueError, match="degrees"):
-        t_quantile(0)
+        summarize([1.0, 2.0], 1.0)
+
+
+def test_constant_values_have_an_interval_of_width_zero() -> None:
+    summary = summarize([0.7, 0.7, 0.7])
+    assert (summary.std, summary.low, summary.high) == (0, summary.mean, summary.mean)
 
 
 def test_paired_by_hand() -> None:
@@ -54,47 +60,47 @@ def test_paired_by_hand() -> None:
     assert test.wilcoxon_p is None
 
 
-def test_paired_as_scipy() -> None:
-    ours = [0.71, 0.74, 0.69, 0.755, 0.73, 0.72, 0.76]
-    theirs = [0.70, 0.71, 0.695, 0.72, 0.70, 0.68, 0.71]
-    test, reference = paired(ours, theirs), stats.ttest_rel(ours, theirs)
-    assert test.t_p == pytest.approx(reference.pvalue)
-    interval = reference.confidence_interval(0.95)
+def test_paired_agrees_with_scipy() -> None:
+    treated = [0.71, 0.74, 0.69, 0.755, 0.73, 0.72, 0.76]
+    reference = [0.70, 0.71, 0.695, 0.72, 0.70, 0.68, 0.71]
+    test, expected = paired(treated, reference), stats.ttest_rel(treated, reference)
+    assert test.t_p == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval(0.95)
     assert (test.difference.low, test.difference.high) == pytest.approx((interval.low, interval.high))
-    assert test.wilcoxon_p == pytest.approx(stats.wilcoxon(ours, theirs).pvalue)
+    assert test.wilcoxon_p == pytest.approx(stats.wilcoxon(treated, reference).pvalue)
     assert test.sign == 1
 
 
 def test_wilcoxon_by_hand() -> None:
-    # Six pairs, all better: the sum of negative ranks is 0, and p = 2 / 2^6.
+    # Six pairs, all positive: the sum of negative ranks is 0, and p = 2 / 2^6.
     assert paired([1, 2, 3, 4, 5, 6.5], [0] * 6).wilcoxon_p == pytest.approx(2 / 64)
     assert paired([1, 2, 3, 4, 5, 0], [0] * 6).wilcoxon_p is None  # a tie leaves five pairs
 
 
-def test_sign_follows_the_interval() -> None:
+def test_sign_is_that_of_an_interval_excluding_zero() -> None:
     assert paired([1.0, 1.1, 1.05], [2.0, 2.1, 2.0]).sign == -1
     assert paired([1.0], [2.0]).sign is None
     assert paired([1.0], [2.0]).resolvable is None
 
 
-def test_differences_that_do_not_vary_have_no_t_test() -> None:
-    for ours in ([1.0, 2.0, 3.0], [1.1, 2.1, 3.1]):
-        assert paired(ours, [1.0, 2.0, 3.0]).t_p is None
+def test_constant_differences_have_no_t_test() -> None:
+    for treated in ([1.0, 2.0, 3.0], [1.1, 2.1, 3.1]):
+        assert paired(treated, [1.0, 2.0, 3.0]).t_p is None
 
 
-def test_paired_refuses_unequal_lists() -> None:
+def test_paired_rejects_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="3 and 2"):
         paired([1, 2, 3], [1, 2])
 
 
 def test_holm_by_hand() -> None:
-    # Sorted 0.01, 0.03, 0.04 times 3, 2, 1 = 0.03, 0.06, 0.04 -> never falling: 0.03, 0.06, 0.06.
+    # Sorted 0.01, 0.03, 0.04 times 3, 2, 1 = 0.03, 0.06, 0.04 -> non-decreasing: 0.03, 0.06, 0.06.
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
 
 
-def test_confusion_sums_and_shares() -> None:
+def test_sum_matrices_and_row_shares() -> None:
     total = sum_matrices([[[1, 2], [0, 0]], [[3, 2], [0, 0]]])
     assert total == [[4, 4], [0, 0]]
     assert row_shares(total) == [[0.5, 0.5], [None, None]]
