@@ -38,6 +38,7 @@ from pfcluster.engine.base import Engine
 from pfcluster.engine.ddp import DdpEngine
 from pfcluster.models import factory
 from pfcluster.models.mae import MAE
+from pfcluster.runs.folder import step_folder
 from pfcluster.training.factory import build_engines
 from pfcluster.training.mae import MaeObjective
 from pfcluster.training.objective import Objective
@@ -79,7 +80,7 @@ def objective(config: RunConfig, backend: str, here: World) -> Objective:
     model = modules["model"]
     if isinstance(model, MAE):
         return MaeObjective(engines["model"], kept=model.kept, patch=config.model.patch, norm_pixels=True)
-    fixed = replace(config.pf_mag, balance="fixed", weights=LossWeights(), warmup_steps=0)
+    fixed = replace(config.pf_mag, loss_balancing="fixed", weights=LossWeights(), warmup_steps=0)
     return PfMagObjective(engines["model"], engines["discriminator"], SETTING, fixed, here)
 
 
@@ -128,7 +129,7 @@ def checkpoints(here: World, backend: str, folder: Path) -> dict[str, float]:
         saver.wait()
         kind = "async" if asynchronous else "sync"
         row |= {f"{kind} stall": saver.stalls[0], f"{kind} write": saver.seconds[0]}
-    path = store.step_folder(folder, 1)
+    path = step_folder(folder, 1)
     row["bytes"] = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     row["largest file"] = max(file.stat().st_size for file in path.glob("*.safetensors"))
 

@@ -69,7 +69,7 @@ class Case:
             batch_size=self.images * RANKS * engine.grad_accumulation_steps,
             engine=engine,
             optim=replace(base.optim, ema=self.ema),
-            pf_mag=replace(base.pf_mag, identity_net="tokens", warmup_steps=0, balance="fixed"),
+            pf_mag=replace(base.pf_mag, identity_net="tokens", warmup_steps=0, loss_balancing="fixed"),
         )
 
     def phi(self) -> FaceNet | None:

@@ -39,6 +39,7 @@ from pfcluster.config import (
 from pfcluster.config.io import to_json
 from pfcluster.distributed.process_group import world
 from pfcluster.launch.local import rank_environments
+from pfcluster.runs.folder import checkpoint_steps, step_folder
 from pfcluster.training.parity import MODEL, compare, without_key_biases
 
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -112,7 +113,7 @@ def config(backend: str, *, steps: int = 12) -> RunConfig:
         engine=EngineConfig(backend=backend, device="cpu", grad_accumulation_steps=2, log_every=1, timeout=30),  # type: ignore[arg-type]
         checkpoint=CheckpointConfig(every_steps=3),
         evaluate=EvaluateConfig(n_poker_faces=16),
-        pf_mag=replace(base.pf_mag, warmup_steps=3, balance_steps=2),
+        pf_mag=replace(base.pf_mag, warmup_steps=3, loss_balancing_steps=2),
     )
 
 
@@ -125,8 +126,8 @@ def train(folder: Path, values: RunConfig, ranks: int) -> list[subprocess.Popen[
 
 def last(folder: Path) -> dict[str, torch.Tensor]:
     """Everything in a run's last checkpoint, `group/name` -> tensor."""
-    steps = store.steps(folder / "checkpoints")
-    found = store.verify(store.step_folder(folder / "checkpoints", steps[-1])).tensors()
+    steps = checkpoint_steps(folder / "checkpoints")
+    found = store.verify(step_folder(folder / "checkpoints", steps[-1])).tensors()
     return {f"{group}/{name}": value for group, values in found.items() for name, value in values.items()}
 
 
@@ -160,8 +161,8 @@ def resume(folder: Path) -> str:
         cells = []
         for backend, ranks in LAYOUTS:
             path = folder / f"{source[0]}{source[1]}-{backend}{ranks}"
-            kept = store.step_folder(whole[source] / "checkpoints", 9)
-            shutil.copytree(kept, store.step_folder(path / "checkpoints", 9))
+            kept = step_folder(whole[source] / "checkpoints", 9)
+            shutil.copytree(kept, step_folder(path / "checkpoints", 9))
             finish(train(path, config(backend), ranks))
             cells.append(f"{distance(last(path), last(whole[source])):.0e}".replace("0e+00", "0"))
             pairs = zip(losses(path), losses(whole[source]), strict=True)
@@ -183,7 +184,7 @@ def killed(folder: Path, kills: int) -> str:
     moments = []
     for _ in range(kills):
         started = train(folder / "killed", values, ranks)
-        first = max([0, *store.steps(folder / "killed" / "checkpoints")])
+        first = max([0, *checkpoint_steps(folder / "killed" / "checkpoints")])
         deadline = first + chance.randint(4, max(4, 60 // kills))
         victim, metrics = chance.randrange(ranks), folder / "killed" / "metrics.jsonl"
         while not (metrics.exists() and f'"step": {deadline},' in metrics.read_text()):

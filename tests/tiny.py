@@ -23,6 +23,7 @@ from pfcluster.config import (
     presets,
 )
 from pfcluster.distributed.process_group import World
+from pfcluster.runs.folder import checkpoint_steps, step_folder
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, str(ROOT / "jobs/launch.py")]
@@ -31,7 +32,7 @@ OPTIONS = shlex.split(
     " --data.synthetic.identities 12 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2"
     " --model.decoder-width 16 --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 16 --epochs 2"
     " --engine.device cpu --engine.log-every 1 --evaluate.n-poker-faces 16 --pf-mag.warmup-steps 4"
-    " --pf-mag.discriminator-pretrain-steps 2 --pf-mag.r1 0 --pf-mag.balance-steps 2"
+    " --pf-mag.discriminator-pretrain-steps 2 --pf-mag.r1 0 --pf-mag.loss-balancing-steps 2"
 )
 """Such a run on the command line, but for how often it saves and evaluates itself."""
 DATA = DataConfig(size=32, synthetic=SyntheticConfig(train=96, validation=32, test=40, identities=12, nuisance=0.3))
@@ -52,15 +53,15 @@ def config(objective: str, **changes: object) -> RunConfig:
         engine=EngineConfig(device="cpu", log_every=1),
         checkpoint=CheckpointConfig(every_steps=3),
         evaluate=EvaluateConfig(n_poker_faces=16),
-        pf_mag=replace(base.pf_mag, warmup_steps=3, balance_steps=2),
+        pf_mag=replace(base.pf_mag, warmup_steps=3, loss_balancing_steps=2),
     )
     return replace(tiny, **changes)  # type: ignore[arg-type]
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a run's last checkpoint, `file/name` -> tensor."""
-    steps = store.steps(folder / "checkpoints")
-    found = store.verify(store.step_folder(folder / "checkpoints", steps[-1]))
+    steps = checkpoint_steps(folder / "checkpoints")
+    found = store.verify(step_folder(folder / "checkpoints", steps[-1]))
     return {f"{file}/{name}": value for file, values in found.tensors().items() for name, value in values.items()}
 
 
@@ -70,4 +71,4 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch
     saver = CheckpointManager(folder, World(0, 1, torch.device("cpu")), keep=100, asynchronous=False, timeout=60)
     shapes = {key: tuple(value.shape) for key, value in values.items()}
     saver.save(step, {key: whole_shard(value) for key, value in values.items()}, shapes, state, None)
-    return store.step_folder(folder, step)
+    return step_folder(folder, step)

@@ -183,5 +183,5 @@ def first_step(job: TrainRun) -> int:
     """Step before which a run's scores say nothing of what is searched: its warm-up."""
     config = job.config
     if config.objective == "pf_mag":
-        return config.pf_mag.warmup_steps + config.pf_mag.balance_steps
+        return config.pf_mag.warmup_steps + config.pf_mag.loss_balancing_steps
     return config.optim.warmup_steps

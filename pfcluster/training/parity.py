@@ -22,7 +22,7 @@ from pfcluster.config import (
     PfMagConfig,
     RunConfig,
 )
-from pfcluster.data.batch import prepare
+from pfcluster.data.batch import make_micro_batches
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World, generator
 from pfcluster.engine.base import Engine
@@ -62,7 +62,7 @@ STABILISED = PfMagConfig(
     refine_channels=4,
     class_mask_bias=1.0,
     warmup_steps=1,
-    balance_steps=2,
+    loss_balancing_steps=2,
 )
 """PF-MAG with everything of docs/guides/pf-mag.md but the change of colour, each sample's own affair: beside the
 convolution it magnifies rounding to 1e-6 of a gradient's norm.
@@ -75,7 +75,7 @@ def tiny_config(
     """A run of any objective that takes milliseconds a step; PF-MAG meets its adversary after the first, fine-tuning
     mixes images, leaves out branches and decays its rate by layers.
     """
-    pf_mag = replace(STABILISED if stabilised else PfMagConfig(warmup_steps=1, balance_steps=2), r1=r1)
+    pf_mag = replace(STABILISED if stabilised else PfMagConfig(warmup_steps=1, loss_balancing_steps=2), r1=r1)
     finetunes = objective == "finetune"
     return RunConfig(
         objective=objective,
@@ -148,7 +148,7 @@ def train(config: RunConfig, backend: str, world: World) -> tuple[Tensor, dict[s
         mine = world.slice_of(config.batch_size)
         for name, engine in engines.items():
             engine.set_lr(config.discriminator_optim.lr if name == "discriminator" else config.optim.lr)
-        metrics = objective.step(prepare(RawBatch(images[mine], labels[mine]), config, step, world), step)
+        metrics = objective.step(make_micro_batches(RawBatch(images[mine], labels[mine]), config, step, world), step)
         names = sorted(metrics)
         values = world.mean(torch.stack([metrics[name].detach().float() for name in names])).tolist()
         log |= {f"{step}/{name}": value for name, value in zip(names, values, strict=True)}

@@ -83,8 +83,8 @@ def discriminator_terms(
     rightly; without `fakes` on real images' emotions alone. With a Reader its cross-entropy besides.
     """
     made = [image.detach() for image in (views.reconstruction, views.poker) if image is not None and fakes]
-    images = batch.show(batch.images.detach(), turn).requires_grad_(settings.r1 > 0)
-    seen = torch.cat([images, *[batch.show(image, turn) for image in made]])
+    images = batch.augment_for_discriminator(batch.images.detach(), turn).requires_grad_(settings.r1 > 0)
+    seen = torch.cat([images, *[batch.augment_for_discriminator(image, turn) for image in made]])
     logits, read = _answers(discriminator, seen, views, settings, detached=True, sync=sync)
     real, fake = logits[: len(images)], logits[len(images) :]
     loss = losses.discriminator(
@@ -142,7 +142,7 @@ def pf_vit_terms(views: Views, batch: Batch, judge: Callable[..., Any] | None, s
         return terms
     size = len(batch.images)
     shown = [views.reconstruction] if views.poker is None else [views.reconstruction, views.poker]
-    seen, read = _answers(judge, batch.show(torch.cat(shown), -1), views, settings, detached=False)
+    seen, read = _answers(judge, batch.augment_for_discriminator(torch.cat(shown), -1), views, settings, detached=False)
     if read is not None:
         terms["confusion"] = losses.confusion(read)
     poker = None if views.poker is None else seen[size:]
@@ -283,7 +283,7 @@ class PfMagObjective:
         self.discriminator_pretrain_steps = config.discriminator_pretrain_steps
         self.grad_norms_every = config.grad_norms_every
         self.balance = LossBalancer(
-            config.weights, config.balance == "auto", config.balance_steps, config.warmup_rec, config.warmup_cls, world
+            config.weights, config.loss_balancing == "auto", config.loss_balancing_steps, config.warmup_rec, config.warmup_cls, world
         )
 
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:

@@ -11,7 +11,7 @@ from tests.tiny import LAUNCH
 
 TINY = shlex.split(
     "--data.size 32 --data.synthetic.train 96 --data.synthetic.validation 24 --data.synthetic.test 40"
-    " --data.synthetic.identities 12 --epochs 1 --batch-size 16 --pf-mag.warmup-steps 2 --pf-mag.balance-steps 2"
+    " --data.synthetic.identities 12 --epochs 1 --batch-size 16 --pf-mag.warmup-steps 2 --pf-mag.loss-balancing-steps 2"
     " --evaluate.n-poker-faces 16 --engine.device cpu"
 )
 

@@ -63,7 +63,7 @@ def objective(values: RunConfig) -> PfMagObjective:
 def test_gradient_norms_are_those_of_each_term_alone():
     base = config("pf_mag")
     weights = LossWeights(cls=1.0, adv=0.3, rec=2.0, ort=0.5)
-    mag = replace(base.pf_mag, weights=weights, balance="fixed", warmup_steps=0, grad_norms_every=1)
+    mag = replace(base.pf_mag, weights=weights, loss_balancing="fixed", warmup_steps=0, grad_norms_every=1)
     game = objective(replace(base, pf_mag=mag))
     images, labels = torch.rand(8, 3, 32, 32) * 2 - 1, torch.tensor([0, 1, 2, 3] * 2)
     model, discriminator = game.engines["model"].module, game.engines["discriminator"].module

@@ -223,7 +223,9 @@ def test_a_backend_that_does_not_know_an_option_is_refused():
 def test_the_plan_of_one_process_is_what_a_real_step_allocates(objective):
     name, stabilised = objective.split()[-1], objective.startswith("stabilised")
     config = parity.tiny_config(name, EngineConfig(device="cpu"), batch_size=32, stabilised=stabilised)
-    game = replace(config.pf_mag, warmup_steps=0, discriminator_pretrain_steps=0, adv_ramp_steps=0, balance="fixed")
+    game = replace(
+        config.pf_mag, warmup_steps=0, discriminator_pretrain_steps=0, adv_ramp_steps=0, loss_balancing="fixed"
+    )
     config = replace(config, pf_mag=game)
     planned = plan(config, CLASSES, 1, "ddp")
     alone = World(0, 1, torch.device("cpu"))
@@ -238,7 +240,7 @@ def test_the_plan_of_one_process_is_what_a_real_step_allocates(objective):
             (batch,) = empty_batches(config, 32, 1)
             batch.images.uniform_(-1, 1)
             batch.labels.zero_()
-            for drawn in tree_leaves(batch.shown):
+            for drawn in tree_leaves(batch.discriminator_augments):
                 if drawn is not None:
                     drawn.zero_()
             if batch.order is not None:

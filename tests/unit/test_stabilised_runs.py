@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pfcluster.checkpoint import store
 from pfcluster.config import CheckpointConfig
 from pfcluster.config.io import from_json, to_json
 from pfcluster.engine.base import NonFiniteError
 from pfcluster.models import factory
+from pfcluster.runs.folder import checkpoint_steps, step_folder
 from pfcluster.training import parity
 from pfcluster.training.pf_mag import PfMagObjective
 from pfcluster.training.trainer import TrainingError, run
@@ -21,7 +21,7 @@ from tests import tiny
 
 def test_a_stabilised_run_goes_on_to_the_same_weights(tmp_path):
     base = tiny.config("pf_mag")
-    game = replace(parity.STABILISED, discriminator_augment=("colour", "flip"), adv_ramp_steps=6, balance_steps=8)
+    game = replace(parity.STABILISED, discriminator_augment=("colour", "flip"), adv_ramp_steps=6, loss_balancing_steps=8)
     values = replace(base, pf_mag=game, checkpoint=CheckpointConfig(every_steps=5, keep=9))
     assert from_json(to_json(values)) == values
     result = run(values, tmp_path / "whole")
@@ -31,9 +31,9 @@ def test_a_stabilised_run_goes_on_to_the_same_weights(tmp_path):
     assert set(result["poker"]["rows"]) >= {"reconstruction", "poker face"}
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     (tmp_path / "parts/result.json").unlink()
-    for step in store.steps(tmp_path / "parts/checkpoints"):
+    for step in checkpoint_steps(tmp_path / "parts/checkpoints"):
         if step > 5:  # within the ramp, and while the balance still watches
-            shutil.rmtree(store.step_folder(tmp_path / "parts/checkpoints", step))
+            shutil.rmtree(step_folder(tmp_path / "parts/checkpoints", step))
     assert run(values, tmp_path / "parts")["status"] == "finished"
     whole, parts = (tiny.final_weights(tmp_path / name) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
@@ -53,4 +53,4 @@ def test_a_non_finite_loss_leaves_a_checkpoint_when_the_discriminator_takes_more
     monkeypatch.setattr(PfMagObjective, "step", fails_at_four)
     with pytest.raises(TrainingError, match="step 4"):
         run(values, tmp_path)
-    assert store.steps(tmp_path / "checkpoints") == [4]
+    assert checkpoint_steps(tmp_path / "checkpoints") == [4]

@@ -16,7 +16,7 @@ from pfcluster.config import (
     PfMagConfig,
     RunConfig,
 )
-from pfcluster.data.batch import prepare
+from pfcluster.data.batch import make_micro_batches
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.ddp import DdpEngine
@@ -36,7 +36,7 @@ from pfcluster.training.pf_mag import (
 ALONE = World(0, 1, torch.device("cpu"))
 CLASSES, LOG2 = 4, math.log(2)
 MOVING = OptimConfig(algorithm="adam", lr=1e-3, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
-FIXED = PfMagConfig(warmup_steps=2, balance="fixed", weights=LossWeights(cls=1.0, adv=0.5, rec=2.0, ort=0.1))
+FIXED = PfMagConfig(warmup_steps=2, loss_balancing="fixed", weights=LossWeights(cls=1.0, adv=0.5, rec=2.0, ort=0.1))
 
 
 def config(**changes: object) -> RunConfig:
@@ -72,12 +72,12 @@ def weights_of(engine: DdpEngine) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["fixed", "auto"])
 def test_the_adversarial_term_grows_from_nothing_to_its_weight_behind_the_warm_up(kind):
-    values = config(adv_ramp_steps=4, balance=kind, balance_steps=1)
+    values = config(adv_ramp_steps=4, loss_balancing=kind, loss_balancing_steps=1)
     own = build_engines(values, "ddp", factory.build(values, CLASSES), ALONE)
     objective = parity.build(values, own, ALONE)
     found = []
     for step in range(2 + 6):
-        terms = objective.step(prepare(raw(), values, step, ALONE), step)
+        terms = objective.step(make_micro_batches(raw(), values, step, ALONE), step)
         if step >= 2:
             rest = sum(objective.balance.factor(name) * terms[name] for name in ("cls", "rec", "ort"))
             found.append(((terms["loss"] - rest) / (objective.balance.factor("adv") * terms["adv"])).item())
@@ -139,7 +139,7 @@ def test_smoothing_moves_the_target_of_what_is_real_and_no_other():
 
 def test_at_first_the_discriminator_learns_real_emotions_and_nothing_else():
     values = config(discriminator_pretrain_steps=1, discriminator_emotion_weight=2.0)
-    (batch,) = prepare(raw(), values, 0, ALONE)
+    (batch,) = make_micro_batches(raw(), values, 0, ALONE)
     model, discriminator = engines(values)
     before = {name: value.clone() for name, value in discriminator.module.state_dict().items()}
     with torch.no_grad():
@@ -160,14 +160,14 @@ def test_the_objective_shows_fakes_from_the_named_step_on():
     objective = parity.build(values, own, ALONE)
     bias = []
     for step in range(2):
-        objective.step(prepare(raw(), values, step, ALONE), step)
+        objective.step(make_micro_batches(raw(), values, step, ALONE), step)
         bias.append(own["discriminator"].model_state()["head.bias"][CLASSES].item())
     assert bias[0] == 0 != bias[1]
 
 
 def test_every_turn_of_the_discriminator_is_a_step_of_its_own_on_the_same_fakes():
     values = config(discriminator_updates=3, instance_noise=0.3)
-    (batch,) = prepare(raw(), values, 5, ALONE)
+    (batch,) = make_micro_batches(raw(), values, 5, ALONE)
     model, discriminator = engines(values)
     by_hand = engines(values)
     with torch.no_grad():
@@ -207,9 +207,9 @@ def test_everything_together_takes_the_step_of_the_whole_batch(options):
 def test_without_options_nets_and_batches_are_what_they_were():
     plain = factory.build(config(), CLASSES)
     more = factory.build(config(refine_channels=4, weights=LossWeights(confusion=1.0)), CLASSES)
-    (batch,) = prepare(raw(), config(), 0, ALONE)
-    assert batch.shown == ()
-    assert batch.show(batch.images, -1) is batch.images
+    (batch,) = make_micro_batches(raw(), config(), 0, ALONE)
+    assert batch.discriminator_augments == ()
+    assert batch.augment_for_discriminator(batch.images, -1) is batch.images
     for name, module in plain.items():
         state, other = module.state_dict(), more[name].state_dict()
         added = {key for key in other if key not in state}
@@ -256,7 +256,7 @@ def test_confusion_is_least_where_the_answer_favours_no_class():
 
 def test_the_reader_learns_in_the_discriminators_turn_and_pf_vit_against_it_in_its_own():
     values = config(weights=LossWeights(cls=0.0, adv=0.0, rec=0.0, ort=0.0, confusion=1.0))
-    (batch,) = prepare(raw(), values, 5, ALONE)
+    (batch,) = make_micro_batches(raw(), values, 5, ALONE)
     model, discriminator = engines(values)
     before = discriminator.module.adversary.head.weight.detach().clone()
     views = model(batch.images, None, emotion_view=False)
@@ -286,7 +286,7 @@ def test_against_a_reader_the_face_tokens_tell_less():
         values = config(
             weights=LossWeights(cls=0.0, adv=0.0, rec=0.0, ort=0.0, confusion=share), discriminator_updates=2
         )
-        (batch,) = prepare(raw(), values, 5, ALONE)
+        (batch,) = make_micro_batches(raw(), values, 5, ALONE)
         model, discriminator = engines(values, replace(MOVING, lr=3e-3))
         for _ in range(25):
             found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warm=False)
