@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 from pfcluster.checkpoint import dcp, store
 from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards
 from pfcluster.distributed.process_group import World
+from pfcluster.runs.folder import checkpoint_steps, step_folder
 
 
 class CheckpointManager:
@@ -73,8 +74,8 @@ class CheckpointManager:
 
     def summary(self) -> dict[str, Any]:
         """What result.json says of the checkpoints that this process wrote."""
-        written = store.steps(self.folder)
-        newest = store.step_folder(self.folder, written[-1]) if written else self.folder
+        written = checkpoint_steps(self.folder)
+        newest = step_folder(self.folder, written[-1]) if written else self.folder
         return {
             "written": len(self.stalls),
             "asynchronous": self.asynchronous,

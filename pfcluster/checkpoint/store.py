@@ -23,6 +23,7 @@ from torch import Tensor
 from pfcluster.checkpoint import dcp
 from pfcluster.checkpoint.tensor_shards import TensorShards, whole_shard
 from pfcluster.runs.atomic_files import flush, sha256, write_atomically
+from pfcluster.runs.folder import CHECKPOINT_FILE, CHECKPOINTS_DIR, checkpoint_steps, step_folder
 
 FORMAT = 2
 StateDict = dict[str, Tensor]
@@ -70,11 +71,6 @@ class Checkpoint:
         return self.tensors(group)[group]
 
 
-def step_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return folder / f"step-{step:08d}"
-
-
 def aside(folder: Path, step: int) -> Path:
     """Where a checkpoint is written before it counts."""
     return folder / f".step-{step:08d}.tmp"
@@ -87,7 +83,7 @@ def commit(folder: Path, step: int, shapes: dict[str, tuple[int, ...]], state: d
         path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in written.glob("*.safetensors")
     }
     record = {"format": FORMAT, "step": step, "files": files, "shapes": shapes, "state": state}
-    write_atomically(written / "state.json", json.dumps(record) + "\n")
+    write_atomically(written / CHECKPOINT_FILE, json.dumps(record) + "\n")
     flush(written)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(written, final)
@@ -97,7 +93,7 @@ def commit(folder: Path, step: int, shapes: dict[str, tuple[int, ...]], state: d
 def verify(path: Path) -> Checkpoint:
     """Read a checkpoint's record and compare its files with their checksums. Raises CheckpointError."""
     try:
-        record = json.loads((path / "state.json").read_text())
+        record = json.loads((path / CHECKPOINT_FILE).read_text())
         if record["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {record['format']}; this version reads format {FORMAT}")
         shapes = {key: tuple(shape) for key, shape in record["shapes"].items()}
@@ -116,18 +112,13 @@ def verify(path: Path) -> Checkpoint:
     return found
 
 
-def steps(folder: Path) -> list[int]:
-    """Steps that have a checkpoint, ascending. Unfinished folders do not count."""
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.glob("step-*/state.json"))
-
-
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that can be trusted (None where there is none), and what is wrong with newer ones.
 
     Raises CheckpointError where checkpoints exist and none can be trusted: starting over would hide a loss.
     """
     problems: list[str] = []
-    for step in reversed(steps(folder)):
+    for step in reversed(checkpoint_steps(folder)):
         try:
             return verify(step_folder(folder, step)), problems
         except CheckpointError as error:
@@ -139,7 +130,7 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def retain(folder: Path, keep: int, best: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best one."""
-    for step in steps(folder)[:-keep]:
+    for step in checkpoint_steps(folder)[:-keep]:
         if step != best:
             shutil.rmtree(step_folder(folder, step))
 
@@ -155,14 +146,14 @@ def find(run: Path) -> Path:
 
     A checkpoint's own folder stands for itself. Raises CheckpointError.
     """
-    if (run / "state.json").is_file():
+    if (run / CHECKPOINT_FILE).is_file():
         return run
-    folder = run / "checkpoints"
-    found = steps(folder)
+    folder = run / CHECKPOINTS_DIR
+    found = checkpoint_steps(folder)
     if not found:
         raise CheckpointError(f"{run} is neither a run with checkpoints nor a checkpoint")
     newest = step_folder(folder, found[-1])
-    best = json.loads((newest / "state.json").read_text())["state"].get("best") or {}
+    best = json.loads((newest / CHECKPOINT_FILE).read_text())["state"].get("best") or {}
     return step_folder(folder, best["step"]) if best.get("step") in found else newest
 
 

@@ -39,8 +39,16 @@ def load(path: Path) -> RunConfig:
 
 def differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted names of the fields in which two configs differ, with both values."""
-    left, right = _flatten(dataclasses.asdict(a)), _flatten(dataclasses.asdict(b))
+    left, right = flatten(dataclasses.asdict(a)), flatten(dataclasses.asdict(b))
     return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names: {"model": {"depth": 4}} -> {"model.depth": 4}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any], source: str = "config") -> RunConfig:
@@ -64,23 +72,6 @@ def _listed(value: Any) -> Any:
     return value.split("+") if isinstance(value, str) else value
 
 
-def changes_of(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Fields that a run would change by going on in a folder, with their old and new values; only such as may change.
-
-    Raises ConfigError where the folder belongs to another config.
-    """
-    known = folder / "config.json"
-    changed = differences(load(known), config) if known.exists() else {}
-    others = {name: values for name, values in changed.items() if not only_execution(name)}
-    if others:
-        name, (old, new) = next(iter(others.items()))
-        raise ConfigError(
-            f"{folder} belongs to another config: {name} is {old!r} there and {new!r} here"
-            f" ({len(others)} differences); take another folder, or remove that one"
-        )
-    return changed
-
-
 def only_execution(name: str) -> bool:
     """Whether a field may change when a run goes on: how it is executed, watched and saved; not in which precision."""
     later = (
@@ -92,13 +83,6 @@ def only_execution(name: str) -> bool:
         "pf_mag.grad_norms_every",
     )
     return name in later or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _build(cls: type[T], values: object, prefix: str, source: str) -> T:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +17,13 @@ COLUMNS = ("data", "forward", "step")
 
 @dataclass
 class StragglerMonitor:
-    """Seconds of each rank, written to `ranks.jsonl` as milliseconds with every line of metrics.
+    """Collects the seconds that each rank takes for the parts of a step.
 
     `data` is reading, copying and augmenting a batch; `forward` the passes before the first backward, in which DDP,
     ZeRO-1 and ZeRO-2 do not communicate (under FSDP2 and ZeRO-3 they wait for each other's weights there, so only
     `data` tells them apart); `step` the whole step.
     """
 
-    folder: Path
     world: World
     pending: list[tuple[float, ...]] = field(default_factory=list)
     busy: list[list[float]] = field(default_factory=list)
@@ -42,20 +39,17 @@ class StragglerMonitor:
         """Seconds of one step on this rank."""
         self.pending.append((data, forward, step))
 
-    def flush(self, step: int) -> None:
-        """Write the means since the last time. A collective."""
+    def flush(self) -> dict[str, list[float]] | None:
+        """Mean milliseconds of every rank since the last call, by `COLUMNS`; None for a single rank. A collective."""
         mine = torch.tensor(self.pending, dtype=torch.float64).mean(0).float().to(self.world.device)
         self.pending = []
         if self.world.size == 1:
-            return
+            return None
         everyone = [torch.empty_like(mine) for _ in range(self.world.size)]
         torch_dist.all_gather(everyone, mine)
         rows = torch.stack(everyone).tolist()
         self.busy.append([data + forward for data, forward, _ in rows])
-        if self.world.is_main:
-            line = {name: [round(1e3 * row[i], 2) for row in rows] for i, name in enumerate(COLUMNS)}
-            with open(self.folder / "ranks.jsonl", "a") as file:
-                file.write(json.dumps({"step": step, **line}) + "\n")
+        return {name: [round(1e3 * row[i], 2) for row in rows] for i, name in enumerate(COLUMNS)}
 
     def summary(self) -> dict[str, Any] | None:
         """The slowest rank over all lines of this process, and how it compares with the median; None for one rank."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 import tyro
 
 from pfcluster.config import ConfigError, RunConfig, presets
-from pfcluster.config.io import changes_of, with_values
+from pfcluster.config.io import with_values
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.labels import canonical_name, neutral_index
 from pfcluster.data.manifest import MANIFEST
@@ -22,6 +22,7 @@ from pfcluster.launch.options import STUDIES, TRAINING, Cluster, Options, comman
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun, groups_of
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
+from pfcluster.runs.folder import RESULT_FILE, changes_on_resume
 
 T = TypeVar("T")
 SHARDS, REPORT = "shards", "report"
@@ -128,7 +129,7 @@ def report_group(study: Path, groups: Sequence[Stage]) -> Stage:
         study / REPORT,
         (REPORT, str(study)),
         produces=study / REPORT / "report.html",
-        reads=tuple(job.folder / "result.json" for job in jobs),
+        reads=tuple(job.folder / RESULT_FILE for job in jobs),
     )
     return Stage(REPORT, (call,), tuple(group.name for group in groups if group.name != SHARDS), alone=True)
 
@@ -174,7 +175,7 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
 
     What takes a second to import is imported where a run needs it.
     """
-    from pfcluster.data.batch import require_pairs
+    from pfcluster.data.batch import require_even_micro_batch
     from pfcluster.data.dataset import open_dataset, require_labels
     from pfcluster.engine.factory import check
 
@@ -196,9 +197,9 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
                 f" engine.grad_accumulation_steps {config.engine.grad_accumulation_steps},"
                 f" got {config.batch_size} for {config.name}"
             )
-        require_pairs(config, world_size)
+        require_even_micro_batch(config, world_size)
         check(config.engine, world_size)
-        changes_of(config, job.folder)
+        changes_on_resume(job.folder, config)
         _recognition(config, coming)
         if config.data.shards in made:
             continue

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pfcluster.runs.atomic_files import write_atomically
-
-EARLY_STOP = "early_stop.json"
+from pfcluster.runs.folder import EARLY_STOP_FILE
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class EarlyStop:
 def read_early_stop(folder: Path) -> EarlyStop | None:
     """The run's limit; None where it has none."""
     try:
-        return EarlyStop(**json.loads((folder / EARLY_STOP).read_text()))
+        return EarlyStop(**json.loads((folder / EARLY_STOP_FILE).read_text()))
     except FileNotFoundError:
         return None
 
@@ -34,9 +33,9 @@ def read_early_stop(folder: Path) -> EarlyStop | None:
 def write_early_stop(folder: Path, limit: EarlyStop) -> None:
     """Have a run end at a step; at the end of the step it is in, if that is past already."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / EARLY_STOP, json.dumps(asdict(limit)) + "\n")
+    write_atomically(folder / EARLY_STOP_FILE, json.dumps(asdict(limit)) + "\n")
 
 
 def clear_early_stop(folder: Path) -> None:
     """Let the run go on to its own end when it is given again."""
-    (folder / EARLY_STOP).unlink(missing_ok=True)
+    (folder / EARLY_STOP_FILE).unlink(missing_ok=True)

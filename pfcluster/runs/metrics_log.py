@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from types import TracebackType
@@ -12,34 +11,31 @@ import torch
 from torch import Tensor
 
 from pfcluster.distributed.process_group import World
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import TENSORBOARD_DIR, append_metrics, truncate_metrics
 
 
 class MetricsLog:
     """Collects the steps' scalars and writes their means. Lines from after the step resumed at are dropped."""
 
     def __init__(self, folder: Path, step: int, world: World) -> None:
-        self.path = folder / "metrics.jsonl"
         self.folder, self.first_step, self.world = folder, step, world
         self.pending: list[dict[str, Tensor]] = []
         self.since = time.monotonic()
-        self.board: Any = None
+        self.tensorboard: Any = None
 
     def __enter__(self) -> MetricsLog:
         if self.world.is_main:
             from torch.utils.tensorboard import SummaryWriter
 
-            lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.first_step]
-            write_atomically(self.path, "".join(kept))
-            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.first_step)
+            truncate_metrics(self.folder, self.first_step)
+            self.tensorboard = SummaryWriter(str(self.folder / TENSORBOARD_DIR), purge_step=self.first_step)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.board is not None:
-            self.board.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Scalars of one step, still on the device."""
@@ -60,9 +56,8 @@ class MetricsLog:
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and a point on each curve."""
-        if self.board is None:
+        if self.tensorboard is None:
             return
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"split": split, "step": step, "epoch": round(epoch, 4), **values}) + "\n")
+        append_metrics(self.folder, split, step, epoch, values)
         for name, value in values.items():
-            self.board.add_scalar(f"{split}/{name}", value, step)
+            self.tensorboard.add_scalar(f"{split}/{name}", value, step)

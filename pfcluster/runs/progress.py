@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pfcluster.config import RunConfig
 from pfcluster.distributed.process_group import World
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import write_progress
 
 SHOWN = ("loss", "val accuracy", "val loss", "images_per_second")
 
@@ -17,7 +16,7 @@ class Progress:
 
     def __init__(self, config: RunConfig, folder: Path, total_steps: int, world: World) -> None:
         self.label = f"{config.name} seed {config.seed}"
-        self.path = folder / "progress.json"
+        self.folder = folder
         self.total_steps = total_steps
         self.is_main = world.is_main
         self.values: dict[str, float] = {}
@@ -36,5 +35,4 @@ class Progress:
         """A line of its own, and the stage that the run is in."""
         if self.is_main:
             print(f"{self.label}: {message}", flush=True)
-            record = {"total_steps": self.total_steps, "stage": stage}
-            write_atomically(self.path, json.dumps(record) + "\n")
+            write_progress(self.folder, self.total_steps, stage)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import PROVENANCE_FILE, append_warning
 
 SNAPSHOT = "snapshot.json"
 """Beside a copy of the code (launch/code_snapshot.py): which commit it is of."""
@@ -21,7 +22,7 @@ PACKAGES = ("pfcluster", "torch", "torchvision", "timm", "torchmetrics", "webdat
 
 def write(folder: Path, command: str | None) -> None:
     """Record how the run in `folder` was started. The first start's record stays; later ones add a date."""
-    path = folder / "provenance.json"
+    path = folder / PROVENANCE_FILE
     values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else _collect(command)
     values["started"].append(datetime.now(timezone.utc).isoformat(timespec="seconds"))
     write_atomically(path, json.dumps(values, indent=2) + "\n")
@@ -29,7 +30,7 @@ def write(folder: Path, command: str | None) -> None:
 
 def read(folder: Path) -> dict[str, Any]:
     """The record, as result.json carries it."""
-    values: dict[str, Any] = json.loads((folder / "provenance.json").read_text())
+    values: dict[str, Any] = json.loads((folder / PROVENANCE_FILE).read_text())
     return values
 
 
@@ -37,8 +38,7 @@ def warn(folder: Path, message: str, is_main: bool) -> None:
     """Tell the user on standard error, and keep it in `warnings.log`."""
     if is_main:
         print(f"warning: {message}", file=sys.stderr)
-        with open(folder / "warnings.log", "a") as file:
-            file.write(message + "\n")
+        append_warning(folder, message)
 
 
 def _collect(command: str | None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import re
 import time
 from dataclasses import dataclass, field, replace
@@ -18,9 +17,8 @@ from pfcluster.checkpoint import store
 from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.checkpoint.tensor_shards import TensorShards
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config.io import changes_of, to_json
-from pfcluster.data.batch import draw_augment_params, prepare, require_pairs
-from pfcluster.data.dataset import made_resident, open_dataset, require_labels, sample_order
+from pfcluster.data.batch import draw_augment_params, make_micro_batches, require_even_micro_batch
+from pfcluster.data.dataset import cache_train_split, open_dataset, require_labels, sample_order
 from pfcluster.data.sampler import read_ahead
 from pfcluster.data.transforms import crop_on_host
 from pfcluster.data.types import RawBatch, Split
@@ -38,8 +36,18 @@ from pfcluster.evaluate.tracked_faces import TrackedFaces
 from pfcluster.models import factory
 from pfcluster.models.from_runs import load_identity_net
 from pfcluster.runs import provenance
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.early_stop import EarlyStop, read_early_stop
+from pfcluster.runs.folder import (
+    CHECKPOINTS_DIR,
+    FAILURE_FILE,
+    append_rank_times,
+    changes_on_resume,
+    checkpoint_steps,
+    read_result,
+    write_config,
+    write_failure,
+    write_result,
+)
 from pfcluster.runs.metrics_log import MetricsLog
 from pfcluster.runs.progress import Progress
 from pfcluster.training.factory import build_engines, build_objective
@@ -97,16 +105,14 @@ def _of_communication(error: Exception) -> bool:
 
 def _claim(config: RunConfig, folder: Path, command: str | None) -> dict[str, Any] | None:
     """Make the run folder this config's own; its result, if it is finished. Raises ConfigError for another's folder."""
-    known, result = folder / "config.json", folder / "result.json"
-    changed = changes_of(config, folder)
-    if result.exists():
-        values: dict[str, Any] = json.loads(result.read_text())
-        if values["status"] == "finished" and not _lacks_test(config, values):
-            return values
+    changed = changes_on_resume(folder, config)
+    result = read_result(folder)
+    if result is not None and result["status"] == "finished" and not _lacks_test(config, result):
+        return result
     folder.mkdir(parents=True, exist_ok=True)
     for name, (old, new) in changed.items():
         provenance.warn(folder, f"{name} was {old!r} and is {new!r} from here on", True)
-    write_atomically(known, to_json(config))
+    write_config(folder, config)
     provenance.write(folder, command)
     return None
 
@@ -123,8 +129,8 @@ class Trainer:
         self.config, self.folder, self.world, self.stop, self.heartbeat = config, folder, here, stop, heartbeat
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config.objective)
-        require_pairs(config, here.size)
-        self.dataset = made_resident(dataset, config.data, here.device)
+        require_even_micro_batch(config, here.size)
+        self.dataset = cache_train_split(dataset, config.data, here.device)
         self.order = sample_order(config.data, dataset, config.seed)
         modules = factory.build(config, len(self.dataset.classes))
         self.parameters = factory.parameter_counts(config, modules)
@@ -138,13 +144,13 @@ class Trainer:
         self.evaluate_every = evaluation_steps(config, len(self.dataset.train))
         self.watch = TrackedFaces(config, self._chooses(), here) if config.objective == "pf_mag" else None
         self.saver = CheckpointManager(
-            folder / "checkpoints",
+            folder / CHECKPOINTS_DIR,
             here,
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
             timeout=config.engine.timeout,
         )
-        self.pace = StragglerMonitor(folder, here)
+        self.pace = StragglerMonitor(here)
         self.state = State()
         self.limit: EarlyStop | None = None
         """Rank 0's knowledge of an early end."""
@@ -174,7 +180,7 @@ class Trainer:
                 if "test" in result:
                     log.write("test", self.state.step, self._epoch(), _flat(result["test"]))
         if self.world.is_main:
-            write_atomically(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+            write_result(self.folder, result)
         self.world.barrier()
         return result
 
@@ -191,7 +197,7 @@ class Trainer:
                 options = self.config.discriminator_optim if name == "discriminator" else self.config.optim
                 lr = learning_rate(options, step, self.total_steps, self.state.plateau)
                 engine.set_lr(lr)
-            batches = prepare(raw, self.config, step, self.world)
+            batches = make_micro_batches(raw, self.config, step, self.world)
             data = time.monotonic() - released
             updates = self._updates()
             try:
@@ -205,7 +211,9 @@ class Trainer:
             if self.state.step % self.config.engine.log_every == 0 or self.state.step == self.total_steps:
                 line = log.flush(self.state.step, self._epoch(), self.config.batch_size)
                 progress.update(self.state.step, line)
-                self.pace.flush(self.state.step)
+                rank_times = self.pace.flush()
+                if rank_times is not None and self.world.is_main:
+                    append_rank_times(self.folder, self.state.step, rank_times)
                 self._look_for_limit()
             improved = self._maybe_evaluate(log, progress)
             interrupted, limited = self.world.any_of(self.stop.requested, self._limited())
@@ -334,14 +342,14 @@ class Trainer:
         if self._updates() == updates:
             self._save()  # nothing has changed since the step before
         self.saver.wait()
-        kept = store.steps(self.saver.folder)
+        kept = checkpoint_steps(self.saver.folder)
         record = {"step": step, "error": str(error), "sample_keys": keys, "checkpoint_step": kept[-1] if kept else None}
         if self.world.is_main:
-            write_atomically(self.folder / "failure.json", json.dumps(record, indent=2) + "\n")
+            write_failure(self.folder, record)
         shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
         return TrainingError(
             f"step {step}: {error}. Nothing was trained on this batch; its {len(keys)} samples ({shown}) are named in"
-            f" {self.folder / 'failure.json'}. Look at them, or lower optim.lr, or set optim.clip_norm, in a new folder"
+            f" {self.folder / FAILURE_FILE}. Look at them, or lower optim.lr, or set optim.clip_norm, in a new folder"
         )
 
     def _result(self, status: str) -> dict[str, Any]:
@@ -403,8 +411,8 @@ def _finite(value: float) -> float | None:
 
 def _on_validation(folder: Path, result: dict[str, Any]) -> dict[str, Any] | None:
     """Figures of poker faces on validation, of a run that measured them before its test split; None otherwise."""
-    path = folder / "result.json"
-    earlier = json.loads(path.read_text()) if path.exists() and result["measured_on"] == "test" else {}
+    earlier = read_result(folder) if result["measured_on"] == "test" else None
+    earlier = earlier or {}
     if earlier.get("measured_on") == "validation":
         return {name: earlier.get(name) for name in ("poker", "reconstruction")}
     known: dict[str, Any] | None = earlier.get("on_validation")

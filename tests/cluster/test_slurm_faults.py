@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfcluster.checkpoint import store
+from pfcluster.runs.folder import step_folder
 from tests.cluster.slurm import Slurm, running
 from tests.cluster.work import LONG, TINY, Work
 from tests.tiny import LAUNCH, final_weights
@@ -107,7 +107,7 @@ def test_cancelled_is_not_preempted_and_a_damaged_checkpoint_costs_only_its_own_
         assert last.kept_step == last.step >= 50
         assert last.next is None
     assert "cancelled" in work.launch("status", "ours/scratch")
-    newest = store.step_folder(work.folder / runs[0] / "checkpoints", work.attempts(runs[0])[-1].kept_step)
+    newest = step_folder(work.folder / runs[0] / "checkpoints", work.attempts(runs[0])[-1].kept_step)
     file = next(newest.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
     for name, run in zip(("ours", "plain"), runs, strict=True):

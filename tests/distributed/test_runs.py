@@ -17,6 +17,7 @@ from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
 from pfcluster.config.io import to_json
 from pfcluster.evaluate import predictions
+from pfcluster.runs.folder import step_folder
 from pfcluster.training.parity import without_key_biases
 from tests.distributed.ranks import launch
 from tests.tiny import config, final_weights
@@ -62,8 +63,8 @@ def resumed(unbroken, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[La
     for source in LAYOUTS:
         for target in LAYOUTS:
             folder = prepare(root / f"{source[0]}{source[1]}-{target[0]}{target[1]}", wanted(target))
-            kept = store.step_folder(unbroken[source] / "checkpoints", 9)
-            shutil.copytree(kept, store.step_folder(folder / "checkpoints", 9))
+            kept = step_folder(unbroken[source] / "checkpoints", 9)
+            shutil.copytree(kept, step_folder(folder / "checkpoints", 9))
             found[source, target] = folder
     for ranks in (1, 2, 4):
         run([folder for (_, target), folder in found.items() if target[1] == ranks], ranks)
@@ -146,7 +147,7 @@ def test_ranks_gather_the_predictions_of_one_process(unbroken):
 
 def test_every_rank_writes_its_own_part(unbroken):
     for layout in LAYOUTS:
-        folder = store.step_folder(unbroken[layout] / "checkpoints", 12)
+        folder = step_folder(unbroken[layout] / "checkpoints", 12)
         sizes = [path.stat().st_size for path in sorted(folder.glob("*.safetensors"))]
         assert len(sizes) == layout[1]
         assert max(sizes) < 2.5 * sum(sizes) / len(sizes)

@@ -15,6 +15,7 @@ from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.checkpoint.store import CheckpointError
 from pfcluster.checkpoint.tensor_shards import TensorShard, whole_shard
 from pfcluster.distributed.process_group import World
+from pfcluster.runs.folder import checkpoint_steps, step_folder
 from tests.tiny import write_checkpoint
 
 TENSORS = {
@@ -70,7 +71,7 @@ def test_a_file_of_another_checkpoint_does_not_slip_in(tmp_path):
 
 def test_a_folder_without_its_record_does_not_count(tmp_path):
     (write_checkpoint(tmp_path, 3, TENSORS, {}) / "state.json").unlink()
-    assert store.steps(tmp_path) == []
+    assert checkpoint_steps(tmp_path) == []
 
 
 @pytest.mark.parametrize(("change", "words"), [({"format": 99}, "format 99"), ({"shapes": None}, "is damaged")])
@@ -86,7 +87,7 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 7):
         write_checkpoint(tmp_path, step, {"model": {"weight": torch.ones(1)}}, {})
     store.retain(tmp_path, keep=2, best=3)
-    assert store.steps(tmp_path) == [3, 5, 6]
+    assert checkpoint_steps(tmp_path) == [3, 5, 6]
 
 
 def test_a_new_saver_sweeps_up_what_a_killed_one_left(tmp_path):
@@ -101,7 +102,7 @@ def test_a_run_stands_for_its_best_checkpoint_or_its_newest(tmp_path):
     newest = write_checkpoint(folder, 2, TENSORS, {"best": None})
     assert store.find(tmp_path) == newest
     write_checkpoint(folder, 3, TENSORS, {"best": {"step": 1, "score": 0.5}})
-    assert store.find(tmp_path) == store.step_folder(folder, 1)
+    assert store.find(tmp_path) == step_folder(folder, 1)
     assert store.find(newest) == newest
     with pytest.raises(CheckpointError, match="neither a run"):
         store.find(tmp_path / "nothing")
@@ -140,10 +141,10 @@ def test_a_checkpoint_is_a_copy_of_its_moment_and_counts_once_it_is_whole(tmp_pa
     weight = torch.ones(4)
     saver.save(1, {"model/weight": whole_shard(weight)}, {"model/weight": (4,)}, {}, None)
     weight.zero_()
-    assert store.steps(tmp_path) == []
+    assert checkpoint_steps(tmp_path) == []
     may_finish.set()
     saver.wait()
-    assert store.load(store.step_folder(tmp_path, 1)).tensors()["model"]["weight"].tolist() == [1, 1, 1, 1]
+    assert store.load(step_folder(tmp_path, 1)).tensors()["model"]["weight"].tolist() == [1, 1, 1, 1]
 
 
 def test_a_write_that_fails_is_told_and_leaves_nothing(tmp_path, monkeypatch):
