@@ -7,18 +7,20 @@ next attempt. Every rank that fails leaves a file of its own beside it. Standard
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import (
+    ATTEMPTS_DIR,
+    JOB_FILE,
+    last_trained_step,
+    newest_checkpoint_step,
+    try_read_object,
+)
 
-FOLDER = "attempts"
-CANCELLED = "cancelled"
-"""A file of this name in a task's folder: a person cancelled it."""
-JOB = "job.json"
 Outcome = Literal[
     "running", "finished", "stopped", "failed", "cancelled", "preempted", "time limit", "requeued", "lost"
 ]
@@ -97,9 +99,9 @@ def now() -> str:
 def read(folder: Path) -> list[Attempt]:
     """All attempts of a task, oldest first. Files that cannot be read are passed over."""
     found = []
-    for path in sorted((folder / FOLDER).glob("[0-9]*.json")):
+    for path in sorted((folder / ATTEMPTS_DIR).glob("[0-9]*.json")):
         if ".rank-" not in path.name:
-            values = _json(path)
+            values = try_read_object(path)
             if values is not None:
                 found.append(Attempt(**values))
     return found
@@ -109,26 +111,26 @@ def begin(folder: Path, job: str, restart: int, nodes: str) -> Attempt:
     """A new attempt, after closing one that never told its end."""
     before = read(folder)
     if before and before[-1].outcome in ("running", "stopped"):
-        kept, step = kept_step(folder), last_step(folder)
+        kept, step = newest_checkpoint_step(folder), last_trained_step(folder)
         write(folder, replace(before[-1], ended=now(), outcome="lost", kept_step=kept, step=max(step, kept)))
     submission = submitted(folder).submission
     number = before[-1].number + 1 if before else 1
-    attempt = Attempt(number, job, restart, submission, nodes, now(), from_step=kept_step(folder))
+    attempt = Attempt(number, job, restart, submission, nodes, now(), from_step=newest_checkpoint_step(folder))
     write(folder, attempt)
     return attempt
 
 
 def write(folder: Path, attempt: Attempt) -> None:
     """Keep an attempt."""
-    path = folder / FOLDER / f"{attempt.number:03d}.json"
+    path = folder / ATTEMPTS_DIR / f"{attempt.number:03d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(asdict(attempt), indent=1) + "\n")
 
 
 def end(folder: Path, attempt: Attempt, outcome: Outcome, **more: Any) -> Attempt:
     """The attempt with its end, kept."""
-    kept = kept_step(folder)
-    step = max(last_step(folder), kept)
+    kept = newest_checkpoint_step(folder)
+    step = max(last_trained_step(folder), kept)
     ended = replace(attempt, ended=now(), outcome=outcome, step=step, kept_step=kept, **more)
     write(folder, ended)
     return ended
@@ -136,14 +138,14 @@ def end(folder: Path, attempt: Attempt, outcome: Outcome, **more: Any) -> Attemp
 
 def write_failure(folder: Path, number: int, failure: Failure) -> None:
     """Keep how a rank failed in an attempt."""
-    path = folder / FOLDER / f"{number:03d}.rank-{failure.rank}.json"
+    path = folder / ATTEMPTS_DIR / f"{number:03d}.rank-{failure.rank}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(asdict(failure), indent=1) + "\n")
 
 
 def failures(folder: Path, number: int) -> list[Failure]:
     """How the ranks of an attempt failed, those first that say most."""
-    found = [_json(path) for path in (folder / FOLDER).glob(f"{number:03d}.rank-*.json")]
+    found = [try_read_object(path) for path in (folder / ATTEMPTS_DIR).glob(f"{number:03d}.rank-*.json")]
     order: list[Kind] = ["user", "training", "memory", "disk", "bug", "device", "lost rank"]
     failed = [Failure(**values) for values in found if values is not None]
     return sorted(failed, key=lambda failure: (order.index(failure.kind), failure.rank))
@@ -151,44 +153,14 @@ def failures(folder: Path, number: int) -> list[Failure]:
 
 def submitted(folder: Path) -> Submitted:
     """The job that a task was handed to; an empty one where it was to none."""
-    values = _json(folder / JOB)
+    values = try_read_object(folder / JOB_FILE)
     return Submitted("") if values is None else Submitted(**values)
 
 
 def submit(folder: Path, values: Submitted) -> None:
     """Keep which job a task was handed to."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / JOB, json.dumps(asdict(values), indent=1) + "\n")
-
-
-def kept_step(folder: Path) -> int:
-    """Step of the newest checkpoint; 0 where there is none."""
-    found = [path.parent.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*/state.json")]
-    return max((int(step) for step in found if step.isdecimal()), default=0)
-
-
-def last_step(folder: Path) -> int:
-    """Last step in metrics.jsonl; 0 where there is none."""
-    line = last_line(folder, "train")
-    return 0 if line is None else int(line["step"])
-
-
-def last_line(folder: Path, split: str) -> dict[str, Any] | None:
-    """The newest line of metrics.jsonl of a split. Only the file's end is read."""
-    try:
-        with open(folder / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
-            lines = file.read().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            values: dict[str, Any] = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and values.get("split") == split:
-            return values
-    return None
+    write_atomically(folder / JOB_FILE, json.dumps(asdict(values), indent=1) + "\n")
 
 
 def may_retry(attempts: list[Attempt], retries: int) -> str | None:
@@ -220,11 +192,3 @@ def vanished(attempts: list[Attempt]) -> bool:
 
 def _same(one: Attempt, other: Attempt) -> bool:
     return one.error == other.error and other.kept_step <= one.kept_step
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
