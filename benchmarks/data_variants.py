@@ -17,8 +17,8 @@ from pfcluster.config import AugmentConfig, DataConfig
 from pfcluster.data import transforms
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.build.pipeline import build
-from pfcluster.data.dataset import made_resident, open_dataset
-from pfcluster.data.sampler import FullShuffle, Order, read_ahead
+from pfcluster.data.dataset import cache_train_split, open_dataset
+from pfcluster.data.sampler import FullShuffle, SampleOrder, read_ahead
 from pfcluster.data.shards import ShardSplit
 from pfcluster.data.synthetic.dataset import SyntheticFaces
 from pfcluster.distributed.process_group import generator
@@ -147,14 +147,14 @@ def web_dataset(shards: Path, *, augment: bool, fast: bool) -> Read:
 def ours(shards: Path, cache: Path, *, augment: bool, cache_mode: str) -> Read:
     """The training loop's own way: order, mapped tars, and with augmentation crops in bytes on the host."""
     config = DataConfig(shards=str(shards), size=SIDE, cache_mode=cache_mode, cache=str(cache))  # type: ignore[arg-type]
-    dataset = made_resident(open_dataset(config, 0), config, torch.device("cpu"))
-    order = Order(len(dataset.train), FullShuffle(len(dataset.train), 0))
+    dataset = cache_train_split(open_dataset(config, 0), config, torch.device("cpu"))
+    order = SampleOrder(len(dataset.train), FullShuffle(len(dataset.train), 0))
 
     def load(step: int) -> torch.Tensor:
         images = dataset.train.batch(order.samples(step * BATCH, BATCH)).images
         if not augment:
             return images
-        return transforms.crop_on_host(images, transforms.draw(CROP, BATCH, generator(0, "augment", step)), SIDE)
+        return transforms.crop_on_host(images, transforms.draw_params(CROP, BATCH, generator(0, "augment", step)), SIDE)
 
     steps = len(dataset.train) // BATCH
     return lambda: sum(len(images) for images in read_ahead(load, range(steps), workers=0))

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data.dataset import open_dataset, require_labels
-from pfcluster.data.in_memory import bytes_of
+from pfcluster.data.in_memory import decoded_bytes
 from pfcluster.launch.options import Options
 from pfcluster.launch.plan import TrainRun
 from pfcluster.models.from_runs import blank_identity_net
@@ -53,7 +53,7 @@ def dry_run(stages: Sequence[Sequence[TrainRun]], options: Options, console: Con
         _print_memory(same[0], len(dataset.classes), images[name], options, console)
         _print_rate(same[0], costs[name], options, console)
     if any(same[0].data.cache_mode == "device" for same in runs.values()):
-        held = _mib(bytes_of(dataset.train))
+        held = _mib(decoded_bytes(dataset.train))
         console.print(f"besides, {held} MiB of each GPU for the images of data.cache_mode device", highlight=False)
     places = " ".join(str(job.folder) for job in jobs)
     console.print(f"folders: {places}", highlight=False)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pfcluster.config import DataConfig
-from pfcluster.data.identity_task import by_people
-from pfcluster.data.in_memory import in_host_memory, on_device
+from pfcluster.data.identity_task import identity_dataset
+from pfcluster.data.in_memory import load_in_host_memory, load_on_device
 from pfcluster.data.labels import CANONICAL, ordered
 from pfcluster.data.manifest import ShardError, load_manifest
-from pfcluster.data.sampler import Balanced, BlockShuffle, FullShuffle, Order
+from pfcluster.data.sampler import Balanced, BlockShuffle, FullShuffle, SampleOrder
 from pfcluster.data.shards import BadSampleError, ShardSplit
 from pfcluster.data.storage import default_cache
 from pfcluster.data.synthetic.dataset import SyntheticFaces
@@ -64,7 +64,7 @@ class SyntheticSplit:
         with self._rendering:  # readers are threads; one of them renders
             if self._cached is None and self.folder is not None:
                 bare = SyntheticSplit(self.faces, self.first_index)
-                self._cached = in_host_memory(bare, self.folder, self.faces.fingerprint(), 1).images
+                self._cached = load_in_host_memory(bare, self.folder, self.faces.fingerprint(), 1).images
             if self._cached is None:
                 chunks = torch.arange(len(self)).split(RENDER_CHUNK)
                 self._cached = torch.cat([self.faces.images(chunk) for chunk in chunks])
@@ -146,21 +146,21 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
     """Open the data a config names. `seed` draws the subset where `data.limit` asks for one. Raises DataError."""
     dataset = _synthetic(config) if config.shards is None else _sharded(config, config.shards)
     if config.target == "identity":
-        dataset = by_people(dataset, people_of(dataset.train))
+        dataset = identity_dataset(dataset, identities_of(dataset.train))
     if config.limit is None or config.limit >= len(dataset.train):
         return dataset
     chosen = torch.randperm(len(dataset.train), generator=generator(seed, "limit"))[: config.limit]
     return replace(dataset, train=Subset(dataset.train, chosen))
 
 
-def people_of(split: Split) -> list[str]:
+def identities_of(split: Split) -> list[str]:
     """Who is shown, by sample: names that are the same for the same person, "" where nobody knows."""
     if isinstance(split, SyntheticSplit):
         return [str(number) for number in split.faces.identities().tolist()]
     if isinstance(split, ShardedSplit):
         return split.shards.identities()
     if isinstance(split, Subset):
-        names = people_of(split.split)
+        names = identities_of(split.split)
         return [names[index] for index in split.chosen.tolist()]
     return [""] * len(split)
 
@@ -173,28 +173,28 @@ def require_labels(dataset: Dataset, objective: str) -> None:
         )
 
 
-def sample_order(config: DataConfig, dataset: Dataset, seed: int) -> Order:
+def sample_order(config: DataConfig, dataset: Dataset, seed: int) -> SampleOrder:
     """The order in which a run takes its training samples. Raises DataError."""
     size = len(dataset.train)
     if config.sampling == "balanced":
         if not dataset.classes:
             raise DataError(f"data.sampling is balanced, but {dataset.name} was built without labels")
-        return Order(size, Balanced(dataset.train.labels(), seed))
+        return SampleOrder(size, Balanced(dataset.train.labels(), seed))
     if config.order == "blocks" or (config.order == "auto" and dataset.remote):
-        return Order(size, BlockShuffle(size, seed, config.block, config.shuffle_window))
-    return Order(size, FullShuffle(size, seed))
+        return SampleOrder(size, BlockShuffle(size, seed, config.block, config.shuffle_window))
+    return SampleOrder(size, FullShuffle(size, seed))
 
 
-def made_resident(dataset: Dataset, config: DataConfig, device: torch.device) -> Dataset:
+def cache_train_split(dataset: Dataset, config: DataConfig, device: torch.device) -> Dataset:
     """The dataset with its training split where `data.cache_mode` wants it. Raises DataError."""
     if config.cache_mode == "stream" or (config.cache_mode == "host" and config.shards is None):
         return dataset  # synthetic faces are kept anyway
     train = dataset.train
     if config.cache_mode == "device":
-        return replace(dataset, train=on_device(train, device, config.workers))
+        return replace(dataset, train=load_on_device(train, device, config.workers))
     inner = train.split if isinstance(train, Subset) else train
     assert isinstance(inner, ShardedSplit)
-    resident = in_host_memory(inner, decoded_folder(config), inner.shards.fingerprint(), config.workers)
+    resident = load_in_host_memory(inner, decoded_folder(config), inner.shards.fingerprint(), config.workers)
     return replace(dataset, train=Subset(resident, train.chosen) if isinstance(train, Subset) else resident)
 
 

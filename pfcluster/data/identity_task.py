@@ -36,7 +36,7 @@ class IdentitySplit:
         return self.split.keys(self.chosen[indices])
 
 
-def by_people(dataset: Dataset, names: list[str]) -> Dataset:
+def identity_dataset(dataset: Dataset, names: list[str]) -> Dataset:
     """Training and validation on the people of the training split, whose names are given by sample; every eighth of a
     person's faces validates. There is no test split: its people are others. Raises DataError.
     """

@@ -25,7 +25,7 @@ RESERVE = 0.9
 
 
 @dataclass(frozen=True)
-class ResidentSplit:
+class InMemorySplit:
     """A split whose pixels are all at hand."""
 
     split: Split
@@ -51,14 +51,14 @@ class ResidentSplit:
         return self.split.keys(indices)
 
 
-def bytes_of(split: Split) -> int:
+def decoded_bytes(split: Split) -> int:
     """What a split takes once it is decoded."""
     return int(np.prod(_shape(split)))
 
 
-def on_device(split: Split, device: torch.device, workers: int) -> ResidentSplit:
+def load_on_device(split: Split, device: torch.device, workers: int) -> InMemorySplit:
     """Decode a whole split onto the device. Raises DataError where it does not fit."""
-    shape, needed = _shape(split), bytes_of(split)
+    shape, needed = _shape(split), decoded_bytes(split)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         if needed > RESERVE * free:
@@ -75,10 +75,10 @@ def on_device(split: Split, device: torch.device, workers: int) -> ResidentSplit
         targets[chunk] = batch.labels
 
     _each_chunk(shape[0], load, workers)
-    return ResidentSplit(split, images, targets)
+    return InMemorySplit(split, images, targets)
 
 
-def in_host_memory(split: Split, folder: Path, fingerprint: str, workers: int) -> ResidentSplit:
+def load_in_host_memory(split: Split, folder: Path, fingerprint: str, workers: int) -> InMemorySplit:
     """A split decoded once into a file of `folder` that every process of the machine maps, and later runs find again.
 
     It is the page cache that holds it: in memory where there is room, on the disk where not. Raises DataError where the
@@ -96,7 +96,7 @@ def in_host_memory(split: Split, folder: Path, fingerprint: str, workers: int) -
         targets = torch.from_numpy(np.load(labels, allow_pickle=False))
     except OSError as error:
         raise DataError(f"data.cache {folder} cannot be used: {error.strerror or error}") from error
-    return ResidentSplit(split, torch.from_numpy(mapped).permute(0, 3, 1, 2), targets)
+    return InMemorySplit(split, torch.from_numpy(mapped).permute(0, 3, 1, 2), targets)
 
 
 def _decode_into(split: Split, shape: tuple[int, int, int, int], pixels: Path, labels: Path, workers: int) -> None:

@@ -102,7 +102,7 @@ class Balanced:
 
 
 @dataclass
-class Order:
+class SampleOrder:
     """A run's samples, number by number."""
 
     size: int

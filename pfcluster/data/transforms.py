@@ -51,7 +51,7 @@ class AugmentParams:
         return AugmentParams(self.affine[part], self.colour[part], self.erased[part])
 
 
-def draw(config: AugmentConfig, count: int, generator: torch.Generator) -> AugmentParams:
+def draw_params(config: AugmentConfig, count: int, generator: torch.Generator) -> AugmentParams:
     """Draw the changes of `count` images."""
 
     def uniform(low: float, high: float) -> Tensor:

@@ -24,6 +24,7 @@ from pfcluster.engine.base import Engine, StateDict
 from pfcluster.engine.factory import prepare
 from pfcluster.models import factory
 from pfcluster.models.mae import MAE
+from pfcluster.training.factory import needs_double_backward
 from pfcluster.training.finetune import finetune_step
 from pfcluster.training.mae import mae_step
 from pfcluster.training.pf_mag import LossBalancer, loss_settings, pf_mag_step
@@ -52,7 +53,7 @@ class CountingEngine(Engine):
         super().__init__(module, here, precision=precision, ema=0.0, double_backward=double_backward)
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
-        with self.precision():
+        with self.autocast():
             return self.module(*inputs, **named)
 
     def _backward(self, loss: Tensor) -> None:
@@ -87,7 +88,7 @@ def profile(config: RunConfig, classes: int, *, identity_net: nn.Module | None =
     with torch.device("meta"):
         modules = factory.build(config, classes, load_init=False)
         engines = {
-            name: CountingEngine(prepared(config, name, module), double_backward=twice(config, name))
+            name: CountingEngine(prepared(config, name, module), double_backward=needs_double_backward(config, name))
             for name, module in modules.items()
         }
         batches = empty_batches(config, SAMPLE, parts)
@@ -106,13 +107,8 @@ def prepared(config: RunConfig, name: str, module: nn.Module) -> nn.Module:
     differentiate.
     """
     options = replace(config.engine, compile=False)
-    prepare(module, options, options.backend, double_backward=twice(config, name))
+    prepare(module, options, options.backend, double_backward=needs_double_backward(config, name))
     return module
-
-
-def twice(config: RunConfig, name: str) -> bool:
-    """Whether a module is differentiated by its inputs, too: Δ under R1."""
-    return name == "discriminator" and config.pf_mag.r1 > 0
 
 
 def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
@@ -128,7 +124,7 @@ def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
         orders = torch.empty(count, patches, dtype=torch.long).chunk(parts)
     shown = empty_discriminator_augment(config, count)
     return [
-        Batch(*part, shown=tuple(each.part(number, parts) for each in shown))
+        Batch(*part, discriminator_augments=tuple(each.part(number, parts) for each in shown))
         for number, part in enumerate(zip(pictures.chunk(parts), labels.chunk(parts), orders, strict=True))
     ]
 

@@ -21,9 +21,9 @@ def finetune_step(
     """
     metrics = []
     for index, batch in enumerate(batches):
-        scales = () if batch.scales is None else (batch.scales,)
+        scales = () if batch.drop_path_scales is None else (batch.drop_path_scales,)
         logits = model(batch.images, *scales, sync=index == len(batches) - 1)
-        loss = losses.classification(logits, batch.labels, class_weights, label_smoothing, batch.partners)
+        loss = losses.classification(logits, batch.labels, class_weights, label_smoothing, batch.mix_partners)
         model.backward(loss / len(batches))
         metrics.append({"loss": loss, "train_accuracy": (logits.argmax(1) == batch.main_labels).float().mean()})
     return {**mean(metrics), "grad_norm": model.step()}

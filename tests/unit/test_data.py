@@ -1,4 +1,4 @@
-"""Order, augmentation and sources: functions of the seed and the step, whatever the layout."""
+"""SampleOrder, augmentation and sources: functions of the seed and the step, whatever the layout."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 
 from pfcluster.config import AugmentConfig, DataConfig, RunConfig, SyntheticConfig
 from pfcluster.data import transforms
-from pfcluster.data.batch import patch_order, prepare
+from pfcluster.data.batch import make_micro_batches, patch_order
 from pfcluster.data.dataset import open_dataset
-from pfcluster.data.sampler import FullShuffle, Order, read_ahead
+from pfcluster.data.sampler import FullShuffle, SampleOrder, read_ahead
 from pfcluster.data.types import DataError, RawBatch
 from pfcluster.distributed.process_group import World, derive_seed, generator
 
 
 def sample_indices(first: int, count: int, *, size: int, seed: int) -> torch.Tensor:
-    return Order(size, FullShuffle(size, seed)).samples(first, count)
+    return SampleOrder(size, FullShuffle(size, seed)).samples(first, count)
 
 
 TINY = SyntheticConfig(train=20, validation=8, test=8, identities=5)
@@ -56,28 +56,28 @@ def test_streams_of_random_numbers_are_independent_and_repeatable():
 def test_no_augmentation_leaves_images_alone():
     nothing = AugmentConfig(flip=0, crop_scale=(1, 1), crop_ratio=(1, 1), rotation=0, jitter=0, erasing=0)
     images = torch.rand(3, 3, 24, 24) * 2 - 1
-    changed = transforms.augment(images, transforms.draw(nothing, 3, generator(0)))
+    changed = transforms.augment(images, transforms.draw_params(nothing, 3, generator(0)))
     assert torch.allclose(changed, images, atol=1e-5)
 
 
 def test_a_flip_is_a_flip():
     always = AugmentConfig(flip=1, crop_scale=(1, 1), crop_ratio=(1, 1), rotation=0, jitter=0, erasing=0)
     images = torch.rand(2, 3, 24, 24) * 2 - 1
-    changed = transforms.augment(images, transforms.draw(always, 2, generator(0)))
+    changed = transforms.augment(images, transforms.draw_params(always, 2, generator(0)))
     assert torch.allclose(changed, images.flip(3), atol=1e-5)
 
 
 def test_a_crop_enlarges_what_it_takes():
     half = AugmentConfig(flip=0, crop_scale=(0.25, 0.25), crop_ratio=(1, 1), rotation=0, jitter=0, erasing=0)
     ramp = torch.linspace(-1, 1, 64).expand(4, 3, 64, 64)
-    changed = transforms.augment(ramp, transforms.draw(half, 4, generator(5)))
+    changed = transforms.augment(ramp, transforms.draw_params(half, 4, generator(5)))
     widths = changed[:, 0, 0, -1] - changed[:, 0, 0, 0]
     assert torch.allclose(widths, torch.ones(4), atol=0.03)
 
 
 def test_erasing_greys_a_rectangle_of_the_stated_area():
     erase = AugmentConfig(flip=0, crop_scale=(1, 1), crop_ratio=(1, 1), rotation=0, jitter=0, erasing=1)
-    changed = transforms.augment(torch.ones(50, 3, 64, 64), transforms.draw(erase, 50, generator(1)))
+    changed = transforms.augment(torch.ones(50, 3, 64, 64), transforms.draw_params(erase, 50, generator(1)))
     share = (changed[:, 0] == 0).float().mean((1, 2))
     assert 0.01 < share.min() < share.max() < 0.22
 
@@ -85,7 +85,7 @@ def test_erasing_greys_a_rectangle_of_the_stated_area():
 def test_jitter_stays_in_range_and_keeps_grey_grey():
     wild = AugmentConfig(flip=0, crop_scale=(1, 1), crop_ratio=(1, 1), rotation=0, jitter=0.9, erasing=0)
     changed = transforms.augment(
-        torch.rand(8, 1, 16, 16).expand(-1, 3, -1, -1) * 2 - 1, transforms.draw(wild, 8, generator(2))
+        torch.rand(8, 1, 16, 16).expand(-1, 3, -1, -1) * 2 - 1, transforms.draw_params(wild, 8, generator(2))
     )
     assert changed.min() >= -1
     assert changed.max() <= 1
@@ -102,7 +102,7 @@ def test_cropping_in_bytes_on_the_host_is_cropping_on_the_device_but_for_roundin
     config = AugmentConfig(flip=0.5, crop_scale=(0.5, 0.9), rotation=rotation, jitter=0)
     smooth = torch.rand(16, 3, 6, 6).mul(255)
     smooth = transforms.resize(smooth, 96).round().clamp(0, 255).to(torch.uint8)
-    changes = transforms.draw(config, 16, generator(3))
+    changes = transforms.draw_params(config, 16, generator(3))
     expected = transforms.augment(transforms.to_float(smooth), changes)
     cropped = transforms.crop_on_host(smooth, changes, 96)
     found = transforms.augment(transforms.to_float(cropped), changes, cropped=True)
@@ -117,11 +117,11 @@ def test_two_ranks_get_the_two_halves_of_one_process_batch(grad_accumulation_ste
     config = replace(config, engine=replace(config.engine, grad_accumulation_steps=grad_accumulation_steps))
     raw = RawBatch(torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8), torch.arange(8))
     cpu = torch.device("cpu")
-    whole = prepare(raw, config, 5, World(0, 1, cpu))
+    whole = make_micro_batches(raw, config, 5, World(0, 1, cpu))
     parts = []
     for rank in range(2):
         mine = World(rank, 2, cpu).slice_of(8)
-        parts += prepare(RawBatch(raw.images[mine], raw.labels[mine]), config, 5, World(rank, 2, cpu))
+        parts += make_micro_batches(RawBatch(raw.images[mine], raw.labels[mine]), config, 5, World(rank, 2, cpu))
     for name in ("images", "labels", "order"):
         assert torch.equal(
             torch.cat([getattr(batch, name) for batch in whole]), torch.cat([getattr(batch, name) for batch in parts])

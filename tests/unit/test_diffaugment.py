@@ -9,7 +9,7 @@ import torch
 
 from pfcluster.config import ConfigError, EngineConfig, PfMagConfig, RunConfig
 from pfcluster.config.io import from_json, to_json
-from pfcluster.data.batch import Batch, prepare
+from pfcluster.data.batch import Batch, make_micro_batches
 from pfcluster.data.diffaugment import DiscriminatorAugment, draw_discriminator_augment, empty_discriminator_augment
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World
@@ -78,32 +78,32 @@ def test_draws_have_the_ranges_of_diffaugment():
 
 
 def test_a_sample_and_its_fakes_share_a_draw_and_turns_do_not():
-    (batch,) = prepare(_raw(8), config(), 3, ALONE)
-    assert len(batch.shown) == 3
-    twice = batch.show(torch.cat([batch.images, batch.images]), 0)
+    (batch,) = make_micro_batches(_raw(8), config(), 3, ALONE)
+    assert len(batch.discriminator_augments) == 3
+    twice = batch.augment_for_discriminator(torch.cat([batch.images, batch.images]), 0)
     assert torch.equal(twice[:8], twice[8:])
-    seen = [batch.show(batch.images, turn) for turn in (0, 1, -1)]
+    seen = [batch.augment_for_discriminator(batch.images, turn) for turn in (0, 1, -1)]
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
-    assert torch.equal(batch.show(batch.images, 2), seen[2])
+    assert torch.equal(batch.augment_for_discriminator(batch.images, 2), seen[2])
 
 
 def test_every_layout_shows_the_same_and_another_step_another():
-    (alone,) = prepare(_raw(8), config(), 3, ALONE)
+    (alone,) = make_micro_batches(_raw(8), config(), 3, ALONE)
     found: list[Batch] = []
     for rank in range(2):
         here = World(rank, 2, torch.device("cpu"))
         mine = here.slice_of(8)
         raw = RawBatch(_raw(8).images[mine], _raw(8).labels[mine])
-        found += prepare(raw, config(grad_accumulation_steps=2), 3, here)
+        found += make_micro_batches(raw, config(grad_accumulation_steps=2), 3, here)
     assert len(found) == 4
     for turn in range(3):
-        together = torch.cat([part.show(part.images, turn) for part in found])
-        assert torch.equal(together, alone.show(alone.images, turn))
+        together = torch.cat([part.augment_for_discriminator(part.images, turn) for part in found])
+        assert torch.equal(together, alone.augment_for_discriminator(alone.images, turn))
     again, other = (draw_discriminator_augment(config(), step, ALONE)[0] for step in (3, 4))
     assert again.noise is not None
     assert other.noise is not None
-    assert torch.equal(again.noise, alone.shown[0].noise)
+    assert torch.equal(again.noise, alone.discriminator_augments[0].noise)
     assert not torch.equal(again.noise, other.noise)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pfcluster.config import ConfigError, DataConfig, SyntheticConfig
-from pfcluster.data.dataset import open_dataset, people_of
-from pfcluster.data.identity_task import by_people
+from pfcluster.data.dataset import identities_of, open_dataset
+from pfcluster.data.identity_task import identity_dataset
 from pfcluster.data.types import DataError
 
 FACES = SyntheticConfig(train=96, validation=8, test=8, identities=12)
@@ -18,7 +18,7 @@ PEOPLE = DataConfig(size=32, target="identity", synthetic=FACES)
 
 def test_people_are_the_classes_and_every_eighth_face_validates():
     whole, people = open_dataset(replace(PEOPLE, target="emotion"), 0), open_dataset(PEOPLE, 0)
-    assert len(people.classes) == len(set(people_of(whole.train))) == 12
+    assert len(people.classes) == len(set(identities_of(whole.train))) == 12
     assert people.test is None
     assert len(people.train) + len(people.validation) == 96
     assert 8 <= len(people.validation) <= 12
@@ -26,7 +26,7 @@ def test_people_are_the_classes_and_every_eighth_face_validates():
         people.validation.keys(torch.arange(len(people.validation)))
     )
     assert set(people.train.labels().tolist()) == set(range(12))  # whoever validates was seen
-    named = dict(zip(whole.train.keys(torch.arange(96)), people_of(whole.train), strict=True))
+    named = dict(zip(whole.train.keys(torch.arange(96)), identities_of(whole.train), strict=True))
     for split in (people.train, people.validation):
         every = torch.arange(len(split))
         shown = [people.classes[number] for number in split.labels().tolist()]
@@ -38,7 +38,7 @@ def test_faces_without_names_cannot_be_told_apart():
     dataset = open_dataset(replace(PEOPLE, target="emotion"), 0)
     for names in ([""] * 96, [str(number) for number in range(96)]):
         with pytest.raises(DataError, match="names fewer than two people with two faces or more"):
-            by_people(dataset, names)
+            identity_dataset(dataset, names)
 
 
 def test_rendered_faces_are_kept_for_later_runs(tmp_path):

@@ -229,12 +229,8 @@ def test_the_plan_of_one_process_is_what_a_real_step_allocates(objective):
     config = replace(config, pf_mag=game)
     planned = plan(config, CLASSES, 1, "ddp")
     alone = World(0, 1, torch.device("cpu"))
-    optims = {"model": config.optim, "discriminator": config.discriminator_optim}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        engines = {
-            name: build_engine("ddp", module, optims[name], config.engine, alone)
-            for name, module in factory.build(config, CLASSES).items()
-        }
+        engines = build_engines(config, "ddp", factory.build(config, CLASSES), alone)
         objective_ = parity.build(config, engines, alone)
         for step in range(3):
             (batch,) = empty_batches(config, 32, 1)

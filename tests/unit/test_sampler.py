@@ -7,7 +7,7 @@ import torch
 
 from pfcluster.config import ConfigError, DataConfig, SyntheticConfig
 from pfcluster.data.dataset import DataError, open_dataset, sample_order
-from pfcluster.data.sampler import Balanced, BlockShuffle, FullShuffle, Order, read_ahead
+from pfcluster.data.sampler import Balanced, BlockShuffle, FullShuffle, SampleOrder, read_ahead
 from pfcluster.data.types import Dataset
 from pfcluster.distributed.process_group import World
 
@@ -25,9 +25,9 @@ def read(shuffle: FullShuffle | BlockShuffle | Balanced, ranks: int, workers: in
     """The samples of all steps from `first` on, put together from what every rank reads."""
     parts = []
     for rank in range(ranks):
-        order, mine = Order(SIZE, shuffle), World(rank, ranks, torch.device("cpu")).slice_of(BATCH)
+        order, mine = SampleOrder(SIZE, shuffle), World(rank, ranks, torch.device("cpu")).slice_of(BATCH)
 
-        def load(step: int, order: Order = order, mine: slice = mine) -> torch.Tensor:
+        def load(step: int, order: SampleOrder = order, mine: slice = mine) -> torch.Tensor:
             return order.samples(step * BATCH, BATCH)[mine]
 
         parts.append(torch.stack(list(read_ahead(load, range(first, STEPS), workers))))

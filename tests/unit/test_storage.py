@@ -15,7 +15,7 @@ import torch
 
 from pfcluster.config import DataConfig
 from pfcluster.data import storage
-from pfcluster.data.dataset import DataError, made_resident, open_dataset
+from pfcluster.data.dataset import DataError, cache_train_split, open_dataset
 from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.shards import ShardSplit
 from pfcluster.data.storage import StoreError, open_store
@@ -117,7 +117,7 @@ def test_every_mode_gives_the_same_batches(server: Server, built: Path, tmp_path
     for place in (str(built), url(server)):
         for mode in ("stream", "host", "device"):
             config = DataConfig(shards=place, size=24, cache_mode=mode, limit=limit, cache=str(tmp_path / "cache"))  # type: ignore[arg-type]
-            dataset = made_resident(open_dataset(config, 0), config, CPU)
+            dataset = cache_train_split(open_dataset(config, 0), config, CPU)
             batches.append((dataset.train.batch(wanted), dataset.train.keys(wanted), len(dataset.train)))
     first = batches[0]
     for batch, keys, size in batches[1:]:
@@ -128,12 +128,12 @@ def test_every_mode_gives_the_same_batches(server: Server, built: Path, tmp_path
 
 def test_what_was_decoded_is_found_again(built: Path, tmp_path: Path) -> None:
     config = DataConfig(shards=str(built), size=24, cache_mode="host", cache=str(tmp_path))
-    made_resident(open_dataset(config, 0), config, CPU)
+    cache_train_split(open_dataset(config, 0), config, CPU)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "decoded").glob("*.u8")}
-    made_resident(open_dataset(config, 0), config, CPU)
+    cache_train_split(open_dataset(config, 0), config, CPU)
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "decoded").glob("*.u8")}
     assert len(before) == 1
     (tmp_path / "decoded" / next(iter(before))).write_bytes(b"short")  # cut off: decoded anew
-    dataset = made_resident(open_dataset(config, 0), config, CPU)
+    dataset = cache_train_split(open_dataset(config, 0), config, CPU)
     plain = open_dataset(DataConfig(shards=str(built), size=24), 0)
     assert torch.equal(dataset.train.batch(torch.arange(5)).images, plain.train.batch(torch.arange(5)).images)

@@ -12,8 +12,8 @@ from timm.loss import SoftTargetCrossEntropy
 from pfcluster.config import AugmentConfig, ConfigError, OptimConfig
 from pfcluster.config.io import with_values
 from pfcluster.config.presets import PLAIN, STRONG
-from pfcluster.data.batch import drop_path_scales, prepare, require_pairs
-from pfcluster.data.mixup import Mixing, draw_mixing, mix, neighbours
+from pfcluster.data.batch import draw_drop_path_scales, make_micro_batches, require_even_micro_batch
+from pfcluster.data.mixup import MixParams, draw_mix_params, mix_pairs, swap_pairs
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World, generator
 from pfcluster.engine.optimizer import build_optimizer, set_rates
@@ -27,7 +27,7 @@ def strong(**changes):
 
 
 def test_partners_are_neighbours():
-    assert neighbours(torch.arange(6)).tolist() == [1, 0, 3, 2, 5, 4]
+    assert swap_pairs(torch.arange(6)).tolist() == [1, 0, 3, 2, 5, 4]
 
 
 def test_mixup_and_its_loss_are_timms():
@@ -36,32 +36,34 @@ def test_mixup_and_its_loss_are_timms():
     theirs = Mixup(mixup_alpha=1.0, label_smoothing=0.1, num_classes=5)
     theirs._params_per_batch = lambda: (0.3, False)
     mixed, targets = theirs(images.clone(), labels)
-    torch.testing.assert_close(mix(images, Mixing(0.3, None)), mixed)
-    ours = losses.classification(logits, labels, None, 0.1, (neighbours(labels), 0.3))
+    torch.testing.assert_close(mix_pairs(images, MixParams(0.3, None)), mixed)
+    ours = losses.classification(logits, labels, None, 0.1, (swap_pairs(labels), 0.3))
     torch.testing.assert_close(ours, SoftTargetCrossEntropy()(logits, targets))
 
 
 def test_class_weights_follow_the_labels_that_are_mixed():
     logits, labels, weights = torch.randn(2, 3), torch.tensor([0, 2]), torch.tensor([1.0, 2.0, 4.0])
-    mixed = losses.classification(logits, labels, weights, 0.0, (neighbours(labels), 0.25))
-    own, other = (losses.classification(logits, each, weights) for each in (labels, neighbours(labels)))
+    mixed = losses.classification(logits, labels, weights, 0.0, (swap_pairs(labels), 0.25))
+    own, other = (losses.classification(logits, each, weights) for each in (labels, swap_pairs(labels)))
     torch.testing.assert_close(mixed, 0.25 * own + 0.75 * other)
 
 
 def test_cutmix_pastes_the_share_that_it_says():
     images = torch.stack([torch.zeros(3, 40, 40), torch.ones(3, 40, 40)])
     for step in range(50):
-        mixing = draw_mixing(AugmentConfig(cutmix=1.0), 40, generator(0, "mix", step))
-        mixed = mix(images, mixing)
-        assert mixed[0].mean().item() == pytest.approx(1 - mixing.share, abs=1e-6)
-        assert mixed[1].mean().item() == pytest.approx(mixing.share, abs=1e-6)
+        mixing = draw_mix_params(AugmentConfig(cutmix=1.0), 40, generator(0, "mix", step))
+        mixed = mix_pairs(images, mixing)
+        assert mixed[0].mean().item() == pytest.approx(1 - mixing.weight, abs=1e-6)
+        assert mixed[1].mean().item() == pytest.approx(mixing.weight, abs=1e-6)
     assert images[0].max() == 0  # what was given is left alone
 
 
 def test_both_take_turns_by_chance_and_shares_follow_beta():
-    drawn = [draw_mixing(AugmentConfig(mixup=0.8, cutmix=1.0), 48, generator(0, "mix", step)) for step in range(400)]
+    drawn = [
+        draw_mix_params(AugmentConfig(mixup=0.8, cutmix=1.0), 48, generator(0, "mix", step)) for step in range(400)
+    ]
     assert 150 < sum(each.box is None for each in drawn) < 250
-    shares = torch.tensor([each.share for each in drawn if each.box is None])
+    shares = torch.tensor([each.weight for each in drawn if each.box is None])
     assert shares.mean().item() == pytest.approx(0.5, abs=0.08)
     assert shares.min() < 0.1
     assert shares.max() > 0.9
@@ -71,24 +73,26 @@ def test_a_step_is_the_same_in_every_layout():
     values = strong()
     images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(16) % 8
-    (alone,) = prepare(RawBatch(images, labels), values, 3, World(0, 1, torch.device("cpu")))
-    assert alone.partners is not None
-    assert alone.scales is not None
+    (alone,) = make_micro_batches(RawBatch(images, labels), values, 3, World(0, 1, torch.device("cpu")))
+    assert alone.mix_partners is not None
+    assert alone.drop_path_scales is not None
     parted = replace(values, engine=replace(values.engine, grad_accumulation_steps=2))
     found = []
     for rank in range(2):
         mine = slice(8 * rank, 8 * rank + 8)
-        found += prepare(RawBatch(images[mine], labels[mine]), parted, 3, World(rank, 2, torch.device("cpu")))
+        found += make_micro_batches(
+            RawBatch(images[mine], labels[mine]), parted, 3, World(rank, 2, torch.device("cpu"))
+        )
     assert torch.equal(torch.cat([each.images for each in found]), alone.images)
-    assert torch.equal(torch.cat([each.partners[0] for each in found]), alone.partners[0])
-    assert {each.partners[1] for each in found} == {alone.partners[1]}
-    assert torch.equal(torch.cat([each.scales for each in found], dim=2), alone.scales)
+    assert torch.equal(torch.cat([each.mix_partners[0] for each in found]), alone.mix_partners[0])
+    assert {each.mix_partners[1] for each in found} == {alone.mix_partners[1]}
+    assert torch.equal(torch.cat([each.drop_path_scales for each in found], dim=2), alone.drop_path_scales)
 
 
 def test_drop_path_grows_over_the_blocks_and_keeps_the_mean():
     values = replace(config("finetune"), batch_size=4000)
     values = with_values(values, {"model.depth": 3, "model.drop_path": 0.4})
-    scales = drop_path_scales(values, 0)
+    scales = draw_drop_path_scales(values, 0)
     assert scales.shape == (3, 2, 4000)
     assert (scales == 0).float().mean((1, 2)).tolist() == pytest.approx([0.0, 0.2, 0.4], abs=0.02)
     assert scales.mean().item() == pytest.approx(1.0, abs=0.02)
@@ -155,7 +159,9 @@ def test_the_strong_recipe_trains(tmp_path):
 def test_no_augmentation_is_none():
     values = with_values(config("finetune"), PLAIN)
     images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
-    (batch,) = prepare(RawBatch(images, torch.zeros(16, dtype=torch.long)), values, 0, World(0, 1, torch.device("cpu")))
+    (batch,) = make_micro_batches(
+        RawBatch(images, torch.zeros(16, dtype=torch.long)), values, 0, World(0, 1, torch.device("cpu"))
+    )
     torch.testing.assert_close(batch.images, images.float() / 127.5 - 1, atol=1e-5, rtol=0)
 
 
@@ -180,5 +186,5 @@ def test_it_is_refused_where_it_means_nothing(objective, changes, why):
 
 def test_odd_micro_batches_are_refused_before_anything_trains():
     with pytest.raises(ConfigError, match=r"has 1 images here: batch_size 16 over 16 processes"):
-        require_pairs(strong(), 16)
-    require_pairs(strong(), 8)
+        require_even_micro_batch(strong(), 16)
+    require_even_micro_batch(strong(), 8)
