@@ -5,7 +5,6 @@ Runs whose folder says "finished" are not run again, so the same command goes on
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.plan import Command, Failures, Plan, Stage, TrainRun
 from pfcluster.launch.processes import Running, Watched, rank_environments, start
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
+from pfcluster.runs.folder import read_progress
 
 POLL_SECONDS = 0.25
 SHOWN = ("loss", "accuracy")
@@ -181,10 +181,8 @@ def _show(bars: Progress, task: TaskID, running: Running, *, done: bool) -> None
 
 def _total(job: TrainRun) -> int | None:
     """Steps of the run, as the worker announced them."""
-    try:
-        return int(json.loads((job.folder / "progress.json").read_text())["total_steps"])
-    except (OSError, ValueError, KeyError):
-        return None
+    total: int | None = read_progress(job.folder).get("total_steps")
+    return total
 
 
 def show_line(running: Watched) -> str:

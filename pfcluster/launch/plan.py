@@ -6,14 +6,13 @@ more.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pfcluster.config import RunConfig
-from pfcluster.config.io import load
 from pfcluster.runs.early_stop import read_early_stop
+from pfcluster.runs.folder import read_config, read_result
 
 CLI = "pfcluster.cli.main"
 RECORD = "pipeline.json"
@@ -37,9 +36,11 @@ class TrainRun:
         ends.
         """
         try:
-            if load(self.folder / "config.json") != self.config:
+            if read_config(self.folder) != self.config:
                 return False
-            result = json.loads((self.folder / "result.json").read_text())
+            result = read_result(self.folder)
+            if result is None:
+                return False
             limit = read_early_stop(self.folder) if result["status"] == "stopped" else None
             return result["status"] == "finished" or (limit is not None and result["steps"] >= limit.step)
         except (OSError, ValueError, KeyError):
@@ -148,7 +149,7 @@ class Failures:
         return "\n".join(lines)
 
 
-def groups_of(jobs: Sequence[TrainRun], after: Sequence[str] = ()) -> list[Stage]:
+def stages_of(jobs: Sequence[TrainRun], after: Sequence[str] = ()) -> list[Stage]:
     """Runs that differ in their seed only, as groups by their names."""
     names = dict.fromkeys(job.config.name for job in jobs)
     return [Stage(name, tuple(job for job in jobs if job.config.name == name), tuple(after)) for name in names]

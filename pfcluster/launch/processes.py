@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pfcluster.config.io import to_json
 from pfcluster.distributed.hosts import free_port
 from pfcluster.launch.plan import TrainRun
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, ending_file
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus
+from pfcluster.runs.folder import MetricsTail, exit_status_path, log_path, write_requested_config
 
 
 @dataclass
@@ -23,33 +22,18 @@ class Watched:
     """A run and what it has said so far."""
 
     job: TrainRun
-    offset: int = 0
-    """Bytes of metrics.jsonl that were read."""
-    inode: int = 0
-    """Of that file: a run that goes on puts another in its place, without what it does again."""
     values: dict[str, float] = field(default_factory=dict)
     step: int = 0
 
+    def __post_init__(self) -> None:
+        self.tail = MetricsTail(self.job.folder)
+
     def read_metrics(self) -> None:
         """Take over the lines that metrics.jsonl gained."""
-        path = self.job.folder / "metrics.jsonl"
-        if not path.exists():
-            return
-        with open(path, "rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self.inode:
-                self.offset, self.inode = 0, inode
-            file.seek(self.offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self.offset += len(line)
-                values = json.loads(line)
-                self.step = max(self.step, values["step"])
-                prefix = "" if values["split"] == "train" else "val "
-                self.values |= {
-                    prefix + name: value for name, value in values.items() if isinstance(value, int | float)
-                }
+        for line in self.tail.new_lines():
+            self.step = max(self.step, line["step"])
+            prefix = "" if line["split"] == "train" else "val "
+            self.values |= {prefix + name: value for name, value in line.items() if isinstance(value, int | float)}
 
 
 @dataclass
@@ -88,7 +72,7 @@ class Running(Watched):
         return ExitStatus(FAILED, "bug", f"rank {self.lost} ended with code {code}; see {self.logs[self.lost]}")
 
     def _told(self) -> list[Path]:
-        return [ending_file(self.job.folder, rank) for rank in range(len(self.processes))]
+        return [exit_status_path(self.job.folder, rank) for rank in range(len(self.processes))]
 
     def signal(self, number: int) -> None:
         """Send all processes a signal."""
@@ -103,15 +87,13 @@ def start(
     """Start a run's processes; what they say goes to `logs/` in the run's folder. `devices`: a GPU for each, by the
     names of CUDA_VISIBLE_DEVICES; None leaves all visible.
     """
-    logs = job.folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    wanted = job.folder / "wanted.json"
-    write_atomically(wanted, to_json(job.config))
-    arguments = [str(wanted), str(job.folder), "--threads", str(threads), "--command", command]
+    config = write_requested_config(job.folder, job.config)
+    arguments = [str(config), str(job.folder), "--threads", str(threads), "--command", command]
     started, files = [], []
     for rank, ranked in enumerate(rank_environments(processes, threads)):
-        path = logs / f"rank-{rank}.log"
-        ending_file(job.folder, rank).unlink(missing_ok=True)
+        path = log_path(job.folder, rank)
+        path.parent.mkdir(exist_ok=True)
+        exit_status_path(job.folder, rank).unlink(missing_ok=True)
         if devices is not None:
             ranked |= {"CUDA_VISIBLE_DEVICES": devices[rank], "LOCAL_RANK": "0"}
         with open(path, "wb") as log:

@@ -15,6 +15,16 @@ from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.plan import RECORD
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import JobInfo, SlurmError
+from pfcluster.runs.folder import (
+    CANCELLED_FILE,
+    LOGS_DIR,
+    REQUESTED_CONFIG_FILE,
+    RESULT_FILE,
+    last_metrics,
+    log_path,
+    read_progress,
+    try_read_object,
+)
 
 BAD = ("failed", "lost", "timed out", "not run")
 OVER = (*BAD, "finished", "cancelled")
@@ -111,7 +121,7 @@ def _line(group: str, label: str, folder: Path, seen: JobInfo | None, asked: boo
     known = attempts.read(folder)
     last = known[-1] if known else None
     submitted = attempts.submitted(folder)
-    result = _json(folder / "result.json")
+    result = try_read_object(folder / RESULT_FILE) or {}
     alive = seen is not None and seen.alive
     state, why = _state(folder, result, last, seen, submitted.job, asked)
     own = [attempt for attempt in known if attempt.submission == submitted.submission]
@@ -138,7 +148,7 @@ def _state(
         return _alive(folder, last, seen)
     if result.get("status") == "finished" or (last is not None and last.outcome == "finished"):
         return "finished", ""
-    if (folder / attempts.CANCELLED).exists():
+    if (folder / CANCELLED_FILE).exists():
         return "cancelled", ""
     if last is None:
         if seen is not None:
@@ -168,17 +178,17 @@ def _alive(folder: Path, last: Attempt | None, seen: JobInfo) -> tuple[str, str]
         return "ending", last.outcome if last is not None and last.outcome != "running" else ""
     if seen.state not in ("RUNNING", "SIGNALING"):
         return "queued", seen.state
-    stage = _json(folder / "progress.json").get("stage")
+    stage = read_progress(folder).get("stage")
     return ("evaluating" if stage == "evaluate" else "running"), ""
 
 
 def _with_metrics(line: Line, folder: Path) -> Line:
-    train = attempts.last_line(folder, "train")
-    total = _json(folder / "progress.json").get("total_steps")
+    train = last_metrics(folder, "train")
+    total = read_progress(folder).get("total_steps")
     if train is None:
         return replace(line, total=total)
     rate = train.get("images_per_second")
-    config = _json(folder / "wanted.json")
+    config = try_read_object(folder / REQUESTED_CONFIG_FILE) or {}
     left = None
     if line.state == "running" and total and rate:
         left = (total - train["step"]) * config.get("batch_size", 0) / rate
@@ -202,7 +212,7 @@ def cancel(folder: Path) -> list[str]:
     found = overview(folder)
     ending = [line for line in found.lines if line.state not in OVER and line.job]
     for line in ending:
-        (line.folder / attempts.CANCELLED).touch()
+        (line.folder / CANCELLED_FILE).touch()
     client.cancel(line.job for line in ending)
     return [line.label for line in ending]
 
@@ -216,12 +226,12 @@ def log_of(folder: Path, rank: int, task: str | None) -> Path:
     if not lines:
         labels = ", ".join(line.label for line in found.lines)
         raise StatusError(f"{found.name} has no task {task!r}; there are {labels}")
-    lines = [line for line in lines if (line.folder / f"logs/rank-{rank}.log").exists()]
+    lines = [line for line in lines if log_path(line.folder, rank).exists()]
     if not lines:
         raise StatusError(f"no rank {rank} of {found.name}{f', {task},' if task else ''} has written a log yet")
     order = {"failed": 0, "lost": 0, "timed out": 0, "running": 1, "evaluating": 1}
-    best = min(lines, key=lambda line: (order.get(line.state, 2), -(line.folder / "logs").stat().st_mtime))
-    return best.folder / f"logs/rank-{rank}.log"
+    best = min(lines, key=lambda line: (order.get(line.state, 2), -(line.folder / LOGS_DIR).stat().st_mtime))
+    return log_path(best.folder, rank)
 
 
 def show_log(path: Path, lines: int, follow: bool) -> None:
@@ -229,11 +239,3 @@ def show_log(path: Path, lines: int, follow: bool) -> None:
     arguments = ["tail", "-n", str(lines), *(["-F"] if follow else []), str(path)]
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.execvp("tail", arguments)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pfcluster.launch.redaction import conceal, conceal_output
+from pfcluster.launch.redaction import redact, redact_output
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import TRAINING_LOCK, exit_status_path
 
 if TYPE_CHECKING:
     from pfcluster.distributed.signals import StopRequest
@@ -53,11 +54,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--command", default=None)
     options = parser.parse_args()
-    conceal_output()
+    redact_output()
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
     with _alone(options.folder):
         ending = work(options.config, options.folder, options.command, options.threads)
-    path = ending_file(options.folder, int(os.environ.get("RANK", "0")))
+    path = exit_status_path(options.folder, int(os.environ.get("RANK", "0")))
     with suppress(OSError):  # a full disk: the exit code tells enough
         write_atomically(path, json.dumps(asdict(ending)) + "\n")
     if ending.kind == "lost rank":
@@ -90,20 +91,15 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
         ending = ExitStatus(FAILED, "lost rank", str(error))
     except Exception as error:  # told by its kind, and shown whole
         traceback.print_exc()
-        return ExitStatus(FAILED, _kind(error), conceal(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
+        return ExitStatus(FAILED, _kind(error), redact(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
     print(f"error: {ending.error}", file=sys.stderr, flush=True)
-    return ExitStatus(ending.code, ending.kind, conceal(ending.error))
+    return ExitStatus(ending.code, ending.kind, redact(ending.error))
 
 
 def _kind(error: Exception) -> str:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(str(error))):
         return "memory"
     return "device" if isinstance(error, RuntimeError) and DEVICE.search(str(error)) else "bug"
-
-
-def ending_file(folder: Path, rank: int) -> Path:
-    """Where a rank of this machine writes how it ended."""
-    return folder / "logs" / f"ending-{rank}.json"
 
 
 @contextmanager
@@ -115,7 +111,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        lock = open(folder / ".training", "w")  # noqa: SIM115
+        lock = open(folder / TRAINING_LOCK, "w")  # noqa: SIM115
     except OSError:  # the run itself will say what is wrong with the folder
         yield
         return

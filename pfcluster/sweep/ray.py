@@ -16,18 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pfcluster.config.io import load, to_json
-from pfcluster.launch.attempts import FINAL, last_line
+from pfcluster.config.io import load
+from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.processes import start
 from pfcluster.launch.ray import train
-from pfcluster.launch.slurm.task import WANTED
 from pfcluster.launch.worker import ExitStatus
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, STOP_FILE, last_metrics, write_requested_config
 from pfcluster.sweep.executor import Resources
-
-STOP = ".stop"
-"""File in the sweep's folder while its runs are asked to save themselves and end."""
 
 
 class RayExecutor:
@@ -42,7 +38,7 @@ class RayExecutor:
         self.ended: queue.SimpleQueue[tuple[TrainRun, ExitStatus]] = queue.SimpleQueue()
         self.closing = threading.Event()
         self._error: BaseException | None = None
-        (folder / STOP).unlink(missing_ok=True)
+        (folder / STOP_FILE).unlink(missing_ok=True)
         self._tuner = threading.Thread(target=self._fit, name="tuner", daemon=True)
         self._tuner.start()
 
@@ -52,8 +48,7 @@ class RayExecutor:
 
     def start(self, jobs: Sequence[TrainRun]) -> None:
         for job in jobs:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(job.folder / WANTED, to_json(job.config))
+            write_requested_config(job.folder, job.config)
             self.waiting.put(job)
 
     def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
@@ -66,9 +61,9 @@ class RayExecutor:
 
     def stop(self) -> None:
         """Have all runs save themselves, and wait for it."""
-        (self.folder / STOP).touch()
+        (self.folder / STOP_FILE).touch()
         self.close()
-        (self.folder / STOP).unlink(missing_ok=True)
+        (self.folder / STOP_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let Tune end once its trials have."""
@@ -129,13 +124,13 @@ def run_job(config: Mapping[str, Any], constant: Mapping[str, Any]) -> None:
 
     folder, share = Path(config["folder"]), Resources(**constant["share"])
     sweep = Path(constant["sweep"])
-    if not (folder / WANTED).is_file():
+    if not (folder / REQUESTED_CONFIG_FILE).is_file():
         raise RuntimeError(f"this machine does not see {folder}: Ray's nodes need a file system that all share")
-    job = TrainRun(load(folder / WANTED), folder)
+    job = TrainRun(load(folder / REQUESTED_CONFIG_FILE), folder)
     if share.processes > 1:
-        ending = _run_wide(job, share, constant, sweep / STOP)
+        ending = _run_wide(job, share, constant, sweep / STOP_FILE)
     else:
-        ending = _run_here(job, share, constant["command"], sweep / STOP)
+        ending = _run_here(job, share, constant["command"], sweep / STOP_FILE)
     tune.report({"code": ending.code, "kind": ending.kind, "error": ending.error})
     if ending.kind is not None and ending.kind not in FINAL:
         raise RuntimeError(ending.error)
@@ -148,7 +143,7 @@ def _run_here(job: TrainRun, share: Resources, command: str, stop: Path) -> Exit
     running = start(job, processes=1, threads=share.cpus, command=command)
     told, asked = 0, False
     while (code := running.poll()) is None:
-        line = last_line(job.folder, "validation")
+        line = last_metrics(job.folder, "validation")
         if line is not None and line["step"] > told:
             told = line["step"]
             tune.report({name: value for name, value in line.items() if name != "split"})
@@ -167,7 +162,7 @@ def _run_wide(job: TrainRun, share: Resources, constant: Mapping[str, Any], stop
     def pass_on() -> None:
         while not over.wait(0.5):
             if stop.exists():
-                (job.folder / train.STOP).touch()
+                (job.folder / STOP_FILE).touch()
                 return
 
     threading.Thread(target=pass_on, daemon=True).start()

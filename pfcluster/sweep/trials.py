@@ -19,6 +19,7 @@ from typing import Any
 from pfcluster.launch.plan import TrainRun
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, write_early_stop
+from pfcluster.runs.folder import CHECKPOINTS_DIR, RESULT_FILE, metric_series, read_metrics, try_read_object
 from pfcluster.sweep.space import MAE, applied
 from pfcluster.sweep.spec import AT_END, Spec
 
@@ -64,12 +65,12 @@ class TrialRun:
         """Put what it goes on from, and its end, into its folder."""
         if self.until is not None:
             write_early_stop(self.job.folder, EarlyStop(self.until, "the end of a generation"))
-        checkpoints = self.job.folder / "checkpoints"
+        checkpoints = self.job.folder / CHECKPOINTS_DIR
         if self.start is not None and not checkpoints.exists():
-            aside = checkpoints.with_name(".checkpoints.tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(self.start / "checkpoints", aside)
-            aside.rename(checkpoints)
+            copy = checkpoints.with_name(f".{CHECKPOINTS_DIR}.tmp")
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(self.start / CHECKPOINTS_DIR, copy)
+            copy.rename(checkpoints)
 
 
 @dataclass(frozen=True)
@@ -192,31 +193,12 @@ def forget_failures(folder: Path) -> int:
 
 def curve(folder: Path, metric: str) -> list[tuple[int, float]]:
     """A run's validation scores: (step, value), rising in steps."""
-    found: dict[int, float] = {}
-    try:
-        with open(folder / "metrics.jsonl") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        if '"validation"' not in line:
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError:  # being written
-            continue
-        if values.get("split") == "validation" and metric in values:
-            found[values["step"]] = values[metric]
-    return sorted(found.items())
+    return metric_series(read_metrics(folder, "validation"), "validation", metric)
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
     """A run's result.json; None where there is none."""
-    try:
-        values: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return values
+    return try_read_object(folder / RESULT_FILE)
 
 
 def poker_figure(result: dict[str, Any] | None, name: str) -> float | None:

@@ -13,8 +13,9 @@ from pfcluster.launch.local import LaunchError, OnFailure, Watched, run_waves, s
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, TrainRun
 from pfcluster.launch.ray.connect import RayCluster, connected
-from pfcluster.launch.ray.train import STOP, Workers, train
+from pfcluster.launch.ray.train import Workers, train
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR, ExitStatus
+from pfcluster.runs.folder import STOP_FILE, log_path
 
 
 def run_plan(plan: Plan, cluster: Cluster, at_once: int, console: Console) -> bool:
@@ -89,7 +90,7 @@ def _run_jobs(
             if (stop.requested or failure) and not asked:
                 asked = True
                 for each in running.values():
-                    (each.job.folder / STOP).touch()
+                    (each.job.folder / STOP_FILE).touch()
     if failure is not None:
         raise failure
     if stop.requested:
@@ -115,14 +116,14 @@ def _ending(reference: Any) -> ExitStatus:
 
 def _landed(watched: Watched, ending: ExitStatus, console: Console) -> LaunchError | None:
     job = watched.job
-    (job.folder / STOP).unlink(missing_ok=True)
+    (job.folder / STOP_FILE).unlink(missing_ok=True)
     if ending.code == FINISHED:
         console.print(f"{job.label}: {show_line(watched)}", highlight=False, soft_wrap=True)
     if ending.code in (FINISHED, INTERRUPTED):
         return None
     if ending.code == USER_ERROR:
         return LaunchError(f"{job.label}: {ending.error}", USER_ERROR)
-    log = job.folder / "logs/rank-0.log"
+    log = log_path(job.folder, 0)
     return LaunchError(
         f"{job.label} failed ({ending.kind}): {ending.error}; checkpoints from before are whole, the same command goes"
         f" on. Its log: {log}",

@@ -19,18 +19,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.config.io import to_json
 from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import TrainRun
-from pfcluster.launch.slurm.task import WANTED, SlurmRank, logged
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, ending_file, work
+from pfcluster.launch.slurm.task import SlurmRank, logged
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, STOP_FILE, exit_status_path, write_requested_config
 
-STOP = ".stop"
-"""File in a run's folder while it is asked to save itself and end."""
 OURS = "ray"
 """In the place of a job's number, in a run's attempts."""
 
@@ -58,11 +56,10 @@ def train(job: TrainRun, *, workers: Workers, retries: int, command: str) -> Exi
     from ray.train.torch import TorchConfig, TorchTrainer
 
     folder = job.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WANTED, to_json(job.config))
-    (folder / STOP).unlink(missing_ok=True)
+    write_requested_config(folder, job.config)
+    (folder / STOP_FILE).unlink(missing_ok=True)
     for rank in range(workers.count):
-        ending_file(folder, rank).unlink(missing_ok=True)
+        exit_status_path(folder, rank).unlink(missing_ok=True)
     own = folder / "ray"
     trainer = TorchTrainer(
         train_loop,
@@ -104,7 +101,7 @@ def _reason(error: Exception) -> str:
 
 def _told(folder: Path, count: int) -> ExitStatus | None:
     """How the last group's ranks said that they ended; None where none could."""
-    files = [ending_file(folder, rank) for rank in range(count)]
+    files = [exit_status_path(folder, rank) for rank in range(count)]
     told = [ExitStatus(**json.loads(path.read_text())) for path in files if path.exists()]
     failed = [one for one in told if one.kind is not None]
     if failed:
@@ -135,7 +132,7 @@ def train_rank(
     """Train one rank of a run in this Ray process: its config is in the run folder. Rank 0 records the attempt; every
     rank writes how it ended. Raises RuntimeError if this machine does not see the folder.
     """
-    if not (folder / WANTED).is_file():
+    if not (folder / REQUESTED_CONFIG_FILE).is_file():
         raise RuntimeError(f"this machine does not see {folder}: Ray's nodes need a shared file system")
     threads = max(1, int(cpus))
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -150,12 +147,12 @@ def train_rank(
         nodes=host_name(),
         threads=threads,
     )
-    ending_file(folder, rank).unlink(missing_ok=True)
+    exit_status_path(folder, rank).unlink(missing_ok=True)
     stop = StopRequest()
-    with logged(folder, ray_rank), _watched(folder / STOP, stop, rank):
+    with logged(folder, ray_rank), _watched(folder / STOP_FILE, stop, rank):
         attempt = attempts.begin(folder, OURS, ray_rank.restart, ray_rank.nodes) if rank == 0 else None
-        ending = work(folder / WANTED, folder, command, threads, stop)
-    write_atomically(ending_file(folder, rank), json.dumps(asdict(ending)) + "\n")
+        ending = work(folder / REQUESTED_CONFIG_FILE, folder, command, threads, stop)
+    write_atomically(exit_status_path(folder, rank), json.dumps(asdict(ending)) + "\n")
     if attempt is not None:
         outcome = {FINISHED: "finished", INTERRUPTED: "stopped"}.get(ending.code, "failed")
         attempts.end(folder, attempt, outcome, kind=ending.kind, error=ending.error or None)  # type: ignore[arg-type]

@@ -23,9 +23,11 @@ from typing import Any
 
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Attempt, Submitted
-from pfcluster.launch.redaction import conceal
+from pfcluster.launch.plan import RECORD
+from pfcluster.launch.redaction import redact
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
+from pfcluster.runs.folder import CANCELLED_FILE, LOGS_DIR
 
 DIED = re.compile(r"srun: error: (\S+): tasks? ([\d,\-\[\]]+): (.+)")
 NODE_LOST = re.compile(r"srun: error: (?:Node failure on|.*[Nn]ode) (\S+)")
@@ -72,7 +74,7 @@ def conclude(folder: Path, job: str, restart: int, status: int) -> Attempt:
 
 
 def _meaning(folder: Path, job: str, restart: int) -> client.StopDecision:
-    if (folder / attempts.CANCELLED).exists():
+    if (folder / CANCELLED_FILE).exists():
         return "cancelled"
     try:
         return client.verdict(client.look(job), restart)
@@ -119,8 +121,8 @@ def explain(folder: Path, attempt: Attempt, job: str, status: int) -> dict[str, 
     lost = NODE_LOST.search(batch)
     if lost:
         return {"kind": "killed", "error": f"node {lost.group(1)} was lost", "node": lost.group(1)}
-    said = conceal(" ".join(batch.split())[-300:])
-    started = (folder / "logs").is_dir() and attempt.step > attempt.from_step
+    said = redact(" ".join(batch.split())[-300:])
+    started = (folder / LOGS_DIR).is_dir() and attempt.step > attempt.from_step
     words = f"srun ended with {status}{f'; it said: {said}' if said else ''}"
     return {"kind": "killed" if started else "submission", "error": words, "node": None}
 
@@ -237,7 +239,7 @@ def waiting_folders(known: Submitted, *, deep: bool = False) -> list[Path]:
 
 def _groups(known: Submitted) -> dict[str, Any]:
     try:
-        values = json.loads((Path(known.pipeline) / "pipeline.json").read_text())
+        values = json.loads((Path(known.pipeline) / RECORD).read_text())
         return dict(values["groups"])
     except (OSError, ValueError, KeyError):
         return {}

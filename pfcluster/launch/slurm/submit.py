@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
-from pfcluster.config.io import from_json, to_json
+from pfcluster.config.io import load
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Submitted
 from pfcluster.launch.code_snapshot import snapshot
@@ -25,8 +25,9 @@ from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import JobInfo
 from pfcluster.launch.slurm.script import SCRIPTS, Layout, executor_of, layout_of
 from pfcluster.launch.slurm.site import Site
-from pfcluster.launch.slurm.task import TASK, WANTED, run_task
+from pfcluster.launch.slurm.task import run_task
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, TASK_FILE, write_requested_config
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,19 @@ def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Row]
     missing = [name for name in site.secrets if name not in os.environ]
     if missing:
         raise ConfigError(f"{site.source}: secrets names {missing[0]}, which is not set in this shell; export it first")
-    layouts = {group.name: layout_of(group, site, processes) for group in plan.groups}
+    layouts = {group.name: layout_of(group, site, processes) for group in plan.stages}
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _alone(plan.folder):
-        current = {task.folder: _current(task) for group in plan.groups for task in group.tasks}
+        current = {task.folder: _current(task) for group in plan.stages for task in group.tasks}
         seen = client.states(known.job for known in current.values())
-        waiting = {group.name: [task for task in group.tasks if not task.finished()] for group in plan.groups}
+        waiting = {group.name: [task for task in group.tasks if not task.finished()] for group in plan.stages}
         for task in (task for tasks in waiting.values() for task in tasks):
             _check_same(task, seen.get(current[task.folder].job))
         _write_record(plan, layouts)
         code = snapshot(plan.folder)
         rows: list[Row] = []
         anew: set[str] = set()
-        for group in plan.groups:
+        for group in plan.stages:
             todo = [
                 task
                 for task in waiting[group.name]
@@ -94,13 +95,13 @@ def _hand_over(
     for task in todo:
         folder = task.folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / attempts.CANCELLED).unlink(missing_ok=True)
+        (folder / CANCELLED_FILE).unlink(missing_ok=True)
         values: dict[str, Any] = {"label": task.label, "command": plan.command, "module": None, "arguments": []}
         if isinstance(task, TrainRun):
-            write_atomically(folder / WANTED, to_json(task.config))
+            write_requested_config(folder, task.config)
         else:
             values |= {"module": task.module, "arguments": list(task.arguments)}
-        write_atomically(folder / TASK, json.dumps(values, indent=1) + "\n")
+        write_atomically(folder / TASK_FILE, json.dumps(values, indent=1) + "\n")
         number = attempts.submitted(folder).submission + 1
         known = Submitted("", number, retries, str(plan.folder.resolve()), group.name, str(scripts), token=token)
         attempts.submit(folder, known)
@@ -175,7 +176,7 @@ def _check_same(task: Task, seen: JobInfo | None) -> None:
     if not isinstance(task, TrainRun) or not _attached(task, seen):
         return
     assert seen is not None
-    queued = from_json((task.folder / WANTED).read_text(), str(task.folder / WANTED))
+    queued = load(task.folder / REQUESTED_CONFIG_FILE)
     if queued != task.config:
         raise ConfigError(
             f"{task.folder} is queued as job {seen.job} with another config; cancel it first, or take another --output"
@@ -203,7 +204,7 @@ def _write_record(plan: Plan, layouts: Mapping[str, Layout]) -> None:
             "nodes": layouts[group.name].nodes,
             "per_node": layouts[group.name].per_node,
         }
-        for group in plan.groups
+        for group in plan.stages
     }
     record = {"name": plan.name, "command": plan.command, "submitted": attempts.now(), "groups": groups}
     write_atomically(plan.folder / RECORD, json.dumps(record, indent=1) + "\n")

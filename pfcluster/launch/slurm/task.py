@@ -25,11 +25,11 @@ from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Failure
-from pfcluster.launch.redaction import conceal_output
+from pfcluster.launch.redaction import redact_output
 from pfcluster.launch.slurm import client
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, TASK_FILE, log_path
 
-TASK, WANTED = "task.json", "wanted.json"
 LAST_SECONDS = 10.0
 """Before SLURM kills a job that has not stopped yet, it is put back into the queue as it is."""
 
@@ -101,9 +101,9 @@ def _run(place: Path, mine: SlurmRank, stop: StopRequest) -> ExitStatus:
 
 def execute(place: Path, mine: SlurmRank, stop: StopRequest) -> ExitStatus:
     """The task itself: a run in this process, or a command in another."""
-    task = json.loads((place / TASK).read_text())
+    task = json.loads((place / TASK_FILE).read_text())
     if task["module"] is None:
-        return work(place / WANTED, place, task["command"], mine.threads, stop)
+        return work(place / REQUESTED_CONFIG_FILE, place, task["command"], mine.threads, stop)
     return call([sys.executable, "-m", task["module"], *task["arguments"]], stop)
 
 
@@ -155,12 +155,12 @@ def _main_address(nodes: str) -> str:
 @contextmanager
 def logged(place: Path, mine: SlurmRank) -> Iterator[None]:
     """Have all that this process prints go to the rank's own log; attempts follow each other in it."""
-    path = place / "logs" / f"rank-{mine.rank}.log"
+    path = log_path(place, mine.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    conceal_output()
+    redact_output()
     restarts = f", restart {mine.restart}" if mine.restart else ""
     print(
         f"--- {attempts.now()} job {mine.job}{restarts}, rank {mine.rank} of {mine.size} on {host_name()}", flush=True
