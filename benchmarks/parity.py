@@ -39,7 +39,7 @@ from pfcluster.config import (
 from pfcluster.config.io import to_json
 from pfcluster.distributed.process_group import world
 from pfcluster.launch.local import rank_environments
-from pfcluster.runs.folder import checkpoint_steps, step_folder
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, checkpoint_steps, step_folder
 from pfcluster.training.parity import MODEL, compare, without_key_biases
 
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -120,8 +120,10 @@ def config(backend: str, *, steps: int = 12) -> RunConfig:
 def train(folder: Path, values: RunConfig, ranks: int) -> list[subprocess.Popen[str]]:
     """Start a run's processes."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "wanted.json").write_text(to_json(values))
-    return ranks_of("pfcluster.launch.worker", [str(folder / "wanted.json"), str(folder), "--threads", "1"], ranks)
+    (folder / REQUESTED_CONFIG_FILE).write_text(to_json(values))
+    return ranks_of(
+        "pfcluster.launch.worker", [str(folder / REQUESTED_CONFIG_FILE), str(folder), "--threads", "1"], ranks
+    )
 
 
 def last(folder: Path) -> dict[str, torch.Tensor]:

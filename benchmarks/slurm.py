@@ -22,8 +22,9 @@ from pathlib import Path
 
 from pfcluster.config import presets
 from pfcluster.config.io import to_json
-from pfcluster.launch.planning import apply_overrides
 from pfcluster.launch.slurm import client
+from pfcluster.launch.study_plan import apply_overrides
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE
 from tests.cluster.work import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +33,7 @@ SCRIPT = """#!/bin/bash
 #SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --exclusive --output={folder}/log.out
 srun {python} -m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d \\
   --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint=127.0.0.1:{port} --no-python \\
-  {python} -m pfcluster.launch.worker {folder}/wanted.json {folder} --threads 1
+  {python} -m pfcluster.launch.worker {folder}/requested_config.json {folder} --threads 1
 """
 
 
@@ -46,7 +47,7 @@ def ours(folder: Path) -> list[float]:
 def plain(folder: Path) -> list[float]:
     """The same under sbatch and torchrun."""
     config = apply_overrides(presets.recipe("demo")["scratch"], TINY)
-    (folder / "wanted.json").write_text(to_json(config))
+    (folder / REQUESTED_CONFIG_FILE).write_text(to_json(config))
     script = folder / "job.sh"
     script.write_text(SCRIPT.format(folder=folder, python=sys.executable, port=29000 + os.getpid() % 1000))
     return _timed(["sbatch", str(script)], folder, folder)

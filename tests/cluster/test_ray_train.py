@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pfcluster.launch import attempts
+from pfcluster.runs.folder import newest_checkpoint_step
 from tests.cluster import ray_cluster
 from tests.cluster.ray_cluster import Ray
 from tests.sweeps import step_of, wait_for
@@ -116,7 +117,7 @@ def test_a_run_moves_between_executors(ray, unbroken, tmp_path):
     here.terminate()
     assert here.wait(300) == 130
     process = begin(ray, *arguments, "--output", str(tmp_path))
-    stopped = attempts.kept_step(folder)
+    stopped = newest_checkpoint_step(folder)
     wait_for(lambda: step_of(folder) >= stopped + 20, "twenty more steps", process)
     process.terminate()
     said, _ = process.communicate(timeout=400)

@@ -8,6 +8,7 @@ import subprocess
 import torch
 
 from pfcluster.launch import attempts
+from pfcluster.runs.folder import newest_checkpoint_step
 from pfcluster.sweep.trials import read_trials, result_of
 from tests.cluster.work import TINY as LAUNCH_TINY
 from tests.cluster.work import Work
@@ -50,7 +51,7 @@ def test_a_run_moves_between_slurm_and_ray(work: Work):
     assert f"is SLURM's: job {work.job('moved/scratch/seed-0')} is running; cancel it first" in told
     work.launch("cancel", "moved/scratch")
     work.wait_for_end("moved/scratch/seed-0")
-    kept = attempts.kept_step(run)
+    kept = newest_checkpoint_step(run)
     assert kept >= 30
     ray = subprocess.Popen([*LAUNCH, *options, "--executor", "ray", "--output", "moved"], cwd=work.folder)
     wait_for(lambda: step_of(run) >= kept + 20, "twenty steps under Ray")

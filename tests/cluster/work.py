@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Attempt
+from pfcluster.runs.folder import last_trained_step
 from tests.cluster.slurm import Slurm
 from tests.tiny import LAUNCH, OPTIONS
 
@@ -74,7 +75,7 @@ class Work:
             time.sleep(0.1)
 
     def wait_for_step(self, run: str, step: int) -> None:
-        self.wait_for(lambda: attempts.last_step(self.folder / run) >= step, f"step {step} of {run}")
+        self.wait_for(lambda: last_trained_step(self.folder / run) >= step, f"step {step} of {run}")
 
     def hold_at_step(self, run: str, step: int) -> None:
         """Stop all ranks of a run once it is there, so that it cannot end before what is done to it; every way in which

@@ -1,4 +1,4 @@
-"""One rank: `run_worker.py FOLDER...` runs the wanted.json of each folder in one process group that it joins first."""
+"""One rank: `run_worker.py FOLDER...` joins a process group, then runs requested_config.json of each folder in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.distributed as torch_dist
 
 from pfcluster.config.io import load
 from pfcluster.distributed.process_group import world
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE
 from pfcluster.training.trainer import run
 
 if __name__ == "__main__":
@@ -17,4 +18,4 @@ if __name__ == "__main__":
     with world("cpu", 300) as here:
         assert (here.size > 1) == torch_dist.is_initialized()
         for name in sys.argv[1:]:
-            assert run(load(Path(name) / "wanted.json"), Path(name))["status"] == "finished"
+            assert run(load(Path(name) / REQUESTED_CONFIG_FILE), Path(name))["status"] == "finished"

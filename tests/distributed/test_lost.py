@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pfcluster.config.io import to_json
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE
 from tests.distributed.ranks import start
 from tests.tiny import config, final_weights
 
@@ -25,13 +26,13 @@ def prepare(folder: Path, backend: str) -> Path:
     base = config("pf_mag")
     engine = replace(base.engine, backend=backend, timeout=16.0)
     folder.mkdir()
-    (folder / "wanted.json").write_text(to_json(replace(base, engine=engine)))
+    (folder / REQUESTED_CONFIG_FILE).write_text(to_json(replace(base, engine=engine)))
     return folder
 
 
 def run(folder: Path, *, victim: int = 0, how: str = "SIGKILL", step: int = 0) -> list[tuple[int, str]]:
     """Exit codes and last words of the ranks. A victim that was stopped is killed once the others have ended."""
-    arguments = [str(victim), how, str(step), str(folder / "wanted.json"), str(folder)]
+    arguments = [str(victim), how, str(step), str(folder / REQUESTED_CONFIG_FILE), str(folder)]
     started = start("lost_worker.py", arguments, RANKS)
     said: dict[int, str] = {}
     try:

@@ -17,7 +17,7 @@ from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
 from pfcluster.config.io import to_json
 from pfcluster.evaluate import predictions
-from pfcluster.runs.folder import step_folder
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, step_folder
 from pfcluster.training.parity import without_key_biases
 from tests.distributed.ranks import launch
 from tests.tiny import config, final_weights
@@ -37,7 +37,7 @@ def wanted(layout: Layout) -> RunConfig:
 
 def prepare(folder: Path, values: RunConfig) -> Path:
     folder.mkdir(parents=True)
-    (folder / "wanted.json").write_text(to_json(values))
+    (folder / REQUESTED_CONFIG_FILE).write_text(to_json(values))
     return folder
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
 from pfcluster.config.io import to_json
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE
 from tests.tiny import LAUNCH, OPTIONS, ROOT, config, final_weights
 
 TINY = [*OPTIONS, *shlex.split("--checkpoint.every-steps 4 --evaluate.every-epochs 1")]
@@ -156,8 +157,8 @@ def test_a_folder_of_another_config_is_refused(study):
 def start(run: RunConfig, folder: Path) -> subprocess.Popen[bytes]:
     """One worker process, as the launcher starts it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "wanted.json").write_text(to_json(run))
-    arguments = [str(folder / "wanted.json"), str(folder), "--threads", "1"]
+    (folder / REQUESTED_CONFIG_FILE).write_text(to_json(run))
+    arguments = [str(folder / REQUESTED_CONFIG_FILE), str(folder), "--threads", "1"]
     return subprocess.Popen(
         [sys.executable, "-m", "pfcluster.launch.worker", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL
     )
@@ -228,8 +229,8 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):
 
 def test_a_checkpoint_that_cannot_be_written_is_named_and_nothing_is_lost(tmp_path):
     run = tmp_path / "run"
-    (tmp_path / "wanted.json").write_text(to_json(config("finetune")))
-    worker = [sys.executable, "-m", "pfcluster.launch.worker", str(tmp_path / "wanted.json"), str(run)]
+    (tmp_path / REQUESTED_CONFIG_FILE).write_text(to_json(config("finetune")))
+    worker = [sys.executable, "-m", "pfcluster.launch.worker", str(tmp_path / REQUESTED_CONFIG_FILE), str(run)]
 
     def no_large_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -10,8 +10,9 @@ import pytest
 from pfcluster.config import ConfigError
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.processes import Running
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, _kind, ending_file
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, _kind
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, read_early_stop, write_early_stop
+from pfcluster.runs.folder import exit_status_path
 from pfcluster.sweep.executor import share_of
 from pfcluster.sweep.local import LocalExecutor
 from pfcluster.sweep.ray_search import ending_of
@@ -92,7 +93,7 @@ def test_a_run_of_processes_ends_in_the_words_of_the_rank_that_says_most(tmp_pat
     assert "memory runs out" in running.ending(-9).error
     told = [ExitStatus(FAILED, "lost rank", "rank 1 is gone"), ExitStatus(FAILED, "memory", "no room")]
     for rank, ending in enumerate(told):
-        ending_file(tmp_path, rank).write_text(json.dumps(asdict(ending)))
+        exit_status_path(tmp_path, rank).write_text(json.dumps(asdict(ending)))
     assert running.ending(1) == told[1]
     assert running.ending(0) == ExitStatus(FINISHED)
 
