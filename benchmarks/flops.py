@@ -22,7 +22,7 @@ from pfcluster.config import LossWeights, RunConfig, presets
 from pfcluster.models import factory
 from pfcluster.models.identity_net import FaceNet
 from pfcluster.models.mae import MAE
-from pfcluster.profiling.flops import SAMPLE, count, empty_batches, profile
+from pfcluster.profiling.flops import SAMPLE, count_step, empty_batches, profile
 from pfcluster.training.pf_mag import loss_settings
 
 CLASSES = 8
@@ -101,7 +101,7 @@ def plain(config: RunConfig, identity_net: FaceNet | None) -> tuple[float, float
                 settings = loss_settings(config.pf_mag, 0, None, 0.0, identity_net)
                 plain_pf_mag_step(model, modules["discriminator"], batch, settings, LossWeights())  # type: ignore[arg-type]
 
-        flops, saved = count(step, modules)
+        flops, saved = count_step(step, modules)
     return flops / SAMPLE, saved / SAMPLE
 
 

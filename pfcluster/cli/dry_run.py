@@ -16,7 +16,7 @@ from pfcluster.launch.plan import TrainRun
 from pfcluster.models.from_runs import blank_identity_net
 from pfcluster.models.identity_net import IdentityNet
 from pfcluster.profiling.flops import Profile, profile
-from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch, plans, with_backend
+from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch_size, plans, with_backend
 from pfcluster.training.trainer import total_steps
 
 MIB = 2**20
@@ -72,7 +72,7 @@ def _names(jobs: Sequence[TrainRun]) -> list[str]:
 
 def _micro_batch(config: RunConfig, options: Options) -> int:
     try:
-        return micro_batch(config, options.cluster.size_of(config.name))
+        return micro_batch_size(config, options.cluster.size_of(config.name))
     except ConfigError as error:
         layout = "--nodes {} x {} processes".format(*options.cluster.layout_of(config.name))
         raise ConfigError(f"{config.name} on {layout}: {error}") from error

@@ -10,7 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pfcluster.data.inspect.quality import Pair, Quality, Spread, measure, read_enlargements, warnings
+from pfcluster.data.inspect.quality import (
+    DuplicatePair,
+    Percentiles,
+    Quality,
+    measure_quality,
+    quality_warnings,
+    read_enlargements,
+)
 from pfcluster.data.manifest import Manifest
 from pfcluster.data.shards import ShardSplit
 
@@ -23,14 +30,19 @@ def show_quality(folder: Path, manifest: Manifest, console: Console, duplicates:
     enlargements = {
         name: read_enlargements(folder, split.shards, manifest.size) for name, split in manifest.splits.items()
     }
-    quality = measure(splits, enlargements)
+    quality = measure_quality(splits, enlargements)
     console.print(quality_table(quality))
     _say(console, "near-duplicates", len(quality.pairs), [])
-    _say(console, "  between splits", len(quality.between_splits), _examples(quality.between_splits))
-    _say(console, "  within a split, labels differ", len(quality.disagreeing), _examples(quality.disagreeing))
+    _say(console, "  between splits", len(quality.pairs_between_splits), _examples(quality.pairs_between_splits))
+    _say(
+        console,
+        "  within a split, labels differ",
+        len(quality.conflicting_labels),
+        _examples(quality.conflicting_labels),
+    )
     leaks = [f"{leak.identity}: {' '.join(leak.keys.values())}" for leak in quality.leaks[:EXAMPLES]]
     _say(console, "identities in several splits", len(quality.leaks), leaks)
-    for warning in warnings(quality):
+    for warning in quality_warnings(quality):
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
     if duplicates:
         write_pairs(duplicates, quality.pairs)
@@ -52,19 +64,19 @@ def quality_table(quality: Quality) -> Table:
     return table
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+def write_pairs(path: Path, pairs: Sequence[DuplicatePair]) -> None:
     """One row a pair of near-duplicates."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Pair._fields)
+        writer.writerow(DuplicatePair._fields)
         writer.writerows(pairs)
 
 
-def _numbers(spread: Spread | None, digits: int) -> str:
+def _numbers(spread: Percentiles | None, digits: int) -> str:
     return " / ".join(f"{value:.{digits}f}" for value in spread) if spread else "-"
 
 
-def _examples(pairs: Sequence[Pair]) -> list[str]:
+def _examples(pairs: Sequence[DuplicatePair]) -> list[str]:
     return [f"{pair.key_a} {pair.key_b}" for pair in pairs[:EXAMPLES]]
 
 

@@ -59,8 +59,8 @@ def evaluate(arguments: list[str]) -> int:
     if found["dropped"]:
         counts = ", ".join(f"{count} {name}" for name, count in found["dropped"].items())
         console.print(f"left out, as the run does not know them: {counts}", highlight=False)
-    if found["unanswered"]:
-        names = ", ".join(found["unanswered"])
+    if found["missing_classes"]:
+        names = ", ".join(found["missing_classes"])
         console.print(f"the data has no {names}: these answers were not open to the classifier", highlight=False)
     return 0
 
@@ -91,7 +91,7 @@ def costs(arguments: list[str]) -> int:
     import torch
 
     from pfcluster.config import presets
-    from pfcluster.profiling.model_cost import costs as measure
+    from pfcluster.profiling.model_cost import measure_model_cost
 
     parser = argparse.ArgumentParser(prog="jobs/launch.py costs")
     parser.add_argument("--preset", nargs="+", default=["demo"], choices=sorted(presets.PRESETS))
@@ -114,7 +114,9 @@ def costs(arguments: list[str]) -> int:
     for preset in options.preset:
         recipe = presets.recipe(preset)
         for role in options.roles:
-            found[f"{preset} {role}"] = asdict(measure(recipe[role], options.classes, torch.device(options.device)))
+            found[f"{preset} {role}"] = asdict(
+                measure_model_cost(recipe[role], options.classes, torch.device(options.device))
+            )
     table = Table("model", *columns, title=f"costs of an image, speed on {options.device}")
     for column in table.columns[1:]:
         column.justify = "right"

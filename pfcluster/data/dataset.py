@@ -15,7 +15,7 @@ from torch import Tensor
 from pfcluster.config import DataConfig
 from pfcluster.data.identity_task import identity_dataset
 from pfcluster.data.in_memory import load_in_host_memory, load_on_device
-from pfcluster.data.labels import CANONICAL, ordered
+from pfcluster.data.labels import CANONICAL, in_canonical_order
 from pfcluster.data.manifest import ShardError, load_manifest
 from pfcluster.data.sampler import Balanced, BlockShuffle, FullShuffle, SampleOrder
 from pfcluster.data.shards import BadSampleError, ShardSplit
@@ -228,7 +228,7 @@ def _synthetic(config: DataConfig) -> Dataset:
             size=config.size,
             identities=identities,
             first_identity=people,
-            classes=ordered(classes),
+            classes=in_canonical_order(classes),
             imbalance=1.0 if clean else options.imbalance,
             label_noise=0.0 if clean else options.label_noise,
             annotators=options.annotators,

@@ -124,7 +124,7 @@ def classes_of(dataset: str) -> tuple[str, ...]:
     return tuple(name for name in VOCABULARIES[dataset].values() if name in CANONICAL)
 
 
-def ordered(names: Sequence[str]) -> tuple[str, ...]:
+def in_canonical_order(names: Sequence[str]) -> tuple[str, ...]:
     """The given canonical names, without repetition, in canonical order."""
     present = set(names)
     return tuple(name for name in CANONICAL if name in present)
@@ -135,7 +135,7 @@ def neutral_index(classes: Sequence[str]) -> int | None:
     return list(classes).index(NEUTRAL) if NEUTRAL in classes else None
 
 
-def mapping(source: Sequence[str], target: Sequence[str]) -> list[int | None]:
+def index_mapping(source: Sequence[str], target: Sequence[str]) -> list[int | None]:
     """For each class of `source` its index in `target`, by name; None where `target` lacks it."""
     target_index = {name: index for index, name in enumerate(target)}
     return [target_index.get(name) for name in source]

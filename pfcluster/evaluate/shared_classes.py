@@ -1,6 +1,6 @@
-"""One dataset's split as a classifier of another dataset sees it: what both know, matched by name.
+"""Restrict a split to the classes that a classifier trained on another dataset shares with it, matched by name.
 
-Legend: n samples, b images, k classes.
+Legend: n samples, b images, k shared classes.
 """
 
 from __future__ import annotations
@@ -11,48 +11,48 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pfcluster.data.labels import mapping, ordered
+from pfcluster.data.labels import in_canonical_order, index_mapping
 from pfcluster.data.types import DataError, RawBatch, Split
 
 
 class SharedClasses:
-    """Samples of the emotions that both know; a `Split` itself."""
+    """The samples of a split whose class the classifier has too; itself a `Split`."""
 
-    def __init__(self, split: Split, known: tuple[str, ...]) -> None:
-        """`known`: the classifier's classes. Raises DataError where it shares fewer than two with the split."""
+    def __init__(self, split: Split, model_classes: tuple[str, ...]) -> None:
+        """Raises DataError if split and classifier share fewer than two classes."""
         self.split = split
-        self.classes = tuple(name for name in ordered(split.classes) if name in known)
+        self.classes = tuple(name for name in in_canonical_order(split.classes) if name in model_classes)
         """In canonical order."""
         if len(self.classes) < 2:
             raise DataError(
-                f"the data's classes ({', '.join(split.classes) or 'none'}) and the run's ({', '.join(known)}) share"
-                f" {len(self.classes)}: nothing can be told apart"
+                f"the data's classes ({', '.join(split.classes) or 'none'}) and the run's ({', '.join(model_classes)})"
+                f" share {len(self.classes)}: at least two shared classes are needed; give data with the run's emotions"
             )
-        places = mapping(split.classes, self.classes)
-        self._table = torch.tensor([-1 if place is None else place for place in places])
-        self._chosen = (self._table[split.labels()] >= 0).nonzero().flatten()
-        self.columns = torch.tensor([known.index(name) for name in self.classes])
-        """k: where the shared classes stand among the classifier's outputs."""
-        self.unanswered = tuple(name for name in known if name not in self.classes)
-        """Classes of the classifier that the data lacks; its outputs for them are not looked at."""
+        indices = index_mapping(split.classes, self.classes)
+        self._shared_index = torch.tensor([-1 if index is None else index for index in indices])
+        self._samples = (self._shared_index[split.labels()] >= 0).nonzero().flatten()
+        self.columns = torch.tensor([model_classes.index(name) for name in self.classes])
+        """k: indices of the shared classes among the classifier's outputs."""
+        self.missing_classes = tuple(name for name in model_classes if name not in self.classes)
+        """Classes of the classifier that the data lacks; their logits are ignored."""
 
     def dropped(self) -> dict[str, int]:
-        """Samples of each class that the classifier does not know."""
+        """Number of samples of each class that the classifier lacks."""
         counts = Counter(self.split.classes[label] for label in self.split.labels().tolist())
         return {name: counts[name] for name in self.split.classes if name not in self.classes and counts[name]}
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._samples)
 
     def labels(self) -> Tensor:
-        """Places in `classes`: long (n,)."""
-        return self._table[self.split.labels()[self._chosen]]
+        """Indices into `classes`: long (n,)."""
+        return self._shared_index[self.split.labels()[self._samples]]
 
     def batch(self, indices: Tensor) -> RawBatch:
-        """Labels are places in `classes`; -1 where an unreadable sample's replacement is of another class."""
-        raw = self.split.batch(self._chosen[indices])
-        return replace(raw, labels=self._table[raw.labels])
+        """Labels index `classes`; -1 where the replacement of an unreadable sample is of a class that is not shared."""
+        raw = self.split.batch(self._samples[indices])
+        return replace(raw, labels=self._shared_index[raw.labels])
 
     def keys(self, indices: Tensor) -> list[str]:
-        """Names of samples, for messages."""
-        return self.split.keys(self._chosen[indices])
+        """Sample names, for messages."""
+        return self.split.keys(self._samples[indices])

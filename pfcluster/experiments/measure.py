@@ -16,7 +16,7 @@ from pfcluster.data.types import DataError
 from pfcluster.evaluate.evaluate_run import evaluate_run
 from pfcluster.experiments.cells import DEFAULT_SIZE
 from pfcluster.experiments.results import MEASURED, Found, collect
-from pfcluster.profiling.model_cost import costs
+from pfcluster.profiling.model_cost import measure_model_cost
 from pfcluster.runs.atomic_files import write_atomically
 
 CROSSED = ("mae-vit", "pf-vit")
@@ -58,7 +58,7 @@ def measure_costs(found: Found) -> dict[str, Any]:
                 weights = "" if kind == "run" else None
                 config = with_values(config, {"pf_mag.identity_net": kind, "pf_mag.identity_net_weights": weights})
             title = role if size == DEFAULT_SIZE else f"{role}-{size}"
-            results[f"{title} ({device.type})"] = asdict(costs(config, classes, device))
+            results[f"{title} ({device.type})"] = asdict(measure_model_cost(config, classes, device))
     return results
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pfcluster.config import ConfigError, OptimConfig, RunConfig
+from pfcluster.config import ConfigError, RunConfig
+from pfcluster.engine.optimizer import optimizers_of
 from pfcluster.engine.zero import settings
-from pfcluster.profiling.flops import twice
 from pfcluster.profiling.step_trace import StepEvent
+from pfcluster.training.factory import needs_double_backward
 
 FP32, MOMENTS = 4, 2
 
@@ -31,7 +32,7 @@ class BackendMemory(ABC):
     buffers = 0
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int) -> None:
-        self.optim: OptimConfig = config.discriminator_optim if name == "discriminator" else config.optim
+        self.optim = optimizers_of(config)[name]
         self.sizes = {key: parameter.numel() for key, parameter in module.named_parameters()}
         self.whole = sum(self.sizes.values())
         self.fixed = sum(buffer.nbytes for buffer in module.buffers())
@@ -229,7 +230,7 @@ class Fsdp2Memory(BackendMemory):
         self.unit = ranks * max((sum(self.parts[key] for key in unit) for unit in self.units), default=0)
         self.parameters = FP32 * sum(self.parts.values()) + self.fixed
         self.optimizer = FP32 * sum(self.parts.values()) * self.copies
-        self.all = ranks * sum(self.parts.values()) if twice(config, name) else 0
+        self.all = ranks * sum(self.parts.values()) if needs_double_backward(config, name) else 0
         self.local = self.frozen = False
         self.waiting: set[str] = set()
         self.cut: set[str] = set()
@@ -273,7 +274,7 @@ class Fsdp2Memory(BackendMemory):
                 self.cut |= unit
 
 
-def keeper(name: str, module: nn.Module, config: RunConfig, processes: int) -> BackendMemory:
+def create_backend_memory(name: str, module: nn.Module, config: RunConfig, processes: int) -> BackendMemory:
     """The keeper of a run's module under the config's backend."""
     backend = config.engine.backend
     if backend in ("zero1", "zero2"):

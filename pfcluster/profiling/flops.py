@@ -88,11 +88,13 @@ def profile(config: RunConfig, classes: int, *, identity_net: nn.Module | None =
     with torch.device("meta"):
         modules = factory.build(config, classes, load_init=False)
         engines = {
-            name: CountingEngine(prepared(config, name, module), double_backward=needs_double_backward(config, name))
+            name: CountingEngine(
+                prepare_module(config, name, module), double_backward=needs_double_backward(config, name)
+            )
             for name, module in modules.items()
         }
         batches = empty_batches(config, SAMPLE, parts)
-        flops, saved = count(lambda: take_step(config, engines, batches, identity_net), modules)
+        flops, saved = count_step(lambda: run_step(config, engines, batches, identity_net), modules)
     counts = factory.parameter_counts(config, modules)
     return Profile(
         train_parameters=counts["train"],
@@ -102,7 +104,7 @@ def profile(config: RunConfig, classes: int, *, identity_net: nn.Module | None =
     )
 
 
-def prepared(config: RunConfig, name: str, module: nn.Module) -> nn.Module:
+def prepare_module(config: RunConfig, name: str, module: nn.Module) -> nn.Module:
     """A module as the config's engines prepare it, but not compiled: recomputation, attention that R1 can
     differentiate.
     """
@@ -129,7 +131,7 @@ def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
     ]
 
 
-def take_step(
+def run_step(
     config: RunConfig, engines: Mapping[str, Engine], batches: Sequence[Batch], identity_net: nn.Module | None
 ) -> None:
     """The real step of a config's objective, after the warm-up."""
@@ -145,7 +147,7 @@ def take_step(
         pf_mag_step(batches, engine, engines["discriminator"], settings, balance, warm=False)
 
 
-def count(step: Callable[[], None], modules: dict[str, nn.Module]) -> tuple[int, int]:
+def count_step(step: Callable[[], None], modules: dict[str, nn.Module]) -> tuple[int, int]:
     """FLOPs of a step on the meta device, and the bytes that autograd saves in it besides the modules' parameters."""
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
     own = {parameter.untyped_storage()._cdata for module in modules.values() for parameter in module.parameters()}

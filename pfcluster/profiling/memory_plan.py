@@ -16,8 +16,8 @@ from torch import nn
 
 from pfcluster.config import ConfigError, EngineConfig, RunConfig
 from pfcluster.models import factory
-from pfcluster.profiling.backend_memory import BackendMemory, keeper
-from pfcluster.profiling.step_trace import StepEvent, trace
+from pfcluster.profiling.backend_memory import BackendMemory, create_backend_memory
+from pfcluster.profiling.step_trace import StepEvent, trace_step
 
 BACKENDS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 
@@ -59,7 +59,7 @@ def plans(
     identity_net: nn.Module | None = None,
 ) -> dict[str, MemoryPlan]:
     """`plan` for several backends, which share a step where theirs is the same."""
-    images = micro_batch(config, processes)
+    images = micro_batch_size(config, processes)
     with torch.device("meta"):
         modules = factory.build(config, classes, load_init=False)
     still = 0 if identity_net is None else sum(tensor.nbytes for tensor in _tensors(identity_net))
@@ -69,13 +69,13 @@ def plans(
         own = with_backend(config, backend)
         nested = own.engine.activation_checkpointing and backend == "zero3"  # its checkpoints are of torch's older form
         if nested not in steps:
-            steps[nested] = trace(own, classes, images, identity_net)
-        keepers = {name: keeper(name, module, own, processes) for name, module in modules.items()}
+            steps[nested] = trace_step(own, classes, images, identity_net)
+        keepers = {name: create_backend_memory(name, module, own, processes) for name, module in modules.items()}
         found[backend] = _play(steps[nested], keepers, still)
     return found
 
 
-def micro_batch(config: RunConfig, processes: int) -> int:
+def micro_batch_size(config: RunConfig, processes: int) -> int:
     """Images of a rank's forward pass. Raises ConfigError where the batch cannot be shared out evenly."""
     parts = processes * config.engine.grad_accumulation_steps
     images, rest = divmod(config.batch_size, parts)

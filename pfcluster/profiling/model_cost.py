@@ -18,12 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pfcluster.config import RunConfig
 from pfcluster.distributed.process_group import World
-from pfcluster.engine.factory import build_engine
+from pfcluster.engine.precision import autocast
 from pfcluster.models import factory
 from pfcluster.models.from_runs import blank_identity_net
 from pfcluster.models.mae import MAE
 from pfcluster.models.pf_vit import PFViT
-from pfcluster.profiling.flops import empty_batches, profile, take_step, twice
+from pfcluster.profiling.flops import empty_batches, profile, run_step
+from pfcluster.training.factory import build_engines
 
 BATCHES = (1, 64)
 LEAST_SECONDS, LEAST_TURNS = 0.5, 5
@@ -50,7 +51,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Costs:
+class ModelCost:
     """Of one config, for one image. A multiplication and an addition are two FLOPs: papers often count them as one."""
 
     train_parameters: int
@@ -61,7 +62,7 @@ class Costs:
     speeds: tuple[Speed, ...]
 
 
-def costs(config: RunConfig, classes: int, device: torch.device) -> Costs:
+def measure_model_cost(config: RunConfig, classes: int, device: torch.device) -> ModelCost:
     """Count a config's model and time it in the config's precision. Random weights, φ's too: they cost the same."""
     with torch.device("meta"):
         counted = profile(config, classes, identity_net=blank_identity_net(config))
@@ -69,11 +70,11 @@ def costs(config: RunConfig, classes: int, device: torch.device) -> Costs:
     if identity_net is not None:
         identity_net.to(device)
     speeds = tuple(_speed(config, classes, batch, device, identity_net) for batch in BATCHES)
-    gflop = counted.flops / 1e9, test_flops(config, classes) / 1e9
-    return Costs(counted.train_parameters, counted.test_parameters, *gflop, speeds)
+    gflop = counted.flops / 1e9, inference_flops(config, classes) / 1e9
+    return ModelCost(counted.train_parameters, counted.test_parameters, *gflop, speeds)
 
 
-def test_flops(config: RunConfig, classes: int) -> int:
+def inference_flops(config: RunConfig, classes: int) -> int:
     """FLOPs of classifying one image."""
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model = factory.build(config, classes, load_init=False)["model"]
@@ -91,11 +92,7 @@ def _at_test_time(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 def _speed(config: RunConfig, classes: int, batch: int, device: torch.device, identity_net: nn.Module | None) -> Speed:
     modules = factory.build(config, classes, load_init=False)
     here = World(0, 1, device)
-    optims = {"model": config.optim, "discriminator": config.discriminator_optim}
-    engines = {
-        name: build_engine("ddp", module, optims[name], config.engine, here, double_backward=twice(config, name))
-        for name, module in modules.items()
-    }
+    engines = build_engines(config, "ddp", modules, here)
     with torch.device(device):
         batches = empty_batches(config, batch, 1)
     for each in batches:
@@ -103,11 +100,11 @@ def _speed(config: RunConfig, classes: int, batch: int, device: torch.device, id
         each.labels.random_(classes)
         if each.order is not None:
             each.order.copy_(torch.rand(each.order.shape, device=device).argsort(1))
-    step = _median(lambda: take_step(config, engines, batches, identity_net), device)
+    step = _median(lambda: run_step(config, engines, batches, identity_net), device)
     model = engines["model"].module.eval()
     with (
         torch.inference_mode(),
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.engine.precision != "fp32"),
+        autocast(device, config.engine.precision),
     ):
         forward = _median(lambda: _at_test_time(model)(batches[0].images), device)
     return Speed(batch, 1000 * forward, 1000 * step)

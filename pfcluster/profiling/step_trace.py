@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from pfcluster.config import RunConfig
 from pfcluster.models import factory
-from pfcluster.profiling.flops import CountingEngine, empty_batches, prepared, take_step, twice
+from pfcluster.profiling.flops import CountingEngine, empty_batches, prepare_module, run_step
+from pfcluster.training.factory import needs_double_backward
 
 SIZES = 2, 3
 """Images of the micro-batches that are run; a single one has shapes of its own (no copy where others need one)."""
@@ -46,7 +47,7 @@ class StepEvent:
     """The most after it, until the next moment."""
 
 
-def trace(config: RunConfig, classes: int, images: int, identity_net: nn.Module | None = None) -> list[StepEvent]:
+def trace_step(config: RunConfig, classes: int, images: int, identity_net: nn.Module | None = None) -> list[StepEvent]:
     """The moments of a step of a rank whose micro-batches have so many images. φ, if given, lies on the meta device.
 
     Bytes are linear in the images, instant by instant; so two small micro-batches tell those of any.
@@ -88,7 +89,7 @@ class FakeStep:
             with _Storages(own, self.live):
                 self.mark("start", "model")
                 batches = empty_batches(config, images, self.parts)
-                take_step(config, engines, batches, judge)
+                run_step(config, engines, batches, judge)
         inputs = sum(each.nbytes for each in tree_leaves(list(vars(batches[0]).values())) if isinstance(each, Tensor))
         passes = [self.live[start] for start, what, engine, _ in self.marks if (what, engine) == ("forward", "model")]
         self.left_behind = inputs + passes[2] - passes[1] if self.parts == PARTS else 0
@@ -105,8 +106,8 @@ class FakeStep:
         if precision == "bf16_params":
             for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
                 unit.register_forward_pre_hook(_to_bf16)
-        prepared(config, name, module)
-        engine = _TracedEngine(module, precision, name, self, double_backward=twice(config, name))
+        prepare_module(config, name, module)
+        engine = _TracedEngine(module, precision, name, self, double_backward=needs_double_backward(config, name))
         module.register_forward_pre_hook(lambda *_: self.mark(engine.kind_of_pass(), name))
         module.register_forward_hook(lambda *_: self.mark("forwarded", name))
         for key, parameter in module.named_parameters():

@@ -13,8 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pfcluster.data.inspect.near_duplicates import LIKE, NEAR, cells, distances, grey, hashes, likeness, near_pairs
-from pfcluster.data.inspect.quality import Quality, SplitQuality, measure, read_enlargements, warnings
+from pfcluster.data.inspect.near_duplicates import (
+    MAX_HASH_DISTANCE,
+    MIN_CORRELATION,
+    cells,
+    correlation,
+    distances,
+    grey,
+    hashes,
+    near_pairs,
+)
+from pfcluster.data.inspect.quality import Quality, SplitQuality, measure_quality, quality_warnings, read_enlargements
 from pfcluster.data.manifest import load_manifest
 from tests.photos import SIZE, run
 
@@ -70,9 +79,9 @@ def test_copies_hash_alike_and_others_do_not() -> None:
     images = smooth(50, 1)
     own = hash_of(images)
     assert (distances(own, hash_of(images)) == 0).all()
-    assert (distances(own, hash_of(images + np.uint8(20))) <= NEAR).all()
-    assert (distances(own, hash_of(np.stack([reencoded(image) for image in images]))) <= NEAR).mean() > 0.9
-    assert (distances(own, np.roll(own, 1)) > NEAR).all()
+    assert (distances(own, hash_of(images + np.uint8(20))) <= MAX_HASH_DISTANCE).all()
+    assert (distances(own, hash_of(np.stack([reencoded(image) for image in images]))) <= MAX_HASH_DISTANCE).mean() > 0.9
+    assert (distances(own, np.roll(own, 1)) > MAX_HASH_DISTANCE).all()
 
 
 def test_flat_images_have_no_hash_to_go_by() -> None:
@@ -95,14 +104,14 @@ def test_banding_finds_what_brute_force_finds(seed: int) -> None:
     apart = distances(values[one], values[other])
     pairs, found = near_pairs(values)
     assert apart.tolist() == [bin(int(a ^ b)).count("1") for a, b in zip(values[one], values[other], strict=True)]
-    assert pairs.tolist() == np.stack([one, other], axis=1)[apart <= NEAR].tolist()
-    assert found.tolist() == apart[apart <= NEAR].tolist()
-    assert len(near_pairs(values, most=3)[0]) == 3
+    assert pairs.tolist() == np.stack([one, other], axis=1)[apart <= MAX_HASH_DISTANCE].tolist()
+    assert found.tolist() == apart[apart <= MAX_HASH_DISTANCE].tolist()
+    assert len(near_pairs(values, max_pairs=3)[0]) == 3
 
 
 def test_clean_splits_give_no_warnings() -> None:
-    quality = measure({"train": split(3), "test": split(4)}, {"train": np.full(40, 0.5)})
-    assert warnings(quality) == ()
+    quality = measure_quality({"train": split(3), "test": split(4)}, {"train": np.full(40, 0.5)})
+    assert quality_warnings(quality) == ()
     assert quality.splits["train"].enlargement == (0.5, 0.5, 0.5)
     assert quality.splits["test"].enlargement is None
 
@@ -111,11 +120,11 @@ def test_planted_copies_are_found() -> None:
     train, test = split(3), split(4)
     test.pixels[7] = reencoded(train.pixels[2])
     train.pixels[11] = train.pixels[20]
-    quality = measure({"train": train, "test": test})
-    (between,), (disagreeing,) = quality.between_splits, quality.disagreeing
+    quality = measure_quality({"train": train, "test": test})
+    (between,), (conflicting_labels,) = quality.pairs_between_splits, quality.conflicting_labels
     assert between[:6] == ("train", "key-2", "happiness", "test", "key-7", "sadness")
-    assert disagreeing == ("train", "key-11", "sadness", "train", "key-20", "happiness", 0)
-    first, second = warnings(quality)
+    assert conflicting_labels == ("train", "key-11", "sadness", "train", "key-20", "happiness", 0)
+    first, second = quality_warnings(quality)
     assert first.startswith("1 pairs of near-duplicates lie in two splits")
     assert second.startswith("1 pairs of near-duplicates within a split have different labels")
 
@@ -124,9 +133,9 @@ def test_people_in_two_splits_are_found() -> None:
     train, test = split(3), split(4)
     train.names[5] = test.names[6] = "anna"
     train.names[7] = test.names[8] = "photo-0123"
-    quality = measure({"train": train, "test": test})
+    quality = measure_quality({"train": train, "test": test})
     assert [(leak.identity, leak.keys) for leak in quality.leaks] == [("anna", {"train": "key-5", "test": "key-6"})]
-    assert warnings(quality)[0].startswith("1 identities are in more than one split")
+    assert quality_warnings(quality)[0].startswith("1 identities are in more than one split")
 
 
 GOOD = SplitQuality(
@@ -146,21 +155,21 @@ GOOD = SplitQuality(
     ],
 )
 def test_each_fault_is_named(changes: dict[str, object], message: str) -> None:
-    assert warnings(Quality({"train": GOOD, "test": GOOD}, (), ())) == ()
+    assert quality_warnings(Quality({"train": GOOD, "test": GOOD}, (), ())) == ()
     bad = replace(GOOD, **changes)  # type: ignore[arg-type]
-    assert any(message in warning for warning in warnings(Quality({"train": GOOD, "test": bad}, (), ())))
+    assert any(message in warning for warning in quality_warnings(Quality({"train": GOOD, "test": bad}, (), ())))
 
 
 def test_rare_classes_of_the_training_split_are_named() -> None:
     rare = replace(GOOD, per_class={"happiness": 970, "sadness": 30})
-    assert "970 faces of happiness but 30 of sadness" in warnings(Quality({"train": rare}, (), ()))[0]
+    assert "970 faces of happiness but 30 of sadness" in quality_warnings(Quality({"train": rare}, (), ()))[0]
 
 
 def test_unlabelled_and_empty_splits_are_measured() -> None:
     unlabelled = replace(split(3), numbers=torch.full((40,), -1), classes=())
     empty = Split(np.zeros((0, 48, 48, 3), np.uint8), [], torch.zeros(0, dtype=torch.long), ())
-    quality = measure({"train": unlabelled, "test": empty})
-    assert warnings(quality) == ()
+    quality = measure_quality({"train": unlabelled, "test": empty})
+    assert quality_warnings(quality) == ()
     assert quality.splits["train"].per_class == {}
 
 
@@ -186,10 +195,10 @@ def test_one_hash_is_not_one_photo() -> None:
     ramp = np.linspace(0, 1, 48)
     even, steep = (np.tile(200 * share * ramp + 200 * (1 - share) * ramp**9, (48, 1)) for share in (1.0, 0.2))
     images = np.repeat(np.stack([even, steep])[..., None], 3, axis=3).round().astype(np.uint8)
-    assert distances(hash_of(images[:1]), hash_of(images[1:]))[0] <= NEAR
+    assert distances(hash_of(images[:1]), hash_of(images[1:]))[0] <= MAX_HASH_DISTANCE
     both = cells(grey(images))
-    assert likeness(both[:1], both[1:])[0] < LIKE
-    found = measure({"train": Split(images, ["a", "b"], torch.tensor([0, 1]))})
+    assert correlation(both[:1], both[1:])[0] < MIN_CORRELATION
+    found = measure_quality({"train": Split(images, ["a", "b"], torch.tensor([0, 1]))})
     assert not found.pairs
     brighter = cells(grey((images * 0.7 + 20).astype(np.uint8)))
-    assert likeness(both, brighter).min() > 0.99
+    assert correlation(both, brighter).min() > 0.99

@@ -10,7 +10,7 @@ from pfcluster.data.labels import (
     UnknownEmotionError,
     canonical_name,
     classes_of,
-    mapping,
+    index_mapping,
     name_of,
     neutral_index,
 )
@@ -30,7 +30,7 @@ from pfcluster.data.labels import (
     ],
 )
 def test_every_dataset_s_order_in_affectnet_s(dataset: str, places: list[int], neutral: int) -> None:
-    assert mapping(classes_of(dataset), CANONICAL) == places
+    assert index_mapping(classes_of(dataset), CANONICAL) == places
     assert neutral_index(classes_of(dataset)) == neutral
 
 
@@ -54,5 +54,5 @@ def test_what_is_no_emotion_is_no_class() -> None:
 
 
 def test_classes_that_the_other_lacks() -> None:
-    assert mapping(("contempt", "fear"), ("fear", "neutral")) == [None, 0]
+    assert index_mapping(("contempt", "fear"), ("fear", "neutral")) == [None, 0]
     assert neutral_index(("fear",)) is None

@@ -12,11 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from pfcluster.config import ConfigError, EngineConfig, ModelConfig, RunConfig, presets
 from pfcluster.distributed.process_group import World
-from pfcluster.engine.factory import build_engine
 from pfcluster.models import factory
 from pfcluster.profiling.flops import empty_batches
-from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch, plan, plans, with_backend
-from pfcluster.profiling.step_trace import FakeStep, trace
+from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch_size, plan, plans, with_backend
+from pfcluster.profiling.step_trace import FakeStep, trace_step
 from pfcluster.training import parity
 
 CLASSES = parity.CLASSES
@@ -149,7 +148,7 @@ def test_activations_are_linear_in_the_micro_batch():
     sizes = [plan(mae(batch_size=2 * images), CLASSES, 2, "ddp").activations for images in (2, 4, 16)]
     assert (sizes[2] - sizes[1]) == 6 * (sizes[1] - sizes[0])
     run = FakeStep(mae(), CLASSES, 16, None)
-    assert max(moment.highest for moment in trace(mae(), CLASSES, 16)) == max(run.live)
+    assert max(moment.highest for moment in trace_step(mae(), CLASSES, 16)) == max(run.live)
 
 
 def test_accumulating_halves_the_activations_and_more_parts_hold_little_more():
@@ -163,7 +162,8 @@ def test_accumulating_halves_the_activations_and_more_parts_hold_little_more():
     assert activations(8) < activations(2)
     run = FakeStep(replace(config, engine=EngineConfig(grad_accumulation_steps=3)), CLASSES, 2, None)
     six = max(
-        moment.highest for moment in trace(replace(config, engine=EngineConfig(grad_accumulation_steps=6)), CLASSES, 2)
+        moment.highest
+        for moment in trace_step(replace(config, engine=EngineConfig(grad_accumulation_steps=6)), CLASSES, 2)
     )
     assert six == max(run.live) + 3 * run.left_behind
 
@@ -207,11 +207,11 @@ def test_the_peak_is_no_more_than_the_sum_and_no_less_than_what_stays():
 
 
 def test_batches_that_cannot_be_shared_out_are_refused_with_ones_that_can():
-    assert micro_batch(mae(batch_size=32, grad_accumulation_steps=2), 4) == 4
+    assert micro_batch_size(mae(batch_size=32, grad_accumulation_steps=2), 4) == 4
     with pytest.raises(ConfigError, match=r"= 8, got 36; 32 or 40 would do"):
-        micro_batch(mae(batch_size=36, grad_accumulation_steps=2), 4)
+        micro_batch_size(mae(batch_size=36, grad_accumulation_steps=2), 4)
     with pytest.raises(ConfigError, match=r"got 4; 8 would do"):
-        micro_batch(mae(batch_size=4), 8)
+        micro_batch_size(mae(batch_size=4), 8)
 
 
 def test_a_backend_that_does_not_know_an_option_is_refused():

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from pfcluster.data.build.split import choose_groups, connected_groups, rank
-from pfcluster.data.labels import CANONICAL, UnknownEmotionError, canonical_name, ordered
+from pfcluster.data.labels import CANONICAL, UnknownEmotionError, canonical_name, in_canonical_order
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
 
 SPLITS = ("train", "validation", "test")
@@ -152,7 +152,7 @@ def make_plan(
         shard for split in SPLITS for shard in _shards(split, splits[split], options.samples_per_shard, options.seed)
     ]
     return Plan(
-        classes=ordered([candidate.label for candidate in kept]),
+        classes=in_canonical_order([candidate.label for candidate in kept]),
         photos=sum(len(dataset.photos) for dataset in datasets.values()),
         known_identities=sum(candidate.photo.identity is not None for candidate in kept),
         shards=tuple(shards),
@@ -234,7 +234,7 @@ def _without_copies(candidates: Iterable[_Candidate]) -> tuple[list[_Candidate],
                 detail = f"same photo as {test[0].photo.source}"
                 left_out.append(LeftOut(copy.role, copy.index, "also in the test split", detail))
         rest = test or copies
-        labels = ordered([copy.label for copy in rest])
+        labels = in_canonical_order([copy.label for copy in rest])
         if len(labels) > 1:
             detail = " and ".join(labels)
             left_out += [LeftOut(copy.role, copy.index, "conflicting labels", detail) for copy in rest]

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 
 HASH_BITS = 64
-NEAR = 4
+MAX_HASH_DISTANCE = 4
 """Hashes that differ in at most so many of their 64 bits may be near-duplicates: a re-encoded or brightened copy stays
 below. So do some pairs of different, equally posed faces: their cells are then compared."""
-LIKE = 0.93
+MIN_CORRELATION = 0.93
 """Correlation of two images' cells from which on they are one photo. Chosen on 2,569 pairs of FER2013: those looked at
 above it all were, between 0.90 and 0.93 half."""
 BAND_BITS = (13, 13, 13, 13, 12)
-"""One band more than NEAR: hashes that differ in NEAR bits agree wholly in one of them at least."""
+"""One band more than MAX_HASH_DISTANCE: hashes that differ in MAX_HASH_DISTANCE bits agree wholly in one of them at least."""
 SMALLEST_RANGE = 4.0
 """An image none of whose 8 rows of cells differ by more (of 255 levels) is flat: its hash is noise."""
-MOST_PAIRS = 1_000_000
+MAX_PAIRS = 1_000_000
 """The search stops there: a folder of copies has quadratically many pairs."""
 
 SIDE_CELLS = 16
@@ -49,7 +49,7 @@ def cells(brightness: np.ndarray) -> np.ndarray:
     return ((flat - flat.mean(axis=1, keepdims=True)) / 2).round().clip(-127, 127).astype(np.int8)
 
 
-def likeness(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Correlation of cells, n 256 twice -> float64 (n,)."""
     a, b = one.astype(np.float64), other.astype(np.float64)
     size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -65,9 +65,9 @@ def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return ((bits * _SUM) >> np.uint64(56)).astype(np.int64)
 
 
-def near_pairs(values: np.ndarray, most: int = MOST_PAIRS) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of hashes (n,) at most NEAR apart: places p 2, lower first and sorted, and distances (p,). Memory grows
-    with n and the pairs found. The search stops once it has `most` pairs, which may be no longer all.
+def near_pairs(values: np.ndarray, max_pairs: int = MAX_PAIRS) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of hashes (n,) at most MAX_HASH_DISTANCE apart: places p 2, lower first and sorted, and distances (p,). Memory grows
+    with n and the pairs found. The search stops at `max_pairs` pairs.
     """
     found: list[np.ndarray] = [np.zeros((0, 2), dtype=np.int64)]
     count, shift = 0, 0
@@ -75,12 +75,12 @@ def near_pairs(values: np.ndarray, most: int = MOST_PAIRS) -> tuple[np.ndarray, 
         bands = (values >> np.uint64(shift)) & np.uint64((1 << width) - 1)
         shift += width
         for pairs in _agreeing(values, bands):
-            new = pairs[~_agree_before(values, pairs, number)][: most - count]
+            new = pairs[~_agree_before(values, pairs, number)][: max_pairs - count]
             found.append(new)
             count += len(new)
-            if count >= most:
+            if count >= max_pairs:
                 break
-        if count >= most:
+        if count >= max_pairs:
             break
     pairs = np.sort(np.concatenate(found), axis=1)
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
@@ -97,7 +97,7 @@ def _agreeing(values: np.ndarray, bands: np.ndarray) -> Iterator[np.ndarray]:
     active = np.arange(len(order))
     step = 1
     while len(active := active[active + step < ends[active]]):
-        near = active[distances(ordered[active], ordered[active + step]) <= NEAR]
+        near = active[distances(ordered[active], ordered[active + step]) <= MAX_HASH_DISTANCE]
         if len(near):
             yield np.stack([order[near], order[near + step]], axis=1)
         step += 1

@@ -13,13 +13,13 @@ import numpy as np
 from torch import Tensor
 
 from pfcluster.data.inspect.near_duplicates import (
-    LIKE,
-    MOST_PAIRS,
+    MAX_PAIRS,
+    MIN_CORRELATION,
     SIDE_CELLS,
     cells,
+    correlation,
     grey,
     hashes,
-    likeness,
     near_pairs,
 )
 from pfcluster.data.manifest import ShardError, ShardFile
@@ -40,7 +40,7 @@ MOST_IMBALANCE = 20
 MOST_SHARE_GAP = 0.10
 TRAIN, TEST = "train", "test"
 
-Spread = tuple[float, float, float]
+Percentiles = tuple[float, float, float]
 """The 5th, 50th and 95th percentile."""
 
 
@@ -60,7 +60,7 @@ class Faces(Protocol):
     def key(self, index: int) -> str: ...
 
 
-class Pair(NamedTuple):
+class DuplicatePair(NamedTuple):
     """Two faces that look the same; also a row of the CSV."""
 
     split_a: str
@@ -85,13 +85,13 @@ class SplitQuality:
 
     samples: int
     per_class: dict[str, int]
-    brightness: Spread
-    contrast: Spread
+    brightness: Percentiles
+    contrast: Percentiles
     """Standard deviation of the brightness within a face."""
     black: float
     """Share of the faces that are nearly black."""
     white: float
-    enlargement: Spread | None = None
+    enlargement: Percentiles | None = None
     """Side of the crop over the shorter side of the face's box; None where no record has a box."""
     small: float = 0.0
     """Share of the faces that are smaller than their crop."""
@@ -102,21 +102,21 @@ class Quality:
     """All that was measured."""
 
     splits: dict[str, SplitQuality]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[DuplicatePair, ...]
     """Near-duplicates, within a split and between splits."""
     leaks: tuple[IdentityLeak, ...]
 
     @property
-    def between_splits(self) -> list[Pair]:
+    def pairs_between_splits(self) -> list[DuplicatePair]:
         return [pair for pair in self.pairs if pair.split_a != pair.split_b]
 
     @property
-    def disagreeing(self) -> list[Pair]:
+    def conflicting_labels(self) -> list[DuplicatePair]:
         """Near-duplicates within a split that have different labels."""
         return [pair for pair in self.pairs if pair.split_a == pair.split_b and pair.label_a != pair.label_b]
 
 
-def measure(splits: Mapping[str, Faces], enlargements: Mapping[str, np.ndarray] | None = None) -> Quality:
+def measure_quality(splits: Mapping[str, Faces], enlargements: Mapping[str, np.ndarray] | None = None) -> Quality:
     """Look at every image once. `enlargements` come from `read_enlargements`, by split. Raises BadSampleError."""
     looks = {name: _look(split) for name, split in splits.items()}
     measured = {
@@ -152,7 +152,7 @@ def identity_leaks(splits: Mapping[str, Faces]) -> tuple[IdentityLeak, ...]:
     return tuple(IdentityLeak(identity, own) for identity, own in sorted(keys.items()) if len(own) > 1)
 
 
-def warnings(quality: Quality) -> tuple[str, ...]:
+def quality_warnings(quality: Quality) -> tuple[str, ...]:
     """What would spoil a result, and what to do about it; empty where all is well."""
     found = [*_duplicate_warnings(quality), *_class_warnings(quality.splits)]
     for name, split in quality.splits.items():
@@ -202,7 +202,7 @@ def _split_quality(split: Faces, light: np.ndarray, enlargement: np.ndarray | No
     )
 
 
-def _spread(values: np.ndarray) -> Spread:
+def _spread(values: np.ndarray) -> Percentiles:
     low, middle, high = np.percentile(values, PERCENTILES).tolist() if len(values) else (0.0, 0.0, 0.0)
     return low, middle, high
 
@@ -211,14 +211,14 @@ def _share(flags: np.ndarray) -> float:
     return float(flags.mean()) if len(flags) else 0.0
 
 
-def _pairs(splits: Mapping[str, Faces], looks: Sequence[_Look]) -> tuple[Pair, ...]:
+def _pairs(splits: Mapping[str, Faces], looks: Sequence[_Look]) -> tuple[DuplicatePair, ...]:
     places = [(name, index) for name, split in splits.items() for index in range(len(split))]
     labels = {name: split.labels().tolist() for name, split in splits.items()}
     kept = np.concatenate([look.telling for look in looks]).nonzero()[0]
     found, distance = near_pairs(np.concatenate([look.hashes for look in looks])[kept])
     found = kept[found]
     every = np.concatenate([look.cells for look in looks])
-    alike = likeness(every[found[:, 0]], every[found[:, 1]]) >= LIKE
+    alike = correlation(every[found[:, 0]], every[found[:, 1]]) >= MIN_CORRELATION
     found, distance = found[alike], distance[alike]
 
     def side(place: int) -> tuple[str, str, str]:
@@ -227,25 +227,25 @@ def _pairs(splits: Mapping[str, Faces], looks: Sequence[_Look]) -> tuple[Pair, .
         return name, splits[name].key(index), "" if label == UNLABELLED else splits[name].classes[label]
 
     return tuple(
-        Pair(*side(one), *side(other), apart)
+        DuplicatePair(*side(one), *side(other), apart)
         for (one, other), apart in zip(found.tolist(), distance.tolist(), strict=True)
     )
 
 
 def _duplicate_warnings(quality: Quality) -> list[str]:
     found = []
-    if between := quality.between_splits:
+    if between := quality.pairs_between_splits:
         found.append(
             f"{len(between)} pairs of near-duplicates lie in two splits, so a test would reward memory: look at them"
             " with --duplicates, and remove one of each or give both the same identity before building again"
         )
-    if disagreeing := quality.disagreeing:
+    if conflicting_labels := quality.conflicting_labels:
         found.append(
-            f"{len(disagreeing)} pairs of near-duplicates within a split have different labels: look at them with"
+            f"{len(conflicting_labels)} pairs of near-duplicates within a split have different labels: look at them with"
             " --duplicates, and correct the labels or remove the photos"
         )
-    if len(quality.pairs) >= MOST_PAIRS:
-        found.append(f"the search stopped at {MOST_PAIRS} pairs of near-duplicates: remove copies and inspect again")
+    if len(quality.pairs) >= MAX_PAIRS:
+        found.append(f"the search stopped at {MAX_PAIRS} pairs of near-duplicates: remove copies and inspect again")
     if quality.leaks:
         found.append(
             f"{len(quality.leaks)} identities are in more than one split, so a test would not be of new people: split"
