@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pfcluster.report.formatting import count, interval, mean_std, number, p_text, signed
-from pfcluster.report.groups import Group
-from pfcluster.report.prediction_stats import AnswersCompared, compare_answers, correct_together, differing_samples
-from pfcluster.report.results import ReportError
+from pfcluster.report.groups import RunGroup
+from pfcluster.report.prediction_stats import PredictionComparison, compare_predictions, correct_over_comparisons, sample_mismatch
+from pfcluster.report.errors import ReportError
 from pfcluster.report.statistics import Paired, holm, paired
 
 POKER_ROWS = ("input", "reconstruction", "poker face", "truth")
@@ -43,8 +43,8 @@ class Comparison:
     baseline's, on the seeds both have.
     """
 
-    group: Group
-    baseline: Group
+    group: RunGroup
+    baseline: RunGroup
     seeds: tuple[int, ...]
     accuracy: Paired | None = None
     macro_f1: Paired | None = None
@@ -53,13 +53,13 @@ class Comparison:
     """p of the paired t-test on accuracy, corrected for the number of comparisons in the study."""
     why_not: str = ""
     """Why nothing was compared; empty where something was."""
-    answers: AnswersCompared | None = None
+    answers: PredictionComparison | None = None
     """Sample by sample; McNemar's p are corrected for every seed of every comparison in the study."""
-    no_answers: str = ""
+    no_predictions: str = ""
     """Why nothing was compared sample by sample."""
 
 
-def choose_baseline(groups: Sequence[Group], wanted: str | None) -> Group | None:
+def choose_baseline(groups: Sequence[RunGroup], wanted: str | None) -> RunGroup | None:
     """The group wanted by name; else the first named "scratch..." or "...scratch"; else the first. Names are sorted.
 
     Only groups with a test accuracy count; None where there are none. Raises ReportError for an unknown name.
@@ -75,7 +75,7 @@ def choose_baseline(groups: Sequence[Group], wanted: str | None) -> Group | None
     return next(iter(scratch or candidates), None)
 
 
-def compare(groups: Sequence[Group], baseline: Group | None) -> list[Comparison]:
+def compare(groups: Sequence[RunGroup], baseline: RunGroup | None) -> list[Comparison]:
     """Every other classification group against the baseline, with Holm's correction over them all."""
     if baseline is None:
         return []
@@ -84,11 +84,11 @@ def compare(groups: Sequence[Group], baseline: Group | None) -> list[Comparison]
     corrected = holm([found[index].accuracy.t_p or 0.0 for index in tested])  # type: ignore[union-attr]
     for index, p in zip(tested, corrected, strict=True):
         found[index] = replace(found[index], holm_p=p)
-    together = correct_together([one.answers for one in found])
+    together = correct_over_comparisons([one.answers for one in found])
     return [replace(one, answers=answers) for one, answers in zip(found, together, strict=True)]
 
 
-def _compare(group: Group, baseline: Group) -> Comparison:
+def _compare(group: RunGroup, baseline: RunGroup) -> Comparison:
     seeds = tuple(sorted({*group.by_seed("test", "accuracy")} & {*baseline.by_seed("test", "accuracy")}))
     why_not = ""
     if group.test_set() != baseline.test_set():
@@ -100,19 +100,19 @@ def _compare(group: Group, baseline: Group) -> Comparison:
     elif not seeds:
         why_not = "no seed in common"
     else:
-        why_not = differing_samples(group.runs, baseline.runs)
+        why_not = sample_mismatch(group.runs, baseline.runs)
     if why_not:
         return Comparison(group, baseline, seeds, why_not=why_not)
     accuracy, macro_f1, mean_class = (
         _differences(group, baseline, metric) for metric in ("accuracy", "macro_f1", "mean_class_accuracy")
     )
-    answers, no_answers = compare_answers(group.runs, baseline.runs)
+    answers, no_predictions = compare_predictions(group.runs, baseline.runs)
     return Comparison(
-        group, baseline, seeds, accuracy, macro_f1, mean_class, answers=answers, no_answers=no_answers
+        group, baseline, seeds, accuracy, macro_f1, mean_class, answers=answers, no_predictions=no_predictions
     )  # fmt: skip
 
 
-def _differences(group: Group, baseline: Group, metric: str) -> Paired | None:
+def _differences(group: RunGroup, baseline: RunGroup, metric: str) -> Paired | None:
     ours, theirs = group.by_seed("test", metric), baseline.by_seed("test", metric)
     common = sorted({*ours} & {*theirs})
     return paired([100 * ours[s] for s in common], [100 * theirs[s] for s in common]) if common else None
@@ -130,7 +130,7 @@ def comparison_sentence(comparison: Comparison) -> str:
     )
 
 
-def _over_samples(answers: AnswersCompared, test: Paired) -> tuple[str, str]:
+def _over_samples(answers: PredictionComparison, test: Paired) -> tuple[str, str]:
     """What the chance of test samples leaves of a difference over seeds: a doubt of it, or a sentence beside it.
 
     A claim needs both intervals. McNemar's test alone makes none: it speaks of two networks, not of their recipes.
@@ -190,7 +190,7 @@ def _correction(uncorrected: float | None, holm_p: float | None) -> str:
     return f"; corrected for the number of comparisons {p_text(holm_p)}, so this may still be chance"
 
 
-def poker_difference(group: Group, measure: Measure, reference: str) -> Paired | None:
+def poker_difference(group: RunGroup, measure: Measure, reference: str) -> Paired | None:
     """Poker face less the reference row, seed by seed; None where no seed has both."""
     ours = group.by_seed("poker", "rows", "poker face", measure.key)
     theirs = group.by_seed("poker", "rows", reference, measure.key)
@@ -198,7 +198,7 @@ def poker_difference(group: Group, measure: Measure, reference: str) -> Paired |
     return paired([ours[seed] for seed in common], [theirs[seed] for seed in common]) if common else None
 
 
-def poker_sentences(group: Group) -> list[str]:
+def poker_sentences(group: RunGroup) -> list[str]:
     """Whether a group's poker faces come nearer to the truth, computed over its seeds; what the judge says of them."""
     if not group.comparable:
         return ["Its runs differ in more than their seed, so nothing is said of their poker faces together."]
@@ -219,7 +219,7 @@ def poker_sentences(group: Group) -> list[str]:
     return [*sentences, *_judged(group)]
 
 
-def _nearer(group: Group, measure: Measure, reference: str, than: str) -> str:
+def _nearer(group: RunGroup, measure: Measure, reference: str, than: str) -> str:
     test = poker_difference(group, measure, reference)
     assert test is not None
     claim = f"come nearer to the true neutral face {than}"
@@ -244,7 +244,7 @@ def _nearer(group: Group, measure: Measure, reference: str, than: str) -> str:
     return f"The poker faces do not {claim}; they lie farther from it: {details}."
 
 
-def _against_input(group: Group, measure: Measure) -> str:
+def _against_input(group: RunGroup, measure: Measure) -> str:
     test = poker_difference(group, measure, "input")
     assert test is not None
     side = {None: "one seed", 0: "no difference can be told"}.get(test.sign)
@@ -254,7 +254,7 @@ def _against_input(group: Group, measure: Measure) -> str:
     return f"{measure.title} {rows[0]} against {rows[1]} ({side})"
 
 
-def _judged(group: Group) -> list[str]:
+def _judged(group: RunGroup) -> list[str]:
     found = {row: group.summary("poker", "rows", row, "neutral_rate") for row in POKER_ROWS}
     ours = found.pop("poker face")
     others = [f"{number(value.mean, 3)} for {row}" for row, value in found.items() if value is not None]
@@ -264,7 +264,7 @@ def _judged(group: Group) -> list[str]:
     return [f"Neutrality in the judge's eyes: {mean_std(ours, 3)} for the poker faces{beside}.", *_calmed(group)]
 
 
-def _calmed(group: Group) -> list[str]:
+def _calmed(group: RunGroup) -> list[str]:
     """How far the poker faces of expressive photos are from calm, in words; nothing where it was not measured."""
     found = {row: group.summary("poker", "rows", row, "neutralised_rate") for row in POKER_ROWS}
     ours, clear = found["poker face"], group.summary("poker", "rows", "reconstruction", "emotion_agreement")
