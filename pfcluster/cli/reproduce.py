@@ -22,10 +22,11 @@ from pfcluster.experiments.miniature import miniature
 from pfcluster.experiments.record import make_record, write_record
 from pfcluster.launch.options import Options, add_cluster_options, cluster_of, command_text
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
-from pfcluster.launch.planning import REPORT, apply_overrides
+from pfcluster.launch.study_plan import REPORT, apply_overrides
 from pfcluster.models import factory
 from pfcluster.models.identity_net import IdentityNetError, find_weights
 from pfcluster.models.pretrained import WeightsError
+from pfcluster.runs.folder import PICTURES_DIR, RESULT_FILE
 
 TIMM = "timm:vit_base_patch16_224.augreg_in1k"
 TABLE_FILE = Path("tables") / "tables.html"
@@ -53,28 +54,28 @@ class Reproduction:
             for (dataset, name), runs in by_group(self.runs).items()
         ]
         output, names = self.settings.output, tuple(group.name for group in groups)
-        results = tuple(run.folder / "result.json" for run in self.runs)
+        results = tuple(run.folder / RESULT_FILE for run in self.runs)
         for dataset in self.settings.datasets:
-            own = tuple(run.folder / "result.json" for run in self.runs if run.dataset == dataset)
+            own = tuple(run.folder / RESULT_FILE for run in self.runs if run.dataset == dataset)
             study, shown = output / dataset, self.pictured(dataset)
-            made = study / "pictures" / "index.html"
+            made = study / PICTURES_DIR / "index.html"
             words = ("pictures", *map(str, shown), "--output", str(made.parent))
-            reads = tuple(folder / "result.json" for folder in shown)
-            call = Command(f"{dataset} pictures", study / "pictures", words, produces=made, reads=reads)
-            groups.append(Stage(f"{dataset}-pictures", (call,), names, alone=True, always_run=True))
+            reads = tuple(folder / RESULT_FILE for folder in shown)
+            call = Command(f"{dataset} pictures", study / PICTURES_DIR, words, produces=made, reads=reads)
+            groups.append(Stage(f"{dataset}-pictures", (call,), names, single_process=True, always_run=True))
             made = study / REPORT / "report.html"
             call = Command(f"{dataset} {REPORT}", study / REPORT, (REPORT, str(study)), produces=made, reads=own)
             after = (*names, f"{dataset}-pictures")
-            groups.append(Stage(f"{dataset}-{REPORT}", (call,), after, alone=True, always_run=True))
+            groups.append(Stage(f"{dataset}-{REPORT}", (call,), after, single_process=True, always_run=True))
         measured = []
         for what in EVALUATIONS:
             made = output / "measured" / f"{what}.json"
             call = Command(what, made.parent / what, ("measure", what, str(output)), produces=made, reads=results)
-            measured.append(Stage(what, (call,), names, alone=True, always_run=True))
+            measured.append(Stage(what, (call,), names, single_process=True, always_run=True))
         reads = (*results, *(output / "measured" / f"{what}.json" for what in EVALUATIONS))
         call = Command("tables", output / "tables", ("tables", str(output)), produces=output / TABLE_FILE, reads=reads)
         after = (*names, *EVALUATIONS)
-        groups += [*measured, Stage("tables", (call,), after, alone=True, always_run=True)]
+        groups += [*measured, Stage("tables", (call,), after, single_process=True, always_run=True)]
         name = self.options.name or output.resolve().name
         return Plan(name, output, tuple(groups), command_text(), continue_on_failure=True)
 

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from pfcluster.config import DataConfig, presets
-from pfcluster.config.io import load, with_values
+from pfcluster.config.io import with_values
 from pfcluster.data.types import DataError
 from pfcluster.evaluate.evaluate_run import evaluate_run
 from pfcluster.experiments.cells import DEFAULT_SIZE
 from pfcluster.experiments.results import MEASURED, Found, collect
 from pfcluster.profiling.model_cost import measure_model_cost
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import read_config
 
 CROSSED = ("mae-vit", "pf-vit")
 """Cells whose runs are tested on every dataset."""
@@ -31,7 +32,7 @@ def measure_cross(found: Found) -> list[dict[str, Any]]:
             if name not in CROSSED or tested == trained:
                 continue
             for run in group.runs:
-                config = load(run.folder / "config.json")
+                config = read_config(run.folder)
                 bare = replace(config, data=DataConfig(size=config.data.size, cache_mode=config.data.cache_mode))
                 data = with_values(bare, found.record.data[tested])
                 try:

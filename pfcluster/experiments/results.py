@@ -9,8 +9,10 @@ from typing import Any
 
 from pfcluster.experiments.cells import cell as cell_of
 from pfcluster.experiments.record import Planned, Record, read_record
-from pfcluster.report.groups import Group, group_runs
-from pfcluster.report.results import ReportError, Run, read_run
+from pfcluster.report.errors import ReportError
+from pfcluster.report.groups import RunGroup, group_runs
+from pfcluster.report.results import Run, read_run
+from pfcluster.runs.folder import METRICS_FILE, is_finished, logged_error
 
 MEASURED = "measured"
 
@@ -21,7 +23,7 @@ class Found:
 
     root: Path
     record: Record
-    groups: dict[tuple[str, str], Group]
+    groups: dict[tuple[str, str], RunGroup]
     """Finished runs by dataset and cell."""
     missing: dict[tuple[str, str], str]
     """Why a cell has no run at all, or fewer than its seeds."""
@@ -29,7 +31,7 @@ class Found:
     """Accuracies of runs on other datasets: cell, seed, trained, tested, accuracy, n."""
     costs: dict[str, dict[str, Any]]
 
-    def group(self, dataset: str, cell: str) -> Group | None:
+    def group(self, dataset: str, cell: str) -> RunGroup | None:
         return self.groups.get((dataset, self.alias(cell)))
 
     def planned(self, dataset: str, cell: str) -> bool:
@@ -49,7 +51,7 @@ class Found:
 def collect(root: Path) -> Found:
     """Read all that is there. Raises RecordError, ReportError."""
     record = read_record(root)
-    groups: dict[tuple[str, str], Group] = {}
+    groups: dict[tuple[str, str], RunGroup] = {}
     missing: dict[tuple[str, str], str] = {}
     for planned in record.cells:
         key = planned.dataset, planned.cell
@@ -60,7 +62,7 @@ def collect(root: Path) -> Found:
             (groups[key],), _ = group_runs(runs)
     for dataset, name in record.extra:
         folder = root / dataset / name / f"seed-{record.seeds[0]}"
-        if not _finished(folder):
+        if not is_finished(folder):
             missing[dataset, name] = reason(folder)
     return Found(root, record, groups, missing, _json(root, "cross", []), _json(root, "costs", {}))
 
@@ -70,7 +72,7 @@ def _runs(root: Path, record: Record, planned: Planned) -> tuple[list[Run], str]
         return [], planned.reason
     runs, without = [], []
     for seed, folder in zip(record.seeds, planned.folders(root, record.seeds), strict=True):
-        if _finished(folder):
+        if is_finished(folder):
             runs.append(read_run(folder, folder.relative_to(root).as_posix()))
         else:
             without.append((seed, reason(folder)))
@@ -79,21 +81,12 @@ def _runs(root: Path, record: Record, planned: Planned) -> tuple[list[Run], str]
     return runs, f"seed {seeds}: {'; '.join(reasons)}" if without else ""
 
 
-def _finished(folder: Path) -> bool:
-    try:
-        return bool(json.loads((folder / "result.json").read_text())["status"] == "finished")
-    except (OSError, ValueError, KeyError):
-        return False
-
-
 def reason(folder: Path) -> str:
     """Why a run has no result: the error that its log tells, or that it did not end, or begin."""
-    for log in sorted((folder / "logs").glob("rank-*.log")):
-        lines = log.read_text(errors="replace").splitlines()
-        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        if told:
-            return told[-1]
-    if (folder / "metrics.jsonl").exists():
+    error = logged_error(folder)
+    if error is not None:
+        return error
+    if (folder / METRICS_FILE).exists():
         return "not finished"
     return "not started: what it waits for failed, or its turn has not come"
 

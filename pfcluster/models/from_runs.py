@@ -9,11 +9,11 @@ from torch import nn
 
 from pfcluster.checkpoint import store
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config.io import load
 from pfcluster.distributed.process_group import World
 from pfcluster.models import factory
 from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.identity_net import IdentityNet, OwnNet, facenet, find_weights, load_weights, resnet
+from pfcluster.runs.folder import read_config
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def load_classifier(folder: Path, option: str, command: str = "judge") -> Traine
     """
     try:
         state = store.load(folder).weights()
-        config = load(folder / "config.json")
+        config = read_config(folder)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}; train one with `jobs/launch.py {command}`") from error
     if config.objective != "finetune":

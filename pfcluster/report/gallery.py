@@ -13,12 +13,12 @@ from pfcluster.distributed.process_group import world
 from pfcluster.evaluate import embedding, figures
 from pfcluster.evaluate.failures import draw_failures
 from pfcluster.evaluate.run_comparison import (
-    Answers,
+    ClassifierOutputs,
     ComparedRun,
     PicturesError,
-    answers,
-    choose,
+    classifier_outputs,
     common_folder,
+    draw_faces,
     finished_config,
     open_runs,
 )
@@ -29,6 +29,7 @@ from pfcluster.report.page import Picture
 from pfcluster.report.results import Run, read_run
 from pfcluster.report.saved_pictures import LIST, Drawn, own_pictures
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import PICTURES_DIR
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ def write_pictures(
         raise PicturesError(f"--images must be at least 1, got {images}")
     folders = [Path(folder) for folder in dict.fromkeys(folders)]
     classifiers = [folder for folder in folders if finished_config(folder).objective != "mae"]
-    output = common_folder(folders) / "pictures" if output is None else output
+    output = common_folder(folders) / PICTURES_DIR if output is None else output
     with world() as here:
         runs = open_runs(classifiers, split, here.device)
-        answered = [answers(run, here) for run in runs]
+        outputs = [classifier_outputs(run, here) for run in runs]
         drawn = [draw_attention(runs, output, images, seed, split)]
-        features, notes = draw_embeddings(runs, answered, output, seed, split)
-        failures, more = draw_all_failures(runs, answered, output, images, seed, split)
+        features, notes = draw_embeddings(runs, outputs, output, seed, split)
+        failures, more = draw_all_failures(runs, outputs, output, images, seed, split)
     drawn += [*features, *failures]
     notes += more
     read = [read_run(folder, folder.as_posix()) for folder in folders]
@@ -70,22 +71,22 @@ def write_pictures(
 
 def draw_attention(runs: Sequence[ComparedRun], output: Path, images: int, seed: int, split: str) -> Drawn:
     """attention.png: Grad-CAM++ of all runs for the same faces."""
-    figures.attention_picture(output / "attention.png", runs, choose(runs[0], images, seed))
+    figures.attention_picture(output / "attention.png", runs, draw_faces(runs[0], images, seed))
     return Drawn(
         "attention.png", "attention", f"Grad-CAM++ of the predicted class, {_faces(split)} drawn by seed {seed}"
     )
 
 
 def draw_embeddings(
-    runs: Sequence[ComparedRun], answered: Sequence[Answers], output: Path, seed: int, split: str
+    runs: Sequence[ComparedRun], outputs: Sequence[ClassifierOutputs], output: Path, seed: int, split: str
 ) -> tuple[list[Drawn], list[str]]:
     """tsne.png, and umap.png where umap-learn is installed; what is not shown, and why."""
-    count = len(answered[0].labels)
-    if count < embedding.LEAST:
+    count = len(outputs[0].labels)
+    if count < embedding.MIN_POINTS:
         return [], [f"Features are not shown: {count} faces are too few for neighbourhoods."]
     chosen = embedding.draw_points(count, seed)
-    features = [one.features[chosen] for one in answered]
-    truth = [one.labels[chosen] for one in answered]
+    features = [one.features[chosen] for one in outputs]
+    truth = [one.labels[chosen] for one in outputs]
     scores = [embedding.silhouette(*pair) for pair in zip(features, truth, strict=True)]
     titles = [figures.embedding_title(run, score, len(chosen)) for run, score in zip(runs, scores, strict=True)]
     ways = {"t-SNE": embedding.tsne} | ({"UMAP": embedding.umap} if embedding.has_umap() else {})
@@ -95,22 +96,22 @@ def draw_embeddings(
         points = [place(found, seed) for found in features]
         figures.embedding_picture(output / file, titles, points, truth, runs[0].classes)
         drawn.append(Drawn(file, "features", f"{name} of what each run's last layer reads, {_faces(split)}"))
-    return drawn, [] if "UMAP" in ways else [embedding.WITHOUT_UMAP]
+    return drawn, [] if "UMAP" in ways else [embedding.UMAP_MISSING]
 
 
 def draw_all_failures(
-    runs: Sequence[ComparedRun], answered: Sequence[Answers], output: Path, images: int, seed: int, split: str
+    runs: Sequence[ComparedRun], outputs: Sequence[ClassifierOutputs], output: Path, images: int, seed: int, split: str
 ) -> tuple[list[Drawn], list[str]]:
     """failures-N-NAME.png of each run; a note for a run without any."""
     drawn, notes = [], []
-    for number, (run, found) in enumerate(zip(runs, answered, strict=True), 1):
+    for number, (run, found) in enumerate(zip(runs, outputs, strict=True), 1):
         failures = draw_failures(found.logits, found.labels, images, seed)
         if not failures:
             notes.append(f"{run.label} gets every one of {len(found.labels):,} {_faces(split)} right.")
             continue
         file = f"failures-{number}-{re.sub(r'[^A-Za-z0-9.]+', '-', run.label).strip('-.')}.png"
         figures.failures_picture(output / file, run, failures)
-        caption = f"{run.label}: {len(failures)} of its failures, drawn by seed {seed} ({figures.accuracy(found)})"
+        caption = f"{run.label}: {len(failures)} of its failures, drawn by seed {seed} ({figures.correct_count(found)})"
         drawn.append(Drawn(file, "failures", caption))
     return drawn, notes
 

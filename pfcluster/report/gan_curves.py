@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.report import figures
-from pfcluster.report.groups import Group
-from pfcluster.report.results import Notice, ReportError, Run, read_metrics, series
+from pfcluster.report.errors import Notice, ReportError
+from pfcluster.report.groups import RunGroup
+from pfcluster.report.results import Run
+from pfcluster.runs.folder import GRIDS_DIR, metric_series, read_metrics
 
-GRIDS = "pictures/steps"
-"""Where runs keep a grid of the same faces for each of some steps, `STEP.jpg`."""
 SHOWN_GRIDS = 6
 """Grids of a strip: the first, the last, and those between at even distances."""
 
@@ -141,10 +141,10 @@ QUESTIONS = (
 )
 
 
-def answers(groups: Sequence[Group]) -> list[Answer]:
+def answers(groups: Sequence[RunGroup]) -> list[Answer]:
     """Every question with a figure for each group of PF-MAG runs that logged its metrics; none where no run did."""
     playing = [group for group in groups if group.objective == "pf_mag"]
-    read = {run.folder: read_metrics(run) for group in playing for run in group.runs}
+    read = {run.folder: read_metrics(run.folder) for group in playing for run in group.runs}
     found = []
     for question in QUESTIONS:
         drawn = [_draw(question, group, read) for group in playing]
@@ -153,11 +153,11 @@ def answers(groups: Sequence[Group]) -> list[Answer]:
     return found
 
 
-def _draw(question: Question, group: Group, read: Mapping[Path, Sequence[Mapping[str, Any]]]) -> str:
+def _draw(question: Question, group: RunGroup, read: Mapping[Path, Sequence[Mapping[str, Any]]]) -> str:
     scale = 100 if question.shares else 1
     by_label = {
         label: [
-            [(step, scale * value) for step, value in series(read[run.folder], question.split, metric)]
+            [(step, scale * value) for step, value in metric_series(read[run.folder], question.split, metric)]
             for run in group.runs
         ]
         for metric, label in question.lines.items()
@@ -167,7 +167,7 @@ def _draw(question: Question, group: Group, read: Mapping[Path, Sequence[Mapping
     return figures.curves(group.label, question.unit, by_label, limits=limits, logarithmic=logarithmic)
 
 
-def strips(groups: Sequence[Group]) -> tuple[list[Strip], list[Notice]]:
+def strips(groups: Sequence[RunGroup]) -> tuple[list[Strip], list[Notice]]:
     """The grids of each group's first seed that has any, over time; a notice for each that cannot be shown."""
     found, notices = [], []
     for group in groups:
@@ -177,7 +177,7 @@ def strips(groups: Sequence[Group]) -> tuple[list[Strip], list[Notice]]:
         grids = []
         for name in chosen(grid_files(run)):
             try:
-                grids.append((figures.picture(run.folder, f"{GRIDS}/{name}.jpg"), int(name)))
+                grids.append((figures.picture(run.folder, f"{GRIDS_DIR}/{name}.jpg"), int(name)))
             except ReportError as error:
                 notices.append(Notice("picture left out", str(error)))
         found.append(Strip(f"{group.label}, seed {run.seed}", tuple(grids)))
@@ -186,7 +186,7 @@ def strips(groups: Sequence[Group]) -> tuple[list[Strip], list[Notice]]:
 
 def grid_files(run: Run) -> list[str]:
     """Names of a run's grids, by step, without suffix."""
-    return sorted((file.stem for file in (run.folder / GRIDS).glob("*.jpg") if file.stem.isdigit()), key=int)
+    return sorted((file.stem for file in (run.folder / GRIDS_DIR).glob("*.jpg") if file.stem.isdigit()), key=int)
 
 
 def chosen(names: Sequence[str]) -> list[str]:

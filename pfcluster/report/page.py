@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfcluster.report import figures, gan_curves, tables
+from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.findings import Comparison, comparison_sentence, poker_sentences
-from pfcluster.report.formatting import NOTHING, count, mean_std, number
-from pfcluster.report.groups import Group
-from pfcluster.report.results import Notice, ReportError, Run, Unfinished, read_metrics, series
+from pfcluster.report.formatting import MISSING, count, mean_std, number
+from pfcluster.report.groups import RunGroup
+from pfcluster.report.results import Run, UnfinishedRun
 from pfcluster.report.statistics import sum_matrices
+from pfcluster.runs.folder import metric_series, read_metrics
 
 TERMS = {
     "loss": "Training loss",
@@ -39,9 +41,9 @@ class Report:
 
     title: str
     runs: tuple[Run, ...]
-    unfinished: tuple[Unfinished, ...]
-    groups: tuple[Group, ...]
-    baseline: Group | None
+    unfinished: tuple[UnfinishedRun, ...]
+    groups: tuple[RunGroup, ...]
+    baseline: RunGroup | None
     comparisons: tuple[Comparison, ...]
     notices: tuple[Notice, ...]
     pictures: tuple[Picture, ...] = ()
@@ -58,7 +60,7 @@ def findings(report: Report) -> list[str]:
     return sentences + cautions(report)
 
 
-def _score(group: Group) -> str:
+def _score(group: RunGroup) -> str:
     accuracy = group.summary("test", "accuracy", scale=100)
     assert accuracy is not None
     if not group.comparable:
@@ -66,7 +68,7 @@ def _score(group: Group) -> str:
     seeds = f"{accuracy.n} seeds" if accuracy.n > 1 else "one seed: no spread, no test"
     figure = number(accuracy.mean, 2) if accuracy.n == 1 else mean_std(accuracy, 2)
     optimistic = (
-        "; its checkpoint was chosen on the test split, so this is optimistic" if group.chosen_on == "test" else ""
+        "; its checkpoint was chosen on the test split, so this is optimistic" if group.selection_split == "test" else ""
     )
     sizes = set(group.by_seed("test", "n").values())
     faces = f"{count(sizes.pop())} test faces" if len(sizes) == 1 else "test faces"
@@ -95,14 +97,14 @@ def cautions(report: Report) -> list[str]:
     return sentences
 
 
-def summed_confusion(group: Group) -> list[list[float]] | None:
+def summed_confusion(group: RunGroup) -> list[list[float]] | None:
     """Counts over all seeds of a group; None where no run has a matrix of the group's classes."""
     found = [(run.values.get("test") or {}).get("confusion") for run in group.runs if run.classes == group.classes]
     matrices = [matrix for matrix in found if matrix]
     return sum_matrices(matrices) if matrices else None
 
 
-def confusion_figures(groups: Sequence[Group]) -> list[str]:
+def confusion_figures(groups: Sequence[RunGroup]) -> list[str]:
     """A heat map for each group that has a confusion matrix."""
     drawn = []
     for group in groups:
@@ -113,14 +115,14 @@ def confusion_figures(groups: Sequence[Group]) -> list[str]:
     return drawn
 
 
-def curve_figures(groups: Sequence[Group]) -> list[str]:
+def curve_figures(groups: Sequence[RunGroup]) -> list[str]:
     """Accuracy and macro F1 on validation (in %), then each training metric of `TERMS`: what any group has of them."""
-    read = {run.folder: read_metrics(run) for group in groups for run in group.runs}
+    read = {run.folder: read_metrics(run.folder) for group in groups for run in group.runs}
 
     def draw(split: str, metric: str, title: str, unit: str, scale: float = 1) -> str:
         by_label = {}
         for group in groups:
-            seeds = [series(read[run.folder], split, metric) for run in group.runs]
+            seeds = [metric_series(read[run.folder], split, metric) for run in group.runs]
             by_label[group.label] = [[(step, scale * value) for step, value in curve] for curve in seeds]
         return figures.curves(title, unit, by_label)
 
@@ -132,7 +134,7 @@ def curve_figures(groups: Sequence[Group]) -> list[str]:
     return [figure for figure in found if figure]
 
 
-def pictures(groups: Sequence[Group]) -> tuple[list[Picture], list[Notice]]:
+def pictures(groups: Sequence[RunGroup]) -> tuple[list[Picture], list[Notice]]:
     """Picture grids of each group's first seed; a notice for each that cannot be shown."""
     shown, notices = [], []
     for group in groups:
@@ -148,7 +150,7 @@ def pictures(groups: Sequence[Group]) -> tuple[list[Picture], list[Notice]]:
     return shown, notices
 
 
-def config_tables(groups: Sequence[Group]) -> tuple[list[tuple[str, str]], tables.Table | None]:
+def config_tables(groups: Sequence[RunGroup]) -> tuple[list[tuple[str, str]], tables.Table | None]:
     """The fields that all groups share, and a table of those in which groups differ."""
     configured = [group for group in groups if group.runs[0].config]
     names = list(dict.fromkeys(name for group in configured for name in group.runs[0].config))
@@ -167,7 +169,7 @@ def config_tables(groups: Sequence[Group]) -> tuple[list[tuple[str, str]], table
 
 
 def _shown(value: Any) -> str:
-    return NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
+    return MISSING if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def render(report: Report) -> tuple[str, list[Notice]]:
@@ -237,10 +239,10 @@ def provenance(runs: Sequence[Run]) -> dict[str, Any]:
         if run.values.get("dataset")
     }
     return {
-        "commands": [(run.place, str(run.values["command"])) for run in runs if run.values.get("command")],
+        "commands": [(run.relative_path, str(run.values["command"])) for run in runs if run.values.get("command")],
         "versions": versions,
         "commits": list(dict.fromkeys(str(run.values["git_commit"]) for run in runs if run.values.get("git_commit"))),
         "datasets": list(datasets.values()),
         "days": list(dict.fromkeys((f"{days[0]:%Y-%m-%d}", f"{days[-1]:%Y-%m-%d}"))),
-        "on_test": sorted({run.name for run in runs if run.values.get("chosen_on") == "test"}),
+        "on_test": sorted({run.name for run in runs if run.values.get("selection_split") == "test"}),
     }

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfcluster.report import figures
+from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.page import Picture
-from pfcluster.report.results import Notice, ReportError, Run
+from pfcluster.report.results import Run
+from pfcluster.runs.folder import PICTURES_DIR
 
 LIST = "pictures.json"
 """The pictures of a folder; reports look for it in STUDY/pictures."""
@@ -29,7 +31,7 @@ class Drawn:
 
 def study_pictures(study: Path) -> tuple[list[Picture], list[Notice]]:
     """What `write_pictures` left in STUDY/pictures, inlined; nothing where there is no such folder."""
-    folder = study / "pictures"
+    folder = study / PICTURES_DIR
     try:
         listed = [Drawn(**one) for one in json.loads((folder / LIST).read_text(encoding="utf-8"))]
     except FileNotFoundError:

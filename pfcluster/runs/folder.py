@@ -52,6 +52,7 @@ TRAINING_LOCK = ".training"
 CHECKPOINTS_DIR = "checkpoints"
 CHECKPOINT_FILE = "state.json"
 PICTURES_DIR = "pictures"
+GRIDS_DIR = f"{PICTURES_DIR}/steps"
 TENSORBOARD_DIR = "tensorboard"
 LOGS_DIR = "logs"
 ATTEMPTS_DIR = "attempts"
@@ -71,11 +72,6 @@ def log_path(folder: Path, rank: int) -> Path:
 def exit_status_path(folder: Path, rank: int) -> Path:
     """How the newest process of a rank exited; see launch/worker.py."""
     return folder / LOGS_DIR / f"exit-status-{rank}.json"
-
-
-def grids_folder(folder: Path) -> Path:
-    """Image grids drawn during training, `STEP.jpg`."""
-    return folder / PICTURES_DIR / "steps"
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
