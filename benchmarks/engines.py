@@ -36,6 +36,7 @@ from pfcluster.data.batch import Batch, patch_order
 from pfcluster.distributed.process_group import World, world
 from pfcluster.engine.base import Engine
 from pfcluster.engine.ddp import DdpEngine
+from pfcluster.engine.optimizer import optimizers_of
 from pfcluster.models import factory
 from pfcluster.models.mae import MAE
 from pfcluster.runs.folder import step_folder
@@ -71,7 +72,7 @@ def objective(config: RunConfig, backend: str, here: World) -> Objective:
     """A preset's objective on engines of one kind; "plain" takes DistributedDataParallel alone."""
     modules = factory.build(config, CLASSES)
     if backend == "plain":
-        optims = {"model": config.optim, "discriminator": config.discriminator_optim}
+        optims = optimizers_of(config)
         engines: dict[str, Engine] = {
             name: PlainDdp(module, optims[name], config.engine, here) for name, module in modules.items()
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards, whole_shard
 from pfcluster.distributed.process_group import World
+from pfcluster.engine.precision import autocast
 from pfcluster.engine.timing import Timestamp, mark
 
 StateDict = dict[str, Tensor]
@@ -52,7 +53,7 @@ class Engine(ABC):
         """
         self.module, self.world, self.double_backward = module, world, double_backward
         self.shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-        self.autocast = precision != "fp32"
+        self.precision = precision
         self.decay = ema
         self.average: dict[str, Tensor] = {}
         self.updates = 0
@@ -145,9 +146,9 @@ class Engine(ABC):
             self._update_average()
         return norm
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """The autocast under which this engine's module computes."""
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+    def autocast(self) -> torch.autocast:
+        """The autocast context in which this engine's module computes."""
+        return autocast(self.world.device, self.precision)
 
     @contextmanager
     def frozen(self) -> Iterator[Callable[..., Any]]:
@@ -161,7 +162,7 @@ class Engine(ABC):
             parameter.requires_grad_(False)
 
         def judge(*inputs: Any, **named: Any) -> Any:
-            with self.precision():
+            with self.autocast():
                 return self.module(*inputs, **named)
 
         self._is_frozen = True

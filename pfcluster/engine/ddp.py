@@ -34,7 +34,7 @@ class DdpEngine(TorchEngine):
             )
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
-        with self.precision():
+        with self.autocast():
             if self.replica is None:
                 return self.module(*inputs, **named)
             self.replica.require_backward_grad_sync = sync  # what DDP.no_sync() sets, read by this forward pass

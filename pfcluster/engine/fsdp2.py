@@ -46,7 +46,7 @@ class Fsdp2Engine(TorchEngine):
         self.root.set_requires_gradient_sync(sync)
         if self.double_backward:
             self.root.set_reshard_after_backward(False)  # the weights are wanted again after the inner backward
-        with self.precision():
+        with self.autocast():
             return self.module(*inputs, **named)
 
     def _backward(self, loss: Tensor) -> None:

@@ -11,9 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pfcluster.config import OptimConfig
+from pfcluster.config import OptimConfig, RunConfig
 
 BLOCK, EMBEDDING = re.compile(r"encoder\.blocks\.(\d+)\."), re.compile(r"encoder\.(patch_embed|cls_token)")
+
+
+def optimizers_of(config: RunConfig) -> dict[str, OptimConfig]:
+    """The optimizer options of each module of a run, by the module's name."""
+    return {"model": config.optim, "discriminator": config.discriminator_optim}
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -38,8 +38,8 @@ class ZeroEngine(ConfiguredEngine):
             raise EngineError("ZeRO-3 cannot differentiate twice (R1): take zero2, fsdp2 or ddp")
         module = self.module
         self.buffers = {name: buffer.clone() for name, buffer in super()._saved_buffers().items()}
-        if self.autocast:
-            module.forward = _under(self.precision, module.forward)  # DeepSpeed's forward switches an outer one off
+        if self.precision != "fp32":
+            module.forward = _under(self.autocast, module.forward)  # DeepSpeed's forward switches an outer one off
         exact: dict[str, Tensor] = {}
         if engine.precision == "bf16_params":
             exact = {name: parameter.detach().flatten().clone() for name, parameter in module.named_parameters()}
@@ -56,7 +56,7 @@ class ZeroEngine(ConfiguredEngine):
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
         self.inner.set_gradient_accumulation_boundary(sync)
-        with self.precision():
+        with self.autocast():
             if self.double_backward:  # through the engine the inner gradient would start the backward's book-keeping
                 return self.module(*inputs, **named)
             return self.inner(*inputs, **named)  # the raw module is wrong under ZeRO-3 with accumulation

@@ -1,4 +1,4 @@
-"""A classifier's answers over all processes, and the scores of their confusion matrix.
+"""Run a frozen classifier over a split on all ranks, and compute scores from the confusion matrix.
 
 Legend: n samples, b images, k classes.
 """
@@ -9,57 +9,74 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from pfcluster.config import RunConfig
 from pfcluster.data import transforms
 from pfcluster.data.types import Split
 from pfcluster.distributed.process_group import World
+from pfcluster.models.pf_vit import PFViT
 
 
-def chunks(count: int, batch_size: int, world: World) -> list[Tensor]:
-    """This rank's samples of 0 ... count - 1 in batches. Ranks may differ by one sample, and no sample is seen
-    twice.
-    """
+def rank_batches(count: int, batch_size: int, world: World) -> list[Tensor]:
+    """Batches of this rank's share of the indices 0 ... count - 1. Shares are disjoint and differ by at most one."""
     return list(torch.arange(world.rank, count, world.size).split(batch_size))
 
 
 def load_images(split: Split, indices: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images as the nets read them, without augmentation: float b 3 size size in -1..1; and labels b."""
+    """Network inputs without augmentation, float b 3 size size in -1..1, and labels b."""
     raw = split.batch(indices)
     images = transforms.resize(raw.images.to(device), size).div_(127.5).sub_(1.0)
     return images, raw.labels.to(device)
+
+
+def logits_function(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The function b 3 h w -> logits b k of a classifier or a PF-ViT."""
+    return model.classify if isinstance(model, PFViT) else model
 
 
 @torch.inference_mode()
 def predict(
     classify: Callable[[Tensor], Tensor], split: Split, *, size: int, batch_size: int, classes: int, world: World
 ) -> tuple[Tensor, Tensor]:
-    """Logits n k (float32) and labels n of a whole split, in its own order, on the CPU of every rank.
+    """Logits n k (float32) and labels n of a whole split, in the split's order, on the CPU of every rank.
 
-    `classify`: b 3 h w -> logits b k. Each rank answers its own samples among zeros; the sum over ranks is the whole.
+    `classify`: b 3 h w -> logits b k. Each rank fills in its share of a zero tensor; ranks are then summed.
     """
     logits = torch.zeros(len(split), classes, device=world.device)
     labels = torch.zeros(len(split), dtype=torch.long, device=world.device)
-    for indices in chunks(len(split), batch_size, world):
+    for indices in rank_batches(len(split), batch_size, world):
         images, truth = load_images(split, indices, size, world.device)
-        mine = indices.to(world.device)
-        logits[mine] = classify(images).float()
-        labels[mine] = truth
+        rows = indices.to(world.device)
+        logits[rows] = classify(images).float()
+        labels[rows] = truth
     return world.sum(logits).cpu(), world.sum(labels).cpu()
 
 
-def confusion(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts of (truth, prediction) -> k k, of logits n k and labels n. Samples labelled -1 are not counted."""
+def predict_run(config: RunConfig, model: nn.Module, split: Split, classes: int, world: World) -> tuple[Tensor, Tensor]:
+    """`predict` with a run's model, image size and evaluation batch size."""
+    return predict(
+        logits_function(model),
+        split,
+        size=config.data.size,
+        batch_size=config.evaluate.batch_size,
+        classes=classes,
+        world=world,
+    )
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts k k (rows truth, columns prediction) from logits n k and labels n. Samples labelled -1 are ignored."""
     return multiclass_confusion_matrix(logits, labels, num_classes=logits.shape[1], ignore_index=-1)
 
 
 def scores(counts: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Accuracy, mean class accuracy, macro F1, recall per class and the matrix itself, of counts k k (rows truth,
+    """Accuracy, mean class accuracy, macro F1, recall per class and the matrix itself, from counts k k (rows truth,
     columns prediction).
 
-    Mean class accuracy is the mean recall, each class weighing alike, also known as balanced accuracy (Brodersen et
-    al. 2010). Classes that the split lacks are left out of both means and have no accuracy.
+    Mean class accuracy is the unweighted mean of the recalls, also known as balanced accuracy (Brodersen et al. 2010).
+    Classes that do not occur in the split are left out of both means and of `per_class`.
     """
     matrix = counts.double()
     hits, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)

@@ -1,5 +1,5 @@
-"""What is looked at at every evaluation of PF-MAG, on the same faces each time: how well faces are painted where the
-expression is and elsewhere, and a picture grid.
+"""Evaluate PF-MAG on the same faces at every evaluation during training: reconstruction errors inside and outside the
+expression region, and an image grid.
 
 Legend: b images, h w pixels.
 """
@@ -16,88 +16,83 @@ from pfcluster.data import transforms
 from pfcluster.data.dataset import SyntheticSplit
 from pfcluster.data.types import Split
 from pfcluster.distributed.process_group import World
-from pfcluster.evaluate.classification import chunks, load_images
-from pfcluster.evaluate.image_grid import pick, write_grid
+from pfcluster.engine.precision import autocast
+from pfcluster.evaluate.classification import load_images, rank_batches
+from pfcluster.evaluate.image_grid import pick_round_robin, write_grid
 from pfcluster.evaluate.poker_faces import expression_region
+from pfcluster.runs.folder import GRIDS_DIR
 
-WATCHED = 200
-"""Faces whose errors are taken."""
-DRAWN = 4
-"""Faces in a grid."""
-GRIDS = Path("pictures") / "steps"
-"""Where a run keeps its grids, `STEP.jpg`."""
+N_TRACKED = 200
+"""Faces over which the errors are averaged."""
+N_GRID_ROWS = 4
+METRICS = ("rec_mse_inside", "rec_mse_outside", "poker_mse_inside", "poker_mse_outside", "copy_mse_inside")
 
 
 class TrackedFaces:
-    """The same faces of a split, all classes alike, seen through a model as it is trained."""
+    """Faces of a split, balanced over the classes, that are evaluated again and again during training."""
 
     def __init__(self, config: RunConfig, split: Split, world: World) -> None:
         self.config, self.split, self.world = config, split, world
-        self.faces = pick(split.labels(), len(split.classes), WATCHED)
+        self.faces = pick_round_robin(split.labels(), len(split.classes), N_TRACKED)
         self.truth: Tensor | None = None
-        """The true poker faces where they are known, rendered when they are first asked for."""
+        """True poker faces of a synthetic split, uint8, rendered on first use."""
 
     @torch.inference_mode()
-    def region_errors(self, model: nn.Module) -> dict[str, float]:
-        """Mean squared errors, values in -1..1, within the expression's region and outside it: `rec_*` of the
-        reconstruction against the photo, `poker_*` of the poker face against the true one, `copy_mse_inside` of the
-        photo against the true poker face. Nothing where the truth is not known. A collective.
+    def region_mse(self, model: nn.Module) -> dict[str, float]:
+        """Mean squared errors (values in -1..1) inside and outside the expression region; see `METRICS`.
+
+        `rec_*`: reconstruction against the photo; `poker_*`: poker face against the true one; `copy_mse_inside`: photo
+        against the true poker face. Empty unless the split is synthetic. A collective.
         """
         if not isinstance(self.split, SyntheticSplit):
             return {}
-        names = ("rec_mse_inside", "rec_mse_outside", "poker_mse_inside", "poker_mse_outside", "copy_mse_inside")
-        sums = torch.zeros(len(names), 2, dtype=torch.float64)
+        sums = torch.zeros(len(METRICS), 2, dtype=torch.float64)
         model.eval()
-        for places in chunks(len(self.faces), self.config.evaluate.batch_size, self.world):
-            images, truth = self._load(places)
+        for rows in rank_batches(len(self.faces), self.config.evaluate.batch_size, self.world):
+            images, truth = self._load(rows)
             assert truth is not None
-            with self._autocast():
+            with autocast(self.world.device, self.config.engine.precision):
                 views = model(images, emotion_view=False)
             region = expression_region(images, truth)
-            compared = {"rec": (views.reconstruction, images), "copy": (images, truth)}
+            pairs = {"rec": (views.reconstruction, images), "copy": (images, truth)}
             if views.poker is not None:
-                compared["poker"] = (views.poker, truth)
-            for name, (shown, wanted) in compared.items():
-                squared = (shown.float().clamp(-1, 1) - wanted).square()
-                for side, mask in (("inside", region), ("outside", ~region)):
-                    if f"{name}_{side}" in names:
-                        found = torch.stack([(squared * mask).sum(), 3.0 * mask.sum()])
-                        sums[names.index(f"{name}_{side}")] += found.double().cpu()
+                pairs["poker"] = (views.poker, truth)
+            for name, (output, target) in pairs.items():
+                squared = (output.float().clamp(-1, 1) - target).square()
+                for metric, mask in ((f"{name}_mse_inside", region), (f"{name}_mse_outside", ~region)):
+                    if metric in METRICS:
+                        total = torch.stack([(squared * mask).sum(), 3.0 * mask.sum()])
+                        sums[METRICS.index(metric)] += total.double().cpu()
         model.train()
         totals = self.world.sum(sums).tolist()
-        return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
+        return {name: total / count for name, (total, count) in zip(METRICS, totals, strict=True) if count}
 
     @torch.inference_mode()
     def draw(self, model: nn.Module, folder: Path, step: int) -> None:
-        """A grid of the first faces in the run's folder; rank 0 alone draws."""
+        """Write a grid of the first faces to the run folder; rank 0 only."""
         if not self.world.is_main or self.config.evaluate.grid_every == 0:
             return
         model.eval()
-        places = torch.arange(min(DRAWN, len(self.faces)))
-        images, truth = self._load(places)
-        labels = self.split.labels()[self.faces[places]]
-        with self._autocast():
+        rows = torch.arange(min(N_GRID_ROWS, len(self.faces)))
+        images, truth = self._load(rows)
+        labels = self.split.labels()[self.faces[rows]].tolist()
+        with autocast(self.world.device, self.config.engine.precision):
             columns = view_columns(model, images, truth)
-        write_grid(
-            folder / GRIDS / f"{step:08d}.jpg", columns, [self.split.classes[label] for label in labels.tolist()]
-        )
+        path = folder / GRIDS_DIR / f"{step:08d}.jpg"
+        write_grid(path, columns, [self.split.classes[label] for label in labels])
         model.train()
 
-    def _load(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Photos and, where they are known, true poker faces at some places among the faces: b 3 h w."""
+    def _load(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Photos and, for a synthetic split, true poker faces of some of the tracked faces: b 3 h w."""
         device = self.world.device
-        images, _ = load_images(self.split, self.faces[places], self.config.data.size, device)
+        images, _ = load_images(self.split, self.faces[rows], self.config.data.size, device)
         if isinstance(self.split, SyntheticSplit) and self.truth is None:
             self.truth = self.split.poker_faces(self.faces)
-        return images, None if self.truth is None else transforms.to_float(self.truth[places].to(device))
-
-    def _autocast(self) -> torch.autocast:
-        half = self.config.engine.precision != "fp32"
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=half)
+        return images, None if self.truth is None else transforms.to_float(self.truth[rows].to(device))
 
 
 def view_columns(model: nn.Module, images: Tensor, truth: Tensor | None) -> dict[str, Tensor]:
-    """Named columns of a picture grid: what PF-ViT makes of images b 3 h w, and the true poker faces."""
+    """Columns of an image grid: images b 3 h w, PF-ViT's views of them and the true poker faces."""
     views = model(images)
     columns = {"original": images, "reconstruction": views.reconstruction}
     if views.emotion is not None and views.poker is not None:
