@@ -24,7 +24,7 @@ from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import TrainRun
-from pfcluster.launch.slurm.task import SlurmRank, logged
+from pfcluster.launch.rank import RankInfo, redirect_output
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, STOP_FILE, exit_status_path, write_requested_config
@@ -138,7 +138,7 @@ def train_rank(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _own_gpu()
-    ray_rank = SlurmRank(
+    ray_rank = RankInfo(
         rank=rank,
         size=size,
         local_rank=local_rank,
@@ -149,7 +149,7 @@ def train_rank(
     )
     exit_status_path(folder, rank).unlink(missing_ok=True)
     stop = StopRequest()
-    with logged(folder, ray_rank), _watched(folder / STOP_FILE, stop, rank):
+    with redirect_output(folder, ray_rank), _watched(folder / STOP_FILE, stop, rank):
         attempt = attempts.begin(folder, OURS, ray_rank.restart, ray_rank.nodes) if rank == 0 else None
         ending = work(folder / REQUESTED_CONFIG_FILE, folder, command, threads, stop)
     write_atomically(exit_status_path(folder, rank), json.dumps(asdict(ending)) + "\n")

@@ -15,9 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -25,35 +22,21 @@ from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Failure
-from pfcluster.launch.redaction import redact_output
+from pfcluster.launch.rank import RankInfo, redirect_output
 from pfcluster.launch.slurm import client
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
-from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, TASK_FILE, log_path
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, TASK_FILE
 
 LAST_SECONDS = 10.0
 """Before SLURM kills a job that has not stopped yet, it is put back into the queue as it is."""
 
 
-@dataclass(frozen=True)
-class SlurmRank:
-    """This process in its job."""
-
-    rank: int
-    size: int
-    local_rank: int
-    job: str
-    """Its own number, which every command takes, also of a task of an array."""
-    restart: int
-    nodes: str
-    threads: int
-
-
-def here() -> SlurmRank:
+def here() -> RankInfo:
     """Read off SLURM's variables."""
     found = os.environ
     cpus = found.get("SLURM_CPUS_PER_TASK")
     share = int(found.get("SLURM_CPUS_ON_NODE", "1")) // max(1, int(found.get("SLURM_NTASKS_PER_NODE", "1")))
-    return SlurmRank(
+    return RankInfo(
         rank=int(found["SLURM_PROCID"]),
         size=int(found["SLURM_NTASKS"]),
         local_rank=int(found["SLURM_LOCALID"]),
@@ -68,7 +51,7 @@ def run_task(folder: str) -> None:
     """Run the task of a folder in this rank; leaves by SystemExit where it failed."""
     with StopRequest() as stop:
         place, mine = Path(folder), here()
-        with logged(place, mine):
+        with redirect_output(place, mine):
             ending = _run(place, mine, stop)
         if ending.kind == "lost rank":
             os._exit(ending.code)  # libraries' own ends would wait for the lost rank
@@ -76,7 +59,7 @@ def run_task(folder: str) -> None:
             sys.exit(ending.code)
 
 
-def _run(place: Path, mine: SlurmRank, stop: StopRequest) -> ExitStatus:
+def _run(place: Path, mine: RankInfo, stop: StopRequest) -> ExitStatus:
     join(mine)
     if mine.rank:
         number = _number(place, mine)
@@ -99,7 +82,7 @@ def _run(place: Path, mine: SlurmRank, stop: StopRequest) -> ExitStatus:
     return ending
 
 
-def execute(place: Path, mine: SlurmRank, stop: StopRequest) -> ExitStatus:
+def execute(place: Path, mine: RankInfo, stop: StopRequest) -> ExitStatus:
     """The task itself: a run in this process, or a command in another."""
     task = json.loads((place / TASK_FILE).read_text())
     if task["module"] is None:
@@ -125,7 +108,7 @@ def call(command: list[str], stop: StopRequest) -> ExitStatus:
     return ExitStatus(FAILED, "user" if code == 2 else "bug", words)
 
 
-def join(mine: SlurmRank) -> None:
+def join(mine: RankInfo) -> None:
     """Set what torch's process groups look for."""
     os.environ |= {
         "RANK": str(mine.rank),
@@ -152,32 +135,12 @@ def _main_address(nodes: str) -> str:
     return first
 
 
-@contextmanager
-def logged(place: Path, mine: SlurmRank) -> Iterator[None]:
-    """Have all that this process prints go to the rank's own log; attempts follow each other in it."""
-    path = log_path(place, mine.rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    redact_output()
-    restarts = f", restart {mine.restart}" if mine.restart else ""
-    print(
-        f"--- {attempts.now()} job {mine.job}{restarts}, rank {mine.rank} of {mine.size} on {host_name()}", flush=True
-    )
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-
-
-def _tell(place: Path, number: int, mine: SlurmRank, ending: ExitStatus) -> None:
+def _tell(place: Path, number: int, mine: RankInfo, ending: ExitStatus) -> None:
     if ending.kind is not None:
         attempts.write_failure(place, number, Failure(mine.rank, host_name(), ending.kind, ending.error))
 
 
-def _number(place: Path, mine: SlurmRank) -> int:
+def _number(place: Path, mine: RankInfo) -> int:
     """The number of this attempt, which rank 0 may not have written yet."""
     known = attempts.read(place)
     if not known:
@@ -192,7 +155,7 @@ class SignalWatcher:
     cancelled it, or it is about to be killed before a step ended.
     """
 
-    def __init__(self, mine: SlurmRank, stop: StopRequest) -> None:
+    def __init__(self, mine: RankInfo, stop: StopRequest) -> None:
         self.mine, self.stop = mine, stop
         self._ended = threading.Event()
         self._reader, self._writer = socket.socketpair()

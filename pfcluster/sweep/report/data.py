@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.launch.plan import TrainRun
-from pfcluster.report.results import ReportError
+from pfcluster.report.errors import ReportError
 from pfcluster.report.statistics import Paired, Summary, holm, paired, summarize
+from pfcluster.runs.folder import RESULT_FILE
 from pfcluster.sweep import search
 from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.confirm import Confirmation
@@ -138,7 +139,7 @@ def course_of(job: TrainRun, dataset: Mapping[str, Any]) -> EvalSchedule:
 
 def _dataset(folder: Path) -> Mapping[str, Any]:
     """What the first result says of its data; empty where there is no result."""
-    for path in sorted(folder.glob("trials/*/seed-*/result.json")):
+    for path in sorted(folder.glob(f"trials/*/seed-*/{RESULT_FILE}")):
         found = (result_of(path.parent) or {}).get("dataset")
         if found:
             return dict(found)
@@ -150,7 +151,7 @@ def _command(folder: Path) -> str:
     kept = folder / COMMAND
     if kept.exists():
         return kept.read_text().strip()
-    results = (result_of(path.parent) for path in sorted(folder.glob("trials/*/seed-*/result.json")))
+    results = (result_of(path.parent) for path in sorted(folder.glob(f"trials/*/seed-*/{RESULT_FILE}")))
     return next((str(result["command"]) for result in results if result and result.get("command")), "")
 
 
