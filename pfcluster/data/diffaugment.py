@@ -1,8 +1,9 @@
-"""What Δ is shown: images changed and blurred with noise on their way to it, gradients flowing back through.
+"""Augmentation of the discriminator's input, differentiable with respect to the images.
 
-DiffAugment (Zhao et al. 2020) and instance noise (Sønderby et al. 2017). A sample has one draw for a turn, which its
-real image and its fakes share. Each turn of a step has draws of its own, PF-ViT's too. All chance is that of the
-sample's place in the batch of all ranks, so that any layout shows the same.
+DiffAugment (Zhao et al. 2020) and instance noise (Sønderby et al. 2017). In one update, a sample's real image and its
+generated images share the sample's parameters; each update of a step, PF-ViT's included, has its own.
+
+Random draws cover the global batch, independent of rank count.
 
 Legend: b images, h w pixels.
 """
@@ -18,106 +19,115 @@ from pfcluster.config import DiscriminatorTransform, RunConfig
 from pfcluster.distributed.process_group import World, derive_seed, generator
 
 SHIFT, HOLE = 0.125, 0.5
-"""Largest shift, and side of the hole, over the image's side (Zhao et al. 2020, their code's)."""
+"""Largest shift and side of the cutout square, as fractions of the image's side (code of Zhao et al. 2020)."""
 
 
 class DiscriminatorAugment(NamedTuple):
-    """The draws of a turn, each None where the config does not ask for it."""
+    """Parameters of one update; None for a transform that the config does not enable."""
 
     flip: Tensor | None = None
-    """b: true mirrors the image."""
+    """bool b: whether to mirror the image."""
     colour: Tensor | None = None
-    """b 3: what brightness adds, factors of saturation and contrast."""
+    """b 3: brightness offset, saturation factor, contrast factor."""
     shift: Tensor | None = None
-    """b 2: pixels down and to the right; zeros (grey) come in."""
+    """b 2: pixels down and to the right; padded with 0 (grey)."""
     hole: Tensor | None = None
-    """b 2: row and column of the middle of a grey square."""
+    """b 2: row and column of the centre of a square set to 0 (grey)."""
     noise: Tensor | None = None
-    """b 3 h w, with its deviation."""
+    """b 3 h w, added to the image; scaled by its standard deviation already."""
 
     def part(self, number: int, parts: int) -> DiscriminatorAugment:
-        """One of so many equal parts of the batch."""
+        """Chunk `number` of `parts` equal chunks of the batch."""
         return DiscriminatorAugment(*[None if values is None else values.chunk(parts)[number] for values in self])
 
     def __call__(self, images: Tensor) -> Tensor:
-        """b 3 h w -> what Δ sees of them, the same shape."""
+        """b 3 h w -> b 3 h w."""
         if self.colour is not None:
             images = _recolour(images, self.colour)
         if self.flip is not None or self.shift is not None:
             images = _move(images, self.flip, self.shift)
         if self.hole is not None:
-            images = images * _outside(images, self.hole)
+            images = images * _outside_cutout(images, self.hole)
         return images if self.noise is None else images + self.noise
 
 
 def draw_discriminator_augment(config: RunConfig, step: int, world: World) -> tuple[DiscriminatorAugment, ...]:
-    """This rank's draws of a step, Δ's turns first, PF-ViT's last; none where Δ sees images as they are."""
+    """This rank's parameters of a step: one per discriminator update, then one for PF-ViT's update. Empty if the config
+    does not change the discriminator's input.
+
+    Random draws cover the global batch, independent of rank count.
+    """
     if config.objective != "pf_mag" or not config.pf_mag.transforms_discriminator_input:
         return ()
     deviation = config.pf_mag.instance_noise
-    return tuple(_draw(config, step, turn, deviation, world) for turn in range(config.pf_mag.discriminator_updates + 1))
+    updates = config.pf_mag.discriminator_updates + 1
+    return tuple(_draw(config, step, update, deviation, world) for update in range(updates))
 
 
 def empty_discriminator_augment(config: RunConfig, count: int) -> tuple[DiscriminatorAugment, ...]:
-    """As `draw_discriminator_augment`, for so many images, without contents, on torch's default device: to count
-    with."""
-    asked, size = config.pf_mag.discriminator_augment, config.data.size
+    """Uninitialised tensors of the shapes of `draw_discriminator_augment` for `count` images, on torch's default device
+    (for FLOP and memory estimates).
+    """
+    enabled, size = config.pf_mag.discriminator_augment, config.data.size
     if config.objective != "pf_mag" or not config.pf_mag.transforms_discriminator_input:
         return ()
 
-    def made(change: DiscriminatorTransform, *shape: int, kind: torch.dtype = torch.float32) -> Tensor | None:
-        return torch.empty(count, *shape, dtype=kind) if change in asked else None
+    def empty(name: DiscriminatorTransform, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        return torch.empty(count, *shape, dtype=dtype) if name in enabled else None
 
     return tuple(
         DiscriminatorAugment(
-            made("flip", kind=torch.bool),
-            made("colour", 3),
-            made("translation", 2, kind=torch.long),
-            made("cutout", 2, kind=torch.long),
+            empty("flip", dtype=torch.bool),
+            empty("colour", 3),
+            empty("translation", 2, dtype=torch.long),
+            empty("cutout", 2, dtype=torch.long),
             torch.empty(count, 3, size, size) if config.pf_mag.instance_noise > 0 else None,
         )
         for _ in range(config.pf_mag.discriminator_updates + 1)
     )
 
 
-def _draw(config: RunConfig, step: int, turn: int, deviation: float, world: World) -> DiscriminatorAugment:
-    asked, count, size = config.pf_mag.discriminator_augment, config.batch_size, config.data.size
-    mine = world.slice_of(count)
+def _draw(config: RunConfig, step: int, update: int, deviation: float, world: World) -> DiscriminatorAugment:
+    enabled, count, size = config.pf_mag.discriminator_augment, config.batch_size, config.data.size
+    rank_slice = world.slice_of(count)
 
-    def uniform(change: DiscriminatorTransform, *shape: int) -> Tensor | None:
-        """In [0, 1), from a stream of its own: what else is asked for changes nothing here."""
-        if change not in asked:
+    def uniform(name: DiscriminatorTransform, *shape: int) -> Tensor | None:
+        """In [0, 1), of a separate random stream per transform: enabling one does not change another's draws."""
+        if name not in enabled:
             return None
-        return torch.rand(count, *shape, generator=generator(config.seed, f"discriminator-{change}-{turn}", step))[mine]
+        stream = generator(config.seed, f"discriminator-{name}-{update}", step)
+        return torch.rand(count, *shape, generator=stream)[rank_slice]
 
     flip, colour = uniform("flip"), uniform("colour", 3)
     shift, hole = uniform("translation", 2), uniform("cutout", 2)
     reach = int(size * SHIFT + 0.5)
     drawn = DiscriminatorAugment(
         flip=None if flip is None else flip < 0.5,
-        colour=None if colour is None else _factors(colour),
+        colour=None if colour is None else _colour_params(colour),
         shift=None if shift is None else (shift * (2 * reach + 1)).long() - reach,
         hole=None if hole is None else (hole * (size + 1)).long(),
-        noise=_noise(config, step, turn, deviation, world) if deviation > 0 else None,
+        noise=_noise(config, step, update, deviation, world) if deviation > 0 else None,
     )
     return DiscriminatorAugment(
         *[None if values is None else values.to(world.device, non_blocking=True) for values in drawn]
     )
 
 
-def _factors(drawn: Tensor) -> Tensor:
+def _colour_params(uniform: Tensor) -> Tensor:
     """Uniform b 3 in [0, 1) -> brightness -0.5..0.5, saturation 0..2, contrast 0.5..1.5 (Zhao et al. 2020)."""
-    return drawn * drawn.new_tensor([1.0, 2.0, 1.0]) + drawn.new_tensor([-0.5, 0.0, 0.5])
+    return uniform * uniform.new_tensor([1.0, 2.0, 1.0]) + uniform.new_tensor([-0.5, 0.0, 0.5])
 
 
-def _noise(config: RunConfig, step: int, turn: int, deviation: float, world: World) -> Tensor:
-    """b 3 h w of this rank's samples, each with a seed of its own: so much is drawn on the device, and no other's."""
+def _noise(config: RunConfig, step: int, update: int, deviation: float, world: World) -> Tensor:
+    """Instance noise of this rank's samples: b 3 h w. Each sample has a seed of its own, so that a rank draws for its
+    samples only.
+    """
     size = config.data.size
-    chance = torch.Generator(device=world.device)
+    rng = torch.Generator(device=world.device)
     drawn = []
     for place in range(config.batch_size)[world.slice_of(config.batch_size)]:
-        chance.manual_seed(derive_seed(config.seed, "instance-noise", turn, step, place))
-        drawn.append(torch.randn(3, size, size, generator=chance, device=world.device))
+        rng.manual_seed(derive_seed(config.seed, "instance-noise", update, step, place))
+        drawn.append(torch.randn(3, size, size, generator=rng, device=world.device))
     return torch.stack(drawn) * deviation
 
 
@@ -131,7 +141,7 @@ def _recolour(images: Tensor, colour: Tensor) -> Tensor:
 
 
 def _move(images: Tensor, flip: Tensor | None, shift: Tensor | None) -> Tensor:
-    """Mirror, then shift: b 3 h w, b or None, b 2 or None -> b 3 h w. One gather over places in the input."""
+    """Mirror, then shift, in one gather: b 3 h w, flip b or None, shift b 2 or None -> b 3 h w."""
     height, width = images.shape[2:]
     rows = torch.arange(height, device=images.device).view(1, -1, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, -1)
@@ -146,13 +156,13 @@ def _move(images: Tensor, flip: Tensor | None, shift: Tensor | None) -> Tensor:
     return moved * inside.unsqueeze(1)
 
 
-def _outside(images: Tensor, hole: Tensor) -> Tensor:
-    """False within the squares, whose middles are given as b 2: -> b 1 h w."""
+def _outside_cutout(images: Tensor, hole: Tensor) -> Tensor:
+    """Whether a pixel lies outside its image's square, whose centre is in `hole`, b 2: -> bool b 1 h w."""
     height, width = images.shape[2:]
     half = int(height * HOLE + 0.5) // 2
 
-    def within(middle: Tensor, extent: int) -> Tensor:
+    def within(centre: Tensor, extent: int) -> Tensor:
         place = torch.arange(extent, device=images.device)
-        return (place >= middle.view(-1, 1) - half) & (place < middle.view(-1, 1) + half)
+        return (place >= centre.view(-1, 1) - half) & (place < centre.view(-1, 1) + half)
 
     return ~(within(hole[:, 0], height).unsqueeze(2) & within(hole[:, 1], width).unsqueeze(1)).unsqueeze(1)

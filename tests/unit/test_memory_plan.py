@@ -17,6 +17,7 @@ from pfcluster.profiling.flops import empty_batches
 from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch_size, plan, plans, with_backend
 from pfcluster.profiling.step_trace import FakeStep, trace_step
 from pfcluster.training import parity
+from pfcluster.training.factory import build_engines
 
 CLASSES = parity.CLASSES
 
@@ -231,7 +232,7 @@ def test_the_plan_of_one_process_is_what_a_real_step_allocates(objective):
     alone = World(0, 1, torch.device("cpu"))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         engines = build_engines(config, "ddp", factory.build(config, CLASSES), alone)
-        objective_ = parity.build(config, engines, alone)
+        objective_ = build_objective(config, engines, parity.CLASS_NAMES, alone)
         for step in range(3):
             (batch,) = empty_batches(config, 32, 1)
             batch.images.uniform_(-1, 1)
