@@ -18,7 +18,7 @@ from pfcluster.runs.atomic_files import write_atomically
 
 def report(arguments: list[str]) -> int:
     """Write the report of a study, print its main table and what it says."""
-    from pfcluster.report.page import findings
+    from pfcluster.report.findings import findings
     from pfcluster.report.write import main_table, write_report
 
     parser = argparse.ArgumentParser(prog="jobs/launch.py report")

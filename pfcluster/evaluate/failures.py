@@ -1,4 +1,4 @@
-"""Faces that a classifier gets wrong, drawn by a seed and not by hand.
+"""Draw a random sample of misclassified faces.
 
 Legend: n samples, k classes.
 """
@@ -15,22 +15,23 @@ from pfcluster.distributed.process_group import generator
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample, its class, and the classes that the classifier takes for likeliest, with their probabilities."""
+    """A misclassified sample."""
 
     index: int
     truth: int
-    likeliest: tuple[tuple[int, float], ...]
+    top_classes: tuple[tuple[int, float], ...]
+    """The most probable classes and their probabilities."""
 
 
 def draw_failures(logits: Tensor, labels: Tensor, count: int, seed: int, top: int = 2) -> list[Failure]:
-    """Up to `count` samples whose largest logit is not the truth's, of logits n k and labels n.
+    """Up to `count` misclassified samples, from logits n k and labels n.
 
-    All runs go through the samples in the same seeded order, so a face that two runs get wrong tends to show in both.
+    The random order depends on the seed alone, so a face that two runs both get wrong tends to be drawn for both.
     """
     order = torch.randperm(len(labels), generator=generator(seed, "failures"))
     wrong = order[logits[order].argmax(1) != labels[order]]
-    found = []
+    failures = []
     for index in wrong[:count].tolist():
         values, classes = logits[index].softmax(0).topk(min(top, logits.shape[1]))
-        found.append(Failure(index, int(labels[index]), tuple(zip(classes.tolist(), values.tolist(), strict=True))))
-    return found
+        failures.append(Failure(index, int(labels[index]), tuple(zip(classes.tolist(), values.tolist(), strict=True))))
+    return failures

@@ -1,4 +1,4 @@
-"""Pictures of several runs as PNGs: attention maps, features in the plane, failures.
+"""PNG figures of several runs: attention maps, 2-D embeddings of features, failures.
 
 Legend: n samples, b images, h w pixels.
 """
@@ -18,48 +18,49 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfcluster.data.transforms import to_uint8
-from pfcluster.evaluate.attention import attention_maps, painted
+from pfcluster.evaluate.attention import attention_maps, overlay
 from pfcluster.evaluate.failures import Failure
-from pfcluster.evaluate.run_comparison import Answers, ComparedRun
+from pfcluster.evaluate.run_comparison import ClassifierOutputs, ComparedRun
 from pfcluster.runs.atomic_files import write_atomically
 
-RIGHT, WRONG = "#1c7a4b", "#b3261e"
-COLOURS = ("#3b82d6", "#e0762f", "#2f9e6e", "#b05cc6", "#c9a227", "#d64f5c", "#2ab0c5", "#5b5148")
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Classes differ in shape too, for those who do not see the colours apart."""
+CORRECT_COLOUR, WRONG_COLOUR = "#1c7a4b", "#b3261e"
+CLASS_COLOURS = ("#3b82d6", "#e0762f", "#2f9e6e", "#b05cc6", "#c9a227", "#d64f5c", "#2ab0c5", "#5b5148")
+CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Classes differ in marker shape too, for colour-blind readers."""
 SIDE = 1.5
-"""Inches of a face."""
+"""Side of a face, in inches."""
 
 
-def attention_picture(path: Path, runs: Sequence[ComparedRun], chosen: Tensor) -> None:
-    """A row for each chosen face: the input, and each run's map of the class that it predicts, painted over it."""
-    inputs, labels = runs[0].images(chosen)
+def attention_picture(path: Path, runs: Sequence[ComparedRun], indices: Tensor) -> None:
+    """Draw a row for each face: the input, then for each run the Grad-CAM++ map of its predicted class."""
+    inputs, labels = runs[0].images(indices)
     classes = runs[0].classes
-    figure, cells = _grid(len(chosen), 1 + len(runs), below=0.27, above=0.2 + 0.16 * _lines(runs))
+    figure, cells = _grid(len(indices), 1 + len(runs), below=0.27, above=0.2 + 0.16 * _lines(runs))
     for row, label in enumerate(labels.tolist()):
         _face(cells[row][0], _pixels(inputs[row]), f"truth: {classes[label]}", "black")
     for column, run in enumerate(runs, 1):
-        images, _ = run.images(chosen)
+        images, _ = run.images(indices)
         maps, logits = attention_maps(run.model, images)
-        pictures = painted(images, maps)
-        for row, (probability, guess) in enumerate(zip(*(x.tolist() for x in logits.softmax(1).max(1)), strict=True)):
-            colour = RIGHT if guess == labels[row] else WRONG
-            _face(cells[row][column], pictures[row].numpy(), f"{classes[guess]} {percent(probability)}", colour)
+        pictures = overlay(images, maps)
+        probabilities, predicted = (values.tolist() for values in logits.softmax(1).max(1))
+        for row, (probability, label) in enumerate(zip(probabilities, predicted, strict=True)):
+            colour = CORRECT_COLOUR if label == labels[row] else WRONG_COLOUR
+            _face(cells[row][column], pictures[row].numpy(), f"{classes[label]} {percent(probability)}", colour)
     for cell, title in zip(cells[0], ["input", *(run.label for run in runs)], strict=True):
         cell.set_title(_wrapped(title), fontsize=9)
     _save(figure, path)
 
 
 def failures_picture(path: Path, run: ComparedRun, failures: Sequence[Failure], columns: int = 4) -> None:
-    """A grid of faces that a run gets wrong, each with the truth and the likeliest classes."""
+    """Draw a grid of misclassified faces, each with its label and the most probable classes."""
     images, _ = run.images(torch.tensor([failure.index for failure in failures]))
     columns = min(columns, len(failures))
     figure, cells = _grid(math.ceil(len(failures) / columns), columns, below=0.58, above=0.06, side=1.75)
-    places = [cell for row in cells for cell in row]
-    for cell, failure, image in zip(places, failures, images, strict=False):
-        likeliest = "\n".join(f"{run.classes[place]} {percent(share)}" for place, share in failure.likeliest)
-        _face(cell, _pixels(image), f"truth: {run.classes[failure.truth]}\n{likeliest}", "black")
-    for cell in places[len(failures) :]:
+    axes = [cell for row in cells for cell in row]
+    for cell, failure, image in zip(axes, failures, images, strict=False):
+        top = "\n".join(f"{run.classes[label]} {percent(share)}" for label, share in failure.top_classes)
+        _face(cell, _pixels(image), f"truth: {run.classes[failure.truth]}\n{top}", "black")
+    for cell in axes[len(failures) :]:
         cell.set_visible(False)
     _save(figure, path)
 
@@ -71,16 +72,16 @@ def embedding_picture(
     labels: Sequence[Tensor],
     classes: Sequence[str],
 ) -> None:
-    """Runs beside each other, at most three in a row: points n 2 in their class's colour, one legend for all."""
+    """Draw a scatter plot of each run, at most three in a row: points n 2 in the colour of their class, one legend."""
     rows = math.ceil(len(points) / 3)
     columns = math.ceil(len(points) / rows)
     figure = _figure(3.3 * max(columns, 2), 3.4 * rows + 0.75)
     boxes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for box, title, found, truth in zip(boxes, titles, points, labels, strict=False):
-        for place, name in enumerate(classes):
-            own = found[(truth == place).numpy()]
-            colour, mark = COLOURS[place % len(COLOURS)], MARKS[place % len(MARKS)]
-            box.scatter(*own.T, s=14, c=colour, marker=mark, label=name, alpha=0.75, linewidths=0)
+    for box, title, run_points, run_labels in zip(boxes, titles, points, labels, strict=False):
+        for index, name in enumerate(classes):
+            class_points = run_points[(run_labels == index).numpy()]
+            colour, marker = CLASS_COLOURS[index % len(CLASS_COLOURS)], CLASS_MARKERS[index % len(CLASS_MARKERS)]
+            box.scatter(*class_points.T, s=14, c=colour, marker=marker, label=name, alpha=0.75, linewidths=0)
         box.set_title(title, fontsize=9)
         box.set(xticks=[], yticks=[])
         box.spines[:].set_color("#bbbbbb")
@@ -96,20 +97,20 @@ def embedding_picture(
 
 
 def embedding_title(run: ComparedRun, score: float | None, count: int) -> str:
-    """A run's name, its silhouette and of how many faces."""
-    shown = "–" if score is None else f"{score:.3f}".replace("-", "−")
-    return f"{_wrapped(run.label, 40)}\nsilhouette {shown} (n = {count:,})"
+    """The run's label, silhouette and number of faces."""
+    text = "–" if score is None else f"{score:.3f}".replace("-", "−")
+    return f"{_wrapped(run.label, 40)}\nsilhouette {text} (n = {count:,})"
 
 
 def percent(share: float) -> str:
-    """A probability in whole percents, but never a certainty that it is not."""
+    """A probability in whole percent; values below 1 are never rounded up to 100 %."""
     return "> 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
 
 
-def accuracy(answers: Answers) -> str:
-    """`743 of 800 right`."""
-    right = int((answers.logits.argmax(1) == answers.labels).sum())
-    return f"{right:,} of {len(answers.labels):,} right"
+def correct_count(outputs: ClassifierOutputs) -> str:
+    """`743 of 800 correct`."""
+    correct = int((outputs.logits.argmax(1) == outputs.labels).sum())
+    return f"{correct:,} of {len(outputs.labels):,} correct"
 
 
 def _pixels(image: Tensor) -> NDArray[np.uint8]:
@@ -127,7 +128,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _grid(rows: int, columns: int, *, below: float, above: float, side: float = SIDE) -> tuple[Any, Any]:
-    """A figure of square cells and their axes, row by row; inches below each cell, and above all of them."""
+    """A figure with a grid of square axes, and the axes by row. `below`: inches below each cell; `above`: above all."""
     figure = _figure(columns * (side + 0.12), rows * (side + below) + above)
     return figure, figure.subplots(rows, columns, squeeze=False)
 

@@ -1,9 +1,9 @@
-"""Fréchet distance between sets of images: FID where the features are InceptionV3's (Heusel et al. 2017).
+"""Fréchet distance between two sets of images; FID if the features are InceptionV3's (Heusel et al. 2017).
 
-A distance between *sets*: it knows nothing of which face became which, and copying the input scores 0. Figures of
-different features, or of different numbers of images, cannot be compared.
+The distance compares sets, not pairs: it ignores which output belongs to which input, and copies of the reference score
+0. Values from different feature nets or different numbers of images are not comparable.
 
-Legend: n images, f features.
+Legend: n m images, f features.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 
-class _Given(nn.Module):
-    """Features that are there already."""
+class _PrecomputedFeatures(nn.Module):
+    """Identity in place of torchmetrics' feature net."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -24,14 +24,15 @@ class _Given(nn.Module):
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float | None:
-    """n f and m f -> the distance between normal distributions of their means and covariances; None where one of them
-    has fewer than two images.
+    """n f and m f -> Fréchet distance between the normal distributions with their means and covariances; None if either
+    set has fewer than two images.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     if min(len(features), len(reference)) < 2:
         return None
-    metric = FrechetInceptionDistance(_Given(features.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
+    net = _PrecomputedFeatures(features.shape[1])
+    metric = FrechetInceptionDistance(net, sync_on_compute=False).set_dtype(torch.float64)
     metric.update(reference.cpu().double(), real=True)
     metric.update(features.cpu().double(), real=False)
-    return max(float(metric.compute()), 0.0)  # rounding may leave a distance of 0 slightly below it
+    return max(float(metric.compute()), 0.0)  # rounding may give slightly negative values for equal sets

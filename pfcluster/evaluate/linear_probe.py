@@ -1,33 +1,42 @@
-"""Linear probes: what can a linear reader still find in a run's tokens? (Alain & Bengio 2016.)
+"""Linear probes: how much emotion and identity can be read linearly from frozen features (Alain & Bengio 2016).
 
-The paper claims that f_e holds the emotion and f_p the person, and measures neither. A probe that reads the emotion
-back out of f_p says how far the separation is one.
+The paper claims that f_e holds the emotion and f_p the identity, without measuring either. A linear probe that reads
+the emotion from f_p shows how incomplete the separation is.
 
-Legend: n images, t tokens with the class token first, d channels, f features.
+Legend: n m images, t tokens with the class token first, d channels, f features.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-LEAST_FACES = 4
-"""A person with fewer faces is left out: half of them teach, half test."""
+MIN_FACES = 4
+"""Identities with fewer faces are left out: the faces are split into a training and a test half."""
 
 
-def pooled(tokens: Tensor) -> Tensor:
-    """b t d -> the class token beside the mean of the patches: b 2d, in floats."""
+class IdentityHalves(NamedTuple):
+    """Image indices and identity numbers of a training and a test half."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+def pool_tokens(tokens: Tensor) -> Tensor:
+    """b t d -> class token concatenated with the mean of the patch tokens: b 2d, float32."""
     return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1).float()
 
 
 def probe_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
-    """Test accuracy of a logistic regression on standardised features: n f, n, m f, m -> a share.
+    """Test accuracy of a logistic regression on standardised features: n f, n, m f, m.
 
-    L2 penalty 1 on the sum over samples: scikit-learn's own choice, for all features alike. Where there are more
-    features than samples both are turned into the samples' span, which changes no answer of such a regression.
+    L2 penalty with C = 1, scikit-learn's default. With more features than samples, both sets are first projected onto
+    the span of the training samples, which does not change the solution of an L2-penalised regression.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -41,50 +50,58 @@ def probe_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -
     return float(probe.score(test.numpy(), truth.numpy()))
 
 
-def halves_by_person(people: list[str], most: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Names n -> images that teach, their people's numbers, images that test, their people's numbers: every other face
-    of the `most` people with the most faces. None where fewer than two people have enough.
+def split_halves_by_identity(identities: list[str], max_identities: int) -> IdentityHalves | None:
+    """Split the faces of the `max_identities` most frequent identities in two, every other face of each.
+
+    `identities`: a name for each of n images, "" where unknown. None if fewer than two identities have `MIN_FACES`.
     """
-    names, counts = np.unique([name for name in people if name], return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:most]
-    known = {str(names[index]): number for number, index in enumerate(order) if counts[index] >= LEAST_FACES}
-    if len(known) < 2:
+    names, counts = np.unique([name for name in identities if name], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:max_identities]
+    numbers = {str(names[index]): number for number, index in enumerate(order) if counts[index] >= MIN_FACES}
+    if len(numbers) < 2:
         return None
-    seen = dict.fromkeys(known, 0)
+    seen = dict.fromkeys(numbers, 0)
     halves: tuple[list[int], list[int]] = ([], [])
-    for index, name in enumerate(people):
-        if name in known:
+    for index, name in enumerate(identities):
+        if name in numbers:
             halves[seen[name] % 2].append(index)
             seen[name] += 1
-    numbers = [torch.tensor([known[people[index]] for index in half]) for half in halves]
-    return torch.tensor(halves[0]), numbers[0], torch.tensor(halves[1]), numbers[1]
+    train_labels, test_labels = (torch.tensor([numbers[identities[index]] for index in half]) for half in halves)
+    return IdentityHalves(torch.tensor(halves[0]), train_labels, torch.tensor(halves[1]), test_labels)
 
 
-def probe(
+def probe_features(
     train: dict[str, Tensor],
     labels: Tensor,
     test: dict[str, Tensor],
     truth: Tensor,
-    people: list[str],
-    most_people: int,
+    identities: list[str],
+    max_identities: int,
 ) -> dict[str, Any]:
-    """Probes of each kind of features, by name: `train` and its labels teach emotions, which `test` is asked for;
-    people are taught and told apart within `test`, whose features need no partner in `train`. Chance is the share of
-    the most frequent answer.
+    """Emotion and identity probes for each kind of features, by name.
+
+    Emotion probes train on `train` (n f, labels n) and test on `test` (m f, labels m). Identity probes train and test
+    on two halves of `test`; features that are only in `test` have no emotion probe. Chance is the share of the most
+    frequent test label.
     """
-    halves = halves_by_person(people, most_people)
-    found: dict[str, Any] = {
-        "emotion_chance": float(truth.bincount().max() / len(truth)),
-        "identity_chance": None if halves is None else float(halves[3].bincount().max() / len(halves[3])),
-        "n": {"train": len(labels), "test": len(truth), "people": 0 if halves is None else int(halves[1].max()) + 1},
-        "rows": {},
-    }
+    halves = split_halves_by_identity(identities, max_identities)
+    rows: dict[str, dict[str, float | None]] = {}
     for name, features in test.items():
         row: dict[str, float | None] = {"emotion": None, "identity": None}
         if name in train:
             row["emotion"] = probe_accuracy(train[name], labels, features, truth)
         if halves is not None:
-            teach, who, ask, answer = halves
-            row["identity"] = probe_accuracy(features[teach], who, features[ask], answer)
-        found["rows"][name] = row
-    return found
+            row["identity"] = probe_accuracy(
+                features[halves.train], halves.train_labels, features[halves.test], halves.test_labels
+            )
+        rows[name] = row
+    n_identities, identity_chance = 0, None
+    if halves is not None:
+        n_identities = int(halves.train_labels.max()) + 1
+        identity_chance = float(halves.test_labels.bincount().max() / len(halves.test_labels))
+    return {
+        "emotion_chance": float(truth.bincount().max() / len(truth)),
+        "identity_chance": identity_chance,
+        "n": {"train": len(labels), "test": len(truth), "identities": n_identities},
+        "rows": rows,
+    }

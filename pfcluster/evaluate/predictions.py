@@ -1,4 +1,4 @@
-"""A classifier's answers to every sample of its test split: `predictions.safetensors` in the run's folder.
+"""`predictions.safetensors` in a run folder: the classifier's logits for every sample of its test split.
 
 Legend: n samples, k classes.
 """
@@ -18,85 +18,86 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import PREDICTIONS_FILE
 
-FILE = "predictions.safetensors"
 FORMAT = "1"
 
 
 class PredictionsError(ValueError):
-    """Predictions that cannot be read: says which file, why, and what to do."""
+    """A predictions file that cannot be read; the message names the file, the reason and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Logits and truth, in the split's own order."""
+    """Logits and labels, in the split's order."""
 
     logits: NDArray[np.float32]
     """n k."""
     labels: NDArray[np.int64]
-    """n; places in `classes`."""
+    """n; indices into `classes`."""
     classes: tuple[str, ...]
     samples: str
-    """`checksum` of the samples' names: two runs with the same one were asked about the same samples."""
+    """`checksum` of the sample names: equal for two runs only if they were evaluated on the same samples."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether the largest logit, the first of equal ones, is the truth's: n."""
+        """n; whether the largest logit (the first of equal ones) is that of the label."""
         return np.asarray(self.logits.argmax(1) == self.labels)
 
 
 def checksum(keys: Sequence[str]) -> str:
-    """SHA-256 of samples' names in their order, in hexadecimal."""
+    """SHA-256 of the sample names in their order, in hexadecimal."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
-def write(folder: Path, found: Predictions) -> None:
-    """Write a run's predictions, aside and moved into place. Raises OSError for a disk."""
-    metadata = {"format": FORMAT, "classes": json.dumps(found.classes), "samples": found.samples}
+def write(folder: Path, predictions: Predictions) -> None:
+    """Write a run's predictions atomically. Raises OSError."""
+    metadata = {"format": FORMAT, "classes": json.dumps(predictions.classes), "samples": predictions.samples}
     tensors: dict[str, NDArray[Any]] = {
-        "logits": np.ascontiguousarray(found.logits, np.float32),
-        "labels": np.ascontiguousarray(found.labels, np.int64),
+        "logits": np.ascontiguousarray(predictions.logits, np.float32),
+        "labels": np.ascontiguousarray(predictions.labels, np.int64),
     }
-    write_atomically(folder / FILE, save(tensors, metadata))
+    write_atomically(folder / PREDICTIONS_FILE, save(tensors, metadata))
 
 
 def read(folder: Path) -> Predictions:
-    """A run's predictions. Raises PredictionsError for a file that is missing, damaged, or of another form."""
-    file = folder / FILE
+    """Read a run's predictions. Raises PredictionsError if the file is missing, damaged or malformed."""
+    file = folder / PREDICTIONS_FILE
     if not file.exists():
         raise PredictionsError(
-            f"{folder} has no {FILE}: the run measured no test split, or is older than that file; train it again"
+            f"{folder} has no {PREDICTIONS_FILE}: the run did not evaluate a test split; train it again"
         )
     try:
         with safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         classes = json.loads(metadata.get("classes", "null"))
     except (SafetensorError, OSError, TypeError, json.JSONDecodeError) as error:
         raise PredictionsError(f"{file} cannot be read: {error}; remove it, or train the run again") from error
-    wrong = _wrong(metadata, tensors, classes)
-    if wrong:
-        raise PredictionsError(f"{file}: {wrong}; remove it, or train the run again")
+    problem = _format_problem(metadata, tensors, classes)
+    if problem:
+        raise PredictionsError(f"{file}: {problem}; remove it, or train the run again")
     return Predictions(tensors["logits"], tensors["labels"], tuple(classes), metadata["samples"])
 
 
-def _wrong(metadata: dict[str, str], tensors: dict[str, Any], classes: Any) -> str:
-    """What is wrong with the content of a file; empty where nothing is."""
+def _format_problem(metadata: dict[str, str], tensors: dict[str, Any], classes: Any) -> str:
+    """What is malformed in the file; empty if nothing is."""
     if metadata.get("format") != FORMAT:
         return f"format must be {FORMAT}, got {metadata.get('format')!r}"
     if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
         return f"the metadata's classes must be a list of names, got {metadata.get('classes')!r}"
     if not metadata.get("samples"):
-        return "the metadata lack samples, the checksum of the samples' names"
+        return "the metadata lack samples, the checksum of the sample names"
     logits, labels = tensors.get("logits"), tensors.get("labels")
     if logits is None or logits.dtype != np.float32 or logits.ndim != 2 or logits.shape[1] != len(classes):
-        return f"logits must be float32, n x {len(classes)}, got {_form(logits)}"
+        return f"logits must be float32, n x {len(classes)}, got {_describe(logits)}"
     if labels is None or labels.dtype != np.int64 or labels.shape != logits.shape[:1]:
-        return f"labels must be {len(logits)} int64, got {_form(labels)}"
+        return f"labels must be {len(logits)} int64, got {_describe(labels)}"
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(classes):
-        return f"labels must be there and lie in 0 ... {len(classes) - 1}"
+        return f"labels must not be empty and lie in 0 ... {len(classes) - 1}"
     return ""
 
 
-def _form(tensor: Any) -> str:
+def _describe(tensor: Any) -> str:
+    """Type and shape, such as `float32 3 x 2`."""
     return "none" if tensor is None else f"{tensor.dtype} {' x '.join(map(str, tensor.shape))}"

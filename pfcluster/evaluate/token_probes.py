@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pfcluster.config import RunConfig
-from pfcluster.data.dataset import people_of
+from pfcluster.data.dataset import identities_of
 from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World, generator
 from pfcluster.evaluate.classification import load_images, rank_batches
@@ -35,7 +35,7 @@ def probe_run(config: RunConfig, dataset: Dataset, split: Split, model: nn.Modul
     test_indices = torch.arange(min(n_images, len(split)))
     train = _token_features(config, dataset.train, train_indices, model, world)
     test = _token_features(config, split, test_indices, model, world)
-    identities = [people_of(split)[index] for index in test_indices.tolist()]
+    identities = [identities_of(split)[index] for index in test_indices.tolist()]
     if isinstance(model, PFViT) and any(identities):
         test |= _pixel_features(config, split, test_indices, model, world)
     if not world.is_main:
@@ -67,9 +67,7 @@ def _token_features(
 
 
 @torch.inference_mode()
-def _pixel_features(
-    config: RunConfig, split: Split, indices: Tensor, model: PFViT, world: World
-) -> dict[str, Tensor]:
+def _pixel_features(config: RunConfig, split: Split, indices: Tensor, model: PFViT, world: World) -> dict[str, Tensor]:
     """Pixels of photos and of PF-ViT's outputs for them, by name, n (3 h w) each, on the CPU of every rank."""
     names = ("input", "reconstruction") if model.separator is None else ("input", "reconstruction", "poker face")
     size = 3 * config.data.size**2

@@ -273,7 +273,7 @@ class Trainer:
         model = self._evaluated()
         values, score = evaluate_split(self.config, model, self._chooses(), self.dataset.classes, self.world)
         if self.watch is not None:
-            values |= self.watch.region_errors(model)
+            values |= self.watch.region_mse(model)
             if grid_due(self.config, step // self.evaluate_every) or step == self.total_steps:
                 self.watch.draw(model, self.folder, step)
         model.to("cpu")
@@ -375,7 +375,7 @@ class Trainer:
                 **self.dataset.counts(),
             },
             "ended_early": None if status != "stopped" or self.limit is None else self.limit.reason,
-            "chosen_on": self.config.evaluate.selection_split,
+            "selection_split": self.config.evaluate.selection_split,
             "best": None if best is None else {"step": best["step"], "value": best["score"]},
             "processes": self.world.size,
             "engine": {"backend": self.choice.backend, "reason": self.choice.reason},

@@ -144,7 +144,7 @@ class Copy(torch.nn.Module):
 
 def test_errors_of_a_copy():
     values = config("pf_mag")
-    found = TrackedFaces(values, open_dataset(values.data, 0).validation, ALONE).region_errors(Copy())
+    found = TrackedFaces(values, open_dataset(values.data, 0).validation, ALONE).region_mse(Copy())
     assert found["rec_mse_inside"] == found["rec_mse_outside"] == 0
     assert found["poker_mse_inside"] == found["copy_mse_inside"] > 0.0625
     assert found["poker_mse_inside"] > 10 * found["poker_mse_outside"]

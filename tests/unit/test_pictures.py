@@ -1,4 +1,4 @@
-"""The paper's pictures: attention maps, features in the plane, failures, and the page that shows them."""
+"""Attention maps, embeddings, failures, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import nn
 
 from pfcluster.cli.main import main
 from pfcluster.evaluate import embedding, figures
-from pfcluster.evaluate.attention import attention_maps, painted, plus_plus, scaled
+from pfcluster.evaluate.attention import attention_maps, grad_cam_plus_plus, min_max_scale, overlay
 from pfcluster.evaluate.failures import draw_failures
-from pfcluster.evaluate.run_comparison import PicturesError, choose, labels, open_runs
+from pfcluster.evaluate.run_comparison import PicturesError, draw_faces, open_runs, run_labels
 from pfcluster.models import factory
 from pfcluster.models.vit import Classifier, ViT
 from pfcluster.report.gallery import write_pictures
@@ -26,15 +26,15 @@ from pfcluster.training.trainer import run
 from tests.tiny import DATA, config
 
 
-def test_the_weights_of_grad_cam_plus_plus_by_hand():
+def test_grad_cam_plus_plus_equals_hand_computed_map():
     activations = torch.tensor([[[1.0, 2.0], [3.0, 5.0]]])  # b n d: two patches, two channels
-    gradients = torch.tensor([[[0.5, -1.0], [0.0, -2.0]]])  # the second channel speaks against the class
+    gradients = torch.tensor([[[0.5, -1.0], [0.0, -2.0]]])  # channel 2 has negative gradients
     weight = 0.5 / (2 + 0.5 * (1 + 3))
-    assert torch.allclose(plus_plus(activations, gradients), torch.tensor([[weight * 1, weight * 3]]))
+    assert torch.allclose(grad_cam_plus_plus(activations, gradients), torch.tensor([[weight * 1, weight * 3]]))
 
 
-def test_the_weights_are_those_of_the_papers_derivatives():
-    """With S = Σ g A and Y = exp(S) all derivatives are autograd's own."""
+def test_grad_cam_plus_plus_equals_derivatives_by_autograd():
+    """With S = Σ g A and Y = exp(S), autograd computes the first three derivatives."""
     gradients = torch.tensor([0.3, -0.2, 0.7], dtype=torch.float64)
     activations = torch.tensor([0.4, 1.1, 0.2], dtype=torch.float64, requires_grad=True)
     score = torch.exp(gradients @ activations)
@@ -47,19 +47,18 @@ def test_the_weights_are_those_of_the_papers_derivatives():
     )
     alpha = second / (2 * second + activations.sum() * third)
     expected = (alpha * first.relu()).sum() * activations
-    found = plus_plus(activations.detach().view(1, 3, 1), gradients.view(1, 3, 1))
-    assert torch.allclose(found[0] * score, expected)
+    maps = grad_cam_plus_plus(activations.detach().view(1, 3, 1), gradients.view(1, 3, 1))
+    assert torch.allclose(maps[0] * score, expected)
 
 
-def test_a_pole_of_the_formula_paints_no_map():
+def test_grad_cam_plus_plus_bounds_weights_near_the_pole():
     """g ΣA = -2 + 1e-6 in the first channel: the paper's weight would be a million."""
     activations = torch.tensor([[[-4.0, 1.0], [2.000001, 1.0]]])
-    found = plus_plus(activations, torch.ones_like(activations))
-    assert found.max() < 10
+    assert grad_cam_plus_plus(activations, torch.ones_like(activations)).max() < 10
 
 
-class Linear(nn.Module):
-    """Logit k is a sum over channel k of the patches, which are the 4 x 4 quarters' means of each colour."""
+class LinearModel(nn.Module):
+    """Logit k is the sum of channel k over the patches, a 4 x 4 grid of mean colours."""
 
     def __init__(self):
         super().__init__()
@@ -74,12 +73,12 @@ class Linear(nn.Module):
         return self.encoder.blocks[-1].norm1(tokens)[:, 1:].sum(1)
 
 
-def test_a_linear_models_map_is_the_channel_of_the_class_it_predicts():
+def test_attention_map_of_linear_model_is_channel_of_predicted_class():
     images = torch.zeros(2, 3, 16, 16)
     images[0, 1, 4:8, 8:12] = 1.0  # class 1, by patch (1, 2)
     images[0, 0, 12:, :4] = 0.9
     images[1, 2] = torch.linspace(0, 1, 16)  # class 2, more to the right
-    maps, logits = attention_maps(Linear(), images)
+    maps, logits = attention_maps(LinearModel(), images)
     assert logits.argmax(1).tolist() == [1, 2]
     assert maps.shape == (2, 16, 16)
     assert maps[0, 5:7, 9:11].min() > 0.5
@@ -89,8 +88,8 @@ def test_a_linear_models_map_is_the_channel_of_the_class_it_predicts():
 
 
 def bright_patch_counter() -> Classifier:
-    """A real ViT whose class 1 is brightness, wherever it is: channel 0 of a token is its patch's mean, and the class
-    token takes the mean of channel 0 over all tokens.
+    """A ViT whose logit of class 1 is brightness: channel 0 of a token is its patch's mean, and the class token attends
+    uniformly to channel 0 of all tokens.
     """
     torch.manual_seed(0)
     model = Classifier(ViT(size=32, patch=8, width=8, depth=1, heads=1), width=8, classes=2)
@@ -106,7 +105,7 @@ def bright_patch_counter() -> Classifier:
     return model.eval()
 
 
-def test_a_vits_map_is_highest_on_the_patch_that_its_answer_depends_on():
+def test_attention_map_of_vit_peaks_at_the_decisive_patch():
     images = torch.full((2, 3, 32, 32), -0.5)
     images[0, :, 8:16, 24:] = 1.0
     images[1, :, 24:, :8] = 1.0
@@ -117,7 +116,7 @@ def test_a_vits_map_is_highest_on_the_patch_that_its_answer_depends_on():
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.0])
-def test_a_pf_vit_has_maps_with_and_without_a_separator(ratio):
+def test_attention_maps_of_pf_vit_with_and_without_separator(ratio):
     settings = config("pf_mag")
     settings = replace(settings, pf_mag=replace(settings.pf_mag, separator_ratio=ratio))
     model = factory.build(settings, 5)["model"].eval().requires_grad_(False)
@@ -130,39 +129,40 @@ def test_a_pf_vit_has_maps_with_and_without_a_separator(ratio):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_maps_are_scaled_one_by_one_and_a_constant_one_is_nothing():
-    assert scaled(torch.tensor([[1.0, 3.0, 2.0], [4.0, 4.0, 4.0]])).tolist() == [[0, 1, 0.5], [0, 0, 0]]
-    pixels = painted(torch.zeros(1, 3, 2, 2), torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]))
+def test_maps_are_scaled_separately_and_constant_maps_become_zero():
+    assert min_max_scale(torch.tensor([[1.0, 3.0, 2.0], [4.0, 4.0, 4.0]])).tolist() == [[0, 1, 0.5], [0, 0, 0]]
+    pixels = overlay(torch.zeros(1, 3, 2, 2), torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]))
     assert (pixels.shape, pixels.dtype) == ((1, 2, 2, 3), torch.uint8)
-    assert pixels[0, 0, 1, 0] > pixels[0, 0, 1, 2]  # full evidence is red
+    assert pixels[0, 0, 1, 0] > pixels[0, 0, 1, 2]  # turbo maps 1 to red
 
 
-def test_failures_are_the_wrong_ones_in_an_order_that_all_runs_share():
+def test_failures_are_misclassified_samples_in_an_order_shared_by_runs():
     labels = torch.arange(30) % 3
     logits = torch.zeros(30, 3)
     logits[:, 1] = torch.linspace(1, 2, 30)
-    found = draw_failures(logits, labels, 8, seed=0)
-    assert len(found) == 8
-    assert all(one.truth == labels[one.index] != 1 and one.likeliest[0][0] == 1 for one in found)
+    failures = draw_failures(logits, labels, 8, seed=0)
+    assert len(failures) == 8
+    assert all(failure.truth == labels[failure.index] != 1 for failure in failures)
+    assert all(failure.top_classes[0][0] == 1 for failure in failures)
     shares = logits.softmax(1)
-    assert found[0].likeliest[0][1] == pytest.approx(shares[found[0].index, 1].item())
-    assert found == draw_failures(logits, labels, 8, seed=0) != draw_failures(logits, labels, 8, seed=1)
+    assert failures[0].top_classes[0][1] == pytest.approx(shares[failures[0].index, 1].item())
+    assert failures == draw_failures(logits, labels, 8, seed=0) != draw_failures(logits, labels, 8, seed=1)
     better = logits.clone()
-    better[labels == 0, 0] = 9  # another run that gets class 0 right
-    fewer = [one.index for one in draw_failures(better, labels, 30, seed=0)]
-    assert fewer == [one.index for one in draw_failures(logits, labels, 30, seed=0) if one.truth == 2]
+    better[labels == 0, 0] = 9  # another run that classifies class 0 correctly
+    fewer = [failure.index for failure in draw_failures(better, labels, 30, seed=0)]
+    assert fewer == [failure.index for failure in draw_failures(logits, labels, 30, seed=0) if failure.truth == 2]
 
 
-def test_the_silhouette_tells_classes_apart_from_classes_that_mix():
+def test_silhouette_is_high_for_separated_and_low_for_mixed_classes():
     labels = torch.arange(40) % 2
     noise = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-    apart = embedding.silhouette(noise + 50 * labels.unsqueeze(1), labels)
+    separated = embedding.silhouette(noise + 50 * labels.unsqueeze(1), labels)
     mixed = embedding.silhouette(noise, labels)
-    assert apart > 0.9 > 0.2 > mixed > -0.2
+    assert separated > 0.9 > 0.2 > mixed > -0.2
     assert embedding.silhouette(noise, torch.zeros(40)) is None
 
 
-def test_t_sne_keeps_neighbours_and_repeats():
+def test_tsne_keeps_neighbours_and_is_deterministic():
     labels = torch.arange(60) % 2
     features = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) + 50 * labels.unsqueeze(1)
     points = embedding.tsne(features, seed=3)
@@ -171,20 +171,20 @@ def test_t_sne_keeps_neighbours_and_repeats():
     assert np.array_equal(points, embedding.tsne(features, seed=3))
 
 
-def test_a_large_split_is_thinned_by_a_seed():
+def test_large_split_is_subsampled_by_seed():
     drawn = embedding.draw_points(5000, seed=0)
-    assert len(drawn.unique()) == embedding.POINTS
+    assert len(drawn.unique()) == embedding.MAX_POINTS
     assert torch.equal(drawn, embedding.draw_points(5000, seed=0))
     assert embedding.draw_points(30, seed=0).tolist() == list(range(30))
 
 
-def test_a_probability_is_no_certainty():
+def test_percent_rounds_up_to_100_only_for_certainty():
     assert [figures.percent(share) for share in (1.0, 0.997, 0.991, 0.004)] == ["100 %", "> 99 %", "99 %", "0 %"]
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fine-tuned ViT, a PF-ViT, MAE, a judge, a run of other faces and one that has not finished."""
+    """A fine-tuned ViT, a PF-ViT, MAE, a judge, a run on other faces and one that has not finished."""
     root = tmp_path_factory.mktemp("study")
     other = replace(DATA, synthetic=replace(DATA.synthetic, seed=DATA.synthetic.seed + 1))
     runs = {
@@ -196,19 +196,19 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         "other": config("finetune", name="other", data=other, epochs=1),
     }
-    for name, one in runs.items():
-        run(one, root / name / "seed-0")
-    half = root / "half" / "seed-0"
-    half.mkdir(parents=True)
-    (half / "config.json").write_bytes((root / "scratch/seed-0/config.json").read_bytes())
+    for name, values in runs.items():
+        run(values, root / name / "seed-0")
+    unfinished = root / "unfinished" / "seed-0"
+    unfinished.mkdir(parents=True)
+    (unfinished / "config.json").write_bytes((root / "scratch/seed-0/config.json").read_bytes())
     return root
 
 
-def test_runs_stand_beside_each_other_on_a_page_and_in_the_report(study, capsys):
+def test_pictures_of_several_runs_are_on_a_page_and_in_the_report(study, capsys):
     folders = [study / name / "seed-0" for name in ("scratch", "pf-vit", "mae")]
     assert main(["pictures", *map(str, folders), "--images", "3"]) == 0
     assert f"pictures: {study / 'pictures/index.html'}" in capsys.readouterr().out
-    listed = [one["file"] for one in json.loads((study / "pictures/pictures.json").read_text())]
+    listed = [picture["file"] for picture in json.loads((study / "pictures/pictures.json").read_text())]
     assert listed[:2] == ["attention.png", "tsne.png"]
     assert [name for name in listed if name.startswith("failures")] == [
         "failures-1-scratch-seed-0.png",
@@ -217,7 +217,7 @@ def test_runs_stand_beside_each_other_on_a_page_and_in_the_report(study, capsys)
     for name in listed:
         assert (study / "pictures" / name).read_bytes().startswith(b"\x89PNG")
     html = (study / "pictures/index.html").read_text()
-    assert html.count("data:image/png") == len(listed) + 2  # what PF-ViT and MAE wrote themselves
+    assert html.count("data:image/png") == len(listed) + 2  # and the grids that PF-ViT and MAE wrote
     assert "<svg" in html
     assert "http://" not in html + "https://"
     report = write_report(study).html.read_text()
@@ -227,7 +227,7 @@ def test_runs_stand_beside_each_other_on_a_page_and_in_the_report(study, capsys)
     assert (study / "pictures/tsne.png").read_bytes() == first
 
 
-def test_umap_is_drawn_where_it_is_installed(study, tmp_path, monkeypatch):
+def test_umap_is_drawn_if_installed(study, tmp_path, monkeypatch):
     class UMAP:
         def __init__(self, **options: object) -> None:
             pass
@@ -238,42 +238,42 @@ def test_umap_is_drawn_where_it_is_installed(study, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
     monkeypatch.setattr(embedding, "has_umap", lambda: True)
     files = write_pictures([study / "scratch/seed-0"], tmp_path, images=2, split="validation")
-    assert "umap.png" in [one.file for one in files.pictures]
+    assert "umap.png" in [picture.file for picture in files.pictures]
     assert not any("UMAP" in note for note in files.notes)
     monkeypatch.setattr(embedding, "has_umap", lambda: False)
-    assert embedding.WITHOUT_UMAP in write_pictures([study / "scratch/seed-0"], tmp_path, images=2).notes
+    assert embedding.UMAP_MISSING in write_pictures([study / "scratch/seed-0"], tmp_path, images=2).notes
 
 
-def test_all_runs_are_shown_the_same_faces(study):
+def test_drawn_faces_depend_on_the_seed_and_not_on_the_run(study):
     first, second = open_runs([study / name / "seed-0" for name in ("scratch", "pf-vit")])
-    assert choose(first, 6, seed=1).tolist() == choose(second, 6, seed=1).tolist()
-    assert choose(first, 6, seed=1).tolist() != choose(first, 6, seed=2).tolist()
-    assert len(first.split.labels()[choose(first, len(first.classes), seed=1)].unique()) == len(first.classes)
+    assert draw_faces(first, 6, seed=1).tolist() == draw_faces(second, 6, seed=1).tolist()
+    assert draw_faces(first, 6, seed=1).tolist() != draw_faces(first, 6, seed=2).tolist()
+    assert len(first.split.labels()[draw_faces(first, len(first.classes), seed=1)].unique()) == len(first.classes)
 
 
 @pytest.mark.parametrize(
     ("names", "why"),
     [
-        (["scratch/seed-0", "other/seed-0"], "were asked about different faces.*make the pictures of each apart"),
-        (["half/seed-0"], "has not finished"),
+        (["scratch/seed-0", "other/seed-0"], "have different faces.*draw the pictures of each separately"),
+        (["unfinished/seed-0"], "has not finished"),
         (["mae/seed-0"], "no classifier was given"),
-        (["judge/seed-0"], "is a judge"),
+        (["judge/seed-0"], r"is a CNN \(a judge\)"),
         (["scratch"], "give the folder of one run, such as .*scratch/seed-0"),
-        (["nothing"], "is no run"),
+        (["nothing"], "is not a run"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_by_name(study, tmp_path, names, why):
+def test_runs_that_cannot_be_drawn_raise(study, tmp_path, names, why):
     with pytest.raises(PicturesError, match=why):
         write_pictures([study / name for name in names], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_are_called_by_name_and_seed_or_where_those_are_shared_by_folder():
-    one, other = config("finetune", name="scratch"), config("finetune", name="mae-vit")
-    configs = {Path("runs/a/seed-0"): one, Path("runs/b/seed-0"): one, Path("runs/c"): other}
-    assert labels(configs) == ["a/seed-0", "b/seed-0", f"mae-vit, seed {other.seed}"]
+def test_runs_are_labelled_by_name_and_seed_or_by_folder_if_shared():
+    scratch, other = config("finetune", name="scratch"), config("finetune", name="mae-vit")
+    configs = {Path("runs/a/seed-0"): scratch, Path("runs/b/seed-0"): scratch, Path("runs/c"): other}
+    assert run_labels(configs) == ["a/seed-0", "b/seed-0", f"mae-vit, seed {other.seed}"]
 
 
-def test_a_classifier_is_asked_for_by_name(study):
-    with pytest.raises(PicturesError, match="MAE pre-training, which classifies nothing"):
+def test_open_runs_rejects_mae(study):
+    with pytest.raises(PicturesError, match="MAE pre-training, which has no classifier"):
         open_runs([study / "mae/seed-0"])
