@@ -1,4 +1,4 @@
-"""`-n 2` runs two files of tests at once, those that take longest first. Without `-n` nothing here matters."""
+"""Markers by folder, and the scheduling of `-n 2`: files run in parallel, longest first."""
 
 from __future__ import annotations
 
@@ -8,42 +8,46 @@ from pathlib import PurePosixPath
 import pytest
 
 ORDER = ("slurm", "distributed", "ray", "smoke", "unit/test_sweep_driver.py", "hostile", "unit")
-"""SLURM's tests mostly wait, so they begin first, and the others run beside them."""
+"""Scheduling order under `-n`. SLURM tests mostly wait, so they start first and the others run beside them."""
 
-WORKER = "PYTEST_XDIST_WORKER" in os.environ
-if WORKER:  # before torch is imported: threads of two tests would only wait for each other
+XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if XDIST_WORKER:  # before torch is imported: one thread a worker, so that two tests do not compete for the cores
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def unit_of(test: str) -> str:
-    """What a test shares a process with: its file, for what the file's fixtures cost, or all tests of its cluster, of
-    which a machine has one: `slurm` or `ray`.
+def scope_of(node_id: str) -> str:
+    """Scheduling scope of a test: its file (module fixtures are built once), or its cluster, of which a machine runs
+    one at a time: "slurm" or "ray".
     """
-    path = PurePosixPath(test.split("::")[0]).relative_to("tests")
+    path = PurePosixPath(node_id.split("::")[0]).relative_to("tests")
     if path.parts[0] != "cluster":
         return str(path)
     return "ray" if path.name.startswith("test_ray_") else "slurm"
 
 
-def place(test: str) -> int:
-    unit = unit_of(test)
-    return next((number for number, start in enumerate(ORDER) if unit.startswith(start)), len(ORDER))
+def priority(node_id: str) -> int:
+    scope = scope_of(node_id)
+    return next((number for number, start in enumerate(ORDER) if scope.startswith(start)), len(ORDER))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if WORKER:
-        items.sort(key=lambda item: place(item.nodeid))
+    """Mark tests/cluster as `cluster`; under xdist, sort by priority."""
+    for item in items:
+        if item.nodeid.startswith("tests/cluster/"):
+            item.add_marker(pytest.mark.cluster)
+    if XDIST_WORKER:
+        items.sort(key=lambda item: priority(item.nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    # not `--dist loadgroup`, which forgets its groups under pytest 9.2 (pytest-xdist issue 1386)
+    # not `--dist loadgroup`, which loses its groups under pytest 9.2 (pytest-xdist issue 1386)
     from xdist.scheduler import LoadScopeScheduling
 
-    class Scheduling(LoadScopeScheduling):
+    class FileScheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return unit_of(nodeid)
+            return scope_of(nodeid)
 
     config.option.loadscopereorder = False
-    return Scheduling(config, log)
+    return FileScheduling(config, log)
