@@ -5,7 +5,6 @@ Legend: n samples of the split, b images, h w pixels.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pfcluster.data.types import DataError, RawBatch, Split
 from pfcluster.runs.atomic_files import write_aside
+from pfcluster.runs.locks import exclusive_lock
 
 CHUNK = 256
 """Samples decoded at a time."""
@@ -88,8 +88,7 @@ def load_in_host_memory(split: Split, folder: Path, fingerprint: str, workers: i
     pixels, labels = folder / f"{fingerprint[:32]}.u8", folder / f"{fingerprint[:32]}.labels.npy"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{fingerprint[:32]}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive_lock(folder / f"{fingerprint[:32]}.lock"):
             if not (labels.exists() and pixels.exists() and pixels.stat().st_size == int(np.prod(shape))):
                 _decode_into(split, shape, pixels, labels, workers)
         mapped = np.memmap(pixels, dtype=np.uint8, mode="c", shape=(shape[0], *shape[2:], 3))

@@ -6,17 +6,15 @@ and may be shared by datasets and by all processes of a machine.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from pfcluster.runs.atomic_files import sha256, write_aside
+from pfcluster.runs.locks import exclusive_lock
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs")
 """Whose files are fetched. Nothing else is: no `pipe:`, no `ssh:`, no other program is ever started for a name."""
@@ -97,7 +95,7 @@ class RemoteStore:
         if kept.exists():
             return kept
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(kept.with_suffix(".lock")):
+        with exclusive_lock(kept.with_suffix(".lock")):
             for attempt in range(ATTEMPTS):
                 if kept.exists():
                     break
@@ -154,11 +152,3 @@ def default_cache() -> Path:
     """$PFCLUSTER_CACHE, or pfcluster in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("PFCLUSTER_CACHE") or Path(home) / "pfcluster")
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process of the machine at a time."""
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import fcntl
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from pfcluster.launch.redaction import redact, redact_output
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import TRAINING_LOCK, exit_status_path
+from pfcluster.runs.locks import FileLock
 
 if TYPE_CHECKING:
     from pfcluster.distributed.signals import StopRequest
@@ -111,16 +111,14 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        lock = open(folder / TRAINING_LOCK, "w")  # noqa: SIM115
+        lock = FileLock(folder / TRAINING_LOCK)
     except OSError:  # the run itself will say what is wrong with the folder
         yield
         return
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock.acquire(blocking=False):
             print(f"waiting for another process that trains in {folder}", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.acquire()
         yield
 
 

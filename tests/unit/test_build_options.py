@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pfcluster.data.build.folder import alone, locked
+from pfcluster.data.build.folder import build_lock
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.build.plan import BuildError
 from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
 from pfcluster.data.shards import ShardSplit
+from pfcluster.runs.locks import exclusive_lock
 from tests.photos import ROOT, SIZE, contents, make_folder, options, picture
 
 
@@ -112,9 +113,9 @@ def test_classes_that_are_not_wanted(tmp_path: Path) -> None:
 def test_the_build_folder_goes_with_the_last_slice_only(tmp_path: Path) -> None:
     """A slice that ends the build must not take the folder from under one that still looks for what is left."""
     output = tmp_path / "shards"
-    with locked(output, shared=True):
-        with locked(output, shared=True):
+    with build_lock(output, shared=True):
+        with build_lock(output, shared=True):
             (output / MANIFEST).touch()
-        with alone(output / BUILD_FOLDER / "merge.lock"):
+        with exclusive_lock(output / BUILD_FOLDER / "merge.lock"):
             pass
     assert [path.name for path in output.iterdir()] == [MANIFEST]

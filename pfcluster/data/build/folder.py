@@ -1,70 +1,60 @@
-"""Who may write into a shard folder while it is built: one process, or the slices of one build."""
+"""Locks of an output folder during a build: one process, or the slices of one build."""
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from pfcluster.data.build.plan import BuildError
 from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
+from pfcluster.runs.locks import FileLock
 
 PLAN = "plan.json"
-"""In the build folder, until the manifest stands."""
+"""In the build folder, until the manifest is written."""
+LOCK_ATTEMPTS = 10
 
 
 @contextmanager
-def locked(output: Path, *, shared: bool) -> Iterator[None]:
-    """The output folder, with its `.build`, for this process alone, or for slices of one build. Raises BuildError."""
+def build_lock(output: Path, *, shared: bool) -> Iterator[None]:
+    """Hold the lock of an output folder and its `.build`: exclusively, or shared by the slices of one build. Removes
+    `.build` when the last holder leaves a finished build, or one that was refused before it began. Raises BuildError.
+    """
     folder = output / BUILD_FOLDER
     try:
         if output.is_dir() and not (output / MANIFEST).exists() and not folder.is_dir() and any(output.iterdir()):
-            raise BuildError(f"{output} holds other files and no build; give a new or empty folder as --output")
-        lock = _opened(folder)
+            raise BuildError(f"{output} contains other files and no build; give a new or empty folder as --output")
+        lock = _open_lock(folder)
     except OSError as error:
         raise BuildError(f"--output {output} cannot be written: {error.strerror or error}") from error
     with lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BuildError(f"another build is writing into {output}; wait for it, or end it first") from error
+        if not _acquire(lock, output, shared):
+            raise BuildError(f"another build is writing to {output}; wait for it, or stop it first")
         try:
             yield
         finally:
-            manifest = (output / MANIFEST).exists()
-            over = not (folder / PLAN).exists() and (manifest or not shared)  # finished, or refused before it began
-            if over and _last(lock):
+            has_manifest = (output / MANIFEST).exists()
+            over = not (folder / PLAN).exists() and (has_manifest or not shared)  # finished, or refused at the start
+            if over and lock.acquire(blocking=False):  # False while other slices hold it
                 shutil.rmtree(folder, ignore_errors=True)
                 if not any(output.iterdir()):
                     output.rmdir()
 
 
-def _opened(folder: Path) -> TextIO:
-    """The lock's file; its folder may vanish at the moment in which another slice ends the build."""
-    for _ in range(10):
+def _open_lock(folder: Path) -> FileLock:
+    """Open the lock file; retries because another slice may remove the folder at the end of its build."""
+    for _ in range(LOCK_ATTEMPTS):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return open(folder / "lock", "w")
+            return FileLock(folder / "lock")
         except FileNotFoundError:
             continue
-    return open(folder / "lock", "w")
+    return FileLock(folder / "lock")
 
 
-def _last(lock: TextIO) -> bool:
-    """Whether no other slice is at work in the folder any more; of several that leave at once one is the last."""
+def _acquire(lock: FileLock, output: Path, shared: bool) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """One slice at a time."""
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        return lock.acquire(shared=shared, blocking=False)
+    except OSError as error:
+        raise BuildError(f"--output {output} cannot be locked: {error.strerror or error}") from error

@@ -17,7 +17,7 @@ from typing import Any
 
 from pfcluster.data.build.align import Aligner, GivenLandmarks
 from pfcluster.data.build.detect import FaceAligner
-from pfcluster.data.build.folder import PLAN, alone, locked
+from pfcluster.data.build.folder import PLAN, build_lock
 from pfcluster.data.build.make_shard import ShardMaker, ShardResult, marker_path
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.build.plan import (
@@ -38,6 +38,7 @@ from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.raw.spool import spool
 from pfcluster.runs.atomic_files import ASIDE
+from pfcluster.runs.locks import exclusive_lock
 
 LEFT_OUT_FILE = "left_out.csv"
 GENERAL = ("folder", "tar", "csv", "parquet")
@@ -77,10 +78,10 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     options = replace(options, name=options.name or _own_name(options, datasets["input"]))
     identity = {"options": options.lasting(), "source": _source(datasets)}
     number, count = options.part()
-    with locked(options.output, shared=count > 1):
+    with build_lock(options.output, shared=count > 1):
         if (options.output / MANIFEST).exists():
             return _finished_before(options, identity)
-        with alone(options.output / BUILD_FOLDER / "plan.lock"):
+        with exclusive_lock(options.output / BUILD_FOLDER / "plan.lock"):
             folder = options.output / BUILD_FOLDER
             datasets = {role: spool(one, folder / f"{role}.spool") for role, one in datasets.items()}
             plan = _load_or_make_plan(options, datasets, identity, progress)
@@ -90,7 +91,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         total, now = (sum(len(shard.photos) for shard in shards) for shards in (mine, waiting))
         progress.start("faces", total, total - now)
         run_workers(functools.partial(_maker, options, datasets), waiting, options.workers, progress.advance)
-        with alone(options.output / BUILD_FOLDER / "merge.lock"):
+        with exclusive_lock(options.output / BUILD_FOLDER / "merge.lock"):
             if (options.output / MANIFEST).exists():  # another slice was the last as well
                 return replace(_finished_before(options, identity), photos_now=now)
             left = sum(not _is_finished(options.output, shard) for shard in plan.shards)

@@ -5,7 +5,6 @@ Giving the same plan again attaches to what is queued or running, passes over wh
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import uuid
@@ -28,6 +27,7 @@ from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.task import run_task
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, TASK_FILE, write_requested_config
+from pfcluster.runs.locks import FileLock
 
 
 @dataclass(frozen=True)
@@ -213,9 +213,7 @@ def _write_record(plan: Plan, layouts: Mapping[str, Layout]) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One launcher at a time: two would pay twice. Raises ConfigError."""
-    with open(folder / ".submitting", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another launcher is submitting {folder} at this moment; try again") from error
+    with FileLock(folder / ".submitting") as lock:
+        if not lock.acquire(blocking=False):
+            raise ConfigError(f"another launcher is submitting {folder} at this moment; try again")
         yield
