@@ -1,7 +1,7 @@
-"""Emotion vocabularies. Two datasets meet through the names here, never through numbers.
+"""Emotion names and the label codes of each dataset. Datasets are matched by class names, never by numbers.
 
-`CANONICAL` is AffectNet's order with neutral first. `VOCABULARIES` say what each dataset's own numbers or codes mean;
-readers turn them into names at once, and a shard folder stores names only.
+`CANONICAL` is AffectNet's order with neutral first. `VOCABULARIES` maps each dataset's codes to names; dataset readers
+convert codes to names, and a shard folder stores names only.
 """
 
 from __future__ import annotations
@@ -90,13 +90,12 @@ VOCABULARIES: dict[str, Mapping[str, str]] = {
         for number, name in enumerate(("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"))
     },
 }
-"""Dataset -> its written number or code -> name, in the dataset's own order. Names that are not canonical mark photos
-that bear no emotion. "folders" is the order of alphabetical class folders, as torchvision's ImageFolder numbers
-them."""
+"""Dataset -> code as written in its files -> name, in the dataset's order. Names that are not canonical mark photos
+without an emotion label. "folders": alphabetical class folders, as numbered by torchvision's ImageFolder."""
 
 
 class UnknownEmotionError(ValueError):
-    """A label that is no emotion of the canonical vocabulary, nor a known other spelling of one."""
+    """A label that is neither a canonical emotion name nor one of its known spellings."""
 
 
 def canonical_name(label: str) -> str:
@@ -105,37 +104,33 @@ def canonical_name(label: str) -> str:
     name = ALIASES.get(name, name)
     if name not in CANONICAL:
         raise UnknownEmotionError(
-            f"label {label!r} is no known emotion; known are {', '.join(CANONICAL)}"
-            f" and the spellings {', '.join(sorted(ALIASES))}"
+            f"label {label!r} is not a known emotion; use one of {', '.join(CANONICAL)}"
+            f" or the spellings {', '.join(sorted(ALIASES))}"
         )
     return name
 
 
 def name_of(dataset: str, written: str) -> str:
-    """The name of a dataset's own number or code: `("rafdb", "5")` -> `"sadness"`.
+    """The name of a dataset's label code: `("rafdb", "5")` -> `"sadness"`.
 
-    What the dataset's vocabulary does not know stays as it is written, and is later left out with that as the reason.
+    A code that is not in the dataset's vocabulary is returned unchanged (stripped); the build later leaves the photo
+    out and reports the code as the reason.
     """
     return VOCABULARIES[dataset].get(written.strip(), written.strip())
 
 
-def classes_of(dataset: str) -> tuple[str, ...]:
-    """A dataset's emotions in its own order."""
-    return tuple(name for name in VOCABULARIES[dataset].values() if name in CANONICAL)
-
-
 def in_canonical_order(names: Sequence[str]) -> tuple[str, ...]:
-    """The given canonical names, without repetition, in canonical order."""
+    """The given canonical names, deduplicated, in canonical order."""
     present = set(names)
     return tuple(name for name in CANONICAL if name in present)
 
 
 def neutral_index(classes: Sequence[str]) -> int | None:
-    """Where `neutral` stands among `classes`; None where there is no such class."""
+    """Index of `neutral` in `classes`; None if there is no such class."""
     return list(classes).index(NEUTRAL) if NEUTRAL in classes else None
 
 
 def index_mapping(source: Sequence[str], target: Sequence[str]) -> list[int | None]:
-    """For each class of `source` its index in `target`, by name; None where `target` lacks it."""
+    """Index in `target` of each class of `source`, matched by name; None if `target` lacks the class."""
     target_index = {name: index for index, name in enumerate(target)}
     return [target_index.get(name) for name in source]

@@ -1,4 +1,4 @@
-"""What everything that trains or evaluates knows of a dataset. Legend: n samples, b images, h w pixels."""
+"""Interfaces between datasets and the code that trains or evaluates. Legend: n samples, b images, h w pixels."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from torch import Tensor
 
 
 class DataError(ValueError):
-    """The data cannot be trained on: says which folder or split, why, and what to do."""
+    """The data cannot be used. The message names the folder or split, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Samples as they are stored: images uint8 b 3 h w, labels long (b,)."""
+    """Samples as stored."""
 
     images: Tensor
+    """uint8 b 3 h w."""
     labels: Tensor
+    """long (b,)."""
 
 
 class Split(Protocol):
-    """One split of a dataset; everything that trains or evaluates asks for nothing more."""
+    """One split of a dataset."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -29,29 +31,30 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def labels(self) -> Tensor:
-        """long (n,)."""
+        """Labels of all samples: long (n,)."""
 
-    def batch(self, indices: Tensor) -> RawBatch: ...
+    def batch(self, indices: Tensor) -> RawBatch:
+        """The samples at `indices`, long (b,)."""
 
     def keys(self, indices: Tensor) -> list[str]:
-        """Names of samples, for messages."""
+        """Names of the samples at `indices`, for messages."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset's splits. `test` may be absent."""
+    """A dataset's splits."""
 
     name: str
     classes: tuple[str, ...]
-    """Empty where nothing is labelled."""
+    """Empty for unlabelled data."""
     train: Split
     validation: Split
     test: Split | None
     votes: str | None = None
-    """How annotators' votes became labels, where they did."""
+    """How annotators' votes were turned into labels; None for data without votes."""
     remote: bool = False
-    """Whether shards are fetched whole when a sample of theirs is wanted."""
+    """Whether shards are downloaded as a whole when one of their samples is read."""
 
     def counts(self) -> dict[str, int]:
-        """Samples by split."""
+        """Number of samples by split."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test or ())}

@@ -13,7 +13,6 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from pfcluster.data import jpeg
 from pfcluster.data.jpeg import MAX_PIXELS, TURNS, UnreadablePhotoError, decode_jpeg, decode_jpeg_into, decode_photo
 from tests.hostile.conftest import TIMES
 from tests.hostile.damage import Damage, damages, says_why
@@ -228,16 +227,12 @@ def test_of_several_frames_the_first_is_taken(kind: str) -> None:
 
 
 @MANY
-@given(damage=damages(), slow=st.booleans())
-def test_damaged_jpegs_of_shards(damage: Damage, slow: bool) -> None:
-    """With simplejpeg and without."""
-    with pytest.MonkeyPatch.context() as patch:
-        if slow:
-            patch.setattr(jpeg, "simplejpeg", None)
-        data = damage(saved(drawing(), "JPEG"))
-        try:
-            assert decode_jpeg(data).shape[2] == 3
-            pixels = np.empty((*SHAPE, 3), np.uint8)
-            decode_jpeg_into(data, pixels)
-        except ValueError as error:
-            says_why(error)
+@given(damage=damages())
+def test_damaged_jpegs_of_shards(damage: Damage) -> None:
+    data = damage(saved(drawing(), "JPEG"))
+    try:
+        assert decode_jpeg(data).shape[2] == 3
+        pixels = np.empty((*SHAPE, 3), np.uint8)
+        decode_jpeg_into(data, pixels)
+    except ValueError as error:
+        says_why(error)

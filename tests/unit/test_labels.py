@@ -1,4 +1,4 @@
-"""Vocabularies: each dataset's numbers become names, and names other numbers."""
+"""Label vocabularies: each dataset's codes map to emotion names, and names to class indices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pfcluster.data.labels import (
     VOCABULARIES,
     UnknownEmotionError,
     canonical_name,
-    classes_of,
     index_mapping,
     name_of,
     neutral_index,
@@ -17,7 +16,7 @@ from pfcluster.data.labels import (
 
 
 @pytest.mark.parametrize(
-    ("dataset", "places", "neutral"),
+    ("dataset", "canonical_indices", "neutral"),
     [
         ("rafdb", [3, 4, 5, 1, 2, 6, 0], 6),
         ("fer2013", [6, 5, 4, 1, 2, 3, 0], 6),
@@ -29,12 +28,15 @@ from pfcluster.data.labels import (
         ("jaffe", [6, 5, 4, 1, 0, 2, 3], 4),
     ],
 )
-def test_every_dataset_s_order_in_affectnet_s(dataset: str, places: list[int], neutral: int) -> None:
-    assert index_mapping(classes_of(dataset), CANONICAL) == places
-    assert neutral_index(classes_of(dataset)) == neutral
+def test_vocabulary_lists_emotions_in_the_order_of_the_dataset(
+    dataset: str, canonical_indices: list[int], neutral: int
+) -> None:
+    classes = [name for name in VOCABULARIES[dataset].values() if name in CANONICAL]
+    assert index_mapping(classes, CANONICAL) == canonical_indices
+    assert neutral_index(classes) == neutral
 
 
-def test_what_a_number_means_hangs_on_the_dataset() -> None:
+def test_name_of_depends_on_the_dataset() -> None:
     assert [name_of(dataset, "5") for dataset in ("rafdb", "affectnet", "fer2013", "ferplus")] == [
         "sadness",
         "disgust",
@@ -46,13 +48,13 @@ def test_what_a_number_means_hangs_on_the_dataset() -> None:
     assert name_of("rafdb", "8") == "8"
 
 
-def test_what_is_no_emotion_is_no_class() -> None:
+def test_canonical_name_rejects_codes_without_an_emotion() -> None:
     for vocabulary in VOCABULARIES.values():
         for name in set(vocabulary.values()) - set(CANONICAL):
             with pytest.raises(UnknownEmotionError):
                 canonical_name(name)
 
 
-def test_classes_that_the_other_lacks() -> None:
+def test_index_mapping_gives_none_for_missing_classes() -> None:
     assert index_mapping(("contempt", "fear"), ("fear", "neutral")) == [None, 0]
     assert neutral_index(("fear",)) is None
