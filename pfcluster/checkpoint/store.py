@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pfcluster.checkpoint import dcp
 from pfcluster.checkpoint.tensor_shards import TensorShards, whole_shard
-from pfcluster.runs.atomic_files import flush, sha256, write_atomically
+from pfcluster.runs.atomic_files import fsync, sha256, write_atomically
 from pfcluster.runs.folder import CHECKPOINT_FILE, CHECKPOINTS_DIR, checkpoint_steps, step_folder
 
 FORMAT = 2
@@ -84,10 +84,10 @@ def commit(folder: Path, step: int, shapes: dict[str, tuple[int, ...]], state: d
     }
     record = {"format": FORMAT, "step": step, "files": files, "shapes": shapes, "state": state}
     write_atomically(written / CHECKPOINT_FILE, json.dumps(record) + "\n")
-    flush(written)
+    fsync(written)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(written, final)
-    flush(folder)
+    fsync(folder)
 
 
 def verify(path: Path) -> Checkpoint:
@@ -177,7 +177,7 @@ def consolidate(run: Path, output: Path, *, everything: bool = False) -> Checkpo
     written = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         save_file(values, written, {"format": "pt", "step": str(record.step)})
-        flush(written)
+        fsync(written)
         os.replace(written, output)
     finally:
         written.unlink(missing_ok=True)

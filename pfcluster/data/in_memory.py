@@ -1,4 +1,4 @@
-"""Splits that are decoded once: kept in memory beside the processor, or on the training device.
+"""Splits that are decoded once and kept in host memory or on the training device.
 
 Legend: n samples of the split, b images, h w pixels.
 """
@@ -6,6 +6,7 @@ Legend: n samples of the split, b images, h w pixels.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +16,24 @@ import torch
 from torch import Tensor
 
 from pfcluster.data.types import DataError, RawBatch, Split
-from pfcluster.runs.atomic_files import write_aside
+from pfcluster.runs.atomic_files import write_via_temporary
 from pfcluster.runs.locks import exclusive_lock
 
 CHUNK = 256
-"""Samples decoded at a time."""
+"""Samples decoded per task of a thread."""
 RESERVE = 0.9
-"""Share of what is free that a split may take."""
+"""Largest fraction of the free memory or disk space that a split may take."""
 
 
 @dataclass(frozen=True)
 class InMemorySplit:
-    """A split whose pixels are all at hand."""
+    """A split with all its images decoded."""
 
     split: Split
     images: Tensor
     """uint8 n 3 h w."""
     targets: Tensor
-    """long (n,), on the CPU: the labels that belong to the images, also where an unreadable sample was replaced."""
+    """Labels of `images`: long (n,), on the CPU. Differ from `split.labels()` where an unreadable sample was replaced."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -52,19 +53,19 @@ class InMemorySplit:
 
 
 def decoded_bytes(split: Split) -> int:
-    """What a split takes once it is decoded."""
+    """Bytes of a split's decoded images."""
     return int(np.prod(_shape(split)))
 
 
 def load_on_device(split: Split, device: torch.device, workers: int) -> InMemorySplit:
-    """Decode a whole split onto the device. Raises DataError where it does not fit."""
+    """Decode a whole split into device memory. Raises DataError if it does not fit."""
     shape, needed = _shape(split), decoded_bytes(split)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         if needed > RESERVE * free:
             raise DataError(
                 f"data.cache_mode is device, and {shape[0]} images of {shape[2]} px take {needed / 1e9:.1f} GB of"
-                f" {free / 1e9:.1f} GB free on {device}; take data.cache_mode host or stream, or data.limit"
+                f" {free / 1e9:.1f} GB free on {device}; set data.cache_mode to host or stream, or lower data.limit"
             )
     images = torch.empty(shape, dtype=torch.uint8, device=device)
     targets = torch.empty(shape[0], dtype=torch.long)
@@ -79,10 +80,10 @@ def load_on_device(split: Split, device: torch.device, workers: int) -> InMemory
 
 
 def load_in_host_memory(split: Split, folder: Path, fingerprint: str, workers: int) -> InMemorySplit:
-    """A split decoded once into a file of `folder` that every process of the machine maps, and later runs find again.
+    """Decode a split into a file in `folder`, which all processes of the machine map and later runs reuse.
 
-    It is the page cache that holds it: in memory where there is room, on the disk where not. Raises DataError where the
-    disk has no room.
+    The page cache keeps the file in memory as far as there is room. `fingerprint` identifies the split's contents.
+    Raises DataError if the disk is too small or the folder cannot be used.
     """
     shape = _shape(split)
     pixels, labels = folder / f"{fingerprint[:32]}.u8", folder / f"{fingerprint[:32]}.labels.npy"
@@ -103,12 +104,12 @@ def _decode_into(split: Split, shape: tuple[int, int, int, int], pixels: Path, l
     if needed > RESERVE * free:
         raise DataError(
             f"data.cache_mode is host, and {shape[0]} images of {shape[2]} px take {needed / 1e9:.1f} GB of"
-            f" {free / 1e9:.1f} GB free in {pixels.parent}; name another folder with data.cache, or stream"
+            f" {free / 1e9:.1f} GB free in {pixels.parent}; set data.cache to another folder, or data.cache_mode to stream"
         )
     targets = np.empty(shape[0], dtype=np.int64)
-    aside = pixels.with_suffix(".part")
+    staging = pixels.with_suffix(".part")
     try:
-        mapped = np.memmap(aside, dtype=np.uint8, mode="w+", shape=(shape[0], *shape[2:], 3))
+        mapped = np.memmap(staging, dtype=np.uint8, mode="w+", shape=(shape[0], *shape[2:], 3))
 
         def load(chunk: Tensor) -> None:
             batch = split.batch(chunk)
@@ -117,20 +118,20 @@ def _decode_into(split: Split, shape: tuple[int, int, int, int], pixels: Path, l
 
         _each_chunk(shape[0], load, workers)
         mapped.flush()
-        write_aside(labels, lambda file: np.save(file, targets, allow_pickle=False))
-        aside.rename(pixels)
+        write_via_temporary(labels, lambda file: np.save(file, targets, allow_pickle=False))
+        staging.rename(pixels)
     finally:
-        aside.unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
 
 
 def _shape(split: Split) -> tuple[int, int, int, int]:
-    """n 3 h w."""
+    """Shape of the decoded split: n 3 h w."""
     _, channels, height, width = split.batch(torch.tensor([0])).images.shape
     return len(split), channels, height, width
 
 
-def _each_chunk(count: int, load: object, workers: int) -> None:
-    assert callable(load)
+def _each_chunk(count: int, load: Callable[[Tensor], None], workers: int) -> None:
+    """Call `load` with the indices of each chunk of `count` samples, in threads."""
     with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="decoder") as pool:
         for _ in pool.map(load, torch.arange(count).split(CHUNK)):
             pass

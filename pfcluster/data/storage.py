@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from pfcluster.runs.atomic_files import sha256, write_aside
+from pfcluster.runs.atomic_files import sha256, write_via_temporary
 from pfcluster.runs.locks import exclusive_lock
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs")
@@ -116,7 +116,7 @@ class RemoteStore:
                 shutil.copyfileobj(remote, written, 1 << 20)
 
         try:
-            write_aside(aside, fill)
+            write_via_temporary(aside, fill)
             found = sha256(aside)
             if found != checksum:
                 raise OSError(f"what arrived has the SHA-256 {found[:12]}..., the manifest says {checksum[:12]}...")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, synced, renamed; and their checksums."""
+"""Atomic file writes (temporary file, fsync, rename) and checksums."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-ASIDE = ".*.tmp"
-"""Names of the files that `write_aside` fills; a process that was killed leaves one behind."""
+TEMPORARY_FILES = ".*.tmp"
+"""Glob of the temporary files of `write_via_temporary`; a killed process leaves one behind."""
 
 
-def write_aside(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Let `fill` write a file beside `path`, sync it, and rename it to `path`: readers see the old one or the new one,
-    whole. Nothing is left behind on an error.
+def write_via_temporary(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Have `fill` write a temporary file in the folder of `path`, fsync it, and rename it to `path`. Readers see the
+    complete old or the complete new file. The temporary file is removed on errors.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(aside, "wb") as file:
+        with open(temporary, "wb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
-    flush(path.parent)
+        temporary.unlink(missing_ok=True)
+    fsync(path.parent)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """`write_aside` of a text (UTF-8) or bytes."""
+    """`write_via_temporary` for text (UTF-8) or bytes."""
     data = content.encode() if isinstance(content, str) else content
-    write_aside(path, lambda file: file.write(data))
+    write_via_temporary(path, lambda file: file.write(data))
 
 
-def flush(path: Path) -> None:
-    """Have the disk hold what was written to a file, or a folder's entries."""
+def fsync(path: Path) -> None:
+    """Flush a file's data, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -44,9 +44,9 @@ def flush(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file's bytes, in hexadecimal."""
-    hashed = hashlib.sha256()
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
-            hashed.update(block)
-    return hashed.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()

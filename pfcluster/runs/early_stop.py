@@ -1,7 +1,5 @@
-"""An early end: `early_stop.json` in a run's folder ends the run at a step, with a checkpoint and without its final
-evaluation. A sweep writes it for a trial that is not worth more, also while the run is under way.
-
-No torch: launchers and drivers read and write these, too.
+"""early_stop.json: ends a run at a given step, with a checkpoint and without the final evaluation. Sweeps write it for
+trials that they stop, also while the run is active. No torch: launchers and sweep drivers use it.
 """
 
 from __future__ import annotations
@@ -16,26 +14,26 @@ from pfcluster.runs.folder import EARLY_STOP_FILE
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """Where a run ends early, and why."""
+    """Step at which a run ends early, and the reason."""
 
     step: int
     reason: str
 
 
 def read_early_stop(folder: Path) -> EarlyStop | None:
-    """The run's limit; None where it has none."""
+    """The early stop of a run; None if it has none."""
     try:
         return EarlyStop(**json.loads((folder / EARLY_STOP_FILE).read_text()))
     except FileNotFoundError:
         return None
 
 
-def write_early_stop(folder: Path, limit: EarlyStop) -> None:
-    """Have a run end at a step; at the end of the step it is in, if that is past already."""
+def write_early_stop(folder: Path, early_stop: EarlyStop) -> None:
+    """End a run at a step; if it is past that step already, at the end of the current one."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / EARLY_STOP_FILE, json.dumps(asdict(limit)) + "\n")
+    write_atomically(folder / EARLY_STOP_FILE, json.dumps(asdict(early_stop)) + "\n")
 
 
 def clear_early_stop(folder: Path) -> None:
-    """Let the run go on to its own end when it is given again."""
+    """Remove the early stop, so that the next start trains to the end."""
     (folder / EARLY_STOP_FILE).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""metrics.jsonl for machines and TensorBoard for curves. Rank 0 writes; the values are means over ranks."""
+"""Metrics of a run: means over ranks and steps, written by rank 0 to metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from pfcluster.runs.folder import TENSORBOARD_DIR, append_metrics, truncate_metr
 
 
 class MetricsLog:
-    """Collects the steps' scalars and writes their means. Lines from after the step resumed at are dropped."""
+    """Collects the scalars of each step and writes their means. Entering it drops the lines after `step`, from which
+    the run resumes.
+    """
 
     def __init__(self, folder: Path, step: int, world: World) -> None:
         self.folder, self.first_step, self.world = folder, step, world
         self.pending: list[dict[str, Tensor]] = []
         self.since = time.monotonic()
         self.tensorboard: Any = None
+        """On rank 0."""
 
     def __enter__(self) -> MetricsLog:
         if self.world.is_main:
@@ -38,12 +41,13 @@ class MetricsLog:
             self.tensorboard.close()
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Scalars of one step, still on the device."""
+        """Add the scalars of one step; they stay on the device."""
         self.pending.append(metrics)
 
     def flush(self, step: int, epoch: float, batch_size: int) -> dict[str, float]:
-        """Write the means of the steps since the last flush, and images per second. Terms may come and go: each mean is
-        over the steps that had it."""
+        """Write the means since the last flush, and images per second; returns the line. A metric that was not logged
+        at every step is averaged over the steps that have it. A collective.
+        """
         names = sorted({name for metrics in self.pending for name in metrics})
         means = [torch.stack([m[name].detach().float() for m in self.pending if name in m]).mean() for name in names]
         values = self.world.mean(torch.stack(means)).tolist()
@@ -55,7 +59,7 @@ class MetricsLog:
         return line
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and a point on each curve."""
+        """Append a line to metrics.jsonl, and a point to each TensorBoard curve. Does nothing on other ranks than 0."""
         if self.tensorboard is None:
             return
         append_metrics(self.folder, split, step, epoch, values)

@@ -1,18 +1,20 @@
-"""How far a run is, for whoever launched it: `progress.json` beside the metrics, and a line now and then in the log."""
+"""Messages of a running run: progress lines on stdout, progress.json for launchers, and warnings."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from pfcluster.config import RunConfig
 from pfcluster.distributed.process_group import World
-from pfcluster.runs.folder import write_progress
+from pfcluster.runs.folder import append_warning, write_progress
 
 SHOWN = ("loss", "val accuracy", "val loss", "images_per_second")
+"""Metrics of a progress line."""
 
 
 class Progress:
-    """Rank 0 speaks, on its standard output; launchers (`launch/`) turn this and metrics.jsonl into bars."""
+    """Prints progress on rank 0. Launchers draw their progress bars from progress.json and metrics.jsonl."""
 
     def __init__(self, config: RunConfig, folder: Path, total_steps: int, world: World) -> None:
         self.label = f"{config.name} seed {config.seed}"
@@ -20,10 +22,12 @@ class Progress:
         self.total_steps = total_steps
         self.is_main = world.is_main
         self.values: dict[str, float] = {}
+        """Newest value of each metric."""
         self.tenth = -1
+        """Tenths of the run that were reported."""
 
     def update(self, step: int, values: dict[str, float]) -> None:
-        """Take over a step's values; a line for every tenth of the run."""
+        """Record metrics, and print a line for every tenth of the run."""
         self.values |= values
         tenth = 10 * step // self.total_steps
         if tenth > self.tenth:
@@ -32,7 +36,14 @@ class Progress:
             self.say(f"step {step}/{self.total_steps}  {'  '.join(shown)}")
 
     def say(self, message: str, stage: str = "train") -> None:
-        """A line of its own, and the stage that the run is in."""
+        """Print a line, and write the current stage to progress.json."""
         if self.is_main:
             print(f"{self.label}: {message}", flush=True)
             write_progress(self.folder, self.total_steps, stage)
+
+
+def warn(folder: Path, message: str, is_main: bool) -> None:
+    """Print a warning on stderr and append it to warnings.log, on rank 0."""
+    if is_main:
+        print(f"warning: {message}", file=sys.stderr)
+        append_warning(folder, message)

@@ -1,4 +1,4 @@
-"""Where a run comes from: the command that repeats it, versions, commit, machine. Kept in `provenance.json`."""
+"""Provenance of a run: command, package versions, commit and machine, in provenance.json."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import PROVENANCE_FILE, append_warning
+from pfcluster.runs.folder import PROVENANCE_FILE
 
 SNAPSHOT = "snapshot.json"
-"""Beside a copy of the code (launch/code_snapshot.py): which commit it is of."""
+"""In a copy of the code (launch/code_snapshot.py): the commit that was copied."""
 PACKAGES = ("pfcluster", "torch", "torchvision", "timm", "torchmetrics", "webdataset", "numpy")
 
 
 def write(folder: Path, command: str | None) -> None:
-    """Record how the run in `folder` was started. The first start's record stays; later ones add a date."""
+    """Record how a run was started. Later starts only append their time to `started`."""
     path = folder / PROVENANCE_FILE
     values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else _collect(command)
     values["started"].append(datetime.now(timezone.utc).isoformat(timespec="seconds"))
@@ -29,16 +29,9 @@ def write(folder: Path, command: str | None) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The record, as result.json carries it."""
+    """The record; result.json contains it, too."""
     values: dict[str, Any] = json.loads((folder / PROVENANCE_FILE).read_text())
     return values
-
-
-def warn(folder: Path, message: str, is_main: bool) -> None:
-    """Tell the user on standard error, and keep it in `warnings.log`."""
-    if is_main:
-        print(f"warning: {message}", file=sys.stderr)
-        append_warning(folder, message)
 
 
 def _collect(command: str | None) -> dict[str, Any]:
@@ -59,13 +52,13 @@ def _version(name: str) -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this code runs from, or was copied from, marked `-dirty` where tracked files changed; None
-    outside of git.
+    """Commit of the checkout that this code runs in or was copied from, with `-dirty` if tracked files are modified.
+    None outside of git.
     """
-    copied = Path(__file__).parents[2] / SNAPSHOT
-    if copied.is_file():
-        known: str | None = json.loads(copied.read_text())["git_commit"]
-        return known
+    snapshot = Path(__file__).parents[2] / SNAPSHOT
+    if snapshot.is_file():
+        copied_commit: str | None = json.loads(snapshot.read_text())["git_commit"]
+        return copied_commit
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -37,7 +37,7 @@ from pfcluster.data.raw.base import RawDataset
 from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.raw.spool import spool
-from pfcluster.runs.atomic_files import ASIDE
+from pfcluster.runs.atomic_files import TEMPORARY_FILES
 from pfcluster.runs.locks import exclusive_lock
 
 LEFT_OUT_FILE = "left_out.csv"
@@ -258,7 +258,7 @@ def _finish(
     )
     rows = [_left_out_row(datasets, photo) for photo in left_out]
     try:
-        for unfinished in options.output.glob(ASIDE):
+        for unfinished in options.output.glob(TEMPORARY_FILES):
             unfinished.unlink()
         write_table(options.output / LEFT_OUT_FILE, ("input", "source", "label", "reason", "detail"), rows)
         write_json(options.output / MANIFEST, asdict(manifest), indent=1)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pfcluster.data.manifest import ShardFile, index_name
-from pfcluster.runs.atomic_files import sha256, write_aside, write_atomically
+from pfcluster.runs.atomic_files import sha256, write_atomically, write_via_temporary
 
 OWNER = "pfcluster"
 MODE = 0o444
@@ -81,7 +81,7 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardFile
                 writer.write({"__key__": sample.key, "jpg": sample.jpeg, "json": text.encode()})
                 records[sample.key] = sample.record
 
-    write_aside(tar, fill)
+    write_via_temporary(tar, fill)
     index = folder / index_name(tar.name)
     write_atomically(index, _index(tar, records))
     return ShardFile(tar.name, len(records), sha256(tar), tar.stat().st_size, sha256(index))

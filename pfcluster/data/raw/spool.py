@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, file_size
 from pfcluster.data.raw.parquet import pictures
-from pfcluster.runs.atomic_files import write_aside
+from pfcluster.runs.atomic_files import write_via_temporary
 
 Rows = Mapping[int, int]
 """Row of a parquet file -> bytes of its photo."""
@@ -24,7 +24,7 @@ def spool(dataset: RawDataset, target: Path) -> RawDataset:
     starts, total = _starts(files)
     photos = tuple(_spooled(photo, starts, target) if photo.form == "parquet" else photo for photo in dataset.photos)
     if files and file_size(target) != total:
-        write_aside(target, lambda file: _fill(file, files))
+        write_via_temporary(target, lambda file: _fill(file, files))
     return replace(dataset, photos=photos)
 
 
