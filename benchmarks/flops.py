@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from facenet_pytorch import InceptionResnetV1
 
-from benchmarks.reference import plain_mae_loss, plain_pf_mag_step
 from pfcluster.config import LossWeights, RunConfig, presets
 from pfcluster.models import factory
 from pfcluster.models.identity_net import FaceNet
 from pfcluster.models.mae import MAE
 from pfcluster.profiling.flops import SAMPLE, count_step, empty_batches, profile
 from pfcluster.training.pf_mag import loss_settings
+from tests.reference.plain_steps import plain_mae_loss, plain_pf_mag_step
 
 CLASSES = 8
 PAPER = {"PF-ViT-B at test time (E, S, C)": "89.7 M", "PF-MAG-B in training": "145.1 M"}

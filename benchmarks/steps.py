@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.reference import plain_mae_loss, plain_pf_mag_step
 from pfcluster.config import EngineConfig, LossWeights, OptimConfig, RunConfig, presets
 from pfcluster.data.batch import Batch, patch_order
 from pfcluster.distributed.process_group import World
@@ -29,6 +28,7 @@ from pfcluster.models.discriminator import Discriminator
 from pfcluster.models.mae import MAE, hidden_patches
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.training.pf_mag import LossBalancer, LossSettings, pf_mag_step
+from tests.reference.plain_steps import plain_mae_loss, plain_pf_mag_step
 
 CLASSES = 8
 WEIGHTS = LossWeights()

@@ -1,12 +1,13 @@
-"""The steps as one would write them first: what ours are timed against (benchmarks/) and must equal (tests/).
+"""Training steps written the straightforward way. The project's own steps are timed against them (benchmarks/) and must
+give the same gradients (tests/unit).
 
-`plain_mae_loss` follows He et al.'s reference: embed every patch, drop the hidden ones, put the rest back in image
-order for the decoder, predict every patch, average over the hidden ones. `plain_pf_mag_step` is the usual GAN loop: a
-forward without gradients makes the fakes of the discriminator's turn, a second one serves PF-ViT's turn, each image
-goes through the nets in a call of its own, and the discriminator collects gradients that nobody wants. Same nets,
-same losses.
+`plain_mae_loss` follows the MAE paper: embed every patch, drop the masked ones, restore the image order for the
+decoder, predict every patch, average over the masked ones. `plain_pf_mag_step` is the usual GAN loop: one forward pass
+without gradients makes the discriminator's fakes, a second one serves PF-ViT's update, every batch of images passes the
+discriminator separately, and the discriminator accumulates gradients in PF-ViT's update that are then discarded. Nets
+and loss functions are the project's.
 
-Legend: b images, n patches.
+Legend: b images, n patches, k classes.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from pfcluster.training.pf_mag import LossSettings
 
 def plain_mae_loss(mae: MAE, images: Tensor, order: Tensor) -> Tensor:
     """L_mae on normalised patches: b 3 h w, a permutation of the patches b n (visible first) -> scalar."""
-    encoder, half = mae.encoder, mae.decoder
+    encoder, decoder = mae.encoder, mae.decoder
     tokens = encoder.patch_embed(patchify(images, encoder.patch)) + encoder.positions
-    shuffled = torch.gather(tokens, 1, order.unsqueeze(2).expand_as(tokens))[:, : mae.kept]
-    tokens = torch.cat([encoder.cls_token.expand(len(images), -1, -1), shuffled], dim=1)
+    visible = torch.gather(tokens, 1, order.unsqueeze(2).expand_as(tokens))[:, : mae.kept]
+    tokens = torch.cat([encoder.cls_token.expand(len(images), -1, -1), visible], dim=1)
     for block in encoder.blocks:
         tokens = block(tokens)
-    embedded = half.embed(encoder.norm(tokens))
-    masks = half.mask_token.expand(len(images), order.shape[1] - mae.kept, -1)
+    embedded = decoder.embed(encoder.norm(tokens))
+    mask_tokens = decoder.mask_token.expand(len(images), order.shape[1] - mae.kept, -1)
     restore = order.argsort(1).unsqueeze(2).expand(-1, -1, embedded.shape[2])
-    image_order = torch.gather(torch.cat([embedded[:, 1:], masks], dim=1), 1, restore) + half.positions
+    image_order = torch.gather(torch.cat([embedded[:, 1:], mask_tokens], dim=1), 1, restore) + decoder.positions
     tokens = torch.cat([embedded[:, :1], image_order], dim=1)
-    for block in half.blocks:
+    for block in decoder.blocks:
         tokens = block(tokens)
-    prediction = half.head(half.norm(tokens))[:, 1:]
-    each = (prediction - losses.normalised(patchify(images, encoder.patch))).square().mean(2)
-    hidden = torch.ones_like(each).scatter(1, order[:, : mae.kept], 0.0)
-    return (each * hidden).sum() / hidden.sum()
+    prediction = decoder.head(decoder.norm(tokens))[:, 1:]
+    patch_errors = (prediction - losses.normalised(patchify(images, encoder.patch))).square().mean(2)
+    masked = torch.ones_like(patch_errors).scatter(1, order[:, : mae.kept], 0.0)
+    return (patch_errors * masked).sum() / masked.sum()
 
 
 def plain_discriminator(discriminator: Discriminator, images: Tensor) -> Tensor:
-    """Δ with its whole last block, of which only the class token's output is read: b 3 h w -> b (k + 1)."""
+    """Δ with all tokens in the last block, though only the class token's output is used: b 3 h w -> b (k + 1)."""
     tokens = discriminator.patch_embed(patchify(images, discriminator.patch)) + discriminator.positions
     tokens = torch.cat([discriminator.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
     for block in discriminator.blocks:
@@ -62,10 +63,11 @@ def plain_pf_mag_step(
     batch: Batch,
     settings: LossSettings,
     weights: LossWeights,
-    discriminator_turn: Callable[[], None] = lambda: None,
+    update_discriminator: Callable[[], None] = lambda: None,
 ) -> None:
-    """Gradients of both turns with fixed weights; `discriminator_turn` is called between them, with Δ's own in
-    place."""
+    """Gradients of both updates with fixed loss weights. `update_discriminator` is called between the two, when the
+    discriminator's gradients are in place.
+    """
     images, labels = batch.images, batch.labels
     assert pf_vit.separator is not None
     with torch.no_grad():
@@ -74,20 +76,18 @@ def plain_pf_mag_step(
     fake_logits = torch.cat([plain_discriminator(discriminator, fake) for fake in fakes])
     real_logits = plain_discriminator(discriminator, images)
     losses.discriminator(real_logits, fake_logits, labels, fake_class_targets=settings.fake_class_targets).backward()
-    discriminator_turn()
+    update_discriminator()
 
     tokens = pf_vit.encoder(images)
-    emotion, face, _ = pf_vit.separator(tokens)
-    reconstruction, poker = pf_vit.generator(tokens), pf_vit.generator(face)
+    emotion, identity, _ = pf_vit.separator(tokens)
+    reconstruction, poker = pf_vit.generator(tokens), pf_vit.generator(identity)
     if settings.identity_net is None:
-        orthogonality = losses.orthogonality(emotion, face)
+        orthogonality = losses.orthogonality(emotion, identity)
     else:
         features = [settings.identity_net(pf_vit.generator(emotion)), settings.identity_net(poker)]
         orthogonality = losses.orthogonality(*features)
-    logits_rec, logits_poker = (
-        plain_discriminator(discriminator, reconstruction),
-        plain_discriminator(discriminator, poker),
-    )
+    logits_rec = plain_discriminator(discriminator, reconstruction)
+    logits_poker = plain_discriminator(discriminator, poker)
     total = (
         weights.cls * losses.classification(pf_vit.classifier(emotion[:, 0]), labels, settings.class_weights)
         + weights.adv * losses.adversarial(logits_rec, logits_poker, labels, settings.neutral)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.reference import plain_mae_loss
 from pfcluster.models import losses
 from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.discriminator import Discriminator
 from pfcluster.models.mae import MAE, Decoder, hidden_patches, kept_count, paint
 from pfcluster.models.pf_vit import Generator, PFViT, Separator
 from pfcluster.models.vit import Block, ViT, patchify, sincos_positions, take, unpatchify
+from tests.reference.plain_steps import plain_mae_loss
 
 SIZES = {"size": 32, "patch": 8, "width": 32, "depth": 2, "heads": 4}
 

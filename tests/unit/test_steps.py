@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.reference import plain_pf_mag_step
 from pfcluster.config import EngineConfig, LossWeights, ModelConfig, OptimConfig, RunConfig, presets
 from pfcluster.data.batch import Batch
 from pfcluster.distributed.process_group import World
@@ -18,6 +17,7 @@ from pfcluster.engine.factory import build_engine
 from pfcluster.models import factory, losses
 from pfcluster.training.finetune import finetune_step
 from pfcluster.training.pf_mag import LossBalancer, LossSettings, pf_mag_step
+from tests.reference.plain_steps import plain_pf_mag_step
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLASSES = 4

@@ -9,14 +9,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import import_parity
-from benchmarks.originals import OriginalMae, normalised, stirred, write
 from pfcluster.config import DataConfig, ModelConfig, RunConfig, presets
-from pfcluster.launch.planning import apply_overrides
+from pfcluster.launch.overrides import apply_overrides
 from pfcluster.models import factory, pretrained
 from pfcluster.models.mae import Decoder
 from pfcluster.models.pretrained import WeightsError
 from pfcluster.models.vit import ViT
+from tests.reference.original_mae import LAYOUTS, OriginalMae, imagenet_normalised, randomise, save_weights
+from tests.reference.weight_parity import SMALL, decoder_difference, encoder_difference, random_images
 from tests.tiny import write_checkpoint
 
 SIZES = {"size": 32, "patch": 8, "width": 48, "depth": 2, "heads": 3}
@@ -66,35 +66,35 @@ def test_the_decoder_of_a_reference_checkpoint_predicts_our_patch_order(tmp_path
     assert torch.equal(own.head.bias, reference)
 
 
-@pytest.mark.parametrize("layout", import_parity.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("patch", [16, 32])
 def test_the_originals_encoder_and_decoder_compute_the_same_here(tmp_path, layout, patch):
-    theirs = stirred(OriginalMae(size=4 * patch, patch=patch, **import_parity.SMALL))
-    source = write(tmp_path / "mae.pth", theirs.state_dict(), layout)
-    images = import_parity.noise(4 * patch)
+    theirs = randomise(OriginalMae(size=4 * patch, patch=patch, **SMALL))
+    source = save_weights(tmp_path / "mae.pth", theirs.state_dict(), layout)
+    images = random_images(4 * patch)
     with torch.no_grad():
-        features = theirs.features(normalised(images))
+        features = theirs.features(imagenet_normalised(images))
     assert features.abs().max() > 1
-    assert import_parity.of_features(features, source, images) < 1e-5
-    assert import_parity.of_prediction(theirs, source, images) < 1e-5
+    assert encoder_difference(features, source, images) < 1e-5
+    assert decoder_difference(theirs, source, images) < 1e-5
 
 
 def test_timms_supervised_vit_computes_the_same_here(tmp_path):
-    theirs = stirred(timm.create_model("vit_tiny_patch16_224", pretrained=False))
-    source = write(tmp_path / "vit.pth", theirs.state_dict(), "bare")
-    images = import_parity.noise(224)
+    theirs = randomise(timm.create_model("vit_tiny_patch16_224", pretrained=False))
+    source = save_weights(tmp_path / "vit.pth", theirs.state_dict(), "bare")
+    images = random_images(224)
     with torch.no_grad():
         features = theirs.forward_features(images)
-    assert import_parity.of_features(features, source, images) < 1e-5
+    assert encoder_difference(features, source, images) < 1e-5
 
 
 def test_sizes_that_no_option_gives_are_those_of_the_file(tmp_path):
-    theirs = OriginalMae(size=64, patch=16, **import_parity.SMALL)
-    source = str(write(tmp_path / "mae.pth", theirs.state_dict(), "model"))
+    theirs = OriginalMae(size=64, patch=16, **SMALL)
+    source = str(save_weights(tmp_path / "mae.pth", theirs.state_dict(), "model"))
     base = presets.recipe("small")["pf-vit"]
     read = apply_overrides(base, ["--model.init", source])
     assert read.data.size == 64
-    model = import_parity.SMALL | {"patch": 16, "mlp_ratio": 4.0}
+    model = SMALL | {"patch": 16, "mlp_ratio": 4.0}
     assert {name: getattr(read.model, name) for name in model} == model
     given = apply_overrides(base, ["--model.init", source, "--data.size=32", "--model.decoder-heads", "4"])
     assert (given.data.size, given.model.decoder_heads, given.model.width) == (32, 4, 128)
@@ -136,7 +136,7 @@ def test_our_own_weights_say_nothing_of_sizes(tmp_path):
 )
 def test_a_net_that_ours_cannot_compute_is_refused(tmp_path, options, words):
     theirs = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, **options)
-    source = str(write(tmp_path / "vit.pth", theirs.state_dict(), "bare"))
+    source = str(save_weights(tmp_path / "vit.pth", theirs.state_dict(), "bare"))
     for read in (pretrained.read, pretrained.external_sizes):
         with pytest.raises(WeightsError, match=words):
             read(source)
