@@ -11,7 +11,7 @@ import torch
 
 from pfcluster.checkpoint import store
 from pfcluster.checkpoint.manager import CheckpointManager
-from pfcluster.checkpoint.tensor_shards import whole_shard
+from pfcluster.checkpoint.tensor_shards import unsharded
 from pfcluster.config import (
     CheckpointConfig,
     DataConfig,
@@ -70,5 +70,5 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch
     values = {f"{group}/{name}": value for group, held in tensors.items() for name, value in held.items()}
     saver = CheckpointManager(folder, World(0, 1, torch.device("cpu")), keep=100, asynchronous=False, timeout=60)
     shapes = {key: tuple(value.shape) for key, value in values.items()}
-    saver.save(step, {key: whole_shard(value) for key, value in values.items()}, shapes, state, None)
+    saver.save(step, {key: unsharded(value) for key, value in values.items()}, shapes, state, None)
     return step_folder(folder, step)

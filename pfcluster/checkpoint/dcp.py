@@ -1,7 +1,7 @@
-"""Pieces on disk: torch.distributed.checkpoint writes and reads them, as safetensors, each rank its own.
+"""Tensor shards on disk: safetensors files written and read with torch.distributed.checkpoint, one writer per rank.
 
-A file holds flat parts of tensors, and in its header where each part begins; whatever layout of ranks comes next reads
-the parts it wants. Nothing is pickled.
+A file holds ranges of flattened tensors, and the offset of each range in its header. Any number of ranks, under any
+engine, reads the ranges that it needs. No pickle is involved.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards
 
 
 class DamageError(ValueError):
-    """What is on disk is not what is wanted: says which tensor and why."""
+    """The files do not hold the requested tensors: names the tensor and the reason."""
 
 
 class _SavePlanner(DefaultSavePlanner):
-    """Writes pieces; of those that several ranks hold alike, one rank's."""
+    """Writes shards; a shard that several ranks hold is written by one of them."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -45,7 +45,7 @@ class _SavePlanner(DefaultSavePlanner):
         self.state_dict, self.is_coordinator = state_dict, is_coordinator
 
     def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan([_write_item(key, piece) for key, piece in self.state_dict.items()])
+        self.plan = SavePlan([_write_item(key, shard) for key, shard in self.state_dict.items()])
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
@@ -53,7 +53,7 @@ class _SavePlanner(DefaultSavePlanner):
 
 
 class _LoadPlanner(DefaultLoadPlanner):
-    """Fills pieces from whatever parts the files have."""
+    """Fills shards from the ranges in the files, whatever their boundaries."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -65,15 +65,15 @@ class _LoadPlanner(DefaultLoadPlanner):
         assert self.metadata is not None
         stored = self.metadata.state_dict_metadata
         items = []
-        for key, piece in self.state_dict.items():
+        for key, shard in self.state_dict.items():
             if key not in stored:
                 raise DamageError(f"it has no {key}")
-            found = stored[key]
-            assert isinstance(found, TensorStorageMetadata)
-            held = sum(chunk.sizes.numel() for chunk in found.chunks)
-            if found.size.numel() != piece.total or held != piece.total:
-                raise DamageError(f"its {key} has {held} elements, {piece.total} are wanted")
-            items += create_read_items_for_chunk_list(key, found, [_chunk(piece)])
+            tensor = stored[key]
+            assert isinstance(tensor, TensorStorageMetadata)
+            elements = sum(chunk.sizes.numel() for chunk in tensor.chunks)
+            if tensor.size.numel() != shard.total or elements != shard.total:
+                raise DamageError(f"its {key} has {elements} elements, expected {shard.total}")
+            items += create_read_items_for_chunk_list(key, tensor, [_chunk(shard)])
         return LoadPlan(items)
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
@@ -81,7 +81,7 @@ class _LoadPlanner(DefaultLoadPlanner):
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """Calls `commit` on the coordinator once all ranks have written; their `write` returns after that."""
+    """Calls `commit` on the coordinator after all ranks have written, and before `write` returns on any rank."""
 
     def __init__(self, folder: Path, commit: Callable[[], None]) -> None:
         super().__init__(str(folder), save_distributed=True)
@@ -93,9 +93,8 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 def write(tensor_shards: TensorShards, folder: Path, commit: Callable[[], None], group: ProcessGroup | None) -> None:
-    """Write the pieces of a group's ranks (None: of this process alone) into `folder`, then `commit` on the first.
-
-    Raises OSError on all ranks where one of them cannot write.
+    """Write the shards of all ranks of a group (None: of this process only) into `folder`, then call `commit` on the
+    group's first rank. Raises OSError on all ranks if any of them cannot write.
     """
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:
@@ -112,7 +111,7 @@ def write(tensor_shards: TensorShards, folder: Path, commit: Callable[[], None],
 
 
 def read(tensor_shards: TensorShards, folder: Path) -> None:
-    """Fill the pieces from the files in `folder`. Raises DamageError; each rank reads for itself."""
+    """Fill the shards from the files in `folder`, on this rank only. Raises DamageError."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:
         dist_checkpoint.load(
@@ -126,21 +125,21 @@ def read(tensor_shards: TensorShards, folder: Path) -> None:
 
 
 def dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """The tensors that the files in `folder` hold, and their types."""
+    """Dtypes of the tensors in the files of `folder`, by name."""
     stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {key: value.properties.dtype for key, value in stored.items() if isinstance(value, TensorStorageMetadata)}
 
 
-def _chunk(piece: TensorShard) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(torch.Size([piece.offset]), torch.Size([len(piece.values)]))
+def _chunk(shard: TensorShard) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(torch.Size([shard.offset]), torch.Size([len(shard.values)]))
 
 
-def _write_item(key: str, piece: TensorShard) -> WriteItem:
-    data = TensorWriteData(_chunk(piece), TensorProperties.create_from_tensor(piece.values), torch.Size([piece.total]))
-    return WriteItem(MetadataIndex(key, torch.Size([piece.offset])), WriteItemType.SHARD, tensor_data=data)
+def _write_item(key: str, shard: TensorShard) -> WriteItem:
+    data = TensorWriteData(_chunk(shard), TensorProperties.create_from_tensor(shard.values), torch.Size([shard.total]))
+    return WriteItem(MetadataIndex(key, torch.Size([shard.offset])), WriteItemType.SHARD, tensor_data=data)
 
 
 def _cause(error: CheckpointException) -> tuple[int, BaseException]:
-    """The first rank that failed, and its own exception."""
+    """The first rank that failed, and its exception."""
     rank, (cause, _) = next(iter(error.failures.items()))
     return rank, cause

@@ -1,4 +1,4 @@
-"""Writing checkpoints while the training goes on: a copy to the host, then a thread on every rank."""
+"""Asynchronous checkpoints: a copy to host memory, then a writer thread on every rank."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from pfcluster.runs.folder import checkpoint_steps, step_folder
 
 
 class CheckpointManager:
-    """Writes one checkpoint at a time, on all ranks together, and keeps the newest and the best.
+    """Writes one checkpoint at a time, on all ranks together, and keeps the newest `keep` and the best.
 
-    A write that failed is raised by the next `save` or by `wait`, as OSError.
+    The next `save` or `wait` raises the error of a failed write, as OSError.
     """
 
     def __init__(self, folder: Path, world: World, *, keep: int, asynchronous: bool, timeout: float) -> None:
         self.folder, self.world, self.keep, self.asynchronous = folder, world, keep, asynchronous
         self.stalls: list[float] = []
-        """Seconds that the training waited for each checkpoint."""
+        """Seconds for which each checkpoint blocked the training."""
         self.seconds: list[float] = []
-        """Seconds from each copy to its final name."""
+        """Seconds that each write took, from the copy to the final rename."""
         self.group: ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            store.sweep(folder)
-        if world.size > 1:  # the writing threads talk beside the training
+            store.remove_incomplete(folder)
+        if world.size > 1:  # collectives of the writer threads, separate from those of the training
             group = torch_dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
             assert isinstance(group, ProcessGroup)
             self.group = group
@@ -50,12 +50,15 @@ class CheckpointManager:
         state: dict[str, Any],
         best: int | None,
     ) -> None:
-        """Copy the pieces and write them, with `state` beside them, in the background or at once. A collective."""
+        """Copy the shards to host memory and write them with `state`, in the background or blocking. A collective.
+
+        `shapes` are those of the full tensors; `best` is the step of the best checkpoint, which is kept.
+        """
         began = time.monotonic()
         self.wait()
         copies = {
-            key: TensorShard(piece.values.to("cpu", copy=True), piece.offset, piece.shape)
-            for key, piece in tensor_shards.items()
+            key: TensorShard(shard.values.to("cpu", copy=True), shard.offset, shard.shape)
+            for key, shard in tensor_shards.items()
         }
         self._thread = threading.Thread(target=self._write, args=(step, copies, shapes, state, best), daemon=True)
         self._thread.start()
@@ -64,7 +67,7 @@ class CheckpointManager:
         self.stalls.append(time.monotonic() - began)
 
     def wait(self) -> None:
-        """Until what was begun is on the disk."""
+        """Wait for the pending write. Raises OSError if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -73,9 +76,9 @@ class CheckpointManager:
             raise error
 
     def summary(self) -> dict[str, Any]:
-        """What result.json says of the checkpoints that this process wrote."""
-        written = checkpoint_steps(self.folder)
-        newest = step_folder(self.folder, written[-1]) if written else self.folder
+        """Entry of result.json about the checkpoints that this process wrote."""
+        steps = checkpoint_steps(self.folder)
+        newest = step_folder(self.folder, steps[-1]) if steps else self.folder
         return {
             "written": len(self.stalls),
             "asynchronous": self.asynchronous,
@@ -98,9 +101,9 @@ class CheckpointManager:
 
         began = time.monotonic()
         try:
-            dcp.write(tensor_shards, store.aside(self.folder, step), commit, self.group)
+            dcp.write(tensor_shards, store.staging_dir(self.folder, step), commit, self.group)
             self.seconds.append(time.monotonic() - began)
-        except BaseException as error:  # raised where the training waits for it
+        except BaseException as error:  # raised by the next `save` or `wait`
             self._error = error
             if self.world.is_main:
-                shutil.rmtree(store.aside(self.folder, step), ignore_errors=True)
+                shutil.rmtree(store.staging_dir(self.folder, step), ignore_errors=True)

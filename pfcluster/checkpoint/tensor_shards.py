@@ -1,7 +1,8 @@
-"""Pieces: what one rank holds of the tensors of a run, whatever cut them.
+"""Tensor shards: the parts of a run's tensors that one rank holds, independent of the engine.
 
-A piece is a contiguous part of a tensor laid out flat in row-major order. Every engine says what it holds in pieces, so
-that checkpoints, averages and whole weights need not know how ZeRO, FSDP2 or DDP keep theirs.
+A shard is a contiguous range of a tensor's elements in row-major order. Every engine describes its parameters and
+optimizer state as shards, so checkpoints, weight averages and evaluation do not depend on how DDP, ZeRO or FSDP2
+partition them.
 """
 
 from __future__ import annotations
@@ -16,41 +17,42 @@ from torch.distributed import ProcessGroup
 
 @dataclass(frozen=True)
 class TensorShard:
-    """`values`, 1-D and a view of the engine's own memory, are `shape`'s flat elements from `offset` on."""
+    """Elements `offset` ... `offset + len(values) - 1` of a flattened tensor of this `shape`."""
 
     values: Tensor
+    """1-D; a view of the engine's memory."""
     offset: int
     shape: tuple[int, ...]
 
     @property
     def total(self) -> int:
-        """Elements of the whole tensor."""
+        """Number of elements of the full tensor."""
         return math.prod(self.shape)
 
 
 TensorShards = dict[str, TensorShard]
 
 
-def whole_shard(tensor: Tensor) -> TensorShard:
-    """All of a tensor; the values share its memory. Raises RuntimeError for one that is not contiguous."""
+def unsharded(tensor: Tensor) -> TensorShard:
+    """A full tensor as a single shard that shares its memory. Raises RuntimeError if it is not contiguous."""
     return TensorShard(tensor.detach().view(-1), 0, tuple(tensor.shape))
 
 
 def gather(
     tensor_shards: TensorShards, shapes: dict[str, tuple[int, ...]], device: torch.device, group: ProcessGroup | None
 ) -> dict[str, Tensor]:
-    """Whole fp32 tensors by name from the pieces of a group's ranks, each element held by exactly one of them. A
+    """Full fp32 tensors by name from the shards of all ranks of a group; each element is held by exactly one rank. A
     collective.
 
-    The values of a rank that holds nothing of a tensor are zeros in a sum, so the result is exact.
+    It is an all-reduce in which ranks contribute zeros for elements that they do not hold, so the result is exact.
     """
     offsets, end = {}, 0
     for name, shape in shapes.items():
         offsets[name], end = end, end + math.prod(shape)
     buffer = torch.zeros(end, device=device)
-    for name, piece in tensor_shards.items():
-        start = offsets[name] + piece.offset
-        buffer[start : start + len(piece.values)] = piece.values
+    for name, shard in tensor_shards.items():
+        start = offsets[name] + shard.offset
+        buffer[start : start + len(shard.values)] = shard.values
     torch.distributed.all_reduce(buffer, group=group)
     return {
         name: buffer[offsets[name] : offsets[name] + math.prod(shape)].view(shape) for name, shape in shapes.items()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards, whole_shard
+from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards, unsharded
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.precision import autocast
 from pfcluster.engine.timing import Timestamp, mark
@@ -190,9 +190,9 @@ class Engine(ABC):
             }
         if loading or self.world.is_main:
             for key, buffer in self._saved_buffers().items():
-                found[f"{name}/{key}"] = whole_shard(buffer)
+                found[f"{name}/{key}"] = unsharded(buffer)
                 if self.decay:
-                    found[f"{name}_ema/{key}"] = whole_shard(buffer)
+                    found[f"{name}_ema/{key}"] = unsharded(buffer)
         return {key: piece for key, piece in found.items() if len(piece.values)}
 
     def saved_shapes(self, name: str) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pfcluster.checkpoint.tensor_shards import TensorShard, whole_shard
+from pfcluster.checkpoint.tensor_shards import TensorShard, unsharded
 from pfcluster.config import EngineConfig
 from pfcluster.engine.base import StateDict
 from pfcluster.engine.torch_engine import TorchEngine
@@ -41,7 +41,7 @@ class DdpEngine(TorchEngine):
             return self.replica(*inputs, **named)
 
     def _piece(self, tensor: Tensor) -> TensorShard:
-        return whole_shard(tensor)
+        return unsharded(tensor)
 
     def _whole(self, *, averaged: bool) -> StateDict:
         if averaged:

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from pfcluster.checkpoint.tensor_shards import TensorShard, gather, whole_shard
+from pfcluster.checkpoint.tensor_shards import TensorShard, gather, unsharded
 from pfcluster.config import EngineConfig
 from pfcluster.engine.base import StateDict
 from pfcluster.engine.torch_engine import TorchEngine
@@ -74,7 +74,7 @@ class Fsdp2Engine(TorchEngine):
     def _piece(self, tensor: Tensor) -> TensorShard:
         """Its rows, where a tensor is cut along its first dimension."""
         if not isinstance(tensor, DTensor):
-            return whole_shard(tensor)
+            return unsharded(tensor)
         _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
         local: Tensor = tensor.to_local().detach()
         row = tensor.numel() // max(1, tensor.shape[0]) if tensor.ndim else 1

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pfcluster.checkpoint import dcp, store
 from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.checkpoint.store import CheckpointError
-from pfcluster.checkpoint.tensor_shards import TensorShard, whole_shard
+from pfcluster.checkpoint.tensor_shards import TensorShard, unsharded
 from pfcluster.distributed.process_group import World
 from pfcluster.runs.folder import checkpoint_steps, step_folder
 from tests.tiny import write_checkpoint
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_tensor(tmp_path, wanted
     write_checkpoint(tmp_path, 1, TENSORS, {})
     record, _ = store.latest(tmp_path)
     with pytest.raises(CheckpointError, match=words):
-        record.read_into({key: whole_shard(torch.zeros(shape)) for key, shape in wanted.items()})
+        record.read_into({key: unsharded(torch.zeros(shape)) for key, shape in wanted.items()})
 
 
 def test_a_checkpoint_is_a_copy_of_its_moment_and_counts_once_it_is_whole(tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_a_checkpoint_is_a_copy_of_its_moment_and_counts_once_it_is_whole(tmp_pa
     monkeypatch.setattr(store, "commit", lambda *given: (may_finish.wait(60), commit(*given)))
     saver = CheckpointManager(tmp_path, World(0, 1, torch.device("cpu")), keep=2, asynchronous=True, timeout=60)
     weight = torch.ones(4)
-    saver.save(1, {"model/weight": whole_shard(weight)}, {"model/weight": (4,)}, {}, None)
+    saver.save(1, {"model/weight": unsharded(weight)}, {"model/weight": (4,)}, {}, None)
     weight.zero_()
     assert checkpoint_steps(tmp_path) == []
     may_finish.set()
