@@ -17,8 +17,9 @@ from torch import Tensor
 
 from benchmarks.poker_check import restore
 from pfcluster.data import transforms
-from pfcluster.data.dataset import SyntheticSplit, open_dataset
+from pfcluster.data.dataset import open_dataset
 from pfcluster.data.labels import neutral_index
+from pfcluster.data.splits import SyntheticSplit
 from pfcluster.evaluate.classification import load_images
 from pfcluster.evaluate.poker_faces import expression_region, region_error
 

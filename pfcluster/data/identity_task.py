@@ -1,4 +1,4 @@
-"""A dataset's people as its classes, for a net that tells them apart. Legend: n samples."""
+"""The identity task: a dataset's people as classes, to train a face recognition net. Legend: n samples."""
 
 from __future__ import annotations
 
@@ -9,61 +9,67 @@ from torch import Tensor
 
 from pfcluster.data.types import DataError, Dataset, RawBatch, Split
 
-EVERY = 8
-"""One face of so many is kept out to validate."""
+VALIDATION_EVERY = 8
+"""One of this many faces is held out for validation."""
 
 
 @dataclass(frozen=True)
 class IdentitySplit:
-    """Some samples of a split, labelled by person."""
+    """A subset of a split, labelled by identity."""
 
     split: Split
-    chosen: Tensor
-    numbers: Tensor
-    """Each chosen sample's place in `classes`."""
+    indices: Tensor
+    """Samples of `split`: long (n,)."""
+    targets: Tensor
+    """Their identities, as indices into `classes`: long (n,)."""
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.indices)
 
     def labels(self) -> Tensor:
-        return self.numbers
+        return self.targets
 
     def batch(self, indices: Tensor) -> RawBatch:
-        return RawBatch(self.split.batch(self.chosen[indices]).images, self.numbers[indices])
+        return RawBatch(self.split.batch(self.indices[indices]).images, self.targets[indices])
 
     def keys(self, indices: Tensor) -> list[str]:
-        return self.split.keys(self.chosen[indices])
+        return self.split.keys(self.indices[indices])
 
 
-def identity_dataset(dataset: Dataset, names: list[str]) -> Dataset:
-    """Training and validation on the people of the training split, whose names are given by sample; every eighth of a
-    person's faces validates. There is no test split: its people are others. Raises DataError.
+def identity_dataset(dataset: Dataset, identities: list[str]) -> Dataset:
+    """Training and validation splits with identities as classes, both from the training split.
+
+    `identities` names the identity of each training sample, "" if unknown. Identities with a single face are dropped,
+    and every eighth face is held out for validation, never an identity's first. There is no test split, because its
+    identities do not occur in training. Raises DataError if there are too few identities or faces.
     """
-    faces: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        if name:
-            faces.setdefault(name, []).append(index)
-    faces = {name: found for name, found in sorted(faces.items()) if len(found) > 1}
-    if len(faces) < 2:
+    samples_of: dict[str, list[int]] = {}
+    for index, identity in enumerate(identities):
+        if identity:
+            samples_of.setdefault(identity, []).append(index)
+    samples_of = {identity: samples for identity, samples in sorted(samples_of.items()) if len(samples) > 1}
+    if len(samples_of) < 2:
         raise DataError(
             f"data.target is identity, but {dataset.name} names fewer than two people with two faces or more; build its"
-            " shards from a dataset that tells who is shown, or train on the synthetic faces"
+            " shards from a dataset with identities, or train on the synthetic faces"
         )
-    people = tuple(faces)
-    parts: tuple[list[int], list[int]] = ([], [])
-    labels: tuple[list[int], list[int]] = ([], [])
-    turn = 0
-    for number, name in enumerate(people):
-        for place, index in enumerate(faces[name]):
-            turn += 1
-            part = int(place > 0 and turn % EVERY == 0)  # a person's first face always trains
-            parts[part].append(index)
-            labels[part].append(number)
-    if not parts[1]:
-        raise DataError(f"data.target is identity, but {dataset.name} has too few faces to keep every eighth out")
+    classes = tuple(samples_of)
+    samples: tuple[list[int], list[int]] = ([], [])
+    targets: tuple[list[int], list[int]] = ([], [])
+    count = 0
+    for target, identity in enumerate(classes):
+        for place, index in enumerate(samples_of[identity]):
+            count += 1
+            split = int(place > 0 and count % VALIDATION_EVERY == 0)
+            samples[split].append(index)
+            targets[split].append(target)
+    if not samples[1]:
+        raise DataError(
+            f"data.target is identity, but {dataset.name} has too few faces to hold out every eighth for validation"
+        )
     train, validation = (
-        IdentitySplit(dataset.train, torch.tensor(chosen), torch.tensor(numbers), people)
-        for chosen, numbers in zip(parts, labels, strict=True)
+        IdentitySplit(dataset.train, torch.tensor(indices), torch.tensor(labels), classes)
+        for indices, labels in zip(samples, targets, strict=True)
     )
-    return Dataset(f"{dataset.name}-people", people, train, validation, None, remote=dataset.remote)
+    return Dataset(f"{dataset.name}-identities", classes, train, validation, None, remote=dataset.remote)

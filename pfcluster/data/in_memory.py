@@ -33,7 +33,7 @@ class InMemorySplit:
     images: Tensor
     """uint8 n 3 h w."""
     targets: Tensor
-    """Labels of `images`: long (n,), on the CPU. Differ from `split.labels()` where an unreadable sample was replaced."""
+    """Labels of `images`: long (n,), on the CPU. They differ from `split.labels()` where a sample was replaced."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -104,7 +104,8 @@ def _decode_into(split: Split, shape: tuple[int, int, int, int], pixels: Path, l
     if needed > RESERVE * free:
         raise DataError(
             f"data.cache_mode is host, and {shape[0]} images of {shape[2]} px take {needed / 1e9:.1f} GB of"
-            f" {free / 1e9:.1f} GB free in {pixels.parent}; set data.cache to another folder, or data.cache_mode to stream"
+            f" {free / 1e9:.1f} GB free in {pixels.parent}; set data.cache to another folder or"
+            " data.cache_mode to stream"
         )
     targets = np.empty(shape[0], dtype=np.int64)
     staging = pixels.with_suffix(".part")

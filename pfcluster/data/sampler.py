@@ -1,8 +1,8 @@
-"""The order of samples, exactly resumable, and reading ahead.
+"""Sample order, exactly resumable, and prefetching threads.
 
-Sample number s of a run is a pure function of (seed, s): epoch s // n, position s % n in that epoch's order. Step t of
-batch size B takes samples t B ... (t + 1) B - 1, and each rank its slice of them, so resuming means starting at any
-sample, in the middle of an epoch or on another number of processes; ranks always get equal batches.
+Sample number s of a run is a pure function of (seed, s): epoch s // n, position s % n in that epoch's order. Step t
+with batch size B takes samples t B ... (t + 1) B - 1, and each rank its slice of them. So a run can resume at any step,
+in the middle of an epoch and on another number of processes; all ranks get batches of the same size.
 
 Legend: n samples of the split.
 """
@@ -21,133 +21,133 @@ from pfcluster.distributed.process_group import generator
 
 T = TypeVar("T")
 
-KEPT_EPOCHS = 2
-"""Epochs whose order is kept at hand; a batch may reach into the next one."""
+CACHED_EPOCHS = 2
+"""Number of epochs whose order is cached; a batch may span two epochs."""
 
 
 @dataclass(frozen=True)
 class FullShuffle:
-    """Every epoch in an order of its own over the whole split. For memory, and disks without a seek time."""
+    """A random permutation of the whole split for each epoch. For data in memory or on SSDs."""
 
     size: int
     seed: int
 
     def epoch(self, epoch: int) -> Tensor:
-        """The epoch's samples in their order: a permutation, long (n,)."""
+        """Sample indices of an epoch in order, a permutation: long (n,)."""
         return torch.randperm(self.size, generator=generator(self.seed, "order", epoch))
 
 
 @dataclass(frozen=True)
 class BlockShuffle:
-    """Blocks of neighbouring samples in random order, and within a window of several blocks all samples shuffled.
+    """Shuffles blocks of neighbouring samples, then the samples within each window of several blocks.
 
-    What is read at a time lies in a few places: for disks that seek, and for shards that are fetched whole.
+    Consecutive reads come from few places: for hard disks, and for remote shards that are downloaded as a whole.
     """
 
     size: int
     seed: int
     block: int
-    """Neighbouring samples of a block."""
+    """Samples per block."""
     window: int
-    """Blocks that are shuffled into each other."""
+    """Blocks per window."""
 
     def epoch(self, epoch: int) -> Tensor:
-        """The epoch's samples in their order: a permutation, long (n,)."""
-        chance = generator(self.seed, "blocks", epoch)
+        """Sample indices of an epoch in order, a permutation: long (n,)."""
+        rng = generator(self.seed, "blocks", epoch)
         blocks = list(torch.arange(self.size).split(self.block))
-        shuffled = [blocks[place] for place in torch.randperm(len(blocks), generator=chance).tolist()]
-        parts = []
+        shuffled = [blocks[index] for index in torch.randperm(len(blocks), generator=rng).tolist()]
+        windows = []
         for start in range(0, len(shuffled), self.window):
-            near = torch.cat(shuffled[start : start + self.window])
-            parts.append(near[torch.randperm(len(near), generator=chance)])
-        return torch.cat(parts)
+            samples = torch.cat(shuffled[start : start + self.window])
+            windows.append(samples[torch.randperm(len(samples), generator=rng)])
+        return torch.cat(windows)
 
 
 @dataclass(frozen=True)
 class Balanced:
-    """Every class equally often, to one sample, in each epoch of n samples; rare samples therefore more than once.
+    """Class-balanced sampling: each epoch of n samples has equally many of each class, up to one sample.
 
-    Each class goes round its own samples, anew shuffled every round, over the epochs: none is seen twice more often
-    than another of its class.
+    Each class cycles through its samples across epochs, reshuffled in each cycle, so within a class the number of times
+    that samples have been drawn differs by at most one.
     """
 
     labels: Tensor
-    """long (n,); classes without samples are passed over."""
+    """long (n,); classes without samples are ignored."""
     seed: int
 
     def epoch(self, epoch: int) -> Tensor:
-        """The epoch's samples in their order: long (n,)."""
+        """Sample indices of an epoch in order: long (n,)."""
         size, present = len(self.labels), self.labels.unique().tolist()
-        chosen = []
+        per_class = []
         for place, label in enumerate(present):
-            # n = q k + r: in turn another r of the k classes have one sample more
-            first, last = (self._taken(place, number, size, len(present)) for number in (epoch, epoch + 1))
-            chosen.append(self._of_class(label, first, last))
-        every = torch.cat(chosen)
-        return every[torch.randperm(size, generator=generator(self.seed, "balanced", epoch))]
+            # n = q k + r: in each epoch r of the k classes, in rotation, have one sample more
+            first, end = (self._drawn_before(number, place, size, len(present)) for number in (epoch, epoch + 1))
+            per_class.append(self._of_class(label, first, end))
+        samples = torch.cat(per_class)
+        return samples[torch.randperm(size, generator=generator(self.seed, "balanced", epoch))]
 
-    def _taken(self, place: int, epochs: int, size: int, classes: int) -> int:
-        """Samples that the class at `place` has had after so many epochs of `size`: sums to epochs · size."""
-        return (epochs * size + classes - 1 - place) // classes
+    def _drawn_before(self, epoch: int, place: int, size: int, classes: int) -> int:
+        """Samples drawn before `epoch` from the class at `place`; over all classes they sum to epoch · size."""
+        return (epoch * size + classes - 1 - place) // classes
 
-    def _of_class(self, label: int, first: int, last: int) -> Tensor:
-        """The class's samples number first ... last - 1 of its endless sequence of rounds."""
-        own = (self.labels == label).nonzero().flatten()
-        rounds = [
-            own[torch.randperm(len(own), generator=generator(self.seed, "class", label, turn))]
-            for turn in range(first // len(own), -(-last // len(own)))
+    def _of_class(self, label: int, first: int, end: int) -> Tensor:
+        """Samples number first ... end - 1 of the class's infinite sequence of shuffled cycles."""
+        samples = (self.labels == label).nonzero().flatten()
+        cycles = [
+            samples[torch.randperm(len(samples), generator=generator(self.seed, "class", label, cycle))]
+            for cycle in range(first // len(samples), -(-end // len(samples)))
         ]
-        begin = first - first // len(own) * len(own)
-        return torch.cat(rounds)[begin : begin + last - first] if rounds else own[:0]
+        begin = first % len(samples)
+        return torch.cat(cycles)[begin : begin + end - first] if cycles else samples[:0]
 
 
 @dataclass
 class SampleOrder:
-    """A run's samples, number by number."""
+    """Maps a run's sample numbers to samples of the split."""
 
     size: int
-    """n."""
+    """Samples of the split, n."""
     shuffle: FullShuffle | BlockShuffle | Balanced
     _epochs: dict[int, Tensor] = field(default_factory=dict)
 
     def samples(self, first: int, count: int) -> Tensor:
-        """Which samples of the split the run's samples first ... first + count - 1 are: long (count,)."""
+        """Indices into the split of the run's samples first ... first + count - 1: long (count,)."""
         numbers = torch.arange(first, first + count)
         epochs, positions = numbers // self.size, numbers % self.size
         indices = torch.empty_like(numbers)
         for epoch in epochs.unique().tolist():
-            chosen = epochs == epoch
-            indices[chosen] = self._epoch(epoch)[positions[chosen]]
+            in_epoch = epochs == epoch
+            indices[in_epoch] = self._epoch(epoch)[positions[in_epoch]]
         return indices
 
     def _epoch(self, epoch: int) -> Tensor:
-        """Threads may ask at once; at worst the same order is made twice."""
-        found = self._epochs.get(epoch)
-        if found is None:
-            found = self.shuffle.epoch(epoch)
-            self._epochs[epoch] = found
-            for old in sorted(self._epochs)[:-KEPT_EPOCHS]:
+        """Cached order of an epoch. Threads may call it concurrently; at worst an order is computed twice."""
+        order = self._epochs.get(epoch)
+        if order is None:
+            order = self.shuffle.epoch(epoch)
+            self._epochs[epoch] = order
+            for old in sorted(self._epochs)[:-CACHED_EPOCHS]:
                 self._epochs.pop(old, None)
-        return found
+        return order
 
 
 def read_ahead(load: Callable[[int], T], steps: range, workers: int = 2) -> Iterator[T]:
-    """`load(step)` for each step in turn, by so many threads ahead of time (decoding releases the GIL); 0 loads each
-    when it is asked for.
+    """Yield `load(step)` for each step in order, computed ahead by `workers` threads (decoding releases the GIL). With
+    0 workers, each step is loaded in the caller's thread.
     """
     if workers == 0:
         yield from map(load, steps)
         return
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="reader") as pool:
-        waiting: list[Future[T]] = []
+        pending: list[Future[T]] = []
         upcoming = iter(steps)
         try:
             while True:
-                while len(waiting) < workers and (step := next(upcoming, None)) is not None:
-                    waiting.append(pool.submit(load, step))
-                if not waiting:
+                while len(pending) < workers and (step := next(upcoming, None)) is not None:
+                    pending.append(pool.submit(load, step))
+                if not pending:
                     return
-                yield waiting.pop(0).result()
+                yield pending.pop(0).result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()

@@ -1,5 +1,6 @@
-"""Batched augmentation on tensors, on the training device. Chance is drawn on the CPU for a whole batch of all
-processes, so that a sample's changes depend on the run's seed and the step alone, never on the layout.
+"""Batched image augmentation on the training device, with parameters drawn on the CPU.
+
+Random draws cover the global batch, independent of rank count.
 
 Legend: b images, h w pixels.
 """
@@ -7,7 +8,7 @@ Legend: b images, h w pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """uint8 or float b 3 h w -> float b 3 size size, antialiased; values keep their range."""
+    """Resize with antialiasing: uint8 or float b 3 h w -> float b 3 size size, same value range."""
     images = images.to(torch.float32, memory_format=torch.contiguous_format)
     if images.shape[2:] == (size, size):
         return images
@@ -38,21 +39,24 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """What augmentation does to each image of a batch."""
+    """Augmentation parameters of each image of a batch."""
 
     affine: Tensor
-    """b 2 3: places in the output to places in the input, both in -1..1 (crop, flip and rotation in one)."""
+    """b 2 3: output coordinates to input coordinates, both in -1..1 (crop, flip and rotation combined)."""
     colour: Tensor
-    """b 3: factors of brightness, contrast, saturation."""
+    """b 3: brightness, contrast and saturation factors."""
     erased: Tensor
-    """b 4: left, top, right, bottom of a greyed rectangle in 0..1; empty where left = right."""
+    """b 4: left, top, right, bottom in 0..1 of a rectangle set to grey; empty if left = right."""
 
-    def __getitem__(self, part: slice) -> AugmentParams:
-        return AugmentParams(self.affine[part], self.colour[part], self.erased[part])
+    def __getitem__(self, samples: slice) -> AugmentParams:
+        return AugmentParams(self.affine[samples], self.colour[samples], self.erased[samples])
 
 
 def draw_params(config: AugmentConfig, count: int, generator: torch.Generator) -> AugmentParams:
-    """Draw the changes of `count` images."""
+    """Draw the parameters of `count` images.
+
+    Random draws cover the global batch, independent of rank count, if `count` is its size.
+    """
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(count, generator=generator) * (high - low) + low
@@ -69,32 +73,32 @@ def draw_params(config: AugmentConfig, count: int, generator: torch.Generator) -
     return AugmentParams(affine.view(count, 2, 3), colour, _draw_erased(config.erasing, uniform))
 
 
-def _draw_erased(chance: float, uniform) -> Tensor:
-    """Rectangles of 2-20 % of the area with an aspect ratio of 1/3 to 3 (Zhong et al. 2017): -> b 4 in 0..1."""
+def _draw_erased(probability: float, uniform: Callable[[float, float], Tensor]) -> Tensor:
+    """Random erasing (Zhong et al. 2017): rectangles of 2-20 % of the area, aspect ratio 1/3 to 3: -> b 4 in 0..1."""
     area, ratio = uniform(0.02, 0.2), uniform(math.log(1 / 3), math.log(3)).exp()
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     left, top = uniform(0, 1) * (1 - width), uniform(0, 1) * (1 - height)
-    wanted = (uniform(0, 1) < chance).float()
-    return torch.stack([left, top, left + wanted * width, top + height], dim=1)
+    enabled = (uniform(0, 1) < probability).float()
+    return torch.stack([left, top, left + enabled * width, top + height], dim=1)
 
 
-def crop_on_host(images: Tensor, changes: AugmentParams, size: int) -> Tensor:
-    """The geometric part of the drawn changes, in bytes: uint8 b 3 h w -> uint8 b 3 size size, a view of b h w 3.
+def crop_on_host(images: Tensor, params: AugmentParams, size: int) -> Tensor:
+    """Apply `params.affine` on the CPU: uint8 b 3 h w -> uint8 b 3 size size, a view of b h w 3.
 
-    A crop without rotation begins and ends at whole pixels, as torchvision's does.
+    A crop without rotation is rounded to whole pixels, as in torchvision.
     """
     import cv2
 
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     height, width = pixels.shape[1:3]
     cropped = np.empty((len(pixels), size, size, 3), dtype=np.uint8)
-    for image, out, (horizontal, vertical) in zip(pixels, cropped, changes.affine.tolist(), strict=True):
+    for image, out, (horizontal, vertical) in zip(pixels, cropped, params.affine.tolist(), strict=True):
         (xx, xy, left), (yx, yy, top) = horizontal, vertical  # output to input, both in -1..1
         if xy == 0 and yx == 0:
             x0, x1 = round((left - abs(xx) + 1) * width / 2), round((left + abs(xx) + 1) * width / 2)
             y0, y1 = round((top - yy + 1) * height / 2), round((top + yy + 1) * height / 2)
-            part = image[max(0, y0) : max(y0 + 1, y1), max(0, x0) : max(x0 + 1, x1)]
-            cv2.resize(part, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
+            crop = image[max(0, y0) : max(y0 + 1, y1), max(0, x0) : max(x0 + 1, x1)]
+            cv2.resize(crop, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
             if xx < 0:
                 cv2.flip(out, 1, dst=out)
             continue
@@ -106,23 +110,21 @@ def crop_on_host(images: Tensor, changes: AugmentParams, size: int) -> Tensor:
 
 
 def _in_pixels(line: Sequence[float], extent: int, size: int) -> tuple[float, float, float]:
-    """A row of an affine matrix over places in -1..1 as one over pixels: pixel i of s stands at (2 i + 1) / s - 1."""
+    """Convert a row of an affine matrix from coordinates in -1..1 to pixels; pixel i of s lies at (2 i + 1) / s - 1."""
     x, y, shift = line
     scale = extent / size
     return x * scale, y * scale, ((shift - x - y + 1) * extent - 1 + (x + y) * scale) / 2
 
 
-def augment(images: Tensor, changes: AugmentParams, *, cropped: bool = False) -> Tensor:
-    """Apply the drawn changes: float b 3 h w in -1..1 -> the same shape and range. `cropped`: but for the geometric
-    part, which crop_on_host has done.
+def augment(images: Tensor, params: AugmentParams, *, cropped: bool = False) -> Tensor:
+    """Augment images: float b 3 h w in -1..1 -> the same shape and range. `cropped`: `crop_on_host` has applied
+    `params.affine` already.
     """
-    if cropped:
-        return _erase(_recolour(images, changes.colour.to(images)), changes.erased.to(images))
-    affine = changes.affine.to(images)
-    grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
-    images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    images = _recolour(images, changes.colour.to(images))
-    return _erase(images, changes.erased.to(images))
+    if not cropped:
+        grid = functional.affine_grid(params.affine.to(images), list(images.shape), align_corners=False)
+        images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    images = _recolour(images, params.colour.to(images))
+    return _erase(images, params.erased.to(images))
 
 
 def _recolour(images: Tensor, colour: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
 from pfcluster.data import transforms
 from pfcluster.data.batch import patch_order
-from pfcluster.data.dataset import SyntheticSplit
+from pfcluster.data.splits import SyntheticSplit
 from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.precision import autocast

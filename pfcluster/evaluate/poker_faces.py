@@ -17,8 +17,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from pfcluster.config import RunConfig
 from pfcluster.data import transforms
-from pfcluster.data.dataset import SyntheticSplit
 from pfcluster.data.labels import neutral_index
+from pfcluster.data.splits import SyntheticSplit
 from pfcluster.data.types import Split
 from pfcluster.distributed.process_group import World
 from pfcluster.evaluate.classification import load_images, rank_batches

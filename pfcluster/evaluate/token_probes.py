@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pfcluster.config import RunConfig
-from pfcluster.data.dataset import identities_of
+from pfcluster.data.splits import identities_of
 from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World, generator
 from pfcluster.evaluate.classification import load_images, rank_batches

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pfcluster.config import RunConfig
 from pfcluster.data import transforms
-from pfcluster.data.dataset import SyntheticSplit
+from pfcluster.data.splits import SyntheticSplit
 from pfcluster.data.types import Split
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.precision import autocast

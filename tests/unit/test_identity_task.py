@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pfcluster.config import ConfigError, DataConfig, SyntheticConfig
-from pfcluster.data.dataset import identities_of, open_dataset
+from pfcluster.data.dataset import open_dataset
 from pfcluster.data.identity_task import identity_dataset
+from pfcluster.data.splits import identities_of
 from pfcluster.data.types import DataError
 
 FACES = SyntheticConfig(train=96, validation=8, test=8, identities=12)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pfcluster.config import ConfigError, DataConfig, SyntheticConfig
-from pfcluster.data.dataset import DataError, open_dataset, sample_order
+from pfcluster.data.dataset import open_dataset, sample_order
 from pfcluster.data.sampler import Balanced, BlockShuffle, FullShuffle, SampleOrder, read_ahead
-from pfcluster.data.types import Dataset
+from pfcluster.data.types import DataError, Dataset
 from pfcluster.distributed.process_group import World
 
 SIZE = 203

@@ -15,10 +15,11 @@ import torch
 
 from pfcluster.config import DataConfig
 from pfcluster.data import storage
-from pfcluster.data.dataset import DataError, cache_train_split, open_dataset
+from pfcluster.data.dataset import cache_train_split, open_dataset
 from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.shards import ShardSplit
 from pfcluster.data.storage import StoreError, open_store
+from pfcluster.data.types import DataError
 
 CPU = torch.device("cpu")
 

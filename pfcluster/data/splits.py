@@ -1,0 +1,149 @@
+"""Implementations of `Split`: synthetic faces, a split of a shard folder, a subset. Legend: n samples, b images."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pfcluster.data.in_memory import load_in_host_memory
+from pfcluster.data.shards import BadSampleError, ShardSplit
+from pfcluster.data.synthetic.dataset import SyntheticFaces
+from pfcluster.data.types import DataError, RawBatch, Split
+
+MAX_CACHED_BYTES = 2**31
+"""Larger synthetic splits are rendered on each access, unless they are cached in a file."""
+RENDER_CHUNK = 512
+
+
+class SyntheticSplit:
+    """Synthetic faces. Rendered once and kept in memory up to MAX_CACHED_BYTES, else rendered on each access. With a
+    `folder`, rendered once into a file there, which other processes and later runs reuse.
+    """
+
+    def __init__(self, faces: SyntheticFaces, first_index: int = 0, folder: Path | None = None) -> None:
+        self.faces = faces
+        self.folder = folder
+        self.first_index = first_index
+        self.classes = tuple(faces.classes)
+        self._cached: Tensor | None = None
+        self._render_lock = threading.Lock()
+        self._labels = faces.labels()
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def labels(self) -> Tensor:
+        return self._labels
+
+    def batch(self, indices: Tensor) -> RawBatch:
+        return RawBatch(self._images(indices), self._labels[indices])
+
+    def keys(self, indices: Tensor) -> list[str]:
+        return [f"synthetic-{self.first_index + i}" for i in indices.tolist()]
+
+    def poker_faces(self, indices: Tensor) -> Tensor:
+        """Ground-truth poker faces: uint8 b 3 h w."""
+        return self.faces.poker_faces(indices)
+
+    def _images(self, indices: Tensor) -> Tensor:
+        if self.folder is None and len(self) * 3 * self.faces.size**2 > MAX_CACHED_BYTES:
+            return self.faces.images(indices)
+        with self._render_lock:  # prefetching threads share the split
+            if self._cached is None:
+                self._cached = self._render_all()
+        return self._cached[indices]
+
+    def _render_all(self) -> Tensor:
+        if self.folder is not None:
+            uncached = SyntheticSplit(self.faces, self.first_index)
+            return load_in_host_memory(uncached, self.folder, self.faces.fingerprint(), 1).images
+        return torch.cat([self.faces.images(chunk) for chunk in torch.arange(len(self)).split(RENDER_CHUNK)])
+
+
+@dataclass
+class ShardedSplit:
+    """A split of a shard folder. An unreadable sample is recorded in `bad_keys` and replaced by the next one."""
+
+    shards: ShardSplit
+    max_bad_share: float
+    bad_keys: set[str] = field(default_factory=set)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.shards.classes)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def labels(self) -> Tensor:
+        return self.shards.labels()
+
+    def batch(self, indices: Tensor) -> RawBatch:
+        """Raises DataError if more than `max_bad_share` of the split's samples could not be read so far."""
+        try:
+            images = self.shards.images(indices)
+        except BadSampleError:
+            indices = torch.tensor([self._next_readable(index) for index in indices.tolist()])
+            images = self.shards.images(indices)
+        return RawBatch(images, self.labels()[indices])
+
+    def keys(self, indices: Tensor) -> list[str]:
+        return [self.shards.key(i) for i in indices.tolist()]
+
+    def _next_readable(self, index: int) -> int:
+        """`index`, or the next sample that can be read. Raises DataError if too many cannot."""
+        for candidate in range(index, index + len(self)):
+            try:
+                self.shards.image(candidate % len(self))
+            except BadSampleError as error:
+                self.bad_keys.add(self.shards.key(candidate % len(self)))
+                if len(self.bad_keys) > self.max_bad_share * len(self):
+                    names = ", ".join(sorted(self.bad_keys)[:5])
+                    raise DataError(
+                        f"{len(self.bad_keys)} of {len(self)} samples cannot be read ({names}, ...), more than"
+                        f" data.max_bad_share = {self.max_bad_share}: {error}; check with shards/inspect.py --verify"
+                    ) from error
+            else:
+                return candidate % len(self)
+        raise DataError("no sample of this split can be read; check with shards/inspect.py --verify")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some samples of a split, in a fixed order."""
+
+    split: Split
+    indices: Tensor
+    """long (n,)."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.split.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def labels(self) -> Tensor:
+        return self.split.labels()[self.indices]
+
+    def batch(self, indices: Tensor) -> RawBatch:
+        return self.split.batch(self.indices[indices])
+
+    def keys(self, indices: Tensor) -> list[str]:
+        return self.split.keys(self.indices[indices])
+
+
+def identities_of(split: Split) -> list[str]:
+    """The identity of each sample, "" if unknown; equal names mean the same person."""
+    if isinstance(split, SyntheticSplit):
+        return [str(number) for number in split.faces.identities().tolist()]
+    if isinstance(split, ShardedSplit):
+        return split.shards.identities()
+    if isinstance(split, Subset):
+        identities = identities_of(split.split)
+        return [identities[index] for index in split.indices.tolist()]
+    return [""] * len(split)
