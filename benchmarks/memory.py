@@ -30,6 +30,7 @@ import torch
 from benchmarks.steps import CLASSES, processor
 from pfcluster.config import EngineConfig, RunConfig, presets
 from pfcluster.data.batch import Batch
+from pfcluster.data.labels import CANONICAL
 from pfcluster.distributed.process_group import World, world
 from pfcluster.launch.local import rank_environments
 from pfcluster.models import factory
@@ -37,9 +38,8 @@ from pfcluster.models.identity_net import FaceNet
 from pfcluster.profiling.flops import empty_batches
 from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, plan
 from pfcluster.training import parity
-from pfcluster.training.factory import build_engines
+from pfcluster.training.factory import build_engines, build_objective
 from pfcluster.training.objective import Objective
-from pfcluster.training.pf_mag import PfMagObjective, loss_settings
 
 RANKS, WARM_STEPS = 2, 2
 MIB = 2**20
@@ -169,10 +169,7 @@ def _train(objective: Objective, config: RunConfig, here: World, steps: range) -
 
 def _objective(config: RunConfig, backend: str, here: World, phi: FaceNet | None) -> Objective:
     engines = build_engines(config, backend, factory.build(config, CLASSES), here)
-    if phi is None:
-        return parity.build(config, engines, here)
-    settings = loss_settings(config.pf_mag, 0, None, 0.0, phi)
-    return PfMagObjective(engines["model"], engines["discriminator"], settings, config.pf_mag, here)
+    return build_objective(config, engines, CANONICAL[:CLASSES], here, identity_net=phi)
 
 
 def _batches(config: RunConfig, here: World) -> list[Batch]:

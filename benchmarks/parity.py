@@ -40,7 +40,7 @@ from pfcluster.config.io import to_json
 from pfcluster.distributed.process_group import world
 from pfcluster.launch.local import rank_environments
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, checkpoint_steps, step_folder
-from pfcluster.training.parity import MODEL, compare, without_key_biases
+from pfcluster.training.parity import MODEL, compare, zero_key_biases
 
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 OBJECTIVES = ("mae", "finetune", "pf_mag")
@@ -138,7 +138,7 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
     if all(torch.equal(ours[name], value) for name, value in theirs.items()):
         return 0.0
     mine, other = (
-        without_key_biases({name: value for name, value in each.items() if "_optimizer/" not in name})
+        zero_key_biases({name: value for name, value in each.items() if "_optimizer/" not in name})
         for each in (ours, theirs)
     )
     norm = torch.stack([value.double().norm() for value in other.values()]).norm()

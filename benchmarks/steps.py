@@ -27,7 +27,8 @@ from pfcluster.models import factory, losses
 from pfcluster.models.discriminator import Discriminator
 from pfcluster.models.mae import MAE, hidden_patches
 from pfcluster.models.pf_vit import PFViT
-from pfcluster.training.pf_mag import LossBalancer, LossSettings, pf_mag_step
+from pfcluster.training.loss_balancing import LossBalancer
+from pfcluster.training.pf_mag import LossSettings, pf_mag_step
 from tests.reference.plain_steps import plain_mae_loss, plain_pf_mag_step
 
 CLASSES = 8
@@ -78,7 +79,7 @@ def _pf_mag(modules: dict[str, nn.Module], batch: Batch) -> tuple[Callable[[], N
     )
 
     def ours() -> None:
-        pf_mag_step([batch], pf_vit, delta, SETTING, LossBalancer(WEIGHTS, False, 1, 1.0, 1.0, alone), warm=False)
+        pf_mag_step([batch], pf_vit, delta, SETTING, LossBalancer(WEIGHTS, False, 1, 1.0, 1.0, alone), warmup=False)
 
     def plain() -> None:
         plain_pf_mag_step(

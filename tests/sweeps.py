@@ -1,8 +1,9 @@
-"""Sweeps for tests: an executor that trains in this process, what a sweep came to, and sweeps on the command line."""
+"""Helpers of the sweep tests: an in-process executor, a sweep's outcome, sweeps on the command line."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shlex
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pfcluster.cli.sweep import course_of
+from pfcluster.cli.sweep import evaluation_schedules
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus
@@ -32,93 +33,93 @@ TINY = [
     *shlex.split("--role scratch --space optim.lr=loguniform:1e-5,3e-3 --search random --trials 4 --rungs 1"),
     *shlex.split("--confirm 1 --fresh-seeds 7 --epochs 8 --optim.warmup-steps 2 --checkpoint.every-steps 5"),
 ]
-"""Four trials of 48 steps, some of them stopped early, one confirmed beside the baseline."""
+"""Four trials of 48 steps, some of them stopped early, one confirmed with the baseline."""
 LONG = [*TINY, "--epochs", "30", "--evaluate.every-epochs", "3", "--search-seed", "3"]
-"""The same with 180 steps: time enough to be killed in."""
+"""The same with 180 steps: long enough to be killed in the middle."""
 
 
 @dataclass
 class InProcess:
-    """Trains each run to its end, or for some steps, where it is asked for endings; in any order."""
+    """Trains one run per poll, to its end or for some steps, in any order."""
 
-    at_once: int = 2
+    max_parallel: int = 2
     order: random.Random | None = None
     name: str = "in process"
     poll_seconds: float = 0.0
     interrupt_after: int | None = None
-    """Runs that are trained before all others are interrupted."""
+    """Number of runs that are trained before all others are interrupted."""
     trained: list[str] = field(default_factory=list)
     _waiting: list[TrainRun] = field(default_factory=list)
 
-    def start(self, jobs: Sequence[TrainRun]) -> None:
-        self._waiting += jobs
-        assert len(self._waiting) <= self.at_once
+    def start(self, runs: Sequence[TrainRun]) -> None:
+        self._waiting += runs
+        assert len(self._waiting) <= self.max_parallel
 
     def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
         if not self._waiting:
             return []
         number = self.order.randrange(len(self._waiting)) if self.order else 0
-        job = self._waiting.pop(number)
+        train_run = self._waiting.pop(number)
         stop = StopRequest()
         if self.interrupt_after is not None and len(self.trained) >= self.interrupt_after:
             stop.ask(15)
         try:
-            result = run(job.config, job.folder, "a test", stop)
+            result = run(train_run.config, train_run.folder, "a test", stop)
         except TrainingError as error:
-            return [(job, ExitStatus(FAILED, "training", str(error)))]
-        self.trained.append("/".join(job.folder.parts[-2:]))
-        return [(job, ExitStatus(INTERRUPTED if result["status"] == "interrupted" else FINISHED))]
+            return [(train_run, ExitStatus(FAILED, "training", str(error)))]
+        self.trained.append("/".join(train_run.folder.parts[-2:]))
+        return [(train_run, ExitStatus(INTERRUPTED if result["status"] == "interrupted" else FINISHED))]
 
     def stop(self) -> None:
         self._waiting.clear()
 
 
 def sweep(spec: Spec, folder: Path, executor: InProcess, ticks: int = 1000) -> tuple[bool, list[str]]:
-    """Run a sweep; whether it came to its end, and what it said."""
+    """Run a sweep; whether it came to its end, and its log."""
     save(spec, folder)
-    said: list[str] = []
-    under_way = Sweep(SweepState(spec, folder, course_of()), executor, said.append)
-    return any(under_way.tick() for _ in range(ticks)), said
+    log: list[str] = []
+    driver = Sweep(SweepState(spec, folder, evaluation_schedules()), executor, log.append)
+    return any(driver.tick() for _ in range(ticks)), log
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a sweep came to."""
-    board = SweepState(load(folder), folder, course_of())
-    board.refresh(())
-    confirmation = Confirmation(board)
+    """Everything that a sweep decided and measured."""
+    state = SweepState(load(folder), folder, evaluation_schedules())
+    state.refresh(())
+    confirmation = Confirmation(state)
     return {
-        "trials": [(one.values, one.parent, one.until, one.stop) for one in board.trials],
-        "scores": [one.score for one in board.standings],
-        "failed": [one.failed and one.failed.kind for one in board.standings],
-        "confirmed": {number: confirmation.scores(number) for number in confirmation.chosen() or []},
+        "trials": [(one.values, one.parent, one.until, one.stop) for one in state.trials],
+        "scores": [one.score for one in state.statuses],
+        "failed": [one.failed and one.failed.kind for one in state.statuses],
+        "confirmed": {number: confirmation.scores(number) for number in confirmation.selected() or []},
         "winner": confirmation.winner(),
     }
 
 
 def reference(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """What a command's sweep comes to, trained in this process."""
+    """The outcome of a command line's sweep, trained in this process."""
     spec = read([*arguments, "--executor", "local"]).spec
     assert sweep(spec, folder, InProcess())[0]
     return outcome(folder)
 
 
-def begin(folder: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-    """A sweep on the command line, in a process of its own."""
+def begin(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a sweep on the command line, in a process of its own."""
     command = [*SWEEP, *arguments, "--output", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, **more)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, **options)
 
 
-def wait_for(happened: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None) -> None:
-    """Wait until something is so. Fails where a process ends before."""
-    limit = time.monotonic() + 300
-    while not happened():
+def wait_for(condition: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None) -> None:
+    """Wait until a condition holds. Fails if the process ends before."""
+    deadline = time.monotonic() + 300
+    while not condition():
         assert process is None or process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < limit, f"{what} did not happen in 300 s"
+        assert time.monotonic() < deadline, f"{what} did not happen in 300 s"
         time.sleep(0.05)
 
 
 def step_of(folder: Path) -> int:
-    """Last step that a run has written down."""
+    """Last step in a run's metrics."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         return max((json.loads(line)["step"] for line in lines), default=0)
@@ -126,7 +127,20 @@ def step_of(folder: Path) -> int:
         return 0
 
 
-def went_on(folder: Path) -> bool:
-    """Whether a run was started again and found a checkpoint. Each start writes its log anew."""
+def resumed(folder: Path) -> bool:
+    """Whether a run was started again from a checkpoint, according to its log."""
     log = folder / "logs/rank-0.log"
     return log.exists() and re.search(r"from step [1-9]", log.read_text()) is not None
+
+
+def processes_logging_to(folder: Path) -> list[int]:
+    """Processes whose standard output is a rank's log in this folder or below it."""
+    processes = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            target = os.readlink(process / "fd/1")
+        except OSError:
+            continue
+        if target.startswith(f"{folder}/") and "/logs/rank-" in target:
+            processes.append(int(process.name))
+    return processes

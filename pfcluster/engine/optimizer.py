@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pfcluster.config import OptimConfig, RunConfig
+from pfcluster.engine.base import Engine
 
 BLOCK, EMBEDDING = re.compile(r"encoder\.blocks\.(\d+)\."), re.compile(r"encoder\.(patch_embed|cls_token)")
 
@@ -69,6 +70,15 @@ def set_rates(groups: Iterable[dict[str, Any]], lr: float) -> None:
     """Give each group of an optimizer its scale of the rate."""
     for group in groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def set_learning_rates(
+    engines: Mapping[str, Engine], config: RunConfig, step: int, total_steps: int, plateau: Plateau
+) -> None:
+    """Give every engine the learning rate of a 0-based step."""
+    optimizers = optimizers_of(config)
+    for name, engine in engines.items():
+        engine.set_lr(learning_rate(optimizers[name], step, total_steps, plateau))
 
 
 @dataclass(frozen=True)

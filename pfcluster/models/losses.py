@@ -62,11 +62,11 @@ def discriminator(
     fake_class_targets: str = "ignore",
     emotions: bool = True,
     emotion_weight: float = 1.0,
-    smoothing: float = 0.0,
+    real_label_smoothing: float = 0.0,
 ) -> Tensor:
     """L_Δ, the discriminator's turn: BCE over its outputs, b (k+1), (v b) (k+1), b -> scalar.
 
-    Real images: emotions = one-hot(y), real = 1 - smoothing. Reconstructions and poker faces: real = 0; their emotions
+    Real images: emotions = one-hot(y), real = 1 - real_label_smoothing. Reconstructions and poker faces: real = 0; their emotions
     are left out ("ignore"), all zero ("zero") or those of the photo that they were made from ("source"). The mean over
     real outputs plus the mean over fake outputs. Without `emotions` only the real/fake outputs count
     (docs/concepts/method.md,
@@ -76,7 +76,7 @@ def discriminator(
     classes = logits_real.shape[1] - 1
     target = functional.one_hot(labels, classes + 1).float()
     made = target.clone()
-    target[:, classes] = 1.0 - smoothing
+    target[:, classes] = 1.0 - real_label_smoothing
     judged = slice(0 if emotions else classes, None)
     weights = None
     if logits_fake is None or emotion_weight != 1:

@@ -16,7 +16,7 @@ from pfcluster.models.mae import Decoder, kept_count
 from pfcluster.models.vit import Attention, ViT, attend, init_linear, take, unpatchify
 
 
-class Views(NamedTuple):
+class PFViTOutput(NamedTuple):
     """What PF-ViT makes of a batch. Images are b 3 h w with values around -1..1; logits b classes; tokens b t d.
 
     A tuple, because FSDP2 and ZeRO look for tensors in a module's outputs and would not see those of a dataclass.
@@ -214,7 +214,7 @@ class PFViT(nn.Module):
         nn.init.zeros_(self.classifier.bias)
         self.mask_ratio = mask_ratio
 
-    def forward(self, images: Tensor, order: Tensor | None = None, *, emotion_view: bool = True) -> Views:
+    def forward(self, images: Tensor, order: Tensor | None = None, *, emotion_view: bool = True) -> PFViTOutput:
         """b 3 h w -> all views; the generator paints its images, two or three of each face, in one batch.
 
         order: a permutation of the patches b n, whose first ones the encoder sees; None shows it all.
@@ -222,12 +222,12 @@ class PFViT(nn.Module):
         tokens = self.encoder(images, None if order is None else order[:, : self.kept])
         if self.separator is None:
             painted = self.generator(tokens, order)
-            return Views(self.classifier(tokens[:, 0]), painted, None, None, tokens, None)
+            return PFViTOutput(self.classifier(tokens[:, 0]), painted, None, None, tokens, None)
         emotion, face, mask = self.separator(tokens)
         wanted = [tokens, face, emotion] if emotion_view else [tokens, face]
         orders = None if order is None else order.repeat(len(wanted), 1)
         painted = self.generator(torch.cat(wanted), orders).chunk(len(wanted))
-        return Views(
+        return PFViTOutput(
             logits=self.classifier(emotion[:, 0]),
             reconstruction=painted[0],
             poker=painted[1],

@@ -26,8 +26,9 @@ from pfcluster.models import factory
 from pfcluster.models.mae import MAE
 from pfcluster.training.factory import needs_double_backward
 from pfcluster.training.finetune import finetune_step
+from pfcluster.training.loss_balancing import LossBalancer
 from pfcluster.training.mae import mae_step
-from pfcluster.training.pf_mag import LossBalancer, loss_settings, pf_mag_step
+from pfcluster.training.pf_mag import loss_settings, pf_mag_step
 
 SAMPLE = 4
 """Images of a counted micro-batch; the counts are linear in them."""
@@ -144,7 +145,7 @@ def run_step(
     else:
         settings = loss_settings(config.pf_mag, 0, None, 0.0, identity_net)
         balance = LossBalancer(config.pf_mag.weights, False, 1, 1.0, 1.0, engine.world)
-        pf_mag_step(batches, engine, engines["discriminator"], settings, balance, warm=False)
+        pf_mag_step(batches, engine, engines["discriminator"], settings, balance, warmup=False)
 
 
 def count_step(step: Callable[[], None], modules: dict[str, nn.Module]) -> tuple[int, int]:

@@ -34,6 +34,7 @@ class FinetuneObjective:
 
     def __init__(self, model: Engine, *, class_weights: Tensor | None, label_smoothing: float) -> None:
         self.engines = {"model": model}
+        self.discrete_metrics = frozenset({"train_accuracy"})
         self.class_weights = class_weights
         self.label_smoothing = label_smoothing
 

@@ -30,6 +30,7 @@ class MaeObjective:
 
     def __init__(self, model: Engine, *, kept: int, patch: int, norm_pixels: bool) -> None:
         self.engines = {"model": model}
+        self.discrete_metrics: frozenset[str] = frozenset()
         self.options: dict[str, Any] = {"kept": kept, "patch": patch, "norm_pixels": norm_pixels}
 
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:

@@ -18,6 +18,8 @@ class Objective(Protocol):
     """One training objective with the engines that it drives. Scalars it returns are this rank's, without history."""
 
     engines: dict[str, Engine]
+    discrete_metrics: frozenset[str]
+    """Metrics that count images or values, as fractions: rounding can change them by a whole image."""
 
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
         """One training step on the micro-batches of one batch."""

@@ -1,11 +1,12 @@
-"""Does a backend train what one process trains? The real objectives on tiny nets and random images, side by side.
+"""Parity check: train the real objectives with a backend and with one process on the same random batches, and compare.
 
-`jobs/launch.py doctor` runs this on a cluster's own nodes, tests/distributed on 1, 2 and 4 processes.
+`pfcluster doctor` runs this on the nodes of a cluster, tests/distributed on 1, 2 and 4 processes.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pfcluster.config import (
     AugmentConfig,
+    ClassifierConfig,
     DataConfig,
     EngineConfig,
     LossWeights,
@@ -23,32 +25,19 @@ from pfcluster.config import (
     RunConfig,
 )
 from pfcluster.data.batch import make_micro_batches
+from pfcluster.data.labels import CANONICAL
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World, generator
-from pfcluster.engine.base import Engine
+from pfcluster.engine.optimizer import Plateau, set_learning_rates
 from pfcluster.models import factory
-from pfcluster.models.mae import MAE
-from pfcluster.training.factory import build_engines
-from pfcluster.training.finetune import FinetuneObjective
-from pfcluster.training.mae import MaeObjective
-from pfcluster.training.objective import Objective as Steps
-from pfcluster.training.pf_mag import PfMagObjective, loss_settings
+from pfcluster.training.factory import build_engines, build_objective
 
-CLASSES, STEPS = 4, 4
+CLASS_NAMES = CANONICAL[:4]
+CLASSES, STEPS = len(CLASS_NAMES), 4
 MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Relative differences between a backend and one process after `STEPS` steps."""
-
-    weights: float
-    """Norm of the difference of all weights over the norm of one process's."""
-    metrics: float
-    """Largest relative difference of a loss or gradient norm at any step."""
-
-
-STABILISED = PfMagConfig(
+SMALLEST_METRIC = 1e-3
+"""Differences of metrics are relative to their magnitude, but at least to this: a loss near zero is all rounding."""
+ALL_STABILISERS = PfMagConfig(
     weights=LossWeights(confusion=0.1),
     fake_class_targets="source",
     adv_ramp_steps=2,
@@ -64,27 +53,52 @@ STABILISED = PfMagConfig(
     warmup_steps=1,
     loss_balancing_steps=2,
 )
-"""PF-MAG with everything of docs/guides/pf-mag.md but the change of colour, each sample's own affair: beside the
-convolution it magnifies rounding to 1e-6 of a gradient's norm.
+"""PF-MAG with all options of docs/guides/pf-mag.md except the colour transform, which with the convolution amplifies
+rounding to 1e-6 of a gradient's norm.
 """
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Relative differences between a backend and one process after `STEPS` steps."""
+
+    weights: float
+    """Norm of the difference of all weights over the norm of one process's weights."""
+    metrics: float
+    """Largest relative difference of a loss or norm at any step; discrete metrics are left out."""
+
+
+@dataclass(frozen=True)
+class ParityRun:
+    """What `train` computed."""
+
+    weights: Tensor
+    """All weights, flat, in double precision."""
+    metrics: dict[str, float]
+    """Means over ranks by "STEP/NAME"."""
+    discrete: frozenset[str]
+    """The objective's discrete metrics."""
 
 
 def tiny_config(
     objective: Objective, engine: EngineConfig, *, r1: float = 0.0, batch_size: int = 16, stabilised: bool = False
 ) -> RunConfig:
-    """A run of any objective that takes milliseconds a step; PF-MAG meets its adversary after the first, fine-tuning
-    mixes images, leaves out branches and decays its rate by layers.
+    """A config with steps of milliseconds. PF-MAG has one warm-up step; fine-tuning has mixup, stochastic depth and
+    layer decay.
     """
-    pf_mag = replace(STABILISED if stabilised else PfMagConfig(warmup_steps=1, loss_balancing_steps=2), r1=r1)
-    finetunes = objective == "finetune"
+    pf_mag = replace(ALL_STABILISERS if stabilised else PfMagConfig(warmup_steps=1, loss_balancing_steps=2), r1=r1)
+    finetune = objective == "finetune"
     return RunConfig(
         objective=objective,
         batch_size=batch_size,
         data=DataConfig(size=32),
-        augment=AugmentConfig(mixup=0.8, cutmix=1.0) if finetunes else AugmentConfig(),
-        model=replace(MODEL, drop_path=0.3 if finetunes else 0.0),
-        optim=OptimConfig(lr=1e-3, clip_norm=0.5, layer_decay=0.65 if finetunes else 1.0),
-        discriminator_optim=OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, clip_norm=0.5),
+        augment=AugmentConfig(mixup=0.8, cutmix=1.0) if finetune else AugmentConfig(),
+        model=replace(MODEL, drop_path=0.3 if finetune else 0.0),
+        classifier=ClassifierConfig(label_smoothing=0.1 if finetune else 0.0),
+        optim=OptimConfig(lr=1e-3, schedule="constant", clip_norm=0.5, layer_decay=0.65 if finetune else 1.0),
+        discriminator_optim=OptimConfig(
+            algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant", clip_norm=0.5
+        ),
         engine=engine,
         pf_mag=pf_mag,
     )
@@ -100,18 +114,16 @@ def compare(
     batch_size: int = 16,
     stabilised: bool = False,
 ) -> Difference:
-    """Train `backend` with a config's engine options on this world, and plain torch in this process alone on the same
-    batches, whole. A collective; all ranks get the same answer.
+    """Train with `backend` and the given engine options on this world, and in fp32 with plain torch in one process on
+    the same global batches. A collective; all ranks return the same difference.
     """
-    plain, asked = (
+    plain, tested = (
         tiny_config(objective, options, r1=r1, batch_size=batch_size, stabilised=stabilised)
-        for options in (_plain(engine), engine)
+        for options in (EngineConfig(device=engine.device, precision="fp32"), engine)
     )
-    wanted, seen = _reference(plain, alone(world))
-    found, log = train(asked, backend, world)
-    weights = float((found - wanted).norm() / wanted.norm())
-    assert log.keys() == seen.keys()
-    metrics = max(abs(log[key] - seen[key]) / max(abs(seen[key]), 1e-3) for key in seen)
+    reference, run = _train_reference(plain, single_process(world)), train(tested, backend, world)
+    weights = float((run.weights - reference.weights).norm() / reference.weights.norm())
+    metrics = relative_difference(run.metrics, reference.metrics, run.discrete)
     worst = torch.tensor([weights, metrics], dtype=torch.float64)
     if world.size > 1:
         worst = worst.to(world.device)
@@ -119,61 +131,52 @@ def compare(
     return Difference(*worst.tolist())
 
 
-@functools.lru_cache(maxsize=8)
-def _reference(config: RunConfig, world: World) -> tuple[Tensor, dict[str, float]]:
-    """What plain torch trains in one process: the same for every backend that is compared with it."""
-    return train(config, "ddp", world)
+def relative_difference(
+    metrics: Mapping[str, float], reference: Mapping[str, float], discrete: Set[str] = frozenset()
+) -> float:
+    """Largest relative difference of the metrics "STEP/NAME" whose names are not discrete."""
+    assert metrics.keys() == reference.keys()
+    continuous = [key for key in reference if key.split("/")[1] not in discrete]
+    return max(abs(metrics[key] - reference[key]) / max(abs(reference[key]), SMALLEST_METRIC) for key in continuous)
 
 
-def alone(world: World) -> World:
-    """This process without the others, on the same device."""
+def single_process(world: World) -> World:
+    """A world of this process only, on the same device."""
     return World(0, 1, world.device)
 
 
-def _plain(engine: EngineConfig) -> EngineConfig:
-    return EngineConfig(device=engine.device, precision="fp32")
+@functools.lru_cache(maxsize=8)
+def _train_reference(config: RunConfig, world: World) -> ParityRun:
+    """Plain torch in one process; cached, because all backends are compared with it."""
+    return train(config, "ddp", world)
 
 
-def train(config: RunConfig, backend: str, world: World) -> tuple[Tensor, dict[str, float]]:
-    """All weights, flat and in double precision, after `STEPS` steps, and every step's scalars as means over ranks."""
-    modules = factory.build(config, CLASSES)
-    engines = build_engines(config, backend, modules, world)
-    objective = build(config, engines, world)
+def train(config: RunConfig, backend: str, world: World) -> ParityRun:
+    """Train `STEPS` steps on random images and labels that depend on the step only. A collective."""
+    engines = build_engines(config, backend, factory.build(config, CLASSES), world)
+    objective = build_objective(config, engines, CLASS_NAMES, world)
     log: dict[str, float] = {}
     for step in range(STEPS):
-        chance = generator(0, "parity", step)
-        size = (config.batch_size, 3, config.data.size, config.data.size)
-        images = torch.randint(0, 256, size, dtype=torch.uint8, generator=chance)
-        labels = torch.randint(0, CLASSES, (config.batch_size,), generator=chance)
-        mine = world.slice_of(config.batch_size)
-        for name, engine in engines.items():
-            engine.set_lr(config.discriminator_optim.lr if name == "discriminator" else config.optim.lr)
-        metrics = objective.step(make_micro_batches(RawBatch(images[mine], labels[mine]), config, step, world), step)
+        random = generator(0, "parity", step)
+        shape = (config.batch_size, 3, config.data.size, config.data.size)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+        labels = torch.randint(0, CLASSES, (config.batch_size,), generator=random)
+        rows = world.slice_of(config.batch_size)
+        set_learning_rates(engines, config, step, STEPS, Plateau())
+        metrics = objective.step(make_micro_batches(RawBatch(images[rows], labels[rows]), config, step, world), step)
         names = sorted(metrics)
         values = world.mean(torch.stack([metrics[name].detach().float() for name in names])).tolist()
         log |= {f"{step}/{name}": value for name, value in zip(names, values, strict=True)}
-    states = {name: without_key_biases(engine.model_state()) for name, engine in engines.items()}
+    states = {name: zero_key_biases(engine.model_state()) for name, engine in engines.items()}
     flat = [states[name][key].flatten().double().cpu() for name in sorted(states) for key in sorted(states[name])]
-    return torch.cat(flat), log
+    return ParityRun(torch.cat(flat), log, objective.discrete_metrics)
 
 
-def build(config: RunConfig, engines: dict[str, Engine], world: World) -> Steps:
-    """The objective of a tiny config, which needs nothing of a dataset."""
-    model = engines["model"]
-    if config.objective == "mae":
-        assert isinstance(model.module, MAE)
-        return MaeObjective(model, kept=model.module.kept, patch=config.model.patch, norm_pixels=True)
-    if config.objective == "finetune":
-        return FinetuneObjective(model, class_weights=None, label_smoothing=0.1)
-    settings = loss_settings(config.pf_mag, 0, None, 0.0, None)
-    return PfMagObjective(model, engines["discriminator"], settings, config.pf_mag, world)
+def zero_key_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of a state dict with the key biases of attention layers set to zero.
 
-
-def without_key_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A net's weights, with the biases of attention's keys set to zero.
-
-    Softmax cancels them: their gradient is zero but for rounding, which Adam, dividing it by its own size, turns into
-    steps of any direction. They change nothing that a net computes.
+    The softmax cancels them: their gradient is pure rounding, which Adam normalises to steps in random directions.
+    They do not change a net's output.
     """
     kept = {}
     for name, value in weights.items():
@@ -185,8 +188,3 @@ def without_key_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             value = torch.cat([torch.zeros_like(key), rest])
         kept[name] = value
     return kept
-
-
-def with_accumulation(engine: EngineConfig, parts: int) -> EngineConfig:
-    """The same engine options with so many micro-batches a step."""
-    return replace(engine, grad_accumulation_steps=parts)

@@ -1,423 +1,292 @@
-"""`run(config, folder)`: build, train, save, evaluate. Whatever launched it, this is what happens in each process."""
+"""`run(config, folder)`: build, train, checkpoint, evaluate. Every process of a run calls it, under any launcher."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import re
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pfcluster.checkpoint import store
 from pfcluster.checkpoint.manager import CheckpointManager
-from pfcluster.checkpoint.tensor_shards import TensorShards
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data.batch import draw_augment_params, make_micro_batches, require_even_micro_batch
 from pfcluster.data.dataset import cache_train_split, open_dataset, require_labels, sample_order
 from pfcluster.data.sampler import read_ahead
 from pfcluster.data.transforms import crop_on_host
-from pfcluster.data.types import RawBatch, Split
+from pfcluster.data.types import RawBatch
 from pfcluster.distributed.heartbeat import Heartbeat
 from pfcluster.distributed.process_group import World, world
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.distributed.stragglers import StragglerMonitor
-from pfcluster.engine.base import EngineError, NonFiniteError
+from pfcluster.engine.base import NonFiniteError
 from pfcluster.engine.factory import choose
-from pfcluster.engine.optimizer import Plateau, learning_rate
+from pfcluster.engine.optimizer import set_learning_rates
 from pfcluster.engine.timing import seconds
 from pfcluster.evaluate.evaluators import load_evaluators
-from pfcluster.evaluate.final import evaluate_split, final_evaluation
-from pfcluster.evaluate.tracked_faces import TrackedFaces
+from pfcluster.evaluate.final import final_evaluation
 from pfcluster.models import factory
 from pfcluster.models.from_runs import load_identity_net
-from pfcluster.runs import provenance
 from pfcluster.runs.early_stop import EarlyStop, read_early_stop
 from pfcluster.runs.folder import (
     CHECKPOINTS_DIR,
     FAILURE_FILE,
     append_rank_times,
-    changes_on_resume,
     checkpoint_steps,
-    read_result,
-    write_config,
     write_failure,
     write_result,
 )
 from pfcluster.runs.metrics_log import MetricsLog
 from pfcluster.runs.progress import Progress
-from pfcluster.training.factory import build_engines, build_objective
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: names the step, the samples, and what to do."""
-
-
-@dataclass
-class State:
-    """Where a run stands, besides the weights. JSON in every checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best: dict[str, float] | None = None
-    """Step and score of the best evaluation so far; higher scores are better."""
-    plateau: Plateau = field(default_factory=Plateau)
+from pfcluster.training.errors import TrainingError, is_communication_error
+from pfcluster.training.factory import build_class_weights, build_engines, build_objective
+from pfcluster.training.objective import Metrics
+from pfcluster.training.result import earlier_validation_result, training_result
+from pfcluster.training.resume import TrainState, claim_folder, load_checkpoint, save_checkpoint
+from pfcluster.training.schedule import total_steps
+from pfcluster.training.selection import PeriodicEvaluation
 
 
 def run(config: RunConfig, folder: Path, command: str | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
-    """Train one config in the process group of the environment, or go on where `folder` says that it stopped.
+    """Train a config in the process group of the environment, resuming if `folder` has a checkpoint.
 
-    Returns the content of `result.json`: status "finished", "interrupted" after a signal, or "stopped" where a limit
-    (runs/early_stop.py) ended it early; all with a checkpoint. A folder that is finished already gives its result
-    again,
-    but for a test split that is to be measured now and was not. A launcher that listens for signals before the training
-    begins, or by other ways, hands its own `stop`, entered. Raises ValueError subclasses for what users can mend,
-    TrainingError, OSError for a disk, and LostRankError where another rank is the reason.
+    Returns the content of result.json: status "finished", "interrupted" after a signal, or "stopped" early by
+    early_stop.json; all leave a checkpoint. The result of a finished run is returned again, unless its test split is
+    still to be measured. `stop` is an entered StopRequest of a launcher that handles signals itself.
+
+    Raises ValueError subclasses for what users can correct, TrainingError, OSError for disks, and LostRankError if
+    another rank is lost.
     """
-    with world(config.engine.device, config.engine.timeout) as here, contextlib.ExitStack() as entered:
-        stop = entered.enter_context(StopRequest()) if stop is None else stop
+    with world(config.engine.device, config.engine.timeout) as here, contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest()) if stop is None else stop
         if config.batch_size % (here.size * config.engine.grad_accumulation_steps):
             raise ConfigError(
                 f"batch_size must be a multiple of the number of processes ({here.size}) times"
                 f" engine.grad_accumulation_steps ({config.engine.grad_accumulation_steps}), got {config.batch_size}"
             )
-        finished = here.from_main(lambda: _claim(config, folder, command))
+        finished = here.from_main(lambda: claim_folder(config, folder, command))
         if finished is not None:
             return finished
         with Heartbeat(here, config.engine.timeout) as heartbeat:
             try:
                 return Trainer(config, folder, here, stop, heartbeat).train()
             except (RuntimeError, ConnectionError) as error:
-                if here.size == 1 or not _of_communication(error):
+                if here.size == 1 or not is_communication_error(error):
                     raise
                 raise heartbeat.blame(error) from error
-
-
-def _of_communication(error: Exception) -> bool:
-    """Whether an error may be another rank's. gloo and NCCL raise plain RuntimeErrors."""
-    ours = isinstance(error, TrainingError | EngineError | NonFiniteError)
-    return not ours and re.search(r"gloo|nccl|connection|timed out|store|socket", str(error), re.IGNORECASE) is not None
-
-
-def _claim(config: RunConfig, folder: Path, command: str | None) -> dict[str, Any] | None:
-    """Make the run folder this config's own; its result, if it is finished. Raises ConfigError for another's folder."""
-    changed = changes_on_resume(folder, config)
-    result = read_result(folder)
-    if result is not None and result["status"] == "finished" and not _lacks_test(config, result):
-        return result
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (old, new) in changed.items():
-        provenance.warn(folder, f"{name} was {old!r} and is {new!r} from here on", True)
-    write_config(folder, config)
-    provenance.write(folder, command)
-    return None
-
-
-def _lacks_test(config: RunConfig, result: dict[str, Any]) -> bool:
-    """Whether a finished run was told to leave the test split alone, and is told to measure it now."""
-    return config.evaluate.final_split == "test" and result.get("measured_on") == "validation"
 
 
 class Trainer:
     """One run in one process."""
 
-    def __init__(self, config: RunConfig, folder: Path, here: World, stop: StopRequest, heartbeat: Heartbeat) -> None:
-        self.config, self.folder, self.world, self.stop, self.heartbeat = config, folder, here, stop, heartbeat
+    def __init__(self, config: RunConfig, folder: Path, world: World, stop: StopRequest, heartbeat: Heartbeat) -> None:
+        self.config, self.folder, self.world, self.stop, self.heartbeat = config, folder, world, stop, heartbeat
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config.objective)
-        require_even_micro_batch(config, here.size)
-        self.dataset = cache_train_split(dataset, config.data, here.device)
+        require_even_micro_batch(config, world.size)
+        self.dataset = cache_train_split(dataset, config.data, world.device)
         self.order = sample_order(config.data, dataset, config.seed)
         modules = factory.build(config, len(self.dataset.classes))
         self.parameters = factory.parameter_counts(config, modules)
         self.replica = copy.deepcopy(modules["model"])
-        identity_net = load_identity_net(config, here)
-        self.evaluators = load_evaluators(config, self.dataset, identity_net, here)
-        self.choice = choose(config.engine, here)
-        self.engines = build_engines(config, self.choice.backend, modules, here)
-        self.objective = build_objective(config, self.engines, self.dataset, identity_net, here)
+        identity_net = load_identity_net(config, world)
+        self.evaluators = load_evaluators(config, self.dataset, identity_net, world)
+        self.choice = choose(config.engine, world)
+        self.engines = build_engines(config, self.choice.backend, modules, world)
+        self.objective = build_objective(
+            config,
+            self.engines,
+            self.dataset.classes,
+            world,
+            class_weights=build_class_weights(config, self.dataset.train, world),
+            identity_net=identity_net,
+        )
         self.total_steps = total_steps(config, len(self.dataset.train))
-        self.evaluate_every = evaluation_steps(config, len(self.dataset.train))
-        self.watch = TrackedFaces(config, self._chooses(), here) if config.objective == "pf_mag" else None
-        self.saver = CheckpointManager(
+        self.evaluation = PeriodicEvaluation(config, folder, self.dataset, self.replica, self.total_steps, world)
+        self.checkpoints = CheckpointManager(
             folder / CHECKPOINTS_DIR,
-            here,
+            world,
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
             timeout=config.engine.timeout,
         )
-        self.pace = StragglerMonitor(here)
-        self.state = State()
-        self.limit: EarlyStop | None = None
-        """Rank 0's knowledge of an early end."""
+        self.stragglers = StragglerMonitor(world)
+        self.state = TrainState()
+        self.early_stop: EarlyStop | None = None
+        """Read by rank 0 only."""
 
     def train(self) -> dict[str, Any]:
-        """Resume, run the remaining steps, evaluate, write the result."""
-        self._resume()
+        """Resume, run the remaining steps, evaluate, and write the result."""
+        self.state = load_checkpoint(
+            self.checkpoints, self.engines, self.objective, folder=self.folder, world=self.world
+        )
         progress = Progress(self.config, self.folder, self.total_steps, self.world)
         progress.say(f"engine {self.choice.backend} ({self.choice.reason})")
         progress.say(f"from step {self.state.step} of {self.total_steps}")
         with MetricsLog(self.folder, self.state.step, self.world) as log:
             status = self._loop(log, progress)
-            self.saver.wait()
-            pace = self.pace.summary()
-            if pace is not None:
-                progress.say(
-                    f"slowest rank: {pace['slowest_rank']} on {pace['host']}, {pace['busy_ms']} ms a step before it"
-                    f" waits, the median {pace['median_busy_ms']} ms"
-                )
-            result = self._result(status)
+            self.checkpoints.wait()
+            result = self._result(status, progress)
             if status == "finished":
                 progress.say("final evaluation", stage="evaluate")
                 result |= final_evaluation(
                     self.config, self.folder, self.dataset, self.replica, self.evaluators, self.world
                 )
-                result["on_validation"] = _on_validation(self.folder, result)
+                result["on_validation"] = earlier_validation_result(self.folder, result)
                 if "test" in result:
-                    log.write("test", self.state.step, self._epoch(), _flat(result["test"]))
+                    scalars = {name: value for name, value in result["test"].items() if isinstance(value, float)}
+                    log.write("test", self.state.step, self._epoch(), scalars)
         if self.world.is_main:
             write_result(self.folder, result)
         self.world.barrier()
         return result
 
     def _loop(self, log: MetricsLog, progress: Progress) -> str:
-        """The remaining steps; "finished", or "interrupted" once a signal asked to stop."""
-        started, resumed_seconds = time.monotonic(), self.state.seconds
-        self._look_for_limit()
-        if self.world.any(self._limited()):
-            return self._stopped(progress)
+        """Run the remaining steps; -> "finished", "interrupted" by a signal, or "stopped" early."""
+        started, earlier_seconds = time.monotonic(), self.state.seconds
+        self._read_early_stop()
+        if self.world.any(self._stops_early()):
+            return self._report_early_stop(progress)
         steps = range(self.state.step, self.total_steps)
-        released = time.monotonic()
-        for step, raw in zip(steps, read_ahead(self._read, steps, self.config.data.workers), strict=True):
-            for name, engine in self.engines.items():
-                options = self.config.discriminator_optim if name == "discriminator" else self.config.optim
-                lr = learning_rate(options, step, self.total_steps, self.state.plateau)
-                engine.set_lr(lr)
-            batches = make_micro_batches(raw, self.config, step, self.world)
-            data = time.monotonic() - released
-            updates = self._updates()
-            try:
-                metrics = self.objective.step(batches, step)
-            except NonFiniteError as error:
-                raise self._not_finite(step, updates, error) from error
+        step_began = time.monotonic()
+        for step, raw in zip(steps, read_ahead(self._read_batch, steps, self.config.data.workers), strict=True):
+            metrics = self._train_step(step, raw, step_began)
             self.state.step = self.heartbeat.step = step + 1
-            self.state.seconds = resumed_seconds + time.monotonic() - started
+            self.state.seconds = earlier_seconds + time.monotonic() - started
             log.add(metrics)
-            self.pace.add(data, self._forward_seconds(), time.monotonic() - released)
             if self.state.step % self.config.engine.log_every == 0 or self.state.step == self.total_steps:
-                line = log.flush(self.state.step, self._epoch(), self.config.batch_size)
-                progress.update(self.state.step, line)
-                rank_times = self.pace.flush()
-                if rank_times is not None and self.world.is_main:
-                    append_rank_times(self.folder, self.state.step, rank_times)
-                self._look_for_limit()
-            improved = self._maybe_evaluate(log, progress)
-            interrupted, limited = self.world.any_of(self.stop.requested, self._limited())
+                self._log(log, progress)
+            improved = self.evaluation.due(self.state.step) and self._evaluate(log, progress)
+            interrupted, stopped = self.world.any_of(self.stop.requested, self._stops_early())
             due = self.state.step % self.config.checkpoint.every_steps == 0 or self.state.step == self.total_steps
-            if improved or due or interrupted or limited:
+            if improved or due or interrupted or stopped:
                 self._save()
-            if limited:
-                return self._stopped(progress)
+            if stopped:
+                return self._report_early_stop(progress)
             if interrupted and self.state.step < self.total_steps:
-                progress.say(f"stopped at step {self.state.step}; the same command goes on from there")
+                progress.say(f"stopped at step {self.state.step}; the same command resumes from there")
                 return "interrupted"
-            released = time.monotonic()
+            step_began = time.monotonic()
         return "finished"
 
-    def _look_for_limit(self) -> None:
-        if self.world.is_main:
-            self.limit = read_early_stop(self.folder)
+    def _train_step(self, step: int, raw: RawBatch, began: float) -> Metrics:
+        """Augment a batch and train on it; `began` includes the wait for the batch.
 
-    def _limited(self) -> bool:
-        """Whether rank 0 knows that the run ends here."""
-        return self.limit is not None and self.limit.step <= self.state.step < self.total_steps
+        Raises TrainingError if a gradient is not finite.
+        """
+        set_learning_rates(self.engines, self.config, step, self.total_steps, self.state.plateau)
+        batches = make_micro_batches(raw, self.config, step, self.world)
+        data_seconds = time.monotonic() - began
+        updates = [engine.updates for engine in self.engines.values()]
+        try:
+            metrics = self.objective.step(batches, step)
+        except NonFiniteError as error:
+            raise self._non_finite_error(step, updates, error) from error
+        self.stragglers.add(data_seconds, self._forward_seconds(), time.monotonic() - began)
+        return metrics
 
-    def _stopped(self, progress: Progress) -> str:
-        if self.limit is not None:
-            progress.say(f"ended early at step {self.state.step}: {self.limit.reason}")
-        return "stopped"
-
-    def _forward_seconds(self) -> float:
-        """Time of the step that was just taken from its first forward pass to its first backward."""
-        marks = [(engine.forward_began, engine.backward_began) for engine in self.engines.values()]
-        began, turned = marks[0][0], marks[-1][1]  # Δ, the last engine, has the first turn
-        assert began is not None
-        assert turned is not None
-        return seconds(began, turned)
-
-    def _read(self, step: int) -> RawBatch:
+    def _read_batch(self, step: int) -> RawBatch:
         """This rank's samples of a step."""
-        mine = self.world.slice_of(self.config.batch_size)
-        raw = self.dataset.train.batch(self._indices(step)[mine])
+        raw = self.dataset.train.batch(self._sample_indices(step)[self.world.slice_of(self.config.batch_size)])
         if self.config.data.augment_on == "device":
             return raw
-        changes = draw_augment_params(self.config, step, self.world)
-        return replace(raw, images=crop_on_host(raw.images, changes, self.config.data.size))
+        params = draw_augment_params(self.config, step, self.world)
+        return replace(raw, images=crop_on_host(raw.images, params, self.config.data.size))
 
-    def _indices(self, step: int) -> Tensor:
+    def _sample_indices(self, step: int) -> Tensor:
+        """Indices of the global batch, (b,)."""
         size = self.config.batch_size
         return self.order.samples(step * size, size)
+
+    def _forward_seconds(self) -> float:
+        """Time of the last step from its first forward pass to its first backward pass."""
+        engines = list(self.engines.values())
+        began, ended = engines[0].forward_began, engines[-1].backward_began  # the discriminator updates first
+        assert began is not None
+        assert ended is not None
+        return seconds(began, ended)
 
     def _epoch(self) -> float:
         return self.state.step * self.config.batch_size / len(self.dataset.train)
 
-    def _maybe_evaluate(self, log: MetricsLog, progress: Progress) -> bool:
-        """Evaluate where it is due; whether this is the best checkpoint so far."""
-        step = self.state.step
-        if step % self.evaluate_every and step != self.total_steps:
-            return False
-        model = self._evaluated()
-        values, score = evaluate_split(self.config, model, self._chooses(), self.dataset.classes, self.world)
-        if self.watch is not None:
-            values |= self.watch.region_mse(model)
-            if grid_due(self.config, step // self.evaluate_every) or step == self.total_steps:
-                self.watch.draw(model, self.folder, step)
-        model.to("cpu")
-        log.write(self.config.evaluate.selection_split, step, self._epoch(), values)
-        progress.update(step, {f"val {name}": value for name, value in values.items()})
-        self.state.plateau = self.state.plateau.after(score, self.config.optim)
-        if self.state.best is not None and score <= self.state.best["score"]:
-            return False
-        self.state.best = {"step": step, "score": score}
-        return True
+    def _log(self, log: MetricsLog, progress: Progress) -> None:
+        """Write mean metrics and rank times since the last call. A collective."""
+        progress.update(self.state.step, log.flush(self.state.step, self._epoch(), self.config.batch_size))
+        rank_times = self.stragglers.flush()
+        if rank_times is not None and self.world.is_main:
+            append_rank_times(self.folder, self.state.step, rank_times)
+        self._read_early_stop()
 
-    def _chooses(self) -> Split:
-        """The split that chooses the checkpoint."""
-        on_test = self.config.evaluate.selection_split == "test" and self.dataset.test is not None
-        split = self.dataset.test if on_test else self.dataset.validation
-        assert split is not None
-        return split
-
-    def _evaluated(self) -> torch.nn.Module:
-        """A plain copy of the model on the device, its weights whole: the moving average where one is kept. Ranks may
-        call it unequally often, which the engines' own modules would not survive.
-        """
-        averaged = self.config.optim.ema > 0
-        self.replica.load_state_dict(self.engines["model"].model_state(averaged=averaged))
-        return self.replica.to(self.world.device)
+    def _evaluate(self, log: MetricsLog, progress: Progress) -> bool:
+        """Evaluate and log; whether the score is the best so far."""
+        metrics, improved = self.evaluation.evaluate(self.engines["model"], self.state)
+        log.write(self.config.evaluate.selection_split, self.state.step, self._epoch(), metrics)
+        progress.update(self.state.step, {f"val {name}": value for name, value in metrics.items()})
+        return improved
 
     def _save(self) -> None:
-        """Have all ranks write a checkpoint of this step."""
-        tensor_shards: TensorShards = {}
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, engine in self.engines.items():
-            tensor_shards |= engine.tensor_shards(name)
-            shapes |= engine.saved_shapes(name)
-        state = {
-            "seconds": self.state.seconds,
-            "best": self.state.best,
-            "plateau": vars(self.state.plateau) | {"best": _finite(self.state.plateau.best)},
-            "objective": self.objective.state(),
-            "world_size": self.world.size,
-            "backend": self.choice.backend,
-        }
-        best = None if self.state.best is None else int(self.state.best["step"])
-        self.saver.save(self.state.step, tensor_shards, shapes, state, best)
-
-    def _resume(self) -> None:
-        """Take over the newest checkpoint that can be trusted: rank 0 finds it, each rank reads its own part."""
-        found, problems = self.world.from_main(lambda: store.latest(self.saver.folder))
-        for problem in problems:
-            provenance.warn(self.folder, f"skipped a damaged checkpoint: {problem}", self.world.is_main)
-        if found is None:
-            return
-        for name, engine in self.engines.items():
-            found.read_into(engine.tensor_shards(name, loading=True))
-            engine.sync_after_load()
-        plateau = found.state["plateau"]
-        best = -float("inf") if plateau["best"] is None else plateau["best"]
-        self.objective.load_state(found.state["objective"])
-        self.state = State(found.step, found.state["seconds"], found.state["best"], Plateau(**plateau | {"best": best}))
-
-    def _updates(self) -> list[int]:
-        return [engine.updates for engine in self.engines.values()]
-
-    def _not_finite(self, step: int, updates: list[int], error: NonFiniteError) -> TrainingError:
-        """Record the batch that broke the run, and keep a checkpoint from before it. `updates` are from before it."""
-        keys = self.dataset.train.keys(self._indices(step))
-        if self._updates() == updates:
-            self._save()  # nothing has changed since the step before
-        self.saver.wait()
-        kept = checkpoint_steps(self.saver.folder)
-        record = {"step": step, "error": str(error), "sample_keys": keys, "checkpoint_step": kept[-1] if kept else None}
-        if self.world.is_main:
-            write_failure(self.folder, record)
-        shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
-        return TrainingError(
-            f"step {step}: {error}. Nothing was trained on this batch; its {len(keys)} samples ({shown}) are named in"
-            f" {self.folder / FAILURE_FILE}. Look at them, or lower optim.lr, or set optim.clip_norm, in a new folder"
+        save_checkpoint(
+            self.checkpoints,
+            self.engines,
+            self.objective,
+            self.state,
+            world=self.world,
+            backend=self.choice.backend,
         )
 
-    def _result(self, status: str) -> dict[str, Any]:
-        """What result.json says of any run."""
-        best = self.state.best
-        warning = None
-        if self.config.evaluate.selection_split == "test":
-            warning = "the checkpoint was chosen on the test split, as in the paper: the test figures are optimistic"
-        return {
-            "format": 1,
-            "name": self.config.name,
-            "objective": self.config.objective,
-            "seed": self.config.seed,
-            "status": status,
-            "steps": self.state.step,
-            "seconds": round(self.state.seconds, 3),
-            "images_per_second": round(self.state.step * self.config.batch_size / max(self.state.seconds, 1e-9), 1),
+    def _read_early_stop(self) -> None:
+        if self.world.is_main:
+            self.early_stop = read_early_stop(self.folder)
+
+    def _stops_early(self) -> bool:
+        """Whether early_stop.json ends the run at this step; only rank 0 knows."""
+        return self.early_stop is not None and self.early_stop.step <= self.state.step < self.total_steps
+
+    def _report_early_stop(self, progress: Progress) -> str:
+        if self.early_stop is not None:
+            progress.say(f"ended early at step {self.state.step}: {self.early_stop.reason}")
+        return "stopped"
+
+    def _non_finite_error(self, step: int, updates: list[int], error: NonFiniteError) -> TrainingError:
+        """Record the batch and keep a checkpoint from before it. `updates`: the engines' counts before the step."""
+        keys = self.dataset.train.keys(self._sample_indices(step))
+        if [engine.updates for engine in self.engines.values()] == updates:  # no engine has been updated in this step
+            self._save()
+        self.checkpoints.wait()
+        saved = checkpoint_steps(self.checkpoints.folder)
+        record = {"step": step, "error": str(error), "sample_keys": keys}
+        if self.world.is_main:
+            write_failure(self.folder, record | {"checkpoint_step": saved[-1] if saved else None})
+        listed = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
+        return TrainingError(
+            f"step {step}: {error}. Nothing was trained on this batch; its {len(keys)} samples ({listed}) are listed in"
+            f" {self.folder / FAILURE_FILE}. Inspect them, lower optim.lr, or set optim.clip_norm, in a new folder"
+        )
+
+    def _result(self, status: str, progress: Progress) -> dict[str, Any]:
+        """The training part of result.json; reports the slowest rank."""
+        stragglers = self.stragglers.summary()
+        if stragglers is not None:
+            progress.say(
+                f"slowest rank: {stragglers['slowest_rank']} on {stragglers['host']}, {stragglers['busy_ms']} ms per"
+                f" step before it waits for others; median {stragglers['median_busy_ms']} ms"
+            )
+        stopped = status == "stopped" and self.early_stop is not None
+        return training_result(
+            self.config,
+            self.folder,
+            self.dataset,
+            self.state,
+            self.choice,
+            status=status,
+            processes=self.world.size,
+        ) | {
             "parameters": self.parameters,
-            "dataset": {
-                "name": self.dataset.name,
-                "classes": list(self.dataset.classes),
-                "votes": self.dataset.votes,
-                **self.dataset.counts(),
-            },
-            "ended_early": None if status != "stopped" or self.limit is None else self.limit.reason,
-            "selection_split": self.config.evaluate.selection_split,
-            "best": None if best is None else {"step": best["step"], "value": best["score"]},
-            "processes": self.world.size,
-            "engine": {"backend": self.choice.backend, "reason": self.choice.reason},
-            "checkpoints": self.saver.summary(),
-            "pace": self.pace.summary(),
-            "device": str(self.world.device.type),
-            "warning": warning,
-            **provenance.read(self.folder),
+            "ended_early": self.early_stop.reason if stopped and self.early_stop is not None else None,
+            "checkpoints": self.checkpoints.summary(),
+            "stragglers": stragglers,
+            "device": self.world.device.type,
         }
-
-
-def total_steps(config: RunConfig, samples: int) -> int:
-    """Steps of a run over a training split of so many samples."""
-    steps = max(1, round(config.epochs * samples / config.batch_size))
-    return steps if config.max_steps is None else min(steps, config.max_steps)
-
-
-def evaluation_steps(config: RunConfig, samples: int) -> int:
-    """Steps between two evaluations; there is one at the end besides."""
-    return max(1, round(config.evaluate.every_epochs * samples / config.batch_size))
-
-
-def grid_due(config: RunConfig, evaluation: int) -> bool:
-    """Whether a picture grid is to be drawn at an evaluation, the first being number 1."""
-    every = config.evaluate.grid_every
-    return every > 0 and evaluation % max(1, round(every / config.evaluate.every_epochs)) == 0
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinities."""
-    return value if abs(value) != float("inf") else None
-
-
-def _on_validation(folder: Path, result: dict[str, Any]) -> dict[str, Any] | None:
-    """Figures of poker faces on validation, of a run that measured them before its test split; None otherwise."""
-    earlier = read_result(folder) if result["measured_on"] == "test" else None
-    earlier = earlier or {}
-    if earlier.get("measured_on") == "validation":
-        return {name: earlier.get(name) for name in ("poker", "reconstruction")}
-    known: dict[str, Any] | None = earlier.get("on_validation")
-    return known
-
-
-def _flat(values: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if isinstance(value, float)}

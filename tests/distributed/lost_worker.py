@@ -27,14 +27,14 @@ if __name__ == "__main__":
     victim, how, step, config, folder = sys.argv[1:]
     if int(os.environ["RANK"]) == int(victim) and int(step):
         if how == "raise":
-            read = Trainer._read
+            read = Trainer._read_batch
 
             def broken(self: Trainer, number: int):
                 if number == int(step):
                     raise PermissionError("the tar cannot be opened any more")
                 return read(self, number)
 
-            Trainer._read = broken  # type: ignore[method-assign]
+            Trainer._read_batch = broken  # type: ignore[method-assign]
         else:
             metrics = Path(folder) / "metrics.jsonl"
             threading.Thread(target=die_after, args=(int(step), how, metrics), daemon=True).start()

@@ -11,7 +11,7 @@ import torch.distributed as torch_dist
 from pfcluster.config.io import load
 from pfcluster.distributed.process_group import world
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE
-from pfcluster.training.trainer import run
+from pfcluster.training import run
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from pfcluster.models.from_runs import load_identity_net
 from pfcluster.models.identity_net import FaceNet, IdentityNetError, facenet, find_weights, load_weights, resnet
 from pfcluster.models.losses import adversarial, discriminator
 from pfcluster.models.pf_vit import PFViT, SelfFusion
-from pfcluster.training.trainer import run
+from pfcluster.training import run
 from tests.tiny import config
 
 HERE = World(0, 1, torch.device("cpu"))

@@ -17,7 +17,7 @@ from pfcluster.evaluate.evaluators import Evaluators, Judge
 from pfcluster.evaluate.image_grid import pick_round_robin
 from pfcluster.evaluate.poker_faces import expression_region, masked_squared_error, measure
 from pfcluster.evaluate.shared_classes import SharedClasses
-from pfcluster.models.pf_vit import Views
+from pfcluster.models.pf_vit import PFViTOutput
 from tests.tiny import config
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -121,7 +121,7 @@ class FixedPokerFaces(nn.Module):
     def forward(self, images, *, emotion_view=True):
         poker = images if self.poker is None else self.poker[self.offset : self.offset + len(images)]
         self.offset += len(images)
-        return Views(torch.zeros(len(images), 8), images, poker, None, images, images)
+        return PFViTOutput(torch.zeros(len(images), 8), images, poker, None, images, images)
 
 
 def constant_judge(label):

@@ -16,9 +16,9 @@ from pfcluster.distributed.process_group import World
 from pfcluster.engine.ddp import DdpEngine
 from pfcluster.evaluate.tracked_faces import TrackedFaces
 from pfcluster.models import factory, losses
-from pfcluster.training.gan_diagnostics import discriminator_outputs, mask_shape
+from pfcluster.training.gan_diagnostics import discriminator_accuracies, mask_statistics
 from pfcluster.training.pf_mag import PfMagObjective, loss_settings
-from pfcluster.training.trainer import run
+from pfcluster.training import run
 from tests.tiny import config, final_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -29,7 +29,7 @@ def test_discriminator_outputs_by_hand():
     real = torch.tensor([[-1.0, 2.0, 3.0], [0.0, 1.0, 0.5]])  # both real, the second's emotion is wrong
     rec = torch.tensor([[1.0, 2.0, -3.0], [5.0, 1.0, -0.5]])  # both found out, both emotions right
     poker = torch.tensor([[1.0, 2.0, 1.0], [5.0, 1.0, -0.5]])  # one found out, one neutral (class 0)
-    found = discriminator_outputs(torch.cat([real, rec, poker]), labels, 0, emotions=True)
+    found = discriminator_accuracies(torch.cat([real, rec, poker]), labels, 0, emotions=True)
     assert {name: value.item() for name, value in found.items()} == {
         "disc_real": 1.0,
         "disc_fake_rec": 1.0,
@@ -38,13 +38,13 @@ def test_discriminator_outputs_by_hand():
         "disc_emotion_rec": 1.0,
         "disc_neutral_poker": 0.5,
     }
-    without = discriminator_outputs(torch.cat([real, rec]), labels, 0, emotions=False)
+    without = discriminator_accuracies(torch.cat([real, rec]), labels, 0, emotions=False)
     assert sorted(without) == ["disc_fake_rec", "disc_real"]
 
 
 def test_the_masks_shape_by_hand():
     mask = torch.tensor([[[0.0, 1.0], [0.5, 0.7], [0.5, 0.96]]])
-    found = {name: value.item() for name, value in mask_shape(mask).items()}
+    found = {name: value.item() for name, value in mask_statistics(mask).items()}
     assert found == pytest.approx({
         "mask_class_mean": 0.5, "mask_class_std": 0.5, "mask_class_saturated": 1.0,
         "mask_patch_mean": 0.665, "mask_patch_std": (0.1 + 0.23) / 2, "mask_patch_saturated": 0.25,

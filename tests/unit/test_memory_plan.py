@@ -17,7 +17,7 @@ from pfcluster.profiling.flops import empty_batches
 from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch_size, plan, plans, with_backend
 from pfcluster.profiling.step_trace import FakeStep, trace_step
 from pfcluster.training import parity
-from pfcluster.training.factory import build_engines
+from pfcluster.training.factory import build_engines, build_objective
 
 CLASSES = parity.CLASSES
 

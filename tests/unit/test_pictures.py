@@ -22,7 +22,7 @@ from pfcluster.models import factory
 from pfcluster.models.vit import Classifier, ViT
 from pfcluster.report.gallery import write_pictures
 from pfcluster.report.write import write_report
-from pfcluster.training.trainer import run
+from pfcluster.training import run
 from tests.tiny import DATA, config
 
 

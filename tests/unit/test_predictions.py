@@ -17,7 +17,7 @@ from pfcluster.evaluate import predictions
 from pfcluster.evaluate.classification import confusion_matrix, predict, scores
 from pfcluster.evaluate.predictions import Predictions, PredictionsError, checksum
 from pfcluster.runs.folder import PREDICTIONS_FILE
-from pfcluster.training.trainer import run
+from pfcluster.training import run
 from tests.tiny import config
 
 PREDICTIONS = Predictions(

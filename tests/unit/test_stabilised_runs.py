@@ -15,13 +15,14 @@ from pfcluster.models import factory
 from pfcluster.runs.folder import checkpoint_steps, step_folder
 from pfcluster.training import parity
 from pfcluster.training.pf_mag import PfMagObjective
-from pfcluster.training.trainer import TrainingError, run
+from pfcluster.training import run
+from pfcluster.training.errors import TrainingError
 from tests import tiny
 
 
 def test_a_stabilised_run_goes_on_to_the_same_weights(tmp_path):
     base = tiny.config("pf_mag")
-    game = replace(parity.STABILISED, discriminator_augment=("colour", "flip"), adv_ramp_steps=6, loss_balancing_steps=8)
+    game = replace(parity.ALL_STABILISERS, discriminator_augment=("colour", "flip"), adv_ramp_steps=6, loss_balancing_steps=8)
     values = replace(base, pf_mag=game, checkpoint=CheckpointConfig(every_steps=5, keep=9))
     assert from_json(to_json(values)) == values
     result = run(values, tmp_path / "whole")

@@ -23,15 +23,9 @@ from pfcluster.engine.ddp import DdpEngine
 from pfcluster.models import factory, losses
 from pfcluster.models.discriminator import EmotionAdversary
 from pfcluster.training import parity
-from pfcluster.training.factory import build_engines
-from pfcluster.training.pf_mag import (
-    LossBalancer,
-    LossSettings,
-    discriminator_terms,
-    loss_settings,
-    pf_mag_step,
-    ramp_share,
-)
+from pfcluster.training.factory import build_engines, build_objective
+from pfcluster.training.loss_balancing import LossBalancer, adv_ramp
+from pfcluster.training.pf_mag import LossSettings, discriminator_terms, loss_settings, pf_mag_step
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLASSES, LOG2 = 4, math.log(2)
@@ -74,15 +68,15 @@ def weights_of(engine: DdpEngine) -> torch.Tensor:
 def test_the_adversarial_term_grows_from_nothing_to_its_weight_behind_the_warm_up(kind):
     values = config(adv_ramp_steps=4, loss_balancing=kind, loss_balancing_steps=1)
     own = build_engines(values, "ddp", factory.build(values, CLASSES), ALONE)
-    objective = parity.build(values, own, ALONE)
+    objective = build_objective(values, own, parity.CLASS_NAMES, ALONE)
     found = []
     for step in range(2 + 6):
         terms = objective.step(make_micro_batches(raw(), values, step, ALONE), step)
         if step >= 2:
-            rest = sum(objective.balance.factor(name) * terms[name] for name in ("cls", "rec", "ort"))
-            found.append(((terms["loss"] - rest) / (objective.balance.factor("adv") * terms["adv"])).item())
+            rest = sum(objective.balancer.weight(name) * terms[name] for name in ("cls", "rec", "ort"))
+            found.append(((terms["loss"] - rest) / (objective.balancer.weight("adv") * terms["adv"])).item())
     assert found == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1], abs=2e-5)
-    assert ramp_share(0, 0) == 1
+    assert adv_ramp(0, 0) == 1
 
 
 def test_the_emotions_of_real_images_have_a_weight_of_their_own():
@@ -127,11 +121,11 @@ def test_smoothing_moves_the_target_of_what_is_real_and_no_other():
     logits = torch.full((2, CLASSES + 1), -100.0)
     logits[:, CLASSES] = math.log(0.9 / 0.1)  # says 0.9
     fake, labels = torch.full((4, CLASSES + 1), -100.0), torch.tensor([0, 1])
-    value = {s: losses.discriminator(logits, fake, labels, smoothing=s, emotions=False).item() for s in (0.0, 0.1)}
+    value = {s: losses.discriminator(logits, fake, labels, real_label_smoothing=s, emotions=False).item() for s in (0.0, 0.1)}
     assert value[0.0] == pytest.approx(-math.log(0.9), rel=1e-5)
     assert value[0.1] == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1), rel=1e-5)
     nearest = logits.clone().requires_grad_()
-    losses.discriminator(nearest, fake, labels, smoothing=0.1).backward()
+    losses.discriminator(nearest, fake, labels, real_label_smoothing=0.1).backward()
     assert nearest.grad is not None
     assert nearest.grad[:, CLASSES].abs().max() < 1e-7  # 0.9 is where it wants to be
     assert nearest.grad[0, 0] < -0.05  # the emotion's target is still 1
@@ -144,7 +138,7 @@ def test_at_first_the_discriminator_learns_real_emotions_and_nothing_else():
     before = {name: value.clone() for name, value in discriminator.module.state_dict().items()}
     with torch.no_grad():
         logits = discriminator.module(batch.images)
-    found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warm=True, fakes=False)
+    found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warmup=True, with_fakes=False)
     target = torch.nn.functional.one_hot(batch.labels, CLASSES).float()
     each = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, :CLASSES], target, reduction="none")
     assert found["discriminator"].item() == pytest.approx((2 * each.sum(1) / (CLASSES + 1)).mean().item(), rel=1e-5)
@@ -157,7 +151,7 @@ def test_at_first_the_discriminator_learns_real_emotions_and_nothing_else():
 def test_the_objective_shows_fakes_from_the_named_step_on():
     values = config(discriminator_pretrain_steps=1)
     own = build_engines(values, "ddp", factory.build(values, CLASSES), ALONE)
-    objective = parity.build(values, own, ALONE)
+    objective = build_objective(values, own, parity.CLASS_NAMES, ALONE)
     bias = []
     for step in range(2):
         objective.step(make_micro_batches(raw(), values, step, ALONE), step)
@@ -174,11 +168,11 @@ def test_every_turn_of_the_discriminator_is_a_step_of_its_own_on_the_same_fakes(
         views = by_hand[0](batch.images, None, emotion_view=False)
     first = None
     for turn in range(3):
-        terms = discriminator_terms(by_hand[1], views, batch, settings(values), turn=turn, fakes=True, sync=True)
+        terms = discriminator_terms(by_hand[1], views, batch, settings(values), update=update, with_fakes=True, sync=True)
         by_hand[1].backward(terms["discriminator"])
         by_hand[1].step()
         first = terms["discriminator"].detach() if first is None else first
-    found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warm=False)
+    found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warmup=False)
     assert (discriminator.updates, model.updates) == (3, 1)
     assert torch.equal(weights_of(discriminator), weights_of(by_hand[1]))
     assert found["discriminator"] == first
@@ -260,7 +254,7 @@ def test_the_reader_learns_in_the_discriminators_turn_and_pf_vit_against_it_in_i
     model, discriminator = engines(values)
     before = discriminator.module.adversary.head.weight.detach().clone()
     views = model(batch.images, None, emotion_view=False)
-    terms = discriminator_terms(discriminator, views, batch, settings(values), turn=0, fakes=True, sync=True)
+    terms = discriminator_terms(discriminator, views, batch, settings(values), update=0, with_fakes=True, sync=True)
     discriminator.backward(terms["disc_loss"] + terms["adversary_loss"])
     assert all(parameter.grad is None for parameter in model.module.parameters())
     model.backward(views.logits.sum() * 0)
@@ -270,7 +264,7 @@ def test_the_reader_learns_in_the_discriminators_turn_and_pf_vit_against_it_in_i
 
     model, discriminator = engines(values)
     for _ in range(3):
-        found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warm=False)
+        found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warmup=False)
         assert found["loss"] == found["confusion"] >= math.log(CLASSES)
     moved = {
         name for name, value in model.module.named_parameters() if (model.optimizer.state[value]["exp_avg"] != 0).any()
@@ -289,7 +283,7 @@ def test_against_a_reader_the_face_tokens_tell_less():
         (batch,) = make_micro_batches(raw(), values, 5, ALONE)
         model, discriminator = engines(values, replace(MOVING, lr=3e-3))
         for _ in range(25):
-            found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warm=False)
+            found = pf_mag_step([batch], model, discriminator, settings(values), balance(values), warmup=False)
         left[share] = found["adversary_loss"].item()
     assert left[1e-9] < 0.5 * left[5.0]
 

@@ -16,7 +16,8 @@ from pfcluster.engine.ddp import DdpEngine
 from pfcluster.engine.factory import build_engine
 from pfcluster.models import factory, losses
 from pfcluster.training.finetune import finetune_step
-from pfcluster.training.pf_mag import LossBalancer, LossSettings, pf_mag_step
+from pfcluster.training.loss_balancing import LossBalancer
+from pfcluster.training.pf_mag import LossSettings, pf_mag_step
 from tests.reference.plain_steps import plain_pf_mag_step
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -71,7 +72,7 @@ def test_the_shared_forward_takes_the_gradients_of_the_plain_gan_loop(identity_n
     weights = LossWeights(cls=1.0, adv=0.3, rec=2.0, ort=0.5)
     model, discriminator = engines(config(), STILL)
     images = batch()
-    pf_mag_step([images], model, discriminator, settings, LossBalancer(weights, False, 1, 1.0, 1.0, ALONE), warm=False)
+    pf_mag_step([images], model, discriminator, settings, LossBalancer(weights, False, 1, 1.0, 1.0, ALONE), warmup=False)
     ours = gradients(model), gradients(discriminator)
 
     modules = factory.build(config(), CLASSES)
@@ -95,7 +96,7 @@ def test_the_discriminator_is_untouched_by_pf_vits_turn():
     weights = {name: value.clone() for name, value in discriminator.module.state_dict().items()}
     settings = LossSettings(0, None, 0.0, "ignore", None)
     pf_mag_step(
-        [batch()], model, discriminator, settings, LossBalancer(LossWeights(), False, 1, 1.0, 1.0, ALONE), warm=False
+        [batch()], model, discriminator, settings, LossBalancer(LossWeights(), False, 1, 1.0, 1.0, ALONE), warmup=False
     )
     assert discriminator.updates == model.updates == 1
     assert all(parameter.grad is None and parameter.requires_grad for parameter in discriminator.module.parameters())
@@ -114,7 +115,7 @@ def test_accumulation_takes_the_step_of_the_whole_batch(automatic):
             Batch(*pair) for pair in zip(whole.images.chunk(parts), whole.labels.chunk(parts), strict=True)
         ]
         balance = LossBalancer(LossWeights(), automatic, 1, 1.0, 1.0, ALONE)
-        metrics = pf_mag_step(tensor_shards, model, discriminator, settings, balance, warm=False)
+        metrics = pf_mag_step(tensor_shards, model, discriminator, settings, balance, warmup=False)
         found.append((gradients(model), gradients(discriminator), metrics))
     for first, second in zip(found[0][:2], found[1][:2], strict=True):
         for name, value in first.items():
@@ -127,11 +128,11 @@ def test_the_warm_up_trains_no_adversary_into_pf_vit():
     model, discriminator = engines(config(), STILL)
     settings = LossSettings(0, None, 0.0, "ignore", None)
     balance = LossBalancer(LossWeights(), True, 5, 10.0, 0.3, ALONE)
-    metrics = pf_mag_step([batch()], model, discriminator, settings, balance, warm=True)
+    metrics = pf_mag_step([batch()], model, discriminator, settings, balance, warmup=True)
     assert "adv" not in metrics
     assert "ort" not in metrics
     assert metrics["loss"].item() == pytest.approx(10 * metrics["rec"].item() + 0.3 * metrics["cls"].item(), rel=1e-5)
-    assert balance.seen == 0
+    assert balance.steps_measured == 0
     assert metrics["discriminator"].item() > 0
 
 
@@ -139,21 +140,21 @@ def test_the_automatic_balance_makes_terms_equal_then_stands_still():
     balance = LossBalancer(LossWeights(cls=1, adv=1, rec=1, ort=1), True, 2, 1.0, 1.0, ALONE)
     terms = {name: torch.tensor(value) for name, value in {"cls": 2.0, "adv": 0.5, "rec": 8.0, "ort": 0.1}.items()}
     balance.observe(terms)
-    assert balance.total(terms, warm=False).item() == pytest.approx(4.0)
+    assert balance.total(terms, warmup=False).item() == pytest.approx(4.0)
     doubled = {name: 2 * value for name, value in terms.items()}
     balance.observe(doubled)
-    assert not balance.watches
-    assert balance.total(doubled, warm=False).item() == pytest.approx(4 * 2 / 1.5)
-    settled = balance.factor("rec")
-    assert balance.total({name: 100 * value for name, value in terms.items()}, warm=False).item() > 100
-    assert balance.factor("rec") == settled == pytest.approx(1 / 12.0)
+    assert not balance.measuring
+    assert balance.total(doubled, warmup=False).item() == pytest.approx(4 * 2 / 1.5)
+    settled = balance.weight("rec")
+    assert balance.total({name: 100 * value for name, value in terms.items()}, warmup=False).item() > 100
+    assert balance.weight("rec") == settled == pytest.approx(1 / 12.0)
 
 
 def test_fixed_weights_are_taken_as_they_are():
     balance = LossBalancer(LossWeights(cls=1, adv=2, rec=3, ort=4), False, 2, 1.0, 1.0, ALONE)
     terms = {name: torch.tensor(1.0) for name in ("cls", "adv", "rec", "ort")}
-    assert balance.total(terms, warm=False).item() == 10
-    assert balance.seen == 0
+    assert balance.total(terms, warmup=False).item() == 10
+    assert balance.steps_measured == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -194,7 +195,7 @@ def test_bf16_autocast_keeps_weights_in_fp32_and_comes_near_fp32():
             DdpEngine(modules[name], OptimConfig(), options, ALONE) for name in ("model", "discriminator")
         )
         balance = LossBalancer(LossWeights(), True, 1, 1.0, 1.0, ALONE)
-        found.append(pf_mag_step([batch()], model, discriminator, settings, balance, warm=False))
+        found.append(pf_mag_step([batch()], model, discriminator, settings, balance, warmup=False))
         assert all(parameter.dtype == torch.float32 for module in modules.values() for parameter in module.parameters())
     for name in ("discriminator", "cls", "adv", "rec"):
         assert found[0][name] != found[1][name]
@@ -210,7 +211,7 @@ def test_r1_adds_the_slope_of_the_real_output_to_the_critics_loss():
     discriminator = build_engine("ddp", modules["discriminator"], STILL, EngineConfig(), ALONE, double_backward=True)
     settings = LossSettings(0, None, 0.0, "ignore", None, weight)
     balance = LossBalancer(LossWeights(), False, 1, 1.0, 1.0, ALONE)
-    found = pf_mag_step([batch()], model, discriminator, settings, balance, warm=False)
+    found = pf_mag_step([batch()], model, discriminator, settings, balance, warmup=False)
 
     plain = factory.build(run, CLASSES)
     images = batch().images.requires_grad_(True)

@@ -18,7 +18,7 @@ from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World, generator
 from pfcluster.engine.optimizer import build_optimizer, set_rates
 from pfcluster.models import factory, losses
-from pfcluster.training.trainer import run
+from pfcluster.training import run
 from tests.tiny import config
 
 

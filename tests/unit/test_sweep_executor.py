@@ -1,4 +1,4 @@
-"""How a machine is shared out over trials, and how endings are told."""
+"""Executors: resources of trials, retries, exit statuses; early stops and the test split of a run."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from pfcluster.launch.processes import Running
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, _kind
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, read_early_stop, write_early_stop
 from pfcluster.runs.folder import exit_status_path
-from pfcluster.sweep.executor import share_of
+from pfcluster.sweep.executor import Retries, divide_machine
 from pfcluster.sweep.local import LocalExecutor
-from pfcluster.sweep.ray_search import ending_of
-from pfcluster.training.trainer import run
+from pfcluster.sweep.ray import task_failure
+from pfcluster.training import run
 from tests.tiny import config
 
-MACHINE = {"processes": 1, "cpus": None, "gpus": None, "at_once": None}
+MACHINE = {"processes": 1, "cpus": None, "gpus": None, "max_parallel": None}
 
 
 @pytest.mark.parametrize(
-    ("asked", "cores", "devices", "found"),
+    ("options", "cores", "devices", "expected"),
     [
-        ({}, 2, 0, (1, 1, 0.0, 2)),  # a laptop: a core for each trial
+        ({}, 2, 0, (1, 1, 0.0, 2)),  # a laptop: one core per trial
         ({"processes": 2}, 8, 0, (2, 1, 0.0, 4)),
         ({"cpus": 4}, 8, 0, (1, 4, 0.0, 2)),
         ({"processes": 4}, 2, 0, (4, 1, 0.0, 1)),
-        ({}, 64, 8, (1, 8, 1.0, 8)),  # a node: a GPU for each, the cores shared
+        ({}, 64, 8, (1, 8, 1.0, 8)),  # a node: one GPU per trial, cores divided evenly
         ({"gpus": 0.25}, 64, 8, (1, 2, 0.25, 32)),
         ({"processes": 4}, 64, 8, (4, 8, 1.0, 2)),
         ({"gpus": 0.0}, 64, 8, (1, 1, 0.0, 64)),
-        ({"at_once": 3}, 64, 8, (1, 21, 1.0, 3)),
+        ({"max_parallel": 3}, 64, 8, (1, 21, 1.0, 3)),
     ],
 )
-def test_a_machine_is_shared_out(asked, cores, devices, found):
-    share = share_of(**{**MACHINE, **asked}, cores=cores, devices=devices)
-    assert (share.processes, share.cpus, share.gpus, share.at_once) == found
+def test_machine_is_divided_among_trials(options, cores, devices, expected):
+    resources = divide_machine(**{**MACHINE, **options}, cores=cores, devices=devices)
+    assert (resources.processes, resources.cpus, resources.gpus, resources.max_parallel) == expected
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("options", "message"),
     [
         ({"gpus": 0.5}, "there are 0 GPUs"),
         ({"gpus": -1.0}, "at least 0"),
-        ({"gpus": 1.5}, "a share of one GPU or whole ones"),
+        ({"gpus": 1.5}, "a fraction of one GPU or a whole number"),
     ],
 )
-def test_what_a_machine_has_not_is_refused(asked, said):
-    with pytest.raises(ConfigError, match=said):
-        share_of(**{**MACHINE, **asked}, cores=8, devices=0)
+def test_missing_gpus_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        divide_machine(**{**MACHINE, **options}, cores=8, devices=0)
 
 
-def test_more_runs_than_the_gpus_have_room_for_are_refused():
+def test_more_parallel_runs_than_gpus_are_refused():
     with pytest.raises(ConfigError, match="room for 4 runs"):
-        share_of(processes=1, cpus=None, gpus=0.5, at_once=5, cores=8, devices=2)
+        divide_machine(processes=1, cpus=None, gpus=0.5, max_parallel=5, cores=8, devices=2)
 
 
 @pytest.mark.parametrize(
-    ("processes", "gpus", "places", "shown"),
+    ("processes", "gpus", "slots", "devices"),
     [
         (1, 0.5, 4, [["4"], ["4"], ["5"], ["5"]]),
         (1, 1.0, 2, [["4"], ["5"]]),
@@ -69,19 +69,28 @@ def test_more_runs_than_the_gpus_have_room_for_are_refused():
         (1, 0.0, 1, [[""]]),
     ],
 )
-def test_each_place_has_its_own_gpus(processes, gpus, places, shown):
-    share = share_of(processes=processes, cpus=1, gpus=gpus, at_once=places, cores=8, devices=2)
-    executor = LocalExecutor(share, 0, "a test", ["4", "5"])
-    assert [executor._devices(place) for place in range(places)] == shown
+def test_slots_have_separate_gpus(processes, gpus, slots, devices):
+    resources = divide_machine(processes=processes, cpus=1, gpus=gpus, max_parallel=slots, cores=8, devices=2)
+    executor = LocalExecutor(resources, 0, "a test", ["4", "5"])
+    assert [executor._devices(slot) for slot in range(slots)] == devices
 
 
-def test_a_ray_trial_ends_as_its_actor_said():
-    assert ending_of({"code": FINISHED, "kind": None, "error": ""}, False, 2) == ExitStatus(FINISHED)
-    assert ending_of({"code": INTERRUPTED, "kind": None, "error": ""}, False, 2) == ExitStatus(INTERRUPTED)
-    failed = ending_of({"code": FAILED, "kind": "training", "error": "not finite"}, False, 2)
-    assert failed == ExitStatus(FAILED, "training", "not finite")
-    lost = ending_of({"step": 12, "accuracy": 0.5}, True, 2)
-    assert (lost.kind, lost.error) == ("lost rank", "its Ray worker was lost, 3 times")
+def test_retries_are_counted_per_run(tmp_path):
+    first, second = (TrainRun(config("finetune"), tmp_path / name) for name in ("first", "second"))
+    retries, lost = Retries(2), ExitStatus(FAILED, "lost rank", "its Ray worker was lost")
+    assert [retries.again(first, lost) for _ in range(3)] == [True, True, False]
+    assert retries.again(second, lost)
+    for final in (ExitStatus(FINISHED), ExitStatus(INTERRUPTED), ExitStatus(FAILED, "training", "not finite")):
+        assert not retries.again(second, final)
+
+
+def test_ray_task_failure_becomes_an_exit_status():
+    exceptions = pytest.importorskip("ray.exceptions")
+    lost = task_failure(exceptions.WorkerCrashedError())
+    assert (lost.code, lost.kind) == (FAILED, "lost rank")
+    assert lost.error.startswith("its Ray worker was lost")
+    error = exceptions.RayTaskError("train_alone", "Traceback ...\nRuntimeError: no such folder", RuntimeError())
+    assert task_failure(error) == ExitStatus(FAILED, "bug", "RuntimeError: no such folder")
 
 
 def test_a_run_of_processes_ends_in_the_words_of_the_rank_that_says_most(tmp_path):

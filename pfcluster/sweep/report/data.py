@@ -19,7 +19,7 @@ from pfcluster.sweep import search
 from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.report.rows import Row, failure_of, halved, read_row
-from pfcluster.sweep.spec import AT_END, Spec, load
+from pfcluster.sweep.spec import FINAL_METRICS, Spec, load
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Failed, Trial, result_of
 
@@ -104,34 +104,34 @@ def read_sweep(folder: Path) -> SweepData:
     """Read a sweep. Raises ConfigError for a folder without one, ReportError for one without trials."""
     spec = load(folder)
     dataset = _dataset(folder)
-    board = SweepState(spec, folder, lambda job: course_of(job, dataset))
-    if not board.trials:
+    state = SweepState(spec, folder, lambda job: course_of(job, dataset))
+    if not state.trials:
         raise ReportError(f"{folder} holds no trial yet: run the sweep first")
-    rows = tuple(read_row(board, trial, known=bool(dataset.get("train"))) for trial in board.trials)
-    confirmation = Confirmation(board)
-    confirmed = _compared([_confirmed(confirmation, rows[number]) for number in confirmation.chosen() or []])
+    rows = tuple(read_row(state, trial, known=bool(dataset.get("train"))) for trial in state.trials)
+    confirmation = Confirmation(state)
+    confirmed = _compared([_confirmed(confirmation, rows[number]) for number in confirmation.selected() or []])
     number = confirmation.winner() if len(confirmed) > 1 else None
     known = bool(dataset.get("train"))
     data = SweepData(
         folder=folder,
         spec=spec,
         rows=rows,
-        expected=spec.trials * spec.generations if spec.scheduler == "pbt" else search.count(spec),
+        expected=spec.trials * spec.generations if spec.scheduler == "pbt" else search.trial_count(spec),
         confirmed=tuple(confirmed),
         winner=next((one for one in confirmed if one.row.trial.number == number), None),
-        course=board.course(board.runs.job(board.trials[0], spec.seeds[0])) if known else None,
-        rungs=tuple(board.rungs(board.trials[0])) if known and halved(spec) else (),
+        course=state.schedule_of(state.runs.run_of(state.trials[0], spec.seeds[0])) if known else None,
+        rungs=tuple(state.rungs(state.trials[0])) if known and halved(spec) else (),
         lineage=(),
         dataset=dataset,
         command=_command(folder),
     )
     best = data.best
-    return data if best is None else replace(data, lineage=tuple(board.lineage(best.trial.number)))
+    return data if best is None else replace(data, lineage=tuple(state.lineage(best.trial.number)))
 
 
 def course_of(job: TrainRun, dataset: Mapping[str, Any]) -> EvalSchedule:
     """When a run is evaluated, from the size of its data as a result tells it."""
-    from pfcluster.training.trainer import evaluation_steps, total_steps
+    from pfcluster.training.schedule import evaluation_steps, total_steps
 
     count = int(dataset["train"])
     return EvalSchedule(total_steps(job.config, count), evaluation_steps(job.config, count))
@@ -164,13 +164,13 @@ def _confirmed(confirmation: Confirmation, row: Row) -> Confirmed:
         result = result_of(folder)
         if result is None or result["status"] != "finished":
             continue
-        value = confirmation.board.value(confirmation.board.lineage(number), seed)
+        value = confirmation.state.value(confirmation.state.lineage(number), seed)
         if value is not None:
             scores[seed] = value
         for name, figure in _test_figures(result).items():
             test.setdefault(name, {})[seed] = figure
-    lineage = confirmation.board.lineage(number)
-    legs = [leg for seed in spec.fresh_seeds for leg in confirmation.board.runs.confirmed(lineage, seed)]
+    lineage = confirmation.state.lineage(number)
+    legs = [leg for seed in spec.fresh_seeds for leg in confirmation.state.runs.confirmation_runs(lineage, seed)]
     return Confirmed(row, scores, failure_of(legs), test)
 
 
@@ -179,7 +179,7 @@ def _test_figures(result: Mapping[str, Any]) -> dict[str, float]:
         return {}
     figures = {name: (result.get("test") or {}).get(name) for name in ("accuracy", "macro_f1")}
     face = ((result.get("poker") or {}).get("rows") or {}).get("poker face", {})
-    figures |= {name: face.get(name) for name in AT_END}
+    figures |= {name: face.get(name) for name in FINAL_METRICS}
     return {name: float(value) for name, value in figures.items() if value is not None}
 
 

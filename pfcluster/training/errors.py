@@ -1,0 +1,18 @@
+"""Errors that end a training run."""
+
+from __future__ import annotations
+
+import re
+
+from pfcluster.engine.base import EngineError, NonFiniteError
+
+
+class TrainingError(RuntimeError):
+    """Training cannot continue. The message names the step, the samples and the remedy."""
+
+
+def is_communication_error(error: Exception) -> bool:
+    """Whether another rank may have caused an error: gloo and NCCL raise plain RuntimeErrors."""
+    if isinstance(error, TrainingError | EngineError | NonFiniteError):
+        return False
+    return re.search(r"gloo|nccl|connection|timed out|store|socket", str(error), re.IGNORECASE) is not None

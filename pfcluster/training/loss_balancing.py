@@ -1,0 +1,83 @@
+"""Weights of PF-ViT's loss terms over time: warm-up, ramp and automatic balancing (docs/concepts/method.md, Losses)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfcluster.config import LossWeights, PfMagConfig
+from pfcluster.distributed.process_group import World
+from pfcluster.training.objective import Metrics
+
+TERMS = ("cls", "adv", "rec", "ort", "confusion")
+SMALLEST_MAGNITUDE = 1e-4
+
+
+@dataclass
+class LossBalancer:
+    """Weights λ of the loss terms: fixed, or relative to each term's mean magnitude.
+
+    Automatic balancing divides each term by its mean magnitude over the first `steps` steps after the warm-up, over
+    all ranks; during those steps by the mean so far. Afterwards the divisors are constant.
+    """
+
+    weights: LossWeights
+    automatic: bool
+    steps: int
+    warmup_rec: float
+    warmup_cls: float
+    world: World
+    steps_measured: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Magnitude of each term, summed over the measured steps."""
+
+    @classmethod
+    def from_config(cls, config: PfMagConfig, world: World) -> LossBalancer:
+        """The balancer that a config specifies."""
+        automatic = config.loss_balancing == "auto"
+        return cls(config.weights, automatic, config.loss_balancing_steps, config.warmup_rec, config.warmup_cls, world)
+
+    @property
+    def measuring(self) -> bool:
+        """Whether `observe` must be called in the next step after the warm-up."""
+        return self.automatic and self.steps_measured < self.steps
+
+    def observe(self, terms: Metrics) -> None:
+        """Add the magnitudes of a step's terms, as means over its micro-batches. A collective."""
+        assert self.measuring
+        names = [name for name in TERMS if name in terms]
+        values = self.world.mean(torch.stack([terms[name].detach().double().abs() for name in names])).tolist()
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in zip(names, values, strict=True)}
+        self.steps_measured += 1
+
+    def weight(self, name: str) -> float:
+        """λ of a term."""
+        weight = float(getattr(self.weights, name))
+        if not self.automatic:
+            return weight
+        return weight / max(self.sums[name] / self.steps_measured, SMALLEST_MAGNITUDE)
+
+    def total(self, terms: Metrics, *, warmup: bool, adv_ramp: float = 1.0) -> Tensor:
+        """L_PFViT = Σ λ_i L_i with λ_adv scaled by `adv_ramp`; in the warm-up λ_rec L_rec + λ_cls L_cls."""
+        if warmup:
+            return self.warmup_rec * terms["rec"] + self.warmup_cls * terms["cls"]
+        weighted = [
+            self.weight(name) * (adv_ramp if name == "adv" else 1.0) * terms[name] for name in TERMS if name in terms
+        ]
+        return torch.stack(weighted).sum()
+
+    def state(self) -> dict[str, Any]:
+        """JSON values for a checkpoint."""
+        return {"balance_seen": self.steps_measured, "balance_sums": self.sums}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.steps_measured, self.sums = state["balance_seen"], dict(state["balance_sums"])
+
+
+def adv_ramp(step: int, steps: int) -> float:
+    """Fraction of λ_adv at a 0-based step after the warm-up: linear from 0 to 1 over `steps` steps, 1 if that is 0."""
+    return min(1.0, max(0, step) / steps) if steps else 1.0

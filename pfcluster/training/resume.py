@@ -1,0 +1,106 @@
+"""Claiming a run folder, and saving and loading checkpoints of all engines of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pfcluster.checkpoint import store
+from pfcluster.checkpoint.manager import CheckpointManager
+from pfcluster.checkpoint.tensor_shards import TensorShards
+from pfcluster.config import RunConfig
+from pfcluster.distributed.process_group import World
+from pfcluster.engine.base import Engine
+from pfcluster.engine.optimizer import Plateau
+from pfcluster.runs import provenance
+from pfcluster.runs.folder import changes_on_resume, read_result, write_config
+from pfcluster.runs.progress import warn
+from pfcluster.training.objective import Objective
+
+
+@dataclass
+class TrainState:
+    """Progress of a run apart from its weights; saved as JSON in every checkpoint."""
+
+    step: int = 0
+    """Number of finished steps."""
+    seconds: float = 0.0
+    """Training time so far, over all attempts."""
+    best: dict[str, float] | None = None
+    """Step and score of the best evaluation so far; higher scores are better."""
+    plateau: Plateau = field(default_factory=Plateau)
+
+
+def claim_folder(config: RunConfig, folder: Path, command: str | None) -> dict[str, Any] | None:
+    """Write config and provenance into the run folder; -> the result if the run has already finished.
+
+    Raises ConfigError if the folder belongs to another config.
+    """
+    changes = changes_on_resume(folder, config)
+    result = read_result(folder)
+    if result is not None and result["status"] == "finished" and not _test_is_missing(config, result):
+        return result
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (old, new) in changes.items():
+        warn(folder, f"{name} was {old!r} and is {new!r} from here on", True)
+    write_config(folder, config)
+    provenance.write(folder, command)
+    return None
+
+
+def _test_is_missing(config: RunConfig, result: dict[str, Any]) -> bool:
+    """Whether a finished run was evaluated on validation only, and the config now asks for the test split."""
+    return config.evaluate.final_split == "test" and result.get("measured_on") == "validation"
+
+
+def save_checkpoint(
+    manager: CheckpointManager,
+    engines: Mapping[str, Engine],
+    objective: Objective,
+    state: TrainState,
+    *,
+    world: World,
+    backend: str,
+) -> None:
+    """Write a checkpoint of the current step from all ranks. A collective."""
+    tensor_shards: TensorShards = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, engine in engines.items():
+        tensor_shards |= engine.tensor_shards(name)
+        shapes |= engine.saved_shapes(name)
+    best_score = state.plateau.best if math.isfinite(state.plateau.best) else None  # JSON has no infinities
+    values = {
+        "seconds": state.seconds,
+        "best": state.best,
+        "plateau": vars(state.plateau) | {"best": best_score},
+        "objective": objective.state(),
+        "world_size": world.size,
+        "backend": backend,
+    }
+    best_step = None if state.best is None else int(state.best["step"])
+    manager.save(state.step, tensor_shards, shapes, values, best_step)
+
+
+def load_checkpoint(
+    manager: CheckpointManager, engines: Mapping[str, Engine], objective: Objective, *, folder: Path, world: World
+) -> TrainState:
+    """Load the newest undamaged checkpoint into engines and objective: rank 0 selects it, each rank reads its shards.
+
+    Returns a new state if there is none. A collective.
+    """
+    checkpoint, problems = world.from_main(lambda: store.latest(manager.folder))
+    for problem in problems:
+        warn(folder, f"skipped a damaged checkpoint: {problem}", world.is_main)
+    if checkpoint is None:
+        return TrainState()
+    for name, engine in engines.items():
+        checkpoint.read_into(engine.tensor_shards(name, loading=True))
+        engine.sync_after_load()
+    values = checkpoint.state
+    objective.load_state(values["objective"])
+    best_score = -math.inf if values["plateau"]["best"] is None else values["plateau"]["best"]
+    plateau = Plateau(**values["plateau"] | {"best": best_score})
+    return TrainState(checkpoint.step, values["seconds"], values["best"], plateau)

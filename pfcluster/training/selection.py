@@ -1,0 +1,66 @@
+"""Evaluation during training, and selection of the best checkpoint by its score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from pfcluster.config import RunConfig
+from pfcluster.data.types import Dataset, Split
+from pfcluster.distributed.process_group import World
+from pfcluster.engine.base import Engine
+from pfcluster.evaluate.final import evaluate_split
+from pfcluster.evaluate.tracked_faces import TrackedFaces
+from pfcluster.training.resume import TrainState
+from pfcluster.training.schedule import evaluation_steps, grid_due
+
+
+class PeriodicEvaluation:
+    """Evaluates the model on the selection split every `evaluate.every_epochs` and after the last step."""
+
+    def __init__(
+        self, config: RunConfig, folder: Path, dataset: Dataset, replica: nn.Module, total_steps: int, world: World
+    ) -> None:
+        """`replica` is a copy of the model that is not wrapped by an engine."""
+        self.config, self.folder, self.replica, self.world = config, folder, replica, world
+        self.split = selection_split(config, dataset)
+        self.classes = dataset.classes
+        self.total_steps = total_steps
+        self.every_steps = evaluation_steps(config, len(dataset.train))
+        self.tracked_faces = TrackedFaces(config, self.split, world) if config.objective == "pf_mag" else None
+
+    def due(self, step: int) -> bool:
+        """Whether the model is evaluated after this many steps."""
+        return step % self.every_steps == 0 or step == self.total_steps
+
+    def evaluate(self, engine: Engine, state: TrainState) -> tuple[dict[str, float], bool]:
+        """Metrics of the current weights, and whether their score is the best so far; updates `state`. A collective."""
+        model = self._plain_model(engine)
+        metrics, score = evaluate_split(self.config, model, self.split, self.classes, self.world)
+        if self.tracked_faces is not None:
+            metrics |= self.tracked_faces.region_mse(model)
+            if grid_due(self.config, state.step // self.every_steps) or state.step == self.total_steps:
+                self.tracked_faces.draw(model, self.folder, state.step)
+        model.to("cpu")
+        state.plateau = state.plateau.after(score, self.config.optim)
+        if state.best is not None and score <= state.best["score"]:
+            return metrics, False
+        state.best = {"step": state.step, "score": score}
+        return metrics, True
+
+    def _plain_model(self, engine: Engine) -> nn.Module:
+        """The replica on the device with the full weights, or with their moving average if there is one.
+
+        Ranks may call it different numbers of times, which would deadlock an engine's own module.
+        """
+        self.replica.load_state_dict(engine.model_state(averaged=self.config.optim.ema > 0))
+        return self.replica.to(self.world.device)
+
+
+def selection_split(config: RunConfig, dataset: Dataset) -> Split:
+    """The split whose score selects the checkpoint."""
+    on_test = config.evaluate.selection_split == "test" and dataset.test is not None
+    split = dataset.test if on_test else dataset.validation
+    assert split is not None
+    return split
