@@ -11,32 +11,40 @@ from rich.table import Table
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data.dataset import open_dataset, require_labels
 from pfcluster.data.in_memory import decoded_bytes
-from pfcluster.launch.options import Options
 from pfcluster.launch.plan import TrainRun
+from pfcluster.launch.training_options import Options
 from pfcluster.models.from_runs import blank_identity_net
 from pfcluster.models.identity_net import IdentityNet
 from pfcluster.profiling.flops import Profile, profile
 from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch_size, plans, with_backend
-from pfcluster.training.trainer import total_steps
+from pfcluster.training.schedule import total_steps
 
 MIB = 2**20
 COLUMNS = ("parameters", "gradients", "optimizer", "activations", "buffers", "peak")
+EXPLANATION = (
+    "GFLOP: forward and backward of a training step per image; a multiply-add counts as 2. Memory: the largest amount"
+    " held at any moment of a step, of each kind and (peak) of all together; tensors of torch and DeepSpeed only. Leave"
+    " room for the CUDA context, allocator fragmentation, NCCL, and evaluation at evaluate.batch_size."
+)
 
 
-def dry_run(stages: Sequence[Sequence[TrainRun]], options: Options, console: Console) -> None:
-    """Print the runs, their cost, and the memory that each engine would take of a GPU. Raises ConfigError where a batch
-    cannot be shared out over the processes.
+def dry_run(waves: Sequence[Sequence[TrainRun]], options: Options, console: Console) -> None:
+    """Print the runs, their cost, and the memory that each engine needs per GPU.
+
+    Raises ConfigError if a batch cannot be divided among the processes.
     """
-    jobs = [job for stage in stages for job in stage]
-    runs = {name: [job.config for job in jobs if job.config.name == name] for name in _names(jobs)}
-    images = {name: _micro_batch(same[0], options) for name, same in runs.items()}
+    runs = [run for wave in waves for run in wave]
+    configs: dict[str, list[RunConfig]] = {}
+    for run in runs:
+        configs.setdefault(run.config.name, []).append(run.config)
+    micro_batches = {name: _micro_batch(same[0], options) for name, same in configs.items()}
     table = Table("run", "seeds", "steps", "batch", "parameters", "at test", "GFLOP")
     costs: dict[str, Profile] = {}
-    for name, same in runs.items():
+    for name, same in configs.items():
         config = same[0]
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config.objective)
-        cost = costs[name] = profile(config, len(dataset.classes), identity_net=_recognition(config))
+        cost = costs[name] = profile(config, len(dataset.classes), identity_net=_identity_net(config))
         table.add_row(
             name,
             " ".join(str(each.seed) for each in same),
@@ -49,28 +57,18 @@ def dry_run(stages: Sequence[Sequence[TrainRun]], options: Options, console: Con
     counts = ", ".join(f"{name} {count}" for name, count in dataset.counts().items())
     console.print(f"data: {dataset.name}, {len(dataset.classes)} classes; {counts}", highlight=False)
     console.print(table)
-    for name, same in runs.items():
-        _print_memory(same[0], len(dataset.classes), images[name], options, console)
+    for name, same in configs.items():
+        _print_memory(same[0], len(dataset.classes), micro_batches[name], options, console)
         _print_rate(same[0], costs[name], options, console)
-    if any(same[0].data.cache_mode == "device" for same in runs.values()):
-        held = _mib(decoded_bytes(dataset.train))
-        console.print(f"besides, {held} MiB of each GPU for the images of data.cache_mode device", highlight=False)
-    places = " ".join(str(job.folder) for job in jobs)
-    console.print(f"folders: {places}", highlight=False)
-    console.print(
-        "GFLOP: forward + backward of a training step for one image, 2 a multiply-add. Memory: the most that is held"
-        " at any moment of a step, of each kind and (peak) of all together; torch's and DeepSpeed's tensors only. Leave"
-        " room for CUDA's context, the allocator's gaps, NCCL, and evaluation at evaluate.batch_size.",
-        highlight=False,
-        style="dim",
-    )
-
-
-def _names(jobs: Sequence[TrainRun]) -> list[str]:
-    return list(dict.fromkeys(job.config.name for job in jobs))
+    if any(same[0].data.cache_mode == "device" for same in configs.values()):
+        size = _mib(decoded_bytes(dataset.train))
+        console.print(f"plus {size} MiB of each GPU for the images of data.cache_mode device", highlight=False)
+    console.print(f"folders: {' '.join(str(run.folder) for run in runs)}", highlight=False)
+    console.print(EXPLANATION, highlight=False, style="dim")
 
 
 def _micro_batch(config: RunConfig, options: Options) -> int:
+    """Images per micro-batch and process. Raises ConfigError that names the layout."""
     try:
         return micro_batch_size(config, options.cluster.size_of(config.name))
     except ConfigError as error:
@@ -79,34 +77,33 @@ def _micro_batch(config: RunConfig, options: Options) -> int:
 
 
 def _print_memory(config: RunConfig, classes: int, images: int, options: Options, console: Console) -> None:
-    """A table of engines, and why the others are not in it."""
-    able: list[str] = []
-    others: list[str] = []
+    """Print the memory of each engine that can run the config, and why the others cannot."""
+    backends: list[str] = []
+    notes: list[str] = []
     for backend in BACKENDS:
         try:
             with_backend(config, backend)
-            able.append(backend)
+            backends.append(backend)
         except ConfigError as error:
-            others.append(f"not {backend}: {error}")
-    found = plans(config, classes, options.cluster.size_of(config.name), able, _recognition(config))
+            notes.append(f"not {backend}: {error}")
+    by_backend = plans(config, classes, options.cluster.size_of(config.name), backends, _identity_net(config))
     layout = "{} x {} GPUs".format(*options.cluster.layout_of(config.name))
-    step = (
-        f"{config.engine.grad_accumulation_steps} x {images}"
-        if config.engine.grad_accumulation_steps > 1
-        else str(images)
-    )
-    console.print(_table(f"{config.name}: MiB a GPU; {layout}, {step} images a step each", found))
-    hosts = [f"{backend} {_mib(each.host)}" for backend, each in found.items() if each.host]
-    for line in [*others, *([f"besides, MiB of the host for each GPU: {', '.join(hosts)}"] if hosts else [])]:
-        console.print(line, highlight=False, style="dim")
+    parts = config.engine.grad_accumulation_steps
+    step = f"{parts} x {images}" if parts > 1 else str(images)
+    console.print(_memory_table(f"{config.name}: MiB per GPU; {layout}, {step} images a step each", by_backend))
+    host = [f"{backend} {_mib(plan.host)}" for backend, plan in by_backend.items() if plan.host]
+    if host:
+        notes.append(f"plus MiB of host memory per GPU: {', '.join(host)}")
+    for note in notes:
+        console.print(note, highlight=False, style="dim")
 
 
-def _table(title: str, found: dict[str, MemoryPlan]) -> Table:
+def _memory_table(title: str, by_backend: dict[str, MemoryPlan]) -> Table:
     table = Table("engine", title=title, title_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="right")
-    for backend, each in found.items():
-        table.add_row(backend, *(_mib(getattr(each, column)) for column in COLUMNS))
+    for backend, plan in by_backend.items():
+        table.add_row(backend, *(_mib(getattr(plan, column)) for column in COLUMNS))
     return table
 
 
@@ -115,18 +112,19 @@ def _mib(size: int) -> str:
 
 
 def _print_rate(config: RunConfig, cost: Profile, options: Options, console: Console) -> None:
+    """Print the images/s that the assumed speed of a GPU amounts to."""
     gpus = options.cluster.size_of(config.name)
     rate = options.assumed_tflops * 1e12 * gpus / cost.flops
-    slow = "; this config computes in fp32: fewer" if config.engine.precision == "fp32" else ""
+    slower = "; this config computes in fp32, which is slower" if config.engine.precision == "fp32" else ""
     console.print(
-        f"{config.name}: {rate:,.0f} images/s in all, if each of {gpus} GPUs sustains"
-        f" {options.assumed_tflops:g} TFLOP/s (--assumed-tflops; 300 is assumed of an H100 in bf16{slow}) and scaling"
-        f" loses nothing; {cost.flops / 1e9:,.1f} GFLOP an image",
+        f"{config.name}: {rate:,.0f} images/s in total, if each of {gpus} GPUs sustains"
+        f" {options.assumed_tflops:g} TFLOP/s (--assumed-tflops; 300 is typical of an H100 in bf16{slower}) and scaling"
+        f" is perfect; {cost.flops / 1e9:,.1f} GFLOP per image",
         highlight=False,
     )
 
 
-def _recognition(config: RunConfig) -> IdentityNet | None:
-    """φ without its weights, on the meta device, where the config asks for it."""
+def _identity_net(config: RunConfig) -> IdentityNet | None:
+    """The identity net φ without weights, on the meta device; None if the config needs none."""
     with torch.device("meta"):
         return blank_identity_net(config)

@@ -72,7 +72,8 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
 
     from pfcluster.config.io import load
     from pfcluster.distributed.heartbeat import LostRankError
-    from pfcluster.training.trainer import TrainingError, run
+    from pfcluster.training import run
+    from pfcluster.training.errors import TrainingError
 
     if threads:
         torch.set_num_threads(threads)
