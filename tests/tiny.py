@@ -59,16 +59,16 @@ def config(objective: str, **changes: object) -> RunConfig:
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a run's last checkpoint, `file/name` -> tensor."""
+    """All tensors of a run's last checkpoint, `group/name` -> tensor."""
     steps = checkpoint_steps(folder / "checkpoints")
-    found = store.verify(step_folder(folder / "checkpoints", steps[-1]))
-    return {f"{file}/{name}": value for file, values in found.tensors().items() for name, value in values.items()}
+    checkpoint = store.verify(step_folder(folder / "checkpoints", steps[-1]))
+    return {f"{group}/{name}": value for group, part in checkpoint.tensors().items() for name, value in part.items()}
 
 
 def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> Path:
-    """Write a checkpoint as a run of one process does; its folder."""
-    values = {f"{group}/{name}": value for group, held in tensors.items() for name, value in held.items()}
-    saver = CheckpointManager(folder, World(0, 1, torch.device("cpu")), keep=100, asynchronous=False, timeout=60)
+    """Write a checkpoint as a run of one process does; returns its folder."""
+    values = {f"{group}/{name}": value for group, part in tensors.items() for name, value in part.items()}
+    manager = CheckpointManager(folder, World(0, 1, torch.device("cpu")), keep=100, asynchronous=False, timeout=60)
     shapes = {key: tuple(value.shape) for key, value in values.items()}
-    saver.save(step, {key: unsharded(value) for key, value in values.items()}, shapes, state, None)
+    manager.save(step, {key: unsharded(value) for key, value in values.items()}, shapes, state, None)
     return step_folder(folder, step)

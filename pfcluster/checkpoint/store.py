@@ -2,9 +2,9 @@
 
     checkpoints/step-00000500/{shard-00001-model-00001-of-00001.safetensors, ..., state.json}
 
-`state.json` holds the training state as JSON, the shape of every tensor and the checksum of every file. A folder without
-it is incomplete and ignored. Any number of ranks, under any engine, can read a checkpoint that another layout wrote
-(`checkpoint/dcp.py`); `consolidate` writes a single file.
+`state.json` holds the training state as JSON, the shape of every tensor and the checksum of every file. A folder
+without it is incomplete and ignored. Any number of ranks, under any engine, can read a checkpoint that another layout
+wrote (`checkpoint/dcp.py`); `consolidate` writes a single file.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def verify(path: Path) -> Checkpoint:
             raise CheckpointError(f"{file} is {'damaged: wrong checksum' if file.is_file() else 'missing'}")
     extra = sorted({file.name for file in path.glob("*.safetensors")} - set(files))
     if extra:
-        raise CheckpointError(f"{path / extra[0]} is not part of the checkpoint")
+        raise CheckpointError(f"{path / extra[0]} is not part of the checkpoint; remove it")
     return checkpoint
 
 

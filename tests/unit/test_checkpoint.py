@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, damage is found, and any layout reads what any other wrote."""
+"""Checkpoints: atomic writes, detection of damage, and reading under another layout of ranks."""
 
 from __future__ import annotations
 
@@ -25,78 +25,78 @@ TENSORS = {
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_checkpoint_is_read_as_saved(tmp_path):
     write_checkpoint(tmp_path, 7, TENSORS, {"best": None, "note": [1, 2]})
-    found, problems = store.latest(tmp_path)
-    assert (found.step, found.state, problems) == (7, {"best": None, "note": [1, 2]}, [])
-    tensors = found.tensors()
+    checkpoint, problems = store.latest(tmp_path)
+    assert (checkpoint.step, checkpoint.state, problems) == (7, {"best": None, "note": [1, 2]}, [])
+    tensors = checkpoint.tensors()
     for group, values in TENSORS.items():
         for name, value in values.items():
             assert torch.equal(tensors[group][name], value), name
             assert tensors[group][name].dtype == value.dtype
-    assert found.tensors("model").keys() == {"model"}
+    assert checkpoint.tensors("model").keys() == {"model"}
     assert not list(tmp_path.glob(".*"))
 
 
-def test_no_checkpoint_is_no_error(tmp_path):
+def test_latest_is_none_without_checkpoints(tmp_path):
     assert store.latest(tmp_path / "absent") == (None, [])
 
 
-def flip_a_byte(path: Path) -> None:
+def flip_last_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path):
+def test_latest_skips_a_damaged_checkpoint_and_names_it(tmp_path):
     write_checkpoint(tmp_path, 1, TENSORS, {})
-    flip_a_byte(write_checkpoint(tmp_path, 2, TENSORS, {}) / SHARD)
-    found, problems = store.latest(tmp_path)
-    assert found.step == 1
+    flip_last_byte(write_checkpoint(tmp_path, 2, TENSORS, {}) / SHARD)
+    checkpoint, problems = store.latest(tmp_path)
+    assert checkpoint.step == 1
     assert f"step-00000002/{SHARD} is damaged" in problems[0]
 
 
-def test_where_all_are_damaged_nobody_starts_over_silently(tmp_path):
+def test_latest_raises_if_all_checkpoints_are_damaged(tmp_path):
     (write_checkpoint(tmp_path, 1, TENSORS, {}) / SHARD).unlink()
-    with pytest.raises(CheckpointError, match=r"safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"all checkpoints .* are damaged: .*safetensors is missing"):
         store.latest(tmp_path)
 
 
-def test_a_file_of_another_checkpoint_does_not_slip_in(tmp_path):
+def test_verify_refuses_an_extra_file(tmp_path):
     path = write_checkpoint(tmp_path, 1, TENSORS, {})
     (path / SHARD.replace("00001-model", "00002-model")).write_bytes((path / SHARD).read_bytes())
-    with pytest.raises(CheckpointError, match="does not belong there"):
+    with pytest.raises(CheckpointError, match="is not part of the checkpoint"):
         store.verify(path)
 
 
-def test_a_folder_without_its_record_does_not_count(tmp_path):
+def test_a_folder_without_state_json_is_ignored(tmp_path):
     (write_checkpoint(tmp_path, 3, TENSORS, {}) / "state.json").unlink()
     assert checkpoint_steps(tmp_path) == []
 
 
-@pytest.mark.parametrize(("change", "words"), [({"format": 99}, "format 99"), ({"shapes": None}, "is damaged")])
-def test_another_format_is_refused(tmp_path, change, words):
+@pytest.mark.parametrize(("change", "message"), [({"format": 99}, "format 99"), ({"shapes": None}, "is damaged")])
+def test_verify_refuses_another_format(tmp_path, change, message):
     path = write_checkpoint(tmp_path, 3, TENSORS, {})
     record = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps(record | change))
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         store.verify(path)
 
 
-def test_retention_keeps_the_newest_and_the_best(tmp_path):
+def test_retain_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 7):
         write_checkpoint(tmp_path, step, {"model": {"weight": torch.ones(1)}}, {})
     store.retain(tmp_path, keep=2, best=3)
     assert checkpoint_steps(tmp_path) == [3, 5, 6]
 
 
-def test_a_new_saver_sweeps_up_what_a_killed_one_left(tmp_path):
+def test_manager_removes_incomplete_checkpoints(tmp_path):
     (tmp_path / ".step-00000009.tmp").mkdir()
     write_checkpoint(tmp_path, 10, TENSORS, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
 
 
-def test_a_run_stands_for_its_best_checkpoint_or_its_newest(tmp_path):
+def test_find_selects_the_best_checkpoint_else_the_newest(tmp_path):
     folder = tmp_path / "checkpoints"
     write_checkpoint(folder, 1, TENSORS, {})
     newest = write_checkpoint(folder, 2, TENSORS, {"best": None})
@@ -108,47 +108,46 @@ def test_a_run_stands_for_its_best_checkpoint_or_its_newest(tmp_path):
         store.find(tmp_path / "nothing")
 
 
-def test_parts_of_any_layout_are_read_from_parts_of_any_other(tmp_path):
-    """Three uneven parts of a 5 x 7 tensor written, two others read."""
-    whole = torch.arange(35.0)
+def test_shards_are_read_under_another_layout(tmp_path):
+    """A 5 x 7 tensor written as three uneven shards, read as two others."""
+    tensor = torch.arange(35.0)
     for rank, (start, end) in enumerate([(0, 11), (11, 12), (12, 35)]):
         folder = tmp_path / str(rank)
-        dcp.write({"model/weight": TensorShard(whole[start:end], start, (5, 7))}, folder, lambda: None, None)
+        dcp.write({"model/weight": TensorShard(tensor[start:end], start, (5, 7))}, folder, lambda: None, None)
         (folder / SHARD).rename(tmp_path / SHARD.replace("00001-model", f"{rank + 1:05}-model"))
     for start, end in [(0, 20), (20, 35)]:
-        part = torch.zeros(end - start)
-        dcp.read({"model/weight": TensorShard(part, start, (5, 7))}, tmp_path)
-        assert torch.equal(part, whole[start:end])
+        values = torch.zeros(end - start)
+        dcp.read({"model/weight": TensorShard(values, start, (5, 7))}, tmp_path)
+        assert torch.equal(values, tensor[start:end])
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
-    [({"model/bias": (3,)}, "has no model/bias"), ({"model/weight": (4,)}, "has 6 elements, 4 are wanted")],
+    ("shapes", "message"),
+    [({"model/bias": (3,)}, "has no model/bias"), ({"model/weight": (4,)}, "has 6 elements, expected 4")],
 )
-def test_a_checkpoint_of_another_model_is_refused_by_its_tensor(tmp_path, wanted, words):
+def test_reading_into_another_model_names_the_tensor(tmp_path, shapes, message):
     write_checkpoint(tmp_path, 1, TENSORS, {})
-    record, _ = store.latest(tmp_path)
-    with pytest.raises(CheckpointError, match=words):
-        record.read_into({key: unsharded(torch.zeros(shape)) for key, shape in wanted.items()})
+    checkpoint, _ = store.latest(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read_into({key: unsharded(torch.zeros(shape)) for key, shape in shapes.items()})
 
 
-def test_a_checkpoint_is_a_copy_of_its_moment_and_counts_once_it_is_whole(tmp_path, monkeypatch):
-    """The training goes on while it is written; until then there is none."""
-    may_finish = threading.Event()
+def test_asynchronous_save_writes_a_copy_and_completes_later(tmp_path, monkeypatch):
+    may_commit = threading.Event()
     commit = store.commit
-    monkeypatch.setattr(store, "commit", lambda *given: (may_finish.wait(60), commit(*given)))
-    saver = CheckpointManager(tmp_path, World(0, 1, torch.device("cpu")), keep=2, asynchronous=True, timeout=60)
+    monkeypatch.setattr(store, "commit", lambda *args: (may_commit.wait(60), commit(*args)))
+    manager = CheckpointManager(tmp_path, World(0, 1, torch.device("cpu")), keep=2, asynchronous=True, timeout=60)
     weight = torch.ones(4)
-    saver.save(1, {"model/weight": unsharded(weight)}, {"model/weight": (4,)}, {}, None)
+    manager.save(1, {"model/weight": unsharded(weight)}, {"model/weight": (4,)}, {}, None)
     weight.zero_()
     assert checkpoint_steps(tmp_path) == []
-    may_finish.set()
-    saver.wait()
+    may_commit.set()
+    manager.wait()
     assert store.load(step_folder(tmp_path, 1)).tensors()["model"]["weight"].tolist() == [1, 1, 1, 1]
 
 
-def test_a_write_that_fails_is_told_and_leaves_nothing(tmp_path, monkeypatch):
-    def fail(*given: object) -> None:
+def test_a_failed_write_raises_and_leaves_no_files(tmp_path, monkeypatch):
+    def fail(*args: object) -> None:
         raise OSError("the disk is gone")
 
     write_checkpoint(tmp_path, 1, TENSORS, {})
@@ -159,7 +158,7 @@ def test_a_write_that_fails_is_told_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_consolidate_writes_one_file_of_the_weights_that_are_evaluated(tmp_path, averaged):
+def test_consolidate_writes_the_evaluated_weights_to_one_file(tmp_path, averaged):
     average = {"model_ema": {name: value + 1 for name, value in TENSORS["model"].items()}} if averaged else {}
     write_checkpoint(tmp_path / "checkpoints", 4, TENSORS | average, {})
     store.consolidate(tmp_path, tmp_path / "out" / "weights.safetensors")
