@@ -1,7 +1,7 @@
-"""A dead or stuck rank ends the run on all ranks, by its name.
+"""Heartbeats: if a rank dies or hangs, the run ends on all ranks with a message that names it.
 
-Every rank tells the process group's store every few seconds that it lives, from a thread of its own, and watches rank
-0, which watches all. A collective alone would wait in vain, or fail without saying for whom.
+Every rank writes a heartbeat to the process group's store every few seconds, from a thread. Rank 0 monitors all other
+ranks, and they monitor rank 0. A collective by itself would block until its timeout, or fail without naming the rank.
 """
 
 from __future__ import annotations
@@ -21,30 +21,33 @@ from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.process_group import World
 
 FAILED = 1
-"""Exit code of a process that ends because another rank did."""
-ADVICE = "checkpoints from before are whole: mend it and give the same command"
+"""Exit code of a process that ends because another rank failed."""
+ADVICE = "checkpoints written before are intact: fix the cause and run the same command again"
+STORE_LOST = "rank 0 is gone, and with it the process group's store"
 
 
 class LostRankError(RuntimeError):
-    """Another rank is gone, stuck or failed: says which, where, and what to do."""
+    """Another rank died, hangs or failed: names the rank, the host and the remedy."""
 
 
 class Heartbeat:
-    """While entered, this rank beats and watches. `timeout` seconds without a beat end the process; after a collective
-    failed, a few beats are enough to know whose silence it was.
+    """While entered, a thread sends this rank's heartbeats and monitors others. It ends the process if a monitored rank
+    sends none for `timeout` seconds. After a failed collective, `diagnose` needs only a few heartbeats.
     """
 
     def __init__(self, world: World, timeout: float) -> None:
         self.world, self.timeout = world, timeout
         self.interval = min(2.0, timeout / 8)
         self.step = 0
-        """Last step that this rank finished, for the others' messages."""
+        """Last step that this rank finished; other ranks name it in their messages."""
         self.beats = 0
         self._stop = threading.Event()
-        self._seen: dict[int, tuple[int, float]] = {}
+        self._last_beats: dict[int, tuple[int, float]] = {}
+        """By rank: number of its newest heartbeat, and the local time at which it was first read."""
         self._connection: PrefixStore | None = None
-        self._verdict: str | None = None
-        self._blaming = False
+        self._reason: str | None = None
+        """Why the run ends; the same on all ranks."""
+        self._diagnosing = False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Heartbeat:
@@ -66,82 +69,86 @@ class Heartbeat:
         if error is not None and not isinstance(error, LostRankError):
             self._put("left", f"{type(error).__name__}: {error}")
 
-    def blame(self, error: BaseException) -> LostRankError:
-        """Why a collective failed here. Waits a few beats to see which rank is silent, left or does not move; all ranks
-        get the answer of the first that has one.
+    def diagnose(self, error: BaseException) -> LostRankError:
+        """Find out why a collective failed: waits a few heartbeats to see which rank is silent, has left, or makes no
+        progress. All ranks report the reason of the first rank that found one.
         """
-        self._blaming = True
+        self._diagnosing = True
         try:
             self._put("failed", str(self.step))
             for rank in range(self.world.size):
-                self._silence(rank)
+                self._seconds_since_beat(rank)
             for _ in range(16):
                 time.sleep(self.interval / 4)
-                if self._verdict is None and self._store.check(["verdict"]):
-                    self._verdict = self._store.get("verdict").decode()
-                if self._verdict is not None:
+                self._read_reason()
+                if self._reason is not None:
                     break
             else:
-                self._conclude(self._suspicion() or f"a collective failed: {str(error).strip().splitlines()[0]}")
+                self._publish(self._lost_ranks() or f"a collective failed: {str(error).strip().splitlines()[0]}")
         except RuntimeError:
-            self._verdict = self._verdict or "rank 0 is gone, the others' store with it"
-        return LostRankError(f"{self._verdict}; {ADVICE}")
+            self._reason = self._reason or STORE_LOST
+        return LostRankError(f"{self._reason}; {ADVICE}")
 
-    def _suspicion(self) -> str | None:
-        """What can be seen of the others after a collective failed: who left, else who is gone, else who is stuck."""
+    def _lost_ranks(self) -> str | None:
+        """After a failed collective: the ranks that left, else those that send no heartbeat, else those that hang."""
         others = [rank for rank in range(self.world.size) if rank != self.world.rank]
-        gone = [
-            f"{self._name(rank)} gives no sign of life" for rank in others if self._silence(rank) > 2.5 * self.interval
-        ]
         left = [
             f"{self._name(rank)} ended with {self._get('left', rank)}" for rank in others if self._get("left", rank)
         ]
-        stuck = [
-            f"{self._name(rank)} lives and does not move on" for rank in others if self._get("failed", rank) is None
+        silent = [
+            f"{self._name(rank)} sends no heartbeat"
+            for rank in others
+            if self._seconds_since_beat(rank) > 2.5 * self.interval
         ]
-        return " and ".join(left or gone or stuck) or None
+        stuck = [
+            f"{self._name(rank)} is alive but makes no progress" for rank in others if self._get("failed", rank) is None
+        ]
+        return " and ".join(left or silent or stuck) or None
 
-    def _conclude(self, words: str) -> None:
-        """Tell all ranks, unless one has already told something; rank 0 keeps the store alive while they read."""
-        self._verdict = self._store.compare_set("verdict", "", words).decode()
+    def _publish(self, reason: str) -> None:
+        """Set the reason on all ranks, unless one is set already. Rank 0 keeps the store alive while they read it."""
+        self._reason = self._store.compare_set("reason", "", reason).decode()
         if self.world.is_main:
             time.sleep(2 * self.interval)
+
+    def _read_reason(self) -> None:
+        if self._reason is None and self._store.check(["reason"]):
+            self._reason = self._store.get("reason").decode()
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
             try:
                 self._beat()
-                if self._store.check(["verdict"]):
-                    self._verdict = self._store.get("verdict").decode()
-                silent = [rank for rank in self._watched() if self._silence(rank) > self.timeout]
-                if silent and self._verdict is None and not self._blaming:
-                    self._conclude(f"{self._name(silent[0])} gave no sign of life for {self.timeout:g} s")
+                self._read_reason()
+                silent = [rank for rank in self._monitored() if self._seconds_since_beat(rank) > self.timeout]
+                if silent and self._reason is None and not self._diagnosing:
+                    self._publish(f"{self._name(silent[0])} sent no heartbeat for {self.timeout:g} s")
             except RuntimeError:
                 if self._stop.wait(self.timeout):
                     return
-                self._verdict = self._verdict or "rank 0 is gone, the others' store with it"
-            if self._verdict is not None and not self._blaming:
-                # At once: the main thread may wait in a collective for ever. Nothing on the disk is half written.
-                print(f"error: {self._verdict}; {ADVICE}", file=sys.stderr, flush=True)
+                self._reason = self._reason or STORE_LOST
+            if self._reason is not None and not self._diagnosing:
+                # Exit at once: the main thread may block in a collective. Files are written atomically.
+                print(f"error: {self._reason}; {ADVICE}", file=sys.stderr, flush=True)
                 os._exit(FAILED)
 
-    def _watched(self) -> range:
+    def _monitored(self) -> range:
         return range(1, self.world.size) if self.world.is_main else range(1)
 
     def _beat(self) -> None:
         self.beats += 1
         record = {"beat": self.beats, "step": self.step, "host": host_name(), "pid": os.getpid()}
         self._put("alive", json.dumps(record))
-        for rank in self._watched():
-            self._silence(rank)
+        for rank in self._monitored():
+            self._seconds_since_beat(rank)
 
-    def _silence(self, rank: int) -> float:
-        """Seconds since a rank's last beat was first seen here."""
+    def _seconds_since_beat(self, rank: int) -> float:
+        """Seconds since this process first read the newest heartbeat of a rank."""
         record = self._get("alive", rank)
         beat = 0 if record is None else int(json.loads(record)["beat"])
-        last, when = self._seen.get(rank, (-1, 0.0))
+        last, when = self._last_beats.get(rank, (-1, 0.0))
         if beat != last:
-            self._seen[rank] = last, when = beat, time.monotonic()
+            self._last_beats[rank] = last, when = beat, time.monotonic()
         return time.monotonic() - when
 
     def _name(self, rank: int) -> str:
@@ -164,8 +171,8 @@ class Heartbeat:
         return self._store.get(key).decode() if self._store.check([key]) else None
 
     def _connect(self) -> PrefixStore:
-        """A connection of our own to the server that the process group was made through."""
+        """A separate connection to the store of the process group; a collective."""
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        limit = timedelta(seconds=max(5.0, self.timeout))
-        own = self.world.from_main(lambda: uuid.uuid4().hex)  # a server may see several runs
-        return PrefixStore(f"pfcluster-heartbeat-{own}", TCPStore(host, port, is_master=False, timeout=limit))
+        timeout = timedelta(seconds=max(5.0, self.timeout))
+        run_id = self.world.from_main(lambda: uuid.uuid4().hex)  # one server may serve several runs
+        return PrefixStore(f"pfcluster-heartbeat-{run_id}", TCPStore(host, port, is_master=False, timeout=timeout))

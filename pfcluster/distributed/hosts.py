@@ -1,4 +1,4 @@
-"""What this machine is called among the others, and where they find it."""
+"""Host names and free ports."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import socket
 from contextlib import suppress
 
 PORTS = range(22000, 32768)
-"""Below those that Linux gives to connections, so that none gets a port between its choice and its use."""
+"""Below Linux's ephemeral ports, so that no outgoing connection takes a port between its choice and its use."""
 
 
 def host_name() -> str:
-    """This node as its scheduler calls it, else the machine's name."""
+    """SLURM's name of this node, else its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def free_port() -> int:
-    """A port of this machine on which nobody listens. Raises OSError where there is none."""
+    """A TCP port of this machine that is not in use. Raises OSError if there is none."""
     for port in random.SystemRandom().sample(PORTS, 1000):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))

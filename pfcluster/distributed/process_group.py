@@ -1,5 +1,5 @@
-"""Process groups, ranks, devices and seeds. One process needs no group; several find each other by torchrun's
-variables.
+"""Process groups, ranks, devices and seeds. Several processes find each other by torchrun's environment variables; a
+single process needs no process group.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others."""
+    """Rank, number of ranks and device of this process."""
 
     rank: int
     size: int
@@ -29,89 +29,90 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 speaks and writes; the others compute."""
+        """Rank 0, which prints and writes files."""
         return self.rank == 0
 
     def slice_of(self, count: int) -> slice:
-        """This rank's part of `count` samples, which the number of ranks must divide."""
+        """This rank's part of `count` samples; `count` must be a multiple of `size`."""
         assert count % self.size == 0, (count, self.size)
         share = count // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks, on this world's device; the input is left alone."""
+        """Sum over ranks, as a new tensor on this rank's device. A collective."""
         values = values.detach().to(self.device, copy=True)
         if self.size > 1:
             torch_dist.all_reduce(values)
         return values
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over ranks of floating-point values."""
+        """Mean of floating-point values over ranks. A collective."""
         return self.sum(values) / self.size
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank. A collective: all ranks must ask together."""
+        """Whether a flag is set on any rank. A collective."""
         return self.any_of(flag)[0]
 
     def any_of(self, *flags: bool) -> tuple[bool, ...]:
-        """`any` of several flags, in one collective."""
+        """`any` for several flags in one collective."""
         if self.size == 1:
             return flags
         return tuple(count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.float32)).tolist())
 
-    def from_main(self, find: Callable[[], T]) -> T:
-        """What `find` gives on rank 0, on all ranks; what it raises there is raised on all. A collective."""
+    def from_main(self, compute: Callable[[], T]) -> T:
+        """Call `compute` on rank 0; returns its result, or raises its exception, on all ranks. A collective."""
         if self.size == 1:
-            return find()
-        answer: list[Any] = [None, None]
+            return compute()
+        outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                answer[0] = find()
-            except Exception as error:  # handed on to all ranks, which raise it
-                answer[1] = error
-        torch_dist.broadcast_object_list(answer, 0, device=self.device)
-        if answer[1] is not None:
-            raise answer[1]
-        return answer[0]
+                outcome[0] = compute()
+            except Exception as error:  # raised on all ranks below
+                outcome[1] = error
+        torch_dist.broadcast_object_list(outcome, 0, device=self.device)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
+        """Wait until all ranks have called this."""
         if self.size > 1:
             torch_dist.barrier()
 
 
 @contextmanager
 def world(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
-    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe, if they do.
+    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe, if they are set.
 
-    `device` is auto, cpu or cuda; `timeout` are the seconds that a collective waits. Raises ValueError where CUDA is
-    asked for and absent.
+    `device`: auto, cpu or cuda. `timeout`: seconds after which a collective fails. Raises ValueError if CUDA is
+    requested and not available.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    found = torch_dist.is_initialized()
-    here = World(rank, size, place)
+    torch_device = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
+    existed = torch_dist.is_initialized()
+    ranks = World(rank, size, torch_device)
     if size > 1:
-        ensure_group(here, timeout)
+        ensure_group(ranks, timeout)
     failed = True
     try:
-        yield here
+        yield ranks
         failed = False
     finally:
-        if torch_dist.is_initialized() and not found and (size == 1 or not failed):
-            torch_dist.destroy_process_group()  # after a failure it may wait for ranks that are gone
+        if torch_dist.is_initialized() and not existed and (size == 1 or not failed):
+            torch_dist.destroy_process_group()  # after a failure it might block on lost ranks
 
 
-def ensure_group(here: World, timeout: float) -> None:
-    """The process group, made where there is none yet: engines that cut things want one even for a single process."""
+def ensure_group(world: World, timeout: float) -> None:
+    """Initialize the process group if tworld is none. Engines that shard need one even for a single process."""
     if torch_dist.is_initialized():
         return
-    backend = "nccl" if here.device.type == "cuda" else "gloo"
-    limit = timedelta(seconds=timeout)
-    store = torch_dist.HashStore() if here.size == 1 else None
-    torch_dist.init_process_group(backend, rank=here.rank, world_size=here.size, timeout=limit, store=store)
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    store = torch_dist.HashStore() if world.size == 1 else None
+    torch_dist.init_process_group(
+        backend, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout), store=store
+    )
 
 
 def _device(name: str, local_rank: int) -> torch.device:
@@ -123,11 +124,11 @@ def _device(name: str, local_rank: int) -> torch.device:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from a run's seed and names: streams of random numbers that do not depend on each other."""
+    """A 63-bit seed derived from a run's seed and names, for independent streams of random numbers."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator that depends on its parts alone: `generator(seed, "mask", step)`."""
+    """A CPU generator seeded by `derive_seed(*parts)`, e.g. `generator(seed, "mask", step)`."""
     return torch.Generator().manual_seed(derive_seed(*parts))

@@ -1,6 +1,5 @@
-"""Ctrl-C and SIGTERM ask a run to stop at the next step's end, with a checkpoint. A second Ctrl-C stops at once.
-
-Schedulers ask with SIGTERM or SIGUSR2 (NCCL keeps SIGUSR1 for itself).
+"""Stop requests: SIGINT (Ctrl-C), SIGTERM and SIGUSR2 stop a run after the current step, with a checkpoint. A second
+Ctrl-C stops at once. Schedulers send SIGTERM or SIGUSR2 (NCCL uses SIGUSR1 itself).
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, SIGINT, SIGTERM and SIGUSR2 only raise a flag. Outside the main thread it can be raised by hand
-    alone.
+    """A flag that SIGINT, SIGTERM and SIGUSR2 set while it is entered. Outside the main thread, where Python allows no
+    signal handlers, only `ask` sets it.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.signal: int | None = None
+        """The first signal."""
         self._previous: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -27,7 +27,7 @@ class StopRequest:
         self.ask(number)
 
     def ask(self, number: int) -> None:
-        """Raise the flag, as this signal would."""
+        """Set the flag as this signal would."""
         self.requested = True
         self.signal = self.signal or number
 

@@ -1,4 +1,4 @@
-"""Which rank is slow: each one's own time in a step, before it waits for the others."""
+"""Straggler monitoring: time that each rank spends in a step before it waits for the others."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ COLUMNS = ("data", "forward", "step")
 class StragglerMonitor:
     """Collects the seconds that each rank takes for the parts of a step.
 
-    `data` is reading, copying and augmenting a batch; `forward` the passes before the first backward, in which DDP,
-    ZeRO-1 and ZeRO-2 do not communicate (under FSDP2 and ZeRO-3 they wait for each other's weights there, so only
-    `data` tells them apart); `step` the whole step.
+    `data`: reading, copying and augmenting a batch. `forward`: all forward passes before the first backward pass. DDP,
+    ZeRO-1 and ZeRO-2 do not communicate there; FSDP2 and ZeRO-3 wait for each other's weights, so that only `data`
+    identifies the slow rank. `step`: the full step.
     """
 
     world: World
     pending: list[tuple[float, ...]] = field(default_factory=list)
     busy: list[list[float]] = field(default_factory=list)
-    """Mean of data + forward of all ranks, one list for each line written."""
+    """Mean of data + forward of every rank, one list per `flush`."""
 
     def __post_init__(self) -> None:
         self.hosts: list[str] = [host_name()]
@@ -52,7 +52,7 @@ class StragglerMonitor:
         return {name: [round(1e3 * row[i], 2) for row in rows] for i, name in enumerate(COLUMNS)}
 
     def summary(self) -> dict[str, Any] | None:
-        """The slowest rank over all lines of this process, and how it compares with the median; None for one rank."""
+        """The slowest rank over all flushes of this process, compared with the median; None for a single rank."""
         if not self.busy:
             return None
         means = [statistics.fmean(column) for column in zip(*self.busy, strict=True)]

@@ -76,7 +76,7 @@ def run(config: RunConfig, folder: Path, command: str | None = None, stop: StopR
             except (RuntimeError, ConnectionError) as error:
                 if here.size == 1 or not is_communication_error(error):
                     raise
-                raise heartbeat.blame(error) from error
+                raise heartbeat.diagnose(error) from error
 
 
 class Trainer:

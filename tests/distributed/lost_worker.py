@@ -1,6 +1,7 @@
-"""One rank of a run of which one rank is lost: `lost_worker.py VICTIM SIGNAL STEP CONFIG FOLDER`.
+"""One rank of a run that loses a rank: `lost_worker.py VICTIM SIGNAL STEP CONFIG FOLDER`.
 
-The victim sends itself the signal once STEP has been logged, or raises where SIGNAL is "raise"; STEP 0 never comes.
+The victim sends itself the signal once STEP has been logged, or raises an error in that step if SIGNAL is "raise". With
+STEP 0 nothing happens.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import time
 from pathlib import Path
 
 from pfcluster.launch import worker
+from pfcluster.runs.folder import METRICS_FILE
 from pfcluster.training.trainer import Trainer
 
 
 def die_after(step: int, how: str, metrics: Path) -> None:
-    """Wait for a line of that step, then send the signal."""
+    """Wait until metrics.jsonl has a line of the step, then send the signal to this process."""
     while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
         time.sleep(0.01)
     os.kill(os.getpid(), getattr(signal, how))
@@ -36,7 +38,7 @@ if __name__ == "__main__":
 
             Trainer._read_batch = broken  # type: ignore[method-assign]
         else:
-            metrics = Path(folder) / "metrics.jsonl"
+            metrics = Path(folder) / METRICS_FILE
             threading.Thread(target=die_after, args=(int(step), how, metrics), daemon=True).start()
     sys.argv = ["worker", config, folder, "--threads", "1"]
     sys.exit(worker.main())
