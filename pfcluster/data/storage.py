@@ -1,7 +1,7 @@
-"""Where a shard folder's files are: on this machine, or at a URL from which each is fetched once and kept.
+"""Access to the files of a shard folder: on this machine, or at a URL, downloaded once into a cache.
 
-Remote files are kept under their SHA-256, checked as they arrive, so that a cache is never stale, never half a file,
-and may be shared by datasets and by all processes of a machine.
+Cached files are named by their SHA-256, which is verified after the download. So the cache never holds outdated or
+partial files, and all datasets and processes of a machine can share it.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from pfcluster.runs.atomic_files import sha256, write_via_temporary
 from pfcluster.runs.locks import exclusive_lock
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs")
-"""Whose files are fetched. Nothing else is: no `pipe:`, no `ssh:`, no other program is ever started for a name."""
+"""URL schemes that are allowed. `pipe:`, `ssh:` and the like are rejected: no URL can start another program."""
 ATTEMPTS = 4
-FIRST_PAUSE = 1.0
-"""Seconds before the second attempt; twice as long before each further one."""
-LARGEST_LISTING = 2**30
-"""Bytes of a manifest or an index; larger ones are refused."""
+FIRST_DELAY = 1.0
+"""Seconds before the second attempt; doubled for each further one."""
+MAX_METADATA_BYTES = 2**30
+"""Larger manifests and indexes are rejected."""
 
 
 class StoreError(ValueError):
-    """A file that is not there or cannot be had: says which and why."""
+    """A file is missing or cannot be downloaded. The message names the file and the reason."""
 
 
 class Store(Protocol):
-    """A folder of shards, wherever it is."""
+    """A shard folder, local or remote."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Path or URL, for messages."""
 
     @property
     def is_local(self) -> bool:
-        """Whether its files lie on this machine: they can all be looked at without fetching them."""
+        """Whether its files are on this machine."""
 
-    def listing(self, file: str, checksum: str | None = None) -> bytes:
-        """The bytes of a small file. Raises FileNotFoundError, StoreError, OSError."""
+    def read_metadata(self, file: str, checksum: str | None = None) -> bytes:
+        """Contents of a manifest or an index. Raises FileNotFoundError, StoreError, OSError."""
 
-    def path(self, file: str, checksum: str) -> Path:
-        """Where a file lies on this machine, once it is there. Raises StoreError, OSError."""
+    def local_path(self, file: str, checksum: str) -> Path:
+        """Path of a file on this machine, downloaded if necessary. Raises StoreError, OSError."""
 
 
 class LocalStore:
-    """A folder of this machine."""
+    """A folder on this machine."""
 
     is_local = True
 
@@ -56,14 +56,14 @@ class LocalStore:
         self.folder = folder
         self.name = str(folder)
 
-    def listing(self, file: str, checksum: str | None = None) -> bytes:
+    def read_metadata(self, file: str, checksum: str | None = None) -> bytes:
         """See `Store`."""
         path = self.folder / file
-        if path.stat().st_size > LARGEST_LISTING:
-            raise StoreError(f"{path} has {path.stat().st_size} bytes: it is no listing of this format")
+        if path.stat().st_size > MAX_METADATA_BYTES:
+            raise StoreError(f"{path} has {path.stat().st_size} bytes, too many for a manifest or an index")
         return path.read_bytes()
 
-    def path(self, file: str, checksum: str) -> Path:
+    def local_path(self, file: str, checksum: str) -> Path:
         """See `Store`."""
         return self.folder / file
 
@@ -77,52 +77,54 @@ class RemoteStore:
         self.name = url.rstrip("/")
         self.cache = cache
 
-    def listing(self, file: str, checksum: str | None = None) -> bytes:
-        """See `Store`. Without a checksum the file is fetched anew."""
+    def read_metadata(self, file: str, checksum: str | None = None) -> bytes:
+        """See `Store`. Without a checksum the file is downloaded on each call."""
         if checksum is not None:
-            return self.path(file, checksum).read_bytes()
+            return self.local_path(file, checksum).read_bytes()
         with self._open(file) as remote:
-            data: bytes = remote.read(LARGEST_LISTING + 1)
-        if len(data) > LARGEST_LISTING:
-            raise StoreError(f"{self.name}/{file} is larger than {LARGEST_LISTING} bytes: it is no listing")
+            data: bytes = remote.read(MAX_METADATA_BYTES + 1)
+        if len(data) > MAX_METADATA_BYTES:
+            raise StoreError(
+                f"{self.name}/{file} has more than {MAX_METADATA_BYTES} bytes, too many for a manifest or an index"
+            )
         return data
 
-    def path(self, file: str, checksum: str) -> Path:
+    def local_path(self, file: str, checksum: str) -> Path:
         """See `Store`."""
         if not re.fullmatch("[0-9a-f]{64}", checksum):
-            raise StoreError(f"the checksum of {self.name}/{file} is no SHA-256")
-        kept = self.cache / checksum[:2] / checksum
-        if kept.exists():
-            return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(kept.with_suffix(".lock")):
+            raise StoreError(f"the checksum of {self.name}/{file} is not a SHA-256")
+        cached = self.cache / checksum[:2] / checksum
+        if cached.exists():
+            return cached
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(cached.with_suffix(".lock")):
             for attempt in range(ATTEMPTS):
-                if kept.exists():
+                if cached.exists():
                     break
                 try:
-                    self._fetch(file, checksum, kept)
+                    self._download(file, checksum, cached)
                 except OSError as error:
                     if attempt == ATTEMPTS - 1 or isinstance(error, FileNotFoundError):
-                        raise StoreError(f"{self.name}/{file} cannot be fetched: {error or type(error)}") from error
-                    time.sleep(FIRST_PAUSE * 2**attempt)
-        return kept
+                        raise StoreError(f"{self.name}/{file} cannot be downloaded: {error or type(error)}") from error
+                    time.sleep(FIRST_DELAY * 2**attempt)
+        return cached
 
-    def _fetch(self, file: str, checksum: str, target: Path) -> None:
-        """Copy one file, and keep it if it is the one that the manifest speaks of."""
-        aside = target.with_suffix(f".{os.getpid()}")
+    def _download(self, file: str, checksum: str, target: Path) -> None:
+        """Download one file; move it to `target` if its SHA-256 is `checksum`, else raise OSError."""
+        staging = target.with_suffix(f".{os.getpid()}")
 
-        def fill(written: BinaryIO) -> None:
+        def copy(local: BinaryIO) -> None:
             with self._open(file) as remote:
-                shutil.copyfileobj(remote, written, 1 << 20)
+                shutil.copyfileobj(remote, local, 1 << 20)
 
         try:
-            write_via_temporary(aside, fill)
-            found = sha256(aside)
-            if found != checksum:
-                raise OSError(f"what arrived has the SHA-256 {found[:12]}..., the manifest says {checksum[:12]}...")
-            os.replace(aside, target)
+            write_via_temporary(staging, copy)
+            actual = sha256(staging)
+            if actual != checksum:
+                raise OSError(f"the download has the SHA-256 {actual[:12]}..., the manifest says {checksum[:12]}...")
+            os.replace(staging, target)
         finally:
-            aside.unlink(missing_ok=True)
+            staging.unlink(missing_ok=True)
 
     def _open(self, file: str) -> Any:
         import fsspec
@@ -131,24 +133,22 @@ class RemoteStore:
             return fsspec.open(f"{self.name}/{file}", "rb").open()
         except ImportError as error:
             raise StoreError(
-                f"{self.name} needs another package ({error}); install it: pip install 'pfcluster[remote]'"
+                f"{self.name} needs a package that is not installed ({error}); run pip install 'pfcluster[remote]'"
             ) from error
 
 
 def open_store(place: str | Path, cache: str | Path | None = None) -> Store:
-    """The store of a folder's path or URL. `cache`: folder for what is fetched; default_cache() without. Raises
-    StoreError.
-    """
+    """The store of a folder's path or URL. Downloads go to `cache`, by default `default_cache()`. Raises StoreError."""
     text = str(place)
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*):", text)
     if scheme is None or os.path.isdir(text):
         return LocalStore(Path(text))
     if scheme[1] not in SCHEMES or not text.startswith(f"{scheme[1]}://"):
-        raise StoreError(f"{text} is neither a folder nor a URL that is read ({', '.join(SCHEMES)}://...)")
+        raise StoreError(f"{text} is neither a folder nor a supported URL ({', '.join(SCHEMES)}://...)")
     return RemoteStore(text, Path(cache) if cache is not None else default_cache())
 
 
 def default_cache() -> Path:
-    """$PFCLUSTER_CACHE, or pfcluster in the user's cache folder."""
+    """$PFCLUSTER_CACHE, else `pfcluster` in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("PFCLUSTER_CACHE") or Path(home) / "pfcluster")

@@ -1,4 +1,4 @@
-"""Shards: what a build writes, and what the reader refuses."""
+"""Shard folders: contents written by a build, and damage that the reader rejects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.photos import (
 )
 
 
-def test_reader_gives_the_photos_and_labels_that_went_in(built: Path) -> None:
+def test_split_has_the_images_and_labels_of_the_photos(built: Path) -> None:
     split = ShardSplit(built, "train", verify=True)
     assert split.classes == ("neutral", "happiness", "sadness")
     assert (split.size, split.name, len(split)) == (SIZE, "faces", 27)
@@ -35,15 +35,15 @@ def test_reader_gives_the_photos_and_labels_that_went_in(built: Path) -> None:
     assert images.dtype == torch.uint8
     assert labels.dtype == torch.long
     for raw_name, canonical in (("happy", "happiness"), ("sad", "sadness"), ("neutral", "neutral")):
-        own = images[labels == split.classes.index(canonical)].float()
-        assert len(own) == 9
+        of_class = images[labels == split.classes.index(canonical)].float()
+        assert len(of_class) == 9
         expected = torch.tensor(COLOURS[raw_name]).float()
-        assert (own[:, :, SIZE // 2, SIZE // 2] - expected).abs().max() < 6
+        assert (of_class[:, :, SIZE // 2, SIZE // 2] - expected).abs().max() < 6
     assert (torch.from_numpy(split.image(3)).permute(2, 0, 1) == images[3]).all()
     assert split.images(torch.tensor([5, 2])).equal(images[[5, 2]])
 
 
-def test_manifest_counts_add_up_and_name_no_place_of_the_machine(built: Path, raw: Path) -> None:
+def test_manifest_counts_add_up_and_contain_no_absolute_path(built: Path, raw: Path) -> None:
     manifest = load_manifest(built)
     assert manifest.photos == 36 == sum(split.samples for split in manifest.splits.values())
     assert manifest.splits["validation"].per_class == {"neutral": 3, "happiness": 3, "sadness": 3}
@@ -68,13 +68,13 @@ def test_webdataset_reads_the_tars(built: Path) -> None:
     assert not record["source"].startswith("/")
 
 
-def test_tars_hold_no_times_and_fixed_owners(built: Path) -> None:
+def test_tar_members_have_no_times_and_fixed_owners(built: Path) -> None:
     with tarfile.open(built / "train-00000.tar") as archive:
         members = archive.getmembers()
     assert {(m.mtime, m.uname, m.gname, m.mode, m.uid) for m in members} == {(0, "pfcluster", "pfcluster", 0o444, 0)}
 
 
-def test_grey_jpegs_of_the_right_size_keep_their_bytes_and_give_three_channels(tmp_path: Path) -> None:
+def test_greyscale_jpegs_of_the_right_size_are_stored_unchanged_and_decode_to_three_channels(tmp_path: Path) -> None:
     for label in ("sad", "happy"):
         (tmp_path / "raw" / label).mkdir(parents=True)
     originals = set()
@@ -92,13 +92,13 @@ def test_grey_jpegs_of_the_right_size_keep_their_bytes_and_give_three_channels(t
     assert image.std() > 0
 
 
-def test_split_can_be_pickled_for_loader_workers(built: Path) -> None:
+def test_split_can_be_pickled(built: Path) -> None:
     split = pickle.loads(pickle.dumps(ShardSplit(built, "validation")))
     assert len(split) == 9
     assert split.image(0).shape == (SIZE, SIZE, 3)
 
 
-def test_truncated_tar(damaged: Path) -> None:
+def test_truncated_tar_is_rejected(damaged: Path) -> None:
     tar = damaged / "train-00001.tar"
     tar.write_bytes(tar.read_bytes()[:-700])
     with pytest.raises(ShardError, match=r"train-00001.tar is cut off: .*build it again"):
@@ -106,7 +106,7 @@ def test_truncated_tar(damaged: Path) -> None:
     ShardSplit(damaged, "validation")
 
 
-def test_changed_bytes_are_found_by_checksum_only(damaged: Path) -> None:
+def test_changed_bytes_are_found_with_verify(damaged: Path) -> None:
     tar = damaged / "train-00001.tar"
     data = bytearray(tar.read_bytes())
     data[-1] = 1
@@ -116,7 +116,7 @@ def test_changed_bytes_are_found_by_checksum_only(damaged: Path) -> None:
         ShardSplit(damaged, "train", verify=True)
 
 
-def test_a_jpeg_that_does_not_decode_is_named(damaged: Path) -> None:
+def test_bad_sample_error_names_an_undecodable_jpeg(damaged: Path) -> None:
     split = ShardSplit(damaged, "train")
     row = json.loads((damaged / "train-00000.index.json").read_text())[2]
     with open(damaged / "train-00000.tar", "r+b") as tar:
@@ -127,7 +127,7 @@ def test_a_jpeg_that_does_not_decode_is_named(damaged: Path) -> None:
     assert split.image(1).shape == (SIZE, SIZE, 3)
 
 
-def test_a_jpeg_cut_short_is_no_sample(damaged: Path) -> None:
+def test_bad_sample_error_names_a_truncated_jpeg(damaged: Path) -> None:
     rows = json.loads((damaged / "train-00000.index.json").read_text())
     rows[0]["size"] -= 200
     write_index(damaged, "train-00000", json.dumps(rows).encode())
@@ -139,37 +139,37 @@ def test_a_jpeg_cut_short_is_no_sample(damaged: Path) -> None:
     ("change", "message"),
     [
         ({"format": 7}, "format 7"),
-        ({"splits": 3}, "garbles"),
-        ({"extra": 1}, "garbles"),
+        ({"splits": 3}, "invalid field"),
+        ({"extra": 1}, "invalid field"),
     ],
 )
-def test_a_wrong_manifest_is_refused(damaged: Path, change: dict[str, object], message: str) -> None:
+def test_invalid_manifest_is_rejected(damaged: Path, change: dict[str, object], message: str) -> None:
     values = json.loads((damaged / MANIFEST).read_text())
     (damaged / MANIFEST).write_text(json.dumps({**values, **change}))
     with pytest.raises(ShardError, match=message):
         load_manifest(damaged)
 
 
-def test_shards_outside_their_folder_and_wrong_indexes_are_refused(damaged: Path) -> None:
+def test_shards_outside_their_folder_and_invalid_indexes_are_rejected(damaged: Path) -> None:
     text = (damaged / MANIFEST).read_text()
     (damaged / MANIFEST).write_text(text.replace("train-00000.tar", "../train-00000.tar"))
     with pytest.raises(ShardError, match="outside"):
         load_manifest(damaged)
     (damaged / MANIFEST).write_text(text)
     rows = json.loads((damaged / "train-00000.index.json").read_text())
-    for wrong, message in (
+    for index, message in (
         (json.dumps(rows[1:]), "does not list"),
         (json.dumps([{**rows[0], "offset": 10**9}, *rows[1:]]), "outside its tar"),
-        (json.dumps([{**rows[0], "size": True}, *rows[1:]]), "garbled"),
-        (json.dumps([{**rows[0], "label": "boredom"}, *rows[1:]]), "garbled"),
+        (json.dumps([{**rows[0], "size": True}, *rows[1:]]), "invalid row"),
+        (json.dumps([{**rows[0], "label": "boredom"}, *rows[1:]]), "invalid row"),
         ("[", "cannot be read"),
     ):
-        write_index(damaged, "train-00000", wrong.encode())
+        write_index(damaged, "train-00000", index.encode())
         with pytest.raises(ShardError, match=message):
             ShardSplit(damaged, "train")
 
 
-def test_labels_that_change_places_in_an_index_are_found(damaged: Path) -> None:
+def test_swapped_labels_in_an_index_are_found_by_checksum(damaged: Path) -> None:
     index = damaged / "train-00000.index.json"
     text = index.read_text()
     index.write_text(text.replace("happiness", "?").replace("sadness", "happiness").replace("?", "sadness"))
@@ -178,14 +178,14 @@ def test_labels_that_change_places_in_an_index_are_found(damaged: Path) -> None:
     ShardSplit(damaged, "validation")
 
 
-def test_no_folder_and_no_such_split(built: Path, tmp_path: Path) -> None:
+def test_missing_manifest_and_unknown_split_are_rejected(built: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"made by shards/build\.py"):
         load_manifest(tmp_path)
     with pytest.raises(ShardError, match="only train, validation"):
         ShardSplit(built, "test")
 
 
-def test_colour_is_written_without_subsampling() -> None:
+def test_colour_jpegs_have_no_chroma_subsampling() -> None:
     image = np.array(picture("happy", 3, 16))
     with Image.open(io.BytesIO(encode_jpeg(image, 95))) as written:
         assert written.mode == "RGB"

@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere: fetched once over real HTTP, checked, kept; and nothing but files is ever opened."""
+"""Remote shards: downloaded once over HTTP, verified, cached; only supported URLs are opened. Also cache modes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ CPU = torch.device("cpu")
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder and remembers what was asked for."""
+    """Serves a folder and records the requested files."""
 
-    asked: list[str]
+    requests: list[str]
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         assert isinstance(self.server, Server)
-        self.server.asked.append(self.path.lstrip("/"))
+        self.server.requests.append(self.path.lstrip("/"))
         super().do_GET()
 
     def log_message(self, *_: object) -> None:
@@ -43,7 +43,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(damaged: Path) -> Iterator[Server]:
     server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(damaged)))
-    server.asked = []
+    server.requests = []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -56,38 +56,40 @@ def url(server: Server) -> str:
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
-def test_a_url_gives_what_the_folder_gives_and_is_asked_once(server: Server, built: Path, tmp_path: Path) -> None:
-    far, near = ShardSplit(url(server), "train", cache=tmp_path / "cache"), ShardSplit(built, "train")
-    assert not [name for name in server.asked if name.endswith(".tar")]  # tars wait until they are wanted
-    assert torch.equal(far.images([3]), near.images([3]))
-    assert len([name for name in server.asked if name.endswith(".tar")]) == 1
+def test_remote_split_equals_local_split_and_downloads_each_file_once(
+    server: Server, built: Path, tmp_path: Path
+) -> None:
+    remote, local = ShardSplit(url(server), "train", cache=tmp_path / "cache"), ShardSplit(built, "train")
+    assert not [name for name in server.requests if name.endswith(".tar")]  # downloaded when first read
+    assert torch.equal(remote.images([3]), local.images([3]))
+    assert len([name for name in server.requests if name.endswith(".tar")]) == 1
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(far.image, range(len(far))))
-    assert torch.equal(far.images(range(27)), near.images(range(27)))
-    assert torch.equal(far.labels(), near.labels())
-    server.asked.clear()
+        list(pool.map(remote.image, range(len(remote))))
+    assert torch.equal(remote.images(range(27)), local.images(range(27)))
+    assert torch.equal(remote.labels(), local.labels())
+    server.requests.clear()
     again = ShardSplit(url(server), "train", cache=tmp_path / "cache")
-    assert torch.equal(again.images(range(27)), near.images(range(27)))
-    assert server.asked == [MANIFEST, MANIFEST][: len(server.asked)]
+    assert torch.equal(again.images(range(27)), local.images(range(27)))
+    assert server.requests == [MANIFEST, MANIFEST][: len(server.requests)]
 
 
-def test_a_file_that_arrives_changed_is_not_kept(
+def test_a_corrupt_download_is_not_cached(
     server: Server, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(storage, "FIRST_DELAY", 0.0)
     tar = damaged / "train-00000.tar"
-    whole = tar.read_bytes()
-    tar.write_bytes(whole[:-1] + b"\1")
+    original = tar.read_bytes()
+    tar.write_bytes(original[:-1] + b"\1")
     split = ShardSplit(url(server), "train", cache=tmp_path / "cache")
-    place = next(i for i in range(27) if "train-00000" in split._place(i))
-    with pytest.raises(ShardError, match=r"train-00000\.tar cannot be .*what arrived has the SHA-256"):
-        split.image(place)
-    assert len([name for name in server.asked if name == tar.name]) == storage.ATTEMPTS
-    tar.write_bytes(whole)
-    assert split.image(place).shape == (24, 24, 3)
+    sample = next(i for i in range(27) if "train-00000" in split._describe(i))
+    with pytest.raises(ShardError, match=r"train-00000\.tar cannot be .*the download has the SHA-256"):
+        split.image(sample)
+    assert len([name for name in server.requests if name == tar.name]) == storage.ATTEMPTS
+    tar.write_bytes(original)
+    assert split.image(sample).shape == (24, 24, 3)
 
 
-def test_a_missing_folder_or_file_is_said_at_once(server: Server, damaged: Path, tmp_path: Path) -> None:
+def test_a_missing_remote_folder_or_file_is_reported(server: Server, damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"nowhere holds no manifest\.json"):
         load_manifest(open_store(f"{url(server)}/nowhere", tmp_path))
     (damaged / "train-00001.index.json").unlink()
@@ -96,30 +98,30 @@ def test_a_missing_folder_or_file_is_said_at_once(server: Server, damaged: Path,
 
 
 @pytest.mark.parametrize("place", ["pipe:cat x", "pipe://x", "ssh://host/x", "file:///etc", "s3:x", "ftp://x/y"])
-def test_nothing_but_known_urls_is_opened(place: str) -> None:
-    with pytest.raises(StoreError, match="neither a folder nor a URL"):
+def test_unsupported_urls_are_rejected(place: str) -> None:
+    with pytest.raises(StoreError, match="neither a folder nor a supported URL"):
         open_store(place)
-    with pytest.raises(DataError, match="neither a folder nor a URL"):
+    with pytest.raises(DataError, match="neither a folder nor a supported URL"):
         open_dataset(DataConfig(shards=place), 0)
 
 
-def test_a_checksum_that_is_none_names_no_file_of_the_cache(server: Server, damaged: Path, tmp_path: Path) -> None:
+def test_a_path_instead_of_a_checksum_is_rejected(server: Server, damaged: Path, tmp_path: Path) -> None:
     values = json.loads((damaged / MANIFEST).read_text())
     values["splits"]["train"]["shards"][0]["index_sha256"] = "../../outside"
     (damaged / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises(ShardError, match=r"no SHA-256"):
+    with pytest.raises(ShardError, match=r"not a SHA-256"):
         ShardSplit(url(server), "train", cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("limit", [None, 11])
-def test_every_mode_gives_the_same_batches(server: Server, built: Path, tmp_path: Path, limit: int | None) -> None:
+def test_cache_modes_give_the_same_batches(server: Server, built: Path, tmp_path: Path, limit: int | None) -> None:
     batches = []
-    wanted = torch.tensor([3, 0, 7, 3])
+    indices = torch.tensor([3, 0, 7, 3])
     for place in (str(built), url(server)):
         for mode in ("stream", "host", "device"):
             config = DataConfig(shards=place, size=24, cache_mode=mode, limit=limit, cache=str(tmp_path / "cache"))  # type: ignore[arg-type]
             dataset = cache_train_split(open_dataset(config, 0), config, CPU)
-            batches.append((dataset.train.batch(wanted), dataset.train.keys(wanted), len(dataset.train)))
+            batches.append((dataset.train.batch(indices), dataset.train.keys(indices), len(dataset.train)))
     first = batches[0]
     for batch, keys, size in batches[1:]:
         assert torch.equal(batch.images, first[0].images)
@@ -127,14 +129,14 @@ def test_every_mode_gives_the_same_batches(server: Server, built: Path, tmp_path
         assert (keys, size) == first[1:]
 
 
-def test_what_was_decoded_is_found_again(built: Path, tmp_path: Path) -> None:
+def test_decoded_split_is_reused_and_a_truncated_file_is_decoded_again(built: Path, tmp_path: Path) -> None:
     config = DataConfig(shards=str(built), size=24, cache_mode="host", cache=str(tmp_path))
     cache_train_split(open_dataset(config, 0), config, CPU)
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "decoded").glob("*.u8")}
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "decoded").glob("*.u8")}
     cache_train_split(open_dataset(config, 0), config, CPU)
-    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "decoded").glob("*.u8")}
-    assert len(before) == 1
-    (tmp_path / "decoded" / next(iter(before))).write_bytes(b"short")  # cut off: decoded anew
+    assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "decoded").glob("*.u8")}
+    assert len(files) == 1
+    (tmp_path / "decoded" / next(iter(files))).write_bytes(b"short")
     dataset = cache_train_split(open_dataset(config, 0), config, CPU)
-    plain = open_dataset(DataConfig(shards=str(built), size=24), 0)
-    assert torch.equal(dataset.train.batch(torch.arange(5)).images, plain.train.batch(torch.arange(5)).images)
+    streamed = open_dataset(DataConfig(shards=str(built), size=24), 0)
+    assert torch.equal(dataset.train.batch(torch.arange(5)).images, streamed.train.batch(torch.arange(5)).images)
