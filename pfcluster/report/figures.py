@@ -1,6 +1,6 @@
-"""Figures as inline SVG: no outside reference, the same bytes for the same data, for light and dark pages alike.
+"""Figures as inline SVG: self-contained, deterministic, and legible on light and dark pages.
 
-Words, axes and grids take the page's own text colour (`currentColor`); text stays text; nothing is filled behind.
+Text, axes and grids use the page's text colour (`currentColor`); the background is transparent.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.report.results import ReportError
+from pfcluster.report.errors import ReportError
 from pfcluster.report.statistics import row_shares
 
 Points = Sequence[tuple[float, float]]
 
 COLOURS = ("#3b82d6", "#e0762f", "#2f9e6e", "#b05cc6", "#c9a227", "#d64f5c", "#3aa6b9", "#8a7a66")
-"""Middle tones with at least 3:1 contrast on white and on near-black, but for the ochre on white."""
+"""Mid tones with a contrast of at least 3:1 on white and near-black (except ochre on white)."""
 INK = "#010203"
-"""Stands for the page's text colour while matplotlib draws."""
+"""Placeholder that `svg_of` replaces by `currentColor`."""
 MAX_POINTS = 300
-"""Points a curve is thinned to; each is then the mean of its neighbours."""
-PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+"""Longer curves are downsampled to this many points by averaging neighbours."""
+MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
-def curves(
+def plot_curves(
     title: str,
     unit: str,
     groups: Mapping[str, Sequence[Points]],
@@ -37,27 +38,32 @@ def curves(
     limits: tuple[float, float] | None = None,
     logarithmic: bool = False,
 ) -> str:
-    """Learning curves: a thin line for each seed, a thick one for their mean. Groups without points are left out.
+    """Learning curves: one thin line per seed, a thick line for their mean. Groups without points are omitted.
 
-    groups: label -> one curve for each seed, each of (step, value). `limits` of the values' axis; on a logarithmic one
-    what is not positive is left out. Returns an SVG, or "" where there is nothing.
+    groups: label -> one curve of (step, value) per seed. `limits` of the value axis; a logarithmic axis omits
+    non-positive values. Returns an SVG, or "" if there are no points.
     """
-    with_points = {label: [thin(curve) for curve in seeds if finite(curve)] for label, seeds in groups.items()}
+    with_points = {label: [downsample(curve) for curve in seeds if finite(curve)] for label, seeds in groups.items()}
     with_points = {label: seeds for label, seeds in with_points.items() if seeds}
     if not with_points:
         return ""
     figure, axes = new_figure(5.2, 3.0)
     for label, seeds in with_points.items():
-        place = list(groups).index(label)
-        colour, dash = COLOURS[place % len(COLOURS)], ("-", "--", ":")[place // len(COLOURS) % 3]
+        index = list(groups).index(label)
+        colour, dash = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
         for curve in seeds if len(seeds) > 1 else []:
             axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.8, alpha=0.45, linestyle=dash)
         mean = mean_curve(seeds)
         marker = "o" if len(mean) == 1 else None
         axes.plot(
-            *zip(*mean, strict=True), color=colour, linewidth=2.2, label=plain(label), linestyle=dash, marker=marker
+            *zip(*mean, strict=True),
+            color=colour,
+            linewidth=2.2,
+            label=escape_mathtext(label),
+            linestyle=dash,
+            marker=marker,
         )
-    axes.set(title=plain(title), xlabel="step", ylabel=plain(unit))
+    axes.set(title=escape_mathtext(title), xlabel="step", ylabel=escape_mathtext(unit))
     if limits is not None:
         margin = 0.03 * (limits[1] - limits[0])
         axes.set_ylim(limits[0] - margin, limits[1] + margin)
@@ -71,12 +77,12 @@ def curves(
 
 
 def finite(curve: Points) -> list[tuple[float, float]]:
-    """The points whose value is finite."""
+    """The points with a finite value."""
     return [(step, value) for step, value in curve if math.isfinite(value)]
 
 
-def thin(curve: Points) -> list[tuple[float, float]]:
-    """The finite points, or means of neighbours where there are more than `MAX_POINTS`."""
+def downsample(curve: Points) -> list[tuple[float, float]]:
+    """The finite points; means of neighbours if there are more than `MAX_POINTS`."""
     points = finite(curve)
     size = math.ceil(len(points) / MAX_POINTS)
     if size <= 1:
@@ -86,7 +92,7 @@ def thin(curve: Points) -> list[tuple[float, float]]:
 
 
 def mean_curve(seeds: Sequence[Points]) -> list[tuple[float, float]]:
-    """Mean over seeds at every step that all seeds span; between its points a curve is taken as straight."""
+    """Mean over seeds at every step within the range of all seeds, with linear interpolation between points."""
     import numpy as np
 
     first, last = max(curve[0][0] for curve in seeds), min(curve[-1][0] for curve in seeds)
@@ -99,50 +105,58 @@ def mean_curve(seeds: Sequence[Points]) -> list[tuple[float, float]]:
     return list(zip(steps, map(float, values), strict=True))
 
 
-def confusion(title: str, classes: Sequence[str], counts: Sequence[Sequence[float]]) -> str:
-    """Heat map of a confusion matrix: rows are the true class, each cell its row's share in %."""
+def plot_confusion(title: str, classes: Sequence[str], counts: Sequence[Sequence[float]]) -> str:
+    """Heat map of a row-normalised confusion matrix: rows are true classes, cells are in %."""
     from matplotlib.colors import LinearSegmentedColormap
 
     shares = row_shares(counts)
     side = 1.5 + 0.44 * len(classes)
     figure, axes = new_figure(side + 0.2, side - 0.1)
-    steps = [(36 / 255, 99 / 255, 176 / 255, alpha) for alpha in (0.03, 1.0)]
+    endpoints = [(36 / 255, 99 / 255, 176 / 255, alpha) for alpha in (0.03, 1.0)]
     filled = [[cell or 0.0 for cell in row] for row in shares]
-    colours = LinearSegmentedColormap.from_list("share", steps)
+    colours = LinearSegmentedColormap.from_list("share", endpoints)
     axes.pcolormesh(filled, cmap=colours, vmin=0, vmax=1, edgecolors="none")
     for row, cells in enumerate(shares):
         for column, cell in enumerate(cells):
             text = "–" if cell is None else f"{100 * cell:.0f}"
-            ink = "white" if (cell or 0) > 0.8 else INK  # contrast of 4:1 or so on light and dark pages
+            ink = "white" if (cell or 0) > 0.8 else INK  # contrast of about 4:1 on light and dark pages
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9, color=ink)
     ticks = [index + 0.5 for index in range(len(classes))]
-    names = [plain(name) for name in classes]
+    names = [escape_mathtext(name) for name in classes]
     axes.set_xticks(ticks, names, rotation=40, ha="right")
     axes.set_yticks(ticks, names)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set(title=plain(title), xlabel="recognised as", ylabel="truth")
+    axes.set(title=escape_mathtext(title), xlabel="predicted class", ylabel="true class")
     return svg_of(figure, f"{title}: row-normalised confusion matrix over {', '.join(classes)}")
 
 
-def picture(folder: Path, relative: str) -> str:
-    """A run's picture as a data: URI. Raises ReportError for one that is missing, outside the run, or no bitmap."""
-    file = (folder / relative).resolve()
+@dataclass(frozen=True)
+class Picture:
+    """A bitmap as a data: URI."""
+
+    uri: str
+    caption: str
+
+
+def inline_picture(folder: Path, relative_path: str) -> str:
+    """A picture of a run as a data: URI. Raises ReportError if it is missing, outside the folder, or not a bitmap."""
+    file = (folder / relative_path).resolve()
     if not file.is_relative_to(folder.resolve()):
-        raise ReportError(f"the picture {relative} lies outside its run {folder}; it is left out")
-    kind = PICTURES.get(file.suffix.lower())
-    if kind is None:
-        raise ReportError(f"the picture {file} is none of {', '.join(PICTURES)}; it is left out")
+        raise ReportError(f"the picture {relative_path} is outside the run folder {folder}; it is omitted")
+    mime_type = MIME_TYPES.get(file.suffix.lower())
+    if mime_type is None:
+        raise ReportError(f"the picture {file} is none of {', '.join(MIME_TYPES)}; it is omitted")
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise ReportError(f"the picture {file} cannot be read: {error.strerror}; it is left out") from error
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+        raise ReportError(f"the picture {file} cannot be read: {error.strerror}; it is omitted") from error
+    return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"
 
 
 def new_figure(width: float, height: float) -> tuple[Any, Any]:
-    """An empty figure of so many inches and its axes, without pyplot's global state."""
+    """An empty figure (size in inches) and its axes, without pyplot's global state."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -159,7 +173,7 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def svg_of(figure: Any, description: str) -> str:
-    """The figure as an `<svg>` element with a description for those who do not see it."""
+    """The figure as an `<svg>` element with `description` as its aria-label."""
     import matplotlib
 
     out = io.StringIO()
@@ -170,7 +184,7 @@ def svg_of(figure: Any, description: str) -> str:
 
 
 def _inline(svg: str, description: str, salt: str) -> str:
-    """Matplotlib's file as a part of a page: no header, no metadata, no namespaces, ids its own."""
+    """Make matplotlib's SVG file embeddable: no header, metadata or namespaces, and ids prefixed by `salt`."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg, count=0).replace("xlink:href=", "href=")
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
@@ -182,6 +196,6 @@ def _inline(svg: str, description: str, salt: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description, quote=True)}"', 1).strip()
 
 
-def plain(text: str) -> str:
-    """Text in which matplotlib finds no formula; a leading underscore would hide a legend's entry."""
+def escape_mathtext(text: str) -> str:
+    """Escape mathtext; a leading space keeps labels that start with an underscore in the legend."""
     return text.replace("$", r"\$") if not text.startswith("_") else f" {text}".replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""`write_pictures`: what several finished runs look at, how their features lie and where they fail, on one page."""
+"""`write_pictures`: attention maps, feature embeddings and failures of several finished runs, on one page."""
 
 from __future__ import annotations
 
@@ -23,129 +23,133 @@ from pfcluster.evaluate.run_comparison import (
     open_runs,
 )
 from pfcluster.report import page
-from pfcluster.report.figures import picture as figure
+from pfcluster.report.figures import Picture, inline_picture
 from pfcluster.report.groups import group_runs
-from pfcluster.report.page import Picture
 from pfcluster.report.results import Run, read_run
-from pfcluster.report.saved_pictures import LIST, Drawn, own_pictures
+from pfcluster.report.saved_pictures import INDEX_FILE, SavedPicture, run_pictures
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import PICTURES_DIR
 
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """What was written."""
+    """The files of a gallery."""
 
     html: Path
-    pictures: tuple[Drawn, ...]
+    pictures: tuple[SavedPicture, ...]
     notes: tuple[str, ...]
-    """What is missing, and why."""
+    """What is missing, and the reason."""
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """Classifiers with their outputs, and the options of `write_pictures`."""
+
+    runs: Sequence[ComparedRun]
+    outputs: Sequence[ClassifierOutputs]
+    folder: Path
+    images: int
+    seed: int
+    faces: str
+    """ "test faces" or "validation faces", for captions."""
 
 
 def write_pictures(
     folders: Sequence[Path], output: Path | None = None, *, images: int = 8, seed: int = 0, split: str = "test"
 ) -> PictureFiles:
-    """Draw all pictures of finished runs into `output` (default: `pictures` in the folder that holds them all), with a
-    page. MAE runs lend their own pictures and curves alone. Raises PicturesError, ConfigError, DataError,
-    CheckpointError, ReportError.
+    """Write the pictures of finished runs and a page that shows them into `output` (default: `pictures` in the common
+    folder of the runs). MAE runs contribute only their image grids and loss curves.
+
+    Raises PicturesError, ConfigError, DataError, CheckpointError, ReportError.
     """
     if images < 1:
         raise PicturesError(f"--images must be at least 1, got {images}")
     folders = [Path(folder) for folder in dict.fromkeys(folders)]
     classifiers = [folder for folder in folders if finished_config(folder).objective != "mae"]
     output = common_folder(folders) / PICTURES_DIR if output is None else output
-    with world() as here:
-        runs = open_runs(classifiers, split, here.device)
-        outputs = [classifier_outputs(run, here) for run in runs]
-        drawn = [draw_attention(runs, output, images, seed, split)]
-        features, notes = draw_embeddings(runs, outputs, output, seed, split)
-        failures, more = draw_all_failures(runs, outputs, output, images, seed, split)
-    drawn += [*features, *failures]
-    notes += more
-    read = [read_run(folder, folder.as_posix()) for folder in folders]
-    write_atomically(output / LIST, json.dumps([asdict(one) for one in drawn], indent=1) + "\n")
+    with world() as process_group:
+        runs = open_runs(classifiers, split, process_group.device)
+        outputs = [classifier_outputs(run, process_group) for run in runs]
+        gallery = _Gallery(runs, outputs, output, images, seed, f"{split} faces")
+        attention = _draw_attention(gallery)
+        features, feature_notes = _draw_embeddings(gallery)
+        failures, failure_notes = _draw_failures(gallery)
+    pictures = [attention, *features, *failures]
+    results = [read_run(folder, folder.as_posix()) for folder in folders]
+    write_atomically(output / INDEX_FILE, json.dumps([asdict(one) for one in pictures], indent=1) + "\n")
     html = output / "index.html"
-    write_atomically(html, _page(runs, read, drawn, notes, output, seed, split))
-    return PictureFiles(html, tuple(drawn), tuple(notes))
+    notes = [*feature_notes, *failure_notes]
+    write_atomically(html, _page(gallery, results, pictures, notes))
+    return PictureFiles(html, tuple(pictures), tuple(notes))
 
 
-def draw_attention(runs: Sequence[ComparedRun], output: Path, images: int, seed: int, split: str) -> Drawn:
+def _draw_attention(gallery: _Gallery) -> SavedPicture:
     """attention.png: Grad-CAM++ of all runs for the same faces."""
-    figures.attention_picture(output / "attention.png", runs, draw_faces(runs[0], images, seed))
-    return Drawn(
-        "attention.png", "attention", f"Grad-CAM++ of the predicted class, {_faces(split)} drawn by seed {seed}"
-    )
+    indices = draw_faces(gallery.runs[0], gallery.images, gallery.seed)
+    figures.attention_picture(gallery.folder / "attention.png", gallery.runs, indices)
+    caption = f"Grad-CAM++ of the predicted class; {gallery.faces} drawn with seed {gallery.seed}"
+    return SavedPicture("attention.png", "attention", caption)
 
 
-def draw_embeddings(
-    runs: Sequence[ComparedRun], outputs: Sequence[ClassifierOutputs], output: Path, seed: int, split: str
-) -> tuple[list[Drawn], list[str]]:
-    """tsne.png, and umap.png where umap-learn is installed; what is not shown, and why."""
-    count = len(outputs[0].labels)
+def _draw_embeddings(gallery: _Gallery) -> tuple[list[SavedPicture], list[str]]:
+    """tsne.png, and umap.png if umap-learn is installed; and reasons for what is missing."""
+    count = len(gallery.outputs[0].labels)
     if count < embedding.MIN_POINTS:
-        return [], [f"Features are not shown: {count} faces are too few for neighbourhoods."]
-    chosen = embedding.draw_points(count, seed)
-    features = [one.features[chosen] for one in outputs]
-    truth = [one.labels[chosen] for one in outputs]
-    scores = [embedding.silhouette(*pair) for pair in zip(features, truth, strict=True)]
-    titles = [figures.embedding_title(run, score, len(chosen)) for run, score in zip(runs, scores, strict=True)]
-    ways = {"t-SNE": embedding.tsne} | ({"UMAP": embedding.umap} if embedding.has_umap() else {})
-    drawn = []
-    for name, place in ways.items():
+        return [], [f"Features are not shown: {count} faces are too few for an embedding."]
+    indices = embedding.draw_points(count, gallery.seed)
+    features = [one.features[indices] for one in gallery.outputs]
+    labels = [one.labels[indices] for one in gallery.outputs]
+    scores = [embedding.silhouette(*pair) for pair in zip(features, labels, strict=True)]
+    titles = [
+        figures.embedding_title(run, score, len(indices)) for run, score in zip(gallery.runs, scores, strict=True)
+    ]
+    methods = {"t-SNE": embedding.tsne} | ({"UMAP": embedding.umap} if embedding.has_umap() else {})
+    pictures = []
+    for name, project in methods.items():
         file = f"{name.lower().replace('-', '')}.png"
-        points = [place(found, seed) for found in features]
-        figures.embedding_picture(output / file, titles, points, truth, runs[0].classes)
-        drawn.append(Drawn(file, "features", f"{name} of what each run's last layer reads, {_faces(split)}"))
-    return drawn, [] if "UMAP" in ways else [embedding.UMAP_MISSING]
+        points = [project(one, gallery.seed) for one in features]
+        figures.embedding_picture(gallery.folder / file, titles, points, labels, gallery.runs[0].classes)
+        caption = f"{name} of the inputs of each run's last layer; {gallery.faces}"
+        pictures.append(SavedPicture(file, "features", caption))
+    return pictures, [] if "UMAP" in methods else [embedding.UMAP_MISSING]
 
 
-def draw_all_failures(
-    runs: Sequence[ComparedRun], outputs: Sequence[ClassifierOutputs], output: Path, images: int, seed: int, split: str
-) -> tuple[list[Drawn], list[str]]:
-    """failures-N-NAME.png of each run; a note for a run without any."""
-    drawn, notes = [], []
-    for number, (run, found) in enumerate(zip(runs, outputs, strict=True), 1):
-        failures = draw_failures(found.logits, found.labels, images, seed)
+def _draw_failures(gallery: _Gallery) -> tuple[list[SavedPicture], list[str]]:
+    """failures-N-NAME.png of each run; a note for each run without failures."""
+    pictures, notes = [], []
+    for number, (run, outputs) in enumerate(zip(gallery.runs, gallery.outputs, strict=True), 1):
+        failures = draw_failures(outputs.logits, outputs.labels, gallery.images, gallery.seed)
         if not failures:
-            notes.append(f"{run.label} gets every one of {len(found.labels):,} {_faces(split)} right.")
+            notes.append(f"{run.label} classifies all {len(outputs.labels):,} {gallery.faces} correctly.")
             continue
         file = f"failures-{number}-{re.sub(r'[^A-Za-z0-9.]+', '-', run.label).strip('-.')}.png"
-        figures.failures_picture(output / file, run, failures)
-        caption = f"{run.label}: {len(failures)} of its failures, drawn by seed {seed} ({figures.correct_count(found)})"
-        drawn.append(Drawn(file, "failures", caption))
-    return drawn, notes
+        figures.failures_picture(gallery.folder / file, run, failures)
+        correct = figures.correct_count(outputs)
+        caption = f"{run.label}: {len(failures)} misclassified faces, drawn with seed {gallery.seed} ({correct})"
+        pictures.append(SavedPicture(file, "failures", caption))
+    return pictures, notes
 
 
-def _page(
-    runs: Sequence[ComparedRun],
-    read: Sequence[Run],
-    drawn: Sequence[Drawn],
-    notes: Sequence[str],
-    output: Path,
-    seed: int,
-    split: str,
-) -> str:
-    groups, _ = group_runs(read)
-    own, missing = own_pictures(read)
+def _page(gallery: _Gallery, results: Sequence[Run], pictures: Sequence[SavedPicture], notes: Sequence[str]) -> str:
+    groups, _ = group_runs(results)
+    generated, notices = run_pictures(results)
     sections = {
-        name: [Picture(figure(output, one.file), one.caption) for one in drawn if one.section == name]
+        name: [
+            Picture(inline_picture(gallery.folder, one.file), one.caption) for one in pictures if one.section == name
+        ]
         for name in ("attention", "features", "failures")
     }
     context: dict[str, Any] = {
         **sections,
-        "runs": read,
-        "count": len(runs[0].split),
-        "faces": _faces(split),
-        "dataset": next(run.dataset for run in read if run.objective != "mae"),
-        "classes": runs[0].classes,
-        "seed": seed,
-        "own": own,
+        "runs": results,
+        "count": len(gallery.runs[0].split),
+        "faces": gallery.faces,
+        "dataset": next(run.dataset for run in results if run.objective != "mae"),
+        "classes": gallery.runs[0].classes,
+        "seed": gallery.seed,
+        "generated": generated,
         "curves": page.curve_figures([group for group in groups if group.objective != "mae"]),
         "mae_curves": page.curve_figures([group for group in groups if group.objective == "mae"]),
-        "notes": [*notes, *missing],
+        "notes": [*notes, *(notice.text for notice in notices)],
     }
     return page.render_template("gallery.html.j2", context)
-
-
-def _faces(split: str) -> str:
-    return f"{split} faces"

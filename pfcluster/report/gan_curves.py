@@ -1,4 +1,7 @@
-"""GAN curves and pictures of PF-MAG runs for the report (docs/guides/pf-mag.md)."""
+"""Section "Adversarial training" of the report: diagnostics that distinguish healthy from collapsed training.
+
+The metrics are those of training/gan_diagnostics.py and evaluate/tracked_faces.py; docs/guides/pf-mag.md explains them.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +10,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.report import figures
 from pfcluster.report.errors import Notice, ReportError
+from pfcluster.report.figures import inline_picture, plot_curves
 from pfcluster.report.groups import RunGroup
 from pfcluster.report.results import Run
 from pfcluster.runs.folder import GRIDS_DIR, metric_series, read_metrics
 
-SHOWN_GRIDS = 6
-"""Grids of a strip: the first, the last, and those between at even distances."""
+MAX_GRIDS = 6
+"""Number of grids in a timeline: the first, the last, and evenly spaced ones between them."""
+PERCENT, GRADIENT_NORM, MASK_VALUE, MSE = "%", "gradient norm per image", "a", "mean squared error"
 
 
 @dataclass(frozen=True)
-class Question:
-    """Curves that answer a question together, and what they look like in a healthy run."""
+class CurvePanel:
+    """Metrics drawn in one figure, and what they look like in healthy training."""
 
     title: str
     healthy: str
     unit: str
     lines: Mapping[str, str]
-    """Metric -> its name in the legend."""
+    """Metric -> label in the legend."""
     split: str = "train"
-
-    @property
-    def shares(self) -> bool:
-        return self.unit == "%"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A question and its figure for each group that has the metrics."""
+class PanelFigures:
+    """A panel with its figure for each group that logged the metrics."""
 
-    question: Question
+    panel: CurvePanel
     figures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Strip:
-    """Grids of one run over time, each as URI and step."""
+class GridTimeline:
+    """Image grids of one run over training, each as (data URI, step)."""
 
     caption: str
     grids: tuple[tuple[str, int], ...]
@@ -52,85 +52,86 @@ class Strip:
 TERMS = {"cls": "L_cls", "adv": "L_adv", "rec": "L_rec", "ort": "L_ort"}
 
 
-def _pulls(place: str, terms: Sequence[str], title: str, healthy: str) -> Question:
-    lines = {f"grad_{place}_{term}": TERMS[term] for term in terms}
-    return Question(f"What pulls at {title}?", healthy, "gradient of one image", lines)
+def _gradient_panel(tensor: str, terms: Sequence[str], title: str, healthy: str) -> CurvePanel:
+    lines = {f"grad_{tensor}_{term}": TERMS[term] for term in terms}
+    return CurvePanel(f"Gradient norms at {title}", healthy, GRADIENT_NORM, lines)
 
 
-def _mask(part: str, title: str, healthy: str) -> Question:
-    kinds = {"mean": "mean", "std": "spread over channels", "saturated": "share saturated"}
-    lines = {f"mask_{part}_{kind}": label for kind, label in kinds.items()}
-    return Question(f"The separator's mask a: {title}", healthy, "a", lines)
+def _mask_panel(tokens: str, title: str, healthy: str) -> CurvePanel:
+    statistics = {"mean": "mean", "std": "standard deviation over channels", "saturated": "saturated share"}
+    lines = {f"mask_{tokens}_{name}": label for name, label in statistics.items()}
+    return CurvePanel(f"Separator mask a: {title}", healthy, MASK_VALUE, lines)
 
 
-QUESTIONS = (
-    Question(
-        "Can Δ tell real from generated?",
-        "Healthy: real and generated both well above 50 %, and real not yet at 100 %. Real at 0 % with generated at"
-        " 100 %, or the other way round: one answer to all images: Δ is blind. All at 100 % to the end: it has won.",
-        "%",
+PANELS = (
+    CurvePanel(
+        "Discriminator: real/generated accuracy",
+        "Healthy: all curves well above 50 %, real images not at 100 % for long. Real at 0 % and generated at 100 %, or"
+        " the reverse: the discriminator's output is constant. All at 100 % permanently: it is too strong.",
+        PERCENT,
         {
-            "disc_real": "real, called real",
-            "disc_fake_rec": "reconstruction, called generated",
-            "disc_fake_poker": "poker face, called generated",
+            "disc_real": "real classified as real",
+            "disc_fake_rec": "reconstruction classified as generated",
+            "disc_fake_poker": "poker face classified as generated",
         },
     ),
-    Question(
-        "What emotion does Δ see?",
-        "Healthy: on real images it climbs far above chance, for only then does its word on a poker face count; the"
-        " poker faces that it calls neutral follow.",
-        "%",
+    CurvePanel(
+        "Discriminator: emotion accuracy",
+        "Healthy: on real images far above chance and rising; only then is its gradient on poker faces informative. The"
+        " share of poker faces classified as neutral follows. At chance: the emotion part of L_adv is noise.",
+        PERCENT,
         {
-            "disc_emotion_real": "real, right emotion",
-            "disc_emotion_rec": "reconstruction, right emotion",
-            "disc_neutral_poker": "poker face, called neutral",
+            "disc_emotion_real": "real, emotion correct",
+            "disc_emotion_rec": "reconstruction, emotion correct",
+            "disc_neutral_poker": "poker face classified as neutral",
         },
     ),
-    _pulls(
+    _gradient_panel(
         "poker",
         ("adv", "rec", "ort"),
         "the poker face I_p",
-        "Healthy: L_adv and L_rec within a factor of ten or so. L_adv far above: the generator paints whatever fools Δ."
-        " Far below: nothing asks for calm.",
+        "Healthy: L_adv and L_rec within a factor of about ten. L_adv much larger: the generator optimises only what"
+        " deceives the discriminator. L_adv much smaller: no term drives the poker face towards neutral.",
     ),
-    _pulls(
+    _gradient_panel(
         "rec",
         ("adv", "rec"),
         "the reconstruction I_rec",
-        "Healthy: L_rec leads or is near. With L_adv far above, it stops being a reconstruction.",
+        "Healthy: L_rec is the largest or of equal size. If L_adv is much larger, the reconstruction degrades.",
     ),
-    _pulls(
+    _gradient_panel(
         "face",
         ("adv", "rec", "ort"),
-        "the face tokens f_p",
-        "Healthy: the order that they have at I_p. A term that lives there and vanishes here dies in the generator.",
+        "the identity tokens f_p",
+        "Healthy: the same order as at I_p. A term with a gradient at I_p but none here vanishes in the generator.",
     ),
-    _pulls(
+    _gradient_panel(
         "emotion",
         ("cls", "ort"),
         "the emotion tokens f_e",
-        "Healthy: L_cls leads, and falls as faces are recognised.",
+        "Healthy: L_cls is the largest, and decreases as accuracy rises.",
     ),
-    _mask(
+    _mask_panel(
         "class",
-        "the class token",
-        "Healthy: the spread grows over hundreds of steps, some channels go to f_e and others to f_p. Spread near 0: a"
-        " mere scale, nothing is separated. Most of it saturated within the first steps: frozen before Δ knew a thing.",
+        "class token",
+        "Healthy: the standard deviation grows over hundreds of steps, as some channels go to f_e and others to f_p."
+        " Near 0: the mask only rescales, nothing is separated. Saturated within the first steps: the mask froze before"
+        " the discriminator had learned anything.",
     ),
-    _mask(
+    _mask_panel(
         "patch",
-        "the patches",
-        "Healthy: as for the class token. A mean near 0 leaves the expression in f_p, and the poker face can only be"
-        " a copy; near 1 it leaves no face to paint.",
+        "patch tokens",
+        "Healthy: as for the class token. A mean near 0 leaves the expression in f_p, so that the poker face can only"
+        " copy the input; a mean near 1 leaves f_p without content.",
     ),
-    Question(
-        "Is the face calm where the expression was?",
-        "Healthy: inside the expression's region the poker face stays far below a mere copy of the photo, while the"
-        " errors outside fall. A blurred face scores well early: an error inside that rises towards the copy's is the"
-        " expression coming back.",
-        "mean squared error",
+    CurvePanel(
+        "Error inside and outside the region of the expression",
+        "Healthy: inside the region the error of the poker face stays far below that of a copy of the input, while the"
+        " errors outside fall. Blurred faces have a low error early; if the error inside rises towards the copy's, the"
+        " expression is returning.",
+        MSE,
         {
-            "copy_mse_inside": "a copy, inside",
+            "copy_mse_inside": "copy of the input, inside",
             "poker_mse_inside": "poker face, inside",
             "poker_mse_outside": "poker face, outside",
             "rec_mse_inside": "reconstruction, inside",
@@ -141,56 +142,59 @@ QUESTIONS = (
 )
 
 
-def answers(groups: Sequence[RunGroup]) -> list[Answer]:
-    """Every question with a figure for each group of PF-MAG runs that logged its metrics; none where no run did."""
-    playing = [group for group in groups if group.objective == "pf_mag"]
-    read = {run.folder: read_metrics(run.folder) for group in playing for run in group.runs}
-    found = []
-    for question in QUESTIONS:
-        drawn = [_draw(question, group, read) for group in playing]
-        if any(drawn):
-            found.append(Answer(question, tuple(figure for figure in drawn if figure)))
-    return found
+def panel_figures(groups: Sequence[RunGroup]) -> list[PanelFigures]:
+    """Every panel with a figure for each group of PF-MAG runs that logged its metrics; panels without are omitted."""
+    pf_mag = [group for group in groups if group.objective == "pf_mag"]
+    metrics = {run.folder: read_metrics(run.folder) for group in pf_mag for run in group.runs}
+    panels = []
+    for panel in PANELS:
+        svgs = [svg for group in pf_mag if (svg := _draw(panel, group, metrics))]
+        if svgs:
+            panels.append(PanelFigures(panel, tuple(svgs)))
+    return panels
 
 
-def _draw(question: Question, group: RunGroup, read: Mapping[Path, Sequence[Mapping[str, Any]]]) -> str:
-    scale = 100 if question.shares else 1
+def _draw(panel: CurvePanel, group: RunGroup, metrics: Mapping[Path, Sequence[Mapping[str, Any]]]) -> str:
+    """SVG of a panel for one group, "" if no run logged the metrics. metrics: lines of metrics.jsonl by run folder."""
+    scale = 100 if panel.unit == PERCENT else 1
     by_label = {
         label: [
-            [(step, scale * value) for step, value in metric_series(read[run.folder], question.split, metric)]
+            [(step, scale * value) for step, value in metric_series(metrics[run.folder], panel.split, metric)]
             for run in group.runs
         ]
-        for metric, label in question.lines.items()
+        for metric, label in panel.lines.items()
     }
-    limits = (0, 100) if question.shares else (0, 1) if question.unit == "a" else None
-    logarithmic = question.unit.startswith("gradient")
-    return figures.curves(group.label, question.unit, by_label, limits=limits, logarithmic=logarithmic)
+    limits = {PERCENT: (0, 100), MASK_VALUE: (0, 1)}.get(panel.unit)
+    return plot_curves(group.label, panel.unit, by_label, limits=limits, logarithmic=panel.unit == GRADIENT_NORM)
 
 
-def strips(groups: Sequence[RunGroup]) -> tuple[list[Strip], list[Notice]]:
-    """The grids of each group's first seed that has any, over time; a notice for each that cannot be shown."""
-    found, notices = [], []
+def grid_timelines(groups: Sequence[RunGroup]) -> tuple[list[GridTimeline], list[Notice]]:
+    """Grids over training of each PF-MAG group's first seed that has any; a notice for each unreadable file."""
+    timelines, notices = [], []
     for group in groups:
-        run = next((run for run in group.runs if grid_files(run)), None)
+        run = next((run for run in group.runs if _grid_files(run)), None)
         if group.objective != "pf_mag" or run is None:
             continue
         grids = []
-        for name in chosen(grid_files(run)):
+        for file in evenly_spaced(_grid_files(run)):
             try:
-                grids.append((figures.picture(run.folder, f"{GRIDS_DIR}/{name}.jpg"), int(name)))
+                uri = inline_picture(run.folder, file.relative_to(run.folder).as_posix())
             except ReportError as error:
-                notices.append(Notice("picture left out", str(error)))
-        found.append(Strip(f"{group.label}, seed {run.seed}", tuple(grids)))
-    return found, notices
+                notices.append(Notice("picture omitted", str(error)))
+                continue
+            grids.append((uri, int(file.stem)))
+        timelines.append(GridTimeline(f"{group.label}, seed {run.seed}", tuple(grids)))
+    return timelines, notices
 
 
-def grid_files(run: Run) -> list[str]:
-    """Names of a run's grids, by step, without suffix."""
-    return sorted((file.stem for file in (run.folder / GRIDS_DIR).glob("*.jpg") if file.stem.isdigit()), key=int)
+def _grid_files(run: Run) -> list[Path]:
+    """A run's grids, `STEP.jpg`, by step."""
+    files = (run.folder / GRIDS_DIR).glob("*.jpg")
+    return sorted((file for file in files if file.stem.isdigit()), key=lambda file: int(file.stem))
 
 
-def chosen(names: Sequence[str]) -> list[str]:
-    """At most `SHOWN_GRIDS` of the names, evenly spaced, the first and the last among them."""
-    if len(names) <= SHOWN_GRIDS:
-        return list(names)
-    return [names[round(turn * (len(names) - 1) / (SHOWN_GRIDS - 1))] for turn in range(SHOWN_GRIDS)]
+def evenly_spaced(files: Sequence[Path]) -> list[Path]:
+    """At most `MAX_GRIDS` of the files, evenly spaced, including the first and the last."""
+    if len(files) <= MAX_GRIDS:
+        return list(files)
+    return [files[round(index * (len(files) - 1) / (MAX_GRIDS - 1))] for index in range(MAX_GRIDS)]

@@ -1,4 +1,4 @@
-"""Runs of one name that differ only in their seed form a group: a row of the report."""
+"""Group runs of one name and objective that differ only in their seed; a group is a row of the report's tables."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pfcluster.report.prediction_stats import accuracy_interval, differing_samples
-from pfcluster.report.resampling import Resampled
-from pfcluster.report.results import Notice, Run
+from pfcluster.report.errors import Notice
+from pfcluster.report.prediction_stats import accuracy_interval, sample_mismatch
+from pfcluster.report.resampling import BootstrapInterval
+from pfcluster.report.results import Run
 from pfcluster.report.statistics import Summary, summarize
 
 OUTPUT_FIELDS = ("output", "output_dir", "folder", "run_dir", "resume")
-"""Top-level fields of a config that say where a run writes, not what it computes."""
+"""Top-level config fields that say where a run writes, not what it computes."""
+MAX_FIELDS = 4
+"""Number of differing config fields that a notice lists."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs of one name and objective, one for each seed, in ascending seeds."""
+class RunGroup:
+    """Runs of one name and objective, one per seed, by ascending seed."""
 
     label: str
-    """The runs' name; with the objective in brackets where one name stands for two objectives."""
+    """The runs' name, followed by the objective in brackets if several objectives share the name."""
     name: str
     objective: str
     runs: tuple[Run, ...]
     comparable: bool
-    """False where the runs differ in more than their seed."""
+    """False if the runs differ in more than their seed."""
 
     @property
     def title(self) -> str:
-        """The label, marked where its mean is not one of comparable runs."""
+        """The label, marked if the runs are not comparable."""
         return self.label if self.comparable else f"{self.label} ⚠"
 
     @property
@@ -44,40 +47,38 @@ class Group:
         return any(run.number("test", "accuracy") is not None for run in self.runs)
 
     @property
-    def chosen_on(self) -> str:
-        """The split that chose the checkpoints; "test" as soon as one run's was."""
-        splits = {_chosen(run) for run in self.runs}
+    def selection_split(self) -> str:
+        """The split that selected the checkpoints; "test" if it did so for any run."""
+        splits = {_selection_split(run) for run in self.runs}
         return "test" if "test" in splits else min(splits)
 
     @property
     def has_poker_faces(self) -> bool:
-        """Whether any run judged poker faces."""
+        """Whether any run evaluated poker faces."""
         return any((run.values.get("poker") or {}).get("rows") for run in self.runs)
 
     def by_seed(self, *path: str) -> dict[int, float]:
         """Seed -> the number at this path of result.json, for the runs that have it."""
-        found = {run.seed: run.number(*path) for run in self.runs}
-        return {seed: value for seed, value in found.items() if value is not None}
+        values = {run.seed: run.number(*path) for run in self.runs}
+        return {seed: value for seed, value in values.items() if value is not None}
 
     def summary(self, *path: str, scale: float = 1.0) -> Summary | None:
-        """Mean and spread over seeds of scale x the number at this path; None where no run has it."""
+        """Statistics over seeds of scale x the number at this path; None if no run has it."""
         values = [scale * value for value in self.by_seed(*path).values()]
         return summarize(values) if values else None
 
     @cached_property
-    def over_samples(self) -> tuple[Resampled | None, str]:
-        """Bootstrap over seeds and test samples of the test accuracy in %; or None and why."""
+    def bootstrap_accuracy(self) -> tuple[BootstrapInterval | None, str]:
+        """Bootstrap over seeds and test samples of the test accuracy in %; or None and the reason."""
         return accuracy_interval(self.runs)
 
     def test_set(self) -> tuple[Any, ...]:
-        """What two groups must share to be compared: the dataset with the mode of its votes, its classes, the number of
-        test samples.
-        """
+        """Dataset with its vote mode, classes and number of test samples; compared groups must agree in these."""
         return self.runs[0].dataset, self.classes, self.runs[0].number("test", "n")
 
 
-def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[Notice]]:
-    """Groups in the order of their names, and what keeps runs of one name from being compared."""
+def group_runs(runs: Iterable[Run]) -> tuple[list[RunGroup], list[Notice]]:
+    """Groups sorted by name, and warnings about runs of one name that cannot be averaged."""
     by_key: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         by_key.setdefault((run.name, run.objective), []).append(run)
@@ -86,11 +87,11 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[Notice]]:
         objectives = [key[1] for key in by_key if key[0] == name]
         label = name if len(objectives) == 1 else f"{name} ({objective})"
         if len(objectives) > 1 and objective == min(objectives):
-            text = f"{name} names runs of several objectives ({', '.join(sorted(objectives))}); give each its own name."
+            text = f"{name} names runs of several objectives ({', '.join(sorted(objectives))}); rename one of them."
             notices.append(Notice("one name, two objectives", text))
         kept, repeated = _one_per_seed(by_key[name, objective])
         mismatch = _mismatch(kept)
-        groups.append(Group(label, name, objective, tuple(kept), comparable=not mismatch))
+        groups.append(RunGroup(label, name, objective, tuple(kept), comparable=not mismatch))
         notices += [
             *_repeated_notices(label, repeated),
             *([Notice("runs not comparable", f"{label}: {mismatch}")] if mismatch else []),
@@ -99,33 +100,31 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[Notice]]:
 
 
 def config_differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two runs' configs differ beyond the seed: dotted name -> both values.
+    """Config fields in which two runs differ, apart from the seed: dotted name -> both values.
 
-    Left aside: the seed, where the run writes, and paths that differ only by the run's own seed (the weights that
-    seed 1 starts from lie in `mae-seed1`). Runs without a config are taken to agree.
+    Output folders, and strings that differ only by the run's seed (e.g. initial weights in `mae-seed1`), are ignored.
+    Empty if either run has no config.
     """
     if not a.config or not b.config:
         return {}
-    found = {}
+    differences = {}
     for name in sorted({*a.config, *b.config}):
         left, right = a.config.get(name), b.config.get(name)
-        aside = name == "seed" or name.split(".")[0] in OUTPUT_FIELDS
-        if not aside and left != right and _without_seed(left, a.seed) != _without_seed(right, b.seed):
-            found[name] = (left, right)
-    return found
+        ignored = name == "seed" or name.split(".")[0] in OUTPUT_FIELDS
+        if not ignored and left != right and _without_seed(left, a.seed) != _without_seed(right, b.seed):
+            differences[name] = (left, right)
+    return differences
 
 
 def _without_seed(value: Any, seed: int) -> Any:
-    """A text with the seed, where it stands as a word of its own or after "seed" or "s", blanked."""
-    return (
-        re.sub(rf"(?<![A-Za-z0-9.])(seed[-_=]?|s)?0*{seed}(?![\w.])", "{seed}", value)
-        if isinstance(value, str)
-        else value
-    )
+    """A string with the seed replaced by a placeholder where it is a word or follows "seed" or "s"."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(rf"(?<![A-Za-z0-9.])(seed[-_=]?|s)?0*{seed}(?![\w.])", "{seed}", value)
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """The first run of each seed in the order of folders, by ascending seed; and the others."""
+    """The first run of each seed in folder order, by ascending seed; and the remaining runs."""
     first: dict[int, Run] = {}
     repeated = []
     for run in runs:
@@ -136,32 +135,37 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
 
 def _repeated_notices(label: str, repeated: Sequence[Run]) -> list[Notice]:
     return [
-        Notice("repeated seed", f"{label}: {run.place} repeats seed {run.seed}; it is listed, but no mean counts it.")
+        Notice("repeated seed", f"{label}: {run.relative_path} repeats seed {run.seed}; excluded from all means.")
         for run in repeated
     ]
 
 
 def _mismatch(runs: Sequence[Run]) -> str:
-    """Why the runs of a group cannot be averaged; empty where they can."""
+    """Why the runs of a group cannot be averaged; empty if they can."""
     first, reasons = runs[0], []
     for run in runs[1:]:
         fields = config_differences(first, run)
-        shown = "; ".join(f"{name} is {left!r} and {right!r}" for name, (left, right) in list(fields.items())[:4])
-        more = f"; and {len(fields) - 4} more" if len(fields) > 4 else ""
+        pair = f"{first.relative_path} and {run.relative_path}"
         if fields:
-            reasons.append(f"{first.place} and {run.place} differ in more than the seed: {shown}{more}.")
-        elif _data(first) != _data(run):
-            reasons.append(f"{first.place} and {run.place} were trained on different data.")
-        elif _chosen(first) != _chosen(run):
-            reasons.append(f"{first.place} and {run.place} chose their checkpoints on different splits.")
-        elif differing_samples([first], [run]):
-            reasons.append(f"{differing_samples([first], [run])}.")
-    return " ".join(reasons) + (" Their mean is no result: give them different names." if reasons else "")
+            reasons.append(f"{pair} differ in more than the seed: {_listed(fields)}.")
+        elif _dataset(first) != _dataset(run):
+            reasons.append(f"{pair} were trained on different data.")
+        elif _selection_split(first) != _selection_split(run):
+            reasons.append(f"{pair} selected their checkpoints on different splits.")
+        elif mismatch := sample_mismatch([first], [run]):
+            reasons.append(f"{mismatch}.")
+    return " ".join(reasons) + (" Their mean is not meaningful: give them different names." if reasons else "")
 
 
-def _data(run: Run) -> Mapping[str, Any]:
+def _listed(fields: Mapping[str, tuple[Any, Any]]) -> str:
+    values = [f"{name} is {left!r} and {right!r}" for name, (left, right) in fields.items()]
+    more = f"; and {len(values) - MAX_FIELDS} more" if len(values) > MAX_FIELDS else ""
+    return "; ".join(values[:MAX_FIELDS]) + more
+
+
+def _dataset(run: Run) -> Mapping[str, Any]:
     return run.values.get("dataset") or {}
 
 
-def _chosen(run: Run) -> str:
-    return str(run.values.get("chosen_on") or "validation")
+def _selection_split(run: Run) -> str:
+    return str(run.values.get("selection_split") or "validation")

@@ -1,6 +1,6 @@
-"""Pictures that are there already: those that runs wrote themselves, and those that `gallery.write_pictures` drew.
+"""Pictures that already exist: image grids written by the runs, and those written by `gallery.write_pictures`.
 
-Apart from the gallery, so that a report needs no torch.
+Separate from gallery.py so that a report does not import torch.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfcluster.report import figures
 from pfcluster.report.errors import Notice, ReportError
-from pfcluster.report.page import Picture
+from pfcluster.report.figures import Picture, inline_picture
 from pfcluster.report.results import Run
-from pfcluster.runs.folder import PICTURES_DIR
 
-LIST = "pictures.json"
-"""The pictures of a folder; reports look for it in STUDY/pictures."""
+INDEX_FILE = "pictures.json"
+"""List of the pictures in a folder; reports read STUDY/pictures/pictures.json."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A PNG in the output folder."""
+class SavedPicture:
+    """A PNG in the output folder of `write_pictures`."""
 
     file: str
     section: str
@@ -30,32 +28,33 @@ class Drawn:
 
 
 def study_pictures(study: Path) -> tuple[list[Picture], list[Notice]]:
-    """What `write_pictures` left in STUDY/pictures, inlined; nothing where there is no such folder."""
-    folder = study / PICTURES_DIR
+    """Pictures in STUDY/pictures, inlined; empty if there is no such folder."""
+    folder = study / "pictures"
     try:
-        listed = [Drawn(**one) for one in json.loads((folder / LIST).read_text(encoding="utf-8"))]
+        saved = [SavedPicture(**item) for item in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))]
     except FileNotFoundError:
         return [], []
     except (OSError, ValueError, TypeError) as error:
-        return [], [Notice("pictures left out", f"{folder / LIST} cannot be read: {error}; draw them again.")]
-    found, notices = [], []
-    for one in listed:
+        text = f"{folder / INDEX_FILE} cannot be read: {error}; run `pfcluster pictures` again."
+        return [], [Notice("pictures omitted", text)]
+    pictures, notices = [], []
+    for one in saved:
         try:
-            found.append(Picture(figures.picture(folder, one.file), one.caption))
+            pictures.append(Picture(inline_picture(folder, one.file), one.caption))
         except ReportError as error:
-            notices.append(Notice("picture left out", str(error)))
-    return found, notices
+            notices.append(Notice("picture omitted", str(error)))
+    return pictures, notices
 
 
-def own_pictures(runs: Sequence[Run]) -> tuple[list[Picture], list[str]]:
-    """The grids that the runs themselves wrote when they ended, and why any is left out."""
-    found, notes = [], []
+def run_pictures(runs: Sequence[Run]) -> tuple[list[Picture], list[Notice]]:
+    """Image grids that the runs wrote when they finished; a notice for each that cannot be read."""
+    pictures, notices = [], []
     for run in runs:
-        for kind, relative in (run.values.get("pictures") or {}).items():
+        for kind, relative_path in (run.values.get("pictures") or {}).items():
             try:
-                found.append(
-                    Picture(figures.picture(run.folder, str(relative)), f"{run.name}, seed {run.seed}: {kind}")
-                )
+                uri = inline_picture(run.folder, str(relative_path))
             except ReportError as error:
-                notes.append(str(error))
-    return found, notes
+                notices.append(Notice("picture omitted", str(error)))
+                continue
+            pictures.append(Picture(uri, f"{run.name}, seed {run.seed}: {kind}"))
+    return pictures, notices

@@ -1,4 +1,4 @@
-"""The report on a small study: its tables and its page."""
+"""Tables and HTML page of a report on a small study."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pfcluster.report.tables import latex_text, markdown_text
-from pfcluster.report.write import main_table, write_report
+from pfcluster.report.rendering import latex_text, markdown_text
+from pfcluster.report.terminal import main_table
+from pfcluster.report.write import write_report
 from tests.studies import Page, poker, text, write_group, write_run
 
 
 @pytest.fixture
 def full(tmp_path: Path) -> Path:
-    """Three kinds of runs with curves and pictures, one unfinished and one failed run."""
+    """Runs of three objectives with curves and pictures, one unfinished run and one failed run."""
     study = tmp_path / "study"
     write_group(study, "scratch", [0.70, 0.71, 0.72])
     write_group(study, "pf-vit", [0.75, 0.77, 0.76], objective="pf_mag", poker=poker(0.06), pictures={"views": "v.png"})
@@ -43,7 +44,7 @@ def full(tmp_path: Path) -> Path:
     return study
 
 
-def test_means_and_tests_reach_the_tables(full: Path) -> None:
+def test_tables_hold_means_and_tests(full: Path) -> None:
     files = write_report(full)
     report = text(files)
     assert "| finetune | validation | 3 | 8 | 71.00 ± 1.00 | 68.52 to 73.48 | – | – | 66.00 ± 1.00 |" in report
@@ -52,12 +53,12 @@ def test_means_and_tests_reach_the_tables(full: Path) -> None:
     assert (
         "pf-vit is better than scratch: +5.00 points over 3 seeds (95 % interval +2.52 to +7.48, p = 0.013)." in report
     )
-    assert "With n = 3 only large differences can be seen" in report
-    assert "Answering “neutral” every time would score 50.00 %" in report
+    assert "With n = 3 seeds only large differences are detectable" in report
+    assert "Always predicting the majority class “neutral” scores 50.00 %" in report
     assert "| mae | 1 | 0.0123 ± – | 0.3100 ± – |" in report
 
 
-def test_unfinished_and_failed_runs_are_listed_and_not_counted(full: Path) -> None:
+def test_unfinished_and_failed_runs_are_listed_but_not_averaged(full: Path) -> None:
     report = text(write_report(full))
     assert "| runs/scratch-seed8-0 | scratch | failed: loss is not finite |" in report
     assert "| runs/scratch-seed9 | scratch | no result yet | – | 9 |" in report
@@ -73,7 +74,7 @@ def test_csv_has_every_run_and_full_precision(full: Path) -> None:
     assert summary["mae"]["validation.loss.std"] == ""
 
 
-def test_page_is_whole_and_stands_alone(full: Path) -> None:
+def test_page_is_well_formed_and_self_contained(full: Path) -> None:
     page = Page(write_report(full).html.read_text())
     assert page.open == []
     for tag, attributes in page.tags:
@@ -86,7 +87,7 @@ def test_page_is_whole_and_stands_alone(full: Path) -> None:
     assert not re.search(r"url\((?!['\"]?#)", style)
 
 
-def test_page_can_be_read_without_seeing_it(full: Path) -> None:
+def test_page_is_accessible(full: Path) -> None:
     page = Page(write_report(full).html.read_text())
     assert page.all("html")[0]["lang"] == "en"
     assert all(attributes.get("alt") for attributes in page.all("img"))
@@ -101,7 +102,7 @@ def test_page_can_be_read_without_seeing_it(full: Path) -> None:
     assert targets <= set(ids)
 
 
-def test_same_study_same_bytes(full: Path, tmp_path: Path) -> None:
+def test_report_is_deterministic(full: Path, tmp_path: Path) -> None:
     first, second = write_report(full, tmp_path / "a"), write_report(full, tmp_path / "b")
     for name in ("html", "markdown", "results_csv", "summary_csv", "comparisons_csv", "latex"):
         assert getattr(first, name).read_bytes() == getattr(second, name).read_bytes()
@@ -110,27 +111,27 @@ def test_same_study_same_bytes(full: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_second_report_does_not_read_the_first(full: Path) -> None:
+def test_report_folder_is_not_read_as_runs(full: Path) -> None:
     assert len(write_report(full).report.runs) == len(write_report(full).report.runs) == 7
     assert write_report(full).html == full / "report" / "report.html"
 
 
 def test_strings_are_escaped(tmp_path: Path) -> None:
-    evil = "<script>alert(1)</script>"
-    dataset = {"name": evil, "classes": ["<b>", "a&b_$x$"], "train": 1, "validation": 1, "test": 8}
+    script = "<script>alert(1)</script>"
+    dataset = {"name": script, "classes": ["<b>", "a&b_$x$"], "train": 1, "validation": 1, "test": 8}
     test = {"n": 8, "accuracy": 0.5, "per_class": {"<b>": 0.5}, "confusion": [[1, 1], [1, 1]]}
-    folder = write_run(tmp_path, "plain", 0, dataset=dataset, command=evil, warning=evil, versions={evil: evil},
-                       git_commit=evil, test=test)  # fmt: skip
-    values = json.loads((folder / "result.json").read_text()) | {"name": evil, "status": "finished"}
+    folder = write_run(tmp_path, "plain", 0, dataset=dataset, command=script, warning=script, versions={script: script},
+                       git_commit=script, test=test)  # fmt: skip
+    values = json.loads((folder / "result.json").read_text()) | {"name": script, "status": "finished"}
     (folder / "result.json").write_text(json.dumps(values))
-    config = {"name": evil, "note": evil, "seed": 0, evil: 1}
+    config = {"name": script, "note": script, "seed": 0, script: 1}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text('{"split": "train", "step": 1, "loss": 1.0}\n')
     files = write_report(tmp_path)
     page = Page(files.html.read_text())
     assert not page.all("script")
     assert not page.all("b")
-    assert evil in "".join(page.words)
+    assert script in "".join(page.words)
     assert not re.search(r"(?<!\\)<script", files.markdown.read_text())
 
 
@@ -145,7 +146,7 @@ def test_latex_table(full: Path) -> None:
     assert r"pf\_mag & validation & 3 & 8 & 76.00 $\pm$ 1.00 & 73.52 to 78.48 & -- & -- & 71.00 $\pm$ 1.00 &" in lines
 
 
-def test_table_for_the_terminal(full: Path) -> None:
+def test_main_table_in_the_terminal(full: Path) -> None:
     console = Console(width=160, record=True, file=(full / "terminal").open("w"))
-    console.print(main_table(write_report(full)))
+    console.print(main_table(write_report(full).report))
     assert re.search(r"scratch .* 71.00 ± 1.00", console.export_text())

@@ -1,4 +1,4 @@
-"""What a report makes of bare, odd and malformed results; and its figures."""
+"""Reports on minimal and malformed results, and plots."""
 
 from __future__ import annotations
 
@@ -9,39 +9,41 @@ from typing import Any
 
 import pytest
 
-from pfcluster.report.figures import confusion, curves, mean_curve, thin
-from pfcluster.report.results import ReportError
-from pfcluster.report.write import main_table, write_report
+from pfcluster.report.errors import ReportError
+from pfcluster.report.figures import downsample, mean_curve, plot_confusion, plot_curves
+from pfcluster.report.terminal import main_table
+from pfcluster.report.write import write_report
 from tests.studies import CLASSES, Page, text, write_run
 
 
-def test_bare_results_make_a_report(tmp_path: Path) -> None:
+def test_minimal_result_makes_a_report(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b" / "run"
     folder.mkdir(parents=True)
-    bare = {"format": 1, "name": "bare", "objective": "finetune", "seed": 0, "status": "finished"}
-    (folder / "result.json").write_text(json.dumps(bare))
+    result = {"format": 1, "name": "bare", "objective": "finetune", "seed": 0, "status": "finished"}
+    (folder / "result.json").write_text(json.dumps(result))
     files = write_report(tmp_path)
     page = Page(files.html.read_text())
     assert not page.all("svg")
     assert not page.all("img")
     headings = {attributes["href"] for attributes in page.all("a")}
-    assert headings == {"#reading", "#runs", "#repeat", "#findings"} - ({"#findings"} - headings)
-    assert {notice.name for notice in files.notices} == {"no config", "no test figures"}
+    assert headings == {"#reading", "#runs", "#reproduce", "#findings"} - ({"#findings"} - headings)
+    assert {notice.name for notice in files.notices} == {"no config", "no test accuracy"}
     assert files.latex.read_text().startswith("%")
-    assert main_table(files).row_count == 1
+    assert main_table(files.report).row_count == 1
 
 
 @pytest.mark.parametrize(
-    ("relative", "why"), [("gone.png", "cannot be read"), ("../../secret.png", "outside"), ("result.json", "none of")]
+    ("relative", "reason"),
+    [("gone.png", "cannot be read"), ("../../secret.png", "outside"), ("result.json", "none of")],
 )
-def test_bad_pictures_are_left_out_and_named(tmp_path: Path, relative: str, why: str) -> None:
+def test_unreadable_pictures_are_omitted_with_a_notice(tmp_path: Path, relative: str, reason: str) -> None:
     (tmp_path / "secret.png").write_bytes(b"secret")
     write_run(tmp_path, "pf-vit", 0, pictures={"views": relative})
     files = write_report(tmp_path)
-    assert [notice.name for notice in files.notices] == ["picture left out"]
-    assert why in files.notices[0].text
+    assert [notice.name for notice in files.notices] == ["picture omitted"]
+    assert reason in files.notices[0].text
     assert not Page(files.html.read_text()).all("img")
-    assert why in files.markdown.read_text()
+    assert reason in files.markdown.read_text()
 
 
 @pytest.mark.parametrize(
@@ -67,8 +69,8 @@ def test_malformed_results_name_file_and_field(tmp_path: Path, changes: dict[str
         write_report(tmp_path)
 
 
-def test_refusals_say_where_and_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="is no folder"):
+def test_errors_name_the_folder_and_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="is not a folder"):
         write_report(tmp_path / "gone")
     with pytest.raises(ReportError, match="no finished run"):
         write_report(tmp_path)
@@ -80,14 +82,14 @@ def test_refusals_say_where_and_what_to_do(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_output_folder(tmp_path: Path) -> None:
     write_run(tmp_path, "scratch", 0)
     (tmp_path / "file").write_text("")
     with pytest.raises(ReportError, match="give another output folder"):
         write_report(tmp_path, tmp_path / "file" / "report")
 
 
-def test_figures_that_are_no_numbers_are_left_out_and_named(tmp_path: Path) -> None:
+def test_nan_metrics_are_excluded_with_a_notice(tmp_path: Path) -> None:
     write_run(tmp_path, "scratch", 0, accuracy=0.7)
     write_run(tmp_path, "scratch", 1, accuracy=float("nan"))
     files = write_report(tmp_path)
@@ -102,9 +104,9 @@ def test_configs_inside_a_run_are_not_runs(tmp_path: Path) -> None:
     assert not write_report(tmp_path).report.unfinished
 
 
-def test_curves_of_any_length() -> None:
-    assert curves("Loss", "loss", {"a": [[]], "b": [[(1, float("nan"))]]}) == ""
-    svg = curves("Loss $x", "loss", {"_a<b": [[(0, 1.0), (10, 2.0)], [(0, 3.0), (10, 4.0)]]})
+def test_plot_curves_of_any_length() -> None:
+    assert plot_curves("Loss", "loss", {"a": [[]], "b": [[(1, float("nan"))]]}) == ""
+    svg = plot_curves("Loss $x", "loss", {"_a<b": [[(0, 1.0), (10, 2.0)], [(0, 3.0), (10, 4.0)]]})
     assert svg.startswith("<svg role=")
     assert "_a&lt;b" in svg
     assert svg.count("<svg") == 1
@@ -115,15 +117,15 @@ def test_mean_curve_by_hand() -> None:
     assert mean_curve([[(0, 1.0)], [(5, 3.0)]]) == [(0, 1.0)]
 
 
-def test_thinning_keeps_the_mean() -> None:
+def test_downsample_keeps_the_mean() -> None:
     points = [(float(step), float(step % 7)) for step in range(600)]
-    thinned = thin(points)
+    thinned = downsample(points)
     assert len(thinned) == 300
     assert sum(value for _, value in thinned) / 300 == pytest.approx(sum(value for _, value in points) / 600)
 
 
-def test_confusion_shows_shares_of_rows() -> None:
-    svg = confusion("name", CLASSES, [[3, 1], [0, 0]])
+def test_plot_confusion_is_row_normalised() -> None:
+    svg = plot_confusion("name", CLASSES, [[3, 1], [0, 0]])
     words = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
     assert words.count("75") == 1
     assert words.count("25") == 1

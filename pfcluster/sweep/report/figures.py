@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pfcluster.report.figures import COLOURS, INK, new_figure, plain, svg_of
+from pfcluster.report.figures import COLOURS, INK, escape_mathtext, new_figure, svg_of
 from pfcluster.sweep.report.data import SweepData
 from pfcluster.sweep.report.rows import Row
 from pfcluster.sweep.space import Parameter
-from pfcluster.sweep.spec import AT_END
+from pfcluster.sweep.spec import FINAL_METRICS
 
 LOW, HIGH = "#8a94a3", COLOURS[0]
 """Colours of the worst and the best score."""
@@ -57,7 +57,10 @@ def parallel_coordinates(data: SweepData, names: dict[str, str]) -> str:
     axes.axvline(len(space), color=INK, linewidth=0.9)
     for at, value in ((0, low), (1, high)) if high > low else ((0.5, low),):
         axes.text(len(space) + 0.05, at, f"{value:.3f}", va="center", fontsize=8, color=INK)
-    titles = [*(plain(names[one.name]).replace(".", ".\n") for one in space), plain(data.spec.metric)]
+    titles = [
+        *(escape_mathtext(names[one.name]).replace(".", ".\n") for one in space),
+        escape_mathtext(data.spec.metric),
+    ]
     axes.set_xticks(range(len(titles)), titles, fontsize=8.5)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -96,7 +99,7 @@ def _line(data: SweepData, row: Row, good: float) -> dict[str, Any]:
 def _place(parameter: Parameter, row: Row) -> float:
     """Where a value lies on its axis; outside of the space a little beyond the end."""
     value = row.trial.values[parameter.name]
-    at = parameter.place(value)
+    at = parameter.fraction_of(value)
     if parameter.kind == "choice" and math.isfinite(at):
         return at + 0.05 * (row.trial.number * GOLDEN % 1 - 0.5)
     return min(max(at, -0.05), 1.05)
@@ -107,7 +110,9 @@ def _axis(axes: Any, index: int, parameter: Parameter) -> None:
     values = parameter.grid(3 if parameter.kind != "choice" else 2)
     for value in values:
         text = f"{value:.2g}" if isinstance(value, float) else str(value)
-        mark = axes.text(index + 0.05, parameter.place(value), plain(text), va="center", fontsize=8, color=INK)
+        mark = axes.text(
+            index + 0.05, parameter.fraction_of(value), escape_mathtext(text), va="center", fontsize=8, color=INK
+        )
         mark.set_clip_on(False)
 
 
@@ -160,8 +165,8 @@ def learning_curves(data: SweepData) -> str:
             axes.axvline(step, color=INK, linewidth=0.8, alpha=0.6, linestyle=":")
             axes.text(step, 1.01, f"{name} {number}", transform=axes.get_xaxis_transform(), ha="center", fontsize=8,
                       color=INK)  # fmt: skip
-    metric = "accuracy" if data.spec.metric in AT_END else data.spec.metric
-    axes.set(xlabel="step", ylabel=f"{plain(metric)} on validation")
+    metric = "accuracy" if data.spec.metric in FINAL_METRICS else data.spec.metric
+    axes.set(xlabel="step", ylabel=f"{escape_mathtext(metric)} on validation")
     axes.grid(color=INK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     stopped = ["stopped here"] if any(row.state == "stopped" for row in drawn) else []

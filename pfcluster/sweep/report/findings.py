@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from pfcluster.report.findings import difference_sentence
+from pfcluster.report.comparisons import difference_sentence
+from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.formatting import mean_std, number, p_text, signed
-from pfcluster.report.results import Notice, ReportError
 from pfcluster.report.statistics import Paired
 from pfcluster.sweep.report.data import SweepData, on_common_seeds
 from pfcluster.sweep.report.importance import ENOUGH, Importances, importances
@@ -218,10 +218,10 @@ def _edges(data: SweepData) -> Iterator[Notice]:
     if outside:
         yield Notice("the baseline lies outside", f"of the space in {', '.join(outside)}: the search never tried it.")
     best = data.best
-    if best is None or data.spec.search in ("grid", "each"):
+    if best is None or data.spec.search in ("grid", "one-at-a-time"):
         return
     numbers = [one for one in data.spec.space if one.kind != "choice"]
-    edge = [one.name for one in numbers if not EDGE < one.place(best.trial.values[one.name]) < 1 - EDGE]
+    edge = [one.name for one in numbers if not EDGE < one.fraction_of(best.trial.values[one.name]) < 1 - EDGE]
     if edge:
         yield Notice("at the edge", f"{best.trial.name} has {', '.join(edge)} at an end of its range: a wider one may "
                      "hold better.")  # fmt: skip

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pfcluster.report.formatting import NOTHING, duration, interval, mean_std, number, p_value, signed
+from pfcluster.report.formatting import MISSING, duration, interval, mean_std, number, p_value, signed
+from pfcluster.report.rendering import Table
 from pfcluster.report.statistics import summarize
-from pfcluster.report.tables import Table
 from pfcluster.sweep.report.data import Confirmed, SweepData, on_common_seeds
 from pfcluster.sweep.report.figures import PANELS, front
 from pfcluster.sweep.report.findings import digits, words_of
 from pfcluster.sweep.report.importance import ENOUGH, Importances
 from pfcluster.sweep.report.rows import Row
 from pfcluster.sweep.space import Parameter
-from pfcluster.sweep.spec import AT_END
+from pfcluster.sweep.spec import FINAL_METRICS
 
 FEW = 4
 """Parameters whose values have room beside the scores."""
@@ -55,7 +55,7 @@ def confirmation_table(data: SweepData) -> Table | None:
     for one in data.confirmed:
         row, test = one.row, one.difference
         values = ", ".join(f"{names[name]} {shown(value)}" for name, value in row.trial.values.items())
-        search = NOTHING if data.spec.scheduler == "pbt" and not row.trial.number else number(row.score, places)
+        search = MISSING if data.spec.scheduler == "pbt" and not row.trial.number else number(row.score, places)
         rows.append((
             title_of(data, row), *([values] if few else []), search, str(len(one.scores)),
             mean_std(one.summary, places), interval(one.summary, places),
@@ -96,7 +96,7 @@ def test_table(data: SweepData) -> Table | None:
     if not pair or data.baseline is None:
         return None
     rows = []
-    for metric in ("accuracy", "macro_f1", *AT_END):
+    for metric in ("accuracy", "macro_f1", *FINAL_METRICS):
         for one in pair:
             values = one.test.get(metric)
             if not values:
@@ -124,7 +124,7 @@ def trials_table(data: SweepData) -> Table:
     for row in data.rows:
         parent = ("–" if row.trial.parent is None else f"trial-{row.trial.parent:03d}",) if population else ()
         values = (shown(row.trial.values[one.name]) for one in data.spec.space)
-        step = str(row.step) if row.step else NOTHING
+        step = str(row.step) if row.step else MISSING
         rows.append((
             title_of(data, row), state_words(row), *parent, number(row.score, places), step, duration(row.seconds),
             *values,
@@ -224,7 +224,7 @@ def _trial_row(row: Row) -> dict[str, object]:
     found |= {"parent": trial.parent, "until": trial.until, "stop_step": stop.step if stop else None}
     found |= {"reason": row.failed.error if row.failed else stop.reason if stop else None, **trial.values}
     found |= {"validation.accuracy": row.accuracy}
-    return found | {f"poker.{name}": row.face.get(name) for name in AT_END}
+    return found | {f"poker.{name}": row.face.get(name) for name in FINAL_METRICS}
 
 
 def confirmed_rows(data: SweepData) -> list[Mapping[str, object]]:

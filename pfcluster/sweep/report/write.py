@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pfcluster.report import tables
+from pfcluster.report import rendering
+from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.page import render_template
-from pfcluster.report.results import Notice, ReportError
-from pfcluster.report.write import for_terminal, opening_markdown, write_file
+from pfcluster.report.terminal import rich_table
+from pfcluster.report.write import opening_markdown, write_file
 from pfcluster.sweep.report import figures as figures
 from pfcluster.sweep.report import tables as sweep_tables
 from pfcluster.sweep.report.data import SweepData, read_sweep
@@ -49,15 +50,15 @@ class Content:
     data: SweepData
     findings: list[str]
     notices: list[Notice]
-    confirmation: tables.Table | None
-    values: tables.Table | None
-    test: tables.Table | None
-    importance: tables.Table | None
+    confirmation: rendering.Table | None
+    values: rendering.Table | None
+    test: rendering.Table | None
+    importance: rendering.Table | None
     no_importance: str
-    pareto: tables.Table | None
+    pareto: rendering.Table | None
     not_measured: list[str]
-    lineage: tables.Table | None
-    trials: tables.Table
+    lineage: rendering.Table | None
+    trials: rendering.Table
     taken: Taken
     no_code: str
     advice: str
@@ -73,8 +74,8 @@ def write_sweep_report(folder: Path) -> SweepFiles:
     texts = {
         "report.html": render_template("page.html.j2", _context(content), "pfcluster.sweep.report"),
         "report.md": markdown(content),
-        "trials.csv": tables.csv_text(sweep_tables.trial_rows(data)),
-        "confirmed.csv": tables.csv_text(sweep_tables.confirmed_rows(data)),
+        "trials.csv": rendering.csv_text(sweep_tables.trial_rows(data)),
+        "confirmed.csv": rendering.csv_text(sweep_tables.confirmed_rows(data)),
     }
     if content.taken.module:
         texts["winner.py"] = content.taken.module
@@ -170,16 +171,16 @@ def heading(data: SweepData) -> str:
 
 def markdown(content: Content) -> str:
     """The report without its figures."""
-    escape = tables.markdown_text
+    escape = rendering.markdown_text
     parts = [opening_markdown(heading(content.data), content.notices, content.findings)]
     shown = (content.confirmation, content.values, content.test, content.importance, content.pareto, content.trials)
-    parts += [tables.markdown(table) for table in shown if table is not None]
+    parts += [rendering.markdown(table) for table in shown if table is not None]
     if content.no_importance:
         parts.append(f"## Importance\n\n{escape(content.no_importance)}\n")
     parts += [f"{escape(sentence)}\n" for sentence in content.not_measured]
     parts.append("## Take it away\n")
     parts += [f"{escape(words)}\n" for words in (content.advice, content.no_code) if words]
-    parts += [tables.markdown(content.lineage)] if content.lineage else []
+    parts += [rendering.markdown(content.lineage)] if content.lineage else []
     if content.taken.code:
         parts.append(_fenced(content.taken.code, "python"))
         parts.append(_fenced("\n".join(content.taken.commands), "sh"))
@@ -200,17 +201,17 @@ def terminal_table(data: SweepData) -> RichTable:
         columns = ("trial", "search", "fresh seeds", "difference", "its 95 % interval", "Holm p")
         kept = [table.columns.index(name) for name in columns]
         brief = tuple(tuple(row[index] for index in kept) for row in table.rows)
-        return for_terminal(tables.Table(f"{table.caption}: {data.spec.metric}", columns, brief), tight=True)
+        return rich_table(rendering.Table(f"{table.caption}: {data.spec.metric}", columns, brief), tight=True)
     table = sweep_tables.trials_table(data)
     order = [*(row.trial.number for row in data.ranked), *(row.trial.number for row in data.rows)]
     rows = tuple(table.rows[number] for number in list(dict.fromkeys(order))[:TOP])
     names = sweep_tables.short_names(data.spec.space).values()
-    return for_terminal(
-        _narrow(tables.Table(table.caption, table.columns, rows, "", table.labels)), ("time", *names), tight=True
+    return rich_table(
+        _narrow(rendering.Table(table.caption, table.columns, rows, "", table.labels)), ("time", *names), tight=True
     )
 
 
-def _narrow(table: tables.Table, width: int = 34) -> tables.Table:
+def _narrow(table: rendering.Table, width: int = 34) -> rendering.Table:
     """Long cells cut."""
     cut = tuple(tuple(cell if len(cell) <= width else f"{cell[: width - 1]}…" for cell in row) for row in table.rows)
-    return tables.Table(table.caption, table.columns, cut, table.note, table.labels)
+    return rendering.Table(table.caption, table.columns, cut, table.note, table.labels)

@@ -1,0 +1,17 @@
+"""What a report refuses, and what it warns of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ReportError(ValueError):
+    """A study that cannot be reported: names the folder or file, the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A warning shown above the tables."""
+
+    name: str
+    text: str

@@ -1,0 +1,49 @@
+"""Read a study and compute everything that its report shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pfcluster.report.comparisons import Comparison, choose_baseline, compare
+from pfcluster.report.errors import Notice
+from pfcluster.report.figures import Picture
+from pfcluster.report.groups import RunGroup, group_runs
+from pfcluster.report.results import Run, UnfinishedRun, read_runs
+from pfcluster.report.saved_pictures import study_pictures
+
+
+@dataclass(frozen=True)
+class Report:
+    """Content of a report."""
+
+    title: str
+    runs: tuple[Run, ...]
+    unfinished: tuple[UnfinishedRun, ...]
+    groups: tuple[RunGroup, ...]
+    baseline: RunGroup | None
+    comparisons: tuple[Comparison, ...]
+    notices: tuple[Notice, ...]
+    pictures: tuple[Picture, ...] = ()
+    """Pictures that `gallery.write_pictures` wrote into the study's folder."""
+
+
+def read_report(study: Path, baseline: str | None = None) -> Report:
+    """Read a study's runs, group them and compare the groups with the baseline.
+
+    Raises ReportError for a study without finished runs, a malformed result.json or an unknown baseline.
+    """
+    runs, unfinished, notices = read_runs(study)
+    groups, group_notices = group_runs(runs)
+    reference = choose_baseline(groups, baseline)
+    pictures, picture_notices = study_pictures(study)
+    return Report(
+        title=study.resolve().name,
+        runs=tuple(runs),
+        unfinished=tuple(unfinished),
+        groups=tuple(groups),
+        baseline=reference,
+        comparisons=tuple(compare(groups, reference)),
+        notices=(*group_notices, *notices, *picture_notices),
+        pictures=tuple(pictures),
+    )
