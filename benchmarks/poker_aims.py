@@ -1,136 +1,156 @@
-"""The aims of PF-MAG's recipe, set before it was known whether they can be met, and what its runs say of each.
+"""Aims of the poker-face recipe, fixed before its results were known, and whether its runs meet them.
 
-A figure is read from result files, by seed; an aim is judged over seeds.
+A figure is a number read from a run's result.json; aims are tested over seeds.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pfcluster.report.statistics import Paired, Summary, holm, paired, summarize
+from pfcluster.runs.folder import read_result
 
-OURS, WITHOUT, CLASSIFIER = "pf-vit", "no-adversary", "mae-vit"
-CHANCE_OF_LUCK = 0.05
-"""p below which two runs differ; for the poker face against the reconstruction a tenth of 0.1 was asked for."""
-STRICT = 0.01
-ROWS = {"input": "input", "reconstruction": "rec", "poker face": "poker", "truth": "truth"}
-BETTER = {
-    "poker_region": -1,
+RECIPE, NO_ADVERSARY, CLASSIFIER = "pf-vit", "no-adversary", "mae-vit"
+SIGNIFICANCE = 0.05
+STRICT_SIGNIFICANCE = 0.01
+"""For the comparison of the poker face with the reconstruction."""
+PREFIXES = {"input": "input", "reconstruction": "rec", "poker face": "poker", "truth": "truth"}
+"""Row of result.json -> prefix of its figures."""
+METRICS = ("mse_inside", "mse_outside", "neutralised_rate", "emotion_agreement")
+ADVERSARY_FIGURES = {
+    "poker_mse_inside": -1,
     "poker_mse_outside": -1,
     "poker_neutralised_rate": 1,
     "accuracy": 1,
-    "f_p_emotion": -1,
-    "f_p_people": 1,
+    "f_p_emotion_probe": -1,
+    "f_p_identity_probe": 1,
 }
-"""Figures by which an adversary may be needed, and which way is better."""
+"""Figures that may show an effect of the adversary; 1 where higher is better, -1 where lower is."""
 
 Figures = Mapping[str, Mapping[int, float]]
 """Figure -> seed -> value."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """An aim and what came of it."""
+class AimResult:
+    """An aim, the measured value and whether it is met."""
 
     name: str
-    wanted: str
+    criterion: str
     value: Summary
     p: float | None
-    """Of the paired test, where the aim asks for one."""
+    """Of the paired test; None if the aim needs no test."""
     met: bool
     note: str = ""
 
 
-def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """What is compared of one run, by name; what it has not got is left out."""
-    found = {"accuracy": result["test"]["accuracy"]}
-    for row, short in ROWS.items():
-        cells = ((result.get("poker") or {}).get("rows") or {}).get(row) or {}
-        for column, name in (("mse_inside", "region"), ("mse_outside", "outside")):
-            found[f"{short}_{name}"] = cells.get(column)
-        for column in ("neutralised_rate", "emotion_agreement"):
-            found[f"{short}_{column}"] = cells.get(column)
+def run_figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a run by name, without those that its result lacks."""
+    figures = {"accuracy": result["test"]["accuracy"]}
+    rows = (result.get("poker") or {}).get("rows") or {}
+    for row, prefix in PREFIXES.items():
+        figures |= {f"{prefix}_{metric}": (rows.get(row) or {}).get(metric) for metric in METRICS}
     probes = result.get("probes") or {}
-    for row, cells in (probes.get("rows") or {}).items():
-        short = ROWS.get(row, row)
-        found |= {f"{short}_emotion": cells["emotion"], f"{short}_people": cells["identity"]}
-    found |= {"emotion_chance": probes.get("emotion_chance"), "people_chance": probes.get("identity_chance")}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    for row, accuracies in (probes.get("rows") or {}).items():
+        prefix = PREFIXES.get(row, row)
+        figures[f"{prefix}_emotion_probe"] = accuracies["emotion"]
+        figures[f"{prefix}_identity_probe"] = accuracies["identity"]
+    figures |= {name: probes.get(name) for name in ("emotion_chance", "identity_chance")}
+    return {name: float(value) for name, value in figures.items() if value is not None}
 
 
-def read(folder: Path, name: str, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
-    """The figures of a run's seeds. Raises FileNotFoundError for one that has not finished."""
-    found: dict[str, dict[int, float]] = {}
+def read_figures(folder: Path, name: str, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
+    """The figures of a run over seeds. Raises FileNotFoundError if a seed has not finished on the test split."""
+    figures: dict[str, dict[int, float]] = {}
     for seed in seeds:
-        result = json.loads((folder / name / f"seed-{seed}" / "result.json").read_text())
-        if result["status"] != "finished" or result["measured_on"] != "test":
-            raise FileNotFoundError(f"{folder / name / f'seed-{seed}'} is not finished, or not measured on test")
-        for figure, value in figures_of(result).items():
-            found.setdefault(figure, {})[seed] = value
-    return found
+        run = folder / name / f"seed-{seed}"
+        result = read_result(run) or {}
+        if result.get("status") != "finished" or result.get("measured_on") != "test":
+            raise FileNotFoundError(f"{run} has not finished, or was not evaluated on the test split; train it first")
+        for figure, value in run_figures(result).items():
+            figures.setdefault(figure, {})[seed] = value
+    return figures
 
 
-def summary(figures: Figures, name: str) -> Summary:
-    """Mean, standard deviation and interval over seeds."""
+def over_seeds(figures: Figures, name: str) -> Summary:
+    """Mean, standard deviation and interval of a figure over seeds."""
     return summarize(list(figures[name].values()))
 
 
-def difference(treated: Mapping[int, float], reference: Mapping[int, float]) -> Paired:
-    """On the same seeds."""
+def compare(treated: Mapping[int, float], reference: Mapping[int, float]) -> Paired:
+    """Paired comparison on the same seeds."""
     return paired([treated[seed] for seed in sorted(treated)], [reference[seed] for seed in sorted(treated)])
 
 
-def judge(ours: Figures, without: Figures, classifier: Figures) -> list[Judged]:
-    """Every aim."""
+def evaluate_aims(recipe: Figures, no_adversary: Figures, classifier: Figures) -> list[AimResult]:
+    """All aims, in the order of the report."""
+    return [*_poker_face_aims(recipe), *_classification_aims(recipe, classifier), _adversary_aim(recipe, no_adversary)]
 
-    def ratio(name: str, other: str) -> Summary:
-        return summarize([value / ours[other][seed] for seed, value in ours[name].items()])
 
-    removed, outside = ratio("poker_region", "input_region"), ratio("poker_mse_outside", "rec_mse_outside")
-    nearer = difference(ours["poker_region"], ours["rec_region"])
-    people = difference(ours["poker_people"], ours["rec_people"])
-    accuracy = difference(ours["accuracy"], classifier["accuracy"])
-    told = summarize([100 * (value - ours["emotion_chance"][seed]) for seed, value in ours["f_p_emotion"].items()])
-    kept = summarize([value / classifier["f_people"][seed] for seed, value in ours["f_p_people"].items()])
-    calm, clear = summary(ours, "poker_neutralised_rate"), summary(ours, "rec_emotion_agreement")
-    worse = accuracy.difference.mean < 0 and accuracy.t_p is not None and accuracy.t_p < CHANCE_OF_LUCK
-    below = nearer.difference.mean < 0 and nearer.t_p is not None and nearer.t_p < STRICT
+def _poker_face_aims(recipe: Figures) -> list[AimResult]:
+    """Aims for generated images."""
+    removed = _ratio(recipe["poker_mse_inside"], recipe["input_mse_inside"])
+    outside = _ratio(recipe["poker_mse_outside"], recipe["rec_mse_outside"])
+    closer = compare(recipe["poker_mse_inside"], recipe["rec_mse_inside"])
+    identity = compare(recipe["poker_identity_probe"], recipe["rec_identity_probe"])
+    identity_points = _points(recipe["poker_identity_probe"], recipe["rec_identity_probe"])
+    neutralised, agreement = over_seeds(recipe, "poker_neutralised_rate"), over_seeds(recipe, "rec_emotion_agreement")
+    is_closer = closer.difference.mean < 0 and closer.t_p is not None and closer.t_p < STRICT_SIGNIFICANCE
     return [
-        Judged("expression removed", "poker face's error in the region at most 0.35 of the input's", removed, None,
-               removed.mean <= 0.35),
-        Judged("nearer than the reconstruction", "error in the region below the reconstruction's, p < 0.01",
-               nearer.difference, nearer.t_p, below),
-        Judged("the rest kept", "error outside at most 1.10 of the reconstruction's", outside, None,
-               outside.mean <= 1.10),
-        Judged("person kept", "linear probe of pixels within 3 points of the reconstruction's",
-               summarize([100 * (value - ours["rec_people"][seed]) for seed, value in ours["poker_people"].items()]),
-               people.t_p, abs(people.difference.mean) <= 0.03),
-        Judged("neutral to a judge", "at least 75 % of faces with an expression", calm, None, calm.mean >= 0.75),
-        Judged("not by blur", "the judge names the emotion of at least 70 % of the reconstructions", clear, None,
-               clear.mean >= 0.70),
-        Judged("recognition", "accuracy not below MAE-ViT's at the same compute (not lower with p < 0.05)",
-               accuracy.difference, accuracy.t_p, not worse),
-        Judged("no emotion in f_p", "linear probe at most 15 points above chance", told, None, told.mean <= 15),
-        Judged("person in f_p", "linear probe at least 0.95 of that on MAE-ViT's tokens", kept, None,
-               kept.mean >= 0.95),
-        _needed(ours, without),
+        AimResult("expression removed", "poker face's error inside the expression region at most 0.35 of the input's",
+                  removed, None, removed.mean <= 0.35),
+        AimResult("closer than the reconstruction", "error inside the region below the reconstruction's, p < 0.01",
+                  closer.difference, closer.t_p, is_closer),
+        AimResult("rest of the face kept", "error outside the region at most 1.10 of the reconstruction's", outside,
+                  None, outside.mean <= 1.10),
+        AimResult("identity kept", "linear identity probe of pixels within 3 points of the reconstruction's",
+                  identity_points, identity.t_p, abs(identity.difference.mean) <= 0.03),
+        AimResult("neutral to the judge", "neutralised_rate of the poker faces at least 75 %", neutralised, None,
+                  neutralised.mean >= 0.75),
+        AimResult("not by blur", "emotion_agreement of the reconstructions at least 70 %", agreement, None,
+                  agreement.mean >= 0.70),
     ]  # fmt: skip
 
 
-def _needed(ours: Figures, without: Figures) -> Judged:
-    """Whether the adversary does anything: worse without it in one of the figures, after Holm's correction."""
-    tests = {name: difference(without[name], ours[name]) for name in BETTER}
-    p_values = holm([1.0 if test.t_p is None else test.t_p for test in tests.values()])
-    corrected = dict(zip(tests, p_values, strict=True))
-    told = [name for name, p in corrected.items() if p < CHANCE_OF_LUCK]
-    lost = [name for name in told if tests[name].difference.mean * BETTER[name] < 0]
-    won = [name for name in told if name not in lost]
-    words = [f"without it worse in {', '.join(lost)}"] if lost else ["without it nothing is measurably worse"]
-    words += [f"better in {', '.join(won)}"] if won else []
-    first = min(lost or corrected, key=lambda name: corrected[name])
-    wanted = "λ_adv = 0 is measurably worse in one of the figures (p < 0.05 after Holm's correction)"
-    return Judged("adversary needed", wanted, tests[first].difference, corrected[first], bool(lost), "; ".join(words))
+def _classification_aims(recipe: Figures, classifier: Figures) -> list[AimResult]:
+    """Aims for the classifier and its tokens."""
+    accuracy = compare(recipe["accuracy"], classifier["accuracy"])
+    is_lower = accuracy.difference.mean < 0 and accuracy.t_p is not None and accuracy.t_p < SIGNIFICANCE
+    emotion = _points(recipe["f_p_emotion_probe"], recipe["emotion_chance"])
+    identity = _ratio(recipe["f_p_identity_probe"], classifier["f_identity_probe"])
+    return [
+        AimResult("classification", "accuracy not below MAE-ViT's at the same compute (not lower with p < 0.05)",
+                  accuracy.difference, accuracy.t_p, not is_lower),
+        AimResult("no emotion in f_p", "linear probe at most 15 points above chance", emotion, None,
+                  emotion.mean <= 15),
+        AimResult("identity in f_p", "linear probe at least 0.95 of that of MAE-ViT's tokens", identity, None,
+                  identity.mean >= 0.95),
+    ]  # fmt: skip
+
+
+def _adversary_aim(recipe: Figures, no_adversary: Figures) -> AimResult:
+    """Whether the run without the adversary is worse in one of `ADVERSARY_FIGURES`, after Holm's correction."""
+    tests = {name: compare(no_adversary[name], recipe[name]) for name in ADVERSARY_FIGURES}
+    corrected = holm([1.0 if test.t_p is None else test.t_p for test in tests.values()])
+    p_values = dict(zip(tests, corrected, strict=True))
+    significant = [name for name, p in p_values.items() if p < SIGNIFICANCE]
+    worse = [name for name in significant if tests[name].difference.mean * ADVERSARY_FIGURES[name] < 0]
+    better = [name for name in significant if name not in worse]
+    note = f"without it worse in {', '.join(worse)}" if worse else "without it nothing is significantly worse"
+    note += f"; better in {', '.join(better)}" if better else ""
+    shown = min(worse or p_values, key=lambda name: p_values[name])
+    criterion = "λ_adv = 0 is significantly worse in one of the figures (p < 0.05 after Holm's correction)"
+    return AimResult("adversary needed", criterion, tests[shown].difference, p_values[shown], bool(worse), note)
+
+
+def _ratio(values: Mapping[int, float], reference: Mapping[int, float]) -> Summary:
+    """Ratio per seed."""
+    return summarize([value / reference[seed] for seed, value in values.items()])
+
+
+def _points(values: Mapping[int, float], reference: Mapping[int, float]) -> Summary:
+    """Difference per seed, in percentage points."""
+    return summarize([100 * (value - reference[seed]) for seed, value in values.items()])

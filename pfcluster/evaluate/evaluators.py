@@ -18,7 +18,7 @@ from pfcluster.data.labels import neutral_index
 from pfcluster.data.types import Dataset
 from pfcluster.distributed.process_group import World
 from pfcluster.models.from_runs import load_classifier, load_identity_classifier
-from pfcluster.models.identity_net import FaceNet, IdentityNet, OwnNet
+from pfcluster.models.identity_net import ClassifierFeatures, FaceNet, IdentityNet
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _identity_net(config: RunConfig, identity_net: IdentityNet | None, world: Wo
     if config.evaluate.identity_net is None:
         return identity_net if isinstance(identity_net, FaceNet) else None
     classifier = load_identity_classifier(Path(config.evaluate.identity_net), "evaluate.identity_net")
-    return OwnNet(classifier.net, classifier.config.data.size, "embedding").to(world.device)
+    return ClassifierFeatures(classifier.net, classifier.config.data.size, "embedding").to(world.device)
 
 
 def _fid(config: RunConfig, world: World) -> nn.Module | None:
@@ -111,7 +111,7 @@ def _fid(config: RunConfig, world: World) -> nn.Module | None:
         return None
     if source != "inception" and Path(source).is_dir():
         classifier = load_classifier(Path(source), "evaluate.fid")
-        return OwnNet(classifier.net, classifier.config.data.size, "embedding").to(world.device)
+        return ClassifierFeatures(classifier.net, classifier.config.data.size, "embedding").to(world.device)
     if source != "inception" and not Path(source).is_file():
         raise ConfigError(f'evaluate.fid: neither a file nor a folder: {source}; give "inception", a file or a run')
     if world.is_main and source == "inception":

@@ -29,8 +29,8 @@ from pfcluster.evaluate.image_grid import pick_round_robin, write_grid
 from pfcluster.evaluate.token_probes import probe_run
 from pfcluster.evaluate.tracked_faces import view_columns
 from pfcluster.models.losses import mae as mae_loss
-from pfcluster.models.mae import MAE, hidden_patches, paint
-from pfcluster.models.pf_vit import PFViT, shown_count
+from pfcluster.models.mae import MAE, hidden_patches, inpaint
+from pfcluster.models.pf_vit import PFViT, visible_count
 from pfcluster.runs.folder import PICTURES_DIR
 
 N_GRID_ROWS = 8
@@ -105,7 +105,7 @@ def _by_mask_ratio(config: RunConfig, model: PFViT, split: Split, world: World) 
     orders = patch_order(config, len(split), "test-mask", 0)
     rows = []
     for ratio in config.evaluate.mask_ratios:
-        visible = shown_count(orders.shape[1], ratio)
+        visible = visible_count(orders.shape[1], ratio)
         hits = torch.zeros(2, dtype=torch.float64)
         for indices in rank_batches(len(split), config.evaluate.batch_size, world):
             images, labels = load_images(split, indices, config.data.size, world.device)
@@ -151,8 +151,8 @@ def _mae_grid(config: RunConfig, folder: Path, split: Split, model: MAE, world: 
     grey = torch.zeros_like(prediction)
     columns = {
         "original": images,
-        "visible": paint(images, grey, order, kept, patch, norm_pixels=False),
-        "prediction": paint(images, prediction, order, kept, patch, norm_pixels=config.mae.norm_pixels),
+        "visible": inpaint(images, grey, order, kept, patch, norm_pixels=False),
+        "prediction": inpaint(images, prediction, order, kept, patch, norm_pixels=config.mae.norm_pixels),
     }
     return _write_grid(folder, "mae", columns, _row_names(split, labels), world)
 

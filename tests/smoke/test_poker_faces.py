@@ -1,70 +1,75 @@
-"""The committed poker faces: the checkpoint has the figures that are written beside it, and the aims are judged so."""
+"""The committed poker-face results: the checkpoint gives the committed figures, and the figures give the aims."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from benchmarks.poker_aims import judge
+from benchmarks.poker_aims import evaluate_aims
 from benchmarks.poker_check import check
-from benchmarks.poker_faces import NAME, RESULTS, configs, plan
+from benchmarks.poker_faces import NAME, RESULTS, configs, markdown, plan
 from benchmarks.poker_residue import COLUMNS, residue
 
 WEIGHTS, FIGURES = RESULTS / f"{NAME}.safetensors", RESULTS / f"{NAME}.json"
 
 
-def test_the_committed_checkpoint_has_its_figures():
+def test_committed_checkpoint_gives_the_committed_figures():
     assert WEIGHTS.stat().st_size <= 5e6
     assert check(WEIGHTS, FIGURES) == []
 
 
-def test_a_changed_figure_or_checkpoint_is_found_out(tmp_path):
-    from safetensors import safe_open
-
+def test_check_reports_figures_that_differ(tmp_path):
     with safe_open(str(WEIGHTS), "pt") as opened:
         metadata = opened.metadata()
     tensors = load_file(str(WEIGHTS))
     tensors["model.generator.head.bias"] += 0.2
     save_file(tensors, str(tmp_path / "other.safetensors"), metadata=metadata)
-    told = "\n".join(check(tmp_path / "other.safetensors", FIGURES))
-    assert "poker_region" in told
-    assert "accuracy" not in told
+    problems = "\n".join(check(tmp_path / "other.safetensors", FIGURES))
+    assert "poker_mse_inside" in problems
+    assert "accuracy" not in problems
 
 
-def test_the_written_aims_are_what_the_written_figures_come_to():
-    found = json.loads(FIGURES.read_text())
+def test_committed_aims_follow_from_the_committed_figures():
+    results = json.loads(FIGURES.read_text())
     runs = {
         name: {
             figure: {int(seed): value for seed, value in cells["by_seed"].items()} for figure, cells in figures.items()
         }
-        for name, figures in found["runs"].items()
+        for name, figures in results["runs"].items()
     }
-    aims = judge(runs["pf-vit"], runs["no-adversary"], runs["mae-vit"])
-    assert [(aim.name, aim.met) for aim in aims] == [(aim["name"], aim["met"]) for aim in found["aims"]]
-    for aim, told in zip(aims, found["aims"], strict=True):
-        assert aim.value.mean == pytest.approx(told["value"]["mean"])
-    assert len(found["seeds"]) >= 5
+    aims = evaluate_aims(runs["pf-vit"], runs["no-adversary"], runs["mae-vit"])
+    committed = results["aims"]
+    texts = [(aim.name, aim.criterion, aim.note, aim.met) for aim in aims]
+    assert texts == [(aim["name"], aim["criterion"], aim["note"], aim["met"]) for aim in committed]
+    assert [aim.value.mean for aim in aims] == pytest.approx([aim["value"]["mean"] for aim in committed])
+    assert len(results["seeds"]) >= 5
 
 
-def test_what_the_judge_still_sees_adds_up():
-    classes, shares, counts = residue(WEIGHTS, 200)
-    cells = dict(zip(COLUMNS, shares[1:].T, strict=True))
+def test_committed_tables_show_the_committed_figures():
+    assert (RESULTS / f"{NAME}.md").read_text() == markdown(json.loads(FIGURES.read_text()))
+
+
+def test_residue_shares_add_up_to_one():
+    classes, means, counts = residue(WEIGHTS, 200)
+    cells = dict(zip(COLUMNS, means[1:].T, strict=True))
     assert counts.sum() == 200
     assert classes[0] == "neutral"
-    assert (cells["neutral"] + cells["own"] + cells["other"]).tolist() == pytest.approx([1.0] * (len(classes) - 1))
+    totals = cells["neutral"] + cells["true_emotion"] + cells["other"]
+    assert totals.tolist() == pytest.approx([1.0] * (len(classes) - 1))
     assert (cells["truth"] >= cells["neutral"]).all()
-    assert (cells["region"] < 1).all()
+    assert (cells["mse_ratio"] < 1).all()
 
 
-def test_runs_differ_in_what_they_are_compared_for_alone(tmp_path):
-    made = configs(tmp_path)
-    ours, without = made["pf-vit"], made["no-adversary"]
-    assert (ours.pf_mag.weights.adv, without.pf_mag.weights.adv) == (1.0, 0.0)
-    assert ours.evaluate == without.evaluate
-    assert ours.optim == without.optim
-    assert made["mae-vit"].epochs > 5 * ours.epochs  # a step of the game costs several of fine-tuning
-    groups = plan(tmp_path, (1, 2), ("pf-vit",)).groups
-    assert [group.name for group in groups] == ["mae", "judge", "pf-vit"]
-    assert [task.config.seed for task in groups[2].tasks] == [1, 2]
+def test_runs_differ_only_in_the_compared_options(tmp_path):
+    by_name = configs(tmp_path)
+    recipe, no_adversary = by_name["pf-vit"], by_name["no-adversary"]
+    assert (recipe.pf_mag.weights.adv, no_adversary.pf_mag.weights.adv) == (1.0, 0.0)
+    assert recipe.evaluate == no_adversary.evaluate
+    assert recipe.optim == no_adversary.optim
+    assert by_name["mae-vit"].epochs > 5 * recipe.epochs  # a PF-MAG step costs several fine-tuning steps
+    stages = plan(tmp_path, (1, 2), ("pf-vit",)).stages
+    assert [stage.name for stage in stages] == ["mae", "judge", "pf-vit"]
+    assert [task.config.seed for task in stages[2].tasks] == [1, 2]
