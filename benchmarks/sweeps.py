@@ -23,7 +23,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pfcluster.cli.sweep import course_of
+from pfcluster.cli.sweep import evaluation_schedules
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.spec import load
 from pfcluster.sweep.state import SweepState
@@ -31,7 +31,7 @@ from pfcluster.sweep.state import SweepState
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = shlex.split(
     "--preset mini --role scratch --space optim.lr=loguniform:1e-4,1e-2 --search random --trials 8 --epochs 6"
-    " --confirm 1 --fresh-seeds 1000 1001 --at-once 2 --cpus-per-task 1 --checkpoint.every-steps 50"
+    " --confirm 1 --fresh-seeds 1000 1001 --max-parallel 2 --cpus-per-task 1 --checkpoint.every-steps 50"
 )
 
 
@@ -86,13 +86,13 @@ def _resumed(run: Path) -> int:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Trials, stops, scores, confirmed scores, winner."""
-    board = SweepState(load(folder), folder, course_of())
-    board.refresh(())
-    confirmation = Confirmation(board)
-    chosen = confirmation.chosen() or []
+    state = SweepState(load(folder), folder, evaluation_schedules())
+    state.refresh(())
+    confirmation = Confirmation(state)
+    chosen = confirmation.selected() or []
     return {
-        "trials": [(one.values, one.stop) for one in board.trials],
-        "scores": [one.score for one in board.standings],
+        "trials": [(one.values, one.stop) for one in state.trials],
+        "scores": [one.score for one in state.statuses],
         "confirmed": {number: confirmation.scores(number) for number in chosen},
         "winner": confirmation.winner(),
     }

@@ -47,10 +47,10 @@ def write_sweep(
     start = baseline(spec.space, spec.stages())
     trials = [Trial(number, pbt.draw(spec, start, number)) for number in range(spec.trials)]
     write_trials(folder, trials)
-    board = SweepState(spec, folder, lambda _: EvalSchedule(TOTAL, EVERY))
+    state = SweepState(spec, folder, lambda _: EvalSchedule(TOTAL, EVERY))
     for trial in trials:
         for seed in spec.seeds:
-            place = board.runs.folder_of(trial, seed)
+            place = state.runs.folder_of(trial, seed)
             if trial.number in failed:
                 write_failed(place, Failed("memory", "out of memory: 3.1 GiB wanted"))
                 write_curve(place, curve_of(trial, seed)[:2])
@@ -58,12 +58,12 @@ def write_sweep(
                 write_curve(place, curve_of(trial, seed)[:1])
             else:
                 write_curve(place, curve_of(trial, seed))
-                write_result(board, trial, seed, identity=identity)
+                write_result(state, trial, seed, identity=identity)
     if spec.scheduler == "asha":
-        stop(board, {*failed, *running})
+        stop(state, {*failed, *running})
     if fresh is not None:
-        confirm(board, fresh, test=test, identity=identity)
-    return board
+        confirm(state, fresh, test=test, identity=identity)
+    return state
 
 
 def write_population(folder: Path) -> SweepState:
@@ -75,37 +75,37 @@ def write_population(folder: Path) -> SweepState:
     first = [Trial(number, pbt.draw(spec, start, number), until=300) for number in range(4)]
     second = [Trial(4 + number, first[number].values, parent=number) for number in range(4)]
     write_trials(folder, [*first, *second])
-    board = SweepState(spec, folder, lambda _: EvalSchedule(TOTAL, EVERY))
-    for trial in board.trials:
-        place = board.runs.folder_of(trial, 0)
+    state = SweepState(spec, folder, lambda _: EvalSchedule(TOTAL, EVERY))
+    for trial in state.trials:
+        place = state.runs.folder_of(trial, 0)
         points = curve_of(trial, 0)
         write_curve(place, [one for one in points if (one[0] <= 300) == (trial.until is not None)])
-        write_result(board, trial, 0, **({} if trial.until is None else {"status": "stopped", "steps": 300}))
-    confirm(board, {0: (0.56, 0.55, 0.57), 5: (0.57, 0.56, 0.58)}, test=True, identity=True)
-    return board
+        write_result(state, trial, 0, **({} if trial.until is None else {"status": "stopped", "steps": 300}))
+    confirm(state, {0: (0.56, 0.55, 0.57), 5: (0.57, 0.56, 0.58)}, test=True, identity=True)
+    return state
 
 
-def stop(board: SweepState, absent: set[int]) -> None:
+def stop(state: SweepState, absent: set[int]) -> None:
     """Stop trials as ASHA would."""
-    rungs = board.rungs(board.trials[0])
+    rungs = state.rungs(state.trials[0])
     progress = []
-    for trial in board.trials:
-        curves = [curve_of(trial, seed) for seed in board.spec.seeds]
+    for trial in state.trials:
+        curves = [curve_of(trial, seed) for seed in state.spec.seeds]
         at = [sum(max(v for s, v in one if s <= rung) for one in curves) / len(curves) for rung in rungs]
         progress.append(Progress(() if trial.number in absent else tuple(at), True))
-    stopped, _ = asha.decide(progress, board.spec.reduction, len(rungs))
+    stopped, _ = asha.decide(progress, state.spec.reduction, len(rungs))
     for number, verdict in stopped.items():
         reason = f"{verdict.better} of the {verdict.among} trials up to this one were better there"
-        trial = board.trials[number]
-        board.trials[number] = Trial(trial.number, trial.values, stop=Stop(rungs[verdict.rung], reason))
-        for seed in board.spec.seeds:
-            place = board.runs.folder_of(trial, seed)
+        trial = state.trials[number]
+        state.trials[number] = Trial(trial.number, trial.values, stop=Stop(rungs[verdict.rung], reason))
+        for seed in state.spec.seeds:
+            place = state.runs.folder_of(trial, seed)
             values = json.loads((place / "result.json").read_text())
             ended = {"status": "stopped", "steps": rungs[verdict.rung], "seconds": 12.0}
             kept = {name: values[name] for name in ("name", "seed", "dataset")}
             (place / "result.json").write_text(json.dumps(kept | ended))
             write_curve(place, [point for point in curve_of(trial, seed) if point[0] <= rungs[verdict.rung]])
-    write_trials(board.folder, board.trials)
+    write_trials(state.folder, state.trials)
 
 
 def quality(trial: Trial) -> float:
@@ -132,11 +132,11 @@ def write_curve(place: Path, points: Sequence[tuple[int, float]]) -> None:
     (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def write_result(board: SweepState, trial: Trial, seed: int, **changes: Any) -> None:
+def write_result(state: SweepState, trial: Trial, seed: int, **changes: Any) -> None:
     """A whole run's result. identity: whether a recognition net was there."""
-    place = board.runs.folder_of(trial, seed)
+    place = state.runs.folder_of(trial, seed)
     identity = changes.pop("identity", True)
-    job = board.runs.job(trial, seed, test=changes.get("measured_on") == "test")
+    job = state.runs.run_of(trial, seed, test=changes.get("measured_on") == "test")
     score = max(value for _, value in curve_of(trial, seed))
     rec = math.log10(trial.values["pf_mag.weights.rec"])
     kept = round(0.75 + 0.08 * rec, 4) if identity else None
@@ -161,20 +161,20 @@ def write_result(board: SweepState, trial: Trial, seed: int, **changes: Any) -> 
     (place / "result.json").write_text(json.dumps(result | changes))
 
 
-def confirm(board: SweepState, fresh: dict[int, Sequence[float]], *, test: bool, identity: bool) -> None:
+def confirm(state: SweepState, fresh: dict[int, Sequence[float]], *, test: bool, identity: bool) -> None:
     """Fresh seeds with these scores; with `test` the test split of the best of them and the baseline."""
     chosen = list(fresh)
-    (board.folder / CONFIRMED).write_text(json.dumps({"trials": chosen, "seeds": board.spec.fresh_seeds}))
-    known = [number for number in chosen[1:] if len(fresh[number]) == len(board.spec.fresh_seeds)]
+    (state.folder / CONFIRMED).write_text(json.dumps({"trials": chosen, "seeds": state.spec.fresh_seeds}))
+    known = [number for number in chosen[1:] if len(fresh[number]) == len(state.spec.fresh_seeds)]
     winner = max(known, key=lambda number: sum(fresh[number]), default=None)
     for number in chosen:
-        trial = board.trials[number]
-        for seed, score in zip(board.spec.fresh_seeds, fresh[number], strict=False):
+        trial = state.trials[number]
+        for seed, score in zip(state.spec.fresh_seeds, fresh[number], strict=False):
             changes: dict[str, Any] = {"identity_cosine": identity}
             if test and number in (0, winner):
                 changes |= {
                     "measured_on": "test",
                     "test": {"n": 800, "accuracy": score - 0.01, "macro_f1": score - 0.04},
                 }
-            write_result(board, trial, seed, **changes)
-            write_curve(board.runs.folder_of(trial, seed), [(EVERY, score - 0.1), (TOTAL, score)])
+            write_result(state, trial, seed, **changes)
+            write_curve(state.runs.folder_of(trial, seed), [(EVERY, score - 0.1), (TOTAL, score)])

@@ -1,4 +1,4 @@
-"""Search, and confirm what was found: `python tune/sweep.py --help`. All it does is in pfcluster/sweep/."""
+"""`python tune/sweep.py ...` is `pfcluster sweep ...` from a checkout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
-from pfcluster.cli.sweep import main  # noqa: E402
+from pfcluster.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["sweep", *sys.argv[1:]]))

@@ -1,6 +1,7 @@
-"""The second half of a sweep: the best configurations and the baseline again, on seeds that the search never saw.
+"""The confirmation of a sweep: the best configurations and the baseline are trained again on seeds that the search did
+not use.
 
-The best of thirty trials is partly the luckiest. What it scores on fresh seeds is what it is worth.
+The best of thirty trials is best partly by chance. Its score on fresh seeds estimates its real performance.
 """
 
 from __future__ import annotations
@@ -11,77 +12,76 @@ from pathlib import Path
 
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.state import SweepState
-from pfcluster.sweep.trials import TrialRun, read_failed, result_of
+from pfcluster.sweep.trials import TrialRun, first_failure, result_of
 
 CONFIRMED = "confirmed.json"
 
 
 class Confirmation:
-    """Which trials are trained again, and what came of it. The choice is written down once."""
+    """The trials that are trained again, and their results. They are selected once, and the selection is recorded."""
 
-    def __init__(self, board: SweepState) -> None:
-        self.board, self.spec = board, board.spec
-        self.path = board.folder / CONFIRMED
+    def __init__(self, state: SweepState) -> None:
+        self.state, self.spec = state, state.spec
+        self.path = state.folder / CONFIRMED
 
-    def choose(self) -> list[int]:
-        """The best trials of an exploration that is over, the baseline before them."""
-        chosen = [0, *self.board.ranked()[: self.spec.confirm]] if self.spec.confirm else []
-        write_atomically(self.path, json.dumps({"trials": chosen, "seeds": self.spec.fresh_seeds}) + "\n")
-        return chosen
+    def select(self) -> list[int]:
+        """Select the baseline and the best trials of a search that is complete."""
+        selected = [0, *self.state.ranked()[: self.spec.confirm]] if self.spec.confirm else []
+        write_atomically(self.path, json.dumps({"trials": selected, "seeds": self.spec.fresh_seeds}) + "\n")
+        return selected
 
-    def chosen(self) -> list[int] | None:
-        """Numbers of the trials, the baseline's first; None before they are chosen."""
+    def selected(self) -> list[int] | None:
+        """Numbers of the trials, the baseline first; None before the selection."""
         if not self.path.exists():
             return None
-        known: list[int] = json.loads(self.path.read_text())["trials"]
-        return known
+        numbers: list[int] = json.loads(self.path.read_text())["trials"]
+        return numbers
 
     def chains(self) -> Iterator[list[TrialRun]]:
-        """What is to be run: seed by seed, so that what is compared exists early; then the test split of the winner and
-        the baseline.
+        """What to run: seed by seed, so that comparable results exist early; then the test split of the winner and the
+        baseline. The runs of a chain follow each other.
         """
-        chosen = self.chosen() or []
-        if len(chosen) < 2:
+        selected = self.selected() or []
+        if len(selected) < 2:
             return
         for seed in self.spec.fresh_seeds:
-            for number in chosen:
+            for number in selected:
                 if not self._trained(number, seed):
-                    yield self.board.runs.confirmed(self.board.lineage(number), seed)
+                    yield self.state.runs.confirmation_runs(self.state.lineage(number), seed)
         winner = self.winner()
         for number in (0, winner) if winner is not None else ():
             if self.scores(number) is not None:
                 for seed in self.spec.fresh_seeds:
-                    yield [TrialRun(self.board.runs.job(self.board.lineage(number)[-1], seed, test=True))]
+                    yield [TrialRun(self.state.runs.run_of(self.state.lineage(number)[-1], seed, test=True))]
 
     def folder(self, number: int, seed: int) -> Path:
-        """A trial's run with a fresh seed."""
-        return self.board.runs.folder_of(self.board.lineage(number)[-1], seed)
+        """Folder of a trial's run with a fresh seed."""
+        return self.state.runs.folder_of(self.state.lineage(number)[-1], seed)
 
     def _trained(self, number: int, seed: int) -> bool:
-        """Whether such a run has been trained; its test split may have been measured since, or not."""
+        """Whether such a run has been trained, regardless of whether its test split has been measured."""
         result = result_of(self.folder(number, seed))
         return result is not None and result["status"] == "finished"
 
     def failed(self, number: int) -> bool:
-        """Whether one of a trial's runs on fresh seeds has no result."""
-        lineage = self.board.lineage(number)
-        legs = [leg for seed in self.spec.fresh_seeds for leg in self.board.runs.confirmed(lineage, seed)]
-        return any(read_failed(leg.job.folder) is not None for leg in legs)
+        """Whether one of a trial's runs on fresh seeds failed."""
+        lineage = self.state.lineage(number)
+        runs = [one for seed in self.spec.fresh_seeds for one in self.state.runs.confirmation_runs(lineage, seed)]
+        return first_failure(runs) is not None
 
     def scores(self, number: int) -> list[float] | None:
-        """The metric's values on the fresh seeds, as they are; None where one is missing."""
+        """The metric on the fresh seeds, not sign-adjusted; None if a run is missing."""
         if not all(self._trained(number, seed) for seed in self.spec.fresh_seeds):
             return None
-        values = [self.board.value(self.board.lineage(number), seed) for seed in self.spec.fresh_seeds]
+        values = [self.state.value(self.state.lineage(number), seed) for seed in self.spec.fresh_seeds]
         return [value for value in values if value is not None]
 
     def winner(self) -> int | None:
-        """The trial that is best on the fresh seeds, the baseline left out; None before all are known."""
-        chosen = self.chosen() or []
-        scores = {number: self.scores(number) for number in chosen}
-        if any(found is None and not self.failed(number) for number, found in scores.items()):
+        """The best trial on the fresh seeds, excluding the baseline; None before all results are there."""
+        scores = {number: self.scores(number) for number in self.selected() or []}
+        if any(values is None and not self.failed(number) for number, values in scores.items()):
             return None
         means = {
-            number: self.spec.sign * sum(found) / len(found) for number, found in scores.items() if found and number
+            number: self.spec.sign * sum(values) / len(values) for number, values in scores.items() if values and number
         }
         return max(means, key=lambda number: (means[number], -number)) if means else None

@@ -1,77 +1,99 @@
-"""What a sweep asks of whatever runs its runs. The driver decides what is run and when it ends; an executor finds it a
-place, tries again what failed for no fault of its own, and says what came of it.
+"""The interface between a sweep's driver and whatever executes its runs. The driver decides what is run and when it
+ends; an executor allocates resources, retries transient failures, and reports how runs ended.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pfcluster.config import ConfigError
+from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.worker import ExitStatus
 
 
 class Executor(Protocol):
-    """Runs jobs. A job that is begun anew goes on from its checkpoints."""
+    """Executes runs. A run that is started again continues from its checkpoints."""
 
     name: str
     poll_seconds: float
 
     @property
-    def at_once(self) -> int:
-        """Runs that have a place at one time."""
+    def max_parallel(self) -> int:
+        """Runs that can be in progress at the same time."""
 
-    def start(self, jobs: Sequence[TrainRun]) -> None:
-        """Take jobs; they begin as places come free."""
+    def start(self, runs: Sequence[TrainRun]) -> None:
+        """Accept runs; each starts as soon as there are resources for it."""
 
     def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
-        """What has ended since it was asked last: finished, interrupted, or failed for good."""
+        """Runs that have ended since the last call: finished, interrupted, or failed after all retries."""
 
     def stop(self) -> None:
-        """Have all runs save themselves and end, and wait for it."""
+        """Have all runs write a checkpoint and end, and wait for that."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one run gets of a machine."""
+    """Resources of one run, and how many runs fit."""
 
     processes: int
     cpus: int
     """Cores, and threads, of each process."""
     gpus: float
-    """Of each process; below 1 runs share a GPU."""
-    at_once: int
-    """Runs at one time."""
+    """Of each process; below 1 several runs share a GPU."""
+    max_parallel: int
 
 
-def share_of(
-    *, processes: int, cpus: int | None, gpus: float | None, at_once: int | None, cores: int, devices: int
+@dataclass
+class Retries:
+    """Counts the failures of each run and decides whether it is tried again."""
+
+    limit: int
+    failures: Counter[TrainRun] = field(default_factory=Counter)
+
+    def again(self, run: TrainRun, exit_status: ExitStatus) -> bool:
+        """Whether to start a run again: it failed, another attempt may succeed, and the limit is not reached."""
+        if exit_status.kind is None or exit_status.kind in FINAL:
+            return False
+        self.failures[run] += 1
+        return self.failures[run] <= self.limit
+
+
+def divide_machine(
+    *, processes: int, cpus: int | None, gpus: float | None, max_parallel: int | None, cores: int, devices: int
 ) -> Resources:
-    """A machine shared out: a GPU for each process where there are GPUs, and the cores over the runs; without GPUs one
-    core for each process. Raises ConfigError where not one run has room.
+    """Divide a machine or cluster among runs: a GPU for each process where there are GPUs, and the cores evenly;
+    without GPUs one core for each process. Raises ConfigError if not even one run fits.
     """
     if gpus is not None and gpus < 0:
         raise ConfigError(f"--gpus-per-trial must be at least 0, got {gpus:g}")
-    wanted = gpus if gpus is not None else (1.0 if devices else 0.0)
-    if wanted > 1 and wanted != int(wanted):
-        raise ConfigError(f"--gpus-per-trial must be a share of one GPU or whole ones, got {wanted:g}")
-    if wanted * processes > devices:
+    per_process = gpus if gpus is not None else (1.0 if devices else 0.0)
+    if per_process > 1 and per_process != int(per_process):
+        raise ConfigError(f"--gpus-per-trial must be a fraction of one GPU or a whole number, got {per_process:g}")
+    if per_process * processes > devices:
         raise ConfigError(
-            f"--gpus-per-trial {wanted:g} with {processes} processes: there are {devices} GPUs; ask for fewer, or 0"
+            f"--gpus-per-trial {per_process:g} with {processes} processes: there are {devices} GPUs; use a smaller"
+            " number, or 0"
         )
-    places = int(devices / (wanted * processes) + 1e-9) if wanted else max(1, cores // (processes * (cpus or 1)))
-    at_once = at_once or places
-    if wanted and at_once > places:
-        raise ConfigError(f"--at-once {at_once}: the GPUs have room for {places} runs; give each less of a GPU")
-    cpus = cpus or (max(1, cores // (at_once * processes)) if wanted else 1)
-    return Resources(processes, cpus, wanted, at_once)
+    if per_process:
+        slots = int(devices / (per_process * processes) + 1e-9)
+    else:
+        slots = max(1, cores // (processes * (cpus or 1)))
+    max_parallel = max_parallel or slots
+    if per_process and max_parallel > slots:
+        raise ConfigError(
+            f"--max-parallel {max_parallel}: the GPUs have room for {slots} runs; reduce it or --gpus-per-trial"
+        )
+    cpus = cpus or (max(1, cores // (max_parallel * processes)) if per_process else 1)
+    return Resources(processes, cpus, per_process, max_parallel)
 
 
-def machine() -> tuple[int, list[str]]:
-    """Cores of this machine that we may use, and the names of its GPUs for CUDA_VISIBLE_DEVICES."""
+def local_devices() -> tuple[int, list[str]]:
+    """Number of cores that this process may use, and names of the GPUs for CUDA_VISIBLE_DEVICES."""
     import torch
 
     cores = len(os.sched_getaffinity(0))

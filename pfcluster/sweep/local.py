@@ -1,4 +1,4 @@
-"""Trials on this machine, a few at a time."""
+"""Executes trials on this machine, several in parallel."""
 
 from __future__ import annotations
 
@@ -7,100 +7,91 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import TrainRun
-from pfcluster.launch.processes import Running, start
+from pfcluster.launch.processes import RunProcesses, start_run
 from pfcluster.launch.worker import ExitStatus
-from pfcluster.sweep.executor import Resources
+from pfcluster.sweep.executor import Resources, Retries
 
 
 @dataclass
-class _Place:
-    """One run's share of the machine."""
+class _Slot:
+    """Room for one run."""
 
     devices: list[str] | None
-    running: Running | None = None
+    running: RunProcesses | None = None
 
 
 @dataclass
 class LocalExecutor:
-    """Each run in processes of its own, watched from here."""
+    """Starts each run in processes of its own and supervises them."""
 
-    share: Resources
+    resources: Resources
     retries: int
     command: str
     gpus: Sequence[str] = ()
     name: str = "local"
     poll_seconds: float = 0.25
     _waiting: list[TrainRun] = field(default_factory=list)
-    _failures: dict[TrainRun, int] = field(default_factory=dict)
-    _places: list[_Place] = field(default_factory=list)
+    _slots: list[_Slot] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._places = [_Place(self._devices(number)) for number in range(self.share.at_once)]
+        self._retries = Retries(self.retries)
+        self._slots = [_Slot(self._devices(number)) for number in range(self.resources.max_parallel)]
 
     @property
-    def at_once(self) -> int:
-        return self.share.at_once
+    def max_parallel(self) -> int:
+        return self.resources.max_parallel
 
-    def _devices(self, place: int) -> list[str] | None:
-        """The GPUs of a place's processes; None where there are none to share out."""
+    def _devices(self, slot: int) -> list[str] | None:
+        """CUDA_VISIBLE_DEVICES of each process of a slot; None on a machine without GPUs."""
+        processes, gpus = self.resources.processes, self.resources.gpus
         if not self.gpus:
             return None
-        if not self.share.gpus:
-            return [""] * self.share.processes
-        if self.share.gpus <= 1:
-            first = place * self.share.processes
-            a_gpu = round(1 / self.share.gpus)
-            return [self.gpus[(first + rank) // a_gpu % len(self.gpus)] for rank in range(self.share.processes)]
-        each = int(self.share.gpus)
-        first = place * self.share.processes * each
-        cuts = [self.gpus[first + rank * each : first + (rank + 1) * each] for rank in range(self.share.processes)]
-        return [",".join(cut) for cut in cuts]
+        if not gpus:
+            return [""] * processes
+        first = slot * processes
+        if gpus <= 1:
+            processes_per_gpu = round(1 / gpus)
+            return [self.gpus[(first + rank) // processes_per_gpu % len(self.gpus)] for rank in range(processes)]
+        count = int(gpus)
+        return [",".join(self.gpus[(first + rank) * count : (first + rank + 1) * count]) for rank in range(processes)]
 
-    def start(self, jobs: Sequence[TrainRun]) -> None:
-        self._waiting += jobs
-        self._fill()
+    def start(self, runs: Sequence[TrainRun]) -> None:
+        self._waiting += runs
+        self._fill_slots()
 
-    def _fill(self) -> None:
-        for place in self._places:
-            if place.running is None and self._waiting:
-                place.running = start(
+    def _fill_slots(self) -> None:
+        for slot in self._slots:
+            if slot.running is None and self._waiting:
+                slot.running = start_run(
                     self._waiting.pop(0),
-                    processes=self.share.processes,
-                    threads=self.share.cpus,
+                    processes=self.resources.processes,
+                    threads=self.resources.cpus,
                     command=self.command,
-                    devices=place.devices,
+                    devices=slot.devices,
                 )
 
     def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
         ended = []
-        for place in self._places:
-            code = None if place.running is None else place.running.poll()
-            if place.running is None or code is None:
+        for slot in self._slots:
+            code = None if slot.running is None else slot.running.poll()
+            if slot.running is None or code is None:
                 continue
-            job, ending = place.running.job, place.running.ending(code)
-            place.running = None
-            if self._again(job, ending):
-                self._waiting.insert(0, job)
+            run, exit_status = slot.running.run, slot.running.exit_status(code)
+            slot.running = None
+            if self._retries.again(run, exit_status):
+                self._waiting.insert(0, run)
             else:
-                ended.append((job, ending))
-        self._fill()
+                ended.append((run, exit_status))
+        self._fill_slots()
         return ended
-
-    def _again(self, job: TrainRun, ending: ExitStatus) -> bool:
-        """Whether a failed run is tried again."""
-        if ending.kind is None or ending.kind in FINAL:
-            return False
-        self._failures[job] = self._failures.get(job, 0) + 1
-        return self._failures[job] <= self.retries
 
     def stop(self) -> None:
         self._waiting.clear()
-        running = [place.running for place in self._places if place.running is not None]
+        running = [slot.running for slot in self._slots if slot.running is not None]
         for one in running:
             one.signal(signal.SIGTERM)
         while any(one.poll() is None for one in running):
             time.sleep(self.poll_seconds)
-        for place in self._places:
-            place.running = None
+        for slot in self._slots:
+            slot.running = None

@@ -1,172 +1,106 @@
-"""Trials under Ray Tune: it finds them a place in the cluster, counts the cores and shares of GPUs, and starts again
-what lost its worker. What is run, and when it ends, the driver says: Tune asks it for trials as it would ask a search
-algorithm.
+"""Executes trials on Ray. A run of one process is a Ray task that reserves cores and a fraction of a GPU; a run of
+several processes is trained by Ray Train, as in `launch/ray`.
 
-Every run must see the sweep's folder at the same path: a shared file system where there is more than one machine.
+Every machine must see the sweep's folder at the same path: a shared file system if there is more than one machine.
 """
 
 from __future__ import annotations
 
-import queue
-import signal
-import threading
+import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pfcluster.config.io import load
-from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import TrainRun
-from pfcluster.launch.processes import start
-from pfcluster.launch.ray import train
-from pfcluster.launch.worker import ExitStatus
-from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, STOP_FILE, last_metrics, write_requested_config
-from pfcluster.sweep.executor import Resources
+from pfcluster.launch.ray.train import Workers, train, train_rank
+from pfcluster.launch.worker import FAILED, ExitStatus
+from pfcluster.runs.folder import STOP_FILE, write_requested_config
+from pfcluster.sweep.executor import Resources, Retries
 
 
 class RayExecutor:
-    """Hands jobs to a Tuner that runs beside the driver."""
+    """Submits runs as tasks to the Ray cluster that this process is connected to, and retries those that failed."""
 
     name = "ray"
     poll_seconds = 0.5
 
-    def __init__(self, folder: Path, share: Resources, nodes: int, retries: int, command: str) -> None:
-        self.folder, self.share, self.nodes, self.retries, self.command = folder, share, nodes, retries, command
-        self.waiting: queue.SimpleQueue[TrainRun] = queue.SimpleQueue()
-        self.ended: queue.SimpleQueue[tuple[TrainRun, ExitStatus]] = queue.SimpleQueue()
-        self.closing = threading.Event()
-        self._error: BaseException | None = None
-        (folder / STOP_FILE).unlink(missing_ok=True)
-        self._tuner = threading.Thread(target=self._fit, name="tuner", daemon=True)
-        self._tuner.start()
+    def __init__(self, resources: Resources, nodes: int, retries: int, command: str) -> None:
+        self.resources, self.nodes, self.retries, self.command = resources, nodes, retries, command
+        self._retries = Retries(retries)
+        self._tasks: dict[Any, TrainRun] = {}
+        """Runs in progress by their Ray object reference."""
 
     @property
-    def at_once(self) -> int:
-        return self.share.at_once
+    def max_parallel(self) -> int:
+        return self.resources.max_parallel
 
-    def start(self, jobs: Sequence[TrainRun]) -> None:
-        for job in jobs:
-            write_requested_config(job.folder, job.config)
-            self.waiting.put(job)
+    def start(self, runs: Sequence[TrainRun]) -> None:
+        for run in runs:
+            write_requested_config(run.folder, run.config)
+            (run.folder / STOP_FILE).unlink(missing_ok=True)
+            self._tasks[self._submit(run)] = run
+
+    def _submit(self, run: TrainRun) -> Any:
+        import ray
+
+        resources, folder = self.resources, run.folder.resolve()
+        if resources.processes > 1:  # Ray Train reserves the workers and retries them itself
+            workers = Workers(resources.processes, resources.cpus, resources.gpus, self.nodes)
+            several: Any = ray.remote(num_cpus=0, max_retries=0)(train)
+            return several.remote(
+                replace(run, folder=folder), workers=workers, retries=self.retries, command=self.command
+            )
+        # max_calls=1: every run gets a new process, as with the other executors
+        options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_calls": 1, "max_retries": 0}
+        single: Any = ray.remote(**options)(train_alone)
+        return single.remote(folder, self.command, resources)
 
     def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
-        found = []
-        while not self.ended.empty():
-            found.append(self.ended.get())
-        if self._error is not None:
-            raise RuntimeError(f"Ray Tune ended: {self._error}") from self._error
-        return found
+        import ray
+
+        if not self._tasks:
+            return []
+        ended = []
+        done, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
+        for reference in done:
+            run = self._tasks.pop(reference)
+            try:
+                exit_status, retried = ray.get(reference), self.resources.processes > 1
+            except ray.exceptions.RayError as error:
+                exit_status, retried = task_failure(error), False
+            if not retried and self._retries.again(run, exit_status):
+                self._tasks[self._submit(run)] = run
+            else:
+                (run.folder / STOP_FILE).unlink(missing_ok=True)
+                ended.append((run, exit_status))
+        return ended
 
     def stop(self) -> None:
-        """Have all runs save themselves, and wait for it."""
-        (self.folder / STOP_FILE).touch()
-        self.close()
-        (self.folder / STOP_FILE).unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Let Tune end once its trials have."""
-        self.closing.set()
-        self._tuner.join()
-
-    def _fit(self) -> None:
-        """Tune's own loop, in a thread beside the driver's."""
-        from ray import tune
-
-        from pfcluster.sweep.ray_search import queued
-
-        constant = {
-            "share": asdict(self.share),
-            "nodes": self.nodes,
-            "retries": self.retries,
-            "command": self.command,
-            "sweep": str(self.folder.resolve()),
-        }
-        try:
-            tune.Tuner(
-                tune.with_resources(tune.with_parameters(run_job, constant=constant), self._resources()),
-                tune_config=tune.TuneConfig(
-                    search_alg=queued(self), num_samples=-1, trial_name_creator=_name, trial_dirname_creator=_name
-                ),
-                run_config=tune.RunConfig(
-                    name=f"tune-{int(time.time())}",
-                    storage_path=str(self.folder.resolve() / "ray"),
-                    failure_config=tune.FailureConfig(max_failures=self.retries),
-                    verbose=0,
-                ),
-            ).fit()
-        except BaseException as error:  # raised again in the driver's thread
-            self._error = error
-
-    def _resources(self) -> Any:
-        """What Tune sets aside for a trial: all of it where the trial is one process; nothing where Ray Train asks for
-        the workers itself.
-        """
-        from ray import tune
-
-        if self.share.processes > 1:
-            return tune.PlacementGroupFactory([{"memory": 1}])  # of bytes: Tune wants something
-        gpus = {"GPU": self.share.gpus} if self.share.gpus else {}
-        return tune.PlacementGroupFactory([{"CPU": self.share.cpus} | gpus])
+        for run in self._tasks.values():
+            (run.folder / STOP_FILE).touch()
+        self._retries.limit = 0
+        while self._tasks:
+            self.poll()
+            time.sleep(self.poll_seconds)
 
 
-def _name(trial: Any) -> str:
-    """What a run is called in Tune: its folder's last names."""
-    return "-".join(Path(trial.config["folder"]).parts[-2:]) + f"-{trial.trial_id}"
+def train_alone(folder: Path, command: str, resources: Resources) -> ExitStatus:
+    """Train a run of one process in this Ray task. Raises RuntimeError if this machine does not see the folder."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+    if not resources.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return train_rank(folder, command, cpus=resources.cpus)
 
 
-def run_job(config: Mapping[str, Any], constant: Mapping[str, Any]) -> None:
-    """One run as a trial of Tune, in an actor somewhere in the cluster. Reports each validation, and how it ended;
-    raises where it shall be tried again.
-    """
-    from ray import tune
+def task_failure(error: Exception) -> ExitStatus:
+    """Exit status of a Ray task that raised an error or whose worker process was lost."""
+    from ray.exceptions import RayTaskError
 
-    folder, share = Path(config["folder"]), Resources(**constant["share"])
-    sweep = Path(constant["sweep"])
-    if not (folder / REQUESTED_CONFIG_FILE).is_file():
-        raise RuntimeError(f"this machine does not see {folder}: Ray's nodes need a file system that all share")
-    job = TrainRun(load(folder / REQUESTED_CONFIG_FILE), folder)
-    if share.processes > 1:
-        ending = _run_wide(job, share, constant, sweep / STOP_FILE)
-    else:
-        ending = _run_here(job, share, constant["command"], sweep / STOP_FILE)
-    tune.report({"code": ending.code, "kind": ending.kind, "error": ending.error})
-    if ending.kind is not None and ending.kind not in FINAL:
-        raise RuntimeError(ending.error)
-
-
-def _run_here(job: TrainRun, share: Resources, command: str, stop: Path) -> ExitStatus:
-    """A run of one process, beside this actor."""
-    from ray import tune
-
-    running = start(job, processes=1, threads=share.cpus, command=command)
-    told, asked = 0, False
-    while (code := running.poll()) is None:
-        line = last_metrics(job.folder, "validation")
-        if line is not None and line["step"] > told:
-            told = line["step"]
-            tune.report({name: value for name, value in line.items() if name != "split"})
-        if stop.exists() and not asked:
-            asked = True
-            running.signal(signal.SIGTERM)
-        time.sleep(0.2)
-    return running.ending(code)
-
-
-def _run_wide(job: TrainRun, share: Resources, constant: Mapping[str, Any], stop: Path) -> ExitStatus:
-    """A run of several workers, which Ray Train places and starts again."""
-    workers = train.Workers(share.processes, share.cpus, share.gpus, constant["nodes"])
-    over = threading.Event()
-
-    def pass_on() -> None:
-        while not over.wait(0.5):
-            if stop.exists():
-                (job.folder / STOP_FILE).touch()
-                return
-
-    threading.Thread(target=pass_on, daemon=True).start()
-    try:
-        return train.train(job, workers=workers, retries=constant["retries"], command=constant["command"])
-    finally:
-        over.set()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, RayTaskError):
+        return ExitStatus(FAILED, "bug", lines[-1] if lines else repr(error))
+    reason = f" ({lines[0][:200]})" if lines else ""
+    return ExitStatus(FAILED, "lost rank", f"its Ray worker was lost{reason}")

@@ -1,7 +1,7 @@
-"""Which values a trial has: a pure function of the spec, the trial's number and the results of earlier trials.
+"""The values of a trial: a pure function of the spec, the trial's number and the results of earlier trials.
 
-No state is kept but the trials themselves, so that a sweep whose driver was killed goes on with the proposals that it
-would have made. Trial 0 is the baseline.
+No state is kept apart from the trials themselves, so a sweep whose driver was killed continues with the proposals that
+it would have made. Trial 0 is the baseline.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from pfcluster.sweep.spec import Spec
 
 @dataclass(frozen=True)
 class Observation:
-    """What an earlier trial came to, as far as a proposal may know."""
+    """An earlier trial and its result, as a proposal may use it."""
 
     values: Mapping[str, Any]
     score: float | None = None
-    """Higher is better; None while it runs, and where it failed."""
+    """Higher is better; None while the trial runs or if it failed."""
     step: int = 0
-    """Where it was scored, if it was stopped there; 0 for a whole one."""
+    """Step at which it was stopped and scored; 0 for a completed trial."""
     running: bool = False
 
 
-def count(spec: Spec) -> int:
-    """Trials of the exploration. A grid has as many as it has points, and the baseline; "each" likewise."""
-    if spec.search == "each":
-        return 1 + len(_each(spec, baseline_of(spec.space, spec.stages())))
+def trial_count(spec: Spec) -> int:
+    """Number of trials in the search: in a grid and in one-at-a-time its points and the baseline."""
+    if spec.search == "one-at-a-time":
+        return 1 + len(_one_at_a_time(spec, baseline_of(spec.space, spec.stages())))
     return 1 + len(_grid(spec)) if spec.search == "grid" else spec.trials
 
 
-def waits_for(spec: Spec, number: int) -> int:
-    """Trials from the first that must be over before a trial is proposed."""
+def required_trials(spec: Spec, number: int) -> int:
+    """How many of the first trials must be settled before trial `number` can be proposed."""
     return max(0, number - spec.lag + 1) if spec.search == "tpe" else 0
 
 
 def propose(spec: Spec, baseline: Mapping[str, Any], number: int, earlier: Sequence[Observation]) -> dict[str, Any]:
-    """The values of a trial. `earlier` are the trials before it, of which TPE uses those it may wait for."""
+    """The values of a trial. `earlier`: the trials before it; TPE uses the scores of the first `required_trials`."""
     if number == 0:
         return dict(baseline)
     if spec.search == "grid":
         return _grid(spec)[number - 1]
-    if spec.search == "each":
-        return _each(spec, baseline)[number - 1]
+    if spec.search == "one-at-a-time":
+        return _one_at_a_time(spec, baseline)[number - 1]
     if spec.search == "random":
         random = Random(f"{spec.seed}/{number}")
         return {one.name: one.draw(random) for one in spec.space}
@@ -63,8 +63,8 @@ def _grid(spec: Spec) -> list[dict[str, Any]]:
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*axes)]
 
 
-def _each(spec: Spec, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The baseline with one value changed, for every value of every parameter that it does not have."""
+def _one_at_a_time(spec: Spec, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The baseline with one value changed, for every other value of every parameter."""
     return [
         {**baseline, one.name: value}
         for one in spec.space
@@ -74,7 +74,7 @@ def _each(spec: Spec, baseline: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tpe(spec: Spec, number: int, earlier: Sequence[Observation]) -> dict[str, Any]:
-    """Tree-structured Parzen estimators (Bergstra et al. 2011) as in Optuna, in a study made anew for each trial."""
+    """Tree-structured Parzen estimators (Bergstra et al. 2011) of Optuna, in a new study for each trial."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -87,12 +87,13 @@ def _tpe(spec: Spec, number: int, earlier: Sequence[Observation]) -> dict[str, A
         n_startup_trials=min(10, max(4, spec.trials // 3)),
     )
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    for index, known in enumerate(earlier):
-        trial = _frozen(spec, known, distributions, still=index >= waits_for(spec, number))
+    for index, observation in enumerate(earlier):
+        pending = index >= required_trials(spec, number)
+        trial = _frozen_trial(spec, observation, distributions, pending=pending)
         if trial is not None:
             study.add_trial(trial)
-    asked = study.ask(distributions).params
-    return {one.name: one.rounded(asked[one.name]) for one in spec.space}
+    params = study.ask(distributions).params
+    return {one.name: one.rounded(params[one.name]) for one in spec.space}
 
 
 def distribution(parameter: Parameter) -> Any:
@@ -106,17 +107,20 @@ def distribution(parameter: Parameter) -> Any:
     return FloatDistribution(parameter.low, parameter.high, log=parameter.kind == "loguniform")
 
 
-def _frozen(spec: Spec, known: Observation, distributions: Mapping[str, Any], *, still: bool) -> Any:
-    """A known trial as Optuna's; None for a baseline outside of the space, of which it can learn nothing."""
+def _frozen_trial(spec: Spec, observation: Observation, distributions: Mapping[str, Any], *, pending: bool) -> Any:
+    """An observation as Optuna's trial, without its score if `pending`; None for a baseline outside the space, which
+    Optuna cannot represent.
+    """
     from optuna.trial import TrialState, create_trial
 
-    if not all(one.holds(known.values[one.name]) for one in spec.space):
+    if not all(one.holds(observation.values[one.name]) for one in spec.space):
         return None
-    same: dict[str, Any] = {"params": dict(known.values), "distributions": dict(distributions)}
-    if still or known.running:
-        return create_trial(state=TrialState.RUNNING, **same)
-    if known.score is None or not math.isfinite(known.score):
-        return create_trial(state=TrialState.FAIL, **same)
-    if known.step:
-        return create_trial(state=TrialState.PRUNED, intermediate_values={known.step: known.score}, **same)
-    return create_trial(state=TrialState.COMPLETE, value=known.score, **same)
+    common: dict[str, Any] = {"params": dict(observation.values), "distributions": dict(distributions)}
+    score = observation.score
+    if pending or observation.running:
+        return create_trial(state=TrialState.RUNNING, **common)
+    if score is None or not math.isfinite(score):
+        return create_trial(state=TrialState.FAIL, **common)
+    if observation.step:
+        return create_trial(state=TrialState.PRUNED, intermediate_values={observation.step: score}, **common)
+    return create_trial(state=TrialState.COMPLETE, value=score, **common)

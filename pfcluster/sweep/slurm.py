@@ -1,5 +1,5 @@
-"""Trials as jobs of a SLURM cluster: what can run now is submitted as one array. The driver waits beside the queue; if
-it is killed the jobs go on, and the same command attaches to them.
+"""Executes trials as jobs of a SLURM cluster: all runs that can start are submitted as one array. If the driver is
+killed the jobs continue, and the same command attaches to them.
 """
 
 from __future__ import annotations
@@ -15,59 +15,59 @@ from pfcluster.launch.slurm.submit import submit
 from pfcluster.launch.status import OVER, overview
 from pfcluster.launch.worker import FAILED, FINISHED, USER_ERROR, ExitStatus
 
-MANY = 64
+DEFAULT_MAX_PARALLEL = 64
 
 
 @dataclass
 class SlurmExecutor:
-    """Runs jobs through the queue, each on as many nodes as the site says."""
+    """Submits runs to the queue, each with the nodes that the site file and the options request."""
 
     folder: Path
     plan: str
-    """What the jobs are called."""
+    """Name of the jobs in the queue."""
     cluster: Cluster
     command: str
-    wanted: int | None = None
-    """Runs at one time."""
+    limit: int | None = None
+    """Runs at the same time; None for `DEFAULT_MAX_PARALLEL`."""
     name: str = "slurm"
     poll_seconds: float = 2.0
-    _jobs: dict[Path, TrainRun] = field(default_factory=dict)
-    _flying: set[Path] = field(default_factory=set)
+    _runs: dict[Path, TrainRun] = field(default_factory=dict)
+    """All runs that were started, by folder, the newest last."""
+    _active: set[Path] = field(default_factory=set)
 
     @property
-    def at_once(self) -> int:
-        return self.wanted or MANY
+    def max_parallel(self) -> int:
+        return self.limit or DEFAULT_MAX_PARALLEL
 
-    def start(self, jobs: Sequence[TrainRun]) -> None:
-        for job in jobs:
-            place = job.folder.resolve()
-            self._jobs.pop(place, None)
-            self._jobs[place] = job
-            self._flying.add(place)
-        group = Stage("runs", tuple(self._jobs.values()))
-        plan = Plan(self.plan, self.folder, (group,), self.command)
+    def start(self, runs: Sequence[TrainRun]) -> None:
+        for run in runs:
+            folder = run.folder.resolve()
+            self._runs.pop(folder, None)
+            self._runs[folder] = run
+            self._active.add(folder)
+        stage = Stage("runs", tuple(self._runs.values()))
+        plan = Plan(self.plan, self.folder, (stage,), self.command)
         submit(plan, self.cluster.site, processes=self.cluster.processes, retries=self.cluster.retries)
 
     def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
-        if not self._flying:
+        if not self._active:
             return []
         ended = []
         for line in overview(self.folder).lines:
-            place = line.folder.resolve()
-            if place in self._flying and line.state in OVER:
-                job = self._jobs[place]
-                self._flying.discard(place)
-                ended.append((job, self._ending(job, line.state, line.error or line.why)))
+            folder = line.folder.resolve()
+            if folder in self._active and line.state in OVER:
+                run = self._runs[folder]
+                self._active.discard(folder)
+                ended.append((run, self._exit_status(run, line.state, line.error or line.why)))
         return ended
 
-    def _ending(self, job: TrainRun, state: str, words: str) -> ExitStatus:
-        if job.finished():
+    def _exit_status(self, run: TrainRun, state: str, reason: str) -> ExitStatus:
+        if run.finished():
             return ExitStatus(FINISHED)
-        known = attempts.read(job.folder)
-        last = known[-1] if known else None
-        kind = last.kind if last is not None else None
-        error = (last.error if last is not None else None) or words or f"SLURM says {state}"
+        history = attempts.read(run.folder)
+        kind = history[-1].kind if history else None
+        error = (history[-1].error if history else None) or reason or f"SLURM reports {state}"
         return ExitStatus(USER_ERROR if kind == "user" else FAILED, kind or "killed", error)  # type: ignore[arg-type]
 
     def stop(self) -> None:
-        """Nothing is cancelled: the jobs go on, and the same command finds them."""
+        """Cancel nothing: the jobs continue, and the same command attaches to them."""

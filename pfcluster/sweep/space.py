@@ -1,9 +1,9 @@
-"""What a sweep may change: fields of the config with a distribution each, by name from `spaces.toml` or from the
-command line.
+"""Search spaces: fields of the config, each with a distribution, from `spaces.toml` by name or from the command line.
 
     optim.lr=loguniform:1e-4,1e-2        pf_mag.r1=choice:0,0.1,1        mae:optim.lr=loguniform:1e-4,1e-2
 
-`mae:` names a field of the pre-training that a trial then makes for itself; fields of the section `mae` always are.
+`mae:` marks a field of the pre-training, which every trial then runs with its own value; fields of the section `mae`
+always belong to it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ KINDS = ("uniform", "loguniform", "int", "choice")
 SPACES = Path(__file__).with_name("spaces.toml")
 MAE = "mae"
 DIGITS = 4
-"""Significant digits of a drawn number: enough to search, few enough to read and to paste."""
+"""Significant digits of a drawn number."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One field and the values it may take."""
+    """One field and the values that it may take."""
 
     name: str
-    """Dotted name of the field; with `mae:` before it the pre-training's."""
+    """Dotted name of the field; prefixed by `mae:` for a field of the pre-training."""
     kind: Kind
     low: float = 0.0
     high: float = 0.0
@@ -45,23 +45,23 @@ class Parameter:
 
     @property
     def stage(self) -> str | None:
-        """ "mae" where the value belongs to the pre-training, None where to the run that is searched."""
+        """ "mae" for a field of the pre-training, None for a field of the run that is searched."""
         return MAE if self.name.startswith((f"{MAE}:", f"{MAE}.")) else None
 
     @property
     def field(self) -> str:
-        """The field's dotted name in its config."""
+        """Dotted name of the field in its config."""
         return self.name.removeprefix(f"{MAE}:")
 
     def text(self) -> str:
-        """As on the command line, after the name."""
+        """The distribution as written on the command line."""
         if self.kind == "choice":
             return "choice:" + ",".join(_shown(choice) for choice in self.choices)
         low, high = (int(self.low), int(self.high)) if self.kind == "int" else (self.low, self.high)
         return f"{self.kind}:{low:g},{high:g}"
 
     def draw(self, random: Random) -> Any:
-        """A value by chance."""
+        """Draw a value."""
         if self.kind == "choice":
             return random.choice(self.choices)
         if self.kind == "int":
@@ -71,34 +71,34 @@ class Parameter:
         return self.rounded(math.exp(random.uniform(math.log(self.low), math.log(self.high))))
 
     def rounded(self, value: Any) -> Any:
-        """The value with few digits, still inside the bounds."""
+        """The value with `DIGITS` significant digits, inside the bounds."""
         if self.kind in ("uniform", "loguniform"):
             return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
         return value
 
     def holds(self, value: Any) -> bool:
-        """Whether a value lies in the space: a baseline's may not."""
+        """Whether a value lies in the space; the baseline's need not."""
         if self.kind == "choice":
             return value in self.choices
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def grid(self, points: int) -> list[Any]:
-        """`points` values spread over the range, ends included; all choices."""
+        """`points` evenly spaced values including both ends; for choices all of them."""
         if self.kind == "choice":
             return list(self.choices)
         if points == 1:
-            return [self.moved(0.5)]
-        return list(dict.fromkeys(self.moved(number / (points - 1)) for number in range(points)))
+            return [self.at_fraction(0.5)]
+        return list(dict.fromkeys(self.at_fraction(number / (points - 1)) for number in range(points)))
 
-    def moved(self, share: float) -> Any:
-        """The value that far into the range, 0 the low and 1 the high end, on its own scale."""
+    def at_fraction(self, fraction: float) -> Any:
+        """The value at a fraction of the range, 0 being the low and 1 the high end, on the parameter's own scale."""
         if self.kind == "loguniform":
-            return self.rounded(self.low * (self.high / self.low) ** share)
-        value = self.low + (self.high - self.low) * share
+            return self.rounded(self.low * (self.high / self.low) ** fraction)
+        value = self.low + (self.high - self.low) * fraction
         return round(value) if self.kind == "int" else self.rounded(value)
 
-    def place(self, value: Any) -> float:
-        """The inverse of `moved`; for choices the number of the choice, spread over 0..1."""
+    def fraction_of(self, value: Any) -> float:
+        """The inverse of `at_fraction`; choices are spread evenly over 0..1. NaN for a value without a position."""
         if self.kind == "choice":
             return self.choices.index(value) / max(1, len(self.choices) - 1) if value in self.choices else math.nan
         if self.kind == "loguniform":
@@ -108,23 +108,23 @@ class Parameter:
 
 @dataclass(frozen=True)
 class NamedSpace:
-    """A space of spaces.toml."""
+    """A space of a TOML file."""
 
     name: str
     about: str
     role: str
-    """Run of a preset that it is about."""
+    """Which run of a preset is searched."""
     parameters: tuple[Parameter, ...]
 
 
 def parse(text: str) -> Parameter:
-    """`FIELD=KIND:VALUES`. Raises ConfigError that says how it must look."""
+    """Parse `FIELD=KIND:VALUES`. Raises ConfigError that shows the expected form."""
     name, equals, words = text.partition("=")
     kind, colon, values = words.partition(":")
     name = name.strip().replace("-", "_").removeprefix("__")
     if not (name and equals and colon and values):
         raise ConfigError(
-            f"--space {text}: write FIELD=KIND:VALUES, as optim.lr=loguniform:1e-4,1e-2, or the name of a space"
+            f"--space {text}: expected FIELD=KIND:VALUES, such as optim.lr=loguniform:1e-4,1e-2, or the name of a space"
         )
     return _parameter(name, kind.strip(), values, f"--space {text}")
 
@@ -136,27 +136,29 @@ def _parameter(name: str, kind: str, values: str, source: str) -> Parameter:
             raise ConfigError(f"{source}: choice needs at least two values, got {values!r}")
         return Parameter(name, "choice", choices=choices)
     if kind not in KINDS:
-        raise ConfigError(f"{source}: a distribution is one of {', '.join(KINDS)}, got {kind!r}")
+        raise ConfigError(f"{source}: the distribution must be one of {', '.join(KINDS)}, got {kind!r}")
     try:
         low, high = (float(word) for word in values.split(","))
     except ValueError as error:
-        raise ConfigError(f"{source}: {kind} needs a low and a high end, as {kind}:1,10, got {values!r}") from error
+        raise ConfigError(
+            f"{source}: {kind} needs a low and a high end, such as {kind}:1,10, got {values!r}"
+        ) from error
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ConfigError(f"{source}: the low end must be below the high one, got {values!r}")
     if kind == "loguniform" and low <= 0:
         raise ConfigError(f"{source}: loguniform needs positive ends, got {values!r}")
     if kind == "int" and not (low.is_integer() and high.is_integer()):
-        raise ConfigError(f"{source}: int needs whole ends, got {values!r}")
+        raise ConfigError(f"{source}: int needs whole numbers as ends, got {values!r}")
     return Parameter(name, kind, low, high)  # type: ignore[arg-type]
 
 
 def _value(word: str) -> Any:
-    named: dict[str, Any] = {"true": True, "false": False, "none": None}
-    if word.lower() in named:
-        return named[word.lower()]
-    for read in (int, float):
+    constants: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if word.lower() in constants:
+        return constants[word.lower()]
+    for convert in (int, float):
         try:
-            return read(word)
+            return convert(word)
         except ValueError:
             continue
     return word
@@ -167,14 +169,14 @@ def _shown(choice: Any) -> str:
 
 
 def named_spaces(path: Path = SPACES) -> dict[str, NamedSpace]:
-    """The spaces of a file. Raises ConfigError that names the space and the line at fault."""
+    """The spaces of a TOML file. Raises ConfigError that names the space and the entry at fault."""
     try:
         content = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the spaces {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    found = {}
+    spaces = {}
     for name, values in content.items():
         wrong = {"about", "role", "space"} ^ set(values) if isinstance(values, Mapping) else {"space"}
         if wrong:
@@ -183,36 +185,36 @@ def named_spaces(path: Path = SPACES) -> dict[str, NamedSpace]:
             _parameter(field, words.partition(":")[0], words.partition(":")[2], f"{path}: {name}.{field}")
             for field, words in values["space"].items()
         )
-        found[name] = NamedSpace(name, values["about"], values["role"], parameters)
-    return found
+        spaces[name] = NamedSpace(name, values["about"], values["role"], parameters)
+    return spaces
 
 
 def check(parameters: Sequence[Parameter], configs: Mapping[str | None, RunConfig]) -> None:
-    """Build the config at the ends of every range and with every choice. Raises ConfigError for the first that cannot
-    be.
+    """Build the config at both ends of every range and with every choice. Raises ConfigError for the first invalid
+    one.
     """
     for parameter in parameters:
         source = f"--space {parameter.name}={parameter.text()}"
         config = configs.get(parameter.stage)
         if config is None:
-            raise ConfigError(f"{source}: this run starts from no pre-training of its own")
+            raise ConfigError(f"{source}: the searched run has no pre-training in this sweep")
         for value in parameter.grid(2):
             with_values(config, {parameter.field: value}, source)
-    twice = [one.name for one in parameters if sum(one.name == other.name for other in parameters) > 1]
-    if twice:
-        raise ConfigError(f"--space names {twice[0]} twice; give it once")
+    duplicates = [one.name for one in parameters if sum(one.name == other.name for other in parameters) > 1]
+    if duplicates:
+        raise ConfigError(f"--space names {duplicates[0]} twice; give it once")
 
 
 def applied(
     config: RunConfig, parameters: Sequence[Parameter], values: Mapping[str, Any], stage: str | None
 ) -> RunConfig:
-    """The config with a trial's values of its stage."""
-    own = {one.field: values[one.name] for one in parameters if one.stage == stage and one.name in values}
-    return with_values(config, own, "a trial")
+    """The config with those of a trial's values that belong to `stage`."""
+    fields = {one.field: values[one.name] for one in parameters if one.stage == stage and one.name in values}
+    return with_values(config, fields, "a trial")
 
 
 def baseline(parameters: Sequence[Parameter], configs: Mapping[str | None, RunConfig]) -> dict[str, Any]:
-    """What the configs themselves say of the parameters; lists of names as one word, as they are searched."""
+    """The configs' own values of the parameters; tuples of names joined by "+", as in a choice."""
     values = {}
     for parameter in parameters:
         value: Any = configs[parameter.stage]

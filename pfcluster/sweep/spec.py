@@ -1,5 +1,5 @@
-"""What a sweep is, whole: the runs, the space, how it is searched and confirmed. The same spec gives the same trials on
-any executor.
+"""The complete description of a sweep: the runs, the search space, how it is searched and confirmed. The same spec
+gives the same trials on any executor.
 """
 
 from __future__ import annotations
@@ -16,17 +16,25 @@ from pfcluster.config.io import from_json
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.space import MAE, Parameter, check
 
-Search = Literal["tpe", "random", "grid", "each"]
-"""`each`: the baseline with one value changed at a time."""
+Search = Literal["tpe", "random", "grid", "one-at-a-time"]
+"""`one-at-a-time`: the baseline with one value changed in each trial."""
 Scheduler = Literal["asha", "pbt", "none"]
 SPEC = "sweep.json"
-LEAST = {"trials": 2, "lag": 1, "reduction": 2, "rungs": 1, "generations": 2, "confirm": 0, "grid_points": 1}
-ON_CURVES = ("accuracy", "macro_f1")
-AT_END = ("neutral_rate", "neutralised_rate", "neutralised_x_agreement", "identity_cosine", "mse_inside", "mse_outside")
-"""Figures of poker faces, known only once a trial has ended."""
-METRICS = (*ON_CURVES, *AT_END)
+MINIMUM = {"trials": 2, "lag": 1, "reduction": 2, "rungs": 1, "generations": 2, "confirm": 0, "grid_points": 1}
+CURVE_METRICS = ("accuracy", "macro_f1")
+"""Metrics that are measured at every evaluation."""
+FINAL_METRICS = (
+    "neutral_rate",
+    "neutralised_rate",
+    "neutralised_x_agreement",
+    "identity_cosine",
+    "mse_inside",
+    "mse_outside",
+)
+"""Metrics of poker faces, measured only at the end of a trial."""
+METRICS = (*CURVE_METRICS, *FINAL_METRICS)
 LOWER_IS_BETTER = ("mse_inside", "mse_outside")
-WHILE_TRAINING = (
+CHANGEABLE = (
     "optim.",
     "discriminator_optim.",
     "pf_mag.weights.",
@@ -35,123 +43,144 @@ WHILE_TRAINING = (
     "classifier.",
     "augment.",
 )
-"""Fields that a population may change in mid-training."""
+"""Fields that population-based training may change between generations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """A sweep. Frozen with its folder: another spec needs another folder."""
+    """A sweep. It cannot change once its folder exists: another spec needs another folder."""
 
     config: RunConfig
     """The run that is searched, with the baseline's values."""
     before: dict[str, RunConfig]
-    """"mae" and "judge" where the run wants them; made once, but for a pre-training that the space changes."""
+    """"mae" and "judge" where the run needs them; each is trained once, except for a pre-training that the space
+    changes.
+    """
     space: tuple[Parameter, ...]
     search: Search = "tpe"
     trials: int = 12
-    """Configurations, the baseline's among them. With pbt: members of the population."""
+    """Configurations, including the baseline. With pbt: members of the population."""
     grid_points: int = 3
     """Values of each range in a grid."""
     lag: int = 4
-    """TPE proposes trial i from the results of the trials up to i - lag, whatever else has ended by then: so a sweep
-    repeats. At least the trials that run at once."""
+    """TPE proposes trial i from the results of the trials up to i - lag, whatever else has ended by then, which makes
+    a sweep reproducible. At least the number of trials that run in parallel."""
     scheduler: Scheduler = "asha"
     reduction: int = 3
-    """ASHA: the share 1 / reduction goes on at each rung."""
+    """ASHA: a fraction of 1 / reduction continues at each rung."""
     rungs: int = 2
     """ASHA: rungs before the end."""
     generations: int = 4
-    """PBT: how often members are compared, replaced and changed."""
+    """PBT: number of generations; members are compared, replaced and perturbed between them."""
     metric: str = "accuracy"
-    """On validation."""
+    """On the validation split."""
     seed: int = 0
     """Of the search."""
     seeds: tuple[int, ...] = (0,)
-    """Every configuration is trained with each."""
+    """Every configuration is trained with each of these seeds."""
     confirm: int = 2
-    """Best configurations that are trained again, beside the baseline; 0 leaves the confirmation out."""
+    """Number of best configurations that are trained again together with the baseline; 0 skips the confirmation."""
     fresh_seeds: tuple[int, ...] = (1000, 1001, 1002)
-    """Seeds of that, which the search never saw."""
+    """Seeds of the confirmation, which the search did not use."""
     preset: str = ""
     """What the configs were made from, for the report: the preset's name ..."""
     overrides: tuple[str, ...] = ()
     """... and the `--section.field value` pairs of the command line, for all runs."""
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        for name, minimum in MINIMUM.items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least {minimum}, got {getattr(self, name)}")
         if not self.space:
             raise ConfigError("--space: nothing to search; name a space or a field")
-        if self.metric not in METRICS:
-            raise ConfigError(f"--metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
-        if self.metric in AT_END and self.config.objective != "pf_mag":
-            raise ConfigError(
-                f"--metric {self.metric} is a figure of poker faces, and {self.config.objective} makes none"
-            )
-        if self.metric in AT_END and self.scheduler != "none":
-            raise ConfigError(f"--metric {self.metric} is known at a trial's end only: add --scheduler none")
+        self._check_metric()
         if self.config.evaluate.selection_split != "validation":
             raise ConfigError(
-                "evaluate.selection_split must be validation in a sweep: what is searched on the test split is lost"
+                "evaluate.selection_split must be validation in a sweep: the test split must not influence the search,"
+                f" got {self.config.evaluate.selection_split!r}"
             )
-        if self.confirm and (both := set(self.seeds) & set(self.fresh_seeds)):
-            raise ConfigError(f"--fresh-seeds: seed {min(both)} is one of --seeds; a confirmation needs seeds unseen")
-        if self.confirm and not self.fresh_seeds:
-            raise ConfigError("--fresh-seeds: a confirmation needs some; --confirm 0 leaves it out")
-        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
-            raise ConfigError("--seeds must be some that differ from each other")
+        self._check_seeds()
         check(self.space, self.stages())
         if self.scheduler == "pbt":
             self._check_population()
 
+    def _check_metric(self) -> None:
+        if self.metric not in METRICS:
+            raise ConfigError(f"--metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        if self.metric not in FINAL_METRICS:
+            return
+        if self.config.objective != "pf_mag":
+            raise ConfigError(
+                f"--metric {self.metric} is measured on poker faces, and {self.config.objective} generates none"
+            )
+        if self.scheduler != "none":
+            raise ConfigError(f"--metric {self.metric} is known only at the end of a trial: add --scheduler none")
+
+    def _check_seeds(self) -> None:
+        if self.confirm and (both := set(self.seeds) & set(self.fresh_seeds)):
+            raise ConfigError(f"--fresh-seeds: seed {min(both)} is one of --seeds; a confirmation needs unused seeds")
+        if self.confirm and not self.fresh_seeds:
+            raise ConfigError("--fresh-seeds: a confirmation needs at least one; --confirm 0 skips it")
+        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
+            raise ConfigError(f"--seeds must be at least one and differ from each other, got {list(self.seeds)}")
+
     def _check_population(self) -> None:
-        late = [one.name for one in self.space if not one.name.startswith(WHILE_TRAINING)]
-        if late:
-            raise ConfigError(f"--scheduler pbt changes values in mid-training, and {late[0]} cannot be: take asha")
-        if self.search in ("grid", "each"):
-            raise ConfigError(f"--scheduler pbt draws its own values: leave --search {self.search} out")
+        fixed = [one.name for one in self.space if not one.name.startswith(CHANGEABLE)]
+        if fixed:
+            raise ConfigError(
+                f"--scheduler pbt changes values during training, and {fixed[0]} cannot be changed: use asha"
+            )
+        if self.search in ("grid", "one-at-a-time"):
+            raise ConfigError(f"--scheduler pbt draws its own values: remove --search {self.search}")
         if self.trials < 4:
             raise ConfigError(f"--trials: a population needs at least 4 members, got {self.trials}")
 
     def stages(self) -> dict[str | None, RunConfig]:
-        """The configs that parameters are fields of, by `Parameter.stage`."""
+        """The configs that hold the parameters' fields, by `Parameter.stage`."""
         return {None: self.config} | ({MAE: self.before[MAE]} if MAE in self.before else {})
 
     @property
-    def own_mae(self) -> bool:
-        """Whether every trial makes a pre-training of its own."""
+    def pretrains_per_trial(self) -> bool:
+        """Whether every trial has a pre-training of its own, because the space changes it."""
         return any(one.stage == MAE for one in self.space)
 
     @property
     def sign(self) -> int:
-        """+1 where more of the metric is better."""
+        """+1 if a higher metric is better, else -1."""
         return -1 if self.metric in LOWER_IS_BETTER else 1
+
+    @property
+    def uses_asha(self) -> bool:
+        """Whether ASHA stops trials: it needs a metric that is measured during training."""
+        return self.scheduler == "asha" and self.metric not in FINAL_METRICS
 
     def shared(self) -> dict[str, RunConfig]:
         """Runs that all trials start from."""
-        return {name: config for name, config in self.before.items() if not (name == MAE and self.own_mae)}
+        return {name: config for name, config in self.before.items() if not (name == MAE and self.pretrains_per_trial)}
 
 
 def save(spec: Spec, folder: Path) -> None:
-    """Make a folder this sweep's. Raises ConfigError where it is another's, naming the first difference."""
+    """Write the spec into its folder. Raises ConfigError if the folder holds another sweep, naming the first
+    difference.
+    """
     path = folder / SPEC
+    new = _as_json(spec)
     if path.exists():
-        known = _plain(load(folder))
-        mine = _plain(spec)
-        for name in (one for one in mine if one != "overrides"):  # the configs say it, too
-            if known[name] != mine[name]:
-                old, new = _differing(known[name], mine[name], name)
+        saved = _as_json(load(folder))
+        for name in (one for one in new if one != "overrides"):  # already contained in the configs
+            if saved[name] != new[name]:
+                there, here = _first_difference(saved[name], new[name], name)
                 raise ConfigError(
-                    f"{folder} holds another sweep: {old} there, {new} here; take another --output, or remove that one"
+                    f"{folder} holds another sweep: {there} there, {here} here; use another --output, or remove that"
+                    " folder"
                 )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(_plain(spec), indent=1) + "\n")
+    write_atomically(path, json.dumps(new, indent=1) + "\n")
 
 
 def load(folder: Path) -> Spec:
-    """The sweep of a folder. Raises ConfigError."""
+    """The sweep of a folder. Raises ConfigError if there is none."""
     path = folder / SPEC
     try:
         values = json.loads(path.read_text())
@@ -165,20 +194,21 @@ def load(folder: Path) -> Spec:
     return Spec(config=config, before=before, space=space, **values)
 
 
-def _plain(spec: Spec) -> dict[str, Any]:
+def _as_json(spec: Spec) -> dict[str, Any]:
+    """The spec with JSON types only."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(spec)))
     return values
 
 
-def _differing(old: Any, new: Any, name: str) -> tuple[str, str]:
-    """The first part in which two values differ, named."""
+def _first_difference(old: Any, new: Any, name: str) -> tuple[str, str]:
+    """The first leaf in which two values differ: "NAME is OLD", and the new value."""
     if isinstance(old, Mapping) and isinstance(new, Mapping) and set(old) == set(new):
         for key in old:
             if old[key] != new[key]:
-                return _differing(old[key], new[key], f"{name}.{key}")
-    return f"{name} is {_short(old)}", _short(new)
+                return _first_difference(old[key], new[key], f"{name}.{key}")
+    return f"{name} is {_shortened(old)}", _shortened(new)
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 80 else text[:77] + "..."

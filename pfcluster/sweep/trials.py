@@ -1,10 +1,10 @@
-"""Trials and their runs on disk: what is trained where, and what came of it. A sweep's folder holds
+"""Trials and their runs on disk. A sweep's folder holds
 
 sweep.json               the spec
-trials.json              the trials: values, parents, where they were stopped and why
+trials.json              the trials: values, parents, where and why they were stopped
 mae/ judge/              runs that all trials start from
-trials/007/seed-0/       a run; mae-seed-0/ a pre-training of its own; failed.json why it has no result
-confirmed.json           which trials are trained again on fresh seeds
+trials/007/seed-0/       a run; mae-seed-0/ its pre-training if the space changes it; failed.json why it has no result
+confirmed.json           the trials that are trained again on fresh seeds
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from typing import Any
 from pfcluster.launch.plan import TrainRun
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, write_early_stop
-from pfcluster.runs.folder import CHECKPOINTS_DIR, RESULT_FILE, metric_series, read_metrics, try_read_object
+from pfcluster.runs.folder import (
+    CHECKPOINTS_DIR,
+    RESULT_FILE,
+    metric_series,
+    read_metrics,
+    try_read_object,
+)
 from pfcluster.sweep.space import MAE, applied
-from pfcluster.sweep.spec import AT_END, Spec
+from pfcluster.sweep.spec import FINAL_METRICS, Spec
 
 TRIALS, FAILED = "trials.json", "failed.json"
 JUDGE = "judge"
@@ -29,7 +35,7 @@ JUDGE = "judge"
 
 @dataclass(frozen=True)
 class Stop:
-    """Where a trial was stopped."""
+    """Where and why a trial was stopped."""
 
     step: int
     reason: str
@@ -37,40 +43,40 @@ class Stop:
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration of the exploration."""
+    """One configuration of the search."""
 
     number: int
     values: dict[str, Any]
     parent: int | None = None
-    """PBT: the trial whose checkpoints it goes on from."""
+    """PBT: the trial whose checkpoints it starts from."""
     until: int | None = None
-    """PBT: where its generation ends; None at the run's own end."""
+    """PBT: step at which its generation ends; None for the end of the run."""
     stop: Stop | None = None
 
     @property
     def name(self) -> str:
-        """Of its folder and of its runs."""
+        """Name of its runs."""
         return f"trial-{self.number:03d}"
 
 
 @dataclass(frozen=True)
 class TrialRun:
-    """A run, what it goes on from, and where it ends early."""
+    """A run of a trial, the run whose checkpoints it starts from, and the step at which it ends early."""
 
-    job: TrainRun
+    run: TrainRun
     start: Path | None = None
     until: int | None = None
 
     def prepare(self) -> None:
-        """Put what it goes on from, and its end, into its folder."""
+        """Write its early stop, and copy the checkpoints that it starts from, into its folder."""
         if self.until is not None:
-            write_early_stop(self.job.folder, EarlyStop(self.until, "the end of a generation"))
-        checkpoints = self.job.folder / CHECKPOINTS_DIR
+            write_early_stop(self.run.folder, EarlyStop(self.until, "the end of a generation"))
+        checkpoints = self.run.folder / CHECKPOINTS_DIR
         if self.start is not None and not checkpoints.exists():
-            copy = checkpoints.with_name(f".{CHECKPOINTS_DIR}.tmp")
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(self.start / CHECKPOINTS_DIR, copy)
-            copy.rename(checkpoints)
+            staging_dir = checkpoints.with_name(f".{CHECKPOINTS_DIR}.tmp")
+            shutil.rmtree(staging_dir, ignore_errors=True)
+            shutil.copytree(self.start / CHECKPOINTS_DIR, staging_dir)
+            staging_dir.rename(checkpoints)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Failed:
 
 
 class Runs:
-    """Where a sweep's runs are, and the configs they have."""
+    """The folders and configs of a sweep's runs."""
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.spec, self.folder = spec, folder
@@ -94,59 +100,50 @@ class Runs:
         """Folder of a trial's run."""
         return self.folder / "trials" / f"{trial.number:03d}" / f"seed-{seed}"
 
-    def job(self, trial: Trial, seed: int, *, test: bool = False) -> TrainRun:
-        """A trial's run with a seed; with `test` the same one, its test split measured too."""
-        place = self.folder_of(trial, seed)
+    def run_of(self, trial: Trial, seed: int, *, test: bool = False) -> TrainRun:
+        """A trial's run with a seed; with `test` its final evaluation uses the test split."""
         config = applied(self.spec.config, self.spec.space, trial.values, None)
         config = replace(config, name=trial.name, seed=seed)
         if MAE in self.spec.before:
-            start = self._own_mae(trial, seed).folder if self.spec.own_mae else self.shared[MAE].folder
-            config = replace(config, model=replace(config.model, init=str(start)))
+            pretraining = self._pretraining_of(trial, seed) if self.spec.pretrains_per_trial else self.shared[MAE]
+            config = replace(config, model=replace(config.model, init=str(pretraining.folder)))
         judge = str(self.shared[JUDGE].folder) if JUDGE in self.shared else config.evaluate.judge
         evaluate = replace(config.evaluate, judge=judge, final_split="test" if test else "validation")
-        return TrainRun(replace(config, evaluate=evaluate), place)
+        return TrainRun(replace(config, evaluate=evaluate), self.folder_of(trial, seed))
 
-    def _own_mae(self, trial: Trial, seed: int) -> TrainRun:
+    def _pretraining_of(self, trial: Trial, seed: int) -> TrainRun:
         config = applied(self.spec.before[MAE], self.spec.space, trial.values, MAE)
-        place = self.folder_of(trial, seed)
-        return TrainRun(replace(config, name=f"{trial.name}-mae", seed=seed), place.with_name(f"mae-{place.name}"))
+        folder = self.folder_of(trial, seed)
+        return TrainRun(replace(config, name=f"{trial.name}-mae", seed=seed), folder.with_name(f"mae-{folder.name}"))
 
-    def line(self, lineage: Sequence[Trial], seed: int) -> list[Path]:
-        """Folders of a lineage's runs with one seed, of the exploration or a fresh one; the last trial's last."""
+    def lineage_folders(self, lineage: Sequence[Trial], seed: int) -> list[Path]:
+        """Folders of a lineage's runs with one seed, of the search or a fresh one, in training order."""
         last = self.folder_of(lineage[-1], seed)
         if seed in self.spec.seeds:
-            return [self.folder_of(one, seed) for one in lineage]
-        return [*(_generation(last, number) for number in range(len(lineage) - 1)), last]
+            return [self.folder_of(trial, seed) for trial in lineage]
+        return [*(_generation_folder(last, number) for number in range(len(lineage) - 1)), last]
 
-    def explored(self, trial: Trial, seed: int) -> list[TrialRun]:
-        """What a trial runs in the exploration, in order."""
-        start = None if trial.parent is None else self.folder_of(self._number(trial.parent), seed)
-        legs = [TrialRun(self._own_mae(trial, seed))] if self.spec.own_mae else []
-        return [*legs, TrialRun(self.job(trial, seed), start, trial.until)]
+    def search_runs(self, trial: Trial, seed: int) -> list[TrialRun]:
+        """The runs of a trial in the search, in order."""
+        start = None if trial.parent is None else self.folder_of(Trial(trial.parent, {}), seed)
+        runs = [TrialRun(self._pretraining_of(trial, seed))] if self.spec.pretrains_per_trial else []
+        return [*runs, TrialRun(self.run_of(trial, seed), start, trial.until)]
 
-    def confirmed(self, lineage: Sequence[Trial], seed: int) -> list[TrialRun]:
-        """What the last trial of a lineage runs on a fresh seed: all generations again, in folders of its own."""
+    def confirmation_runs(self, lineage: Sequence[Trial], seed: int) -> list[TrialRun]:
+        """The runs of a lineage's last trial on a fresh seed: all its generations again, in folders of that trial."""
         trial = lineage[-1]
-        legs = [TrialRun(self._own_mae(trial, seed))] if self.spec.own_mae else []
-        place = self.folder_of(trial, seed)
-        before: Path | None = None
-        for number, one in enumerate(lineage):
-            job = self.job(one, seed)
-            last = one is trial
-            folder = place if last else _generation(place, number)
-            legs.append(
-                TrialRun(TrainRun(replace(job.config, name=trial.name), folder), before, None if last else one.until)
-            )
-            before = folder
-        return legs
-
-    def _number(self, number: int) -> Trial:
-        return Trial(number, {})
+        runs = [TrialRun(self._pretraining_of(trial, seed))] if self.spec.pretrains_per_trial else []
+        start: Path | None = None
+        for ancestor, folder in zip(lineage, self.lineage_folders(lineage, seed), strict=True):
+            config = replace(self.run_of(ancestor, seed).config, name=trial.name)
+            runs.append(TrialRun(TrainRun(config, folder), start, None if ancestor is trial else ancestor.until))
+            start = folder
+        return runs
 
 
-def _generation(place: Path, number: int) -> Path:
-    """Where a generation of a run on a fresh seed is trained again."""
-    return place.with_name(f"{place.name}-generation-{number}")
+def _generation_folder(folder: Path, number: int) -> Path:
+    """Where an earlier generation of a run on a fresh seed is trained again."""
+    return folder.with_name(f"{folder.name}-generation-{number}")
 
 
 def read_trials(folder: Path) -> list[Trial]:
@@ -161,61 +158,66 @@ def read_trials(folder: Path) -> list[Trial]:
 
 
 def write_trials(folder: Path, trials: Sequence[Trial]) -> None:
-    """Keep all trials."""
+    """Write all trials."""
     write_atomically(folder / TRIALS, json.dumps([asdict(trial) for trial in trials], indent=1) + "\n")
 
 
 def stop_run(folder: Path, stop: Stop) -> None:
-    """Have a run end early, wherever it is."""
+    """Have a run end early, wherever it runs."""
     write_early_stop(folder, EarlyStop(stop.step, stop.reason))
 
 
 def read_failed(folder: Path) -> Failed | None:
-    """Why a run has no result, if it failed."""
+    """Why a run failed; None if it did not."""
     path = folder / FAILED
     return Failed(**json.loads(path.read_text())) if path.exists() else None
 
 
 def write_failed(folder: Path, failed: Failed) -> None:
-    """Keep why a run has no result."""
+    """Record why a run failed."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / FAILED, json.dumps(asdict(failed), indent=1) + "\n")
 
 
-def forget_failures(folder: Path) -> int:
-    """Have failed runs be tried again; how many."""
-    found = list(folder.glob(f"trials/*/*/{FAILED}")) + list(folder.glob(f"*/*/{FAILED}"))
-    for path in found:
+def first_failure(runs: Sequence[TrialRun]) -> Failed | None:
+    """Why the first failed run failed; None if none did."""
+    return next((failed for one in runs if (failed := read_failed(one.run.folder)) is not None), None)
+
+
+def clear_failures(folder: Path) -> int:
+    """Let all failed runs of a sweep be tried again. -> their number."""
+    paths = list(folder.glob(f"trials/*/*/{FAILED}")) + list(folder.glob(f"*/*/{FAILED}"))
+    for path in paths:
         path.unlink()
         clear_early_stop(path.parent)
-    return len(found)
+    return len(paths)
 
 
 def curve(folder: Path, metric: str) -> list[tuple[int, float]]:
-    """A run's validation scores: (step, value), rising in steps."""
+    """A run's validation scores: (step, value) in ascending steps."""
     return metric_series(read_metrics(folder, "validation"), "validation", metric)
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
-    """A run's result.json; None where there is none."""
+    """A run's result.json; None if it is missing or damaged."""
     return try_read_object(folder / RESULT_FILE)
 
 
-def poker_figure(result: dict[str, Any] | None, name: str) -> float | None:
-    """A figure of the poker faces at a run's end, on validation."""
-    found = result or {}
-    if found.get("measured_on") == "test":
-        found = found.get("on_validation") or {}
-    rows = (found.get("poker") or {}).get("rows") or {}
-    value = rows.get("poker face", {}).get(name)
+def poker_face_metric(result: dict[str, Any] | None, metric: str) -> float | None:
+    """A metric of the poker faces at the end of a run, on validation; None if it was not measured."""
+    values = result or {}
+    if values.get("measured_on") == "test":
+        values = values.get("on_validation") or {}
+    rows = (values.get("poker") or {}).get("rows") or {}
+    value = rows.get("poker face", {}).get(metric)
     return None if value is None else float(value)
 
 
-def value_of(folder: Path, metric: str, until: int | None = None) -> float | None:
-    """The metric's value of a run, as it is: the best of its validation scores up to a step, or at its end. None where
-    there is none.
+def metric_of(folder: Path, metric: str, until: int | None = None) -> float | None:
+    """A run's metric, not sign-adjusted: the best of its validation scores up to step `until`, or its value at the end
+    of the run for `FINAL_METRICS`. None if there is none.
     """
-    if metric in AT_END:
-        return poker_figure(result_of(folder), metric)
+    if metric in FINAL_METRICS:
+        return poker_face_metric(result_of(folder), metric)
     values = [value for step, value in curve(folder, metric) if until is None or step <= until]
     return max(values, default=None)

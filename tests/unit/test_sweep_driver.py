@@ -1,4 +1,4 @@
-"""Whole sweeps of real runs, trained in this process: the same outcome in any order, after any interruption."""
+"""Sweeps of real runs, trained in this process: the outcome does not depend on order or interruptions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pfcluster.launch.local import LaunchError
+from pfcluster.launch.errors import LaunchError
 from pfcluster.runs.early_stop import read_early_stop
 from pfcluster.sweep.space import parse
 from pfcluster.sweep.spec import Spec
@@ -31,87 +31,87 @@ SPEC = Spec(
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A sweep, one run at a time."""
-    folder = tmp_path_factory.mktemp("whole")
-    done, said = sweep(SPEC, folder, InProcess(at_once=1))
+def complete(tmp_path_factory):
+    """A sweep, one run at a time: its folder, outcome and log."""
+    folder = tmp_path_factory.mktemp("complete")
+    done, log = sweep(SPEC, folder, InProcess(max_parallel=1))
     assert done
-    return folder, outcome(folder), said
+    return folder, outcome(folder), log
 
 
-def test_a_sweep_explores_confirms_and_then_looks_at_the_test_split(whole):
-    folder, found, said = whole
-    assert len(found["trials"]) == 5
-    assert all(0 <= score <= 1 for score in found["scores"])
-    assert any("stopped at step" in line for line in said)
-    chosen = list(found["confirmed"])
-    assert chosen[0] == 0
-    assert len(chosen) == 2
-    unstopped = {n: s for n, s in enumerate(found["scores"]) if n and found["trials"][n][3] is None}
-    assert chosen[1] == max(unstopped, key=lambda number: (unstopped[number], -number))
-    assert found["winner"] == chosen[1]
+def test_sweep_searches_confirms_and_measures_the_test_split(complete):
+    folder, result, log = complete
+    assert len(result["trials"]) == 5
+    assert all(0 <= score <= 1 for score in result["scores"])
+    assert any("stopped at step" in line for line in log)
+    selected = list(result["confirmed"])
+    assert selected[0] == 0
+    assert len(selected) == 2
+    unstopped = {n: s for n, s in enumerate(result["scores"]) if n and result["trials"][n][3] is None}
+    assert selected[1] == max(unstopped, key=lambda number: (unstopped[number], -number))
+    assert result["winner"] == selected[1]
     for trial in range(5):
         for run_folder in (folder / f"trials/{trial:03d}").iterdir():
             fresh = run_folder.name in ("seed-7", "seed-8")
-            assert ("test" in result_of(run_folder)) == (fresh and trial in chosen), run_folder
+            assert ("test" in result_of(run_folder)) == (fresh and trial in selected), run_folder
 
 
-def test_a_stopped_trial_trained_no_further_than_its_rung(whole):
-    folder, found, _ = whole
-    stops = {number: trial[3] for number, trial in enumerate(found["trials"]) if trial[3] is not None}
+def test_stopped_trial_is_scored_at_its_rung(complete):
+    folder, sweep_outcome, _ = complete
+    stops = {number: trial[3] for number, trial in enumerate(sweep_outcome["trials"]) if trial[3] is not None}
     assert stops
     for number, stop in stops.items():
         result = result_of(folder / f"trials/{number:03d}/seed-0")
         assert result["status"] in ("stopped", "finished")
         assert read_early_stop(folder / f"trials/{number:03d}/seed-0").step == stop.step
         points = curve(folder / f"trials/{number:03d}/seed-0", "accuracy")
-        assert found["scores"][number] == max(value for step, value in points if step <= stop.step)
+        assert sweep_outcome["scores"][number] == max(value for step, value in points if step <= stop.step)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_outcome_does_not_depend_on_what_ends_first(whole, tmp_path, seed):
-    done, _ = sweep(SPEC, tmp_path, InProcess(at_once=3, order=random.Random(seed)))
+def test_outcome_does_not_depend_on_the_order_of_completion(complete, tmp_path, seed):
+    done, _ = sweep(SPEC, tmp_path, InProcess(max_parallel=3, order=random.Random(seed)))
     assert done
-    assert outcome(tmp_path) == whole[1]
+    assert outcome(tmp_path) == complete[1]
 
 
-def test_a_driver_that_is_gone_costs_nothing_that_is_finished(whole, tmp_path):
-    """Twice it goes away in the middle, once while runs are interrupted; what is finished is not trained again."""
+def test_restarted_driver_keeps_finished_runs(complete, tmp_path):
+    """The driver is replaced twice, once while runs are interrupted; finished runs are not trained again."""
     first, second, third = InProcess(), InProcess(interrupt_after=3), InProcess()
     assert not sweep(SPEC, tmp_path, first, ticks=3)[0]
     assert not sweep(SPEC, tmp_path, second, ticks=8)[0]
     assert sweep(SPEC, tmp_path, third)[0]
-    assert outcome(tmp_path) == whole[1]
+    assert outcome(tmp_path) == complete[1]
     assert set(third.trained).isdisjoint(first.trained)
 
 
-def test_a_sweep_that_is_over_trains_nothing(whole):
+def test_complete_sweep_trains_nothing(complete):
     again = InProcess()
-    assert sweep(SPEC, whole[0], again)[0]
+    assert sweep(SPEC, complete[0], again)[0]
     assert again.trained == []
 
 
-def test_a_trial_that_diverges_is_named_and_the_sweep_goes_on(tmp_path):
+def test_diverging_trial_is_reported_and_the_sweep_continues(tmp_path):
     spec = replace(SPEC, space=(parse("optim.lr=choice:1e-3,1e30"),), search="grid", scheduler="none", confirm=0)
-    done, said = sweep(spec, tmp_path, InProcess())
+    done, log = sweep(spec, tmp_path, InProcess())
     assert done
-    found = outcome(tmp_path)
-    assert found["failed"] == [None, None, "training"]
-    assert found["scores"][2] is None
-    assert any(line.startswith("trial-002: failed (training)") and "lower optim.lr" in line for line in said)
+    result = outcome(tmp_path)
+    assert result["failed"] == [None, None, "training"]
+    assert result["scores"][2] is None
+    assert any(line.startswith("trial-002: failed (training)") and "lower optim.lr" in line for line in log)
     again = InProcess()
     assert sweep(spec, tmp_path, again)[0]
-    assert again.trained == [], "what failed for good is not tried again unasked"
+    assert again.trained == [], "failed trials are tried again only with --retry-failed"
 
 
-def test_a_sweep_in_which_all_fails_says_why(tmp_path):
+def test_sweep_fails_if_every_trial_fails(tmp_path):
     spec = replace(SPEC, config=replace(FINETUNE, optim=replace(FINETUNE.optim, lr=1e30)), search="grid", confirm=0)
     spec = replace(spec, space=(parse("optim.weight_decay=choice:0,0.1"),))
     with pytest.raises(LaunchError, match=r"every trial failed: .*lower optim.lr"):
         sweep(spec, tmp_path, InProcess())
 
 
-def test_several_seeds_make_one_score(tmp_path):
+def test_score_is_the_mean_over_seeds(tmp_path):
     spec = replace(SPEC, trials=2, seeds=(0, 1), confirm=0, scheduler="none")
     assert sweep(spec, tmp_path, InProcess())[0]
     for number, score in enumerate(outcome(tmp_path)["scores"]):
@@ -119,21 +119,21 @@ def test_several_seeds_make_one_score(tmp_path):
         assert score == pytest.approx(sum(each) / 2)
 
 
-def test_a_trial_with_pre_training_of_its_own_starts_from_it(tmp_path):
+def test_trial_with_its_own_pretraining_starts_from_it(tmp_path):
     mae = config("mae", name="mae")
     mae = replace(mae, evaluate=replace(mae.evaluate, final_split="validation"))
     spec = replace(SPEC, before={"mae": mae}, space=(parse("mae.mask_ratio=choice:0.5,0.75"),), search="grid")
     spec = replace(spec, scheduler="none", confirm=0, config=replace(FINETUNE, name="mae-vit"))
     assert sweep(spec, tmp_path, InProcess())[0]
     for number, ratio in enumerate((0.75, 0.5, 0.75)):
-        place = tmp_path / f"trials/{number:03d}"
-        assert json.loads((place / "mae-seed-0/config.json").read_text())["mae"]["mask_ratio"] == ratio
-        assert json.loads((place / "seed-0/config.json").read_text())["model"]["init"] == str(place / "mae-seed-0")
+        folder = tmp_path / f"trials/{number:03d}"
+        assert json.loads((folder / "mae-seed-0/config.json").read_text())["mae"]["mask_ratio"] == ratio
+        assert json.loads((folder / "seed-0/config.json").read_text())["model"]["init"] == str(folder / "mae-seed-0")
     scores = outcome(tmp_path)["scores"]
-    assert scores[0] == scores[2], "the baseline and its like in the grid are the same run"
+    assert scores[0] == scores[2], "the baseline and the equal grid point are the same run"
 
 
-def test_a_population_hands_on_its_checkpoints(tmp_path):
+def test_population_continues_from_checkpoints(tmp_path):
     spec = replace(SPEC, scheduler="pbt", trials=4, generations=2, search="random", fresh_seeds=(7,))
     done, _ = sweep(spec, tmp_path, InProcess(order=random.Random(0)))
     assert done
@@ -144,11 +144,10 @@ def test_a_population_hands_on_its_checkpoints(tmp_path):
     assert len(replaced) == 1
     for one in trials[4:]:
         first = json.loads((tmp_path / f"trials/{one.number:03d}/seed-0/metrics.jsonl").read_text().splitlines()[0])
-        assert first["step"] == trials[0].until + 1, "a generation goes on where its parent's ended"
-    found = outcome(tmp_path)
-    best = found["winner"]
+        assert first["step"] == trials[0].until + 1, "a generation continues where its parent's ended"
+    best = outcome(tmp_path)["winner"]
     assert best in range(4, 8)
-    legs = sorted(path.name for path in (tmp_path / f"trials/{best:03d}").iterdir())
-    assert legs == ["seed-0", "seed-7", "seed-7-generation-0"], "the winner's whole schedule again on the fresh seed"
+    folders = sorted(path.name for path in (tmp_path / f"trials/{best:03d}").iterdir())
+    assert folders == ["seed-0", "seed-7", "seed-7-generation-0"], "the winner's whole schedule again on the fresh seed"
     assert "test" in result_of(tmp_path / f"trials/{best:03d}/seed-7")
     assert result_of(tmp_path / "trials/000/seed-7")["steps"] == 24

@@ -9,7 +9,7 @@ import pytest
 
 from pfcluster.config import ConfigError
 from pfcluster.launch.plan import TrainRun
-from pfcluster.launch.processes import Running
+from pfcluster.launch.processes import RunProcesses
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, _kind
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, read_early_stop, write_early_stop
 from pfcluster.runs.folder import exit_status_path
@@ -93,26 +93,26 @@ def test_ray_task_failure_becomes_an_exit_status():
     assert task_failure(error) == ExitStatus(FAILED, "bug", "RuntimeError: no such folder")
 
 
-def test_a_run_of_processes_ends_in_the_words_of_the_rank_that_says_most(tmp_path):
-    running = Running(
+def test_exit_status_of_a_run_is_the_most_informative_rank_error(tmp_path):
+    running = RunProcesses(
         TrainRun(config("finetune"), tmp_path), processes=[None, None], logs=[tmp_path / "0", tmp_path / "1"]
     )
     (tmp_path / "logs").mkdir()
-    assert running.ending(-9).kind == "killed"
-    assert "memory runs out" in running.ending(-9).error
-    told = [ExitStatus(FAILED, "lost rank", "rank 1 is gone"), ExitStatus(FAILED, "memory", "no room")]
-    for rank, ending in enumerate(told):
-        exit_status_path(tmp_path, rank).write_text(json.dumps(asdict(ending)))
-    assert running.ending(1) == told[1]
-    assert running.ending(0) == ExitStatus(FINISHED)
+    assert running.exit_status(-9).kind == "killed"
+    assert "memory runs out" in running.exit_status(-9).error
+    statuses = [ExitStatus(FAILED, "lost rank", "rank 1 is gone"), ExitStatus(FAILED, "memory", "no room")]
+    for rank, status in enumerate(statuses):
+        exit_status_path(tmp_path, rank).write_text(json.dumps(asdict(status)))
+    assert running.exit_status(1) == statuses[1]
+    assert running.exit_status(0) == ExitStatus(FINISHED)
 
 
-def test_a_limit_ends_a_run_and_lifted_lets_it_end_as_if_there_had_been_none(tmp_path):
+def test_early_stop_ends_a_run_and_can_be_cleared(tmp_path):
     tiny = config("finetune")
-    whole = run(tiny, tmp_path / "whole", "a test")
-    write_early_stop(tmp_path / "short", EarlyStop(4, "not worth more"))
+    uninterrupted = run(tiny, tmp_path / "uninterrupted", "a test")
+    write_early_stop(tmp_path / "short", EarlyStop(4, "stopped by ASHA"))
     short = run(tiny, tmp_path / "short", "a test")
-    assert (short["status"], short["steps"], short["ended_early"]) == ("stopped", 4, "not worth more")
+    assert (short["status"], short["steps"], short["ended_early"]) == ("stopped", 4, "stopped by ASHA")
     assert "test" not in short
     assert TrainRun(tiny, tmp_path / "short").finished()
     assert run(tiny, tmp_path / "short", "a test")["steps"] == 4
@@ -121,23 +121,25 @@ def test_a_limit_ends_a_run_and_lifted_lets_it_end_as_if_there_had_been_none(tmp
     assert not TrainRun(tiny, tmp_path / "short").finished()
     again = run(tiny, tmp_path / "short", "a test")
     assert again["status"] == "finished"
-    assert again["test"] == whole["test"]
+    assert again["test"] == uninterrupted["test"]
 
 
-def test_the_test_split_is_left_alone_until_it_is_asked_for(tmp_path):
+def test_test_split_is_measured_only_on_request(tmp_path):
     tiny = config("pf_mag")
-    careful = replace(tiny, evaluate=replace(tiny.evaluate, final_split="validation"))
-    first = run(careful, tmp_path / "run", "a test")
+    without_test = replace(tiny, evaluate=replace(tiny.evaluate, final_split="validation"))
+    first = run(without_test, tmp_path / "run", "a test")
     assert "test" not in first
     assert first["measured_on"] == "validation"
     second = run(tiny, tmp_path / "run", "a test")
     assert second["test"] == run(tiny, tmp_path / "at-once", "a test")["test"]
     assert second["steps"] == first["steps"]
     assert second["on_validation"]["poker"] == first["poker"]
-    assert run(careful, tmp_path / "run", "a test")["test"] == second["test"], "what was seen stays seen"
+    assert run(without_test, tmp_path / "run", "a test")["test"] == second["test"], (
+        "a measured test split stays in the result"
+    )
 
 
-def test_too_little_memory_is_told_as_that():
+def test_errors_are_classified():
     assert _kind(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")) == "memory"
     assert _kind(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")) == "memory"
     assert _kind(MemoryError()) == "memory"

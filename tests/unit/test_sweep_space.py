@@ -1,4 +1,4 @@
-"""Spaces: read, checked against the config, drawn from."""
+"""Search spaces: parsing, checks against the config, sampling."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from pfcluster.sweep.space import Parameter, applied, baseline, check, named_spa
 CONFIGS = {None: presets.recipe("mini")["pf-vit"], "mae": presets.recipe("mini")["mae"]}
 
 
-def test_every_named_space_fits_every_preset():
-    names = {"loss_weights", "learning_rates", "mask_ratio", "discriminator", "everything", "game", "stabilisers"}
-    assert set(named_spaces()) == names
+def test_named_spaces_are_valid_for_every_preset():
+    names = "loss_weights learning_rates mask_ratio discriminator everything adversarial stabilisers"
+    assert set(named_spaces()) == set(names.split())
     for preset in presets.PRESETS:
         recipe = presets.recipe(preset)
         for space in named_spaces().values():
             check(space.parameters, {None: recipe[space.role], "mae": recipe["mae"]})
 
 
-def test_the_values_of_a_space_lie_inside_and_on_its_own_scale():
+def test_drawn_values_follow_the_distribution():
     parameter = parse("optim.lr=loguniform:1e-4,1e-2")
-    drawn = [parameter.draw(Random(seed)) for seed in range(2000)]
-    assert all(1e-4 <= value <= 1e-2 for value in drawn)
-    below = sum(value < 1e-3 for value in drawn) / len(drawn)
+    values = [parameter.draw(Random(seed)) for seed in range(2000)]
+    assert all(1e-4 <= value <= 1e-2 for value in values)
+    below = sum(value < 1e-3 for value in values) / len(values)
     assert 0.45 < below < 0.55, "half of a loguniform lies below its geometric mean"
     assert parameter.grid(3) == [1e-4, 1e-3, 1e-2]
-    assert parameter.place(1e-3) == pytest.approx(0.5)
+    assert parameter.fraction_of(1e-3) == pytest.approx(0.5)
     assert parse("optim.warmup_steps=int:0,10").grid(3) == [0, 5, 10]
     assert parse("pf_mag.r1=choice:0,0.1,1").grid(2) == [0, 0.1, 1]
 
 
-def test_a_drawn_number_is_short_and_stays_inside():
+def test_drawn_numbers_are_rounded_inside_the_bounds():
     parameter = Parameter("optim.lr", "uniform", 0.12344, 0.5)
     assert parameter.rounded(0.123441) == 0.12344, "0.1234 would lie below"
     assert parameter.rounded(0.43219876) == 0.4322
 
 
-def test_a_field_is_spelled_as_on_the_command_line_or_as_in_the_config():
+def test_field_names_may_use_dashes_or_underscores():
     assert parse("pf-mag.weights.ort=loguniform:1e-3,1") == parse("pf_mag.weights.ort=loguniform:1e-3,1")
     assert parse("--optim.lr=uniform:1,2").field == "optim.lr"
     assert parse("mae:optim.lr=uniform:1,2").stage == "mae"
@@ -49,7 +49,7 @@ def test_a_field_is_spelled_as_on_the_command_line_or_as_in_the_config():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("optim.lr", "FIELD=KIND:VALUES"),
         ("optim.lr=1e-3", "FIELD=KIND:VALUES"),
@@ -57,17 +57,17 @@ def test_a_field_is_spelled_as_on_the_command_line_or_as_in_the_config():
         ("optim.lr=loguniform:0,1", "positive ends"),
         ("optim.lr=uniform:2,1", "below the high"),
         ("optim.lr=uniform:1", "a low and a high end"),
-        ("optim.lr=int:0.5,2", "whole ends"),
+        ("optim.lr=int:0.5,2", "whole numbers"),
         ("optim.lr=choice:1", "at least two"),
     ],
 )
-def test_a_malformed_space_says_how_it_must_look(text, said):
-    with pytest.raises(ConfigError, match=said):
+def test_malformed_space_is_refused_with_the_expected_form(text, message):
+    with pytest.raises(ConfigError, match=message):
         parse(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("optim.learning_rate=uniform:1,2", "no field optim.learning_rate"),
         ("optim.lr=choice:fast,slow", "optim.lr must be float, got 'fast'"),
@@ -77,33 +77,33 @@ def test_a_malformed_space_says_how_it_must_look(text, said):
         ("model.patch=int:6,7", "data.size must be a multiple of model.patch = 7"),
     ],
 )
-def test_a_space_that_leaves_what_the_config_allows_is_refused_by_name(text, said):
-    with pytest.raises(ConfigError, match=said) as told:
+def test_space_with_invalid_config_values_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message) as error:
         check([parse(text)], CONFIGS)
-    assert text.split("=")[0] in str(told.value)
+    assert text.split("=")[0] in str(error.value)
 
 
-def test_a_parameter_of_pre_training_needs_one():
+def test_mae_parameter_needs_a_pretraining():
     with pytest.raises(ConfigError, match="no pre-training"):
         check([parse("mae.mask_ratio=uniform:0.3,0.9")], {None: CONFIGS[None]})
 
 
-def test_a_list_of_names_is_one_choice():
-    view = [parse("pf_mag.discriminator_augment=choice:none,flip+colour")]
-    assert baseline(view, CONFIGS) == {"pf_mag.discriminator_augment": None}
-    changed = [applied(CONFIGS[None], view, {view[0].name: value}, None) for value in view[0].choices]
+def test_choice_may_be_a_list_of_names():
+    space = [parse("pf_mag.discriminator_augment=choice:none,flip+colour")]
+    assert baseline(space, CONFIGS) == {"pf_mag.discriminator_augment": None}
+    changed = [applied(CONFIGS[None], space, {space[0].name: value}, None) for value in space[0].choices]
     assert [config.pf_mag.discriminator_augment for config in changed] == [(), ("flip", "colour")]
-    assert baseline(view, {None: changed[1]}) == {"pf_mag.discriminator_augment": "flip+colour"}
+    assert baseline(space, {None: changed[1]}) == {"pf_mag.discriminator_augment": "flip+colour"}
     with pytest.raises(ConfigError, match="discriminator_augment"):
         check([parse("pf_mag.discriminator_augment=choice:none,flip+sideways")], CONFIGS)
 
 
-def test_a_field_given_twice_is_refused():
+def test_duplicate_field_is_refused():
     with pytest.raises(ConfigError, match=r"optim.lr twice"):
         check([parse("optim.lr=uniform:1,2"), parse("optim.lr=uniform:1,3")], CONFIGS)
 
 
-def test_values_reach_their_own_stage_and_no_other():
+def test_values_are_applied_to_their_stage_only():
     space = [parse("optim.lr=uniform:1,2"), parse("mae:optim.lr=uniform:3,4"), parse("mae.mask_ratio=uniform:0.3,0.9")]
     values = {"optim.lr": 1.5, "mae:optim.lr": 3.5, "mae.mask_ratio": 0.4}
     run, mae = applied(CONFIGS[None], space, values, None), applied(CONFIGS["mae"], space, values, "mae")
@@ -116,12 +116,12 @@ def test_values_reach_their_own_stage_and_no_other():
     }
 
 
-def test_a_value_outside_the_space_has_no_place_among_choices():
-    assert math.isnan(parse("pf_mag.r1=choice:0.1,1").place(0.5))
+def test_value_outside_the_space():
+    assert math.isnan(parse("pf_mag.r1=choice:0.1,1").fraction_of(0.5))
     assert not parse("optim.lr=loguniform:1e-4,1e-2").holds(1.0)
 
 
-def test_a_file_of_spaces_is_read_and_its_faults_are_named(tmp_path):
+def test_spaces_file_is_read_and_errors_are_located(tmp_path):
     good = tmp_path / "good.toml"
     good.write_text('[mine]\nabout = "x"\nrole = "scratch"\n[mine.space]\n"optim.lr" = "loguniform:1e-4,1e-2"\n')
     assert named_spaces(good)["mine"].parameters == (parse("optim.lr=loguniform:1e-4,1e-2"),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pfcluster.report.results import ReportError
+from pfcluster.report.errors import ReportError
 from pfcluster.sweep.report.data import SweepData
 from pfcluster.sweep.report.rows import halved
 from pfcluster.sweep.search import distribution

@@ -11,8 +11,8 @@ from typing import Any
 
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import differences, only_execution
-from pfcluster.launch.options import TRAINING
-from pfcluster.launch.planning import apply_overrides
+from pfcluster.launch.overrides import apply_overrides
+from pfcluster.launch.training_options import TRAINING
 from pfcluster.sweep.report.data import SweepData
 from pfcluster.sweep.space import MAE, applied
 from pfcluster.sweep.trials import JUDGE, Runs
@@ -61,7 +61,7 @@ def _code(data: SweepData, name: str, values: Mapping[str, Any], which: str) -> 
     common: dict[str, Any] = {}
     for one, config in recipe.items():
         common |= {field: new for field, (_, new) in _changed(base_recipe[one], config).items()}
-    wanted = {role: _own(data, values, None)} | ({MAE: _own(data, values, MAE)} if spec.own_mae else {})
+    wanted = {role: _own(data, values, None)} | ({MAE: _own(data, values, MAE)} if spec.pretrains_per_trial else {})
     lines = [f"def {name}() -> Recipe:", f'    """{_docstring(data, which)}']
     lines += ["", f"    Command: `python jobs/launch.py study --preset {name.replace('_', '-')}`.", '    """']
     if common:
@@ -156,7 +156,7 @@ def _commands(data: SweepData, values: Mapping[str, Any]) -> list[str]:
     config = _own(data, values, None)
     if MAE in spec.before:
         start = str(shared[MAE].folder) if MAE in shared else f"{output}/{MAE}/seed-0"
-        if spec.own_mae:
+        if spec.pretrains_per_trial:
             commands.append(_command("pretrain", data, _own(data, values, MAE), output, "0"))
         config = replace(config, model=replace(config.model, init=start))
     if JUDGE in shared:

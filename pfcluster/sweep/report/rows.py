@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from pfcluster.sweep.spec import AT_END, Spec
+from pfcluster.sweep.spec import FINAL_METRICS, Spec
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Failed, Trial, TrialRun, curve, read_failed, result_of
 
@@ -48,20 +48,20 @@ class Row:
 
 def halved(spec: Spec) -> bool:
     """Whether ASHA stops trials: not for a figure that is known only at their end."""
-    return spec.scheduler == "asha" and spec.metric not in AT_END
+    return spec.scheduler == "asha" and spec.metric not in FINAL_METRICS
 
 
-def read_row(board: SweepState, trial: Trial, *, known: bool) -> Row:
+def read_row(state: SweepState, trial: Trial, *, known: bool) -> Row:
     """A trial, from its runs. known: the size of the data is, so that the rungs are."""
-    spec = board.spec
-    folders = [board.runs.folder_of(trial, seed) for seed in spec.seeds]
+    spec = state.spec
+    folders = [state.runs.folder_of(trial, seed) for seed in spec.seeds]
     results = [result_of(folder) for folder in folders]
-    failed = failure_of([leg for seed in spec.seeds for leg in board.runs.explored(trial, seed)])
+    failed = failure_of([leg for seed in spec.seeds for leg in state.runs.search_runs(trial, seed)])
     until = None if trial.stop is None else trial.stop.step
     curves = [[point for point in curve(one, _drawn(spec)) if until is None or point[0] <= until] for one in folders]
-    score = board.score(trial, spec.seeds)
+    score = state.score(trial, spec.seeds)
     state = _state(trial, results, [points[-1][0] if points else 0 for points in curves], failed)
-    rungs = board.rungs(trial)[:1] if known and halved(spec) else []
+    rungs = state.rungs(trial)[:1] if known and halved(spec) else []
     seconds = [float(result["seconds"]) for result in results if result and result.get("seconds") is not None]
     on_validation = [one for one in results if one and one.get("measured_on") != "test"]
     accuracy = [one["validation"]["accuracy"] for one in on_validation if "accuracy" in (one.get("validation") or {})]
@@ -82,7 +82,7 @@ def read_row(board: SweepState, trial: Trial, *, known: bool) -> Row:
 
 def _drawn(spec: Spec) -> str:
     """The metric whose curves are drawn: one that is known only at the end has none."""
-    return "accuracy" if spec.metric in AT_END else spec.metric
+    return "accuracy" if spec.metric in FINAL_METRICS else spec.metric
 
 
 def _state(trial: Trial, results: list[dict[str, Any] | None], reached: list[int], failed: Failed | None) -> State:
@@ -98,7 +98,7 @@ def _state(trial: Trial, results: list[dict[str, Any] | None], reached: list[int
 
 def failure_of(legs: list[TrialRun]) -> Failed | None:
     """Why the first of some runs that failed did."""
-    return next((found for leg in legs if (found := read_failed(leg.job.folder)) is not None), None)
+    return next((found for leg in legs if (found := read_failed(leg.run.folder)) is not None), None)
 
 
 def _trained(result: Mapping[str, Any] | None, folder: Path, metric: str) -> int:
