@@ -56,9 +56,7 @@ def url(server: Server) -> str:
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
-def test_remote_split_equals_local_split_and_downloads_each_file_once(
-    server: Server, built: Path, tmp_path: Path
-) -> None:
+def test_remote_split_equals_local_split_and_downloads_files_once(server: Server, built: Path, tmp_path: Path) -> None:
     remote, local = ShardSplit(url(server), "train", cache=tmp_path / "cache"), ShardSplit(built, "train")
     assert not [name for name in server.requests if name.endswith(".tar")]  # downloaded when first read
     assert torch.equal(remote.images([3]), local.images([3]))
