@@ -25,7 +25,7 @@ class LossWeights:
     ort: float = 0.1
     """Orthogonality of the emotion view and the poker face."""
     confusion: float = 0.0
-    """Domain confusion against an auxiliary net that classifies the emotion from f_p (docs/guides/stabilisers.md); 0
+    """Domain confusion against an auxiliary net that classifies the emotion from f_p (docs/guides/pf-mag.md); 0
     builds no such net. Not in the paper."""
 
     def __post_init__(self) -> None:
