@@ -1,11 +1,11 @@
-"""Data: reading, resuming, aligning, ours and what a user would take instead, in turn in one process.
+"""Throughput of reading, resuming, face alignment and shard building, compared with common alternatives in one process.
 
     python -m benchmarks.data [--photos DIR] [--rounds 5] [--output benchmarks/results/data.md]
 
-Images a second of one core (process CPU time, one thread), medians over rounds; ratios are medians of the rounds' own
-ratios. Reading: 2,048 photos of 224 px, made of synthetic faces with camera noise, in 4 shards; every variant gives
-batches of 64 as uint8 tensors, but for torchvision's, which gives floats and is asked for nothing else. Aligning and
-building need raw photos: DIR/legend.csv and DIR/images, 350 px.
+Images per second on one core (process CPU time, one thread), medians over rounds; ratios are medians of the ratio in
+each round. Reading: 2,048 synthetic faces with camera noise at 224 px, in 4 shards; all variants return batches of 64
+as uint8 tensors, except torchvision's, which returns floats. Alignment and building need raw photos: DIR/legend.csv and
+DIR/images, 350 px.
 """
 
 from __future__ import annotations
@@ -46,30 +46,30 @@ from pfcluster.data.shards import ShardSplit
 
 
 def rates(variants: dict[str, Read], rounds: int) -> dict[str, list[float]]:
-    """Images a second of CPU time, each variant once a round, after one round that does not count."""
-    found: dict[str, list[float]] = {name: [] for name in variants}
+    """Images per CPU second of each variant in each round, after a warm-up round."""
+    by_variant: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, read in variants.items():
-            began = time.process_time()
+            started = time.process_time()
             images = read()
             if number:
-                found[name].append(images / (time.process_time() - began))
-    return found
+                by_variant[name].append(images / (time.process_time() - started))
+    return by_variant
 
 
-def table(found: dict[str, list[float]], base: str, what: str) -> Iterator[str]:
-    """Medians, and medians of each round's ratio to `base`."""
-    yield f"| {what} | images/s | over {base} |"
+def table(by_variant: dict[str, list[float]], base: str, title: str) -> Iterator[str]:
+    """Markdown table of medians, and of the median over rounds of the ratio to `base`."""
+    yield f"| {title} | images/s | over {base} |"
     yield "| --- | ---: | ---: |"
-    for name, values in found.items():
-        ratio = statistics.median(one / other for one, other in zip(values, found[base], strict=True))
+    for name, values in by_variant.items():
+        ratio = statistics.median(rate / base_rate for rate, base_rate in zip(values, by_variant[base], strict=True))
         yield f"| {name} | {statistics.median(values):,.{0 if values[0] > 999 else 1}f} | {ratio:.2f} |"
     yield ""
 
 
 def first_batch(shards: Path) -> Iterator[str]:
-    """Time from nothing to the first batch at a step deep in an epoch, in new processes (wall clock)."""
-    code = {
+    """Wall-clock time from a fresh process to the first batch when resuming deep in an epoch."""
+    programs = {
         "ours, at step 25 of 31": (
             "from pfcluster.data.dataset import open_dataset, sample_order\n"
             "from pfcluster.config import DataConfig\n"
@@ -90,66 +90,57 @@ def first_batch(shards: Path) -> Iterator[str]:
     }
     yield "| first batch after a resume | ms |"
     yield "| --- | ---: |"
-    for name, text in code.items():
-        program = f"import time, torch\ntorch.set_num_threads(1)\n{text}print(time.perf_counter() - began)"
+    for name, body in programs.items():
+        program = f"import time, torch\ntorch.set_num_threads(1)\n{body}print(time.perf_counter() - began)"
         times = []
         for _ in range(3):
-            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-            times.append(float(done.stdout.split()[-1]))
+            completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+            times.append(float(completed.stdout.split()[-1]))
         yield f"| {name} | {1000 * statistics.median(times):.0f} |"
     yield ""
 
 
 def raw_photos(folder: Path, count: int) -> list[np.ndarray]:
-    """Photos of 350 x 350 px, spread over the dataset."""
+    """Up to `count` photos of 350 x 350 px, spread over the dataset: h w 3 uint8 each."""
     paths = sorted((folder / "images").iterdir())
-    found: list[np.ndarray] = []
+    photos: list[np.ndarray] = []
     for path in paths[:: max(1, len(paths) // (count * 2))]:
         with Image.open(path) as picture:
-            if picture.size == (350, 350) and len(found) < count:
-                found.append(np.array(picture.convert("RGB")))
-    return found
+            if picture.size == (350, 350) and len(photos) < count:
+                photos.append(np.array(picture.convert("RGB")))
+    return photos
 
 
 def aligning(folder: Path, rounds: int) -> Iterator[str]:
-    """Photos a second to a face and its landmarks, one core, and how far apart the two are."""
+    """Alignment throughput on one core against facenet-pytorch, and the differences of boxes and landmarks."""
     from facenet_pytorch import MTCNN
 
     from pfcluster.data.build.detect import FaceAligner
 
     photos = raw_photos(folder, 96)
-    theirs, aligner = MTCNN(keep_all=True).eval(), FaceAligner(112)
-    single: list[Any] = []
-    batched: list[list[Face]] = []
+    mtcnn, aligner = MTCNN(keep_all=True).eval(), FaceAligner(112)
+    reference_faces: list[Any] = []
+    our_faces: list[list[Face]] = []
 
     def one_at_a_time() -> int:
-        single[:] = [theirs.detect(Image.fromarray(photo), landmarks=True) for photo in photos]
+        reference_faces[:] = [mtcnn.detect(Image.fromarray(photo), landmarks=True) for photo in photos]
         return len(photos)
 
     def ours_batched() -> int:
-        batched[:] = aligner.find(photos, [NO_HINT] * len(photos))
+        our_faces[:] = aligner.find(photos, [NO_HINT] * len(photos))
         return len(photos)
 
-    def in_full() -> int:
+    def ours_all_faces() -> int:
         aligner.detect(photos)
         return len(photos)
 
     variants = {
         "facenet-pytorch, one at a time": one_at_a_time,
-        "ours, all faces of 40 px and more": in_full,
+        "ours, all faces of 40 px and more": ours_all_faces,
         "ours, as builds do it": ours_batched,
     }
     yield from table(rates(variants, rounds), "facenet-pytorch, one at a time", "aligning, 350 px")
-    overlaps, distances = [], []
-    for (boxes, probabilities, points), faces in zip(single, batched, strict=True):
-        if boxes is None or not faces:
-            continue
-        other = [_face(*each) for each in zip(boxes, points, probabilities, strict=True) if each[2] >= 0.9]
-        if other:
-            a, b = choose(other, 350, 350), choose(faces, 350, 350)
-            eyes = np.linalg.norm(b.landmarks[0] - b.landmarks[1])
-            overlaps.append(overlap(a.box, b.box))
-            distances.append(np.linalg.norm(a.landmarks - b.landmarks, axis=1).mean() / eyes)
+    overlaps, distances = _alignment_differences(reference_faces, our_faces)
     yield (
         f"Both found a face in {len(overlaps)} of {len(photos)} photos. Intersection over union of the boxes: median"
         f" {np.median(overlaps):.2f}, 5th percentile {np.percentile(overlaps, 5):.2f}; mean distance of the five"
@@ -159,50 +150,70 @@ def aligning(folder: Path, rounds: int) -> Iterator[str]:
     yield ""
 
 
+def _alignment_differences(reference_faces: list[Any], our_faces: list[list[Face]]) -> tuple[list[float], list[float]]:
+    """Of photos in which both detect a face: intersection over union of the boxes, and the mean landmark distance over
+    the distance between the eyes.
+    """
+    overlaps: list[float] = []
+    distances: list[float] = []
+    for (boxes, probabilities, points), faces in zip(reference_faces, our_faces, strict=True):
+        if boxes is None or not faces:
+            continue
+        detections = zip(boxes, points, probabilities, strict=True)
+        confident = [_face(*detection) for detection in detections if detection[2] >= 0.9]
+        if confident:
+            reference, face = choose(confident, 350, 350), choose(faces, 350, 350)
+            eyes = np.linalg.norm(face.landmarks[0] - face.landmarks[1])
+            overlaps.append(overlap(reference.box, face.box))
+            distances.append(np.linalg.norm(reference.landmarks - face.landmarks, axis=1).mean() / eyes)
+    return overlaps, distances
+
+
 def _face(box: Any, points: Any, probability: Any) -> Face:
     left, top, right, bottom = map(float, box)
     return Face((left, top, right, bottom), np.asarray(points, dtype=np.float64), float(probability))
 
 
 def building(folder: Path, scratch: Path) -> Iterator[str]:
-    """Whole builds by wall clock, with 1 and 2 workers, and one killed on the way."""
+    """Wall-clock time of builds with 1 and 2 workers, and whether a build that is killed twice gives the same bytes."""
     command = [sys.executable, "shards/build.py", "--input", str(folder / "legend.csv"), "--test-share", "0.15"]
-    digests, seconds = {}, {}
+    contents, seconds = {}, {}
     for name, workers in (("one worker", "1"), ("two workers", "2"), ("two workers, killed twice", "2")):
         output = scratch / name.replace(" ", "-")
-        whole = [*command, "--output", str(output), "--workers", workers]
+        build_command = [*command, "--output", str(output), "--workers", workers]
         if "killed" in name:
             for pause in (8, 12):
-                process = subprocess.Popen(whole, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                process = subprocess.Popen(build_command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 time.sleep(pause)
                 process.kill()
                 process.wait()
-        began = time.perf_counter()
-        subprocess.run(whole, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seconds[name] = time.perf_counter() - began
-        digests[name] = {path.name: path.read_bytes() for path in sorted(output.glob("*.*"))}
+        started = time.perf_counter()
+        subprocess.run(build_command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seconds[name] = time.perf_counter() - started
+        contents[name] = {path.name: path.read_bytes() for path in sorted(output.glob("*.*"))}
         shutil.rmtree(output)
     photos = len((folder / "legend.csv").read_text().splitlines()) - 1
     yield f"| build of {photos:,} photos, 112 px | s | photos/s |"
     yield "| --- | ---: | ---: |"
     for name in ("one worker", "two workers"):
         yield f"| {name} | {seconds[name]:.0f} | {photos / seconds[name]:.1f} |"
-    same = all(files == digests["one worker"] for files in digests.values())
+    same = all(files == contents["one worker"] for files in contents.values())
     yield ""
-    yield f"All three builds, one of them killed twice and gone on with: {'the same bytes' if same else 'OTHER BYTES'}."
+    yield f"All three builds, one of them killed twice and resumed: {'the same bytes' if same else 'OTHER BYTES'}."
     yield ""
 
 
 def headers(shards: Path) -> str:
-    """Bytes of a shard that are neither photo nor record."""
+    """Bytes per sample of a shard that are not JPEG data."""
     split = ShardSplit(shards, "train")
-    whole = sum(path.stat().st_size for path in shards.glob("train-*.tar"))
-    held = sum(len(split.jpeg(index)) for index in range(len(split)))
-    return f"Tar bytes a sample beside its JPEG (headers, padding, record): {(whole - held) / len(split):,.0f}."
+    tar_bytes = sum(path.stat().st_size for path in shards.glob("train-*.tar"))
+    jpeg_bytes = sum(len(split.jpeg(index)) for index in range(len(split)))
+    overhead = (tar_bytes - jpeg_bytes) / len(split)
+    return f"Tar bytes per sample in addition to its JPEG (headers, padding, record): {overhead:,.0f}."
 
 
 def main() -> None:
-    """Measure, print, and write where asked."""
+    """Measure, print, and write --output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=None, help="folder with legend.csv and images/")
     parser.add_argument("--rounds", type=int, default=5)
@@ -219,7 +230,7 @@ def main() -> None:
 
 
 def report(scratch: Path, photos: Path | None, rounds: int) -> Iterator[str]:
-    """The result's lines."""
+    """Lines of the report."""
     yield "# Data: reading, resuming, aligning"
     yield ""
     yield f"`python -m benchmarks.data --photos DIR --rounds {rounds}`, {date.today()}, {processor()}, Python"
@@ -238,7 +249,7 @@ def report(scratch: Path, photos: Path | None, rounds: int) -> Iterator[str]:
 
 
 def reading(title: str, folder: Path, shards: Path, rounds: int) -> Iterator[str]:
-    """An epoch of one dataset, by every reader."""
+    """Throughput of an epoch of one dataset with every reader."""
     split = ShardSplit(shards, "train")
     jpegs = [split.jpeg(index) for index in range(len(split))]
     yield f"## Reading: {title}"
@@ -257,16 +268,17 @@ def reading(title: str, folder: Path, shards: Path, rounds: int) -> Iterator[str
                 "ours, host (decoded once)": ours(shards, Path(cache), augment=augment, cache_mode="host"),
                 "bare decoding, simplejpeg": decoders(jpegs)["simplejpeg"],
             }
-            found = rates(variants, rounds)
-            what = "random resized crop, flip" if augment else "no augmentation"
-            yield from table(found, "ImageFolder + DataLoader", what)
-            pairs = zip(found["ours, stream"], found["bare decoding, simplejpeg"], strict=True)
-            yield f"Ours, stream, over bare decoding: {statistics.median(one / limit for one, limit in pairs):.2f}."
+            by_variant = rates(variants, rounds)
+            title = "random resized crop, flip" if augment else "no augmentation"
+            yield from table(by_variant, "ImageFolder + DataLoader", title)
+            pairs = zip(by_variant["ours, stream"], by_variant["bare decoding, simplejpeg"], strict=True)
+            ratio = statistics.median(ours_rate / decoding_rate for ours_rate, decoding_rate in pairs)
+            yield f"Ours, stream, over bare decoding: {ratio:.2f}."
             yield ""
 
 
 def processor() -> str:
-    """The processor's name and the cores that this process may use."""
+    """The processor's name and the number of cores available to this process."""
     names = [
         line.split(":")[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

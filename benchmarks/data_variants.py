@@ -1,4 +1,4 @@
-"""What benchmarks/data.py sets side by side: photos to read, and ways to read an epoch of them, ours and others'."""
+"""Photos and readers that benchmarks/data.py compares."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ BATCH = 64
 CROP = AugmentConfig(flip=0.5, crop_scale=(0.2, 1.0), crop_ratio=(3 / 4, 4 / 3), rotation=0.0, jitter=0.0)
 PLAIN_MEAN = [0.5, 0.5, 0.5]
 Read = Callable[[], int]
-"""Reads an epoch, and says how many images that were."""
+"""Reads an epoch; returns the number of images."""
 
 
 def make_photos(root: Path) -> Path:
-    """Class folders of JPEGs, quality 95, as cameras and our own builds write them."""
+    """Write class folders of JPEGs at quality 95, as cameras and `shards/build.py` do."""
     faces = SyntheticFaces(COUNT, size=SIDE, seed=3)
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for start in range(0, COUNT, 128):
         chosen = torch.arange(start, min(COUNT, start + 128))
         for index, image in zip(chosen.tolist(), faces.images(chosen), strict=True):
             label = faces.classes[int(faces.labels()[index])]
-            pixels = image.permute(1, 2, 0).numpy() + chance.normal(0, 4, (SIDE, SIDE, 3))
+            pixels = image.permute(1, 2, 0).numpy() + rng.normal(0, 4, (SIDE, SIDE, 3))
             (root / label).mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             picture.save(root / label / f"{index:05d}.jpg", quality=95, subsampling=0)
@@ -48,7 +48,7 @@ def make_photos(root: Path) -> Path:
 
 
 def make_shards(photos: Path, output: Path) -> Path:
-    """The same JPEGs, byte for byte, in tars."""
+    """Write the same JPEGs, byte for byte, into shards."""
     build(
         BuildOptions(
             input=photos, output=output, size=SIDE, align="none", val_share=0.002, samples_per_shard=512, workers=2
@@ -58,7 +58,7 @@ def make_shards(photos: Path, output: Path) -> Path:
 
 
 def real_crops(photos: Path, scratch: Path) -> tuple[Path, Path]:
-    """Aligned crops of real photos as shards, and the same JPEGs in class folders."""
+    """Write aligned crops of real photos as shards, and the same JPEGs in class folders; (folder, shards)."""
     shards, folder = scratch / "real-shards", scratch / "real-photos"
     build(BuildOptions(input=photos / "legend.csv", output=shards, size=SIDE, val_share=0.02, workers=2))
     split = ShardSplit(shards, "train")
@@ -70,7 +70,7 @@ def real_crops(photos: Path, scratch: Path) -> tuple[Path, Path]:
 
 
 def decoders(jpegs: list[bytes]) -> dict[str, Read]:
-    """Bare decoding of files in memory to RGB."""
+    """Readers that only decode JPEGs in memory to RGB."""
     import simplejpeg
     from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -86,7 +86,7 @@ def decoders(jpegs: list[bytes]) -> dict[str, Read]:
         assert pixels is not None
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
-    each: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
+    variants: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
         "pillow": (pillow, jpegs),
         "torchvision": (lambda data: decode_jpeg(data, mode=ImageReadMode.RGB), tensors),
         "cv2": (opencv, jpegs),
@@ -98,54 +98,54 @@ def decoders(jpegs: list[bytes]) -> dict[str, Read]:
             decode(data)
         return len(files)
 
-    return {name: functools.partial(run, *pair) for name, pair in each.items()}
+    return {name: functools.partial(run, *pair) for name, pair in variants.items()}
 
 
 def image_folder(photos: Path, *, augment: bool) -> Read:
-    """torchvision's ImageFolder and DataLoader, as its own training reference has them."""
+    """torchvision's ImageFolder and DataLoader, as in torchvision's reference training scripts."""
     from torch.utils.data import DataLoader
     from torchvision import datasets
     from torchvision import transforms as tv
 
-    changes = [tv.RandomResizedCrop(SIDE, (0.2, 1.0)), tv.RandomHorizontalFlip()] if augment else []
+    augmentation = [tv.RandomResizedCrop(SIDE, (0.2, 1.0)), tv.RandomHorizontalFlip()] if augment else []
     dataset = datasets.ImageFolder(
-        str(photos), tv.Compose([*changes, tv.ToTensor(), tv.Normalize(PLAIN_MEAN, PLAIN_MEAN)])
+        str(photos), tv.Compose([*augmentation, tv.ToTensor(), tv.Normalize(PLAIN_MEAN, PLAIN_MEAN)])
     )
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=0)
     return lambda: sum(len(labels) for _, labels in loader)
 
 
 def web_dataset(shards: Path, *, augment: bool, fast: bool) -> Read:
-    """webdataset's own pipeline: with pillow and torchvision as in its documents, or with simplejpeg and cv2."""
+    """A webdataset pipeline: with pillow and torchvision as in its documentation, or `fast` with simplejpeg and cv2."""
     import simplejpeg
     import webdataset
     from torchvision import transforms as tv
 
     urls = [str(path) for path in sorted(shards.glob("train-*.tar"))]
-    changes = [tv.RandomResizedCrop(SIDE, (0.2, 1.0)), tv.RandomHorizontalFlip()] if augment else []
-    slow = tv.Compose([*changes, tv.ToTensor(), tv.Normalize(PLAIN_MEAN, PLAIN_MEAN)])
-    chance = np.random.default_rng(0)
+    augmentation = [tv.RandomResizedCrop(SIDE, (0.2, 1.0)), tv.RandomHorizontalFlip()] if augment else []
+    transform = tv.Compose([*augmentation, tv.ToTensor(), tv.Normalize(PLAIN_MEAN, PLAIN_MEAN)])
+    rng = np.random.default_rng(0)
 
-    def quick(data: bytes) -> torch.Tensor:
+    def decode(data: bytes) -> torch.Tensor:
         pixels = simplejpeg.decode_jpeg(data)
         if augment:
-            side = int(SIDE * chance.uniform(0.45, 1.0))
-            top, left = chance.integers(0, SIDE - side + 1, 2)
+            side = int(SIDE * rng.uniform(0.45, 1.0))
+            top, left = rng.integers(0, SIDE - side + 1, 2)
             pixels = cv2.resize(pixels[top : top + side, left : left + side], (SIDE, SIDE))
-            pixels = cv2.flip(pixels, 1) if chance.random() < 0.5 else pixels
+            pixels = cv2.flip(pixels, 1) if rng.random() < 0.5 else pixels
         return torch.from_numpy(pixels)
 
     pipeline = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(1000)
     if fast:
-        pipeline = pipeline.to_tuple("jpg", "json").map_tuple(quick, lambda record: record)
+        pipeline = pipeline.to_tuple("jpg", "json").map_tuple(decode, lambda record: record)
     else:
-        pipeline = pipeline.decode("pil").to_tuple("jpg", "json").map_tuple(slow, lambda record: record)
+        pipeline = pipeline.decode("pil").to_tuple("jpg", "json").map_tuple(transform, lambda record: record)
     pipeline = pipeline.batched(BATCH, partial=True)
     return lambda: sum(len(batch[0]) for batch in pipeline)
 
 
 def ours(shards: Path, cache: Path, *, augment: bool, cache_mode: str) -> Read:
-    """The training loop's own way: order, mapped tars, and with augmentation crops in bytes on the host."""
+    """The project's reader: sample order, memory-mapped tars, and with augmentation uint8 crops on the host."""
     config = DataConfig(shards=str(shards), size=SIDE, cache_mode=cache_mode, cache=str(cache))  # type: ignore[arg-type]
     dataset = cache_train_split(open_dataset(config, 0), config, torch.device("cpu"))
     order = SampleOrder(len(dataset.train), FullShuffle(len(dataset.train), 0))
