@@ -4,7 +4,7 @@
 
 FLOPs: 2 for each multiply-add, forward + backward, for one image of 224 px (torch.utils.flop_counter). Saved: bytes
 that autograd keeps in a step, fp32, one image. "Plain" is the same net and loss as one would write the step first
-(benchmarks/reference.py; tests/unit/test_steps.py shows that the gradients are equal); φ is facenet-pytorch's
+(tests/reference/plain_steps.py; tests/unit/test_steps.py shows that the gradients are equal); φ is facenet-pytorch's
 InceptionResnetV1.
 """
 

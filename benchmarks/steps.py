@@ -2,7 +2,7 @@
 
     python -m benchmarks.steps [--rounds 7] [--output benchmarks/results/steps.md]
 
-"Plain" is the same net and loss as one would write the step first (benchmarks/reference.py). The ratio is the median
+"Plain" is the same net and loss as one would write the step first (tests/reference/plain_steps.py). The ratio is the median
 over rounds of plain / ours within a round. fp32; no optimizer step, which is the same for both.
 """
 

@@ -50,7 +50,7 @@ def config_fields(cls: Any = RunConfig, prefix: str = "") -> frozenset[str]:
     for name, hint in get_type_hints(cls).items():
         names.add(prefix + name)
         if dataclasses.is_dataclass(hint):
-            names |= config_fields(hint, f"{prefix}{name}.")
+            names |= config_fields(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
     return frozenset(names)
 
 
