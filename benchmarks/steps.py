@@ -2,8 +2,8 @@
 
     python -m benchmarks.steps [--rounds 7] [--output benchmarks/results/steps.md]
 
-"Plain" is the same net and loss as one would write the step first (tests/reference/plain_steps.py). The ratio is the median
-over rounds of plain / ours within a round. fp32; no optimizer step, which is the same for both.
+"Plain" is a straightforward step of the same net and loss (tests/reference/plain_steps.py). The ratio is the median over
+rounds of plain / ours within a round. fp32; no optimizer step, which is the same for both.
 """
 
 from __future__ import annotations
