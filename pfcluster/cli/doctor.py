@@ -1,12 +1,11 @@
-"""Is this cluster fit to train on? Parity of every engine, bandwidth, and a folder that all ranks see, in two minutes.
+"""`pfcluster doctor`: test every engine, the network and the shared folder of a cluster, in two minutes.
 
-python jobs/launch.py doctor --processes 2              processes on this machine
-srun ... python -m pfcluster.cli.doctor              the ranks that a launcher started, on its own nodes
+pfcluster doctor --processes 2              processes on this machine
+srun ... python -m pfcluster.cli.doctor     the ranks that a launcher started, on its own nodes
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.metadata
 import importlib.util
@@ -16,35 +15,71 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as torch_dist
 from rich.console import Console
 from rich.table import Table
 
-from pfcluster.config import Backend, EngineConfig
+from pfcluster.config import Backend, ConfigError, EngineConfig
 from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.process_group import World, ensure_group, world
-from pfcluster.engine.factory import choose
+from pfcluster.engine.factory import choose_backend
+from pfcluster.launch.command_line import parse
+from pfcluster.launch.local import run_ranks
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.training.parity import compare
 
 BACKENDS = tuple(name for name in get_args(Backend) if name != "auto")
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-4}
-"""Of weights after a few steps in fp32; a GPU's sums come in other orders."""
+"""Largest difference of weights after a few steps in fp32; a GPU sums in another order."""
 SIZES = (1 << 20, 1 << 24, 1 << 26)
-"""Bytes of the tensors that are sent around."""
+"""Bytes of the tensors in the bandwidth test."""
 SECONDS = 3.0
 """Time for each row of the bandwidth table."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """Test every engine, the bandwidth between ranks, and the folder for runs."""
+
+    backends: tuple[str, ...] = BACKENDS
+    """Engines to test."""
+    folder: Path = Path("runs")
+    """Folder for runs; all ranks must see it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the ranks."""
+    json: Path | None = None
+    """File to write the results to."""
+
+    def __post_init__(self) -> None:
+        for backend in self.backends:
+            if backend not in BACKENDS:
+                raise ConfigError(f"--backends must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(RankOptions):
+    """Test every engine, the bandwidth between ranks, and the folder for runs, on this machine or with --executor slurm
+    on the nodes of a job."""
+
+    processes: int = 2
+    """Ranks on this machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.processes < 1:
+            raise ConfigError(f"--processes must be at least 1, got {self.processes}")
+
+
 def examine(here: World, folder: Path, backends: Sequence[str]) -> dict[str, Any]:
-    """All checks on this process group. A collective; JSON values, the same on all ranks."""
-    hosts = _everywhere(here, f"{host_name()} ({_device_name(here)})")
+    """Run all tests on this process group. Collective; returns JSON values, the same on all ranks."""
+    hosts = _gather(here, f"{host_name()} ({_device_name(here)})")
     engine = EngineConfig(device=here.device.type)  # type: ignore[arg-type]
-    choice = choose(engine, here)
+    choice = choose_backend(engine, here)
     return {
         "ranks": here.size,
         "hosts": {name: hosts.count(name) for name in dict.fromkeys(hosts)},
@@ -56,14 +91,14 @@ def examine(here: World, folder: Path, backends: Sequence[str]) -> dict[str, Any
     }
 
 
-def healthy(found: dict[str, Any]) -> bool:
-    """Whether what `auto` takes is right here and all ranks see the folder."""
-    chosen = [row for row in found["parity"] if row["backend"] == found["auto"]["backend"]]
-    return all(row["ok"] for row in chosen) and not found["folder"]["missing"]
+def healthy(results: dict[str, Any]) -> bool:
+    """Whether the engine that `auto` chooses passed and all ranks see the folder."""
+    chosen = [row for row in results["parity"] if row["backend"] == results["auto"]["backend"]]
+    return all(row["ok"] for row in chosen) and not results["folder"]["missing"]
 
 
 def _parity(here: World, backend: str, parts: int) -> dict[str, Any]:
-    """PF-MAG, the objective that goes wrong where anything does, against one process."""
+    """Train PF-MAG for a few steps and compare with one process; it uses every feature of an engine."""
     row: dict[str, Any] = {
         "backend": backend,
         "grad_accumulation_steps": parts,
@@ -71,10 +106,10 @@ def _parity(here: World, backend: str, parts: int) -> dict[str, Any]:
         "weights": None,
         "problem": None,
     }
-    lacking = backend.startswith("zero") and _deepspeed() is None
-    if here.any(lacking):
-        return row | {"problem": "deepspeed is not installed" + ("" if lacking else " on all nodes")}
-    began = time.monotonic()
+    no_deepspeed = backend.startswith("zero") and _deepspeed() is None
+    if here.any(no_deepspeed):
+        return row | {"problem": "deepspeed is not installed" + ("" if no_deepspeed else " on all nodes")}
+    start = time.monotonic()
     try:
         options = EngineConfig(backend=backend, device=here.device.type, grad_accumulation_steps=parts)  # type: ignore[arg-type]
         batch_size = 2 * parts * here.size * max(1, 8 // (2 * here.size))
@@ -83,11 +118,11 @@ def _parity(here: World, backend: str, parts: int) -> dict[str, Any]:
         row["ok"] = max(difference.weights, difference.metrics) <= TOLERANCE[here.device.type]
     except Exception as error:  # backends, compilers and drivers raise anything
         row["problem"] = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}"
-    return row | {"seconds": round(time.monotonic() - began, 1)}
+    return row | {"seconds": round(time.monotonic() - start, 1)}
 
 
 def _bandwidth(here: World) -> list[dict[str, Any]]:
-    """What the engines' collectives reach, as bus bandwidth (bytes each rank sends over time)."""
+    """Bus bandwidth of the engines' collectives: bytes that each rank sends, per second."""
     if here.size == 1:
         return []
     rows = []
@@ -100,8 +135,8 @@ def _bandwidth(here: World) -> list[dict[str, Any]]:
             "all-gather": (torch_dist.all_gather_into_tensor, (whole, part), ring),
             "reduce-scatter": (torch_dist.reduce_scatter_tensor, (part, whole), ring),
         }
-        for name, (call, tensors, factor) in collectives.items():
-            seconds = _timed(here, functools.partial(call, *tensors))
+        for name, (collective, tensors, factor) in collectives.items():
+            seconds = _timed(here, functools.partial(collective, *tensors))
             sent = factor * 4 * len(whole)
             rows.append(
                 {"collective": name, "bytes": size, "ms": 1e3 * seconds, "gigabytes_per_s": sent / seconds / 1e9}
@@ -109,42 +144,42 @@ def _bandwidth(here: World) -> list[dict[str, Any]]:
     return rows
 
 
-def _timed(here: World, call: Callable[[], Any]) -> float:
-    """Mean seconds of a collective on the slowest rank."""
+def _timed(here: World, collective: Callable[[], Any]) -> float:
+    """Mean seconds of a collective, on the slowest rank."""
     for _ in range(2):
-        call()
+        collective()
     count = 0
     here.barrier()
-    began = time.monotonic()
-    while count < 3 or (count < 50 and not here.any(time.monotonic() - began > SECONDS / 10)):
-        call()
+    start = time.monotonic()
+    while count < 3 or (count < 50 and not here.any(time.monotonic() - start > SECONDS / 10)):
+        collective()
         count += 1
     if here.device.type == "cuda":
         torch.cuda.synchronize()
-    seconds = torch.tensor((time.monotonic() - began) / count, device=here.device)
+    seconds = torch.tensor((time.monotonic() - start) / count, device=here.device)
     torch_dist.all_reduce(seconds, torch_dist.ReduceOp.MAX)
     return seconds.item()
 
 
 def _folder(here: World, folder: Path) -> dict[str, Any]:
-    """Whether all ranks see what one writes: sharded checkpoints need it."""
+    """Whether all ranks see a file that rank 0 writes, as sharded checkpoints require."""
 
-    def leave() -> str:
+    def write_file() -> str:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f".doctor-{uuid.uuid4().hex}"
         path.write_text("seen")
         return str(path)
 
-    path = Path(here.from_main(leave))
-    seen = _everywhere(here, path.is_file())
+    path = Path(here.from_main(write_file))
+    visible = _gather(here, path.is_file())
     here.barrier()
     if here.is_main:
         path.unlink()
-    return {"path": str(folder), "missing": [rank for rank, there in enumerate(seen) if not there]}
+    return {"path": str(folder), "missing": [rank for rank, sees in enumerate(visible) if not sees]}
 
 
-def _everywhere(here: World, value: Any) -> list[Any]:
-    """A value of each rank, in their order."""
+def _gather(here: World, value: Any) -> list[Any]:
+    """The values of all ranks, in rank order."""
     if here.size == 1:
         return [value]
     values = [None] * here.size
@@ -162,30 +197,30 @@ def _deepspeed() -> str | None:
     return importlib.metadata.version("deepspeed")
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """The findings as tables."""
-    hosts = ", ".join(f"{count} on {name}" for name, count in found["hosts"].items())
-    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in found["versions"].items())
-    console.print(f"{found['ranks']} ranks: {hosts}; {versions}", highlight=False)
+def show(results: dict[str, Any], console: Console) -> None:
+    """Print the results as tables."""
+    hosts = ", ".join(f"{count} on {name}" for name, count in results["hosts"].items())
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in results["versions"].items())
+    console.print(f"{results['ranks']} ranks: {hosts}; {versions}", highlight=False)
     table = Table(
         "engine", "micro-batches", "difference to one process", "", "seconds", title="PF-MAG, four steps, fp32"
     )
-    for row in found["parity"]:
+    for row in results["parity"]:
         mark = "[green]right[/]" if row["ok"] else f"[yellow]{row['problem']}[/]" if row["problem"] else "[red]wrong[/]"
         value = "" if row["weights"] is None else f"{max(row['weights'], row['metrics']):.1e}"
         table.add_row(row["backend"], str(row["grad_accumulation_steps"]), value, mark, str(row.get("seconds", "")))
     console.print(table)
-    if found["bandwidth"]:
+    if results["bandwidth"]:
         table = Table("collective", "MiB", "ms", "GB/s a rank", title="bandwidth")
-        for row in found["bandwidth"]:
+        for row in results["bandwidth"]:
             numbers = (str(row["bytes"] >> 20), f"{row['ms']:.2f}", f"{row['gigabytes_per_s']:.2f}")
             table.add_row(row["collective"], *numbers)
         console.print(table)
-    missing = found["folder"]["missing"]
+    missing = results["folder"]["missing"]
     console.print(
-        f"{found['folder']['path']}: "
+        f"{results['folder']['path']}: "
         + (
-            f"ranks {missing} do not see what rank 0 writes; checkpoints need a shared folder"
+            f"ranks {missing} do not see the file that rank 0 wrote; checkpoints need a shared folder"
             if missing
             else "seen by all"
         ),
@@ -193,32 +228,32 @@ def show(found: dict[str, Any], console: Console) -> None:
         soft_wrap=True,
     )
     console.print(
-        f"engine auto takes {found['auto']['backend']}: {found['auto']['reason']}", highlight=False, soft_wrap=True
+        f"engine auto takes {results['auto']['backend']}: {results['auto']['reason']}", highlight=False, soft_wrap=True
     )
 
 
-def parser(prog: str) -> argparse.ArgumentParser:
-    """The options that both front doors share."""
-    options = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0] if __doc__ else None)
-    options.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="engines to try")
-    options.add_argument("--folder", type=Path, default=Path("runs"), help="where runs will lie: all ranks must see it")
-    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    options.add_argument("--json", type=Path, default=None, help="write the findings here too")
-    return options
+def launch(arguments: list[str]) -> int:
+    """Start the ranks on this machine; returns 0 if the cluster is healthy."""
+    options = parse(DoctorOptions, arguments, prog="pfcluster doctor")
+    passed = ["--folder", str(options.folder), "--device", options.device, "--backends", *options.backends]
+    passed += ["--json", str(options.json)] if options.json else []
+    return run_ranks("pfcluster.cli.doctor", passed, options.processes)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """One rank. Rank 0 prints; 0 where what auto takes is right and the folder is shared, else 1."""
-    options = parser("python -m pfcluster.cli.doctor").parse_args(arguments)
+    """Run one rank; rank 0 prints the results. Returns 0 if the cluster is healthy, else 1."""
+    options = parse(RankOptions, arguments, prog="python -m pfcluster.cli.doctor")
     with world(options.device, timeout=120) as here:
         ensure_group(here, 120)
-        found = examine(here, options.folder, options.backends)
+        results = examine(here, options.folder, options.backends)
         if here.is_main:
-            show(found, Console())
+            show(results, Console())
             if options.json is not None:
-                write_atomically(options.json, json.dumps(found, indent=2) + "\n")
-    return 0 if healthy(found) else 1
+                write_atomically(options.json, json.dumps(results, indent=2) + "\n")
+    return 0 if healthy(results) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from pfcluster.cli.main import report_errors
+
+    sys.exit(report_errors(lambda: main(sys.argv[1:])))

@@ -13,7 +13,7 @@ from pfcluster.data.dataset import open_dataset, require_labels
 from pfcluster.data.in_memory import decoded_bytes
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.training_options import Options
-from pfcluster.models.from_runs import blank_identity_net
+from pfcluster.models.from_runs import build_identity_net
 from pfcluster.models.identity_net import IdentityNet
 from pfcluster.profiling.flops import Profile, profile
 from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch_size, plans, with_backend
@@ -127,4 +127,4 @@ def _print_rate(config: RunConfig, cost: Profile, options: Options, console: Con
 def _identity_net(config: RunConfig) -> IdentityNet | None:
     """The identity net φ without weights, on the meta device; None if the config needs none."""
     with torch.device("meta"):
-        return blank_identity_net(config)
+        return build_identity_net(config)

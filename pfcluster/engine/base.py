@@ -1,7 +1,8 @@
-"""What an engine promises: one module and one optimizer, and everything between a loss and the next weights.
+"""The interface of engines. An engine owns one module and its optimizer, and does everything from the loss to the
+updated weights.
 
-The contract is the same for every engine and is checked in every one: a step that would be silently wrong under
-DeepSpeed or FSDP2 raises EngineError under plain DDP too, before any weight has moved.
+The contract is the same for all engines and every engine checks it: a step that would be silently wrong under
+DeepSpeed or FSDP2 raises EngineError under plain DDP too, before any weight has changed.
 """
 
 from __future__ import annotations
@@ -18,37 +19,37 @@ from torch.utils._pytree import tree_leaves
 from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards, unsharded
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.precision import autocast
-from pfcluster.engine.timing import Timestamp, mark
+from pfcluster.engine.timing import Timestamp, timestamp
 
 StateDict = dict[str, Tensor]
 ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
-"""What both of our optimizers keep for a parameter: a step count, and two moments of its shape."""
+"""State of Adam and AdamW for each parameter: a step count, and two moments of its shape."""
 
 
 class NonFiniteError(RuntimeError):
-    """A gradient is not finite. The weights are those from before the step."""
+    """A gradient is not finite. The weights are unchanged."""
 
 
 class EngineError(RuntimeError):
-    """A step that breaks the engines' contract: some backend would go wrong without a word. Nothing was trained."""
+    """A step violates the engines' contract; some backend would silently compute wrong weights. Nothing was updated."""
 
 
 class Engine(ABC):
-    """Owns a module and its optimizer. Steps (`steps/`) know nothing else of precision, processes or sharding.
+    """Owns a module and its optimizer. Objectives (pfcluster/training) leave precision, processes and sharding to it.
 
-    A step is any number of `__call__` and `backward` pairs, of which only the last synchronises, then one `step()`.
-    Engines are made in the same order on all ranks.
+    A step consists of pairs of `__call__` and `backward`, of which only the last synchronises gradients, and one
+    `step()`. Engines must be built in the same order on all ranks.
     """
 
     module: nn.Module
-    """The module itself, its parameters whole or cut as the engine keeps them."""
+    """The module; the engine may shard its parameters."""
     backend: str
-    """The name by which `engine.backend` asks for it."""
+    """The value of `engine.backend` that selects this engine."""
 
     def __init__(
         self, module: nn.Module, world: World, *, precision: str, ema: float, double_backward: bool = False
     ) -> None:
-        """`ema` is the decay of an exponential moving average of the weights, 0 keeps none; `double_backward` allows
+        """`ema` is the decay of the weights' exponential moving average, 0 keeps none; `double_backward` enables
         `input_gradient`.
         """
         self.module, self.world, self.double_backward = module, world, double_backward
@@ -57,37 +58,37 @@ class Engine(ABC):
         self.decay = ema
         self.average: dict[str, Tensor] = {}
         self.updates = 0
-        """Steps taken since the start of the process: tells which engines already moved when a training step failed."""
+        """Updates since the start of the process; shows which engines were updated before a training step failed."""
         self.forward_began: Timestamp | None = None
-        """When the latest step's first forward pass began."""
+        """Start of the last step's first forward pass."""
         self.backward_began: Timestamp | None = None
-        """When its first backward began: until then ranks of DDP, ZeRO-1 and 2 do not wait for each other."""
+        """Start of its first backward pass; DDP, ZeRO-1 and ZeRO-2 do not communicate before it."""
         self._calling = self._in_backward = self._is_frozen = False
         self._open = self._closed = False
         self._fresh = True
         module.register_forward_pre_hook(self._check_call)
 
     def __call__(self, *inputs: Any, sync: bool = True, **named: Any) -> Any:
-        """Forward pass under the engine's precision. `sync=False` keeps the gradients of this pass local for now.
+        """Forward pass in the engine's precision. `sync=False` does not reduce the gradients of this pass over ranks.
 
-        Raises EngineError while it is frozen, and where passes and backwards are not pairs that end with `sync`.
+        Raises EngineError while frozen, and unless passes and backwards alternate and end with `sync`.
         """
         if self._is_frozen:
             raise EngineError(
-                "a frozen engine was called: call what frozen() yields. Through the engine ZeRO-1 and 2 raise"
-                " IndexError and ZeRO-3 trains wrong weights"
+                "a frozen engine was called: call the module that frozen() yields. Through the engine ZeRO-1 and 2"
+                " raise IndexError and ZeRO-3 trains wrong weights"
             )
         training = torch.is_grad_enabled()
         if training:
             if self._closed:
                 raise EngineError(
-                    "a synchronised pass is the last of its step: call step() before the next, or give sync=False to"
+                    "a synchronised pass is the last of its step: call step() before the next, or pass sync=False to"
                     " all passes but the last. ZeRO-1 and 2 would train wrong weights"
                 )
             if self._open:
                 raise EngineError("two forward passes wait for one backward: put their inputs into one batch")
         if self._fresh:
-            self.forward_began, self.backward_began, self._fresh = mark(self.world.device), None, False
+            self.forward_began, self.backward_began, self._fresh = timestamp(self.world.device), None, False
         self._calling = True
         try:
             outputs = self._forward(inputs, named, sync=sync)
@@ -97,19 +98,19 @@ class Engine(ABC):
             self._open, self._sync = True, sync
             for tensor in tree_leaves(outputs):
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
-                    tensor.register_hook(self._check_turn)
+                    tensor.register_hook(self._check_output_gradient)
         return outputs
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients to those collected.
+        """Accumulate the loss's gradients.
 
-        A loss that is not finite spoils all its gradients, on all ranks, so that `step` sees it and refuses. Raises
-        EngineError where gradients would reach another engine's module.
+        A loss that is not finite makes all gradients NaN, on all ranks, so that `step` raises. Raises EngineError if
+        gradients would reach another engine's module.
         """
         if not self._open:
-            raise EngineError("backward without a forward pass of this engine: each takes one")
+            raise EngineError("backward without a forward pass of this engine: each backward needs its own")
         if self.backward_began is None:
-            self.backward_began = mark(self.world.device)
+            self.backward_began = timestamp(self.world.device)
         self._in_backward = True
         try:
             self._backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
@@ -118,8 +119,8 @@ class Engine(ABC):
         self._closed = self._sync
 
     def input_gradient(self, output: Tensor, inputs: Tensor) -> Tensor:
-        """The gradient of a scalar made of a pass's outputs by that pass's inputs, itself differentiable; the pass's
-        `backward` must follow. Raises EngineError on an engine that was not built for it.
+        """Differentiable gradient of a scalar, computed from a pass's outputs, with respect to the pass's inputs. The
+        pass's `backward` must follow. Raises EngineError unless the engine was built with `double_backward`.
         """
         if not self.double_backward:
             raise EngineError("this engine was not built for input_gradient: it needs double_backward=True")
@@ -131,11 +132,10 @@ class Engine(ABC):
         return gradient
 
     def step(self, *, more_updates_follow: bool = False) -> Tensor:
-        """Clip, update the weights and their average, forget the gradients; -> the gradients' global norm before
-        clipping, a scalar. `again` says that another step of the same training step follows: the marks of when it began
-        stay.
+        """Clip, update the weights and their moving average, zero the gradients; -> global gradient norm before
+        clipping, a scalar. With `more_updates_follow` in the same training step the timestamps of its start are kept.
 
-        Raises NonFiniteError, on all ranks together, and leaves the weights alone.
+        Raises NonFiniteError on all ranks and leaves the weights unchanged if a gradient is not finite.
         """
         if self._open or not self._closed:
             raise EngineError("step() must follow the backward of a synchronised pass")
@@ -152,138 +152,137 @@ class Engine(ABC):
 
     @contextmanager
     def frozen(self) -> Iterator[Callable[..., Any]]:
-        """The raw module, under this engine's precision, with its parameters' gradients off: to be used inside another
-        engine's backward.
+        """Yield a function that calls the module in this engine's precision, with gradients of its parameters disabled,
+        for use inside another engine's backward.
 
-        Nothing else may be used there: called through itself, or unfrozen, a sharded engine is silently wrong.
+        Use nothing else there: a sharded engine would silently compute wrong weights.
         """
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.requires_grad_(False)
 
-        def judge(*inputs: Any, **named: Any) -> Any:
+        def frozen_module(*inputs: Any, **named: Any) -> Any:
             with self.autocast():
                 return self.module(*inputs, **named)
 
         self._is_frozen = True
         try:
-            yield judge
+            yield frozen_module
         finally:
             self._is_frozen = False
             for parameter in trained:
                 parameter.requires_grad_(True)
 
     def tensor_shards(self, name: str, *, loading: bool = False) -> TensorShards:
-        """Everything to be saved that this rank holds, as views: `NAME/<parameter>`, `NAME_ema/<parameter>` and
+        """All tensors to save from this rank, as views: `NAME/<parameter>`, `NAME_ema/<parameter>` and
         `NAME_optimizer/<parameter>/<slot>`.
 
-        Replicated buffers are rank 0's when saving, and everybody's when `loading`; then write into the views and call
-        `loaded()`. The optimizer's tensors are made where it has none yet.
+        When saving only rank 0 includes replicated buffers; with `loading` every rank does: write into the views, then
+        call `sync_after_load()`. Optimizer state that does not exist yet is created.
         """
-        found = {f"{name}/{key}": piece for key, piece in self._weights().items()}
-        found |= {f"{name}_optimizer/{key}": piece for key, piece in self._optimizer_state().items()}
+        weights = self._weights()
+        shards = {f"{name}/{key}": shard for key, shard in weights.items()}
+        shards |= {f"{name}_optimizer/{key}": shard for key, shard in self._optimizer_state().items()}
         if self.decay:
-            weights = self._weights()
-            found |= {
+            shards |= {
                 f"{name}_ema/{key}": TensorShard(value, weights[key].offset, weights[key].shape)
                 for key, value in self._averaged().items()
             }
         if loading or self.world.is_main:
             for key, buffer in self._saved_buffers().items():
-                found[f"{name}/{key}"] = unsharded(buffer)
+                shards[f"{name}/{key}"] = unsharded(buffer)
                 if self.decay:
-                    found[f"{name}_ema/{key}"] = unsharded(buffer)
-        return {key: piece for key, piece in found.items() if len(piece.values)}
+                    shards[f"{name}_ema/{key}"] = unsharded(buffer)
+        return {key: shard for key, shard in shards.items() if len(shard.values)}
 
     def saved_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Shape of every whole tensor that the ranks' `pieces` make up together."""
-        held = self.shapes | {key: tuple(buffer.shape) for key, buffer in self._saved_buffers().items()}
-        found = {f"{name}/{key}": shape for key, shape in held.items()}
+        """Full shape of every tensor in the ranks' `tensor_shards`."""
+        tensors = self.shapes | {key: tuple(buffer.shape) for key, buffer in self._saved_buffers().items()}
+        shapes = {f"{name}/{key}": shape for key, shape in tensors.items()}
         for key, shape in self.shapes.items():
-            found |= {f"{name}_optimizer/{key}/{slot}": () if slot == "step" else shape for slot in ADAM_SLOTS}
+            shapes |= {f"{name}_optimizer/{key}/{slot}": () if slot == "step" else shape for slot in ADAM_SLOTS}
         if self.decay:
-            found |= {f"{name}_ema/{key}": shape for key, shape in held.items()}
-        return found
+            shapes |= {f"{name}_ema/{key}": shape for key, shape in tensors.items()}
+        return shapes
 
     @abstractmethod
     def sync_after_load(self) -> None:
-        """What `pieces(loading=True)` gave was written into: make the module follow. A collective."""
+        """Update the module after the views of `tensor_shards(loading=True)` were written. A collective."""
 
     def model_state(self, *, averaged: bool = False) -> StateDict:
-        """Whole weights and buffers by name on the device, or their moving average. A collective; buffers are rank
-        0's."""
+        """Full weights, or their moving average, and rank 0's buffers by name, on the device. A collective."""
         return self._whole(averaged=averaged) | self._common_buffers()
 
     @abstractmethod
     def set_lr(self, lr: float) -> None:
-        """Learning rate of the next steps."""
+        """Set the learning rate of the next steps."""
 
     @abstractmethod
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
-        """The module's outputs under `precision`."""
+        """The module's outputs under `autocast`."""
 
     @abstractmethod
     def _backward(self, loss: Tensor) -> None:
-        """Add gradients, and average them over ranks after a synchronised pass."""
+        """Accumulate gradients, and average them over ranks after a synchronised pass."""
 
     @abstractmethod
     def _step(self) -> Tensor:
-        """Clip, update, forget; the norm before clipping. Raises NonFiniteError."""
+        """Clip, update, zero the gradients; the norm before clipping. Raises NonFiniteError."""
 
     @abstractmethod
     def _weights(self) -> TensorShards:
-        """This rank's part of the fp32 parameters by name, as views."""
+        """This rank's shards of the fp32 parameters by name, as views."""
 
     @abstractmethod
     def _optimizer_state(self) -> TensorShards:
-        """This rank's part of the optimizer's tensors by `<parameter>/<slot>`, as views."""
+        """This rank's shards of the optimizer state by `<parameter>/<slot>`, as views."""
 
     @abstractmethod
     def _whole(self, *, averaged: bool) -> StateDict:
-        """Whole fp32 parameters, or their average, by name."""
+        """Full fp32 parameters, or their moving average, by name."""
 
     def _averaged(self) -> dict[str, Tensor]:
-        """The moving average of this rank's weights; it starts as a copy of them."""
+        """The moving average of this rank's weights, initialised as a copy of them."""
         if not self.average:
-            self.average = {name: piece.values.clone() for name, piece in self._weights().items()}
+            self.average = {name: shard.values.clone() for name, shard in self._weights().items()}
         return self.average
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        weights = {name: piece.values for name, piece in self._weights().items()}
+        weights = {name: shard.values for name, shard in self._weights().items()}
         average = self._averaged()
         torch._foreach_lerp_([average[name] for name in weights], list(weights.values()), 1 - self.decay)
 
     def _saved_buffers(self) -> dict[str, Tensor]:
-        """Buffers that a state dict holds."""
-        kept = self.module.state_dict().keys()
-        return {name: buffer for name, buffer in self.module.named_buffers() if name in kept}
+        """Persistent buffers."""
+        persistent = self.module.state_dict().keys()
+        return {name: buffer for name, buffer in self.module.named_buffers() if name in persistent}
 
     def _common_buffers(self) -> StateDict:
-        """Rank 0's buffers, on all ranks."""
-        found = {name: buffer.detach().clone() for name, buffer in self._saved_buffers().items()}
+        """Copies of rank 0's buffers on all ranks. A collective."""
+        buffers = {name: buffer.detach().clone() for name, buffer in self._saved_buffers().items()}
         if self.world.size > 1:
-            for buffer in found.values():
+            for buffer in buffers.values():
                 torch.distributed.broadcast(buffer, 0)
-        return found
+        return buffers
 
-    def _check_turn(self, gradient: Tensor) -> None:
+    def _check_output_gradient(self, gradient: Tensor) -> None:
         if not self._in_backward:
             raise EngineError(
-                "gradients reached an engine's outputs in another engine's backward: inside it use what frozen()"
-                " yields, or detach the outputs. ZeRO-1 and 3 and FSDP2 would train wrong weights"
+                "gradients reached an engine's outputs in another engine's backward: use the module that frozen()"
+                " yields there, or detach the outputs. ZeRO-1 and 3 and FSDP2 would train wrong weights"
             )
 
     def _check_call(self, module: nn.Module, inputs: Any) -> None:
         if torch.is_grad_enabled() and not (self._calling or self._is_frozen):
             raise EngineError(
                 "an engine's raw module was called with its gradients on: call the engine, or, inside another engine's"
-                " backward, what frozen() yields. ZeRO-1 would train wrong weights"
+                " backward, the module that frozen() yields. ZeRO-1 would train wrong weights"
             )
 
 
 def adam_slots(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """Adam's tensors of a parameter, `ADAM_SLOTS`; made as its first step would make them where none are there."""
+    """Adam's state of a parameter (`ADAM_SLOTS`), created as Adam's first step would if there is none."""
     slots: dict[str, Tensor] = optimizer.state.get(parameter, {})
     if not slots:
         on_device = parameter.device if optimizer.defaults.get("fused") else "cpu"

@@ -1,4 +1,4 @@
-"""One process, or DistributedDataParallel over several: every process holds everything and gradients are averaged."""
+"""One process, or DistributedDataParallel over several: parameters are replicated and gradients averaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pfcluster.engine.torch_engine import TorchEngine
 
 
 class DdpEngine(TorchEngine):
-    """Plain torch: the reference that every other engine is held against."""
+    """Plain torch: the reference for all other engines."""
 
     backend = "ddp"
 
@@ -23,8 +23,8 @@ class DdpEngine(TorchEngine):
         if self.world.size > 1:
             device = self.world.device
             devices = [device.index] if device.type == "cuda" else None
-            # Looking for unused parameters keeps DDP from ordering its buckets anew after its first step, which would
-            # sum in another order: a run that goes on would differ in its last bits from one that never stopped.
+            # find_unused_parameters prevents DDP from rebuilding its buckets after the first step. New buckets would
+            # change the order of summation, so a resumed run would not be bit-identical to an uninterrupted one.
             self.replica = DistributedDataParallel(
                 self.module,
                 device_ids=devices,
@@ -37,10 +37,10 @@ class DdpEngine(TorchEngine):
         with self.autocast():
             if self.replica is None:
                 return self.module(*inputs, **named)
-            self.replica.require_backward_grad_sync = sync  # what DDP.no_sync() sets, read by this forward pass
+            self.replica.require_backward_grad_sync = sync  # as DDP.no_sync() does; read in the forward pass
             return self.replica(*inputs, **named)
 
-    def _piece(self, tensor: Tensor) -> TensorShard:
+    def _shard(self, tensor: Tensor) -> TensorShard:
         return unsharded(tensor)
 
     def _whole(self, *, averaged: bool) -> StateDict:

@@ -1,4 +1,4 @@
-"""From a config to engines: which backend, why, and what is done to a module before one takes it."""
+"""Choose the backend, prepare a module (compilation, activation checkpointing), and build its engine."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ from pfcluster.engine.ddp import DdpEngine
 
 PREFERRED = ("zero2", "fsdp2", "ddp")
 KNOWN_WARNINGS = (
-    ".*returned a view tensor. An in-place op",  # FSDP2; our steps change nothing in place
-    ".*find_unused_parameters=True was specified",  # DDP; it is meant
-    "`broadcast_buffers` is deprecated",  # torch 2.13's name for it is not in 2.9
-    ".*is deprecated. Please use `torch.distributed",  # DeepSpeed's calls, one line each a step
+    ".*returned a view tensor. An in-place op",  # FSDP2; the training steps have no in-place operations
+    ".*find_unused_parameters=True was specified",  # DDP; intended
+    "`broadcast_buffers` is deprecated",  # its new name in torch 2.13 does not exist in 2.9
+    ".*is deprecated. Please use `torch.distributed",  # calls by DeepSpeed, a line per step each
 )
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The backend of a run and why it is this one."""
+class BackendChoice:
+    """The backend of a run, and the reason for it."""
 
     backend: str
     reason: str
 
 
-def choose(engine: EngineConfig, world: World) -> Choice:
-    """The backend that a config asks for, or for "auto" the first of ZeRO-2, FSDP2 and DDP that knows the config's
-    options and trains here what one process trains. A collective. Raises ConfigError where none does, or the one asked
-    for cannot be had.
+def choose_backend(engine: EngineConfig, world: World) -> BackendChoice:
+    """The config's backend, or for "auto" the first of ZeRO-2, FSDP2 and DDP that supports the config's options and
+    passes the self-check here. A collective. Raises ConfigError if none does, or if the config's backend is not
+    available.
     """
-    check(engine, world.size)
+    check_backend(engine, world.size)
     if engine.backend != "auto":
-        return Choice(engine.backend, "asked for")
-    able = [backend for backend in PREFERRED if knows(engine, backend)]
-    if world.size == 1 and "ddp" in able:
-        return Choice("ddp", "one process has nothing to share")
-    passed_over: list[str] = []
-    for backend in able:
-        problem = _problem(backend, engine, world)
+        return BackendChoice(engine.backend, "set in the config")
+    candidates = [backend for backend in PREFERRED if supports_options(backend, engine)]
+    if world.size == 1 and "ddp" in candidates:
+        return BackendChoice("ddp", "a single process needs no distribution")
+    rejected: list[str] = []
+    for backend in candidates:
+        problem = _find_problem(backend, engine, world)
         if problem is None:
-            why = f"differs from one process by no more than {selfcheck.TOLERANCE:g} here"
-            return Choice(backend, "; ".join([why, *passed_over]))
-        passed_over.append(f"not {backend}: {problem}")
-    raise ConfigError(f"engine.backend auto finds none that works here: {'; '.join(passed_over)}")
+            reason = f"differs from one process by no more than {selfcheck.TOLERANCE:g} here"
+            return BackendChoice(backend, "; ".join([reason, *rejected]))
+        rejected.append(f"not {backend}: {problem}")
+    raise ConfigError(f"engine.backend auto finds no backend that works here: {'; '.join(rejected)}")
 
 
-def check(engine: EngineConfig, processes: int) -> None:
-    """What a config asks of so many processes and of what is installed, before anything starts. Raises ConfigError."""
+def check_backend(engine: EngineConfig, processes: int) -> None:
+    """Raises ConfigError if the backend is not installed or does not fit the number of processes."""
     if engine.backend.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             f"engine.backend {engine.backend} needs deepspeed, which is not installed: pip install 'pfcluster[zero]',"
@@ -71,8 +71,8 @@ def check(engine: EngineConfig, processes: int) -> None:
         )
 
 
-def knows(engine: EngineConfig, backend: str) -> bool:
-    """Whether a backend has the options that a config sets."""
+def supports_options(backend: str, engine: EngineConfig) -> bool:
+    """Whether a backend supports the options that are set."""
     try:
         EngineConfig(**vars(engine) | {"backend": backend})
     except ConfigError:
@@ -89,10 +89,10 @@ def build_engine(
     *,
     double_backward: bool = False,
 ) -> Engine:
-    """An engine around a module, which is changed in place. A collective."""
+    """Build an engine for a module, which is changed in place. A collective."""
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    prepare(module, engine, backend, double_backward=double_backward)
+    prepare_module(module, engine, backend, double_backward=double_backward)
     if backend == "ddp":
         return DdpEngine(module, optim, engine, world, double_backward=double_backward)
     ensure_group(world, engine.timeout)
@@ -106,18 +106,18 @@ def build_engine(
     return kind(module, optim, engine, world, double_backward=double_backward)
 
 
-def prepare(module: nn.Module, engine: EngineConfig, backend: str, *, double_backward: bool = False) -> None:
-    """Compile and checkpoint the units of a module where the config asks for it, and give them an attention that can be
-    differentiated twice where `double_backward` does: no fused kernel can. Parameter names stay.
+def prepare_module(module: nn.Module, engine: EngineConfig, backend: str, *, double_backward: bool = False) -> None:
+    """Apply torch.compile and activation checkpointing to a module's units as configured, and with `double_backward`
+    the math attention kernel, because fused kernels cannot be differentiated twice. Parameter names do not change.
     """
-    for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
+    for unit in module.shard_units():  # type: ignore[operator]  # all networks in models/ have it
         forward: Any = unit.forward
         if double_backward:
             forward = functools.partial(_with_math_attention, forward)
         if engine.compile:
             forward = torch.compile(forward, dynamic=False)
         if engine.activation_checkpointing:
-            forward = functools.partial(_recomputed, forward, reentrant=backend == "zero3")
+            forward = functools.partial(_checkpointed, forward, reentrant=backend == "zero3")
         if forward != unit.forward:
             unit.forward = forward
 
@@ -127,28 +127,28 @@ def _with_math_attention(forward: Callable[..., Any], *inputs: Any, **named: Any
         return forward(*inputs, **named)
 
 
-def _recomputed(forward: Callable[..., Any], *inputs: Any, reentrant: bool, **named: Any) -> Any:
-    """Call a forward of which autograd keeps only the inputs. ZeRO-3 takes the weights away between two passes, which
-    torch's newer, non-reentrant form does not survive.
+def _checkpointed(forward: Callable[..., Any], *inputs: Any, reentrant: bool, **named: Any) -> Any:
+    """Call a forward function with activation checkpointing. ZeRO-3 releases weights between two passes, which only the
+    reentrant implementation supports.
     """
     if not torch.is_grad_enabled():
         return forward(*inputs, **named)
     return checkpoint(functools.partial(forward, **named), *inputs, use_reentrant=reentrant, preserve_rng_state=False)
 
 
-def _problem(backend: str, engine: EngineConfig, world: World) -> str | None:
-    """Why a backend is not taken; None where it works."""
+def _find_problem(backend: str, engine: EngineConfig, world: World) -> str | None:
+    """Why a backend fails the self-check; None if it passes. A collective."""
     missing = backend.startswith("zero") and importlib.util.find_spec("deepspeed") is None
     if world.any(missing):
         return "deepspeed is not installed" if missing else "deepspeed is not installed on all nodes"
     problem = None
     try:
-        found = selfcheck.difference(
-            functools.partial(_plain, backend), functools.partial(_plain, "ddp"), engine, world
+        difference = selfcheck.difference(
+            functools.partial(_build_for_check, backend), functools.partial(_build_for_check, "ddp"), engine, world
         )
-        if not found <= selfcheck.TOLERANCE:
-            problem = f"its weights differ from one process by {found:.2g}"
-    except Exception as error:  # backends, compilers and drivers raise anything
+        if not difference <= selfcheck.TOLERANCE:
+            problem = f"its weights differ from one process by {difference:.2g}"
+    except Exception as error:  # backends and drivers raise errors of many classes
         problem = (
             f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
         )
@@ -156,9 +156,11 @@ def _problem(backend: str, engine: EngineConfig, world: World) -> str | None:
     return (problem or "it fails on another rank") if failed else None
 
 
-def _plain(backend: str, module: nn.Module, optim: OptimConfig, engine: EngineConfig, world: World) -> Engine:
+def _build_for_check(backend: str, module: nn.Module, optim: OptimConfig, engine: EngineConfig, world: World) -> Engine:
+    """An engine without compilation and activation checkpointing; "ddp" is the reference without any option."""
     if backend == "ddp":
-        bare = EngineConfig(device=engine.device, timeout=engine.timeout)
+        options = EngineConfig(device=engine.device, timeout=engine.timeout)
     else:
-        bare = EngineConfig(**vars(engine) | {"backend": backend, "compile": False, "activation_checkpointing": False})
-    return build_engine(backend, module, optim, bare, world)
+        changes = {"backend": backend, "compile": False, "activation_checkpointing": False}
+        options = EngineConfig(**vars(engine) | changes)
+    return build_engine(backend, module, optim, options, world)

@@ -1,7 +1,7 @@
-"""FSDP2 (torch's fully_shard): parameters, gradients and moments are cut over the ranks, whole only while they compute.
+"""FSDP2 (torch's fully_shard): parameters, gradients and moments are sharded over the ranks and gathered to compute.
 
-Each engine's module is an FSDP root of its own. With `engine.fsdp_shard_size` the weights are cut over that many
-neighbouring ranks (the GPUs of a node) and replicated between the groups: hybrid sharding.
+Each engine's module is a separate FSDP root. With `engine.fsdp_shard_size` the weights are sharded over that many
+neighbouring ranks (the GPUs of a node) and replicated between these groups: hybrid sharding.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from pfcluster.engine.torch_engine import TorchEngine
 
 
 class Fsdp2Engine(TorchEngine):
-    """A module cut at its `shard_units()` and at its root."""
+    """Shards a module's `shard_units()` and its root separately."""
 
     backend = "fsdp2"
 
     def _wrap(self, engine: EngineConfig) -> None:
-        # `input_gradient` needs the weights twice: they stay whole from the forward to the end of the backward.
-        world, module, keep = self.world, self.module, self.double_backward
+        # `input_gradient` needs the weights twice: they stay gathered from the forward to the end of the backward pass.
+        world, module, keep_gathered = self.world, self.module, self.double_backward
         shard = engine.fsdp_shard_size or world.size
         sizes, names = ((world.size // shard, shard), ("replicate", "shard"))
         self.mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=names)
         mesh = self.mesh if world.size > shard else self.mesh["shard"]
         half = torch.bfloat16 if engine.precision == "bf16_params" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
-        for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep)
-        whole = False if keep else None
-        self.root: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=whole)
+        for unit in module.shard_units():  # type: ignore[operator]  # all networks in models/ have it
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
+        reshard_root = False if keep_gathered else None
+        self.root: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_root)
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
         self.root.set_requires_gradient_sync(sync)
         if self.double_backward:
-            self.root.set_reshard_after_backward(False)  # the weights are wanted again after the inner backward
+            self.root.set_reshard_after_backward(False)  # the weights are needed after the inner backward pass
         with self.autocast():
             return self.module(*inputs, **named)
 
@@ -57,12 +57,12 @@ class Fsdp2Engine(TorchEngine):
 
     @contextmanager
     def frozen(self) -> Iterator[Callable[..., Any]]:
-        with super().frozen() as judge:
-            yield judge
-        self._reshard()  # parameters left whole would stay frozen: they learn of `requires_grad` when gathered
+        with super().frozen() as frozen_module:
+            yield frozen_module
+        self._reshard()  # gathered parameters would stay frozen: `requires_grad` takes effect when gathering
 
     def _reshard(self) -> None:
-        """Let go of whole parameters that a pass without a backward left behind."""
+        """Free gathered parameters after a forward pass without a backward pass."""
         for part in self.module.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
@@ -71,8 +71,8 @@ class Fsdp2Engine(TorchEngine):
         self._reshard()
         return self.module.named_parameters()
 
-    def _piece(self, tensor: Tensor) -> TensorShard:
-        """Its rows, where a tensor is cut along its first dimension."""
+    def _shard(self, tensor: Tensor) -> TensorShard:
+        """This rank's rows of a tensor that is sharded along its first dimension."""
         if not isinstance(tensor, DTensor):
             return unsharded(tensor)
         _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -85,10 +85,10 @@ class Fsdp2Engine(TorchEngine):
             return {name: _full(parameter.detach()) for name, parameter in self._parameters()}
         weights, average = self._weights(), self._averaged()
         group = self.mesh["shard"].get_group()
-        tensor_shards = {name: TensorShard(average[name], piece.offset, piece.shape) for name, piece in weights.items()}
+        tensor_shards = {name: TensorShard(average[name], shard.offset, shard.shape) for name, shard in weights.items()}
         return gather(tensor_shards, self.shapes, self.world.device, group)
 
 
 def _full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be cut. A collective."""
+    """The full tensor, gathered if it is sharded. A collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

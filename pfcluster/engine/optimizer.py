@@ -1,4 +1,4 @@
-"""Optimizers, and learning rates as functions of the step."""
+"""Optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def optimizers_of(config: RunConfig) -> dict[str, OptimConfig]:
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over the parameters that train; vectors (biases, norms) and single tokens have no weight decay.
+    """Adam or AdamW on the trainable parameters, without weight decay for vectors (biases, norms) and single tokens.
 
-    Each group bears the scale of its rate, `lr_scale`, which `set_rates` keeps.
+    Each parameter group has the factor `lr_scale` of its learning rate, which `set_rates` applies.
     """
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     scales = layer_scales([name for name, _ in trained], config.layer_decay)
@@ -52,22 +52,22 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
 
 def layer_scales(names: Sequence[str], decay: float) -> dict[str, float]:
-    """Scale of each parameter's rate: decay^(l + 1 - i) with i = 0 for the embedding, 1 ... l for the encoder's blocks
-    and l + 1 for what comes behind them (He et al. 2021, as facebookresearch/mae counts).
+    """Learning-rate factor of each parameter: decay^(l + 1 - i) with i = 0 for the embedding, 1 ... l for the encoder's
+    blocks and l + 1 for later layers (He et al. 2021, counted as in facebookresearch/mae).
     """
-    blocks = {name: int(found.group(1)) for name in names if (found := BLOCK.search(name))}
+    blocks = {name: int(match.group(1)) for name in names if (match := BLOCK.search(name))}
     last = max(blocks.values(), default=-1) + 2
 
-    def place(name: str) -> int:
+    def depth(name: str) -> int:
         if name in blocks:
             return blocks[name] + 1
         return 0 if EMBEDDING.search(name) else last
 
-    return {name: decay ** (last - place(name)) for name in names}
+    return {name: decay ** (last - depth(name)) for name in names}
 
 
 def set_rates(groups: Iterable[dict[str, Any]], lr: float) -> None:
-    """Give each group of an optimizer its scale of the rate."""
+    """Set the learning rate of each parameter group, scaled by its `lr_scale`."""
     for group in groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
@@ -83,14 +83,14 @@ def set_learning_rates(
 
 @dataclass(frozen=True)
 class Plateau:
-    """What the plateau schedule remembers: the best validation score, evaluations since, and its factor so far."""
+    """State of the plateau schedule: the best validation score, evaluations since then, and the current factor."""
 
     best: float = -math.inf
     waited: int = 0
     factor: float = 1.0
 
     def after(self, score: float, config: OptimConfig) -> Plateau:
-        """The state after one more evaluation (higher scores are better)."""
+        """The state after another evaluation (higher scores are better)."""
         if score > self.best:
             return replace(self, best=score, waited=0)
         if self.waited + 1 < config.plateau_patience:
@@ -99,7 +99,7 @@ class Plateau:
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int, plateau: Plateau) -> float:
-    """Rate of the given step, 0-based: linear warm-up to `lr`, then the schedule. A cosine ends at zero."""
+    """Learning rate of a 0-based step: linear warm-up to `lr`, then the schedule. The cosine ends at zero."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "plateau":

@@ -1,4 +1,4 @@
-"""Points in time on the device that computes: the host's clock for a CPU, events for a GPU, which works on its own."""
+"""Timestamps on the computing device: the host's clock for a CPU, CUDA events for a GPU, which runs asynchronously."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 Timestamp = float | torch.cuda.Event
 
 
-def mark(device: torch.device) -> Timestamp:
-    """Now, in the device's order of work."""
+def timestamp(device: torch.device) -> Timestamp:
+    """The current time; on a GPU the time at which it has finished the work queued so far."""
     if device.type != "cuda":
         return time.monotonic()
     event = torch.cuda.Event(enable_timing=True)
@@ -18,8 +18,8 @@ def mark(device: torch.device) -> Timestamp:
     return event
 
 
-def seconds(began: Timestamp, ended: Timestamp) -> float:
-    """Seconds between two marks of one device that has passed both."""
+def elapsed_seconds(began: Timestamp, ended: Timestamp) -> float:
+    """Seconds between two timestamps of one device, which must have reached both."""
     if isinstance(began, float) or isinstance(ended, float):
         assert isinstance(began, float)
         assert isinstance(ended, float)

@@ -1,4 +1,4 @@
-"""What engines of a run have in common: how they are made from a config, and torch's optimizer where they keep it."""
+"""Base classes of the engines: building from a config, and engines that use torch's optimizer directly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pfcluster.engine.optimizer import build_optimizer, set_rates
 
 
 class ConfiguredEngine(Engine):
-    """Moves a module to this world's device and lets the backend wrap it."""
+    """Moves a module to this rank's device and lets the backend wrap it."""
 
     def __init__(
         self,
@@ -34,21 +34,21 @@ class ConfiguredEngine(Engine):
 
     @abstractmethod
     def _build(self, optim: OptimConfig, engine: EngineConfig) -> None:
-        """Wrap the module and make its optimizer. A collective. Raises EngineError for what the backend cannot do."""
+        """Wrap the module and build its optimizer. A collective. Raises EngineError for unsupported options."""
 
 
 class TorchEngine(ConfiguredEngine):
-    """Keeps torch's optimizer over the parameters that a module has after `_wrap`, whole or cut as they are."""
+    """Uses torch's optimizer on the module's parameters as they are after `_wrap`, replicated or sharded."""
 
     optimizer: torch.optim.Optimizer
 
     @abstractmethod
     def _wrap(self, engine: EngineConfig) -> None:
-        """Put torch's wrapper around the module."""
+        """Wrap or shard the module with torch's means."""
 
     @abstractmethod
-    def _piece(self, tensor: Tensor) -> TensorShard:
-        """This rank's part of a parameter or of one of its moments."""
+    def _shard(self, tensor: Tensor) -> TensorShard:
+        """This rank's shard of a parameter or of one of its moments."""
 
     def _parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self.module.named_parameters()
@@ -62,7 +62,7 @@ class TorchEngine(ConfiguredEngine):
         loss.backward()
 
     def _step(self) -> Tensor:
-        norm = clipped(self.optimizer, list(self.module.parameters()), self.clip_norm)
+        norm = clip_gradients(self.optimizer, list(self.module.parameters()), self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -71,30 +71,30 @@ class TorchEngine(ConfiguredEngine):
         set_rates(self.optimizer.param_groups, lr)
 
     def _weights(self) -> TensorShards:
-        return {name: self._piece(parameter) for name, parameter in self._parameters()}
+        return {name: self._shard(parameter) for name, parameter in self._parameters()}
 
     def _optimizer_state(self) -> TensorShards:
         return {
-            f"{name}/{slot}": self._piece(value)
+            f"{name}/{slot}": self._shard(value)
             for name, parameter in self._parameters()
             for slot, value in adam_slots(self.optimizer, parameter).items()
         }
 
     def sync_after_load(self) -> None:
-        """The pieces are the parameters themselves."""
+        """Nothing to do: the shards are views of the parameters."""
 
 
-def clipped(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
-    """Clip the gradients of all parameters by their global norm, where `clip_norm` is not 0; -> the norm before it.
+def clip_gradients(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
+    """Clip the gradients by their global norm unless `clip_norm` is 0; -> the norm before clipping.
 
-    Raises NonFiniteError, and forgets the gradients then.
+    Raises NonFiniteError, after zeroing the gradients, if the norm is not finite.
     """
-    owners = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in owners if parameter.grad is not None])
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     if not torch.isfinite(norm):
         optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(f"the gradients' norm is {norm.item()}")
     if clip_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(owners, clip_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(trained, clip_norm, norm)
     return norm

@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO, stages 1 to 3: moments, then gradients, then parameters are cut over the ranks (Rajbhandari et al.
-2020).
+"""DeepSpeed ZeRO, stages 1 to 3: moments, then also gradients, then also parameters are sharded over the ranks
+(Rajbhandari et al. 2020).
 
-deepspeed is imported where it is used. Its settings are built here in code, one set per engine; what it keeps is read
-and written through the fragments that its own universal checkpoints use.
+deepspeed is imported where it is used. Its settings are built in code for each engine. Its state is read and written
+through the fragment mappings of its universal checkpoints.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pfcluster.engine.optimizer import build_optimizer, set_rates
 from pfcluster.engine.torch_engine import ConfiguredEngine
 
 BUCKET = 50_000_000
-"""Most elements reduced or gathered at once; DeepSpeed's own 5e8 reserves 2 GB of fp32 for it."""
+"""Largest number of elements reduced or gathered at once; DeepSpeed's default 5e8 reserves 2 GB of fp32."""
 
 
 class ZeroEngine(ConfiguredEngine):
@@ -35,29 +35,31 @@ class ZeroEngine(ConfiguredEngine):
 
     def _build(self, optim: OptimConfig, engine: EngineConfig) -> None:
         if self.double_backward and self.stage == 3:
-            raise EngineError("ZeRO-3 cannot differentiate twice (R1): take zero2, fsdp2 or ddp")
+            raise EngineError("ZeRO-3 cannot differentiate twice (R1): use zero2, fsdp2 or ddp")
         module = self.module
         self.buffers = {name: buffer.clone() for name, buffer in super()._saved_buffers().items()}
         if self.precision != "fp32":
-            module.forward = _under(self.autocast, module.forward)  # DeepSpeed's forward switches an outer one off
+            module.forward = _in_context(
+                self.autocast, module.forward
+            )  # DeepSpeed's forward disables an outer autocast
         exact: dict[str, Tensor] = {}
         if engine.precision == "bf16_params":
             exact = {name: parameter.detach().flatten().clone() for name, parameter in module.named_parameters()}
-            for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
-                unit.register_forward_pre_hook(_to_bf16)  # what FSDP2's mixed precision does too
+            for unit in module.shard_units():  # type: ignore[operator]  # all networks in models/ have it
+                unit.register_forward_pre_hook(_to_bf16)  # as FSDP2's mixed precision does
         optimizer = build_optimizer(module, optim)
-        self.inner = _initialize(module, optimizer, settings(optim, engine, self.stage, module), self.world)
+        self.inner = _initialize(module, optimizer, deepspeed_settings(optim, engine, self.stage, module), self.world)
         self.zero = self.inner.optimizer
         self.names = {parameter: name for name, parameter in module.named_parameters()}
-        if exact:  # DeepSpeed makes its fp32 weights from the rounded ones
-            for name, piece in self._weights().items():
-                piece.values.copy_(exact[name][piece.offset : piece.offset + len(piece.values)])
+        if exact:  # DeepSpeed initialises its fp32 weights from the rounded ones
+            for name, shard in self._weights().items():
+                shard.values.copy_(exact[name][shard.offset : shard.offset + len(shard.values)])
             self.sync_after_load()
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
         self.inner.set_gradient_accumulation_boundary(sync)
         with self.autocast():
-            if self.double_backward:  # through the engine the inner gradient would start the backward's book-keeping
+            if self.double_backward:  # DeepSpeed's engine would treat the inner gradient as its backward
                 return self.module(*inputs, **named)
             return self.inner(*inputs, **named)  # the raw module is wrong under ZeRO-3 with accumulation
 
@@ -66,7 +68,7 @@ class ZeroEngine(ConfiguredEngine):
 
     def _step(self) -> Tensor:
         self.inner.step()
-        if self.zero.overflow:  # DeepSpeed left the weights alone and would go on in silence
+        if self.zero.overflow:  # DeepSpeed skips the update without an error
             raise NonFiniteError("the gradients' norm is not finite")
         return torch.as_tensor(self.inner.get_global_grad_norm(), device=self.world.device)
 
@@ -80,45 +82,46 @@ class ZeroEngine(ConfiguredEngine):
         }
 
     def _optimizer_state(self) -> TensorShards:
-        found: TensorShards = {}
+        shards: TensorShards = {}
         for name, flat, start, size, offset in self._fragments():
             for slot, value in adam_slots(self.zero.optimizer, flat).items():
                 if value.ndim == 0:
-                    found[f"{name}/{slot}"] = TensorShard(value.view(1), 0, ())
+                    shards[f"{name}/{slot}"] = TensorShard(value.view(1), 0, ())
                 else:
-                    found[f"{name}/{slot}"] = TensorShard(value.narrow(0, start, size), offset, self.shapes[name])
-        return found
+                    shards[f"{name}/{slot}"] = TensorShard(value.narrow(0, start, size), offset, self.shapes[name])
+        return shards
 
     def _fragments(self) -> Iterator[tuple[str, Tensor, int, int, int]]:
-        """Name, the flat fp32 master tensor, where in it this rank's part of the parameter starts, its size, and where
-        that part starts in the flattened parameter.
+        """Tuples of name, flat fp32 master tensor, start and size of this rank's shard in it, and offset of the shard
+        in the flattened parameter.
         """
-        parameter: Any  # DeepSpeed hangs its own attributes on them
+        parameter: Any  # DeepSpeed adds attributes to parameters
         for parameter, name in self.names.items():
             if self.stage == 3:
                 group, start, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
                 offset = self.world.rank * size
-                size = max(0, min(size, parameter.ds_numel - offset))  # the last ranks hold padding
+                size = max(0, min(size, parameter.ds_numel - offset))  # the last ranks have padding
                 yield name, self.zero.fp32_partitioned_groups_flat[group], start, size, offset
             elif parameter._hp_mapping is not None:
                 mapping = parameter._hp_mapping
                 flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
-                there, here = mapping.hp_fragment_address, mapping.lp_fragment_address
-                yield name, flat, there.start, there.numel, here.start
+                master, parameter_range = mapping.hp_fragment_address, mapping.lp_fragment_address
+                yield name, flat, master.start, master.numel, parameter_range.start
 
     def _whole(self, *, averaged: bool) -> StateDict:
         tensor_shards = self._weights()
         if averaged:
             average = self._averaged()
             tensor_shards = {
-                name: TensorShard(average[name], piece.offset, piece.shape) for name, piece in tensor_shards.items()
+                name: TensorShard(average[name], shard.offset, shard.shape) for name, shard in tensor_shards.items()
             }
         return gather(tensor_shards, self.shapes, self.world.device, None)
 
     def _saved_buffers(self) -> dict[str, Tensor]:
-        """In fp32: with bf16 parameters the module's own are rounded. Nothing but a batch norm changes them."""
-        own = super()._saved_buffers()
-        return self.buffers if any(own[name].dtype != kept.dtype for name, kept in self.buffers.items()) else own
+        """The fp32 buffers: with bf16 parameters the module's are rounded. (Only batch norms change buffers.)"""
+        current = super()._saved_buffers()
+        rounded = any(current[name].dtype != buffer.dtype for name, buffer in self.buffers.items())
+        return self.buffers if rounded else current
 
     @torch.no_grad()
     def sync_after_load(self) -> None:
@@ -135,25 +138,25 @@ class ZeroEngine(ConfiguredEngine):
 
 
 class Zero1Engine(ZeroEngine):
-    """Cuts the optimizer's moments and the fp32 weights they belong to."""
+    """Shards the optimizer's moments and fp32 weights."""
 
     stage, backend = 1, "zero1"
 
 
 class Zero2Engine(ZeroEngine):
-    """Cuts the gradients too."""
+    """Shards the gradients as well."""
 
     stage, backend = 2, "zero2"
 
 
 class Zero3Engine(ZeroEngine):
-    """Cuts the parameters too."""
+    """Shards the parameters as well."""
 
     stage, backend = 3, "zero3"
 
 
-def _under(context: Callable[[], AbstractContextManager[Any]], forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function inside a context of its own."""
+def _in_context(context: Callable[[], AbstractContextManager[Any]], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that each call runs in a new context."""
 
     @functools.wraps(forward)
     def inside(*inputs: Any, **named: Any) -> Any:
@@ -164,29 +167,29 @@ def _under(context: Callable[[], AbstractContextManager[Any]], forward: Callable
 
 
 def _to_bf16(unit: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Positional inputs of a unit in the precision of its parameters."""
+    """Forward pre-hook: cast a unit's positional floating-point inputs to bf16."""
     return tuple(each.bfloat16() if isinstance(each, Tensor) and each.is_floating_point() else each for each in inputs)
 
 
-def settings(optim: OptimConfig, engine: EngineConfig, stage: int, module: nn.Module) -> dict[str, Any]:
-    """DeepSpeed's configuration: only what differs from its defaults, and what its defaults must not decide."""
+def deepspeed_settings(optim: OptimConfig, engine: EngineConfig, stage: int, module: nn.Module) -> dict[str, Any]:
+    """DeepSpeed's configuration: values that differ from its defaults, or that must not depend on them."""
     size = sum(parameter.numel() for parameter in module.parameters())
     bucket = min(BUCKET, size + size % 2)  # it must be even
     zero: dict[str, Any] = {
         "stage": stage,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
-        "memory_efficient_linear": False,  # replaces functional.linear for the whole process
+        "memory_efficient_linear": False,  # it would replace functional.linear in the whole process
         "stage3_prefetch_bucket_size": bucket,
     }
     if engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     half = engine.precision == "bf16_params"
     values: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # never read here: batches come from outside
-        "gradient_accumulation_steps": 1,  # steps say themselves which pass is the last
-        "gradient_clipping": optim.clip_norm,  # its default is 1.0
-        "zero_allow_untested_optimizer": True,  # torch's own Adam
+        "train_micro_batch_size_per_gpu": 1,  # unused: DeepSpeed does not load the data
+        "gradient_accumulation_steps": 1,  # Engine marks the last pass of a step
+        "gradient_clipping": optim.clip_norm,  # default 1.0
+        "zero_allow_untested_optimizer": True,  # torch's Adam
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
         "bf16": {"enabled": half, "check_grad_overflow": True} if half else {"enabled": False},
@@ -198,11 +201,11 @@ def settings(optim: OptimConfig, engine: EngineConfig, stage: int, module: nn.Mo
 
 
 def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any], world: World) -> Any:
-    """A DeepSpeedEngine in the process group that is there already."""
+    """Build a DeepSpeedEngine in the existing process group."""
     if world.device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # misses CUDA, which nobody asked for
-    os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))  # it insists, also for a single process
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read on the first import of deepspeed
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns that CUDA is missing
+    os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))  # required even for a single process
     import deepspeed
     from deepspeed.utils import logger
 

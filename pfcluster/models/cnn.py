@@ -1,4 +1,4 @@
-"""A small convolutional classifier: the judge of poker faces, of another family than what it judges.
+"""A small convolutional classifier, used as judge of poker faces: of another architecture than the nets it evaluates.
 
 Legend: b images, c channels.
 """
@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """Four 3x3 convolutions, halving the image between them, then the mean over places and a linear head.
+    """Four 3x3 convolutions with max pooling between them, global average pooling and a linear head.
 
-    Batch normalisation: with group normalisation the same net learned half as fast on the synthetic faces. Under
-    several processes each normalises its own part of the batch, and rank 0's running statistics are kept, as usual in
-    torch.
+    Batch normalisation, because with group normalisation the net learned half as fast on the synthetic faces. Each
+    process normalises its slice of the batch, and rank 0's running statistics are saved, as in DistributedDataParallel.
     """
 
     def __init__(self, classes: int, *, widths: tuple[int, ...] = (24, 48, 96, 160)) -> None:
@@ -32,5 +31,5 @@ class SmallCNN(nn.Module):
         return self.head(self.features(images).mean((2, 3)))
 
     def shard_units(self) -> list[nn.Module]:
-        """Too small to be cut."""
+        """None: the net is too small to shard."""
         return []

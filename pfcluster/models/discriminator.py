@@ -1,7 +1,6 @@
-"""Δ: is this image real, and which emotion does it show (docs/concepts/method.md, section 3).
+"""The discriminator Δ: real or generated, and which emotion (docs/concepts/method.md, section 3).
 
-Legend: b images, n patches, t = n + 1 tokens with the class token first, d encoder, c decoder channels, k emotion
-classes.
+Legend: b images, t tokens with the class token first, d encoder, c adversary channels, k emotion classes.
 """
 
 from __future__ import annotations
@@ -14,36 +13,36 @@ from pfcluster.models.mae import Decoder
 from pfcluster.models.vit import init_linear, patchify
 
 ADVERSARY_CHANNELS = 16
-"""What the Reader keeps of a token."""
+"""Channels to which the emotion adversary projects each token."""
 
 
 class EmotionAdversary(nn.Module):
-    """Which emotion do these tokens still tell? Each token by a few channels, then two layers on all of them together:
-    an expression that stands in single patches is read where it stands.
+    """Auxiliary classifier: emotion from the identity tokens f_p. A projection of each token, then an MLP on all of
+    them concatenated, so that it can use expressions visible in single patches.
 
-    Not the paper's. It learns with Δ, and PF-ViT learns to leave it nothing to read in f_p (losses.confusion).
+    Not in the paper. It is trained with the discriminator; PF-ViT is trained against it (losses.confusion).
     """
 
     def __init__(self, tokens: int, width: int, classes: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.look = nn.Linear(width, ADVERSARY_CHANNELS)
+        self.project = nn.Linear(width, ADVERSARY_CHANNELS)
         self.hidden = nn.Linear(tokens * ADVERSARY_CHANNELS, width)
         self.head = nn.Linear(width, classes)
         self.apply(init_linear)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """b t d -> logits b k."""
-        seen = functional.gelu(self.look(self.norm(tokens))).flatten(1)
-        answer: Tensor = self.head(functional.gelu(self.hidden(seen)))
-        return answer
+        projected = functional.gelu(self.project(self.norm(tokens))).flatten(1)  # b (t c)
+        logits: Tensor = self.head(functional.gelu(self.hidden(projected)))
+        return logits
 
 
 class Discriminator(nn.Module):
-    """A second copy of the pre-trained MAE decoder that reads patches and answers with k + 1 logits.
+    """A copy of the pre-trained MAE decoder that maps an image to k + 1 logits.
 
-    Its input layer is new (it embeds pixels, not tokens), and a class token of its own pools the answer; in the last
-    block only that token asks.
+    The patch embedding is new, because the decoder embeds tokens instead of pixels. A class token pools the output; it
+    is the only query of the last block.
     """
 
     positions: Tensor
@@ -58,8 +57,8 @@ class Discriminator(nn.Module):
         patch_gain: float = 1.0,
         adversary_tokens: tuple[int, int] | None = None,
     ) -> None:
-        """`patch_gain` scales the start of the patch embedding; `adversary_tokens` are number and width of PF-ViT's
-        tokens where a Reader shall look at them.
+        """`patch_gain` scales the initial patch embedding. `adversary_tokens`, number and width of PF-ViT's tokens,
+        adds an EmotionAdversary.
         """
         super().__init__()
         self.patch = patch
@@ -77,19 +76,19 @@ class Discriminator(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.adversary: EmotionAdversary | None = None
         if adversary_tokens is not None:
-            with torch.random.fork_rng(devices=[]):  # the other nets start as they do without it
+            with torch.random.fork_rng(devices=[]):  # the other modules are initialised as without it
                 self.adversary = EmotionAdversary(*adversary_tokens, classes)
 
     def forward(self, images: Tensor, tokens: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """b 3 h w -> logits b (k + 1): independent emotions, then real (high) or generated (low); and where tokens
-        b t d are given, what the Reader answers to them, logits b k.
+        """b 3 h w -> logits b (k + 1): k independent emotion logits, then real (high) or generated (low). With tokens
+        b t d also the adversary's logits b k.
         """
         if tokens is None:
-            return self._judge(images)
+            return self._classify(images)
         assert self.adversary is not None
-        return self._judge(images), self.adversary(tokens)
+        return self._classify(images), self.adversary(tokens)
 
-    def _judge(self, images: Tensor) -> Tensor:
+    def _classify(self, images: Tensor) -> Tensor:
         tokens = self.patch_embed(patchify(images, self.patch))
         tokens = tokens + self.positions.to(tokens.dtype)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)

@@ -1,4 +1,4 @@
-"""From a config to modules: builds them from the run's seed and fills in the weights they start from."""
+"""Build the modules of a run from its seed, and load pre-trained weights into them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from pfcluster.models import pretrained
 from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.discriminator import Discriminator
 from pfcluster.models.mae import MAE, Decoder
-from pfcluster.models.pf_vit import Generator, PFViT, shown_count
+from pfcluster.models.pf_vit import Generator, PFViT, visible_count
 from pfcluster.models.vit import Classifier, ViT
 
 
 def build(config: RunConfig, classes: int, *, load_init: bool = True) -> dict[str, nn.Module]:
-    """The modules of a run: `model`, and `discriminator` for PF-MAG. The same config gives the same weights.
+    """The modules of a run: `model`, and `discriminator` for PF-MAG. Equal configs give equal weights.
 
-    Raises WeightsError where `model.init` cannot be had or does not fit.
+    Raises WeightsError if `model.init` cannot be loaded or does not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
-        modules, encoder, decoder = _assemble(config, classes)
+        modules, encoder, decoder = _build_networks(config, classes)
         if load_init and config.model.init is not None and encoder is not None:
-            _initialise(config, encoder, decoder)
+            _load_pretrained(config, encoder, decoder)
         if config.objective == "pf_mag":
             assert encoder is not None
             assert decoder is not None
-            modules = _pf_mag(config, encoder, decoder, classes)
+            modules = _build_pf_mag(config, encoder, decoder, classes)
     return modules
 
 
-def _assemble(config: RunConfig, classes: int) -> tuple[dict[str, nn.Module], ViT | None, Decoder | None]:
+def _build_networks(config: RunConfig, classes: int) -> tuple[dict[str, nn.Module], ViT | None, Decoder | None]:
     model = config.model
     if model.architecture == "cnn":
         return {"model": SmallCNN(classes)}, None, None
@@ -61,8 +61,8 @@ def _assemble(config: RunConfig, classes: int) -> tuple[dict[str, nn.Module], Vi
     return {"model": MAE(encoder, decoder, mask_ratio=config.mae.mask_ratio)}, encoder, decoder
 
 
-def _initialise(config: RunConfig, encoder: ViT, decoder: Decoder | None) -> None:
-    """The encoder must fit. The decoder comes along where the source has one: from a classifier it stays new."""
+def _load_pretrained(config: RunConfig, encoder: ViT, decoder: Decoder | None) -> None:
+    """Load the encoder, and the decoder if the source has one."""
     source = config.model.init
     assert source is not None
     values = pretrained.read(source)
@@ -71,17 +71,17 @@ def _initialise(config: RunConfig, encoder: ViT, decoder: Decoder | None) -> Non
         pretrained.load_part(decoder, values, "decoder", source)
 
 
-def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> dict[str, nn.Module]:
-    """docs/concepts/method.md, section 3: G and Δ are two copies of the pre-trained decoder."""
+def _build_pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> dict[str, nn.Module]:
+    """Generator and discriminator start as copies of the pre-trained decoder (docs/concepts/method.md, section 3)."""
     model = config.model
-    shown = 1 + shown_count(len(decoder.positions), config.pf_mag.mask_ratio)
+    tokens = 1 + visible_count(len(decoder.positions), config.pf_mag.mask_ratio)
     discriminator = Discriminator(
         copy.deepcopy(decoder),
         patch=model.patch,
         width=model.decoder_width,
         classes=classes,
         patch_gain=config.pf_mag.discriminator_patch_gain,
-        adversary_tokens=(shown, model.width) if config.pf_mag.weights.confusion > 0 else None,
+        adversary_tokens=(tokens, model.width) if config.pf_mag.weights.confusion > 0 else None,
     )
     generator = Generator(
         decoder,
@@ -89,7 +89,7 @@ def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> 
         heads=model.decoder_heads,
         patch=model.patch,
         self_fusion=config.pf_mag.fusion == "self",
-        smooth=config.pf_mag.refine_channels,
+        refine_channels=config.pf_mag.refine_channels,
     )
     pf_vit = PFViT(
         encoder,
@@ -100,12 +100,12 @@ def _pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: int) -> 
         mask_ratio=config.pf_mag.mask_ratio,
     )
     if pf_vit.separator is not None and config.pf_mag.class_mask_bias is not None:
-        pf_vit.separator.begin_at(config.pf_mag.class_mask_bias)
+        pf_vit.separator.add_class_bias(config.pf_mag.class_mask_bias)
     return {"model": pf_vit, "discriminator": discriminator}
 
 
 def parameter_counts(config: RunConfig, modules: dict[str, nn.Module]) -> dict[str, int]:
-    """Parameters that train, and those that remain at test time (E, S, C for PF-ViT; all but MAE's decoder for MAE)."""
+    """Numbers of trained parameters and of parameters used at inference (E, S, C for PF-ViT; the encoder for MAE)."""
 
     def count(*parts: nn.Module) -> int:
         return sum(parameter.numel() for part in parts for parameter in part.parameters())

@@ -1,4 +1,4 @@
-"""Classifiers of runs that are already there, frozen, for the measures and losses of other runs."""
+"""Load the trained classifiers of finished runs, frozen, for the metrics and losses of other runs."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.distributed.process_group import World
 from pfcluster.models import factory
 from pfcluster.models.cnn import SmallCNN
-from pfcluster.models.identity_net import IdentityNet, OwnNet, facenet, find_weights, load_weights, resnet
+from pfcluster.models.identity_net import ClassifierFeatures, IdentityNet, facenet, find_weights, load_weights, resnet
 from pfcluster.runs.folder import read_config
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A run's classifier at its best checkpoint, and the config that trained it."""
+class TrainedClassifier:
+    """A run's classifier at its best checkpoint, and the run's config."""
 
     config: RunConfig
     net: nn.Module
     classes: int
 
 
-def load_classifier(folder: Path, option: str, command: str = "judge") -> Trained:
-    """The fine-tuned classifier of a run's folder. `option` is what asked for it, `command` what would train one.
-    Raises ConfigError.
+def load_classifier(folder: Path, option: str, command: str = "judge") -> TrainedClassifier:
+    """Load a fine-tuned classifier from a run folder. Raises ConfigError, which names the `option` that requires it and
+    the pfcluster `command` that trains one.
     """
     try:
         state = store.load(folder).weights()
@@ -35,51 +35,52 @@ def load_classifier(folder: Path, option: str, command: str = "judge") -> Traine
     except ValueError as error:
         raise ConfigError(f"{option}: {error}; train one with `jobs/launch.py {command}`") from error
     if config.objective != "finetune":
-        raise ConfigError(f"{option}: {folder} is a run of {config.objective}, a classifier is needed")
+        raise ConfigError(f"{option}: {folder} is a run of {config.objective}, but a classifier is required")
     classes = len(state["head.weight"])
     net = factory.build(config, classes, load_init=False)["model"]
     net.load_state_dict(state)
-    return Trained(config, net.eval().requires_grad_(False), classes)
+    return TrainedClassifier(config, net.eval().requires_grad_(False), classes)
 
 
-def load_identity_classifier(folder: Path, option: str) -> Trained:
-    """A classifier that tells people apart. Raises ConfigError."""
-    found = load_classifier(folder, option, "judge --data.target identity")
-    if found.config.data.target != "identity":
+def load_identity_classifier(folder: Path, option: str) -> TrainedClassifier:
+    """Load an identity classifier. Raises ConfigError."""
+    classifier = load_classifier(folder, option, "judge --data.target identity")
+    if classifier.config.data.target != "identity":
         raise ConfigError(
-            f"{option}: {folder} tells emotions apart, not people; train one with"
+            f"{option}: {folder} classifies emotions, not identities; train one with"
             " `jobs/launch.py judge --data.target identity`"
         )
-    return found
+    return classifier
 
 
-def blank_identity_net(config: RunConfig) -> IdentityNet | None:
-    """φ as the config asks for it, without its weights, for counts and timings; a run's is taken for a judge's net."""
-    wanted = config.pf_mag
-    if config.objective != "pf_mag" or wanted.identity_net == "tokens":
+def build_identity_net(config: RunConfig) -> IdentityNet | None:
+    """The config's φ without weights, to count and time it; φ of a run is assumed to be a SmallCNN."""
+    options = config.pf_mag
+    if config.objective != "pf_mag" or options.identity_net == "tokens":
         return None
-    if wanted.identity_net == "run":
-        return OwnNet(SmallCNN(1), config.data.size, wanted.identity_net_layer)
-    return (facenet if wanted.identity_net == "facenet" else resnet)(wanted.identity_net_layer)
+    if options.identity_net == "run":
+        return ClassifierFeatures(SmallCNN(1), config.data.size, options.identity_net_layer)
+    return (facenet if options.identity_net == "facenet" else resnet)(options.identity_net_layer)
 
 
-def load_identity_net(config: RunConfig, here: World) -> IdentityNet | None:
-    """φ, where PF-MAG's L_ort asks for one; rank 0 looks (and downloads) first.
+def load_identity_net(config: RunConfig, world: World) -> IdentityNet | None:
+    """The config's φ for L_ort with its weights, on the device; None if it has none. Rank 0 downloads first.
 
-    Raises RecognitionError, ConfigError.
+    A collective. Raises IdentityNetError, ConfigError.
     """
-    settings = config.pf_mag
-    if config.objective != "pf_mag" or settings.identity_net == "tokens":
+    options = config.pf_mag
+    if config.objective != "pf_mag" or options.identity_net == "tokens":
         return None
-    if settings.identity_net == "run":
-        assert settings.identity_net_weights is not None
-        found = load_classifier(Path(settings.identity_net_weights), "pf_mag.identity_net_weights")
-        return OwnNet(found.net, found.config.data.size, settings.identity_net_layer).to(here.device)
-    if here.is_main:
-        find_weights(settings.identity_net, settings.identity_net_weights)
-    here.barrier()
-    weights = find_weights(settings.identity_net, settings.identity_net_weights)
-    net = blank_identity_net(config)
+    if options.identity_net == "run":
+        assert options.identity_net_weights is not None
+        classifier = load_classifier(Path(options.identity_net_weights), "pf_mag.identity_net_weights")
+        size = classifier.config.data.size
+        return ClassifierFeatures(classifier.net, size, options.identity_net_layer).to(world.device)
+    if world.is_main:
+        find_weights(options.identity_net, options.identity_net_weights)
+    world.barrier()
+    weights = find_weights(options.identity_net, options.identity_net_weights)
+    net = build_identity_net(config)
     assert net is not None
     load_weights(net, weights)
-    return net.to(here.device)
+    return net.to(world.device)

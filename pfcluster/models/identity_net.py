@@ -1,7 +1,7 @@
-"""φ, the frozen net of L_ort and of the identity that a poker face keeps.
+"""The identity net φ: a frozen feature extractor for L_ort, and for measuring the identity that poker faces keep.
 
-InceptionResnetV1 trained on VGGFace2 through facenet-pytorch is the paper's; its ablations put timm's ResNet-50 trained
-on ImageNet in its place. A classifier of ours that tells people apart does where neither can be had.
+The paper uses facenet-pytorch's InceptionResnetV1 trained on VGGFace2, and in an ablation timm's ResNet-50 trained on
+ImageNet. An identity classifier trained with pfcluster can replace them if neither is available.
 
 Legend: b images, f features.
 """
@@ -28,14 +28,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class IdentityNetError(ValueError):
-    """The recognition net cannot be had: says what was tried and what would do."""
+    """The identity net cannot be loaded. The message says what was tried and names alternatives."""
 
 
 class IdentityNet(nn.Module, ABC):
-    """Features of images in -1..1 by a frozen net: the last map before pooling, flattened, or what is made of it."""
+    """A frozen net that maps images in -1..1 to features: the flattened last feature map, or the embedding."""
 
     size: int
-    """Side of the square images that the net looks at, in pixels."""
+    """Side of the net's square input in pixels."""
 
     def __init__(self, net: nn.Module, layer: Layer = "feature_map") -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class IdentityNet(nn.Module, ABC):
         self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> IdentityNet:
-        """Stays in evaluation mode whatever the modules around it do."""
+        """Stay in evaluation mode when a parent module switches modes."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -54,11 +54,11 @@ class IdentityNet(nn.Module, ABC):
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """b 3 size size in -1..1 -> b and any shape."""
+        """b 3 size size in -1..1 -> features of any shape, batch first."""
 
 
 class FaceNet(IdentityNet):
-    """InceptionResnetV1; its embedding is 512-d, of length 1. It was trained on (pixel - 127.5) / 128."""
+    """InceptionResnetV1, trained on (pixel - 127.5) / 128; the embedding is 512-d with norm 1."""
 
     size = 160
 
@@ -74,7 +74,7 @@ class FaceNet(IdentityNet):
 
 
 class ImageNetResNet(IdentityNet):
-    """timm's ResNet-50 of ImageNet; its embedding is the 2048-d mean over places."""
+    """timm's ResNet-50 trained on ImageNet; the embedding is the 2048-d mean over positions."""
 
     size = 224
 
@@ -84,12 +84,12 @@ class ImageNetResNet(IdentityNet):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        found = self.net.forward_features(((images + 1) / 2 - self.mean) / self.std)  # type: ignore[operator]
-        return found.mean((2, 3)) if self.layer == "embedding" else found
+        features = self.net.forward_features(((images + 1) / 2 - self.mean) / self.std)  # type: ignore[operator]
+        return features.mean((2, 3)) if self.layer == "embedding" else features
 
 
-class OwnNet(IdentityNet):
-    """A classifier of ours: the map, or the tokens, before its head; its embedding is what the head reads."""
+class ClassifierFeatures(IdentityNet):
+    """A classifier trained with pfcluster: its feature map or tokens; the embedding is the input of its head."""
 
     def __init__(self, net: nn.Module, size: int, layer: Layer = "feature_map") -> None:
         super().__init__(net, layer)
@@ -97,36 +97,35 @@ class OwnNet(IdentityNet):
 
     def features(self, images: Tensor) -> Tensor:
         if isinstance(self.net, SmallCNN):
-            found = self.net.features(images)
-            return found.mean((2, 3)) if self.layer == "embedding" else found
+            features = self.net.features(images)
+            return features.mean((2, 3)) if self.layer == "embedding" else features
         assert isinstance(self.net, Classifier)
         tokens = self.net.encoder(images)
         return tokens[:, 0] if self.layer == "embedding" else tokens
 
 
 def facenet(layer: Layer) -> FaceNet:
-    """φ of the paper without its weights."""
+    """The paper's φ, without weights."""
     from facenet_pytorch import InceptionResnetV1
 
     return FaceNet(InceptionResnetV1(pretrained=None, classify=False), layer)
 
 
 def resnet(layer: Layer) -> ImageNetResNet:
-    """The ablation's φ without its weights."""
+    """The φ of the paper's ablation, without weights."""
     import timm
 
     return ImageNetResNet(timm.create_model("resnet50", pretrained=False, num_classes=0), layer)
 
 
 def find_weights(kind: Literal["facenet", "resnet"], local: str | None) -> Path | None:
-    """The file of φ's weights: the given one, or the library's own download where it is or can be had; None for
-    timm's, which its hub keeps.
+    """The file of φ's weights: `local`, or facenet-pytorch's download; None for timm's, which are in its hub's cache.
 
-    Under several processes let one call this first: the download takes no lock. Raises RecognitionError.
+    With several processes call it on one first, because the download takes no lock. Raises IdentityNetError.
     """
     options = (
-        "give the file with --pf-mag.identity-net-weights FILE (reproduce: --phi-weights, --resnet-weights), or leave"
-        " the net out with --pf-mag.identity-net tokens (the paper's ablation: the cosine of the tokens)"
+        "give the file with --pf-mag.identity-net-weights FILE (reproduce: --identity-net-weights, --resnet-weights),"
+        " or use no net with --pf-mag.identity-net tokens (the paper's ablation: the cosine of the tokens)"
     )
     if local is not None:
         if not Path(local).is_file():
@@ -143,12 +142,12 @@ def find_weights(kind: Literal["facenet", "resnet"], local: str | None) -> Path 
         cached.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(FACENET_URL, str(cached), progress=False)
     except OSError as error:
-        raise IdentityNetError(f"cannot download the recognition net from {FACENET_URL}: {error}; {options}") from error
+        raise IdentityNetError(f"cannot download the identity net from {FACENET_URL}: {error}; {options}") from error
     return cached
 
 
 def load_weights(net: IdentityNet, weights: Path | None) -> None:
-    """Fill φ from a file of its library's layout, None from timm's hub. Raises RecognitionError."""
+    """Load φ's weights from a file in its library's layout, or with None from timm's hub. Raises IdentityNetError."""
     try:
         state = _timm_state("") if weights is None else torch.load(weights, map_location="cpu", weights_only=True)
         state = {name: value for name, value in state.items() if not name.startswith(("logits.", "fc."))}
@@ -163,5 +162,5 @@ def _timm_state(options: str) -> dict[str, Tensor]:
 
     try:
         return timm.create_model(RESNET, pretrained=True, num_classes=0).state_dict()
-    except Exception as error:  # the hub's own errors have no common base
+    except Exception as error:  # the hub's errors have no common base class
         raise IdentityNetError(f"cannot download timm:{RESNET}: {error}; {options}") from error

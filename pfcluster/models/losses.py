@@ -1,6 +1,7 @@
-"""The losses of docs/concepts/method.md as pure functions, an equation beside each.
+"""The losses of docs/concepts/method.md as pure functions, with their equations.
 
-Legend: b images, n patches, m hidden patches, k emotion classes, f features, p patch side.
+Legend: b images, n patches, m hidden patches, k emotion classes, f features, p patch side, v generated images per
+photo.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from torch.nn import functional
 
 
 def normalised(patches: Tensor) -> Tensor:
-    """Each patch by its own mean and variance: b m (3 p p) -> the same (He et al. 2021; unbiased variance, as
-    theirs).
-    """
+    """Normalise each patch by its own mean and unbiased variance: b m (3 p p) -> b m (3 p p) (He et al. 2021)."""
     mean, variance = patches.mean(2, keepdim=True), patches.var(2, keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 
 def mae(prediction: Tensor, target: Tensor, *, norm_pixels: bool) -> Tensor:
-    """L_mae: the mean over hidden patches of (prediction - norm(target))²; b m (3 p p) twice -> scalar."""
+    """L_mae = mean over hidden patches of (prediction - norm(target))² (section 1); b m (3 p p) twice -> scalar."""
     target = normalised(target) if norm_pixels else target
     return functional.mse_loss(prediction.float(), target.float())
 
@@ -31,24 +30,25 @@ def classification(
     label_smoothing: float = 0.0,
     partners: tuple[Tensor, float] | None = None,
 ) -> Tensor:
-    """L_cls = CE(ŷ, y): b k, b -> scalar. `weights` k scales each sample by its class.
+    """L_cls = CE(ŷ, y) (section 2): b k, b -> scalar. `weights` (k) scale each sample by its class.
 
-    Of mixed images, whose `partners` are their partners' labels b and the own share s: s CE(ŷ, y) + (1 - s) CE(ŷ, y').
-    The mean is over samples, not over weights, so that the means of equal slices average to the mean of the whole.
+    For mixed images `partners` are the labels y' (b) of the images mixed in and the share s of the image itself:
+    s CE(ŷ, y) + (1 - s) CE(ŷ, y'). The mean is over samples, not over weights, so that the means of equal slices
+    average to the mean of the whole batch.
     """
 
-    def towards(targets: Tensor) -> Tensor:
+    def cross_entropy(targets: Tensor) -> Tensor:
         each = functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
         return (each if weights is None else each * weights[targets]).mean()
 
     if partners is None:
-        return towards(labels)
-    others, share = partners
-    return share * towards(labels) + (1 - share) * towards(others)
+        return cross_entropy(labels)
+    partner_labels, share = partners
+    return share * cross_entropy(labels) + (1 - share) * cross_entropy(partner_labels)
 
 
 def inverse_frequency(counts: Tensor) -> Tensor:
-    """Weights of classes with the given counts, k -> k: the mean over all samples is one. Absent classes get zero."""
+    """Class weights from class counts, k -> k, with mean 1 over all samples. Absent classes get 0."""
     present = counts > 0
     weights = counts.sum() / (present.sum() * counts.clamp(min=1))
     return torch.where(present, weights, torch.zeros_like(weights))
@@ -64,83 +64,85 @@ def discriminator(
     emotion_weight: float = 1.0,
     real_label_smoothing: float = 0.0,
 ) -> Tensor:
-    """L_Δ, the discriminator's turn: BCE over its outputs, b (k+1), (v b) (k+1), b -> scalar.
+    """L_Δ (section 3): BCE over the discriminator's outputs, b (k+1), (v b) (k+1), b -> scalar: mean over the outputs
+    of real images plus mean over those of generated images.
 
-    Real images: emotions = one-hot(y), real = 1 - real_label_smoothing. Reconstructions and poker faces: real = 0; their emotions
-    are left out ("ignore"), all zero ("zero") or those of the photo that they were made from ("source"). The mean over
-    real outputs plus the mean over fake outputs. Without `emotions` only the real/fake outputs count
-    (docs/concepts/method.md,
-    Ablations 2). `emotion_weight` w makes the mean over outputs with an emotion's target (w Σ BCE of emotions + BCE of
-    real) / (k + 1). Without fakes the real output does not count either: there is nothing to tell it from.
+    Targets of real images: one-hot(y) for emotions, 1 - real_label_smoothing for real. Generated images: 0 for real;
+    their emotions are left out ("ignore"), all 0 ("zero") or those of their source photo ("source"). Without
+    `emotions` only the real/fake outputs count (Ablations 2). `emotion_weight` w turns a mean over outputs with
+    emotion targets into (w Σ BCE of emotions + BCE of real) / (k + 1). Without generated images only the emotions
+    count, because real images alone do not train the real/fake output.
     """
     classes = logits_real.shape[1] - 1
     target = functional.one_hot(labels, classes + 1).float()
-    made = target.clone()
+    source_target = target.clone()
     target[:, classes] = 1.0 - real_label_smoothing
-    judged = slice(0 if emotions else classes, None)
+    used = slice(0 if emotions else classes, None)
     weights = None
     if logits_fake is None or emotion_weight != 1:
         weights = torch.full_like(target[0], emotion_weight)
         weights[classes] = 0.0 if logits_fake is None else 1.0
-        weights = weights[judged]
-    real = functional.binary_cross_entropy_with_logits(logits_real.float()[:, judged], target[:, judged], weights)
+        weights = weights[used]
+    real = functional.binary_cross_entropy_with_logits(logits_real.float()[:, used], target[:, used], weights)
     if logits_fake is None:
         return real
     if emotions and fake_class_targets == "source":
-        made = made.repeat(len(logits_fake) // len(made), 1)
-        return real + functional.binary_cross_entropy_with_logits(logits_fake.float(), made, weights)
+        source_target = source_target.repeat(len(logits_fake) // len(source_target), 1)
+        return real + functional.binary_cross_entropy_with_logits(logits_fake.float(), source_target, weights)
     fake = logits_fake.float()[:, slice(0 if emotions and fake_class_targets == "zero" else classes, None)]
     return real + functional.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
 
 
-def gradient_penalty(slope: Tensor) -> Tensor:
+def gradient_penalty(gradient: Tensor) -> Tensor:
     """R1 = ½ E‖∇ₓ Δ(x)‖² on real images (Mescheder et al. 2018, eq. 9): the gradients b 3 h w -> scalar."""
-    return 0.5 * slope.float().square().flatten(1).sum(1).mean()
+    return 0.5 * gradient.float().square().flatten(1).sum(1).mean()
 
 
 def adversarial(
     logits_rec: Tensor, logits_poker: Tensor | None, labels: Tensor, neutral: int | None, *, emotions: bool = True
 ) -> Tensor:
-    """L_adv, PF-ViT's turn: both images shall pass for real, I_rec for emotion y and I_p for neutral.
+    """L_adv (section 3): BCE with the targets real for both images, emotion y for I_rec and neutral for I_p.
 
-    b (k+1) twice, b -> scalar, the sum of two mean BCEs; of one where there is no poker face. Where the dataset has no
-    neutral class (`neutral` None) the poker face's target is no emotion at all. Without `emotions` real/fake counts
-    alone.
+    b (k+1) twice, b -> scalar, the sum of two mean BCEs, or one without a poker face. If the dataset has no neutral
+    class (`neutral` None) all emotion targets of I_p are 0. Without `emotions` only the real/fake outputs count.
     """
     classes = logits_rec.shape[1] - 1
-    judged = slice(0 if emotions else classes, None)
+    used = slice(0 if emotions else classes, None)
     target = functional.one_hot(labels, classes + 1).float()
     target[:, classes] = 1.0
-    loss = functional.binary_cross_entropy_with_logits(logits_rec.float()[:, judged], target[:, judged])
+    loss = functional.binary_cross_entropy_with_logits(logits_rec.float()[:, used], target[:, used])
     if logits_poker is None:
         return loss
-    calm = torch.zeros_like(target)
-    calm[:, classes] = 1.0
+    neutral_target = torch.zeros_like(target)
+    neutral_target[:, classes] = 1.0
     if neutral is not None:
-        calm[:, neutral] = 1.0
-    return loss + functional.binary_cross_entropy_with_logits(logits_poker.float()[:, judged], calm[:, judged])
+        neutral_target[:, neutral] = 1.0
+    return loss + functional.binary_cross_entropy_with_logits(logits_poker.float()[:, used], neutral_target[:, used])
 
 
 def reconstruction(images: Tensor, rec: Tensor, poker: Tensor | None, labels: Tensor, neutral: int | None) -> Tensor:
-    """L_rec = ‖I_rec - x‖² + 1[y = neutral] ‖I_p - x‖², each norm a mean over pixels; b 3 h w, b -> scalar."""
+    """L_rec = ‖I_rec - x‖² + 1[y = neutral] ‖I_p - x‖² (section 3), squared norms as means over pixels; b 3 h w, b ->
+    scalar.
+    """
     loss = functional.mse_loss(rec.float(), images.float())
     if neutral is None or poker is None:
         return loss
-    own = (poker.float() - images.float()).square().flatten(1).mean(1)
-    return loss + (own * (labels == neutral)).mean()
+    poker_error = (poker.float() - images.float()).square().flatten(1).mean(1)
+    return loss + (poker_error * (labels == neutral)).mean()
 
 
 def orthogonality(emotion: Tensor, poker: Tensor) -> Tensor:
-    """L_ort = |cos(φ(I_e), φ(I_p))| of features b f (or tokens, flattened) -> scalar, the mean over images."""
+    """L_ort = |cos(φ(I_e), φ(I_p))| (section 3) of features b f, or tokens, flattened -> scalar, mean over images."""
     cosine = functional.cosine_similarity(emotion.float().flatten(1), poker.float().flatten(1), dim=1)
     return cosine.abs().mean()
 
 
 def confusion(logits: Tensor) -> Tensor:
-    """L_sep = CE(uniform, softmax(answer)) = log Σ exp(a) - mean(a), the mean over b: b k -> scalar, at least log k.
+    """Domain confusion (Tzeng et al. 2015): CE(uniform, softmax(a)) = log Σ exp(a) - mean(a), the mean over b:
+    b k -> scalar, at least log k.
 
-    Least where an answer favours no class (domain confusion, Tzeng et al. 2015). Turning the gradient of the answer's
-    own loss round (Ganin et al. 2016) has no least value: it rewards answers that are wrong with confidence.
+    It is smallest for a uniform output. The reversed gradient of the adversary's own loss (Ganin et al. 2016) has no
+    minimum: it rewards confidently wrong outputs.
     """
     logits = logits.float()
     return (logits.logsumexp(1) - logits.mean(1)).mean()

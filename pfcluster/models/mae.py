@@ -1,5 +1,5 @@
-"""Masked autoencoder (He et al. 2021): docs/concepts/method.md, section 1. Only visible patches are embedded, only
-hidden ones predicted.
+"""Masked autoencoder (He et al. 2021; docs/concepts/method.md, section 1). Embeds only visible patches and predicts
+only hidden ones.
 
 Legend: b images, n patches, k kept (visible) patches, m = n - k hidden patches, d encoder, c decoder channels, p
 patch side.
@@ -19,8 +19,7 @@ def kept_count(patches: int, mask_ratio: float) -> int:
 
 
 class Decoder(nn.Module):
-    """Decoder of MAE. The generator and the discriminator start as copies of it (docs/concepts/method.md, section
-    3)."""
+    """MAE decoder. Generator and discriminator start as copies of it (docs/concepts/method.md, section 3)."""
 
     positions: Tensor
 
@@ -48,15 +47,15 @@ class Decoder(nn.Module):
     def forward(self, visible: Tensor, order: Tensor) -> Tensor:
         """Predict the hidden patches: b (1 + k) d, b n -> b m (3 p p).
 
-        Tokens stay in shuffled order (visible first) and gather their positions, so nothing is ever unshuffled. In
-        the last block only the hidden tokens ask: nobody reads the others' outputs.
+        Tokens stay in shuffled order (visible first) and take their position embeddings by index, so nothing is
+        unshuffled. The last block queries with the hidden tokens only, because the other outputs are unused.
         """
         kept = visible.shape[1] - 1
         embedded = self.embed(visible)
         positions = self.positions[order]
-        seen = embedded[:, 1:] + positions[:, :kept]
+        visible_tokens = embedded[:, 1:] + positions[:, :kept]
         hidden = self.mask_token.to(embedded.dtype) + positions[:, kept:]
-        tokens = torch.cat([embedded[:, :1], seen, hidden.to(embedded.dtype)], dim=1)
+        tokens = torch.cat([embedded[:, :1], visible_tokens, hidden.to(embedded.dtype)], dim=1)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         hidden = self.blocks[-1](tokens, queries=slice(1 + kept, None))
@@ -64,9 +63,7 @@ class Decoder(nn.Module):
 
 
 class MAE(nn.Module):
-    """Encoder and decoder; which patches are hidden comes from outside, so that any layout of processes hides the
-    same.
-    """
+    """Encoder and decoder. The hidden patches are an input, so that they do not depend on the number of processes."""
 
     def __init__(self, encoder: ViT, decoder: Decoder, *, mask_ratio: float) -> None:
         super().__init__()
@@ -75,7 +72,7 @@ class MAE(nn.Module):
         self.mask_ratio = mask_ratio
 
     def forward(self, images: Tensor, order: Tensor) -> Tensor:
-        """Predict what is hidden: b 3 h w, a permutation of the patches b n (visible first) -> b m (3 p p)."""
+        """Predict the hidden patches: b 3 h w, a permutation of the patches b n (visible first) -> b m (3 p p)."""
         visible = self.encoder(images, keep=order[:, : self.kept])
         return self.decoder(visible, order)
 
@@ -85,19 +82,19 @@ class MAE(nn.Module):
         return kept_count(len(self.encoder.positions), self.mask_ratio)
 
     def shard_units(self) -> list[nn.Module]:
-        """The blocks of both halves."""
+        """The blocks of encoder and decoder."""
         return [*self.encoder.blocks, *self.decoder.blocks]
 
 
 def hidden_patches(images: Tensor, order: Tensor, kept: int, patch: int) -> Tensor:
-    """The patches that a permutation hides, as pixels: b 3 h w, b n -> b m (3 p p)."""
+    """Pixels of the hidden patches: b 3 h w, b n -> b m (3 p p)."""
     return take(patchify(images, patch), order[:, kept:])
 
 
-def paint(images: Tensor, prediction: Tensor, order: Tensor, kept: int, patch: int, *, norm_pixels: bool) -> Tensor:
-    """Put predicted patches where they were hidden, for pictures: b 3 h w, b m (3 p p), b n -> b 3 h w.
+def inpaint(images: Tensor, prediction: Tensor, order: Tensor, kept: int, patch: int, *, norm_pixels: bool) -> Tensor:
+    """Replace hidden patches with predictions, for image grids: b 3 h w, b m (3 p p), b n -> b 3 h w.
 
-    Where the net predicts normalised patches, each gets back the mean and deviation of the patch it replaces.
+    With `norm_pixels` each predicted patch gets the mean and standard deviation of the patch it replaces.
     """
     patches = patchify(images, patch)
     if norm_pixels:

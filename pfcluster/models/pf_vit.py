@@ -1,7 +1,7 @@
-"""PF-ViT: separate the emotion from the face and paint the face without it (docs/concepts/method.md, section 3).
+"""PF-ViT: separates emotion from identity and generates the face without emotion (docs/concepts/method.md, section 3).
 
-Legend: b images, n patches, k of them visible, t = k + 1 tokens with the class token first, d encoder, c decoder
-channels, v views, p patch side.
+Legend: b images, n patches, k visible patches, t = k + 1 tokens with the class token first, d encoder, c decoder
+channels, p patch side.
 """
 
 from __future__ import annotations
@@ -17,26 +17,30 @@ from pfcluster.models.vit import Attention, ViT, attend, init_linear, take, unpa
 
 
 class PFViTOutput(NamedTuple):
-    """What PF-ViT makes of a batch. Images are b 3 h w with values around -1..1; logits b classes; tokens b t d.
+    """Outputs of PF-ViT. Images are b 3 h w with values around -1..1, tokens b t d.
 
-    A tuple, because FSDP2 and ZeRO look for tensors in a module's outputs and would not see those of a dataclass.
+    A tuple, because FSDP2 and ZeRO find the tensors in tuples but not in dataclasses.
     """
 
     logits: Tensor
+    """b classes, from the emotion tokens."""
     reconstruction: Tensor
+    """I_rec."""
     poker: Tensor | None
-    """None without a separator, as the emotion view and f_p are."""
+    """I_p; None without a separator, as are `emotion` and `face_tokens`."""
     emotion: Tensor | None
-    """None where nobody asked for the emotion view."""
+    """I_e; None unless `emotion_view` was requested."""
     emotion_tokens: Tensor
+    """f_e."""
     face_tokens: Tensor | None
+    """f_p."""
     mask: Tensor | None = None
-    """The separator's a, b t d in 0..1, to look at: without gradient."""
+    """The separator's mask a, b t d in 0..1, detached."""
 
 
-def shown_count(patches: int, ratio: float) -> int:
-    """Number of patches that a share of hidden ones leaves: all where nothing hides, else as MAE counts."""
-    return kept_count(patches, ratio) if ratio else patches
+def visible_count(patches: int, mask_ratio: float) -> int:
+    """Number of patches that the encoder sees in training: all with mask_ratio 0, else as in MAE."""
+    return kept_count(patches, mask_ratio) if mask_ratio else patches
 
 
 class Separator(nn.Module):
@@ -49,12 +53,12 @@ class Separator(nn.Module):
         self.apply(init_linear)
         self.class_bias: nn.Parameter | None = None
 
-    def begin_at(self, class_bias: float) -> None:
-        """Let the class token's mask start at a = σ(class_bias + about 0), with a bias d of its own."""
-        self.class_bias = nn.Parameter(torch.full_like(self.excite.bias, class_bias))
+    def add_class_bias(self, value: float) -> None:
+        """Add a learned bias d to the class token's mask logits, so that its mask starts near σ(value)."""
+        self.class_bias = nn.Parameter(torch.full_like(self.excite.bias, value))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """b t d -> emotion tokens f_e = a f, the rest f_p = f - f_e, which add up to the input, and a; each b t d."""
+        """f b t d -> emotion tokens f_e = a f, identity tokens f_p = f - f_e, and the mask a; each b t d."""
         logits = self.excite(functional.gelu(self.squeeze(tokens)))
         if self.class_bias is not None:
             logits = torch.cat([logits[:, :1] + self.class_bias.to(logits.dtype), logits[:, 1:]], dim=1)
@@ -64,11 +68,11 @@ class Separator(nn.Module):
 
 
 class CrossFusion(nn.Module):
-    """F(t) = softmax(Q Kᵀ / √d) V: mask tokens, one for each patch, ask the encoder's tokens.
+    """F(t) = softmax(Q Kᵀ / √d) V: cross-attention from one mask token per patch to the encoder's tokens.
 
-    Q comes from mask token + position, K and V from the tokens projected to the decoder's width, with their positions
-    as the pre-trained decoder saw them. The paper's parameter count leaves room for an MLP behind it, its equation has
-    none; without it a training step keeps within its FLOPs (benchmarks/flops.py).
+    Q is computed from mask token + position, K and V from the tokens projected to the decoder's width plus their
+    positions, as in the pre-trained decoder. The paper's parameter count would fit an MLP after it, but its equation
+    has none; without it the FLOPs of a training step match the paper's (benchmarks/flops.py).
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -91,8 +95,8 @@ class CrossFusion(nn.Module):
 
 
 class SelfFusion(nn.Module):
-    """Self-attention in place of the cross fusion (docs/concepts/method.md, Ablations 3 and 4): the encoder's
-    tokens, and mask tokens where patches are hidden, look at each other.
+    """Self-attention over the encoder's tokens, and mask tokens for hidden patches, in place of the cross-attention
+    (docs/concepts/method.md, Ablations 3 and 4).
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -102,13 +106,14 @@ class SelfFusion(nn.Module):
         self.apply(init_linear)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """b (1 + n) c -> the same."""
+        """b (1 + n) c -> b (1 + n) c."""
         return tokens + self.attn(self.norm(tokens))
 
 
-class Smooth(nn.Module):
-    """A residual 3x3 convolution over a painted image: what a head that paints patches one by one cannot do is to look
-    across their edges. Not the paper's. Its second layer begins with zeros, so the whole begins as the identity.
+class RefinementConv(nn.Module):
+    """Two residual 3x3 convolutions over the generated image. The pixel head generates each patch separately;
+    convolutions see across patch borders. Not in the paper. The second layer starts at zero, so that the module starts
+    as the identity.
     """
 
     def __init__(self, channels: int) -> None:
@@ -120,26 +125,32 @@ class Smooth(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """b 3 h w -> the same."""
-        images = images.contiguous(memory_format=torch.channels_last)  # else the convolutions copy, uncounted
+        """b 3 h w -> b 3 h w."""
+        images = images.contiguous(memory_format=torch.channels_last)  # else the convolutions make uncounted copies
         return images + self.second(functional.gelu(self.first(images)))
 
 
 class Generator(nn.Module):
-    """Fusion and G: tokens to pixels.
+    """Fusion F and generator G: tokens to pixels.
 
-    G starts as the pre-trained MAE decoder, but that one predicts *normalised* patches: each patch's mean and
-    contrast, which make an image of it, were never its business. So the last layer is made anew (small weights,
-    mid-grey bias) and learns raw pixels; training begins with a warm-up on reconstruction before any adversary looks
-    at the result (`PfMagConfig.warmup_steps`).
+    G starts as the pre-trained MAE decoder. That decoder predicts normalised patches, without each patch's mean and
+    contrast, so the last layer is new (small weights, zero bias: mid-grey) and learns raw pixels. A warm-up on
+    reconstruction precedes the adversarial loss (`PfMagConfig.warmup_steps`).
     """
 
     positions: Tensor
 
     def __init__(
-        self, decoder: Decoder, *, width: int, heads: int, patch: int, self_fusion: bool = False, smooth: int = 0
+        self,
+        decoder: Decoder,
+        *,
+        width: int,
+        heads: int,
+        patch: int,
+        self_fusion: bool = False,
+        refine_channels: int = 0,
     ) -> None:
-        """`self_fusion` takes SelfFusion in place of CrossFusion; `smooth` is the width of a Smooth behind the head."""
+        """`self_fusion` takes SelfFusion instead of CrossFusion; `refine_channels` > 0 adds a RefinementConv."""
         super().__init__()
         self.patch = patch
         self.embed = decoder.embed
@@ -151,36 +162,36 @@ class Generator(nn.Module):
         self.head = nn.Linear(width, 3 * patch * patch)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        with torch.random.fork_rng(devices=[]):  # the other nets start as they do without it
-            self.smooth = Smooth(smooth) if smooth else None
+        with torch.random.fork_rng(devices=[]):  # the other modules are initialised as without it
+            self.smooth = RefinementConv(refine_channels) if refine_channels else None
 
     def forward(self, tokens: Tensor, order: Tensor | None = None) -> Tensor:
-        """b (1 + k) d -> images b 3 h w, not bounded. order: b n, whose first k patches the tokens show, in that order;
-        None means that they show all.
+        """b (1 + k) d -> images b 3 h w, unbounded. order b n: the patches, the k visible ones first, as the tokens
+        are; None if all are visible.
         """
-        painted = self._whole(self.embed(tokens), order)
-        return painted if self.smooth is None else self.smooth(painted)
+        images = self._generate(self.embed(tokens), order)
+        return images if self.smooth is None else self.smooth(images)
 
-    def _whole(self, embedded: Tensor, order: Tensor | None) -> Tensor:
-        """The image, patch by patch."""
+    def _generate(self, embedded: Tensor, order: Tensor | None) -> Tensor:
+        """b (1 + k) c -> b 3 h w, without refinement."""
         if isinstance(self.fusion, SelfFusion):
-            return self._joined(embedded, order)
+            return self._generate_with_self_fusion(embedded, order)
         assert order is None
         positions = functional.pad(self.positions, (0, 0, 1, 0)).to(embedded.dtype)
-        patches = self._paint(self.fusion(self.mask_token + self.positions, embedded + positions))
+        patches = self._decode(self.fusion(self.mask_token + self.positions, embedded + positions))
         return unpatchify(patches, self.patch)
 
-    def _joined(self, embedded: Tensor, order: Tensor | None) -> Tensor:
-        """The tokens, with mask tokens behind them, through self-attention; then back into the image's order."""
+    def _generate_with_self_fusion(self, embedded: Tensor, order: Tensor | None) -> Tensor:
+        """Append mask tokens for hidden patches, fuse, decode, and restore the order of the patches."""
         b, kept = len(embedded), embedded.shape[1] - 1
         positions = self.positions.expand(b, -1, -1) if order is None else self.positions[order]
-        seen = embedded[:, 1:] + positions[:, :kept]
+        visible = embedded[:, 1:] + positions[:, :kept]
         hidden = self.mask_token.to(embedded.dtype) + positions[:, kept:]
-        tokens = torch.cat([embedded[:, :1], seen, hidden.to(embedded.dtype)], dim=1)
-        patches = self._paint(self.fusion(tokens), skip=1)
+        tokens = torch.cat([embedded[:, :1], visible, hidden.to(embedded.dtype)], dim=1)
+        patches = self._decode(self.fusion(tokens), skip=1)
         return unpatchify(patches if order is None else take(patches, order.argsort(dim=1)), self.patch)
 
-    def _paint(self, hidden: Tensor, skip: int = 0) -> Tensor:
+    def _decode(self, hidden: Tensor, skip: int = 0) -> Tensor:
         """G without its fusion: b (skip + n) c -> patches b n (3 p p)."""
         for block in self.blocks:
             hidden = block(hidden)
@@ -188,7 +199,7 @@ class Generator(nn.Module):
 
 
 class PFViT(nn.Module):
-    """E, S, F, G and C in one module, trained by one optimizer."""
+    """Encoder E, separator S, fusion F, generator G and classifier C in one module with one optimizer."""
 
     def __init__(
         self,
@@ -200,10 +211,9 @@ class PFViT(nn.Module):
         separator_ratio: float = 0.25,
         mask_ratio: float = 0.0,
     ) -> None:
-        """`separator_ratio` 0 leaves the separator out (docs/concepts/method.md, Ablations 2): C reads the encoder's
-        own class token,
-        and G paints the reconstruction alone. `mask_ratio` is the share of patches hidden in training (Multi-Task MAE,
-        Ablations 4).
+        """`separator_ratio` 0 removes the separator (docs/concepts/method.md, Ablations 2): the classifier reads the
+        encoder's class token, and only the reconstruction is generated. `mask_ratio` is the fraction of patches hidden
+        in training (Ablations 4).
         """
         super().__init__()
         self.encoder = encoder
@@ -215,43 +225,43 @@ class PFViT(nn.Module):
         self.mask_ratio = mask_ratio
 
     def forward(self, images: Tensor, order: Tensor | None = None, *, emotion_view: bool = True) -> PFViTOutput:
-        """b 3 h w -> all views; the generator paints its images, two or three of each face, in one batch.
+        """b 3 h w -> all outputs; the two or three images per face are generated in one batch.
 
-        order: a permutation of the patches b n, whose first ones the encoder sees; None shows it all.
+        order: a permutation of the patches b n, visible ones first; None if all are visible.
         """
         tokens = self.encoder(images, None if order is None else order[:, : self.kept])
         if self.separator is None:
-            painted = self.generator(tokens, order)
-            return PFViTOutput(self.classifier(tokens[:, 0]), painted, None, None, tokens, None)
+            reconstruction = self.generator(tokens, order)
+            return PFViTOutput(self.classifier(tokens[:, 0]), reconstruction, None, None, tokens, None)
         emotion, face, mask = self.separator(tokens)
-        wanted = [tokens, face, emotion] if emotion_view else [tokens, face]
-        orders = None if order is None else order.repeat(len(wanted), 1)
-        painted = self.generator(torch.cat(wanted), orders).chunk(len(wanted))
+        sources = [tokens, face, emotion] if emotion_view else [tokens, face]
+        orders = None if order is None else order.repeat(len(sources), 1)
+        generated = self.generator(torch.cat(sources), orders).chunk(len(sources))
         return PFViTOutput(
             logits=self.classifier(emotion[:, 0]),
-            reconstruction=painted[0],
-            poker=painted[1],
-            emotion=painted[2] if emotion_view else None,
+            reconstruction=generated[0],
+            poker=generated[1],
+            emotion=generated[2] if emotion_view else None,
             emotion_tokens=emotion,
             face_tokens=face,
             mask=mask.detach(),
         )
 
     def separate(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """b 3 h w, the patches to look at b k or None for all -> f, f_e and f_p, each b t d; without a separator f
-        twice and None.
+        """b 3 h w -> f, f_e and f_p, each b t d; without a separator f, f and None. keep: indices of the visible
+        patches b k, None for all.
         """
         tokens = self.encoder(images, keep)
         return (tokens, tokens, None) if self.separator is None else (tokens, *self.separator(tokens)[:2])
 
     def classify(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """What remains at test time, E, S and C: b 3 h w -> logits b classes."""
+        """Inference with E, S and C only: b 3 h w -> logits b classes."""
         return self.classifier(self.separate(images, keep)[1][:, 0])
 
     @property
     def kept(self) -> int:
-        """Number of patches that training shows to the encoder where it hides some."""
-        return shown_count(len(self.encoder.positions), self.mask_ratio)
+        """Number of patches visible to the encoder in training."""
+        return visible_count(len(self.encoder.positions), self.mask_ratio)
 
     def shard_units(self) -> list[nn.Module]:
         """The blocks of encoder and generator."""

@@ -1,7 +1,7 @@
-"""Weights to start from: our own runs, timm's supervised ViTs, files in the manner of facebookresearch/mae.
+"""Load pre-trained weights: of pfcluster runs, timm's supervised ViTs, and files in the layout of facebookresearch/mae.
 
-All are turned into our names: `encoder.*`, and `decoder.*` where there is one. Our nets read images in -1..1; a net
-trained on images normalised otherwise gets the difference folded into its patch embedding, exactly.
+Parameters are renamed to `encoder.*` and, if there is one, `decoder.*`. pfcluster's nets take images in -1..1; for nets
+trained with another normalisation the difference is folded exactly into the patch embedding.
 
 Legend: d channels, p patch side, n patches.
 """
@@ -22,18 +22,18 @@ from torch.nn import functional
 from pfcluster.checkpoint import store
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OWN_MEAN, OWN_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 BLOCK_NAME = r"(blocks\.\d+\.(?:norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.\w+)$"
-"""A block's weights in timm and in facebookresearch/mae."""
+"""Parameters of a block in timm and in facebookresearch/mae."""
 StateDict = dict[str, Tensor]
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be had or do not fit: says which, why, and what would do."""
+    """Weights that cannot be loaded or do not fit. The message says which, why, and the remedy."""
 
 
 def read(source: str) -> StateDict:
-    """Weights by our names from a run's or checkpoint's folder, a file, or `timm:NAME`. Raises WeightsError."""
+    """Weights by pfcluster's names, from a run or checkpoint folder, a file, or `timm:NAME`. Raises WeightsError."""
     if source.startswith("timm:"):
         return _from_timm(source.removeprefix("timm:"))
     path = Path(source)
@@ -51,31 +51,31 @@ def read(source: str) -> StateDict:
 
 
 def _read_file(path: Path) -> tuple[StateDict, tuple[float, ...], tuple[float, ...]]:
-    """A file's tensors and the normalisation it was trained with: ImageNet's for facebookresearch/mae's and the
-    authors' files (they wrap their weights in `model` or `model_state_dict`), 0.5 for bare state dicts (timm's augreg
-    ViTs).
+    """A file's tensors and the image normalisation they were trained with: ImageNet's for files that wrap the weights
+    in `model` or `model_state_dict` (facebookresearch/mae, the paper's authors), 0.5 for bare state dicts (timm's
+    augreg ViTs).
     """
     if path.suffix == ".safetensors":
-        return load_file(path), OWN_MEAN, OWN_STD
+        return load_file(path), HALF_MEAN, HALF_STD
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # facebookresearch/mae keeps its options beside
+        with torch.serialization.safe_globals([argparse.Namespace]):  # facebookresearch/mae also stores its options
             values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its reader met: pickle, zip and runtime errors
+    except Exception as error:  # torch raises errors of pickle, zip and its own
         raise WeightsError(f"model.init: {path} holds no plain weights: {error}") from error
     for wrapper in ("model", "model_state_dict"):
         if isinstance(values, dict) and wrapper in values:
             return values[wrapper], IMAGENET_MEAN, IMAGENET_STD
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise WeightsError(f"model.init: {path} is no state dict")
-    return values, OWN_MEAN, OWN_STD
+    return values, HALF_MEAN, HALF_STD
 
 
 def external_sizes(source: str) -> dict[str, float]:
-    """What a file of others or a timm model says of its own sizes, by the names of our options. Empty for our own
-    weights, and where there is no such file. Raises WeightsError.
+    """Model sizes of a third-party file or a timm model, by config field. Empty for pfcluster's own weights and for
+    missing files. Raises WeightsError.
 
-    Heads leave no trace in a file: taken is what every ViT has, 64 channels a head from T to L and 16 heads for H, and
-    for a decoder facebookresearch/mae's 32 channels.
+    A file does not contain the number of heads. Assumed are 64 channels per head for ViT-T to ViT-L, 16 heads for
+    ViT-H, and facebookresearch/mae's 32 channels per head for decoders.
     """
     heads = None
     if source.startswith("timm:"):
@@ -88,10 +88,10 @@ def external_sizes(source: str) -> dict[str, float]:
         return {}
     if any(name.startswith("encoder.") for name in state):
         return {}
-    _check_known(state, source)
+    _check_supported(state, source)
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
     side = math.isqrt(state["pos_embed"].shape[1] - 1)
-    found = {
+    sizes = {
         "data.size": side * patch,
         "model.patch": patch,
         "model.width": width,
@@ -103,8 +103,8 @@ def external_sizes(source: str) -> dict[str, float]:
         width = state["decoder_embed.weight"].shape[0]
         depth = _depth(state, "decoder_blocks")
         heads = max(1, width // 32)
-        found |= {"model.decoder_width": width, "model.decoder_depth": depth, "model.decoder_heads": heads}
-    return found
+        sizes |= {"model.decoder_width": width, "model.decoder_depth": depth, "model.decoder_heads": heads}
+    return sizes
 
 
 def _depth(state: StateDict, blocks: str) -> int:
@@ -112,7 +112,7 @@ def _depth(state: StateDict, blocks: str) -> int:
 
 
 def _plain_names(state: StateDict) -> StateDict:
-    """Without what DistributedDataParallel puts before each name."""
+    """Remove the prefix that DistributedDataParallel adds to each name."""
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
@@ -134,30 +134,31 @@ def _timm_model(name: str, *, pretrained: bool) -> nn.Module:
         ) from error
 
 
-def _check_known(state: StateDict, source: str) -> None:
-    """Raises WeightsError for a net that ours cannot compute: to leave a part of it out would go unseen."""
+def _check_supported(state: StateDict, source: str) -> None:
+    """Raises WeightsError for architectures that ViT does not implement; ignoring their extra weights would change the
+    output."""
     for name in ("patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed"):
         if name not in state:
-            raise WeightsError(f"model.init: {source} is no ViT that we know: it has no {name}")
+            raise WeightsError(f"model.init: {source} is not a supported ViT: it has no {name}")
     foreign = [name for name in state if re.match(r"(blocks\.|norm_pre|reg_token|dist_token)", name)]
     foreign = [name for name in foreign if not re.match(BLOCK_NAME, name)]
     if foreign:
         raise WeightsError(
-            f"model.init: {source} has {foreign[0]} and {len(foreign) - 1} more weights that our ViT has no place for;"
-            " it would compute something else without them"
+            f"model.init: {source} has {foreign[0]} and {len(foreign) - 1} more weights that pfcluster's ViT"
+            " does not have; without them its output would differ"
         )
     places = state["pos_embed"].shape[1] - 1
     if math.isqrt(places) ** 2 != places:
         raise WeightsError(
-            f"model.init: {source} is no ViT that we know: {places + 1} positions are not a class token's and a square"
-            " grid's"
+            f"model.init: {source} is not a supported ViT: {places + 1} position embeddings are not those of"
+            " a class token and a square grid"
         )
 
 
 def _rename(state: StateDict, mean: tuple[float, ...], std: tuple[float, ...], source: str) -> StateDict:
-    """timm's and facebookresearch/mae's names, which agree on the encoder, to ours."""
+    """Rename timm's and facebookresearch/mae's parameters, which agree on the encoder, to pfcluster's names."""
     state = _plain_names(state)
-    _check_known(state, source)
+    _check_supported(state, source)
     renamed: StateDict = {}
     kernel = state["patch_embed.proj.weight"]
     renamed["encoder.patch_embed.weight"], renamed["encoder.patch_embed.bias"] = fold_normalisation(
@@ -187,14 +188,14 @@ def _rename(state: StateDict, mean: tuple[float, ...], std: tuple[float, ...], s
 
 
 def _channels_first(head: Tensor, patch: int) -> Tensor:
-    """Reorder a head's outputs from (p p 3), facebookresearch/mae's order within a patch, to our (3 p p)."""
+    """Reorder a head's outputs from (p p 3), facebookresearch/mae's order within a patch, to (3 p p)."""
     return head.reshape(patch, patch, 3, -1).permute(2, 0, 1, 3).reshape(head.shape)
 
 
 def fold_normalisation(
     kernel: Tensor, bias: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
-    """A patch embedding for images in -1..1 that equals the given one on (image - mean) / std, image in 0..1.
+    """A patch embedding for images in -1..1, equivalent to the given one on (image - mean) / std with image in 0..1.
 
     kernel d 3 p p, bias d -> weight d (3 p p), bias d.
     """
@@ -206,43 +207,49 @@ def fold_normalisation(
 
 
 def resize_positions(positions: Tensor, count: int) -> Tensor:
-    """Position embeddings for another square grid: n d -> count d, bicubic as in DeiT and MAE fine-tuning."""
+    """Resize position embeddings to another square grid: n d -> count d, bicubic as in DeiT and MAE fine-tuning."""
     if len(positions) == count:
         return positions
-    side, wanted = math.isqrt(len(positions)), math.isqrt(count)
+    side, new_side = math.isqrt(len(positions)), math.isqrt(count)
     grid = positions.view(1, side, side, -1).permute(0, 3, 1, 2)
-    grid = functional.interpolate(grid, size=(wanted, wanted), mode="bicubic", align_corners=False)
+    grid = functional.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
     return grid.permute(0, 2, 3, 1).reshape(count, -1)
 
 
 def load_part(module: nn.Module, weights: StateDict, part: str, source: str) -> None:
-    """Fill a module with the weights under `part.`. Raises WeightsError unless every parameter is there and fits."""
-    own = {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
-    wanted = module.state_dict()
-    if "positions" in own and "positions" in wanted and own["positions"].shape[1] == wanted["positions"].shape[1]:
-        own["positions"] = resize_positions(own["positions"], len(wanted["positions"]))
-    missing = sorted(set(wanted) - set(own))
+    """Load the weights under `part.` into a module. Raises WeightsError unless every parameter is there and fits."""
+    loaded = {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
+    expected = module.state_dict()
+    grids = loaded.get("positions"), expected.get("positions")
+    if grids[0] is not None and grids[1] is not None and grids[0].shape[1] == grids[1].shape[1]:
+        loaded["positions"] = resize_positions(grids[0], len(grids[1]))
+    missing = sorted(set(expected) - set(loaded))
     if missing:
-        raise WeightsError(f"model.init: {source} lacks {part}.{missing[0]} and {len(missing) - 1} more; {_sizes(own)}")
-    extra = sorted(name for name in own if name not in wanted and name.startswith("blocks."))
+        raise WeightsError(
+            f"model.init: {source} lacks {part}.{missing[0]} and {len(missing) - 1} more; {_describe_sizes(loaded)}"
+        )
+    extra = sorted(name for name in loaded if name not in expected and name.startswith("blocks."))
     if extra:
-        raise WeightsError(f"model.init: {source} has more {part} blocks than model.depth asks for; {_sizes(own)}")
-    for name, value in wanted.items():
-        if own[name].shape != value.shape:
+        raise WeightsError(
+            f"model.init: {source} has more {part} blocks than model.depth asks for; {_describe_sizes(loaded)}"
+        )
+    for name, value in expected.items():
+        if loaded[name].shape != value.shape:
             raise WeightsError(
-                f"model.init: {part}.{name} of {source} has shape {tuple(own[name].shape)}, this model's has"
-                f" {tuple(value.shape)}; {_sizes(own)}"
+                f"model.init: {part}.{name} of {source} has shape {tuple(loaded[name].shape)}, this model's has"
+                f" {tuple(value.shape)}; {_describe_sizes(loaded)}"
             )
-    module.load_state_dict({name: own[name] for name in wanted})
+    module.load_state_dict({name: loaded[name] for name in expected})
 
 
-def _sizes(own: StateDict) -> str:
-    """What a checkpoint's shapes say of its model, in the words of the options."""
-    blocks = {name.split(".")[1] for name in own if name.startswith("blocks.")}
-    words = [f"{len(blocks)} blocks"]
-    if "patch_embed.weight" in own:
-        width, inputs = own["patch_embed.weight"].shape
-        words += [f"width {width}", f"patch {math.isqrt(inputs // 3)}"]
-    elif "embed.weight" in own:
-        words += [f"decoder width {own['embed.weight'].shape[0]}", f"encoder width {own['embed.weight'].shape[1]}"]
-    return "it holds " + ", ".join(words)
+def _describe_sizes(weights: StateDict) -> str:
+    """Model sizes according to the shapes of a part's weights, for error messages."""
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    sizes = [f"{len(blocks)} blocks"]
+    if "patch_embed.weight" in weights:
+        width, inputs = weights["patch_embed.weight"].shape
+        sizes += [f"width {width}", f"patch {math.isqrt(inputs // 3)}"]
+    elif "embed.weight" in weights:
+        decoder_width, encoder_width = weights["embed.weight"].shape
+        sizes += [f"decoder width {decoder_width}", f"encoder width {encoder_width}"]
+    return "it holds " + ", ".join(sizes)

@@ -1,9 +1,8 @@
-"""The vision transformer that everything here is made of (Dosovitskiy et al. 2020), written for speed in MAE's use of
-it.
+"""Vision transformer (Dosovitskiy et al. 2020), optimised for MAE: hidden patches are never embedded.
 
 Legend: b images, n patches, k kept patches, q queries, t tokens, d channels, h heads, p patch side.
-Parameter names follow timm and facebookresearch/mae (`norm1`, `attn.qkv`, `attn.proj`, `mlp.fc1`), so weights carry
-over.
+Parameter names follow timm and facebookresearch/mae (`norm1`, `attn.qkv`, `attn.proj`, `mlp.fc1`), whose weights can
+be loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch.nn import functional
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Cut images into flat patches, channels first: b 3 (rows p) (columns p) -> b (rows columns) (3 p p)."""
+    """Split images into flat patches, channels first: b 3 (rows p) (columns p) -> b (rows columns) (3 p p)."""
     b, channels, height, width = images.shape
     rows, columns = height // patch, width // patch
     patches = images.reshape(b, channels, rows, patch, columns, patch)
@@ -22,7 +21,7 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch: int) -> Tensor:
-    """Put flat patches together to square images, the inverse of `patchify`: b n (3 p p) -> b 3 h w."""
+    """Inverse of `patchify` for square images: b n (3 p p) -> b 3 h w."""
     b, n, size = patches.shape
     side, channels = int(n**0.5), size // patch**2
     images = patches.reshape(b, side, side, channels, patch, patch)
@@ -30,15 +29,15 @@ def unpatchify(patches: Tensor, patch: int) -> Tensor:
 
 
 def take(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Rows of each sample by number: b n d, b k -> b k d. One flat index_select, which is faster than gather."""
+    """Select tokens of each sample by index: b n d, b k -> b k d. One flat index_select is faster than gather."""
     b, n, d = tokens.shape
     offsets = torch.arange(b, device=indices.device).unsqueeze(1) * n
     return tokens.reshape(b * n, d).index_select(0, (indices + offsets).reshape(-1)).view(b, -1, d)
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions of a side x side grid: -> n d (MoCo v3 and MAE: half for columns, half for
-    rows).
+    """Fixed 2-D sine-cosine position embeddings of a side x side grid: -> n d, half for columns, half for rows
+    (as in MoCo v3 and MAE).
     """
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.outer(torch.arange(side, dtype=torch.float64), frequencies)
@@ -49,7 +48,7 @@ def sincos_positions(side: int, width: int) -> Tensor:
 
 
 def init_linear(module: nn.Module) -> None:
-    """MAE's start: Xavier-uniform matrices, zero biases, unit norms. For `Module.apply`."""
+    """MAE's initialisation: Xavier-uniform matrices, zero biases, unit norms. For `Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -60,7 +59,7 @@ def init_linear(module: nn.Module) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head attention through scaled_dot_product_attention; optionally only the last tokens ask."""
+    """Multi-head attention by scaled_dot_product_attention; optionally query with a subset of the tokens."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -69,7 +68,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, queries: slice | None = None) -> Tensor:
-        """b t d -> b q d: the tokens in `queries` attend to all tokens; None means that all of them do."""
+        """b t d -> b q d: the tokens in `queries` attend to all tokens; None queries with all."""
         if queries is None:
             query, key, value = self._split(self.qkv(tokens), 3)
         else:
@@ -86,13 +85,13 @@ class Attention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(Q Kᵀ / √d) V and the heads side by side again: b h q d, b h t d, b h t d -> b q (h d)."""
+    """softmax(Q Kᵀ / √d) V with concatenated heads: b h q d, b h t d, b h t d -> b q (h d)."""
     mixed = functional.scaled_dot_product_attention(query, key, value)
     return mixed.transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
-    """Two layers with a GELU between: b t d -> b t d."""
+    """Two linear layers with a GELU between: b t d -> b t d."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -114,8 +113,8 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, tokens: Tensor, queries: slice | None = None, scales: Tensor | None = None) -> Tensor:
-        """b t d -> b q d. With `queries`, only those tokens are carried on: a last block whose other outputs nobody
-        reads computes only what is read. `scales`, 2 b, multiply each sample's two branches."""
+        """b t d -> b q d. With `queries` only the outputs of those tokens are computed, for a last block whose other
+        outputs are unused. `scales` 2 b multiply each sample's two residual branches."""
         kept = tokens if queries is None else tokens[:, queries]
         attended = self.attn(self.norm1(tokens), queries)
         if scales is None:
@@ -127,7 +126,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Encoder E: an image to a class token and patch tokens, all of them or only those that are kept."""
+    """Encoder E: an image to a class token and the tokens of all patches, or of the kept patches only."""
 
     positions: Tensor
 
@@ -142,7 +141,7 @@ class ViT(nn.Module):
         mlp_ratio: float = 4.0,
         patch_gain: float = 1.0,
     ) -> None:
-        """`patch_gain` scales the start of the patch embedding's weights."""
+        """`patch_gain` scales the initial weights of the patch embedding."""
         super().__init__()
         self.patch = patch
         self.patch_embed = nn.Linear(3 * patch * patch, width)
@@ -155,10 +154,9 @@ class ViT(nn.Module):
         nn.init.normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor, keep: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
-        """b 3 h w, and the numbers of the patches to look at b k -> b (1 + k) d, class token first.
+        """b 3 h w, indices of the kept patches b k (None for all) -> b (1 + k) d, class token first.
 
-        Patches that are not kept are never embedded: that is where MAE's speed comes from. `scales`: of each block's
-        two branches for each sample, depth 2 b (stochastic depth).
+        `scales` depth 2 b: factors of each block's two residual branches for each sample (stochastic depth).
         """
         patches = patchify(images, self.patch)
         positions = self.positions.unsqueeze(0)
@@ -166,12 +164,12 @@ class ViT(nn.Module):
             patches, positions = take(patches, keep), self.positions[keep]
         tokens = self.patch_embed(patches) + positions
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
-        for number, block in enumerate(self.blocks):
-            tokens = block(tokens) if scales is None else block(tokens, None, scales[number])
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens) if scales is None else block(tokens, None, scales[index])
         return self.norm(tokens)
 
     def shard_units(self) -> list[nn.Module]:
-        """The modules that an engine may cut, wrap or recompute one by one."""
+        """The modules that an engine may shard, compile or checkpoint separately."""
         return list(self.blocks)
 
 
@@ -186,7 +184,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, scales: Tensor | None = None) -> Tensor:
-        """b 3 h w -> logits b classes; `scales` as the encoder takes them."""
+        """b 3 h w -> logits b classes; `scales` as for the encoder."""
         return self.head(self.encoder(images, None, scales)[:, 0])
 
     def shard_units(self) -> list[nn.Module]:

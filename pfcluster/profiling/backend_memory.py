@@ -14,7 +14,7 @@ from torch import nn
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.engine.optimizer import optimizers_of
-from pfcluster.engine.zero import settings
+from pfcluster.engine.zero import deepspeed_settings
 from pfcluster.profiling.step_trace import StepEvent
 from pfcluster.training.factory import needs_double_backward
 
@@ -81,7 +81,7 @@ class ZeroMemory(BackendMemory):
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int, *, stage: int) -> None:
         super().__init__(name, module, config, processes)
-        options = settings(self.optim, config.engine, stage, module)["zero_optimization"]
+        options = deepspeed_settings(self.optim, config.engine, stage, module)["zero_optimization"]
         self.stage, self.bucket, self.offload = stage, options["reduce_bucket_size"], "offload_optimizer" in options
         self.part = -(-self.whole // processes)
         self.parameters = self.item * self.whole + self.fixed
@@ -161,7 +161,7 @@ class Zero3Memory(BackendMemory):
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int) -> None:
         super().__init__(name, module, config, processes)
-        options = settings(self.optim, config.engine, 3, module)["zero_optimization"]
+        options = deepspeed_settings(self.optim, config.engine, 3, module)["zero_optimization"]
         self.bucket, self.offload = options["reduce_bucket_size"], "offload_optimizer" in options
         self.part = sum(-(-size // processes) for size in self.sizes.values())
         self.cut = {key: size for key, size in self.sizes.items() if size > self.PERSISTENT}

@@ -1,7 +1,7 @@
-"""What a training step computes, counted on the meta device before anything runs: parameters, FLOPs, saved activations.
+"""Parameters, FLOPs and saved activations of a training step, counted on the meta device without computing anything.
 
-FLOPs are torch's own count (2 for each multiply-add, forward + backward); activations are the bytes that autograd
-saves. What a rank holds while it trains is counted in profiling/memory_plan.py.
+FLOPs are torch's count (2 per multiply-add, forward + backward); saved activations are the bytes that autograd keeps
+for the backward pass. The memory of a rank is estimated in profiling/memory_plan.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pfcluster.data.batch import Batch
 from pfcluster.data.diffaugment import empty_discriminator_augment
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine, StateDict
-from pfcluster.engine.factory import prepare
+from pfcluster.engine.factory import prepare_module
 from pfcluster.models import factory
 from pfcluster.models.mae import MAE
 from pfcluster.training.factory import needs_double_backward
@@ -31,12 +31,12 @@ from pfcluster.training.mae import mae_step
 from pfcluster.training.pf_mag import loss_settings, pf_mag_step
 
 SAMPLE = 4
-"""Images of a counted micro-batch; the counts are linear in them."""
+"""Images of a counted micro-batch; counts are linear in the number of images."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Cost of a training step: FLOPs and saved bytes for one image."""
+    """Cost of a training step. FLOPs and saved bytes are per image."""
 
     train_parameters: int
     test_parameters: int
@@ -45,13 +45,13 @@ class Profile:
 
 
 class CountingEngine(Engine):
-    """Runs forward and backward where nothing is computed, takes no step and keeps no state."""
+    """An engine for meta or fake tensors: forward and backward without optimizer, communication or state."""
 
     backend = "none"
 
     def __init__(self, module: nn.Module, *, precision: str = "fp32", double_backward: bool = False) -> None:
-        here = World(0, 1, torch.device("cpu"))
-        super().__init__(module, here, precision=precision, ema=0.0, double_backward=double_backward)
+        world = World(0, 1, torch.device("cpu"))
+        super().__init__(module, world, precision=precision, ema=0.0, double_backward=double_backward)
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
         with self.autocast():
@@ -65,10 +65,10 @@ class CountingEngine(Engine):
         return torch.zeros((), device=next(self.module.parameters()).device)
 
     def set_lr(self, lr: float) -> None:
-        """Nothing is trained."""
+        """No effect: there is no optimizer."""
 
     def sync_after_load(self) -> None:
-        """Nothing is held."""
+        """No effect: there is no state to load."""
 
     def _weights(self) -> TensorShards:
         return {}
@@ -81,16 +81,17 @@ class CountingEngine(Engine):
 
 
 def profile(config: RunConfig, classes: int, *, identity_net: nn.Module | None = None) -> Profile:
-    """Count one step of a config. φ is counted where its module is given (on the meta device).
+    """Count one training step. φ is included if `identity_net` is given (on the meta device).
 
-    With several micro-batches PF-MAG makes its views twice: the third costs what the second does, so two are counted.
+    With gradient accumulation PF-MAG runs the forward pass of PF-ViT twice per micro-batch. All micro-batches cost the
+    same, so at most two are counted.
     """
     parts = min(config.engine.grad_accumulation_steps, 2)
     with torch.device("meta"):
         modules = factory.build(config, classes, load_init=False)
         engines = {
             name: CountingEngine(
-                prepare_module(config, name, module), double_backward=needs_double_backward(config, name)
+                prepare_uncompiled(config, name, module), double_backward=needs_double_backward(config, name)
             )
             for name, module in modules.items()
         }
@@ -105,37 +106,32 @@ def profile(config: RunConfig, classes: int, *, identity_net: nn.Module | None =
     )
 
 
-def prepare_module(config: RunConfig, name: str, module: nn.Module) -> nn.Module:
-    """A module as the config's engines prepare it, but not compiled: recomputation, attention that R1 can
-    differentiate.
-    """
+def prepare_uncompiled(config: RunConfig, name: str, module: nn.Module) -> nn.Module:
+    """Prepare a module as its engine does (activation checkpointing, attention kernels), without compiling it."""
     options = replace(config.engine, compile=False)
-    prepare(module, options, options.backend, double_backward=needs_double_backward(config, name))
+    prepare_module(module, options, options.backend, double_backward=needs_double_backward(config, name))
     return module
 
 
 def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
-    """A step's micro-batches of so many images without contents, on torch's default device: views of one batch, as
-    `prepare` makes them.
+    """Uninitialised micro-batches of a step, `parts` of `images` images each, on torch's default device. Views of one
+    batch, as `data.batch.make_micro_batches` makes them.
     """
     count = images * parts
-    pictures = torch.empty(count, 3, config.data.size, config.data.size)
-    labels = torch.empty(count, dtype=torch.long)
     patches = (config.data.size // config.model.patch) ** 2
-    orders: Sequence[Tensor | None] = [None] * parts
-    if config.hides_patches:
-        orders = torch.empty(count, patches, dtype=torch.long).chunk(parts)
-    shown = empty_discriminator_augment(config, count)
-    return [
-        Batch(*part, discriminator_augments=tuple(each.part(number, parts) for each in shown))
-        for number, part in enumerate(zip(pictures.chunk(parts), labels.chunk(parts), orders, strict=True))
-    ]
+    batch = Batch(
+        torch.empty(count, 3, config.data.size, config.data.size),
+        torch.empty(count, dtype=torch.long),
+        torch.empty(count, patches, dtype=torch.long) if config.hides_patches else None,
+        discriminator_augments=empty_discriminator_augment(config, count),
+    )
+    return [batch.part(number, parts) for number in range(parts)]
 
 
 def run_step(
     config: RunConfig, engines: Mapping[str, Engine], batches: Sequence[Batch], identity_net: nn.Module | None
 ) -> None:
-    """The real step of a config's objective, after the warm-up."""
+    """Run a step of the config's objective, past the warm-up, without data loading and logging."""
     engine = engines["model"]
     model = engine.module
     if isinstance(model, MAE):
@@ -149,15 +145,17 @@ def run_step(
 
 
 def count_step(step: Callable[[], None], modules: dict[str, nn.Module]) -> tuple[int, int]:
-    """FLOPs of a step on the meta device, and the bytes that autograd saves in it besides the modules' parameters."""
+    """FLOPs of a step on the meta device, and the bytes that autograd saves in it, without the modules' parameters."""
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
-    own = {parameter.untyped_storage()._cdata for module in modules.values() for parameter in module.parameters()}
+    parameters = {
+        parameter.untyped_storage()._cdata for module in modules.values() for parameter in module.parameters()
+    }
     saved: dict[int, tuple[int, torch.UntypedStorage]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            saved[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other storage takes its place
+        if storage._cdata not in parameters:
+            saved[storage._cdata] = (storage.nbytes(), storage)  # keep a reference, so that the address is not reused
         return tensor
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

@@ -20,7 +20,7 @@ from pfcluster.config import RunConfig
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.precision import autocast
 from pfcluster.models import factory
-from pfcluster.models.from_runs import blank_identity_net
+from pfcluster.models.from_runs import build_identity_net
 from pfcluster.models.mae import MAE
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.profiling.flops import empty_batches, profile, run_step
@@ -65,8 +65,8 @@ class ModelCost:
 def measure_model_cost(config: RunConfig, classes: int, device: torch.device) -> ModelCost:
     """Count a config's model and time it in the config's precision. Random weights, φ's too: they cost the same."""
     with torch.device("meta"):
-        counted = profile(config, classes, identity_net=blank_identity_net(config))
-    identity_net = blank_identity_net(config)
+        counted = profile(config, classes, identity_net=build_identity_net(config))
+    identity_net = build_identity_net(config)
     if identity_net is not None:
         identity_net.to(device)
     speeds = tuple(_speed(config, classes, batch, device, identity_net) for batch in BATCHES)

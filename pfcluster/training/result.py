@@ -7,7 +7,7 @@ from typing import Any
 
 from pfcluster.config import RunConfig
 from pfcluster.data.types import Dataset
-from pfcluster.engine.factory import Choice
+from pfcluster.engine.factory import BackendChoice
 from pfcluster.runs import provenance
 from pfcluster.runs.folder import read_result
 from pfcluster.training.resume import TrainState
@@ -17,7 +17,14 @@ TEST_SELECTION_WARNING = "the checkpoint was chosen on the test split, as in the
 
 
 def training_result(
-    config: RunConfig, folder: Path, dataset: Dataset, state: TrainState, choice: Choice, *, status: str, processes: int
+    config: RunConfig,
+    folder: Path,
+    dataset: Dataset,
+    state: TrainState,
+    choice: BackendChoice,
+    *,
+    status: str,
+    processes: int,
 ) -> dict[str, Any]:
     """The fields that describe a run's training; the final evaluation adds its own."""
     best = state.best

@@ -23,9 +23,9 @@ from pfcluster.distributed.process_group import World, world
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.distributed.stragglers import StragglerMonitor
 from pfcluster.engine.base import NonFiniteError
-from pfcluster.engine.factory import choose
+from pfcluster.engine.factory import choose_backend
 from pfcluster.engine.optimizer import set_learning_rates
-from pfcluster.engine.timing import seconds
+from pfcluster.engine.timing import elapsed_seconds
 from pfcluster.evaluate.evaluators import load_evaluators
 from pfcluster.evaluate.final import final_evaluation
 from pfcluster.models import factory
@@ -94,8 +94,8 @@ class Trainer:
         self.replica = copy.deepcopy(modules["model"])
         identity_net = load_identity_net(config, world)
         self.evaluators = load_evaluators(config, self.dataset, identity_net, world)
-        self.choice = choose(config.engine, world)
-        self.engines = build_engines(config, self.choice.backend, modules, world)
+        self.backend_choice = choose_backend(config.engine, world)
+        self.engines = build_engines(config, self.backend_choice.backend, modules, world)
         self.objective = build_objective(
             config,
             self.engines,
@@ -124,7 +124,7 @@ class Trainer:
             self.checkpoints, self.engines, self.objective, folder=self.folder, world=self.world
         )
         progress = Progress(self.config, self.folder, self.total_steps, self.world)
-        progress.say(f"engine {self.choice.backend} ({self.choice.reason})")
+        progress.say(f"engine {self.backend_choice.backend} ({self.backend_choice.reason})")
         progress.say(f"from step {self.state.step} of {self.total_steps}")
         with MetricsLog(self.folder, self.state.step, self.world) as log:
             status = self._loop(log, progress)
@@ -207,7 +207,7 @@ class Trainer:
         began, ended = engines[0].forward_began, engines[-1].backward_began  # the discriminator updates first
         assert began is not None
         assert ended is not None
-        return seconds(began, ended)
+        return elapsed_seconds(began, ended)
 
     def _epoch(self) -> float:
         return self.state.step * self.config.batch_size / len(self.dataset.train)
@@ -234,7 +234,7 @@ class Trainer:
             self.objective,
             self.state,
             world=self.world,
-            backend=self.choice.backend,
+            backend=self.backend_choice.backend,
         )
 
     def _read_early_stop(self) -> None:
@@ -280,7 +280,7 @@ class Trainer:
             self.folder,
             self.dataset,
             self.state,
-            self.choice,
+            self.backend_choice,
             status=status,
             processes=self.world.size,
         ) | {

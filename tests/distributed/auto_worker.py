@@ -15,7 +15,7 @@ from pfcluster.config import EngineConfig
 from pfcluster.distributed.process_group import world
 from pfcluster.engine import factory, zero
 
-SETTINGS = zero.settings
+SETTINGS = zero.deepspeed_settings
 FIND = importlib.util.find_spec
 
 
@@ -29,9 +29,9 @@ if __name__ == "__main__":
     with world("cpu", 300) as here:
         options = EngineConfig(device="cpu")
         cases = {
-            "well": mock.patch.object(zero, "settings", SETTINGS),
-            "wrong": mock.patch.object(zero, "settings", changed("gradient_clipping", 1e-3)),
-            "broken": mock.patch.object(zero, "settings", changed("zero_optimization", {"stage": 9})),
+            "well": mock.patch.object(zero, "deepspeed_settings", SETTINGS),
+            "wrong": mock.patch.object(zero, "deepspeed_settings", changed("gradient_clipping", 1e-3)),
+            "broken": mock.patch.object(zero, "deepspeed_settings", changed("zero_optimization", {"stage": 9})),
             "missing": mock.patch.object(
                 importlib.util, "find_spec", lambda name: None if name == "deepspeed" else FIND(name)
             ),
@@ -39,9 +39,9 @@ if __name__ == "__main__":
         found = {}
         for name, state in cases.items():
             with state:
-                choice = factory.choose(options, here)
+                choice = factory.choose_backend(options, here)
             found[name] = [choice.backend, choice.reason]
-        sharing = factory.choose(EngineConfig(device="cpu", fsdp_shard_size=1), here)
+        sharing = factory.choose_backend(EngineConfig(device="cpu", fsdp_shard_size=1), here)
         found["sharing"] = [sharing.backend, sharing.reason]
         if here.is_main:
             Path(sys.argv[1]).write_text(json.dumps(found))

@@ -9,7 +9,7 @@ import pytest
 
 from pfcluster.config import ConfigError, EngineConfig, OptimConfig, PfMagConfig, RunConfig
 from pfcluster.distributed.process_group import World
-from pfcluster.engine.factory import check, choose
+from pfcluster.engine.factory import check_backend, choose_backend
 from tests.distributed.ranks import launch
 from tests.distributed.refused_worker import BACKENDS, WRONG
 
@@ -75,17 +75,17 @@ def test_an_average_that_nobody_reads_is_refused():
 
 def test_a_group_that_does_not_fit_the_processes_is_refused():
     with pytest.raises(ConfigError, match=r"fsdp_shard_size must divide the number of processes \(6\), got 4"):
-        check(EngineConfig(backend="fsdp2", fsdp_shard_size=4), 6)
+        check_backend(EngineConfig(backend="fsdp2", fsdp_shard_size=4), 6)
 
 
 def test_a_missing_deepspeed_is_named_before_anything_starts(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs deepspeed, which is not installed: pip install"):
-        check(EngineConfig(backend="zero2"), 2)
+        check_backend(EngineConfig(backend="zero2"), 2)
 
 
 def test_auto_takes_plain_torch_for_one_process():
     import torch
 
-    found = choose(EngineConfig(), World(0, 1, torch.device("cpu")))
-    assert (found.backend, found.reason) == ("ddp", "one process has nothing to share")
+    found = choose_backend(EngineConfig(), World(0, 1, torch.device("cpu")))
+    assert (found.backend, found.reason) == ("ddp", "a single process needs no distribution")

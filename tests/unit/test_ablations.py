@@ -141,7 +141,7 @@ def test_phi_can_be_a_run_that_tells_people_apart(tmp_path):
 def test_people_are_measured_by_nets_that_know_people(tmp_path):
     run(config("finetune"), tmp_path / "emotions")
     wanted = replace(config("pf_mag"), evaluate=EvaluateConfig(identity_net=str(tmp_path / "emotions")))
-    with pytest.raises(ConfigError, match=r"evaluate\.recognition: .*tells emotions apart, not people"):
+    with pytest.raises(ConfigError, match=r"evaluate\.identity_net: .*classifies emotions, not identities"):
         run(wanted, tmp_path / "run")
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from pfcluster.models import losses
 from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.discriminator import Discriminator
-from pfcluster.models.mae import MAE, Decoder, hidden_patches, kept_count, paint
+from pfcluster.models.mae import MAE, Decoder, hidden_patches, kept_count, inpaint
 from pfcluster.models.pf_vit import Generator, PFViT, Separator
 from pfcluster.models.vit import Block, ViT, patchify, sincos_positions, take, unpatchify
 from tests.reference.plain_steps import plain_mae_loss
@@ -72,7 +72,7 @@ def test_some_patches_are_always_kept_and_some_hidden(ratio, kept):
 def test_a_perfect_prediction_paints_the_original():
     images, order = torch.randn(2, 3, 32, 32), torch.stack([torch.randperm(16) for _ in range(2)])
     truth = hidden_patches(images, order, 4, 8)
-    painted = paint(images, losses.normalised(truth), order, 4, 8, norm_pixels=True)
+    painted = inpaint(images, losses.normalised(truth), order, 4, 8, norm_pixels=True)
     assert torch.allclose(painted, images, atol=1e-4)
 
 

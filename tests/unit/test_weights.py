@@ -131,7 +131,7 @@ def test_our_own_weights_say_nothing_of_sizes(tmp_path):
         ({"init_values": 0.1}, r"blocks\.0\.ls1\.gamma and 3 more"),
         ({"class_token": False, "global_pool": "avg"}, "has no cls_token"),
         ({"reg_tokens": 4}, "reg_token and 0 more"),
-        ({"no_embed_class": True}, "16 positions are not a class token's"),
+        ({"no_embed_class": True}, "16 position embeddings are not those"),
     ],
 )
 def test_a_net_that_ours_cannot_compute_is_refused(tmp_path, options, words):
@@ -171,7 +171,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="holds no plain weights"):
         pretrained.read(str(tmp_path / "text.pth"))
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="no ViT"):
+    with pytest.raises(WeightsError, match="not a supported ViT"):
         pretrained.read(str(tmp_path / "other.pth"))
     with pytest.raises(WeightsError, match="neither a folder nor a file"):
         pretrained.read(str(tmp_path / "absent"))

@@ -1,0 +1,118 @@
+"""Checks before a plan starts: errors that a run would otherwise raise after its predecessors have trained for hours."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pfcluster.config import ConfigError, RunConfig
+from pfcluster.data.types import Dataset
+from pfcluster.launch import attempts
+from pfcluster.launch.options import Cluster
+from pfcluster.launch.plan import Plan, TrainRun
+from pfcluster.launch.slurm import client
+from pfcluster.launch.slurm.client import SlurmError
+from pfcluster.launch.study_plan import unbuilt_shards
+from pfcluster.runs.folder import changes_on_resume
+
+
+def preflight(plan: Plan, cluster: Cluster) -> None:
+    """Check every unfinished run of a plan once per name: layout, engine, data, weights. Raises ValueError subclasses.
+
+    Packages that take a second to import are imported only where a run needs them.
+    """
+    runs = [run for wave in plan.train_runs() for run in wave]
+    if cluster.executor != "slurm":
+        _require_not_queued([run for run in runs if not run.finished()])
+    planned = {str(run.folder) for run in runs}
+    unbuilt = {str(path.parent) for path in unbuilt_shards(plan)}
+    checked: set[tuple[str, str]] = set()
+    for run in runs:
+        if (run.study, run.config.name) in checked or run.finished():
+            continue
+        checked.add((run.study, run.config.name))
+        _check_layout(run.config, cluster.size_of(run.config.name))
+        changes_on_resume(run.folder, run.config)
+        _check_identity_net(run.config, planned)
+        if run.config.data.shards not in unbuilt:
+            _check_data_and_weights(run.config, planned)
+
+
+def _check_layout(config: RunConfig, world_size: int) -> None:
+    """Raises ConfigError for a batch or an engine that does not fit the number of processes."""
+    from pfcluster.data.batch import require_even_micro_batch
+    from pfcluster.engine.factory import check_backend
+
+    if config.batch_size % (world_size * config.engine.grad_accumulation_steps):
+        raise ConfigError(
+            f"batch_size must be a multiple of the processes of a run, {world_size}, times"
+            f" engine.grad_accumulation_steps {config.engine.grad_accumulation_steps},"
+            f" got {config.batch_size} for {config.name}"
+        )
+    require_even_micro_batch(config, world_size)
+    check_backend(config.engine, world_size)
+
+
+def _check_data_and_weights(config: RunConfig, planned: Container[str]) -> None:
+    """Open the data and load the weights that exist already. Raises DataError, ConfigError, WeightsError."""
+    from pfcluster.data.dataset import open_dataset, require_labels
+
+    dataset = open_dataset(config.data, config.seed)
+    require_labels(dataset, config.objective)
+    if config.model.init is not None and config.model.init not in planned:
+        from pfcluster.models import factory
+
+        factory.build(config, len(dataset.classes))
+    _check_evaluators(config, dataset, planned)
+
+
+def _check_identity_net(config: RunConfig, planned: Container[str]) -> None:
+    """Raises IdentityNetError, ConfigError if the identity net's weights neither exist nor come from this plan."""
+    name = config.pf_mag.identity_net
+    if config.objective != "pf_mag" or name == "tokens":
+        return
+    if name != "run":
+        from pfcluster.models.identity_net import find_weights
+
+        find_weights(name, config.pf_mag.identity_net_weights)
+    elif config.pf_mag.identity_net_weights not in planned:
+        from pfcluster.models.from_runs import load_classifier
+
+        load_classifier(Path(str(config.pf_mag.identity_net_weights)), "pf_mag.identity_net_weights")
+
+
+def _check_evaluators(config: RunConfig, dataset: Dataset, planned: Container[str]) -> None:
+    """Load the judge and the other evaluation nets, except those that this plan trains. Raises ConfigError."""
+    from pfcluster.distributed.process_group import world
+    from pfcluster.evaluate.evaluators import load_evaluators
+
+    def unless_planned(place: str | None) -> str | None:
+        return None if place is None or place in planned else place
+
+    evaluate = replace(
+        config.evaluate,
+        judge=unless_planned(config.evaluate.judge),
+        identity_net=unless_planned(config.evaluate.identity_net),
+        fid=unless_planned(config.evaluate.fid),
+    )
+    with world("cpu") as single_process:
+        load_evaluators(replace(config, evaluate=evaluate), dataset, None, single_process)
+
+
+def _require_not_queued(runs: Sequence[TrainRun]) -> None:
+    """Raises ConfigError for a run that a SLURM job trains or will train: two trainers would corrupt its folder."""
+    by_job = {attempts.submitted(run.folder).job: run for run in runs}
+    by_job.pop("", None)
+    if not by_job:
+        return
+    try:
+        jobs = client.job_states(by_job)
+    except SlurmError:  # SLURM is absent or does not answer
+        return
+    for number, job in jobs.items():
+        if job.alive:
+            raise ConfigError(
+                f"{by_job[number].folder} belongs to SLURM: job {number} is {job.state.lower()}; cancel it first"
+                " (`pfcluster cancel NAME`), or give the same command with --executor slurm"
+            )
