@@ -1,4 +1,4 @@
-"""Every engine trains, on 1, 2 and 4 real processes, what one process trains: weights, losses, gradient norms."""
+"""Every engine trains on 1, 2 and 4 real processes what one process trains: weights, losses, gradient norms."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 OBJECTIVES = ("mae", "finetune", "pf_mag")
 RANKS = (1, 2, 4)
 TOLERANCE = 1e-6
-"""Relative, in fp32: of all weights together after the steps, and of any loss or norm at any of them."""
-BF16 = 3e-2
+"""Relative, in fp32: of all weights after four steps, and of any loss or norm at any step. Rounding of sums in another
+order gives up to 3e-7 with AVX-512, AVX2 and without vector instructions."""
+BF16_WEIGHTS = 2e-3
+"""Relative, of all weights: Adam moves a weight by at most its learning rate, whatever the rounding of its gradient."""
+BF16_METRICS = 3e-2
+"""Relative, of losses and gradient norms: bf16 has 8 bits of precision, 4e-3, and rounds in every layer."""
 
 
 def case(backend: str, objective: str, *, r1: float = 0.0, stabilised: bool = False, **options: Any) -> dict[str, Any]:
@@ -42,7 +46,7 @@ OPTIONS = [
     ],
     *[case(backend, "pf_mag", stabilised=True, r1=0.5) for backend in ("ddp", "fsdp2", "zero2")],
 ]
-HALF = [
+BF16 = [
     *[case(backend, "pf_mag", precision="bf16") for backend in BACKENDS],
     *[case(backend, "pf_mag", precision="bf16_params", grad_accumulation_steps=2) for backend in BACKENDS[1:]],
 ]
@@ -51,47 +55,60 @@ COMPILED = [case("ddp", "pf_mag", compile=True)]
 
 
 def name(each: dict[str, Any]) -> str:
-    named = {"r1": each["r1"], "stabilised": each["stabilised"], **each["options"]}
-    options = [f"{key}={value}" for key, value in named.items() if value]
+    values = {"r1": each["r1"], "stabilised": each["stabilised"], **each["options"]}
+    options = [f"{key}={value}" for key, value in values.items() if value]
     return "-".join([each["backend"], each["objective"], *options])
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[float]]:
-    """Differences of weights and metrics by number of ranks and case."""
+def differences(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[int, str], list[float]]:
+    """Differences of weights and metrics by number of ranks and case, for the cases of the selected tests."""
     root = tmp_path_factory.mktemp("parity")
-    found = {}
-    for ranks in RANKS:
-        cases = PLAIN + {1: COMPILED, 2: OPTIONS + HALF, 4: HYBRID}[ranks]
+    selected: dict[int, dict[str, dict[str, Any]]] = {ranks: {} for ranks in RANKS}
+    for item in request.session.items:
+        if item.path == request.path and isinstance(item, pytest.Function):
+            ranks, each = item.callspec.params["ranks"], item.callspec.params["each"]
+            selected[ranks][name(each)] = each
+    measured = {}
+    for ranks, cases in selected.items():
+        if not cases:
+            continue
         result = root / f"{ranks}.json"
-        launch("parity_worker.py", [str(result), json.dumps(cases)], ranks)
-        for each, difference in zip(cases, json.loads(result.read_text()), strict=True):
-            found[ranks, name(each)] = difference
-    return found
+        launch("parity_worker.py", [str(result), json.dumps(list(cases.values()))], ranks)
+        for case_name, difference in zip(cases, json.loads(result.read_text()), strict=True):
+            measured[ranks, case_name] = difference
+    return measured
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("each", PLAIN, ids=name)
-def test_engines_train_what_one_process_trains(measured, each, ranks):
-    assert max(measured[ranks, name(each)]) < TOLERANCE
+def test_engine_matches_one_process(differences, each, ranks):
+    assert max(differences[ranks, name(each)]) < TOLERANCE
 
 
+@pytest.mark.parametrize("ranks", [2])
 @pytest.mark.parametrize("each", OPTIONS, ids=name)
-def test_options_change_nothing_but_rounding(measured, each):
-    assert max(measured[2, name(each)]) < TOLERANCE
+def test_options_change_only_rounding(differences, each, ranks):
+    assert max(differences[ranks, name(each)]) < TOLERANCE
 
 
+@pytest.mark.parametrize("ranks", [4])
 @pytest.mark.parametrize("each", HYBRID, ids=name)
-def test_hybrid_sharding_trains_what_one_process_trains(measured, each):
-    assert max(measured[4, name(each)]) < TOLERANCE
+def test_hybrid_sharding_matches_one_process(differences, each, ranks):
+    assert max(differences[ranks, name(each)]) < TOLERANCE
 
 
-def test_compiled_blocks_train_what_plain_ones_train(measured):
-    assert max(measured[1, name(COMPILED[0])]) < TOLERANCE
+@pytest.mark.parametrize("ranks", [1])
+@pytest.mark.parametrize("each", COMPILED, ids=name)
+def test_compiled_blocks_match_plain_ones(differences, each, ranks):
+    assert max(differences[ranks, name(each)]) < TOLERANCE
 
 
-@pytest.mark.parametrize("each", HALF, ids=name)
-def test_bf16_stays_near_fp32_and_is_not_it(measured, each):
-    weights, metrics = measured[2, name(each)]
-    assert 1e-5 < weights < 2e-3
-    assert metrics < BF16
+@pytest.mark.parametrize("ranks", [2])
+@pytest.mark.parametrize("each", BF16, ids=name)
+def test_bf16_is_close_to_fp32_but_not_equal(differences, each, ranks):
+    weights, metrics = differences[ranks, name(each)]
+    assert 1e-5 < weights < BF16_WEIGHTS
+    assert metrics < BF16_METRICS
