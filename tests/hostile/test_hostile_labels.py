@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pfcluster.data.build.plan import BuildError, PlanOptions, make_plan
 from pfcluster.data.labels import CANONICAL, VOCABULARIES
 from pfcluster.data.raw.base import RawDataError, RawDataset, ReadOptions, VotingMode, read_bytes
-from pfcluster.data.raw.fer2013 import VOTED, vote
+from pfcluster.data.raw.fer2013 import VOTE_COLUMNS, vote
 from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import READERS, read_raw
 from pfcluster.data.raw.spool import spool
@@ -96,19 +96,19 @@ AMOUNTS = st.one_of(st.integers(0, 10), st.floats(0, 1e300, allow_subnormal=True
 @example(votes=[5, 5, 5, 5, 0, 0, 0, 0, 0, 0], mode="probability")
 def test_any_votes_give_one_of_ten_names_and_shares_that_fit_it(votes: list[float], mode: VotingMode) -> None:
     label, shares = vote(votes, mode)
-    assert label in VOTED
+    assert label in VOTE_COLUMNS
     assert bool(shares) == (label in CANONICAL)
     if shares:
         assert len(shares) == len(CANONICAL)
         assert min(shares) >= 0
         assert math.isclose(sum(shares), 1, rel_tol=1e-9)
         assert shares[CANONICAL.index(label)] == max(shares)
-        assert mode == "argmax" or votes[VOTED.index(label)] > 1
-    certain = {name: count for name, count in zip(VOTED, votes, strict=True) if count > 1}
+        assert mode == "argmax" or votes[VOTE_COLUMNS.index(label)] > 1
+    certain = {name: count for name, count in zip(VOTE_COLUMNS, votes, strict=True) if count > 1}
     if mode == "majority" and shares:
         assert certain[label] > sum(certain.values()) / 2
     if mode == "argmax" and any(votes):
-        assert label == VOTED[votes.index(max(votes))]
+        assert label == VOTE_COLUMNS[votes.index(max(votes))]
 
 
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_size=12)
@@ -158,7 +158,7 @@ HEADERS = {
     "t.csv": "image,emotion,identity,usage",
     "t.tsv": "path\tlabel",
     "fer2013.csv": "emotion,pixels,Usage",
-    "fer2013new.csv": "Usage,Image name," + ",".join(VOTED),
+    "fer2013new.csv": "Usage,Image name," + ",".join(VOTE_COLUMNS),
     "training.csv": "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence",
     "automatically_annotated.csv": "",
     "label.lst": "",
@@ -229,7 +229,7 @@ def test_damaged_votes(damage: Damage, mode: VotingMode) -> None:
             return
         for number, (photo, line) in enumerate(zip(dataset.photos, lines[1:], strict=True)):
             if line == VOTES[number]:
-                assert photo.label == VOTED[number]
+                assert photo.label == VOTE_COLUMNS[number]
                 assert read_bytes(photo) == grey(PIXELS[str(number)])
 
 

@@ -1,4 +1,4 @@
-"""The readers of raw datasets: what they list, what they pass over, what they refuse in plain words."""
+"""Generic readers of raw datasets: what they list, skip and refuse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pfcluster.data.raw.base import RawDataError, ReadOptions, class_folder, read_bytes
+from pfcluster.data.raw.base import RawDataError, ReadOptions, label_from_folders, read_bytes
 from pfcluster.data.raw.readers import read_raw
 
 
@@ -43,13 +43,13 @@ def test_folder_lists_sorted_photos_with_their_class(tmp_path: Path) -> None:
     assert read_bytes(dataset.photos[1]) == b"two"
 
 
-def test_innermost_emotion_names_the_class() -> None:
-    assert class_folder(["train", "happy", "person_7"]) == "happy"
-    assert class_folder(["train", "grinning"]) == "grinning"
-    assert class_folder([]) == ""
+def test_label_is_the_innermost_folder_that_names_an_emotion() -> None:
+    assert label_from_folders(["train", "happy", "person_7"]) == "happy"
+    assert label_from_folders(["train", "grinning"]) == "grinning"
+    assert label_from_folders([]) == ""
 
 
-def test_tar_photos_are_read_by_their_span(tmp_path: Path) -> None:
+def test_tar_photos_are_read_by_offset(tmp_path: Path) -> None:
     source = make_tar(
         tmp_path / "train.tar", {"train/sad/b.jpg": b"bbbb", "train/angry/a.jpg": b"aaa", "notes.md": b"x"}
     )
@@ -62,19 +62,19 @@ def test_tar_photos_are_read_by_their_span(tmp_path: Path) -> None:
     assert dataset.other_files == 1
 
 
-def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
+def test_links_in_a_tar_are_skipped(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         link = tarfile.TarInfo("sad/link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    with pytest.raises(RawDataError, match="holds no photos"):
+    with pytest.raises(RawDataError, match="contains no photos"):
         read_raw(tmp_path / "t.tar")
 
 
-def test_cut_off_and_compressed_tars_are_refused(tmp_path: Path) -> None:
-    whole = make_tar(tmp_path / "whole.tar", {"sad/a.jpg": bytes(5000)}).read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[:3000])
-    with pytest.raises(RawDataError, match="cut off"):
+def test_truncated_and_compressed_tars_are_refused(tmp_path: Path) -> None:
+    content = make_tar(tmp_path / "complete.tar", {"sad/a.jpg": bytes(5000)}).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(content[:3000])
+    with pytest.raises(RawDataError, match="truncated"):
         read_raw(tmp_path / "cut.tar")
     make_tar(tmp_path / "packed.tar.gz", {"sad/a.jpg": b"x"}, "w:gz")
     with pytest.raises(RawDataError, match="unpack it first"):
@@ -85,7 +85,7 @@ def test_cut_off_and_compressed_tars_are_refused(tmp_path: Path) -> None:
     "header",
     ["image,emotion,identity", "File Name;LABEL;person_id", "path\texpression\tSubject", "\ufeffimg,class,actor"],
 )
-def test_csv_headers_are_tolerant(tmp_path: Path, header: str) -> None:
+def test_csv_header_names_vary(tmp_path: Path, header: str) -> None:
     delimiter = next(mark for mark in ",;\t" if mark in header)
     rows = [header, delimiter.join(["a.jpg", "Happy", "Ann"]), "", delimiter.join(["b.jpg", "sad", ""])]
     source = write(tmp_path / "legend.csv", "\r\n".join(rows).encode())
@@ -97,14 +97,14 @@ def test_csv_headers_are_tolerant(tmp_path: Path, header: str) -> None:
     ]
 
 
-def test_csv_annotator_column_is_no_identity_and_a_file_name_is_none(tmp_path: Path) -> None:
+def test_csv_identity_is_neither_an_annotator_nor_a_file_name(tmp_path: Path) -> None:
     source = write(tmp_path / "l.csv", b"user.id,image,emotion\n7,a.jpg,sad\n")
     assert read_raw(source).photos[0].identity is None
     source = write(tmp_path / "l.csv", b"image,emotion,identity\nx/a.jpg,sad,a.jpg\n")
     assert read_raw(source).photos[0].identity is None
 
 
-def test_csv_photos_in_a_named_folder_and_short_rows(tmp_path: Path) -> None:
+def test_csv_photos_in_another_folder_and_short_rows(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere" / "a.jpg")
     absolute = write(tmp_path / "deep" / "z.jpg")
     source = write(tmp_path / "l.csv", f"image,emotion\na.jpg,sad\na.jpg\n,happy\n{absolute},sad\n".encode())
@@ -112,7 +112,7 @@ def test_csv_photos_in_a_named_folder_and_short_rows(tmp_path: Path) -> None:
     assert [photo.size for photo in photos] == [7, 7, -1, 7]
     assert [photo.label for photo in photos] == ["sad", "", "happy", "sad"]
     assert photos[2].path == ""
-    assert photos[3].source == "z.jpg"  # no path of the machine goes into shards
+    assert photos[3].source == "z.jpg"  # absolute paths do not go into shards
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_csv_photos_in_a_named_folder_and_short_rows(tmp_path: Path) -> None:
         ("l.csv", b"", "is empty"),
         ("l.csv", b"photo_of,emotion\n", "no image column"),
         ("l.csv", b"image,feeling\n", "no label column"),
-        ("l.csv", b"image,emotion\n", "holds no photos"),
+        ("l.csv", b"image,emotion\n", "contains no photos"),
         ("l.csv", b"image,emotion\n\xff\xfe,sad\n", "UTF-8"),
         ("l.zip", b"PK", "neither a folder"),
     ],
@@ -131,7 +131,7 @@ def test_unusable_files_are_refused(tmp_path: Path, name: str, data: bytes, mess
         read_raw(write(tmp_path / name, data))
 
 
-def test_missing_source_and_images_folder(tmp_path: Path) -> None:
+def test_missing_source_and_missing_images_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RawDataError, match="does not exist"):
         read_raw(tmp_path / "nowhere")
     source = write(tmp_path / "l.csv", b"image,emotion\na.jpg,sad\n")
@@ -139,16 +139,16 @@ def test_missing_source_and_images_folder(tmp_path: Path) -> None:
         read_raw(source, ReadOptions(images=tmp_path / "nowhere"))
 
 
-def test_a_photo_that_shrank_since_it_was_listed(tmp_path: Path) -> None:
+def test_reading_a_photo_that_shrank_after_listing_raises(tmp_path: Path) -> None:
     path = write(tmp_path / "sad" / "a.jpg", b"12345")
     photo = read_raw(tmp_path).photos[0]
     path.write_bytes(b"12")
-    with pytest.raises(OSError, match="were listed"):
+    with pytest.raises(OSError, match="expected 5 bytes as listed, got 2"):
         read_bytes(photo)
 
 
 @pytest.mark.skipif("PFCLUSTER_REAL_DATA" not in os.environ, reason="PFCLUSTER_REAL_DATA is not set")
-def test_real_datasets_are_listed_whole() -> None:
+def test_real_datasets_are_listed_completely() -> None:
     root = Path(os.environ["PFCLUSTER_REAL_DATA"])
     wild = read_raw(root / "wild" / "legend.csv")
     assert len(wild.photos) == 2640

@@ -1,4 +1,4 @@
-"""Datasets' own layouts, small and as their authors ship them: what is listed, under which label and split."""
+"""Readers of published datasets, on small copies of the authors' layouts: sources, labels and splits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write(path: Path, data: str | bytes = b"photo") -> Path:
 
 
 def rows(dataset: RawDataset) -> list[tuple[str, str, str | None]]:
-    """Source, label, split."""
+    """Source, label and split of each photo."""
     return [(photo.source, photo.label, photo.split) for photo in dataset.photos]
 
 
@@ -32,7 +32,7 @@ def rafdb(root: Path) -> Path:
     return root
 
 
-def test_rafdb_as_its_authors_ship_it(tmp_path: Path) -> None:
+def test_rafdb_authors_layout(tmp_path: Path) -> None:
     dataset = read_raw(rafdb(tmp_path))
     assert dataset.kind == "rafdb"
     assert rows(dataset) == [
@@ -46,7 +46,7 @@ def test_rafdb_as_its_authors_ship_it(tmp_path: Path) -> None:
     assert rows(read_raw(tmp_path / "basic")) == rows(dataset)
 
 
-def test_rafdb_in_numbered_folders(tmp_path: Path) -> None:
+def test_rafdb_numbered_folders(tmp_path: Path) -> None:
     for split, number in (("train", 1), ("train", 6), ("test", 4)):
         write(tmp_path / "DATASET" / split / str(number) / f"{split}_{number}.jpg")
     for source in (tmp_path, tmp_path / "DATASET"):
@@ -58,7 +58,7 @@ def test_rafdb_in_numbered_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["train_00003.jpg 8", "train_00003.jpg", "other.jpg 3", "train_/../../x.jpg 3"])
-def test_rafdb_lines_that_are_none(tmp_path: Path, line: str) -> None:
+def test_rafdb_refuses_invalid_lines(tmp_path: Path, line: str) -> None:
     listing = rafdb(tmp_path) / "basic" / "EmoLabel" / "list_patition_label.txt"
     listing.write_text(listing.read_text() + line + "\n")
     with pytest.raises(RawDataError, match="line 4: "):
@@ -70,7 +70,7 @@ FIVE = ((38.5, 138.5), (44.5, 144.5), (30.0, 130.0), (48.0, 148.0), (54.0, 154.0
 HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal\n"
 
 
-def test_five_points_of_sixty_eight() -> None:
+def test_five_points_from_68_landmarks() -> None:
     assert five_points(POINTS) == FIVE
     with pytest.raises(ValueError, match="67 points"):
         five_points(POINTS[:67])
@@ -87,7 +87,7 @@ def affectnet_table(root: Path) -> Path:
     return root
 
 
-def test_affectnet_s_tables(tmp_path: Path) -> None:
+def test_affectnet_csv_files(tmp_path: Path) -> None:
     dataset = read_raw(affectnet_table(tmp_path))
     assert dataset.kind == "affectnet"
     names = "neutral happiness sadness surprise fear disgust anger contempt none uncertain no-face contempt".split()  # noqa: SIM905
@@ -102,14 +102,14 @@ def test_affectnet_s_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["0/0.jpg,a,2,3,4,,1,0,0", "0/0.jpg,1,2,3,4,1;2;3;4,1,0,0", "0/0.jpg,1,2,3,4,1;x;2,1,0,0"]
 )
-def test_affectnet_tables_that_are_garbled(tmp_path: Path, line: str) -> None:
+def test_affectnet_refuses_invalid_csv_lines(tmp_path: Path, line: str) -> None:
     affectnet_table(tmp_path)
     write(tmp_path / "training.csv", HEADER + line + "\n")
     with pytest.raises(RawDataError, match=r"training\.csv, line 2"):
         read_raw(tmp_path)
 
 
-def test_affectnet_s_arrays(tmp_path: Path) -> None:
+def test_affectnet_npy_files(tmp_path: Path) -> None:
     for split, number, label in (("train_set", 0, "6"), ("train_set", 1, "2"), ("val_set", 5, "1")):
         write(tmp_path / split / "images" / f"{number}.jpg")
         annotations = tmp_path / split / "annotations"
@@ -129,7 +129,7 @@ def test_affectnet_s_arrays(tmp_path: Path) -> None:
     assert dataset.photos[2].landmarks == ()
 
 
-def test_expw_lists_faces_with_their_boxes(tmp_path: Path) -> None:
+def test_expw_lists_faces_with_boxes(tmp_path: Path) -> None:
     lines = ["one.jpg 0 10 20 60 70 61.1 3", "two.jpg 0 1 2 30 40 50.5 0", "two.jpg 1 5 50 90 99 44.0 6"]
     write(tmp_path / "label" / "label.lst", "\n".join(lines))
     for name in ("one.jpg", "two.jpg"):
@@ -146,7 +146,7 @@ def test_expw_lists_faces_with_their_boxes(tmp_path: Path) -> None:
         read_raw(tmp_path)
 
 
-def test_openface_tables_give_landmarks(tmp_path: Path) -> None:
+def test_landmarks_from_openface_csv_files(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write(tmp_path / "photos" / "happy" / f"{name}.jpg", name)
     columns = [f" {axis}_{number}" for axis in "xy" for number in range(68)]
@@ -161,7 +161,7 @@ def test_openface_tables_give_landmarks(tmp_path: Path) -> None:
     dataset = with_openface(read_raw(tmp_path / "photos"), tmp_path / "tables")
     assert [photo.landmarks for photo in dataset.photos] == [FIVE, (), ()]
     write(tmp_path / "tables" / "c.csv", "face, confidence\n0, 1")
-    with pytest.raises(RawDataError, match=r"c\.csv is no table of OpenFace"):
+    with pytest.raises(RawDataError, match=r"c\.csv is not an OpenFace CSV"):
         with_openface(read_raw(tmp_path / "photos"), tmp_path / "tables")
-    with pytest.raises(RawDataError, match="has no table for any photo"):
+    with pytest.raises(RawDataError, match="has no CSV for any photo"):
         with_openface(read_raw(tmp_path / "photos"), write(tmp_path / "empty" / "x").parent)

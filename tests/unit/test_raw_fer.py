@@ -1,4 +1,4 @@
-"""FER2013's grey values, FERPlus's votes, the small posed datasets, and parquet."""
+"""Readers of FER2013, FERPlus, CK+, JAFFE, SFEW and parquet files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfcluster.data.build.plan import limited
+from pfcluster.data.build.plan import subsample
 from pfcluster.data.labels import CANONICAL
 from pfcluster.data.raw.base import RawDataError, ReadOptions, VotingMode, read_bytes
 from pfcluster.data.raw.fer2013 import vote
@@ -32,7 +32,7 @@ def fer2013(path: Path, newline: str = "\n") -> Path:
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_fer2013_s_rows_are_pictures(tmp_path: Path, newline: str) -> None:
+def test_fer2013_rows_are_images(tmp_path: Path, newline: str) -> None:
     dataset = read_raw(fer2013(tmp_path / "fer2013.csv", newline))
     assert rows(dataset) == [
         ("fer0000000.png", "anger", "train"),
@@ -47,7 +47,7 @@ def test_fer2013_s_rows_are_pictures(tmp_path: Path, newline: str) -> None:
     assert rows(read_raw(tmp_path)) == rows(dataset)
 
 
-def test_the_columns_of_kaggle_s_other_file(tmp_path: Path) -> None:
+def test_icml_face_data_columns(tmp_path: Path) -> None:
     write(tmp_path / "icml_face_data.csv", 'emotion, Usage, pixels\n6,PublicTest,"1 2 3 4"\n')
     photo = read_raw(tmp_path).photos[0]
     assert (photo.label, photo.split) == ("neutral", "validation")
@@ -55,7 +55,7 @@ def test_the_columns_of_kaggle_s_other_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["1 2 3", "1 2 3 256", "1 2 x 4", ""])
-def test_grey_values_that_are_none(tmp_path: Path, text: str) -> None:
+def test_invalid_grey_values_are_refused(tmp_path: Path, text: str) -> None:
     dataset = read_raw(write(tmp_path / "fer2013.csv", f"emotion,pixels,Usage\n1,{text},Training\n"))
     with pytest.raises(OSError, match="pixels"):
         read_bytes(dataset.photos[0])
@@ -86,7 +86,7 @@ EXPECTED: dict[VotingMode, dict[str, tuple[str, dict[str, float]]]] = {
         "half": ("neutral", {"neutral": 0.5, "happiness": 0.5}),
         "three": ("neutral", {"neutral": 0.4, "happiness": 0.3, "surprise": 0.3}),
         "scattered": ("unknown", {}),
-        "unknown second": ("unknown", {}),  # what is left has no more than half
+        "unknown second": ("unknown", {}),  # the rest has at most half of the votes
         "no face": ("no-face", {}),
     },
     "multi-target": {
@@ -110,7 +110,7 @@ EXPECTED: dict[VotingMode, dict[str, tuple[str, dict[str, float]]]] = {
 
 @pytest.mark.parametrize("case", VOTES)
 @pytest.mark.parametrize("mode", EXPECTED)
-def test_votes_become_labels_as_microsoft_s_do(mode: VotingMode, case: str) -> None:
+def test_votes_become_labels_as_in_microsoft_ferplus(mode: VotingMode, case: str) -> None:
     label, shares = vote(VOTES[case], mode)
     expected_label, expected = EXPECTED[mode][case]
     assert label == expected_label
@@ -127,7 +127,7 @@ def ferplus(root: Path) -> Path:
     return root
 
 
-def test_ferplus_labels_fer2013_s_photos_row_by_row(tmp_path: Path) -> None:
+def test_ferplus_labels_fer2013_photos_by_row(tmp_path: Path) -> None:
     dataset = read_raw(ferplus(tmp_path), ReadOptions(votes="multi-target"))
     assert (dataset.kind, dataset.votes) == ("ferplus", "multi-target")
     assert rows(dataset) == [
@@ -138,20 +138,20 @@ def test_ferplus_labels_fer2013_s_photos_row_by_row(tmp_path: Path) -> None:
         ("fer0000004.png", "contempt", "train"),
     ]
     assert dataset.photos[2].votes == (0.5, 0.5, 0, 0, 0, 0, 0, 0)
-    assert limited(dataset, 2, 0).votes == "multi-target"
-    assert read_raw(tmp_path).photos[2].label == "unknown"  # half is no majority
+    assert subsample(dataset, 2, 0).votes == "multi-target"
+    assert read_raw(tmp_path).photos[2].label == "unknown"  # half of the votes is not a majority
 
 
-def test_ferplus_with_files_and_with_nothing(tmp_path: Path) -> None:
+def test_ferplus_with_image_files_or_without_photos(tmp_path: Path) -> None:
     (ferplus(tmp_path) / "fer2013.csv").unlink()
-    with pytest.raises(RawDataError, match=r"no photos: put FER2013's fer2013\.csv beside"):
+    with pytest.raises(RawDataError, match=r"no photos: put FER2013's fer2013\.csv next to"):
         read_raw(tmp_path)
     write(tmp_path / "FER2013Valid" / "fer0000002.png", b"two")
     photos = read_raw(tmp_path).photos
     assert [photo.size for photo in photos] == [-1, -1, 3, -1, -1]
 
 
-def test_ferplus_and_fer2013_of_other_rows(tmp_path: Path) -> None:
+def test_ferplus_refuses_another_fer2013_csv(tmp_path: Path) -> None:
     table = ferplus(tmp_path) / "fer2013.csv"
     text = table.read_text()
     table.write_text(text.replace("PublicTest", "Training"))
@@ -162,7 +162,7 @@ def test_ferplus_and_fer2013_of_other_rows(tmp_path: Path) -> None:
         read_raw(tmp_path)
 
 
-def test_ckplus_takes_the_first_frame_as_neutral_and_the_last_as_labelled(tmp_path: Path) -> None:
+def test_ckplus_first_frame_is_neutral_and_last_frames_have_the_label(tmp_path: Path) -> None:
     for sequence, frames in (("001", 4), ("002", 3)):
         for number in range(1, frames + 1):
             write(tmp_path / "cohn-kanade-images" / "S005" / sequence / f"S005_{sequence}_{number:08d}.png")
@@ -175,18 +175,18 @@ def test_ckplus_takes_the_first_frame_as_neutral_and_the_last_as_labelled(tmp_pa
         ("4", "disgust", "S005"),
     ]
     write(tmp_path / "Emotion" / "S005" / "001" / "S005_001_00000004_emotion.txt", "happy")
-    with pytest.raises(RawDataError, match="one number of an emotion"):
+    with pytest.raises(RawDataError, match="expected a single emotion number"):
         read_raw(tmp_path)
 
 
-def test_jaffe_s_names_say_who_and_what(tmp_path: Path) -> None:
+def test_jaffe_file_names_give_person_and_emotion(tmp_path: Path) -> None:
     for name in ("KA.AN1.39.tiff", "KM.SU3.11.tiff"):
         write(tmp_path / name)
     photos = read_raw(tmp_path).photos
     assert [(photo.label, photo.identity) for photo in photos] == [("anger", "KA"), ("surprise", "KM")]
 
 
-def test_sfew_s_validation_set_is_its_test_split(tmp_path: Path) -> None:
+def test_sfew_validation_set_is_the_test_split(tmp_path: Path) -> None:
     for folder in ("Train", "Val", "Train_Aligned_Faces", "Val_Aligned_Faces_new"):
         for name in ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"):
             (tmp_path / folder / name).mkdir(parents=True)
@@ -202,7 +202,7 @@ def test_sfew_s_validation_set_is_its_test_split(tmp_path: Path) -> None:
 
 def parquet(path: Path, labels: list[object], names: list[str] | None) -> Path:
     arrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet as files
+    from pyarrow import parquet as arrow_parquet
 
     images = [{"bytes": f"{path.stem} {number}".encode(), "path": None} for number in range(len(labels))]
     table = arrow.table({"image": images, "label": labels})
@@ -210,11 +210,11 @@ def parquet(path: Path, labels: list[object], names: list[str] | None) -> Path:
         info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
         table = table.replace_schema_metadata({b"huggingface": json.dumps(info).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_table(table, path, row_group_size=2)
+    arrow_parquet.write_table(table, path, row_group_size=2)
     return path
 
 
-def test_parquet_photos_are_spooled_in_order(tmp_path: Path) -> None:
+def test_parquet_photos_are_extracted_in_order(tmp_path: Path) -> None:
     parquet(tmp_path / "hf" / "data" / "train-00000-of-00001.parquet", [1, 0, 1], ["happy", "sad"])
     parquet(tmp_path / "hf" / "data" / "test-00000-of-00001.parquet", [0], ["happy", "sad"])
     dataset = spool(read_raw(tmp_path / "hf"), tmp_path / "spool")
@@ -233,9 +233,9 @@ def test_parquet_photos_are_spooled_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "spool").stat().st_mtime_ns == before
 
 
-def test_parquet_that_cannot_be_understood(tmp_path: Path) -> None:
-    with pytest.raises(RawDataError, match="nothing in the file names them"):
+def test_invalid_parquet_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RawDataError, match="the metadata do not name them"):
         read_raw(parquet(tmp_path / "a.parquet", [1, 2], None))
     assert read_raw(parquet(tmp_path / "b.parquet", ["fear", None], None)).photos[0].label == "fear"
-    with pytest.raises(RawDataError, match="no parquet file"):
+    with pytest.raises(RawDataError, match="not a valid parquet file"):
         read_raw(write(tmp_path / "c.parquet", b"PAR1 nothing"))

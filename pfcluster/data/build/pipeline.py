@@ -26,9 +26,9 @@ from pfcluster.data.build.plan import (
     LeftOut,
     Plan,
     PlannedShard,
-    limited,
     listing_digest,
     make_plan,
+    subsample,
 )
 from pfcluster.data.build.shard_writer import read_sealed, write_json, write_sealed, write_table
 from pfcluster.data.build.workers import run_workers
@@ -131,7 +131,7 @@ def _listed(options: BuildOptions, source: Path) -> RawDataset:
     dataset = read_raw(source, options.reading(), kind=options.kind)
     if options.landmarks is not None:
         dataset = with_openface(dataset, options.landmarks)
-    return limited(dataset, options.limit, options.seed)
+    return subsample(dataset, options.limit, options.seed)
 
 
 def _maker(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> ShardMaker:

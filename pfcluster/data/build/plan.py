@@ -173,7 +173,7 @@ def _validation_share(datasets: Mapping[str, RawDataset], options: PlanOptions) 
     return 0.0
 
 
-def limited(dataset: RawDataset, limit: int | None, seed: int) -> RawDataset:
+def subsample(dataset: RawDataset, limit: int | None, seed: int) -> RawDataset:
     """The dataset cut to `limit` photos drawn by `seed`, in their order."""
     if limit is None or limit >= len(dataset.photos):
         return dataset

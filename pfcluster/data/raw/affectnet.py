@@ -1,6 +1,6 @@
-"""AffectNet (Mollahosseini, Hasani and Mahoor 2017): the older CSV files, and the newer folders of .npy files.
+"""AffectNet (Mollahosseini, Hasani and Mahoor 2017): the older CSV layout, and the newer layout of .npy files.
 
-AffectNet's real test set is not public, so its validation set is the "test" split here, as in the literature.
+AffectNet's test set is not public, so its validation set is used as the "test" split, as in the literature.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 
 from pfcluster.data.labels import name_of
 from pfcluster.data.raw.base import (
-    OwnSplit,
+    OfficialSplit,
     Point,
     RawDataError,
     RawDataset,
     RawPhoto,
     ReadOptions,
     file_size,
-    leads_out,
-    pictures_below,
-    text_of,
+    find_images,
+    leaves_folder,
+    read_text,
 )
 from pfcluster.data.raw.landmarks import five_points
 
@@ -34,56 +34,56 @@ Box = tuple[float, float, float, float]
 NAME, EXPRESSION, LANDMARKS = "subDirectory_filePath", "expression", "facial_landmarks"
 BOX = ("face_x", "face_y", "face_width", "face_height")
 HEADER = (NAME, *BOX, LANDMARKS, EXPRESSION, "valence", "arousal")
-NOTHING = ("", "null", "nan")
-"""Cells, in small letters, that stand for no value."""
+MISSING = ("", "null", "nan")
+"""Cells, in lower case, that mean a missing value."""
 
-MANUAL: Mapping[str, OwnSplit] = {"training.csv": "train", "validation.csv": "test"}
-AUTOMATIC: Mapping[str, OwnSplit] = {"automatically_annotated.csv": "train"}
-"""Read only where there is nothing that people annotated."""
+MANUAL: Mapping[str, OfficialSplit] = {"training.csv": "train", "validation.csv": "test"}
+AUTOMATIC: Mapping[str, OfficialSplit] = {"automatically_annotated.csv": "train"}
+"""Used only if there are no manual annotations."""
 LIST_FOLDERS = ("", "Manually_Annotated_file_lists", "Automatically_annotated_file_list")
 PHOTO_FOLDERS = ("Manually_Annotated/Manually_Annotated_Images", "Manually_Annotated_Images")
 AUTOMATIC_FOLDERS = ("Automatically_Annotated/Automatically_Annotated_Images", "Automatically_Annotated_Images")
-NPY_FOLDERS: Mapping[str, OwnSplit] = {"train_set": "train", "val_set": "test"}
-BROKEN_ARRAY = (
+NPY_FOLDERS: Mapping[str, OfficialSplit] = {"train_set": "train", "val_set": "test"}
+ARRAY_ERRORS = (
     *(OSError, ValueError, TypeError, EOFError, AttributeError, SyntaxError, OverflowError, MemoryError),
     *(SystemError, tokenize.TokenError),
 )
-"""What numpy raises on files that are no arrays, or damaged ones."""
+"""Raised by numpy for files that are damaged or not arrays."""
 
 
 def recognises(source: Path) -> bool:
-    """Whether a folder holds both CSV files, or the automatic one, or a `train_set` or `val_set` with annotations."""
+    """Whether a folder has both manual CSV files, the automatic one, or `train_set`/`val_set` with annotations."""
     lists = _lists(source, MANUAL)
     return len(lists) == len(MANUAL) or bool(_lists(source, AUTOMATIC)) or bool(_npy_folders(source))
 
 
 def read(source: Path, options: ReadOptions) -> RawDataset:
-    """The photos in the order of the lists, or by name in the newer layout. Raises RawDataError."""
+    """List the photos in CSV order, or by name in the newer layout. Raises RawDataError."""
     if _npy_folders(source):
         return _read_npy(source)
     for names, folders in ((MANUAL, PHOTO_FOLDERS), (AUTOMATIC, AUTOMATIC_FOLDERS)):
         lists = _lists(source, names)
         if lists:
             folder = next((source / name for name in folders if (source / name).is_dir()), source)
-            photos = [_listed(where, row, folder, split) for table, split in lists for where, row in _rows(table)]
+            photos = [_photo(location, row, folder, split) for table, split in lists for location, row in _rows(table)]
             return RawDataset("affectnet", "affectnet", tuple(photos), 0, str(folder))
     raise RawDataError(
-        f"{source} is no AffectNet: it has neither {' and '.join(MANUAL)} nor train_set/annotations;"
-        " give the folder that holds them"
+        f"{source} is not AffectNet: it has neither {' and '.join(MANUAL)} nor train_set/annotations;"
+        " give the folder that contains them"
     )
 
 
-def _lists(source: Path, names: Mapping[str, OwnSplit]) -> list[tuple[Path, OwnSplit]]:
-    """The lists of these names that are there, each with its split."""
-    found = []
+def _lists(source: Path, names: Mapping[str, OfficialSplit]) -> list[tuple[Path, OfficialSplit]]:
+    """The CSV files with these names that exist, each with its split."""
+    tables = []
     for name, split in names.items():
-        place = next((source / folder / name for folder in LIST_FOLDERS if (source / folder / name).is_file()), None)
-        if place is not None:
-            found.append((place, split))
-    return found
+        table = next((source / folder / name for folder in LIST_FOLDERS if (source / folder / name).is_file()), None)
+        if table is not None:
+            tables.append((table, split))
+    return tables
 
 
-def _npy_folders(source: Path) -> list[tuple[str, OwnSplit]]:
+def _npy_folders(source: Path) -> list[tuple[str, OfficialSplit]]:
     return [
         (name, split)
         for name, split in NPY_FOLDERS.items()
@@ -92,12 +92,12 @@ def _npy_folders(source: Path) -> list[tuple[str, OwnSplit]]:
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A list's rows by column, each with where it stands. Copies whose header is lost have AffectNet's own columns."""
-    rows = csv.reader(io.StringIO(text_of(table), newline=""), strict=True)
+    """Rows of a CSV by column name, each with its location. Files without a header have AffectNet's default columns."""
+    rows = csv.reader(io.StringIO(read_text(table), newline=""), strict=True)
     header: Sequence[str] = ()
     try:
         for row in rows:
-            where = f"{table}, line {rows.line_num}"
+            location = f"{table}, line {rows.line_num}"
             if not row:
                 continue
             if not header:
@@ -105,37 +105,38 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 if NAME in header and header[0] == row[0].strip():
                     continue
             if len(row) != len(header):
-                raise RawDataError(f"{where}: {len(row)} cells, not {len(header)}; correct it or fetch the file again")
-            yield where, {name: cell.strip() for name, cell in zip(header, row, strict=True)}
+                raise RawDataError(
+                    f"{location}: expected {len(header)} cells, got {len(row)}; correct it or download the file again"
+                )
+            yield location, {name: cell.strip() for name, cell in zip(header, row, strict=True)}
     except csv.Error as error:
-        raise RawDataError(f"{table}, line {rows.line_num}: no readable CSV ({error}); fetch the file again") from error
+        raise RawDataError(f"{table}, line {rows.line_num}: invalid CSV ({error}); download the file again") from error
 
 
 def _header(table: Path, first: Sequence[str]) -> Sequence[str]:
-    """The names of the columns, which a first row of nine cells with a file's name in it does not say."""
+    """Column names: the first row, or HEADER if the first row is data (nine cells, the first a file name)."""
     names = [cell.strip() for cell in first]
     missing = [name for name in HEADER[:7] if name not in names]
     if len(missing) == 7 and len(names) == len(HEADER) and "." in names[0]:
         return HEADER
     if missing:
-        raise RawDataError(f"{table}, line 1: no column {', '.join(missing)}; its header must be {','.join(HEADER)}")
+        raise RawDataError(f"{table}, line 1: no column {', '.join(missing)}; the header must be {','.join(HEADER)}")
     if len(set(names)) != len(names):
-        raise RawDataError(f"{table}, line 1: two columns of one name; its header must be {','.join(HEADER)}")
+        raise RawDataError(f"{table}, line 1: duplicate column names; the header must be {','.join(HEADER)}")
     return names
 
 
-def _listed(where: str, row: Mapping[str, str], folder: Path, split: OwnSplit) -> RawPhoto:
+def _photo(location: str, row: Mapping[str, str], folder: Path, split: OfficialSplit) -> RawPhoto:
     name = row[NAME].replace("\\", "/")
-    if not name or "\0" in name or leads_out(name):
+    if not name or "\0" in name or leaves_folder(name):
         raise RawDataError(
-            f"{where}: no name of a photo below the folder in {NAME}; correct it or fetch the file again"
+            f"{location}: {NAME} is not a path below the photo folder; correct the line or download the file again"
         )
     try:
         box, landmarks = _box([row[name] for name in BOX]), _landmarks(row[LANDMARKS])
     except ValueError as error:
         raise RawDataError(
-            f"{where}: the face's box or landmarks are not the numbers that they should be ({error});"
-            " correct the line or fetch the file again"
+            f"{location}: invalid face box or landmarks ({error}); correct the line or download the file again"
         ) from error
     label, path = name_of("affectnet", row[EXPRESSION]), folder / name
     size = file_size(path)
@@ -143,18 +144,18 @@ def _listed(where: str, row: Mapping[str, str], folder: Path, split: OwnSplit) -
 
 
 def _box(cells: Sequence[str]) -> Box | None:
-    if any(cell.lower() in NOTHING for cell in cells):
+    if any(cell.lower() in MISSING for cell in cells):
         return None
     x, y, width, height = _numbers(cells)
     return (x, y, x + width, y + height) if width > 0 and height > 0 else None
 
 
 def _landmarks(cell: str) -> tuple[Point, ...]:
-    if cell.lower() in NOTHING:
+    if cell.lower() in MISSING:
         return ()
     numbers = _numbers(cell.rstrip(";").split(";"))
     if len(numbers) % 2:
-        raise ValueError(f"{len(numbers)} numbers are no pairs")
+        raise ValueError(f"{len(numbers)} numbers do not form pairs")
     return five_points(list(zip(numbers[::2], numbers[1::2], strict=True)))
 
 
@@ -168,27 +169,27 @@ def _numbers(cells: Sequence[str]) -> list[float]:
 def _read_npy(source: Path) -> RawDataset:
     photos, others = [], 0
     for folder, split in _npy_folders(source):
-        found, passed_over = pictures_below(source / folder / "images")
-        others += passed_over
-        for name, path in found:
+        images, skipped = find_images(source / folder / "images")
+        others += skipped
+        for name, path in images:
             annotation = source / folder / "annotations" / path.stem
             label, landmarks = _npy_label(Path(f"{annotation}_exp.npy")), _npy_landmarks(Path(f"{annotation}_lnd.npy"))
-            size, written = file_size(path), f"{folder}/images/{name}"
-            photos.append(RawPhoto(written, label, None, str(path), 0, size, split=split, landmarks=landmarks))
+            size, relative = file_size(path), f"{folder}/images/{name}"
+            photos.append(RawPhoto(relative, label, None, str(path), 0, size, split=split, landmarks=landmarks))
     return RawDataset("affectnet", "affectnet", tuple(photos), others, str(source))
 
 
 def _npy_numbers(path: Path) -> list[float]:
-    """An array's numbers, which may be written as text; none where the file is missing or broken."""
+    """Numbers of an array, which may be stored as text; empty if the file is missing or damaged."""
     try:
         with open(path, "rb") as file:
             return _numbers(np.lib.format.read_array(file, allow_pickle=False).reshape(-1).tolist())
-    except BROKEN_ARRAY:
+    except ARRAY_ERRORS:
         return []
 
 
 def _npy_label(path: Path) -> str:
-    """The emotion's name; empty where the file does not hold one whole number."""
+    """Name of the emotion; empty if the file does not hold a single integer."""
     numbers = _npy_numbers(path)
     return name_of("affectnet", str(int(numbers[0]))) if len(numbers) == 1 and numbers[0].is_integer() else ""
 

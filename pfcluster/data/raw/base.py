@@ -1,8 +1,8 @@
-"""What a raw dataset is, whatever its layout: a list of photos, none of them opened.
+"""Types and helpers that all readers of raw datasets share. A reader lists photos without opening them.
 
-A `RawPhoto` says where the bytes of one photo lie, so any process can fetch them later without the listing. Labels stay
-as they are written, or, where a dataset writes numbers, become the names that its vocabulary in `data/labels.py` gives
-them. Listings have one order on every machine.
+A `RawPhoto` holds the location of one photo's bytes, so any process can read them later. Labels are kept as written;
+numeric labels become the names of the dataset's vocabulary in `data/labels.py`. Listings have the same order on every
+machine.
 """
 
 from __future__ import annotations
@@ -15,154 +15,146 @@ from typing import Literal
 
 from pfcluster.data.labels import UnknownEmotionError, canonical_name
 
-OwnSplit = Literal["train", "validation", "test"]
+OfficialSplit = Literal["train", "validation", "test"]
 Form = Literal["file", "pixels", "parquet"]
 VotingMode = Literal["majority", "probability", "multi-target", "argmax"]
 Point = tuple[float, float]
 
-PICTURES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )
-"""File endings taken for pictures; what a file really holds is found out when it is decoded."""
-LARGEST_FILE = 256 * 2**20
-"""Bytes of a photo's file; larger ones are refused unread."""
+"""File name suffixes of images; decoding decides what a file really contains."""
+MAX_FILE_BYTES = 256 * 2**20
+"""Larger image files are refused without reading them."""
 
 
 class RawDataError(ValueError):
-    """A raw dataset that cannot be read: says which, why, and what would do."""
+    """A raw dataset cannot be read: names the file, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class RawPhoto:
-    """One photo of a raw dataset, as its listing gives it."""
+    """One photo of a raw dataset, as listed."""
 
     source: str
-    """Name within the dataset, with forward slashes: the path below the folder, in the tar, or the CSV's cell."""
+    """Name within the dataset, with forward slashes: path below the folder or in the tar, or the CSV's cell."""
     label: str
-    """As written, or the name of a written number; empty where there is none."""
+    """As written, or the name of a numeric label; empty if there is none."""
     identity: str | None
-    """Person, where the listing names one."""
+    """Person, if the listing names one."""
     path: str
-    """File that holds the bytes; empty where a CSV's row names no image."""
+    """File that contains the bytes; empty if a CSV row names no image."""
     offset: int = 0
-    """Where the photo begins in that file, in bytes; for "parquet" its row."""
+    """Position of the photo in that file, in bytes; for "parquet" its row."""
     size: int = -1
-    """Bytes of the photo; -1 where the file is missing."""
+    """Bytes of the photo; -1 if the file is missing."""
     form: Form = "file"
-    """"pixels": grey values as text, as in FER2013's CSV. "parquet": a row of a parquet file (spool.py unpacks it)."""
-    split: OwnSplit | None = None
-    """The dataset's own split, where it has any."""
+    """"pixels": grey values as text, as in FER2013's CSV. "parquet": a row of a parquet file (see spool.py)."""
+    split: OfficialSplit | None = None
+    """The dataset's official split, if it has one."""
     votes: tuple[float, ...] = ()
-    """Share of the annotators' votes for each emotion of `emotions.CANONICAL`; empty where there are none."""
+    """Fraction of the annotators' votes for each emotion of `labels.CANONICAL`; empty if there are none."""
     box: tuple[float, float, float, float] | None = None
-    """Left, top, right, bottom of the labelled face in the photo's pixels, where the listing gives it."""
+    """Left, top, right, bottom of the labelled face in pixels of the photo, if listed."""
     landmarks: tuple[Point, ...] = ()
-    """Both eyes, nose, corners of the mouth, (x, y) in the photo's pixels, where the listing gives them."""
+    """Both eyes, nose and both mouth corners as (x, y) in pixels of the photo, if listed."""
 
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A listed raw dataset."""
+    """The listing of a raw dataset."""
 
     kind: str
-    """Which reader listed it: a name of `readers.READERS`."""
+    """Name of its reader in `readers.READERS`."""
     name: str
     """Base name of the folder, CSV or tar."""
     photos: tuple[RawPhoto, ...]
     other_files: int = 0
-    """Files that are no pictures by their names, passed over."""
+    """Number of skipped files without an image suffix."""
     folder: str = ""
-    """Where its photos were looked for, for messages only."""
+    """Folder of its photos, for messages."""
     votes: VotingMode | None = None
-    """How annotators' votes became labels, where they did. Accuracies under different modes do not compare."""
+    """How annotators' votes were turned into labels. Accuracies under different modes are not comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """What readers can be asked for; each field names the readers that look at it."""
+    """Options of the readers; the docstring of each field names the readers that use it."""
 
     images: Path | None = None
-    """csv, ferplus: folder of the photos, where it is not beside the listing."""
+    """csv, ferplus: folder of the photos, if it is not next to the listing."""
     votes: VotingMode = "majority"
-    """ferplus: how votes become a label."""
+    """ferplus: how votes are turned into a label."""
     peak_frames: int = 1
-    """ckplus: last frames of a sequence that bear its label; the first frame is neutral."""
+    """ckplus: number of last frames of a sequence that get its label; the first frame is neutral."""
     originals: bool = False
-    """rafdb, sfew: the original photos instead of the crops that the dataset's authors aligned."""
+    """rafdb, sfew: original photos instead of the aligned crops of the dataset's authors."""
 
 
 def read_bytes(photo: RawPhoto) -> bytes:
-    """The photo's file as it is; grey values as text become a PGM file.
+    """The bytes of a photo's file; grey values as text become a PGM file.
 
-    Raises OSError where it is missing, larger than LARGEST_FILE, not as long as listed, or no list of grey values.
+    Raises OSError if the file is missing, larger than MAX_FILE_BYTES, not as long as listed, or holds no valid grey
+    values.
     """
-    assert photo.form != "parquet", "spooled before anything is read"
-    if photo.size > LARGEST_FILE:
-        raise OSError(f"{photo.size / 2**20:.0f} MiB; a photo's file may have {LARGEST_FILE // 2**20}")
+    assert photo.form != "parquet", "spool.py extracts parquet rows first"
+    if photo.size > MAX_FILE_BYTES:
+        raise OSError(f"{photo.size / 2**20:.0f} MiB; the limit of an image file is {MAX_FILE_BYTES // 2**20} MiB")
     with open(photo.path, "rb") as file:
         file.seek(photo.offset)
-        data = file.read(photo.size if photo.size >= 0 else LARGEST_FILE)
+        data = file.read(photo.size if photo.size >= 0 else MAX_FILE_BYTES)
     if photo.size >= 0 and len(data) != photo.size:
-        raise OSError(f"{photo.size} bytes were listed, {len(data)} are there")
-    return _grey_picture(data) if photo.form == "pixels" else data
+        raise OSError(f"expected {photo.size} bytes as listed, got {len(data)}")
+    return _pgm_from_text(data) if photo.form == "pixels" else data
 
 
-def _grey_picture(text: bytes) -> bytes:
-    """A PGM file of a square of grey values written as text, 0 to 255."""
+def _pgm_from_text(text: bytes) -> bytes:
+    """A PGM file from grey values 0..255 as text, which must form a square."""
     try:
         values = bytes(map(int, text.split()))
     except ValueError as error:
-        raise OSError("the pixels are no list of whole numbers in 0..255") from error
+        raise OSError("the pixels are not integers in 0..255") from error
     side = round(len(values) ** 0.5)
     if not values or side * side != len(values):
-        raise OSError(f"{len(values)} pixels are no square")
+        raise OSError(f"{len(values)} pixels do not form a square")
     return b"P5 %d %d 255\n" % (side, side) + values
 
 
-def find_picture(folder: Path, name: str, endings: Sequence[str] = (".jpg", ".png", ".jpeg", ".bmp")) -> Path:
-    """`folder/name`, or where that is not there the file that has another of the endings; the first where none is."""
-    wanted = folder / name
-    if wanted.is_file():
-        return wanted
-    others = (wanted.with_suffix(ending) for ending in endings)
-    return next((other for other in others if other.is_file()), wanted)
-
-
 def file_size(path: Path) -> int:
-    """Bytes of a file; -1 where it is none."""
+    """Bytes of a file; -1 if there is none."""
     return path.stat().st_size if path.is_file() else -1
 
 
 def is_hidden(name: PurePosixPath) -> bool:
-    """Whether any part of the path begins with a dot, as `._x.jpg` and `__MACOSX/._x.jpg` do."""
+    """Whether any part of the path starts with a dot, e.g. `__MACOSX/._x.jpg`."""
     return any(part.startswith(".") for part in name.parts)
 
 
-def pictures_below(root: Path) -> tuple[list[tuple[str, Path]], int]:
-    """Every picture below a folder as (name below it, path), sorted by name; and how many other files there are."""
-    found, others = [], 0
+def find_images(root: Path) -> tuple[list[tuple[str, Path]], int]:
+    """All images below a folder as (relative name, path), sorted by name; and the number of other files."""
+    images, others = [], 0
     for folder, below, files in os.walk(root):
         below.sort()
         for file in sorted(files):
             path = Path(folder, file)
             name = PurePosixPath(path.relative_to(root).as_posix())
-            if is_hidden(name) or name.suffix.lower() not in PICTURES:
+            if is_hidden(name) or name.suffix.lower() not in IMAGE_SUFFIXES:
                 others += 1
             else:
-                found.append((str(name), path))
-    return sorted(found), others
+                images.append((str(name), path))
+    return sorted(images), others
 
 
-def leads_out(name: str) -> bool:
-    """Whether a name would lead out of the folder below which it is looked for."""
+def leaves_folder(name: str) -> bool:
+    """Whether a relative name is absolute or contains `..`, and so may point outside its folder."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts
 
 
-def class_folder(folders: Sequence[str]) -> str:
-    """The label that a path's folders give: the innermost that names an emotion, else the innermost, else nothing.
+def label_from_folders(folders: Sequence[str]) -> str:
+    """The label of a path: its innermost folder that names an emotion; else its innermost folder; else "".
 
-    `train/happy/person_7` is `happy`; `train/grinning` is `grinning`, which no vocabulary knows.
+    `train/happy/person_7` gives `happy`; `train/grinning` gives `grinning`, which is in no vocabulary.
     """
     for name in reversed(folders):
         try:
@@ -173,7 +165,7 @@ def class_folder(folders: Sequence[str]) -> str:
     return folders[-1] if folders else ""
 
 
-SPLIT_FOLDERS: dict[str, OwnSplit] = {
+SPLIT_FOLDERS: dict[str, OfficialSplit] = {
     "train": "train",
     "training": "train",
     "trainset": "train",
@@ -188,24 +180,24 @@ SPLIT_FOLDERS: dict[str, OwnSplit] = {
     "test_set": "test",
     "privatetest": "test",
 }
-"""Names of folders and cells that name a split."""
+"""Split by name of a folder or a CSV cell, in lower case."""
 
 
-def split_named(name: str) -> OwnSplit | None:
-    """The split that a folder's or a cell's name means, if it means one."""
+def split_from_name(name: str) -> OfficialSplit | None:
+    """The split that a folder or a CSV cell names; None if it names none."""
     return SPLIT_FOLDERS.get(name.strip().lower())
 
 
-def text_of(path: Path) -> str:
-    """A text file, UTF-8 with or without a mark. Raises RawDataError."""
+def read_text(path: Path) -> str:
+    """Content of a UTF-8 text file, with or without a byte order mark. Raises RawDataError."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RawDataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+        raise RawDataError(f"{path} is not UTF-8 text ({error}); convert it to UTF-8") from error
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not blank, stripped, with their numbers from 1. Raises RawDataError."""
-    for number, line in enumerate(text_of(path).splitlines(), start=1):
+    """Non-blank lines of a text file, stripped, with their line numbers from 1. Raises RawDataError."""
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield number, line.strip()

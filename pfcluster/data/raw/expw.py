@@ -1,4 +1,4 @@
-"""ExpW, Expression in the Wild (Zhang et al. 2016): one list of faces, several of which may share a photo."""
+"""ExpW, Expression in the Wild (Zhang et al. 2016): a list of faces; a photo may contain several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pfcluster.data.raw.base import (
     RawPhoto,
     ReadOptions,
     file_size,
-    leads_out,
+    leaves_folder,
     numbered_lines,
 )
 
@@ -22,48 +22,48 @@ FIELDS = (
     *("image_name", "face_id_in_image", "face_box_top", "face_box_left"),
     *("face_box_right", "face_box_bottom", "face_box_confidence", "expression_label"),
 )
-"""What a line of the list says, in this order."""
+"""Fields of a line of the list."""
 
 
 def recognises(source: Path) -> bool:
-    """Whether a folder holds `label/label.lst` or `label.lst`."""
+    """Whether a folder contains `label/label.lst` or `label.lst`."""
     return _listing(source) is not None
 
 
 def read(source: Path, options: ReadOptions) -> RawDataset:
-    """The faces in the order of the list, each with its box. Raises RawDataError."""
+    """List the faces in file order, each with its box. Raises RawDataError."""
     listing = _listing(source)
     if listing is None:
-        raise RawDataError(f"{source} is no ExpW: it has no label/label.lst; give the folder that holds it")
+        raise RawDataError(f"{source} is not ExpW: it has no label/label.lst; give the folder that contains it")
     folder = next((source / name for name in ("image", "origin") if (source / name).is_dir()), source / "image")
     faces = [_face(f"{listing}, line {number}", line, folder) for number, line in numbered_lines(listing)]
-    times = Counter(photo.source for _, photo in faces)
+    faces_per_photo = Counter(photo.source for _, photo in faces)
     photos = [
-        dataclasses.replace(photo, source=f"{photo.source}#{face}") if times[photo.source] > 1 else photo
+        dataclasses.replace(photo, source=f"{photo.source}#{face}") if faces_per_photo[photo.source] > 1 else photo
         for face, photo in faces
     ]
     return RawDataset("expw", "expw", tuple(photos), 0, str(folder))
 
 
 def _listing(source: Path) -> Path | None:
-    places = (source / "label" / "label.lst", source / "label.lst")
-    return next((place for place in places if place.is_file()), None)
+    candidates = (source / "label" / "label.lst", source / "label.lst")
+    return next((path for path in candidates if path.is_file()), None)
 
 
-def _face(where: str, line: str, folder: Path) -> tuple[str, RawPhoto]:
-    """The number of a line's face within its photo, and the photo under its plain name."""
+def _face(location: str, line: str, folder: Path) -> tuple[str, RawPhoto]:
+    """Index of a line's face within its photo, and the photo. Raises RawDataError."""
     parts = line.rsplit(maxsplit=len(FIELDS) - 1)
     try:
         name, face, *numbers, label = parts
         top, left, right, bottom, _ = map(float, numbers)
         int(face), int(label)
-        if "\0" in name or leads_out(name) or not all(map(math.isfinite, (top, left, right, bottom))):
+        if "\0" in name or leaves_folder(name) or not all(map(math.isfinite, (top, left, right, bottom))):
             raise ValueError
         if not (left < right and top < bottom):
             raise ValueError
     except ValueError as error:
         raise RawDataError(
-            f"{where}: {line!r} is not {' '.join(FIELDS)}; correct the line or fetch the list again"
+            f"{location}: {line!r} is not {' '.join(FIELDS)}; correct the line or download the list again"
         ) from error
     path = folder / name
     box = (left, top, right, bottom)

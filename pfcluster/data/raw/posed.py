@@ -1,6 +1,4 @@
-"""Small datasets in their authors' layouts: CK+ (Lucey et al. 2010), JAFFE (Lyons et al. 1998), SFEW 2.0 (Dhall et al.
-2015).
-"""
+"""Readers of CK+ (Lucey et al. 2010), JAFFE (Lyons et al. 1998) and SFEW 2.0 (Dhall et al. 2015)."""
 
 from __future__ import annotations
 
@@ -10,43 +8,43 @@ from pathlib import Path
 
 from pfcluster.data.labels import NEUTRAL, name_of
 from pfcluster.data.raw.base import (
-    PICTURES,
-    OwnSplit,
+    IMAGE_SUFFIXES,
+    OfficialSplit,
     RawDataError,
     RawDataset,
     RawPhoto,
     ReadOptions,
     file_size,
+    find_images,
     numbered_lines,
-    pictures_below,
 )
 
 CKPLUS_FRAMES = "cohn-kanade-images"
 CKPLUS_LABELS = ("Emotion", "Emotion_labels/Emotion", "Emotion_labels")
 JAFFE_NAME = re.compile(r"([A-Z]{2})\.([A-Z]{2})\d+\.\d+\.(tiff?|jpe?g|png|bmp)", re.IGNORECASE)
-"""`KA.AN1.39.tiff`: person, emotion and its take, number."""
+"""`KA.AN1.39.tiff`: person, emotion and take, number."""
 JAFFE_CODES = ("AN", "DI", "FE", "HA", "NE", "SA", "SU")
 SFEW_CLASSES = frozenset(("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"))
-SFEW_ALIGNED: dict[OwnSplit, tuple[str, ...]] = {
+SFEW_ALIGNED: dict[OfficialSplit, tuple[str, ...]] = {
     "train": ("Train_Aligned_Faces",),
     "test": ("Val_Aligned_Faces_new", "Val_Aligned_Faces"),
 }
-SFEW_ORIGINALS: dict[OwnSplit, tuple[str, ...]] = {"train": ("Train",), "test": ("Val",)}
-"""SFEW's folders. Its test labels are not public, so its validation photos are what is tested on."""
+SFEW_ORIGINALS: dict[OfficialSplit, tuple[str, ...]] = {"train": ("Train",), "test": ("Val",)}
+"""SFEW's folders. Its test labels are not public, so its validation set is used as the test split."""
 
 
 def ckplus_recognises(source: Path) -> bool:
-    """Whether a folder holds CK+'s frames and its emotion files."""
+    """Whether a folder contains CK+'s frames and its emotion files."""
     return (source / CKPLUS_FRAMES).is_dir() and _ckplus_labels(source) is not None
 
 
 def ckplus_read(source: Path, options: ReadOptions) -> RawDataset:
-    """The first frame and the last ones of every sequence that has an emotion file. Raises RawDataError."""
+    """List the first and the last frames of every sequence that has an emotion file. Raises RawDataError."""
     labels = _ckplus_labels(source)
     if labels is None or not (source / CKPLUS_FRAMES).is_dir():
-        raise RawDataError(f"{source} is no CK+: it needs the folders {CKPLUS_FRAMES} and {CKPLUS_LABELS[0]}")
+        raise RawDataError(f"{source} is not CK+: it needs the folders {CKPLUS_FRAMES} and {CKPLUS_LABELS[0]}")
     if options.peak_frames < 1:
-        raise RawDataError(f"--peak-frames {options.peak_frames}: at least the last frame must bear the label; give 1")
+        raise RawDataError(f"--peak-frames must be at least 1, got {options.peak_frames}")
     photos: list[RawPhoto] = []
     for file in sorted(labels.glob("*/*/*_emotion.txt")):
         if not file.name.startswith("."):
@@ -60,26 +58,26 @@ def _ckplus_labels(source: Path) -> Path | None:
 
 
 def _ckplus_label(file: Path) -> str:
-    """The name of the number that an emotion file holds, written as `3.0000000e+00`."""
+    """Name of the emotion in an emotion file, which holds a number such as `3.0000000e+00`."""
     lines = list(numbered_lines(file))
     text = lines[0][1] if len(lines) == 1 else ""
     try:
         value = float(text)
         if value != int(value):
-            raise ValueError("no whole number")
+            raise ValueError("not an integer")
     except (ValueError, OverflowError) as error:
         line = lines[-1][0] if lines else 1
         raise RawDataError(
-            f"{file}, line {line}: it must hold one number of an emotion, such as 3.0000000e+00; copy it again"
+            f"{file}, line {line}: expected a single emotion number such as 3.0000000e+00; copy it again"
         ) from error
     return name_of("ckplus", str(int(value)))
 
 
 def _ckplus_sequence(source: Path, sequence: Path, label: str, peaks: int) -> Iterator[RawPhoto]:
-    """A sequence's neutral first frame and its last frames with the label; the first is never among the last."""
-    frames = pictures_below(sequence)[0]
+    """The first frame of a sequence as neutral, and its last `peaks` frames, without the first, with its label."""
+    frames = find_images(sequence)[0]
     if len(frames) < 2:
-        raise RawDataError(f"{sequence} has an emotion file and {len(frames)} frames; copy its frames again")
+        raise RawDataError(f"{sequence} has an emotion file but {len(frames)} frames; copy its frames again")
     peak = frames[1:][-peaks:]
     for path, name in [(frames[0][1], NEUTRAL), *((path, label) for _, path in peak)]:
         below = path.relative_to(source).as_posix()
@@ -87,21 +85,21 @@ def _ckplus_sequence(source: Path, sequence: Path, label: str, peaks: int) -> It
 
 
 def jaffe_recognises(source: Path) -> bool:
-    """Whether a folder itself holds photos that are named as JAFFE's are."""
+    """Whether a folder directly contains photos with JAFFE's naming scheme."""
     return source.is_dir() and any(_jaffe_parts(path.name) for path in source.iterdir())
 
 
 def jaffe_read(source: Path, options: ReadOptions) -> RawDataset:
-    """The photos of a flat folder, with the persons and emotions that their names say. Raises RawDataError."""
+    """List the photos of a flat folder, with person and emotion from their names. Raises RawDataError."""
     photos, others = [], 0
     for path in sorted(source.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in PICTURES or not path.is_file():
+        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
             others += path.is_file()
             continue
         parts = _jaffe_parts(path.name)
         if parts is None:
             raise RawDataError(
-                f"{path} is not named as JAFFE's photos are (KA.AN1.39.tiff: person, emotion, number); move it away"
+                f"{path} does not follow JAFFE's naming scheme (KA.AN1.39.tiff: person, emotion, number); move it away"
             )
         person, code = parts
         photos.append(RawPhoto(path.name, name_of("jaffe", code), person, str(path), 0, file_size(path)))
@@ -109,7 +107,7 @@ def jaffe_read(source: Path, options: ReadOptions) -> RawDataset:
 
 
 def _jaffe_parts(name: str) -> tuple[str, str] | None:
-    """Person and emotion's code of a photo's name."""
+    """Person and emotion code in a photo's name; None if it does not follow the scheme."""
     match = JAFFE_NAME.fullmatch(name)
     if match is None or match[2].upper() not in JAFFE_CODES:
         return None
@@ -117,44 +115,44 @@ def _jaffe_parts(name: str) -> tuple[str, str] | None:
 
 
 def sfew_recognises(source: Path) -> bool:
-    """Whether a folder holds SFEW's Train and Val, each with its seven classes, and no labelled Test."""
+    """Whether a folder contains SFEW's Train and Val with their seven classes, and no labelled Test."""
     if not source.is_dir():
         return False
     return _sfew_folders(source, originals=False) is not None and _sfew_folder(source, ("Test",)) is None
 
 
 def sfew_read(source: Path, options: ReadOptions) -> RawDataset:
-    """The labelled photos: Train to train on, Val to test on. Raises RawDataError."""
+    """List the labelled photos: Train as the train split, Val as the test split. Raises RawDataError."""
     folders = _sfew_folders(source, options.originals)
     if folders is None:
         raise RawDataError(
-            f"{source} is no SFEW: it needs Train and Val, or Train_Aligned_Faces and Val_Aligned_Faces, each with the"
+            f"{source} is not SFEW: it needs Train and Val, or Train_Aligned_Faces and Val_Aligned_Faces, each with the"
             f" folders {', '.join(sorted(SFEW_CLASSES))}"
         )
     photos, others = [], 0
     for split, folder in folders.items():
         for label in sorted(SFEW_CLASSES):
-            found, more = pictures_below(folder / label)
-            others += more
-            for _, path in found:
+            images, other_files = find_images(folder / label)
+            others += other_files
+            for _, path in images:
                 below = path.relative_to(source).as_posix()
                 photos.append(RawPhoto(below, label, None, str(path), 0, file_size(path), split=split))
     return RawDataset("sfew", source.resolve().name, tuple(photos), others, str(source))
 
 
-def _sfew_folders(source: Path, originals: bool) -> dict[OwnSplit, Path] | None:
-    """Both splits' folders, aligned or not but never one of each; the other sort where the wanted one is not there."""
-    sorts = (SFEW_ORIGINALS, SFEW_ALIGNED) if originals else (SFEW_ALIGNED, SFEW_ORIGINALS)
-    for sort in sorts:
-        found = {split: _sfew_folder(source, names) for split, names in sort.items()}
-        there = {split: folder for split, folder in found.items() if folder is not None}
-        if len(there) == len(sort):
-            return there
+def _sfew_folders(source: Path, originals: bool) -> dict[OfficialSplit, Path] | None:
+    """Folders of both splits, both aligned or both original; the other version if the requested one is missing."""
+    versions = (SFEW_ORIGINALS, SFEW_ALIGNED) if originals else (SFEW_ALIGNED, SFEW_ORIGINALS)
+    for version in versions:
+        candidates = {split: _sfew_folder(source, names) for split, names in version.items()}
+        folders = {split: folder for split, folder in candidates.items() if folder is not None}
+        if len(folders) == len(version):
+            return folders
     return None
 
 
 def _sfew_folder(source: Path, names: Sequence[str]) -> Path | None:
-    """The folder of one of the names that holds the seven classes: at the top, or one level below or above."""
+    """The folder with one of these names that has the seven class folders, at the top level or one level deeper."""
     for name in names:
         nested = (path for pattern in (f"{name}/*/", f"*/{name}/") for path in sorted(source.glob(pattern)))
         for folder in (source / name, *nested):

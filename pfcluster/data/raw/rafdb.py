@@ -1,4 +1,4 @@
-"""RAF-DB's basic emotions (Li et al. 2017): the authors' layout, and the folders 1 ... 7 that go around."""
+"""RAF-DB's basic emotions (Li et al. 2017): the authors' layout, and the common copies with folders 1 ... 7."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from pathlib import Path
 
 from pfcluster.data.labels import VOCABULARIES, name_of
 from pfcluster.data.raw.base import (
-    OwnSplit,
+    OfficialSplit,
     RawDataError,
     RawDataset,
     RawPhoto,
     ReadOptions,
     file_size,
+    find_images,
     numbered_lines,
-    pictures_below,
 )
 
 LISTING = "EmoLabel/list_patition_label.txt"
 NUMBERS = set(VOCABULARIES["rafdb"])
-SPLITS: tuple[OwnSplit, ...] = ("train", "test")
+SPLITS: tuple[OfficialSplit, ...] = ("train", "test")
 
 
 def recognises(source: Path) -> bool:
-    """Whether a folder holds RAF-DB, at its top or in `basic/` or `DATASET/`."""
+    """Whether a folder contains RAF-DB, directly or in `basic/` or `DATASET/`."""
     return _listed(source) is not None or _numbered(source) is not None
 
 
 def read(source: Path, options: ReadOptions) -> RawDataset:
-    """The photos with their own splits; no persons are known. Raises RawDataError."""
+    """List the photos with their official splits; RAF-DB names no persons. Raises RawDataError."""
     listed, numbered = _listed(source), _numbered(source)
     if listed is not None:
         return _read_listed(listed, options.originals)
     if numbered is None:
-        raise RawDataError(f"{source} is no RAF-DB: it has neither {LISTING} nor train/1 ... train/7 and test/1 ...")
+        raise RawDataError(f"{source} is not RAF-DB: it has neither {LISTING} nor train/1 ... train/7 and test/1 ...")
     photos, others = [], 0
     for split in SPLITS:
         for number in sorted(NUMBERS):
-            found, more = pictures_below(numbered / split / number)
-            others += more
-            for name, path in found:
-                place = f"{split}/{number}/{name}"
+            images, other_files = find_images(numbered / split / number)
+            others += other_files
+            for name, path in images:
+                relative = f"{split}/{number}/{name}"
                 label = name_of("rafdb", number)
-                photos.append(RawPhoto(place, label, None, str(path), 0, file_size(path), split=split))
+                photos.append(RawPhoto(relative, label, None, str(path), 0, file_size(path), split=split))
     return RawDataset("rafdb", "rafdb", tuple(photos), others, str(numbered))
 
 
@@ -50,7 +50,7 @@ def _listed(source: Path) -> Path | None:
 
 
 def _numbered(source: Path) -> Path | None:
-    """The folder of train/ and test/ that hold no other folders than 1 ... 7."""
+    """The folder whose train/ and test/ contain only folders 1 ... 7."""
     for root in (source, source / "DATASET"):
         if all((root / split).is_dir() for split in SPLITS):
             names = {
@@ -68,14 +68,14 @@ def _read_listed(root: Path, originals: bool) -> RawDataset:
     aligned = root / "Image" / "aligned"
     folder = root / "Image" / "original" if originals or not aligned.is_dir() else aligned
     if not folder.is_dir():
-        raise RawDataError(f"{root} has labels and no photos: neither Image/aligned nor Image/original is there")
+        raise RawDataError(f"{root} has labels but no photos: Image/aligned and Image/original are missing")
     photos = []
     for number, line in numbered_lines(root / LISTING):
         name, label = (*line.split(), "", "")[:2]
         split = next((split for split in SPLITS if name.startswith(f"{split}_")), None)
         if split is None or "/" in name or len(line.split()) != 2 or label not in NUMBERS:
             raise RawDataError(
-                f"{root / LISTING}, line {number}: {line!r} is no photo and label such as 'train_00001.jpg 5' (1 ... 7)"
+                f"{root / LISTING}, line {number}: {line!r} is not a photo and a label 1 ... 7 ('train_00001.jpg 5')"
             )
         file = folder / (name if folder.name == "original" else f"{Path(name).stem}_aligned{Path(name).suffix}")
         photos.append(RawPhoto(name, name_of("rafdb", label), None, str(file), 0, file_size(file), split=split))

@@ -1,4 +1,4 @@
-"""All readers of raw datasets, and which of them a folder or file is for."""
+"""All readers of raw datasets, and the choice of the reader for a folder or file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, ReadOpti
 
 @dataclass(frozen=True)
 class Reader:
-    """How one layout is told apart and listed."""
+    """Recognises and lists one layout."""
 
     recognises: Callable[[Path], bool]
-    """Whether a folder or file has this layout, by names alone."""
+    """Whether a folder or file has this layout, judging by names only."""
     read: Callable[[Path, ReadOptions], RawDataset]
 
 
@@ -34,11 +34,11 @@ READERS: dict[str, Reader] = {
     "tar": Reader(generic.recognises_tar, generic.read_tar),
     "folder": Reader(lambda source: source.is_dir(), generic.read_folder),
 }
-"""Name -> reader; the first that recognises a source reads it. Datasets' own layouts stand before the general ones."""
+"""By name; the first one that recognises a source reads it. Layouts of datasets come before the generic ones."""
 
 
 def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "auto") -> RawDataset:
-    """List the photos of a raw dataset. `kind`: name of its reader; "auto" takes the first that recognises it.
+    """List the photos of a raw dataset. `kind`: name of its reader; "auto" selects the first one that recognises it.
 
     Raises RawDataError.
     """
@@ -49,26 +49,24 @@ def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "a
         if kind != "auto":
             name = kind
         if name is None:
-            raise RawDataError(f"{source} is neither a folder, a .csv nor a tar; unpack archives of other kinds first")
+            raise RawDataError(f"{source} is neither a folder, a .csv nor a tar; unpack other archives first")
         dataset = READERS[name].read(source, options or ReadOptions())
     except OSError as error:
         raise RawDataError(f"{source} cannot be read: {error.strerror or error}") from error
     if not dataset.photos:
-        raise RawDataError(
-            f"{source} holds no photos ({dataset.other_files} files that are no pictures by their names)"
-        )
-    return dataclasses.replace(dataset, photos=tuple(map(_with_plain_text, dataset.photos)))
+        raise RawDataError(f"{source} contains no photos ({dataset.other_files} files without an image suffix)")
+    return dataclasses.replace(dataset, photos=tuple(map(_with_utf8_names, dataset.photos)))
 
 
-def _with_plain_text(photo: RawPhoto) -> RawPhoto:
-    """The photo with names that UTF-8 can write: a file's name that is no UTF-8 has its odd bytes spelt out."""
+def _with_utf8_names(photo: RawPhoto) -> RawPhoto:
+    """The photo with names that can be encoded as UTF-8; other bytes of a file name become backslash escapes."""
     source, label, identity = photo.source, photo.label, photo.identity
     if f"{source}{label}{identity}".isascii():
         return photo
     return dataclasses.replace(
-        photo, source=_spelt(source), label=_spelt(label), identity=identity and _spelt(identity)
+        photo, source=_escaped(source), label=_escaped(label), identity=identity and _escaped(identity)
     )
 
 
-def _spelt(name: str) -> str:
+def _escaped(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()

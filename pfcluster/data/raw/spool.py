@@ -1,4 +1,4 @@
-"""Photos of parquet files, written one after another into one plain file that any process can read."""
+"""Extraction of the photos of parquet files into one flat file that any process can read by offset."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, file_size
-from pfcluster.data.raw.parquet import pictures
+from pfcluster.data.raw.parquet import read_images
 from pfcluster.runs.atomic_files import write_via_temporary
 
 Rows = Mapping[int, int]
-"""Row of a parquet file -> bytes of its photo."""
+"""Size of the photo in bytes, by row of a parquet file."""
 
 
 def spool(dataset: RawDataset, target: Path) -> RawDataset:
-    """The dataset with its parquet photos' bytes in `target`; other photos stay as they are.
+    """Extract the photos of parquet files into `target`, and point the dataset to them. Other photos are unchanged.
 
-    A target that has the right size already is taken as it is. Raises RawDataError.
+    A target that already has the expected size is not written again. Raises RawDataError.
     """
-    files = _wanted(dataset)
+    files = _parquet_rows(dataset)
     starts, total = _starts(files)
     photos = tuple(_spooled(photo, starts, target) if photo.form == "parquet" else photo for photo in dataset.photos)
     if files and file_size(target) != total:
@@ -28,8 +28,8 @@ def spool(dataset: RawDataset, target: Path) -> RawDataset:
     return replace(dataset, photos=photos)
 
 
-def _wanted(dataset: RawDataset) -> dict[str, Rows]:
-    """Parquet file -> its rows that the dataset lists, sorted."""
+def _parquet_rows(dataset: RawDataset) -> dict[str, Rows]:
+    """Rows that the dataset lists, by parquet file, sorted."""
     listed = sorted({(p.path, p.offset, p.size) for p in dataset.photos if p.form == "parquet" and p.size >= 0})
     files: dict[str, dict[int, int]] = {}
     for path, row, size in listed:
@@ -38,13 +38,13 @@ def _wanted(dataset: RawDataset) -> dict[str, Rows]:
 
 
 def _starts(files: Mapping[str, Rows]) -> tuple[dict[tuple[str, int], int], int]:
-    """Where each photo begins in the spooled file, and that file's size."""
-    starts, at = {}, 0
+    """Offset of each photo, by parquet file and row, in the target file, and the size of that file."""
+    starts, offset = {}, 0
     for path, rows in files.items():
         for row, size in rows.items():
-            starts[path, row] = at
-            at += size
-    return starts, at
+            starts[path, row] = offset
+            offset += size
+    return starts, offset
 
 
 def _spooled(photo: RawPhoto, starts: Mapping[tuple[str, int], int], target: Path) -> RawPhoto:
@@ -55,13 +55,13 @@ def _spooled(photo: RawPhoto, starts: Mapping[tuple[str, int], int], target: Pat
 
 def _fill(target: BinaryIO, files: Mapping[str, Rows]) -> None:
     for path, rows in files.items():
-        left = len(rows)
-        for row, data in enumerate(pictures(Path(path))):
+        missing = len(rows)
+        for row, data in enumerate(read_images(Path(path))):
             if row not in rows:
                 continue
             if data is None or len(data) != rows[row]:
-                raise RawDataError(f"{path}, row {row} has changed since it was listed; start again")
+                raise RawDataError(f"{path}, row {row} has changed since it was listed; run the command again")
             target.write(data)
-            left -= 1
-        if left:
-            raise RawDataError(f"{path} has lost {left} rows since it was listed; start again")
+            missing -= 1
+        if missing:
+            raise RawDataError(f"{path} has lost {missing} rows since it was listed; run the command again")
