@@ -1,10 +1,10 @@
-"""What an engine costs: time of a step beside plain DDP, and what a checkpoint of ViT-B PF-MAG takes.
+"""Cost of the engines: step time compared with plain DDP, and checkpoints of ViT-B PF-MAG.
 
     python -m benchmarks.engines [--rounds 9] [--output benchmarks/results/engines.md]
 
-Two gloo processes of one thread each. Steps: all engines in the same processes, in turn; the ratio is the median over
-rounds of a round's step over the same round's step of DistributedDataParallel as one would write it (no checks, its
-own bucket order). Checkpoints: weights and moments of both optimizers, written by both ranks, and read again.
+Two gloo processes of one thread each. Steps: all engines alternate in the same processes; the ratio is the median over
+rounds of a step's time over that of torch's DistributedDataParallel without this project's checks and bucket order, in
+the same round. Checkpoints: weights and both optimizers' moments, written by both ranks and read again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.parity import BACKENDS, finish, ranks_of
-from benchmarks.steps import CLASSES, SETTING, processor
+from benchmarks.steps import CLASSES, LOSS_SETTINGS, processor
 from pfcluster.checkpoint import store
 from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.config import EngineConfig, LossWeights, RunConfig, presets
@@ -47,19 +47,19 @@ from pfcluster.training.pf_mag import PfMagObjective
 
 RANKS = 2
 STEPS = {"MAE-T": ("mae", 8), "PF-MAG-T": ("pf-vit", 2)}
-"""Role of the vit-t preset and images a rank."""
+"""Role in the vit-t preset, and images per rank."""
 
 
 class PlainDdp(DdpEngine):
-    """torch's wrapper and nothing around it."""
+    """torch's DistributedDataParallel without the engine's checks."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.module._forward_pre_hooks.clear()
         self.replica = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
 
-    def __call__(self, *inputs: Any, sync: bool = True, **named: Any) -> Any:
-        return self._forward(inputs, named, sync=sync)
+    def __call__(self, *inputs: Any, sync: bool = True, **kwargs: Any) -> Any:
+        return self._forward(inputs, kwargs, sync=sync)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -69,7 +69,7 @@ class PlainDdp(DdpEngine):
 
 
 def objective(config: RunConfig, backend: str, here: World) -> Objective:
-    """A preset's objective on engines of one kind; "plain" takes DistributedDataParallel alone."""
+    """A preset's objective on engines of one backend; "plain" is `PlainDdp`."""
     modules = factory.build(config, CLASSES)
     if backend == "plain":
         optims = optimizers_of(config)
@@ -82,62 +82,62 @@ def objective(config: RunConfig, backend: str, here: World) -> Objective:
     if isinstance(model, MAE):
         return MaeObjective(engines["model"], kept=model.kept, patch=config.model.patch, norm_pixels=True)
     fixed = replace(config.pf_mag, loss_balancing="fixed", weights=LossWeights(), warmup_steps=0)
-    return PfMagObjective(engines["model"], engines["discriminator"], SETTING, fixed, here)
+    return PfMagObjective(engines["model"], engines["discriminator"], LOSS_SETTINGS, fixed, here)
 
 
 def steps(here: World, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each round by step and engine."""
-    found: dict[str, dict[str, list[float]]] = {}
+    """Seconds of each round, by step and engine."""
+    by_step: dict[str, dict[str, list[float]]] = {}
     for label, (role, images) in STEPS.items():
         base = presets.recipe("vit-t")[role]
         config = replace(base, engine=EngineConfig(device="cpu"), pf_mag=replace(base.pf_mag, identity_net="tokens"))
         size = config.data.size
         order = patch_order(config, images, "mask", 0) if role == "mae" else None
         batch = Batch(torch.rand(images, 3, size, size) * 2 - 1, torch.randint(0, CLASSES, (images,)), order)
-        tried = {backend: objective(config, backend, here) for backend in ("plain", *BACKENDS)}
-        times: dict[str, list[float]] = {backend: [] for backend in tried}
+        objectives = {backend: objective(config, backend, here) for backend in ("plain", *BACKENDS)}
+        times: dict[str, list[float]] = {backend: [] for backend in objectives}
         for turn in range(rounds + 2):
-            for backend, each in tried.items():
-                seconds = _seconds(here, functools.partial(each.step, [batch], turn))
+            for backend, backend_objective in objectives.items():
+                seconds = _seconds(here, functools.partial(backend_objective.step, [batch], turn))
                 if turn >= 2:
                     times[backend].append(seconds)
-        found[label] = times
-    return found
+        by_step[label] = times
+    return by_step
 
 
 def _seconds(here: World, call: Callable[[], Any]) -> float:
-    """Wall time from a common start until all ranks are done."""
+    """Wall-clock time between barriers before and after the call."""
     here.barrier()
-    began = time.perf_counter()
+    started = time.perf_counter()
     call()
     here.barrier()
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def checkpoints(here: World, backend: str, folder: Path) -> dict[str, float]:
-    """Stall, writing, bytes and reading of one checkpoint of ViT-B PF-MAG, at once and in the background."""
+    """Stall, write time, size and read time of a checkpoint of ViT-B PF-MAG, synchronous and asynchronous."""
     base = presets.recipe("vit-b")["pf-vit"]
     config = replace(base, engine=EngineConfig(device="cpu"))
     engines = build_engines(config, backend, factory.build(config, CLASSES), here)
     row: dict[str, float] = {}
     for asynchronous in (False, True):
-        saver = CheckpointManager(folder, here, keep=1, asynchronous=asynchronous, timeout=600)
+        manager = CheckpointManager(folder, here, keep=1, asynchronous=asynchronous, timeout=600)
         tensor_shards = {
-            key: piece for name, engine in engines.items() for key, piece in engine.tensor_shards(name).items()
+            key: shard for name, engine in engines.items() for key, shard in engine.tensor_shards(name).items()
         }
         shapes = {key: shape for name, engine in engines.items() for key, shape in engine.saved_shapes(name).items()}
-        saver.save(1, tensor_shards, shapes, {}, None)
-        saver.wait()
+        manager.save(1, tensor_shards, shapes, {}, None)
+        manager.wait()
         kind = "async" if asynchronous else "sync"
-        row |= {f"{kind} stall": saver.stalls[0], f"{kind} write": saver.seconds[0]}
+        row |= {f"{kind} stall": manager.stalls[0], f"{kind} write": manager.seconds[0]}
     path = step_folder(folder, 1)
     row["bytes"] = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     row["largest file"] = max(file.stat().st_size for file in path.glob("*.safetensors"))
 
     def read() -> None:
-        record = here.from_main(lambda: store.verify(path))
+        checkpoint = here.from_main(lambda: store.verify(path))
         for name, engine in engines.items():
-            record.read_into(engine.tensor_shards(name, loading=True))
+            checkpoint.read_into(engine.tensor_shards(name, loading=True))
             engine.sync_after_load()
 
     row["read"] = _seconds(here, read)
@@ -145,16 +145,16 @@ def checkpoints(here: World, backend: str, folder: Path) -> dict[str, float]:
 
 
 def one_rank(task: str, result: Path, rounds: int) -> None:
-    """What one rank of a measurement does; rank 0 writes."""
+    """Measure on one rank; rank 0 writes the result."""
     torch.set_num_threads(1)
     with world("cpu", 600) as here:
-        found: Any = steps(here, rounds) if task == "steps" else checkpoints(here, task, result.parent / task)
+        values: Any = steps(here, rounds) if task == "steps" else checkpoints(here, task, result.parent / task)
         if here.is_main:
-            result.write_text(json.dumps(found))
+            result.write_text(json.dumps(values))
 
 
-def measured(task: str, folder: Path, rounds: int) -> Any:
-    """Run a measurement in fresh processes."""
+def measure(task: str, folder: Path, rounds: int) -> Any:
+    """Measure in fresh processes."""
     result = folder / f"{task}.json"
     finish(ranks_of("benchmarks.engines", ["--task", task, "--result", str(result), "--rounds", str(rounds)], RANKS))
     shutil.rmtree(folder / task, ignore_errors=True)
@@ -165,26 +165,26 @@ def report(folder: Path, rounds: int) -> str:
     """Both tables."""
     lines = ["| engine | " + " | ".join(f"{label}: ms | over plain DDP" for label in STEPS) + " |"]
     lines.append("| --- " + "| ---: " * 2 * len(STEPS) + "|")
-    found = measured("steps", folder, rounds)
+    seconds = measure("steps", folder, rounds)
     for backend in ("plain", *BACKENDS):
         cells = []
         for label in STEPS:
-            times, plain = found[label][backend], found[label]["plain"]
-            ratio = statistics.median(own / other for own, other in zip(times, plain, strict=True))
+            times, plain = seconds[label][backend], seconds[label]["plain"]
+            ratio = statistics.median(ours / theirs for ours, theirs in zip(times, plain, strict=True))
             cells += [f"{1e3 * statistics.median(times):.0f}", f"{ratio:.3f}"]
         lines.append(f"| {'plain DDP' if backend == 'plain' else backend} | " + " | ".join(cells) + " |")
     images = ", ".join(f"{label} {images}" for label, (_, images) in STEPS.items())
-    lines += ["", f"224 px, fp32, images a rank: {images}; no recognition net.", ""]
+    lines += ["", f"224 px, fp32, images per rank: {images}; no identity net.", ""]
     columns = ("sync stall", "async stall", "async write", "read")
-    lines += ["## Checkpoint of ViT-B PF-MAG (138.6 M parameters, two Adams)", ""]
+    lines += ["## Checkpoint of ViT-B PF-MAG (138.6 M parameters, two Adam optimizers)", ""]
     lines += ["| engine | " + " | ".join(f"{name}, s" for name in columns) + " | GB | largest file, GB |"]
     lines += ["| --- " + "| ---: " * (len(columns) + 2) + "|"]
     for backend in BACKENDS:
-        row = measured(backend, folder, rounds)
+        row = measure(backend, folder, rounds)
         cells = [f"{row[name]:.2f}" for name in columns]
         sizes = f"{row['bytes'] / 1e9:.2f} | {row['largest file'] / 1e9:.2f}"
         lines.append(f"| {backend} | " + " | ".join(cells) + f" | {sizes} |")
-    note = "stall: what the training waits for; read: verify the checksums, read, and make the module follow."
+    note = "stall: time for which training is blocked; read: verify checksums, read, and synchronise the module."
     return "\n".join(["## Time of a step", "", *lines, "", note, ""])
 
 

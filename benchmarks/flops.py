@@ -1,10 +1,10 @@
-"""Parameters, FLOPs and saved activations of one training step, counted by torch on the meta device: no machine needed.
+"""Parameters, FLOPs and saved activations of one training step, counted by torch on the meta device.
 
     python -m benchmarks.flops [--output benchmarks/results/flops.md]
 
-FLOPs: 2 for each multiply-add, forward + backward, for one image of 224 px (torch.utils.flop_counter). Saved: bytes
-that autograd keeps in a step, fp32, one image. "Plain" is the same net and loss as one would write the step first
-(tests/reference/plain_steps.py; tests/unit/test_steps.py shows that the gradients are equal); φ is facenet-pytorch's
+FLOPs: 2 per multiply-add, forward + backward, for one image of 224 px (torch.utils.flop_counter). Saved: bytes that
+autograd saves for backward, fp32, one image. "Plain" is the straightforward step with the same nets and losses
+(tests/reference/plain_steps.py; tests/unit/test_steps.py tests that the gradients are equal). φ is facenet-pytorch's
 InceptionResnetV1.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def parameters() -> str:
-    """Parameter counts beside the paper's."""
+    """Parameter counts, compared with the paper's."""
     recipe = presets.recipe("vit-b")
     pf_mag, mae = profile(recipe["pf-vit"], CLASSES), profile(recipe["mae"], CLASSES)
     rows = {
@@ -59,18 +59,18 @@ def parameters() -> str:
 
 
 def costs() -> str:
-    """FLOPs and saved bytes of ours and of the plain step, for the three encoders."""
+    """FLOPs and saved bytes of our step and the plain one, for the three encoder sizes."""
     columns = ("step", "GFLOP", "plain", "plain / ours", "saved MiB", "plain", "ours / plain")
     lines = ["| " + " | ".join(columns) + " |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]
     with torch.device("meta"):
         identity_net = FaceNet(InceptionResnetV1(pretrained=None))
     for size in ("t", "s", "b"):
         recipe = presets.recipe(f"vit-{size}")
-        without = replace(recipe["pf-vit"], pf_mag=replace(recipe["pf-vit"].pf_mag, identity_net="tokens"))
+        without_phi = replace(recipe["pf-vit"], pf_mag=replace(recipe["pf-vit"].pf_mag, identity_net="tokens"))
         for label, config, phi in (
-            (f"MAE-{size.upper()}, 75 % hidden", recipe["mae"], None),
+            (f"MAE-{size.upper()}, 75 % masked", recipe["mae"], None),
             (f"PF-MAG-{size.upper()} with φ", recipe["pf-vit"], identity_net),
-            (f"PF-MAG-{size.upper()} without φ", without, None),
+            (f"PF-MAG-{size.upper()} without φ", without_phi, None),
         ):
             ours = profile(config, CLASSES, identity_net=phi)
             flops, saved = plain(config, phi)
@@ -87,7 +87,7 @@ def costs() -> str:
 
 
 def plain(config: RunConfig, identity_net: FaceNet | None) -> tuple[float, float]:
-    """FLOPs and saved bytes for one image of the plain step."""
+    """FLOPs and saved bytes per image of the plain step."""
     with torch.device("meta"):
         modules = factory.build(config, CLASSES, load_init=False)
         (batch,) = empty_batches(config, SAMPLE, 1)

@@ -2,10 +2,9 @@
 
     python -m benchmarks.gpu [--preset vit-b] [--images 128] [--output benchmarks/results/gpu.md]
 
-bf16 autocast, random images made on the device, one rank, no recognition net. MFU: the step's FLOPs
-(pfcluster/profiling/flops.py) times images a second over --peak-tflops, what a large bf16 matrix product reaches on
-the card.
-`--device cpu --preset demo --precision fp32` runs the same code without a GPU; its memory column is then empty.
+bf16 autocast, random images created on the device, one rank, no identity net. MFU: FLOPs per image
+(pfcluster/profiling/flops.py) times images per second over --peak-tflops, the throughput of a large bf16 matrix product
+on this card. `--device cpu --preset demo --precision fp32` runs without a GPU and leaves the memory column empty.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pfcluster.profiling.flops import profile
 ROLES = {"MAE": "mae", "PF-MAG": "pf-vit"}
 
 
-def batch_of(config: RunConfig, images: int, here: World) -> Batch:
+def random_batch(config: RunConfig, images: int, here: World) -> Batch:
     """Random images, labels and patch orders on the device."""
     size = (images, 3, config.data.size, config.data.size)
     order = patch_order(config, images, "mask", 0).to(here.device) if config.objective == "mae" else None
@@ -39,18 +38,18 @@ def batch_of(config: RunConfig, images: int, here: World) -> Batch:
 
 
 def images_per_second(config: RunConfig, backend: str, images: int, steps: int, here: World) -> tuple[float, float]:
-    """Median images a second over `steps` steps after the warm-up, and peak bytes on the device (0 on a CPU)."""
+    """Median images per second over `steps` steps after warm-up, and peak bytes on the device (0 on a CPU)."""
     cuda = here.device.type == "cuda"
-    each, batch = objective(config, backend, here), batch_of(config, images, here)
+    step_objective, batch = objective(config, backend, here), random_batch(config, images, here)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     times = []
     for turn in range(steps + 3):
-        began = time.perf_counter()
-        each.step([batch], turn)
+        started = time.perf_counter()
+        step_objective.step([batch], turn)
         if cuda:
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated() if cuda else 0
     return images / statistics.median(times[3:]), float(peak)
 
@@ -58,7 +57,7 @@ def images_per_second(config: RunConfig, backend: str, images: int, steps: int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="vit-b", choices=sorted(presets.PRESETS))
-    parser.add_argument("--images", type=int, default=128, help="a step")
+    parser.add_argument("--images", type=int, default=128, help="images per step")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
@@ -82,8 +81,8 @@ def main() -> None:
     if options.output:
         head = (
             f"# One device\n\n`python -m benchmarks.gpu --preset {options.preset} --images {options.images}`,"
-            f" {date.today()}, {name}, torch {torch.__version__}, {options.precision}, {options.images} images a step,"
-            f" MFU over {options.peak_tflops:g} TFLOP/s.\n\n"
+            f" {date.today()}, {name}, torch {torch.__version__}, {options.precision},"
+            f" {options.images} images per step, MFU over {options.peak_tflops:g} TFLOP/s.\n\n"
         )
         options.output.write_text(head + "\n".join(lines) + "\n")
 

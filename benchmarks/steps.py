@@ -1,9 +1,9 @@
-"""Time of a training step, ours and the plain one in turn in one process: forward + backward, one thread, CPU time.
+"""CPU time of a training step (forward + backward, one thread), alternating with the plain step in one process.
 
     python -m benchmarks.steps [--rounds 7] [--output benchmarks/results/steps.md]
 
-"Plain" is a straightforward step of the same net and loss (tests/reference/plain_steps.py). The ratio is the median over
-rounds of plain / ours within a round. fp32; no optimizer step, which is the same for both.
+"Plain" is the straightforward step with the same nets and losses (tests/reference/plain_steps.py). The ratio is the
+median over rounds of plain / ours. fp32; without the optimizer step, which is the same for both.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from tests.reference.plain_steps import plain_mae_loss, plain_pf_mag_step
 
 CLASSES = 8
 WEIGHTS = LossWeights()
-SETTING = LossSettings(0, None, 0.0, "ignore", None)
+LOSS_SETTINGS = LossSettings(0, None, 0.0, "ignore", None)
 
 
-class _Still(DdpEngine):
-    """Takes no step: what is timed is forward and backward."""
+class _NoUpdateEngine(DdpEngine):
+    """Skips the optimizer step, so that only forward and backward are timed."""
 
     def _step(self) -> torch.Tensor:
         self.module.zero_grad(set_to_none=True)
@@ -70,20 +70,27 @@ def _mae(model: MAE, batch: Batch, order: torch.Tensor, patch: int) -> tuple[Cal
 
 
 def _pf_mag(modules: dict[str, nn.Module], batch: Batch) -> tuple[Callable[[], None], Callable[[], None]]:
-    alone = World(0, 1, torch.device("cpu"))
+    world = World(0, 1, torch.device("cpu"))
     model, discriminator = modules["model"], modules["discriminator"]
     assert isinstance(model, PFViT)
     assert isinstance(discriminator, Discriminator)
-    pf_vit, delta = (
-        _Still(module, OptimConfig(), EngineConfig(device="cpu"), alone) for module in (model, discriminator)
+    pf_vit, discriminator_engine = (
+        _NoUpdateEngine(module, OptimConfig(), EngineConfig(device="cpu"), world) for module in (model, discriminator)
     )
 
     def ours() -> None:
-        pf_mag_step([batch], pf_vit, delta, SETTING, LossBalancer(WEIGHTS, False, 1, 1.0, 1.0, alone), warmup=False)
+        pf_mag_step(
+            [batch],
+            pf_vit,
+            discriminator_engine,
+            LOSS_SETTINGS,
+            LossBalancer(WEIGHTS, False, 1, 1.0, 1.0, world),
+            warmup=False,
+        )
 
     def plain() -> None:
         plain_pf_mag_step(
-            model, discriminator, batch, SETTING, WEIGHTS, lambda: discriminator.zero_grad(set_to_none=True)
+            model, discriminator, batch, LOSS_SETTINGS, WEIGHTS, lambda: discriminator.zero_grad(set_to_none=True)
         )
         model.zero_grad(set_to_none=True)
 
@@ -91,7 +98,7 @@ def _pf_mag(modules: dict[str, nn.Module], batch: Batch) -> tuple[Callable[[], N
 
 
 def timed(step: Callable[[], None]) -> float:
-    """CPU seconds of the process."""
+    """CPU seconds of one step."""
     started = time.process_time()
     step()
     return time.process_time() - started
@@ -103,7 +110,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="Markdown file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = ["| step | images | ours, ms an image | plain | plain / ours |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = ["| step | images | ours, ms per image | plain | plain / ours |", "| --- | ---: | ---: | ---: | ---: |"]
     cases = (
         ("MAE, demo", "demo", "mae", 32),
         ("PF-MAG, demo", "demo", "pf-vit", 32),
@@ -115,15 +122,15 @@ def main() -> None:
         for warm_up in (ours, plain):
             warm_up()
         times = [(timed(ours), timed(plain)) for _ in range(options.rounds)]
-        mine, theirs = (1e3 * statistics.median(column) / images for column in zip(*times, strict=True))
-        ratio = statistics.median(other / own for own, other in times)
-        lines.append(f"| {label} | {images} | {mine:.2f} | {theirs:.2f} | {ratio:.2f} |")
+        our_ms, plain_ms = (1e3 * statistics.median(column) / images for column in zip(*times, strict=True))
+        ratio = statistics.median(plain_time / our_time for our_time, plain_time in times)
+        lines.append(f"| {label} | {images} | {our_ms:.2f} | {plain_ms:.2f} | {ratio:.2f} |")
         print(lines[-1], flush=True)
     if options.output:
         head = (
             f"# Time of a training step\n\n`python -m benchmarks.steps --rounds {options.rounds} --output"
             f" benchmarks/results/steps.md`, {date.today()}, one thread of {processor()}, torch {torch.__version__},"
-            " fp32.\nMedians of CPU time, forward + backward, both variants in turn in one process.\n\n"
+            " fp32.\nMedians of CPU time, forward + backward, both variants alternating in one process.\n\n"
         )
         options.output.write_text(head + "\n".join(lines) + "\n")
 
