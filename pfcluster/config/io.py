@@ -1,4 +1,4 @@
-"""Configs as JSON: the form in which launchers, arrays and trials carry them, and run folders keep them. No torch."""
+"""Configs as JSON, for launchers, job arrays, sweep trials and run folders. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def to_json(config: RunConfig) -> str:
 
 
 def from_json(text: str, source: str = "config") -> RunConfig:
-    """Read what `to_json` wrote. Raises ConfigError that names the unknown field, the wrong type or the bad value."""
+    """Parse the output of `to_json`. Raises ConfigError that names the unknown field, wrong type or invalid value."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -29,7 +29,7 @@ def from_json(text: str, source: str = "config") -> RunConfig:
 
 
 def load(path: Path) -> RunConfig:
-    """The config in a file. Raises ConfigError where the file is missing or wrong."""
+    """Read a config file. Raises ConfigError if the file is missing or invalid."""
     try:
         text = path.read_text()
     except OSError as error:
@@ -52,29 +52,29 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any], source: str = "config") -> RunConfig:
-    """The config with some fields changed, by their dotted names. Raises ConfigError as `from_json`."""
-    whole = json.loads(json.dumps(dataclasses.asdict(config)))
+    """The config with some fields replaced, by their dotted names. Raises ConfigError as `from_json`."""
+    tree = json.loads(json.dumps(dataclasses.asdict(config)))
     for name, value in values.items():
         *path, last = name.split(".")
-        place = whole
+        section = tree
         for part in path:
-            place = place.get(part) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or last not in section:
             raise ConfigError(f"{source}: no field {name}; `jobs/launch.py finetune --help` lists them all")
-        place[last] = _listed(value) if isinstance(place[last], list) else value
-    return _build(RunConfig, whole, "", source)
+        section[last] = _split_list(value) if isinstance(section[last], list) else value
+    return _build(RunConfig, tree, "", source)
 
 
-def _listed(value: Any) -> Any:
-    """Several names in one word, "flip+colour", as a list; None as an empty one."""
+def _split_list(value: Any) -> Any:
+    """A list from "flip+colour"; an empty list from None."""
     if value is None:
         return []
     return value.split("+") if isinstance(value, str) else value
 
 
-def only_execution(name: str) -> bool:
-    """Whether a field may change when a run goes on: how it is executed, watched and saved; not in which precision."""
-    later = (
+def may_change_on_resume(name: str) -> bool:
+    """Whether a field may change when a run resumes: execution, logging and checkpoints, but not precision."""
+    changeable = (
         "data.cache_mode",
         "data.workers",
         "data.cache",
@@ -82,7 +82,7 @@ def only_execution(name: str) -> bool:
         "evaluate.grid_every",
         "pf_mag.grad_norms_every",
     )
-    return name in later or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")
+    return name in changeable or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")
 
 
 def _build(cls: type[T], values: object, prefix: str, source: str) -> T:
@@ -91,12 +91,12 @@ def _build(cls: type[T], values: object, prefix: str, source: str) -> T:
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ConfigError(f"{source}: unknown field {prefix}{unknown[0]}; known here are {', '.join(hints)}")
-    read = {name: _value(hints[name], value, f"{prefix}{name}", source) for name, value in values.items()}
-    return cls(**read)
+        raise ConfigError(f"{source}: unknown field {prefix}{unknown[0]}; the fields here are {', '.join(hints)}")
+    converted = {name: _convert(hints[name], value, f"{prefix}{name}", source) for name, value in values.items()}
+    return cls(**converted)
 
 
-def _value(hint: Any, value: Any, name: str, source: str) -> Any:
+def _convert(hint: Any, value: Any, name: str, source: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{name}.", source)  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
@@ -104,7 +104,7 @@ def _value(hint: Any, value: Any, name: str, source: str) -> Any:
         if isinstance(value, list | tuple) and parts[-1] is Ellipsis:
             parts = parts[:1] * len(value)
         if isinstance(value, list | tuple) and len(value) == len(parts):
-            return tuple(_value(part, item, name, source) for part, item in zip(parts, value, strict=True))
+            return tuple(_convert(part, item, name, source) for part, item in zip(parts, value, strict=True))
     elif get_origin(hint) is Literal:
         if value in get_args(hint):
             return value
@@ -112,7 +112,7 @@ def _value(hint: Any, value: Any, name: str, source: str) -> Any:
     elif get_origin(hint) in (Union, UnionType):
         if value is None:
             return None
-        return _value(get_args(hint)[0], value, name, source)
+        return _convert(get_args(hint)[0], value, name, source)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):

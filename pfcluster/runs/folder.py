@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config.io import differences, load, only_execution, to_json
+from pfcluster.config.io import differences, load, may_change_on_resume, to_json
 from pfcluster.runs.atomic_files import write_atomically
 
 CONFIG_FILE = "config.json"
@@ -129,7 +129,7 @@ def changes_on_resume(folder: Path, config: RunConfig) -> dict[str, tuple[Any, A
     name. Raises ConfigError if any of them may not change on resume, as the folder then belongs to another run.
     """
     changed = differences(read_config(folder), config) if (folder / CONFIG_FILE).exists() else {}
-    others = {name: values for name, values in changed.items() if not only_execution(name)}
+    others = {name: values for name, values in changed.items() if not may_change_on_resume(name)}
     if others:
         name, (old, new) = next(iter(others.items()))
         raise ConfigError(

@@ -21,9 +21,8 @@ def with_grad_norms(config: RunConfig, every: int) -> RunConfig:
 
 
 def continuous(run: ParityRun) -> dict[str, float]:
-    """Metrics that are no counts of images, without those whose sums depend on the engine's order."""
-    skipped = run.discrete | {"loss", "grad_norm"}
-    return {key: value for key, value in run.metrics.items() if key.split("/")[1] not in skipped}
+    """The metrics that do not count images."""
+    return {key: value for key, value in run.metrics.items() if key.split("/")[1] not in run.discrete}
 
 
 if __name__ == "__main__":

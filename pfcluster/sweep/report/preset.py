@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pfcluster.config import RunConfig, presets
-from pfcluster.config.io import differences, only_execution
+from pfcluster.config.io import differences, may_change_on_resume
 from pfcluster.launch.overrides import apply_overrides
 from pfcluster.launch.training_options import TRAINING
 from pfcluster.sweep.report.data import SweepData
@@ -108,7 +108,7 @@ def _changed(base: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     return {
         field: values
         for field, values in differences(base, config).items()
-        if field not in PLACES and not only_execution(field)
+        if field not in PLACES and not may_change_on_resume(field)
     }
 
 
