@@ -17,6 +17,8 @@ from pfcluster.config import RunConfig
 from pfcluster.evaluate import poker_faces
 from pfcluster.runs import folder
 from pfcluster.sweep.spec import METRICS
+from pfcluster.training import run
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -204,6 +206,27 @@ def test_run_folder_reference_has_every_name() -> None:
 def test_metrics_reference_has_every_metric_of_sweeps_and_poker_faces() -> None:
     page = (ROOT / "docs/reference/metrics.md").read_text()
     assert not [name for name in {*METRICS, *poker_faces.COLUMNS} if f"`{name}`" not in page]
+
+
+@pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag"])
+def test_references_have_every_metric_and_key_of_a_run(objective: str, tmp_path: Path) -> None:
+    """The names in metrics.jsonl and result.json, with every optional loss term."""
+    config = tiny.config(objective)
+    weights = dataclasses.replace(config.pf_mag.weights, confusion=0.1)
+    pf_mag = dataclasses.replace(config.pf_mag, weights=weights, grad_norms_every=2)
+    evaluate = dataclasses.replace(config.evaluate, n_probe_images=32)
+    result = run(dataclasses.replace(config, pf_mag=pf_mag, evaluate=evaluate), tmp_path)
+    metrics = {name for line in folder.read_metrics(tmp_path) for name in line} - {"split", "step", "epoch"}
+    page = (ROOT / "docs/reference/metrics.md").read_text()
+    documented = set(re.findall(r"`([a-z_0-9*]+)`", page))
+    gradients = {name.removesuffix("*") for name in documented if name.endswith("*")}
+    assert not [name for name in metrics if name not in documented and not name.startswith(tuple(gradients))]
+    page = (ROOT / "docs/reference/run-folder.md").read_text()
+    table = page[page.index("## result.json") : page.index("## Other folders")]
+    keys = {key for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
+    assert set(result) - {"format"} <= keys
+    if objective == "pf_mag":
+        assert keys <= set(result)
 
 
 @pytest.mark.parametrize(
