@@ -1,7 +1,6 @@
 """The paper's experiments as values: a cell is a role of a preset and the options in which it differs.
 
-Every ablation is a set of dotted options, as a user would give them on the command line; no code asks which one it is
-running.
+Every ablation is a set of dotted config options; no code branches on a cell's name.
 """
 
 from __future__ import annotations
@@ -14,133 +13,139 @@ from pfcluster.config.presets import PLAIN, STRONG
 
 SIZES = ("t", "s", "b")
 DEFAULT_SIZE = "b"
-RATIOS = (0.0, 0.3, 0.5, 0.75)
-"""Shares of hidden patches of Multi-Task MAE, in training and at test."""
+MASK_RATIOS = (0.0, 0.3, 0.5, 0.75)
+"""Fractions of masked patches of Multi-Task MAE, in training and at test."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a table, for each dataset and seed a run."""
+    """One row of a table: a training run for each dataset and seed."""
 
     name: str
-    """Of its runs and folder."""
+    """Name of its runs and of their folder."""
     title: str
     table: str
     """Key of `TABLES`."""
     role: str
-    """Of the preset: scratch, mae-vit or pf-vit."""
+    """Role of the preset: scratch, mae-vit or pf-vit."""
     changes: Mapping[str, Any] = field(default_factory=dict)
+    """Config options by dotted name."""
     size: str = DEFAULT_SIZE
-    start: str = "mae"
-    """Weights it starts from: our own "mae" of its size, "timm", "imagenet-mae", "released-mae", or "nothing"."""
-    phi: str = "default"
-    """Recognition net: "default" (the reproduction's: the paper's is "face"), "face", "resnet", "tokens"."""
+    init: str = "mae"
+    """Initial weights: "mae" (pre-trained here, same size), "timm", "imagenet-mae", "released-mae" or "nothing"."""
+    identity_net: str = "default"
+    """Identity net φ: "default" (the reproduction's, in the paper "face"), "face", "resnet" or "tokens"."""
 
-    def same_as(self, phi: str) -> str:
-        """The cell that this one is, where the reproduction's own φ is `phi` ("face" or "tokens"); else itself."""
-        return "pf-vit" if self.phi == phi and not self.changes else self.name
+    def canonical_name(self, identity_net: str) -> str:
+        """The cell whose runs this one shares if the reproduction's identity net is `identity_net`; else its name."""
+        return "pf-vit" if self.identity_net == identity_net and not self.changes else self.name
 
 
 TABLES = {
     "baselines": "Baselines and PF-ViT",
-    "sizes": "Sizes of the encoder",
-    "phi": "φ of the orthogonality loss",
-    "separator": "The separator, and what Δ looks at",
-    "game": "Fusion, targets of Δ, terms of the loss",
+    "sizes": "Encoder size",
+    "identity-net": "Identity net φ of the orthogonality loss",
+    "separator": "Separator, and emotion outputs of the discriminator",
+    "losses": "Loss terms, loss weights and class targets",
     "multi-task": "Multi-Task MAE",
 }
 REFERENCE = {
     "baselines": "mae-vit",
     "sizes": "pf-vit",
-    "phi": "pf-vit",
+    "identity-net": "pf-vit",
     "separator": "pf-vit",
-    "game": "pf-vit",
+    "losses": "pf-vit",
     "multi-task": "pf-vit",
 }
-"""The row that a table's others are compared with."""
+"""The cell with which a table's other cells are compared."""
+
+
+def _baselines() -> list[Cell]:
+    return [
+        Cell("scratch", "ViT from scratch", "baselines", "scratch", init="nothing"),
+        Cell("sl-vit-plain", "SL-ViT, no augmentation", "baselines", "mae-vit", PLAIN, init="timm"),
+        Cell("sl-vit", "SL-ViT", "baselines", "mae-vit", init="timm"),
+        Cell("sl-vit-strong", "SL-ViT, strong recipe", "baselines", "mae-vit", STRONG, init="timm"),
+        Cell("mae-vit-released", "MAE-ViT, the authors' MAE", "baselines", "mae-vit", init="released-mae"),
+        Cell("mae-vit-imagenet", "MAE-ViT, ImageNet MAE", "baselines", "mae-vit", init="imagenet-mae"),
+        Cell("mae-vit-plain", "MAE-ViT, no augmentation", "baselines", "mae-vit", PLAIN),
+        Cell("mae-vit", "MAE-ViT", "baselines", "mae-vit"),
+        Cell("mae-vit-strong", "MAE-ViT, strong recipe", "baselines", "mae-vit", STRONG),
+        Cell("pf-vit", "PF-ViT", "baselines", "pf-vit"),
+    ]
 
 
 def _sizes() -> list[Cell]:
-    named = {"t": "Tiny", "s": "Small"}
+    names = {"t": "Tiny", "s": "Small"}
     return [
-        Cell(f"{role}-{size}", f"{title}, {named[size]}", "sizes", role, size=size)
-        for size in named
+        Cell(f"{role}-{size}", f"{title}, {names[size]}", "sizes", role, size=size)
+        for size in names
         for role, title in (("mae-vit", "MAE-ViT"), ("pf-vit", "PF-ViT"))
     ]
 
 
+def _identity_nets() -> list[Cell]:
+    def cell(name: str, title: str, identity_net: str, **options: Any) -> Cell:
+        changes = {f"pf_mag.{option}": value for option, value in options.items()}
+        return Cell(f"identity-net-{name}", title, "identity-net", "pf-vit", changes, identity_net=identity_net)
+
+    return [
+        cell("face", "φ: face net, last feature map", "face"),
+        cell("embedding", "φ: face net, embedding", "face", identity_net_layer="embedding"),
+        cell("resnet", "φ: ResNet-50 (ImageNet)", "resnet"),
+        cell("tokens", "φ: none, cosine of the tokens", "tokens"),
+        Cell(
+            "without-ort",
+            "without L_ort",
+            "identity-net",
+            "pf-vit",
+            {"pf_mag.weights.ort": 0.0},
+            identity_net="tokens",
+        ),
+    ]
+
+
+def _separator() -> list[Cell]:
+    def cell(name: str, title: str, changes: Mapping[str, Any]) -> Cell:
+        options = {"pf_mag.separator_ratio": 0.0, **changes}
+        return Cell(name, f"no separator, {title}", "separator", "pf-vit", options, identity_net="tokens")
+
+    return [
+        cell("no-separator", "discriminator with emotions", {}),
+        cell("no-separator-real-fake", "discriminator real/fake only", {"pf_mag.discriminator_emotions": False}),
+    ]
+
+
+def _losses() -> list[Cell]:
+    def cell(name: str, title: str, option: str, value: Any) -> Cell:
+        return Cell(name, title, "losses", "pf-vit", {f"pf_mag.{option}": value})
+
+    return [
+        cell("fake-targets-zero", "class targets of fakes all 0", "fake_class_targets", "zero"),
+        cell("without-adv", "without L_adv", "weights.adv", 0.0),
+        cell("without-rec", "without L_rec", "weights.rec", 0.0),
+        cell("without-cls", "without L_cls", "weights.cls", 0.0),
+        cell("fixed-weights", "fixed loss weights, no balancing", "loss_balancing", "fixed"),
+    ]
+
+
 def _multi_task() -> list[Cell]:
+    """With ratio 0 there are no mask tokens at all (docs/concepts/method.md, Ablations 3)."""
     return [
         Cell(
             f"multi-task-{round(100 * ratio)}",
-            f"Multi-Task MAE, {round(100 * ratio)} % hidden in training",
+            f"Multi-Task MAE, {round(100 * ratio)} % masked in training",
             "multi-task",
             "pf-vit",
-            {"pf_mag.fusion": "self", "pf_mag.mask_ratio": ratio, "evaluate.mask_ratios": RATIOS},
+            {"pf_mag.fusion": "self", "pf_mag.mask_ratio": ratio, "evaluate.mask_ratios": MASK_RATIOS},
         )
-        for ratio in RATIOS
+        for ratio in MASK_RATIOS
     ]
 
 
-def _game() -> list[Cell]:
-    def changed(name: str, title: str, **changes: Any) -> Cell:
-        return Cell(name, title, "game", "pf-vit", {key.replace("__", "."): value for key, value in changes.items()})
-
-    return [
-        changed("fakes-zero", "Δ wants no emotion of fakes (all targets 0)", pf_mag__fake_emotions="zero"),
-        changed("without-adv", "without L_adv", pf_mag__weights__adv=0.0),
-        changed("without-rec", "without L_rec", pf_mag__weights__rec=0.0),
-        changed("without-cls", "without L_cls", pf_mag__weights__cls=0.0),
-        changed("fixed-weights", "fixed λ instead of balanced terms", pf_mag__balance="fixed"),
-    ]
+CELLS = (*_baselines(), *_sizes(), *_identity_nets(), *_separator(), *_losses(), *_multi_task())
 
 
-CELLS = (
-    Cell("scratch", "ViT from scratch", "baselines", "scratch", start="nothing"),
-    Cell("sl-vit-plain", "SL-ViT, not augmented", "baselines", "mae-vit", PLAIN, start="timm"),
-    Cell("sl-vit", "SL-ViT", "baselines", "mae-vit", start="timm"),
-    Cell("sl-vit-strong", "SL-ViT, strong recipe", "baselines", "mae-vit", STRONG, start="timm"),
-    Cell("mae-vit-released", "MAE-ViT of the authors' file", "baselines", "mae-vit", start="released-mae"),
-    Cell("mae-vit-imagenet", "MAE-ViT of ImageNet", "baselines", "mae-vit", start="imagenet-mae"),
-    Cell("mae-vit-plain", "MAE-ViT, not augmented", "baselines", "mae-vit", PLAIN),
-    Cell("mae-vit", "MAE-ViT", "baselines", "mae-vit"),
-    Cell("mae-vit-strong", "MAE-ViT, strong recipe", "baselines", "mae-vit", STRONG),
-    Cell("pf-vit", "PF-ViT", "baselines", "pf-vit"),
-    *_sizes(),
-    Cell("phi-face", "φ: a face net, its last map", "phi", "pf-vit", phi="face"),
-    Cell(
-        "phi-embedding",
-        "φ: a face net, its embedding",
-        "phi",
-        "pf-vit",
-        {"pf_mag.identity_net_layer": "embedding"},
-        phi="face",
-    ),
-    Cell("phi-resnet", "φ: ResNet-50 of ImageNet", "phi", "pf-vit", phi="resnet"),
-    Cell("phi-tokens", "φ: none, cosine of the tokens", "phi", "pf-vit", phi="tokens"),
-    Cell("without-ort", "without L_ort", "phi", "pf-vit", {"pf_mag.weights.ort": 0.0}, phi="tokens"),
-    Cell(
-        "no-separator",
-        "no separator, Δ checks emotions",
-        "separator",
-        "pf-vit",
-        {"pf_mag.separator_ratio": 0.0},
-        phi="tokens",
-    ),
-    Cell(
-        "no-separator-blind",
-        "no separator, Δ tells real from fake alone",
-        "separator",
-        "pf-vit",
-        {"pf_mag.separator_ratio": 0.0, "pf_mag.discriminator_emotions": False},
-        phi="tokens",
-    ),
-    *_game(),
-    *_multi_task(),
-)
-"""No mask tokens at all (docs/concepts/method.md, Ablations 3) is Multi-Task MAE with nothing hidden."""
-
-
-def cell(name: str) -> Cell:
-    """A cell by its name. Raises KeyError."""
-    return {each.name: each for each in CELLS}[name]
+def cell_by_name(name: str) -> Cell:
+    """Raises KeyError."""
+    return {cell.name: cell for cell in CELLS}[name]

@@ -1,101 +1,102 @@
-"""The paper's figures and claims against ours: what may be said, and no more."""
+"""The paper's results and claims compared with ours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from pfcluster.experiments.paper import CLAIMS, Claim
-from pfcluster.experiments.results import Found
-from pfcluster.report.groups import Group
-from pfcluster.report.prediction_stats import AnswersCompared, compare_answers, correct_together
+from pfcluster.experiments.results import Results
+from pfcluster.report.formatting import MISSING
+from pfcluster.report.groups import RunGroup
+from pfcluster.report.prediction_stats import (
+    ALPHA,
+    PredictionComparison,
+    compare_predictions,
+    correct_over_comparisons,
+)
 from pfcluster.report.statistics import Paired, Summary, holm, paired
 
-HOLDS, LEANS, OPEN, AGAINST, NOT_RUN = "holds", "points that way", "undecided", "the opposite", "not run"
-LEVEL = 0.05
+SUPPORTED, CONTRADICTED = "supported", "contradicted"
+INCONCLUSIVE, NOT_RUN = "inconclusive", "not run"
+UNCORRECTED = "only before correction"
 
 
-def verdict(theirs: float | None, ours: Summary | None) -> str:
-    """Whether our 95 % interval holds the paper's figure: within, or ours lie above or below it. A dash where the paper
-    states none, or one seed has no interval.
+def compare_interval(theirs: float | None, ours: Summary | None) -> str:
+    """Whether our 95 % interval contains the paper's value, or is above or below it. A dash if the paper states no
+    value, or if there is no interval because there is one seed.
     """
     if ours is None:
         return NOT_RUN
     if theirs is None or ours.low is None or ours.high is None:
-        return "–"
-    return "above" if ours.low > theirs else "below" if ours.high < theirs else "within"
+        return MISSING
+    return "above" if ours.low > theirs else "below" if ours.high < theirs else "contains"
 
 
-def accuracy(group: Group | None) -> Summary | None:
+def accuracy(group: RunGroup | None) -> Summary | None:
     """Test accuracy in %."""
     return None if group is None else group.summary("test", "accuracy", scale=100)
 
 
-def difference(treated: Group | None, reference: Group | None, *path: str) -> Paired | None:
-    """Test accuracies' difference in points over common seeds, or of another figure; None where there is none."""
-    path = path or ("test", "accuracy")
+def accuracy_difference(treated: RunGroup | None, reference: RunGroup | None) -> Paired | None:
+    """Difference of the test accuracies in percentage points over common seeds; None if there are none."""
     if treated is None or reference is None:
         return None
-    ours, theirs = treated.by_seed(*path), reference.by_seed(*path)
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return None
-    return paired([100 * ours[seed] for seed in seeds], [100 * theirs[seed] for seed in seeds])
+    left, right = treated.by_seed("test", "accuracy"), reference.by_seed("test", "accuracy")
+    seeds = sorted(left.keys() & right.keys())
+    return paired([100 * left[seed] for seed in seeds], [100 * right[seed] for seed in seeds]) if seeds else None
 
 
-def answers(treated: Group | None, reference: Group | None) -> AnswersCompared | None:
-    """Two groups' answers to the same test faces, seed by seed; None where either has none, or other faces."""
+def prediction_difference(treated: RunGroup | None, reference: RunGroup | None) -> PredictionComparison | None:
+    """Per-sample comparison of two groups; None if predictions are missing or the test samples differ."""
     if treated is None or reference is None:
         return None
-    return compare_answers(treated.runs, reference.runs)[0]
+    return compare_predictions(treated.runs, reference.runs)[0]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A claim on one dataset."""
+class ClaimResult:
+    """A claim tested on one dataset."""
 
     dataset: str
     claim: Claim
-    paired: Paired | None
-    p: float | None
-    """Holm's correction over all claims on all datasets."""
-    verdict: str
-    answers: AnswersCompared | None
-    """Bootstrap of the difference over seeds and faces, and McNemar's tests, corrected over all claims."""
+    difference: Paired | None
+    holm_p: float | None
+    """p of the paired t-test, corrected over all claims on all datasets."""
+    outcome: str
+    predictions: PredictionComparison | None
+    """Bootstrap of the difference over seeds and samples, and McNemar's tests, corrected over all claims."""
 
 
-def judge(found: Found) -> list[Judged]:
-    """Every claim on every dataset whose cells were asked for: it holds where Holm's p is below 0.05; it points that
-    way, or the opposite way, where only the claim's own interval leaves out 0; else it is undecided.
+def check_claims(results: Results) -> list[ClaimResult]:
+    """Test every claim on every dataset with both of its cells planned.
+
+    A claim is supported if the difference is positive with a corrected p below 0.05; "supported only before
+    correction" if only the interval of its own test excludes 0; likewise contradicted for a negative difference; else
+    inconclusive.
     """
-    open_cases = [
-        (dataset, claim, difference(found.group(dataset, claim.better), found.group(dataset, claim.worse)))
+    cases = [
+        (dataset, claim, results.group(dataset, claim.better), results.group(dataset, claim.worse))
         for claim in CLAIMS
-        for dataset in found.record.datasets
-        if found.planned(dataset, claim.better) and found.planned(dataset, claim.worse)
+        for dataset in results.record.datasets
+        if results.is_planned(dataset, claim.better) and results.is_planned(dataset, claim.worse)
     ]
-    tested = [pair.t_p for _, _, pair in open_cases if pair is not None and pair.t_p is not None]
-    corrected = iter(holm(tested))
-    judged = []
-    compared = correct_together(
-        [
-            answers(found.group(dataset, claim.better), found.group(dataset, claim.worse))
-            for dataset, claim, _ in open_cases
-        ]
-    )
-    for (dataset, claim, pair), both in zip(open_cases, compared, strict=True):
-        p = next(corrected) if pair is not None and pair.t_p is not None else None
-        judged.append(Judged(dataset, claim, pair, p, _word(pair, p), both))
-    return judged
+    differences = [accuracy_difference(better, worse) for _, _, better, worse in cases]
+    corrected = iter(holm([one.t_p for one in differences if one is not None and one.t_p is not None]))
+    predictions = correct_over_comparisons([prediction_difference(better, worse) for _, _, better, worse in cases])
+    claim_results = []
+    for (dataset, claim, _, _), difference, comparison in zip(cases, differences, predictions, strict=True):
+        holm_p = next(corrected) if difference is not None and difference.t_p is not None else None
+        outcome = _outcome(difference, holm_p)
+        claim_results.append(ClaimResult(dataset, claim, difference, holm_p, outcome, comparison))
+    return claim_results
 
 
-def _word(pair: Paired | None, p: float | None) -> str:
-    if pair is None:
+def _outcome(difference: Paired | None, holm_p: float | None) -> str:
+    if difference is None:
         return NOT_RUN
-    if pair.sign is None:
+    if difference.sign is None:
         return "one seed: no test"
-    if pair.sign == 0:
-        return OPEN
-    sure = p is not None and p < LEVEL
-    if pair.sign > 0:
-        return HOLDS if sure else LEANS
-    return AGAINST if sure else f"{AGAINST}, not after correction"
+    if difference.sign == 0:
+        return INCONCLUSIVE
+    outcome = SUPPORTED if difference.sign > 0 else CONTRADICTED
+    return outcome if holm_p is not None and holm_p < ALPHA else f"{outcome} {UNCORRECTED}"

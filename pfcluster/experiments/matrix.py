@@ -1,7 +1,7 @@
-"""Every run of the paper's experiments, from the settings of a reproduction: which config, in which folder.
+"""Every run of the paper's experiments: its config, folder and dependencies, from the settings of a reproduction.
 
-Runs of one seed share the order of samples, augmentation, masks and, where their nets agree, initial weights; all start
-from one MAE of their size, so that the spread over seeds is that of what comes after pre-training.
+Runs of one seed share sample order, augmentation, masks and, where modules are equal, initial weights. All cells of a
+size start from one MAE, so the variance over seeds excludes that of pre-training.
 """
 
 from __future__ import annotations
@@ -15,97 +15,97 @@ from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import with_values
 from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, Cell
 
-PRETRAINING, JUDGE, PEOPLE = "pretraining", "judge", "people"
+PRETRAINING, JUDGE, IDENTITY_NET = "pretraining", "judge", "identity-net"
+"""Folder of the runs that all datasets share, and names of the auxiliary runs."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a reproduction is made of."""
+    """Settings of a reproduction."""
 
     output: Path
     seeds: tuple[int, ...]
     datasets: Mapping[str, Mapping[str, Any]]
-    """Options of the data by dataset, such as its shards."""
+    """Data options by dataset, such as its shards."""
     with_neutral: frozenset[str]
-    """Datasets that have a neutral class: elsewhere nobody judges."""
-    faces: Mapping[str, Any]
-    """Options of the data of pre-training."""
+    """Datasets with a neutral class; the others have no judge."""
+    pretraining_data: Mapping[str, Any]
+    """Data options of pre-training."""
     presets: Mapping[str, str]
-    """Preset by size of the encoder."""
-    phi: str = "face"
-    """φ of PF-ViT: face or tokens."""
-    face_phi: str = "facenet"
-    """The face net: facenet, or run: a net trained here to tell the people of `people` apart."""
-    phi_weights: str | None = None
-    people: Mapping[str, Any] | None = None
-    """Options of the data of a net that tells people apart, which measures the identity that poker faces keep."""
-    starts: Mapping[str, str] = field(default_factory=dict)
-    """Weights by what a cell starts from: "timm", "imagenet-mae", "released-mae"."""
+    """Preset by encoder size."""
+    identity_net: str = "face"
+    """Identity net φ of PF-ViT: face or tokens."""
+    face_net: str = "facenet"
+    """The face net: "facenet", or "run" for an identity classifier trained here on `identity_data`."""
+    identity_net_weights: str | None = None
+    identity_data: Mapping[str, Any] | None = None
+    """Data options of an identity classifier, which measures the identity cosine; None trains none."""
+    init_weights: Mapping[str, str] = field(default_factory=dict)
+    """Weights by `Cell.init`: "timm", "imagenet-mae", "released-mae"."""
     resnet_weights: str | None = None
     fid: str | None = None
-    """"inception", a file of it, or None: the judge's features."""
-    probes: int = 2000
+    """"inception", a file with its weights, or None for the judge's features."""
+    n_probe_images: int = 2000
     ablated: tuple[str, ...] | None = None
-    """Datasets on which more than the baselines is run; None takes all."""
+    """Datasets on which more than the baselines is run; None selects all."""
     cells: tuple[str, ...] = ()
-    """Cells that are run; none runs those of the tables."""
+    """Cells to run; empty selects those of `tables`."""
     tables: tuple[str, ...] = ()
-    """Tables whose cells are run; none runs all."""
-    missing: Mapping[str, str] = field(default_factory=dict)
-    """Why cells of a start ("timm", "imagenet-mae", "released-mae") or a φ ("resnet", "face") cannot be run."""
+    """Tables whose cells are run; empty selects all."""
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    """Reason why cells of an `init` ("timm", ...) or an identity net ("resnet", "face") cannot be run."""
     change: Callable[[RunConfig], RunConfig] = lambda config: config
-    """The user's own options, applied before a cell's."""
+    """Applies the user's overrides; a cell's changes are applied after them."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run of the matrix. `after`: what it waits for, by dataset (or "pretraining") and name."""
+class PlannedRun:
+    """A run of the matrix."""
 
     dataset: str
     name: str
     config: RunConfig
     folder: Path
-    after: tuple[tuple[str, str], ...] = ()
+    dependencies: tuple[tuple[str, str], ...] = ()
+    """Runs that must finish first, by dataset (or "pretraining") and name."""
     cell: Cell | None = None
 
 
-def why_not(settings: Settings, cell: Cell) -> str | None:
-    """Why a cell cannot be run here; None where it can."""
-    phi = settings.phi if cell.phi == "default" else cell.phi
-    return settings.missing.get(cell.start) or (settings.missing.get(phi) if cell.role == "pf-vit" else None)
+def unavailable_reason(settings: Settings, cell: Cell) -> str | None:
+    """Why a cell cannot be run; None if it can."""
+    by_identity_net = settings.unavailable.get(_identity_net(settings, cell)) if cell.role == "pf-vit" else None
+    return settings.unavailable.get(cell.init) or by_identity_net
 
 
-def wanted(settings: Settings, dataset: str) -> list[Cell]:
-    """The cells of the tables asked for, with those that the tables' rows are compared with."""
+def selected_cells(settings: Settings, dataset: str) -> list[Cell]:
+    """The selected cells, or the cells of the selected tables with their references."""
+    cells = [cell for cell in CELLS if cell.canonical_name(settings.identity_net) == cell.name]
     if settings.cells:
-        return [cell for cell in CELLS if cell.name in settings.cells and cell.same_as(settings.phi) == cell.name]
+        return [cell for cell in cells if cell.name in settings.cells]
     ablated = settings.ablated is None or dataset in settings.ablated
-    return [
-        cell
-        for cell in CELLS
-        if cell.name in ("mae-vit", "pf-vit")
-        or (
-            (cell.same_as(settings.phi) == cell.name)
-            and ((not settings.tables or cell.table in settings.tables) and (ablated or cell.table == "baselines"))
-        )
-    ]
+
+    def selected(cell: Cell) -> bool:
+        in_table = not settings.tables or cell.table in settings.tables
+        return cell.name in ("mae-vit", "pf-vit") or (in_table and (ablated or cell.table == "baselines"))
+
+    return [cell for cell in cells if selected(cell)]
 
 
-def matrix(settings: Settings) -> list[Run]:
-    """All runs, in an order in which they can be run. Raises ConfigError."""
+def plan_runs(settings: Settings) -> list[PlannedRun]:
+    """All runs; dependencies come first. Raises ConfigError."""
     cells = {
-        dataset: [cell for cell in wanted(settings, dataset) if why_not(settings, cell) is None]
+        dataset: [cell for cell in selected_cells(settings, dataset) if unavailable_reason(settings, cell) is None]
         for dataset in settings.datasets
     }
-    sizes = dict.fromkeys(cell.size for each in cells.values() for cell in each if cell.start == "mae")
+    sizes = dict.fromkeys(cell.size for selected in cells.values() for cell in selected if cell.init == "mae")
     runs = [_pretraining(settings, size) for size in sizes]
-    if settings.people is not None:
-        runs.append(_people(settings))
+    if settings.identity_data is not None:
+        runs.append(_auxiliary(settings, PRETRAINING, IDENTITY_NET, settings.identity_data))
     for dataset in settings.datasets:
         if dataset in settings.with_neutral:
-            runs.append(_judge(settings, dataset))
+            runs.append(_auxiliary(settings, dataset, JUDGE, settings.datasets[dataset]))
         for cell in cells[dataset]:
-            runs += [_run(settings, cell, dataset, seed) for seed in settings.seeds]
+            runs += [_cell_run(settings, cell, dataset, seed) for seed in settings.seeds]
     return runs
 
 
@@ -113,76 +113,74 @@ def _preset(settings: Settings, size: str, role: str, data: Mapping[str, Any]) -
     return settings.change(with_values(presets.recipe(settings.presets[size])[role], data))
 
 
-def _pretraining(settings: Settings, size: str) -> Run:
-    name = f"mae-{size}"
-    config = _preset(settings, size, "mae", settings.faces)
-    return _once(settings, PRETRAINING, replace(config, name=name))
+def _pretraining(settings: Settings, size: str) -> PlannedRun:
+    config = _preset(settings, size, "mae", settings.pretraining_data)
+    return _single_run(settings, PRETRAINING, replace(config, name=f"mae-{size}"))
 
 
-def _judge(settings: Settings, dataset: str) -> Run:
-    config = _preset(settings, DEFAULT_SIZE, "judge", settings.datasets[dataset])
-    return _once(settings, dataset, replace(config, name=JUDGE))
+def _auxiliary(settings: Settings, dataset: str, name: str, data: Mapping[str, Any]) -> PlannedRun:
+    """A classifier of the judge's architecture: the judge of a dataset, or the identity net."""
+    config = _preset(settings, DEFAULT_SIZE, "judge", data)
+    return _single_run(settings, dataset, replace(config, name=name))
 
 
-def _people(settings: Settings) -> Run:
-    assert settings.people is not None
-    config = _preset(settings, DEFAULT_SIZE, "judge", settings.people)
-    return _once(settings, PRETRAINING, replace(config, name=PEOPLE))
-
-
-def _once(settings: Settings, dataset: str, config: RunConfig) -> Run:
+def _single_run(settings: Settings, dataset: str, config: RunConfig) -> PlannedRun:
+    """A run with the first seed only."""
     seeded = replace(config, seed=settings.seeds[0])
-    return Run(dataset, config.name, seeded, _folder(settings, dataset, config.name, seeded.seed))
+    return PlannedRun(dataset, config.name, seeded, _folder(settings, dataset, config.name, seeded.seed))
 
 
 def _folder(settings: Settings, dataset: str, name: str, seed: int) -> Path:
     return settings.output / dataset / name / f"seed-{seed}"
 
 
-def _run(settings: Settings, cell: Cell, dataset: str, seed: int) -> Run:
-    first = settings.seeds[0]
-    after: list[tuple[str, str]] = []
+def _cell_run(settings: Settings, cell: Cell, dataset: str, seed: int) -> PlannedRun:
+    first_seed = settings.seeds[0]
+    dependencies: list[tuple[str, str]] = []
+
+    def weights_of(dataset: str, name: str) -> str:
+        dependencies.append((dataset, name))
+        return str(_folder(settings, dataset, name, first_seed))
+
     config = _preset(settings, cell.size, cell.role, settings.datasets[dataset])
     values: dict[str, Any] = {"name": cell.name, "seed": seed}
-    if cell.start == "mae":
-        after.append((PRETRAINING, f"mae-{cell.size}"))
-        values["model.init"] = str(_folder(settings, *after[-1], first))
-    elif cell.start != "nothing":
-        values["model.init"] = settings.starts[cell.start]
+    if cell.init == "mae":
+        values["model.init"] = weights_of(PRETRAINING, f"mae-{cell.size}")
+    elif cell.init != "nothing":
+        values["model.init"] = settings.init_weights[cell.init]
     if cell.role != "scratch":
-        values["evaluate.n_probe_images"] = settings.probes
+        values["evaluate.n_probe_images"] = settings.n_probe_images
     if cell.role == "pf-vit":
+        values["evaluate.fid"] = settings.fid
         if dataset in settings.with_neutral:
-            after.append((dataset, JUDGE))
-            judge = str(_folder(settings, dataset, JUDGE, first))
+            judge = weights_of(dataset, JUDGE)
             values |= {"evaluate.judge": judge, "evaluate.fid": settings.fid or judge}
-        else:
-            values["evaluate.fid"] = settings.fid
-        if settings.people is not None:
-            after.append((PRETRAINING, PEOPLE))
-            values["evaluate.identity_net"] = str(_folder(settings, PRETRAINING, PEOPLE, first))
-        values |= _phi(settings, cell)
+        if settings.identity_data is not None:
+            values["evaluate.identity_net"] = weights_of(PRETRAINING, IDENTITY_NET)
+        values |= _identity_net_options(settings, cell)
     values |= cell.changes
     folder = _folder(settings, dataset, cell.name, seed)
-    return Run(dataset, cell.name, with_values(config, values), folder, tuple(after), cell)
+    return PlannedRun(dataset, cell.name, with_values(config, values), folder, tuple(dependencies), cell)
 
 
-def _phi(settings: Settings, cell: Cell) -> dict[str, Any]:
-    kind = settings.phi if cell.phi == "default" else cell.phi
-    kind = settings.face_phi if kind == "face" else kind
-    weights: str | None = None
-    if kind == "run":
-        weights = str(_folder(settings, PRETRAINING, PEOPLE, settings.seeds[0]))
-    elif kind == "facenet":
-        weights = settings.phi_weights
-    elif kind == "resnet":
-        weights = settings.resnet_weights
-    return {"pf_mag.identity_net": kind, "pf_mag.identity_net_weights": weights}
+def _identity_net(settings: Settings, cell: Cell) -> str:
+    return settings.identity_net if cell.identity_net == "default" else cell.identity_net
 
 
-def by_group(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs that differ in their seed only, by dataset and name, in their order."""
-    groups: dict[tuple[str, str], list[Run]] = {}
+def _identity_net_options(settings: Settings, cell: Cell) -> dict[str, Any]:
+    kind = _identity_net(settings, cell)
+    kind = settings.face_net if kind == "face" else kind
+    weights = {
+        "run": str(_folder(settings, PRETRAINING, IDENTITY_NET, settings.seeds[0])),
+        "facenet": settings.identity_net_weights,
+        "resnet": settings.resnet_weights,
+    }
+    return {"pf_mag.identity_net": kind, "pf_mag.identity_net_weights": weights.get(kind)}
+
+
+def runs_by_cell(runs: Sequence[PlannedRun]) -> dict[tuple[str, str], list[PlannedRun]]:
+    """Runs that differ only in their seed, by dataset and name, in their order."""
+    by_cell: dict[tuple[str, str], list[PlannedRun]] = {}
     for run in runs:
-        groups.setdefault((run.dataset, run.name), []).append(run)
-    return groups
+        by_cell.setdefault((run.dataset, run.name), []).append(run)
+    return by_cell

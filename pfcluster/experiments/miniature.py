@@ -1,6 +1,6 @@
-"""The experiments on synthetic faces: two datasets, one calm and one wild, as RAF-DB and AffectNet differ.
+"""Settings of the experiments on synthetic faces: a controlled and an in-the-wild dataset, like RAF-DB and AffectNet.
 
-PF-ViT takes the tokens' cosine for L_ort here: a net on images as φ doubles a step's time, and is a row of its own.
+L_ort uses the cosine of the tokens: an identity net on images doubles the time of a step and is a cell of its own.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ STREET: Mapping[str, Any] = _synthetic(
     label_noise=0.1,
     seed=1,
 )
-PEOPLE: Mapping[str, Any] = {
+IDENTITIES: Mapping[str, Any] = {
     **_synthetic(train=3000, validation=100, test=100, identities=150, nuisance=0.2, seed=2),
     "data.target": "identity",
     "data.cache_mode": "stream",
     "data.size": 32,
     "augment.flip": 0.0,
 }
-ABSENT = "nobody released weights of the miniature's nets"
+NO_WEIGHTS = "no released weights for models of this size"
 
 
 def miniature(
@@ -52,23 +52,23 @@ def miniature(
     cells: tuple[str, ...],
     change: Callable[[RunConfig], RunConfig],
 ) -> Settings:
-    """All of the matrix that needs no weights from elsewhere. Pre-training takes the wild faces, unlabelled."""
+    """Settings of all cells that need no external weights. Pre-training uses the images of the street dataset."""
     return Settings(
         output,
         seeds,
         ablated=("studio",),
         datasets={"studio": STUDIO, "street": STREET},
         with_neutral=frozenset(("studio", "street")),
-        faces=STREET,
+        pretraining_data=STREET,
         presets={size: f"miniature-{size}" for size in SIZES},
-        phi="tokens",
-        face_phi="run",
-        people=PEOPLE,
-        probes=800,
+        identity_net="tokens",
+        face_net="run",
+        identity_data=IDENTITIES,
+        n_probe_images=800,
         tables=tables,
         cells=cells,
-        missing={
-            **dict.fromkeys(("timm", "imagenet-mae", "released-mae"), ABSENT),
+        unavailable={
+            **dict.fromkeys(("timm", "imagenet-mae", "released-mae"), NO_WEIGHTS),
             "resnet": "ResNet-50 at 224 px takes hours on two cores",
         },
         change=change,

@@ -1,7 +1,6 @@
-"""The paper's own figures, as far as its text states them (Li et al., PF-ViT; sections are the arXiv version's).
+"""The paper's results as far as its text states them (Li et al., PF-ViT, arXiv version), and its claims.
 
-Accuracies in % by dataset and cell. Most of its tables' cells are lost with the tables; what the text says of a
-difference is a claim.
+Accuracies in % by dataset and cell.
 """
 
 from __future__ import annotations
@@ -35,99 +34,111 @@ ACCURACY: dict[str, dict[str, float]] = {
     },
 }
 CROSS: dict[tuple[str, str], float] = {("affectnet8", "rafdb"): 73.0, ("rafdb", "affectnet8"): 47.8}
-"""Accuracy in % of a PF-ViT trained on the first and tested on the second."""
+"""Accuracy in % of a PF-ViT trained on the first dataset and tested on the second."""
 FID = {"rafdb": 100.38}
-"""Of poker faces, InceptionV3's. The paper warns: a failed de-expression can score better."""
+"""FID (InceptionV3) of poker faces. The paper warns that failed de-expression can have a lower FID."""
 COSTS = {
     "train_parameters": 145.1e6,
     "test_parameters": 89.7e6,
     "train_gflop": 15.2,
     "test_gflop": 9.0,
 }
-"""Of ViT-B at 112 px, a multiplication and an addition counted as one."""
+"""ViT-B at 112 px; one multiply-add counts as one FLOP."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That `better` recognises more than `worse`."""
+    """The claim that cell `better` has a higher test accuracy than cell `worse`."""
 
     name: str
     text: str
     better: str
     worse: str
     gain: dict[str, float] | None = None
-    """Points the paper reports, by dataset; None where it states none."""
-    of_the_paper: bool = True
-    """False for what the paper takes for granted and we look at nevertheless."""
+    """The paper's difference in percentage points by dataset; None if it states none."""
+    in_paper: bool = True
+    """False for comparisons that the paper does not make."""
 
 
 CLAIMS = (
     Claim(
         "pf-vit beats mae-vit",
-        "PF-ViT recognises more than MAE-ViT",
+        "PF-ViT outperforms MAE-ViT",
         "pf-vit",
         "mae-vit",
         {"rafdb": 1.00, "affectnet8": 1.68, "ferplus": 0.98},
     ),
     Claim(
         "mae on faces beats supervised ImageNet",
-        "MAE pre-training on faces beats supervised pre-training on ImageNet",
+        "MAE pre-training on faces outperforms supervised pre-training on ImageNet",
         "mae-vit",
         "sl-vit",
         {"rafdb": 3.85, "affectnet8": 4.14, "ferplus": 1.27},
     ),
     Claim(
         "mae on faces beats mae on ImageNet",
-        "MAE pre-training on faces beats MAE pre-training on ImageNet",
+        "MAE pre-training on faces outperforms MAE pre-training on ImageNet",
         "mae-vit",
         "mae-vit-imagenet",
     ),
-    Claim("mae beats scratch", "MAE pre-training beats none", "mae-vit", "scratch", of_the_paper=False),
+    Claim(
+        "mae beats scratch", "MAE pre-training outperforms training from scratch", "mae-vit", "scratch", in_paper=False
+    ),
     Claim(
         "augmentation helps",
-        "augmentation helps MAE-ViT",
+        "augmentation improves MAE-ViT",
         "mae-vit",
         "mae-vit-plain",
         {"rafdb": 0.85, "affectnet8": 0.69, "ferplus": 1.18},
     ),
     Claim(
         "strong recipe helps",
-        "the strong recipe helps MAE-ViT",
+        "the strong recipe improves MAE-ViT",
         "mae-vit-strong",
         "mae-vit",
-        of_the_paper=False,
+        in_paper=False,
     ),
     Claim(
         "separator matters",
-        "the separator matters (without it, Δ checks emotions)",
+        "the separator improves PF-ViT (without it: discriminator with emotions)",
         "pf-vit",
         "no-separator",
         {"rafdb": 1.4, "affectnet8": 3.5, "ferplus": 1.5},
     ),
     Claim(
-        "separator matters, blind",
-        "the separator matters (without it, Δ tells real from fake)",
+        "separator matters, real/fake only",
+        "the separator improves PF-ViT (without it: discriminator real/fake only)",
         "pf-vit",
-        "no-separator-blind",
+        "no-separator-real-fake",
         {"rafdb": 1.4, "affectnet8": 3.5, "ferplus": 1.5},
     ),
     Claim(
-        "Δ that checks emotions",
-        "without a separator, a Δ that checks emotions beats one that does not",
+        "discriminator with emotions",
+        "without a separator, a discriminator with emotions outperforms one without",
         "no-separator",
-        "no-separator-blind",
+        "no-separator-real-fake",
     ),
-    Claim("φ beats tokens", "a face net as φ beats the cosine of the tokens", "phi-face", "phi-tokens"),
-    Claim("φ beats ResNet", "a face net as φ beats a ResNet of ImageNet", "phi-face", "phi-resnet"),
-    Claim("mask tokens", "mask tokens matter", "pf-vit", "multi-task-0"),
-    Claim("less hidden is better", "Multi-Task MAE recognises more with less hidden", "multi-task-0", "multi-task-75"),
-    Claim("mae-vit beats multi-task", "MAE-ViT beats Multi-Task MAE", "mae-vit", "multi-task-50"),
-    Claim("larger is better", "a larger encoder recognises more", "pf-vit", "pf-vit-t"),
+    Claim(
+        "face net beats tokens",
+        "φ = face net outperforms the cosine of the tokens",
+        "identity-net-face",
+        "identity-net-tokens",
+    ),
+    Claim(
+        "face net beats ResNet",
+        "φ = face net outperforms φ = ResNet-50 of ImageNet",
+        "identity-net-face",
+        "identity-net-resnet",
+    ),
+    Claim("mask tokens", "mask tokens improve PF-ViT", "pf-vit", "multi-task-0"),
+    Claim("less masking is better", "Multi-Task MAE improves with less masking", "multi-task-0", "multi-task-75"),
+    Claim("mae-vit beats multi-task", "MAE-ViT outperforms Multi-Task MAE", "mae-vit", "multi-task-50"),
+    Claim("larger is better", "a larger encoder improves PF-ViT", "pf-vit", "pf-vit-t"),
     Claim(
         "adversary helps",
-        "the adversary helps to recognise",
+        "the adversarial loss improves accuracy",
         "pf-vit",
         "without-adv",
-        of_the_paper=False,
+        in_paper=False,
     ),
 )

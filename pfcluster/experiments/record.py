@@ -1,4 +1,4 @@
-"""`reproduce.json`: what a reproduction set out to do, so that its tables can tell what is missing."""
+"""`reproduce.json`: the planned cells of a reproduction, from which its tables know what is missing."""
 
 from __future__ import annotations
 
@@ -8,60 +8,60 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.experiments.cells import TABLES, Cell, cell
-from pfcluster.experiments.matrix import Run, Settings, wanted, why_not
+from pfcluster.experiments.cells import TABLES, Cell, cell_by_name
+from pfcluster.experiments.matrix import PlannedRun, Settings, selected_cells, unavailable_reason
 from pfcluster.runs.atomic_files import write_atomically
 
-RECORD, FORMAT = "reproduce.json", 1
+RECORD_FILE, FORMAT = "reproduce.json", 2
 
 
 class RecordError(ValueError):
-    """A folder that holds no reproduction: says which file, why, and what to do."""
+    """A folder that is not a reproduction's: names the file, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedCell:
     """One cell on one dataset."""
 
     dataset: str
     cell: str
     reason: str | None
-    """Why it was not to be run; None where it was."""
+    """Why it cannot be run; None if it can."""
 
     @property
-    def of(self) -> Cell:
-        return cell(self.cell)
+    def spec(self) -> Cell:
+        return cell_by_name(self.cell)
 
     def folders(self, root: Path, seeds: Sequence[int]) -> list[Path]:
-        """Its runs' folders, seed by seed."""
+        """Folders of its runs, by seed."""
         return [root / self.dataset / self.cell / f"seed-{seed}" for seed in seeds]
 
 
 @dataclass(frozen=True)
 class Record:
-    """A reproduction as it was asked for."""
+    """A reproduction as it was requested."""
 
     command: str
     miniature: bool
     seeds: tuple[int, ...]
     datasets: tuple[str, ...]
     data: dict[str, dict[str, Any]]
-    """Options of the data, by dataset."""
+    """Data options by dataset."""
     presets: dict[str, str]
-    phi: str
-    face_phi: str
+    identity_net: str
+    face_net: str
     fid: str
-    cells: tuple[Planned, ...]
-    extra: tuple[tuple[str, str], ...]
-    """Dataset and name of runs that belong to no cell: pre-training, judges."""
+    cells: tuple[PlannedCell, ...]
+    auxiliary: tuple[tuple[str, str], ...]
+    """Dataset and name of runs that belong to no cell: pre-training, judges, identity net."""
 
 
-def make_record(settings: Settings, runs: Sequence[Run], command: str, *, miniature: bool) -> Record:
-    """The record of a matrix."""
+def make_record(settings: Settings, runs: Sequence[PlannedRun], command: str, *, miniature: bool) -> Record:
+    """The record of a reproduction."""
     cells = [
-        Planned(dataset, each.name, why_not(settings, each))
+        PlannedCell(dataset, cell.name, unavailable_reason(settings, cell))
         for dataset in settings.datasets
-        for each in wanted(settings, dataset)
+        for cell in selected_cells(settings, dataset)
     ]
     return Record(
         command,
@@ -70,8 +70,8 @@ def make_record(settings: Settings, runs: Sequence[Run], command: str, *, miniat
         tuple(settings.datasets),
         {name: dict(values) for name, values in settings.datasets.items()},
         dict(settings.presets),
-        settings.phi,
-        settings.face_phi,
+        settings.identity_net,
+        settings.face_net,
         "InceptionV3" if settings.fid else "the judge's features",
         tuple(cells),
         tuple(dict.fromkeys((run.dataset, run.name) for run in runs if run.cell is None)),
@@ -79,29 +79,28 @@ def make_record(settings: Settings, runs: Sequence[Run], command: str, *, miniat
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Raises OSError for a disk."""
+    """Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RECORD, json.dumps({"format": FORMAT, **asdict(record)}, indent=1) + "\n")
+    write_atomically(folder / RECORD_FILE, json.dumps({"format": FORMAT, **asdict(record)}, indent=1) + "\n")
 
 
 def read_record(folder: Path) -> Record:
-    """Raises RecordError."""
-    file = folder / RECORD
-    advice = "give the OUTPUT of `jobs/launch.py reproduce`"
+    """Raises RecordError if the file is missing, damaged or of another format."""
+    file = folder / RECORD_FILE
+    remedy = "give the OUTPUT of `pfcluster reproduce`"
     try:
         values = json.loads(file.read_text())
         if values.pop("format") != FORMAT:
             raise RecordError(f"{file} is of another version; give the same reproduce command again")
-        cells = tuple(Planned(**each) for each in values.pop("cells"))
+        cells = tuple(PlannedCell(**cell) for cell in values.pop("cells"))
         values |= {name: tuple(values[name]) for name in ("seeds", "datasets")}
-        values |= {"cells": cells, "extra": tuple((dataset, name) for dataset, name in values["extra"])}
+        values |= {"cells": cells, "auxiliary": tuple((dataset, name) for dataset, name in values["auxiliary"])}
         record = Record(**values)
-        known = all(each.of.table in TABLES for each in record.cells)
+        assert all(cell.spec.table in TABLES for cell in record.cells)
     except OSError as error:
-        raise RecordError(f"{folder} holds no {RECORD}: {advice}") from error
+        raise RecordError(f"{folder} holds no {RECORD_FILE}: {remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, RecordError):
             raise
-        raise RecordError(f"{file} cannot be read: {error!r}; {advice}") from error
-    assert known
+        raise RecordError(f"{file} cannot be read: {error!r}; {remedy}") from error
     return record

@@ -1,29 +1,30 @@
-"""The tables of a reproduction as files: a page, Markdown and JSON."""
+"""Write the tables of a reproduction as HTML, Markdown and JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pfcluster.experiments.claims import judge
-from pfcluster.experiments.results import Found, collect
-from pfcluster.experiments.tables import all_tables
-from pfcluster.report import tables
+from pfcluster.experiments import tables
+from pfcluster.experiments.claims import ClaimResult, check_claims
+from pfcluster.experiments.results import Results, read_results
+from pfcluster.report import rendering
 from pfcluster.report.page import provenance, render_template
-from pfcluster.report.tables import Table
+from pfcluster.report.rendering import Table
 from pfcluster.report.write import write_file
 
-FOLDER = "tables"
+TABLES_DIR = "tables"
 
 
 @dataclass(frozen=True)
-class Files:
-    """What was written."""
+class TableFiles:
+    """Files of the tables, and the claims in sentences."""
 
     sentences: tuple[str, ...]
     html: Path
@@ -31,40 +32,44 @@ class Files:
     json: Path
 
 
-def write_tables(root: Path) -> Files:
+def write_tables(root: Path) -> TableFiles:
     """Read a reproduction and write its tables. Raises RecordError, ReportError."""
-    found = collect(root)
-    made = all_tables(found)
-    sentences = sentences_of(found)
-    about = about_of(found)
-    folder = root / FOLDER
-    context = {"title": root.resolve().name, "about": about, "sentences": sentences, "tables": made, "found": found}
-    context |= {"links": _links(found), "anchors": _anchors(made)}
-    context |= provenance([run for group in found.groups.values() for run in group.runs])
-    return Files(
+    results = read_results(root)
+    all_tables, sentences, about = tables.all_tables(results), claim_sentences(results), _about(results)
+    folder = root / TABLES_DIR
+    context = {
+        "title": root.resolve().name,
+        "about": about,
+        "sentences": sentences,
+        "tables": all_tables,
+        "anchors": [(f"table-{number}", table.caption) for number, table in enumerate(all_tables, start=1)],
+        "links": _links(results),
+        **provenance([run for group in results.groups.values() for run in group.runs]),
+    }
+    return TableFiles(
         tuple(sentences),
         write_file(folder / "tables.html", render_template("page.html.j2", context, "pfcluster.experiments")),
-        write_file(folder / "tables.md", markdown(about, sentences, made)),
-        write_file(folder / "tables.json", json.dumps(values(found), indent=1) + "\n"),
+        write_file(folder / "tables.md", _markdown(about, sentences, all_tables)),
+        write_file(folder / "tables.json", json.dumps(_values(results, about), indent=1) + "\n"),
     )
 
 
-def about_of(found: Found) -> dict[str, str]:
-    """Where the figures come from: command, commits, machine, days."""
-    runs = [run for group in found.groups.values() for run in group.runs]
-    context = provenance(runs) if runs else {"commits": [], "days": []}
+def _about(results: Results) -> dict[str, str]:
+    """Command, commits, machine and dates."""
+    runs = [run for group in results.groups.values() for run in group.runs]
+    origin = provenance(runs) if runs else {"commits": [], "days": []}
     return {
-        "command": found.record.command,
-        "commit": ", ".join(context["commits"]) or "unknown",
-        "machine": machine(),
-        "date": " to ".join(context["days"]) or f"{datetime.now(timezone.utc):%Y-%m-%d}",
-        "runs": f"{len(runs)} finished, on seeds {', '.join(map(str, found.record.seeds))}",
-        "φ": found.record.phi,
+        "command": results.record.command,
+        "commit": ", ".join(origin["commits"]) or "unknown",
+        "machine": _machine(),
+        "date": " to ".join(origin["days"]) or f"{datetime.now(timezone.utc):%Y-%m-%d}",
+        "runs": f"{len(runs)} finished, with seeds {', '.join(map(str, results.record.seeds))}",
+        "identity_net": results.record.identity_net,
     }
 
 
-def machine() -> str:
-    """Processor and number of cores."""
+def _machine() -> str:
+    """Number of cores and processor model."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -74,26 +79,25 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {name}"
 
 
-def sentences_of(found: Found) -> list[str]:
-    """The paper's claims in words, grouped by what became of them."""
-    by_verdict: dict[str, list[str]] = {}
-    for one in judge(found):
-        by_verdict.setdefault(one.verdict, []).append(f"{one.claim.text} ({one.dataset})")
-    return [f"{verdict[:1].upper()}{verdict[1:]}: {'; '.join(texts)}." for verdict, texts in by_verdict.items()]
+def claim_sentences(results: Results) -> list[str]:
+    """The claims grouped by outcome."""
+    by_outcome: dict[str, list[str]] = {}
+    for one in check_claims(results):
+        by_outcome.setdefault(one.outcome, []).append(f"{one.claim.text} ({one.dataset})")
+    return [f"{outcome[:1].upper()}{outcome[1:]}: {'; '.join(texts)}." for outcome, texts in by_outcome.items()]
 
 
-def markdown(about: dict[str, str], sentences: list[str], made: list[Table]) -> str:
-    """All of it as Markdown."""
+def _markdown(about: dict[str, str], sentences: Sequence[str], all_tables: Sequence[Table]) -> str:
     head = [
-        f"- {name}: {f'`{value}`' if name == 'command' else tables.markdown_text(value)}"
+        f"- {name}: {f'`{value}`' if name == 'command' else rendering.markdown_text(value)}"
         for name, value in about.items()
     ]
-    said = [f"- {tables.markdown_text(sentence)}" for sentence in sentences]
-    return "\n".join(["\n".join(head) + "\n", "\n".join(said) + "\n", *map(tables.markdown, made)])
+    claims = [f"- {rendering.markdown_text(sentence)}" for sentence in sentences]
+    return "\n".join(["\n".join(head) + "\n", "\n".join(claims) + "\n", *map(rendering.markdown, all_tables)])
 
 
-def values(found: Found) -> dict[str, Any]:
-    """Figures for programs: every cell's accuracies by seed, every claim's difference."""
+def _values(results: Results, about: dict[str, str]) -> dict[str, Any]:
+    """Content of tables.json: every cell's accuracies by seed, every claim's difference, and missing cells."""
     cells = [
         {
             "dataset": dataset,
@@ -101,37 +105,34 @@ def values(found: Found) -> dict[str, Any]:
             "accuracy": group.by_seed("test", "accuracy"),
             "mean_class_accuracy": group.by_seed("test", "mean_class_accuracy"),
         }
-        for (dataset, name), group in found.groups.items()
+        for (dataset, name), group in results.groups.items()
     ]
-    judged = [
-        {
-            "dataset": one.dataset,
-            "claim": one.claim.name,
-            "n": one.paired.difference.n if one.paired else 0,
-            "points": one.paired.difference.mean if one.paired else None,
-            "low": one.paired.difference.low if one.paired else None,
-            "high": one.paired.difference.high if one.paired else None,
-            "p_holm": one.p,
-            "verdict": one.verdict,
-        }
-        for one in judge(found)
+    missing = [
+        {"dataset": dataset, "cell": name, "reason": reason} for (dataset, name), reason in results.missing.items()
     ]
-    return {"about": about_of(found), "cells": cells, "claims": judged, "missing": _missing(found)}
+    claims = [_claim_values(one) for one in check_claims(results)]
+    return {"about": about, "cells": cells, "claims": claims, "missing": missing}
 
 
-def _missing(found: Found) -> list[dict[str, str]]:
-    return [{"dataset": dataset, "cell": name, "why": why} for (dataset, name), why in found.missing.items()]
+def _claim_values(one: ClaimResult) -> dict[str, Any]:
+    difference = one.difference.difference if one.difference else None
+    return {
+        "dataset": one.dataset,
+        "claim": one.claim.name,
+        "n": difference.n if difference else 0,
+        "difference": difference.mean if difference else None,
+        "low": difference.low if difference else None,
+        "high": difference.high if difference else None,
+        "holm_p": one.holm_p,
+        "outcome": one.outcome,
+    }
 
 
-def _links(found: Found) -> list[tuple[str, str]]:
-    """Pages of the datasets that are there: title and address."""
+def _links(results: Results) -> list[tuple[str, str]]:
+    """Existing pages of the datasets: title and relative address."""
     pages = [
-        (f"{name}: {what}", f"../{name}/{page}")
-        for name in found.record.datasets
-        for what, page in (("report", "report/report.html"), ("pictures", "pictures/index.html"))
+        (f"{dataset}: {title}", f"../{dataset}/{page}")
+        for dataset in results.record.datasets
+        for title, page in (("report", "report/report.html"), ("pictures", "pictures/index.html"))
     ]
-    return [(title, place) for title, place in pages if (found.root / FOLDER / place).exists()]
-
-
-def _anchors(made: list[Table]) -> list[tuple[str, str]]:
-    return [(f"table-{number}", table.caption) for number, table in enumerate(made, start=1)]
+    return [(title, address) for title, address in pages if (results.root / TABLES_DIR / address).exists()]

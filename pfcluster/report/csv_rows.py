@@ -73,8 +73,8 @@ def comparison_row(one: Comparison) -> dict[str, object]:
     row |= {"accuracy.holm_p": one.holm_p}
     if one.predictions:
         row |= _bootstrap_cells("accuracy", one.predictions.difference)
-        for seed, test, p in zip(one.predictions.seeds, one.predictions.tests, one.predictions.holm_p, strict=True):
-            cells = {"gained": test.gained, "lost": test.lost, "p": test.p, "holm_p": p}
+        for seed, mcnemar, p in zip(one.predictions.seeds, one.predictions.tests, one.predictions.holm_p, strict=True):
+            cells = {"gained": mcnemar.gained, "lost": mcnemar.lost, "p": mcnemar.p, "holm_p": p}
             row |= {f"mcnemar.seed-{seed}.{key}": value for key, value in cells.items()}
     return row
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from pfcluster.report.formatting import MISSING
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,16 @@ class Table:
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.caption
+
+    def without_empty_columns(self) -> Table:
+        """The table without number columns that hold only dashes."""
+        kept = [
+            index
+            for index in range(len(self.columns))
+            if index < self.labels or any(row[index] != MISSING for row in self.rows)
+        ]
+        rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[index] for index in kept), rows=rows)
 
 
 def markdown(table: Table) -> str:

@@ -1,4 +1,4 @@
-"""The paper's experiments: a matrix of options, and tables that claim no more than the runs show."""
+"""The paper's experiments: matrix of runs, record, claims and tables."""
 
 from __future__ import annotations
 
@@ -11,93 +11,95 @@ import pytest
 from pfcluster.cli.reproduce import parse
 from pfcluster.config import ConfigError
 from pfcluster.experiments import paper
-from pfcluster.experiments.cells import CELLS, REFERENCE, TABLES, cell
-from pfcluster.experiments.claims import judge, verdict
-from pfcluster.experiments.matrix import Settings, by_group, matrix, wanted
+from pfcluster.experiments.accuracy_tables import accuracy_table, claims_table
+from pfcluster.experiments.cells import CELLS, REFERENCE, TABLES, cell_by_name
+from pfcluster.experiments.claims import check_claims, compare_interval
+from pfcluster.experiments.matrix import Settings, plan_runs, runs_by_cell, selected_cells
+from pfcluster.experiments.measure_tables import mask_ratio_table
 from pfcluster.experiments.miniature import miniature
 from pfcluster.experiments.record import RecordError, make_record, read_record, write_record
-from pfcluster.experiments.results import collect
-from pfcluster.experiments.tables import accuracies, all_tables, claims, ratios
+from pfcluster.experiments.results import read_results
+from pfcluster.experiments.tables import all_tables
 from pfcluster.experiments.write import write_tables
 from pfcluster.report.statistics import Summary
 from tests.studies import Page, poker, write_run
 
 
-def on_real_faces(output: Path, **changes) -> Settings:
+def real_settings(output: Path, **changes) -> Settings:
     values = {
         "datasets": {"rafdb": {"data.shards": "/data/rafdb"}, "affectnet8": {"data.shards": "/data/affectnet8"}},
         "with_neutral": frozenset(("rafdb", "affectnet8")),
-        "faces": {"data.shards": "/data/affectnet8"},
+        "pretraining_data": {"data.shards": "/data/affectnet8"},
         "presets": {size: f"vit-{size}" for size in "tsb"},
-        "starts": {"timm": "timm:vit", "imagenet-mae": "mae.pth", "released-mae": "faces.pth"},
-        "phi_weights": "face.pt",
+        "init_weights": {"timm": "timm:vit", "imagenet-mae": "mae.pth", "released-mae": "faces.pth"},
+        "identity_net_weights": "face.pt",
     }
     return Settings(output, (0, 1), **{**values, **changes})
 
 
-def test_every_cell_is_a_config_on_real_and_on_synthetic_faces(tmp_path):
-    for settings in (on_real_faces(tmp_path), miniature(tmp_path, (0, 1), (), (), lambda config: config)):
-        runs = matrix(settings)
+def test_every_cell_has_a_valid_config_on_real_and_synthetic_faces(tmp_path):
+    for settings in (real_settings(tmp_path), miniature(tmp_path, (0, 1), (), (), lambda config: config)):
+        runs = plan_runs(settings)
         assert len({run.folder for run in runs}) == len(runs)
-        for (_, name), group in by_group(runs).items():
+        for (_, name), group in runs_by_cell(runs).items():
             assert len(group) == (2 if group[0].cell else 1), name
-            assert len({replace(run.config, seed=0) for run in group}) == 1  # one name, one setting
-    names = {run.name for run in matrix(on_real_faces(tmp_path))}
-    assert names >= {each.name for each in CELLS} - {"phi-face"}  # which is pf-vit itself
+            assert len({replace(run.config, seed=0) for run in group}) == 1
+    names = {run.name for run in plan_runs(real_settings(tmp_path))}
+    assert names >= {cell.name for cell in CELLS} - {"identity-net-face"}  # shares the runs of pf-vit
 
 
-def test_a_cell_differs_from_its_reference_in_what_it_says_alone(tmp_path):
-    runs = {run.name: run.config for run in matrix(on_real_faces(tmp_path)) if run.dataset == "rafdb"}
+def test_cell_differs_from_its_reference_only_in_its_changes(tmp_path):
+    runs = {run.name: run.config for run in plan_runs(real_settings(tmp_path)) if run.dataset == "rafdb"}
     pf_vit = runs["pf-vit"]
     assert pf_vit.pf_mag.identity_net == "facenet"
-    blind = replace(pf_vit.pf_mag, identity_net="tokens", identity_net_weights=None, separator_ratio=0.0)
-    assert runs["no-separator"].pf_mag == blind
-    assert runs["no-separator-blind"].pf_mag == replace(blind, discriminator_emotions=False)
+    no_separator = replace(pf_vit.pf_mag, identity_net="tokens", identity_net_weights=None, separator_ratio=0.0)
+    assert runs["no-separator"].pf_mag == no_separator
+    assert runs["no-separator-real-fake"].pf_mag == replace(no_separator, discriminator_emotions=False)
     assert replace(runs["without-adv"], name="pf-vit", pf_mag=pf_vit.pf_mag) == pf_vit
     assert runs["sl-vit"].model.init == "timm:vit"
     assert replace(runs["mae-vit-strong"], name="x").augment.mixup == 0.8
 
 
-def test_runs_wait_for_what_they_start_from(tmp_path):
-    for run in matrix(on_real_faces(tmp_path)):
-        if run.cell and run.cell.start == "mae":
-            assert ("pretraining", f"mae-{run.cell.size}") in run.after
+def test_dependencies_are_the_runs_that_provide_weights(tmp_path):
+    for run in plan_runs(real_settings(tmp_path)):
+        if run.cell and run.cell.init == "mae":
+            assert ("pretraining", f"mae-{run.cell.size}") in run.dependencies
             assert run.config.model.init == str(tmp_path / "pretraining" / f"mae-{run.cell.size}" / "seed-0")
         if run.cell and run.cell.role == "pf-vit":
             assert run.config.evaluate.judge == str(tmp_path / run.dataset / "judge" / "seed-0")
 
 
-def test_ablations_keep_to_their_tables_and_datasets(tmp_path):
-    settings = on_real_faces(tmp_path, ablated=("rafdb",), tables=("separator",))
-    assert {each.name for each in wanted(settings, "rafdb")} == {
+def test_ablations_are_limited_to_selected_tables_and_datasets(tmp_path):
+    settings = real_settings(tmp_path, ablated=("rafdb",), tables=("separator",))
+    assert {cell.name for cell in selected_cells(settings, "rafdb")} == {
         "mae-vit",
         "pf-vit",
         "no-separator",
-        "no-separator-blind",
+        "no-separator-real-fake",
     }
-    assert {each.name for each in wanted(settings, "affectnet8")} == {"mae-vit", "pf-vit"}
+    assert {cell.name for cell in selected_cells(settings, "affectnet8")} == {"mae-vit", "pf-vit"}
 
 
-def test_cells_may_be_named_one_by_one(tmp_path):
-    settings = on_real_faces(tmp_path, cells=("scratch", "phi-tokens", "phi-face"))
-    assert [each.name for each in wanted(settings, "rafdb")] == ["scratch", "phi-tokens"]  # the third is pf-vit
+def test_cells_selected_by_name(tmp_path):
+    settings = real_settings(tmp_path, cells=("scratch", "identity-net-tokens", "identity-net-face"))
+    assert [cell.name for cell in selected_cells(settings, "rafdb")] == ["scratch", "identity-net-tokens"]
 
 
-def test_names_of_claims_and_figures_are_cells():
+def test_claims_and_results_of_the_paper_name_existing_cells():
     for claim in paper.CLAIMS:
-        assert cell(claim.better) != cell(claim.worse)
+        assert cell_by_name(claim.better) != cell_by_name(claim.worse)
     for figures in paper.ACCURACY.values():
-        assert all(cell(name) for name in figures)
-    assert set(REFERENCE) == set(TABLES) == {each.table for each in CELLS}
+        assert all(cell_by_name(name) for name in figures)
+    assert set(REFERENCE) == set(TABLES) == {cell.table for cell in CELLS}
 
 
 @pytest.mark.parametrize(
-    ("theirs", "low", "high", "word"),
-    [(92.0, 91.0, 93.0, "within"), (92.0, 92.5, 93.0, "above"), (92.0, 80.0, 91.0, "below"), (None, 80.0, 91.0, "–")],
+    ("theirs", "low", "high", "expected"),
+    [(92.0, 91.0, 93.0, "contains"), (92.0, 92.5, 93.0, "above"), (92.0, 80.0, 91.0, "below"), (None, 80.0, 91.0, "–")],
 )
-def test_a_verdict_is_where_the_papers_figure_lies(theirs, low, high, word):
-    assert verdict(theirs, Summary(3, (low + high) / 2, 1.0, low, high)) == word
-    assert verdict(theirs, None) == "not run"
+def test_compare_interval(theirs, low, high, expected):
+    assert compare_interval(theirs, Summary(3, (low + high) / 2, 1.0, low, high)) == expected
+    assert compare_interval(theirs, None) == "not run"
 
 
 ACCURACIES = {
@@ -111,10 +113,10 @@ ACCURACIES = {
 
 @pytest.fixture
 def reproduced(tmp_path) -> Path:
-    """Some cells on one dataset of three seeds, one of which failed."""
-    settings = on_real_faces(tmp_path, datasets={"rafdb": {}}, missing={"timm": "no network here"})
+    """Some cells on one dataset with three seeds, and one failed run."""
+    settings = real_settings(tmp_path, datasets={"rafdb": {}}, unavailable={"timm": "no network here"})
     settings = replace(settings, seeds=(0, 1, 2))
-    write_record(tmp_path, make_record(settings, matrix(settings), "the command", miniature=False))
+    write_record(tmp_path, make_record(settings, plan_runs(settings), "the command", miniature=False))
     for name, values in ACCURACIES.items():
         for seed, value in enumerate(values):
             changes = {"objective": "pf_mag", "poker": poker(0.1)} if name == "pf-vit" else {}
@@ -123,66 +125,65 @@ def reproduced(tmp_path) -> Path:
                     {"mask_ratio": ratio, "accuracy": value - ratio / 2, "n": 8} for ratio in (0.0, 0.75)
                 ]
             folder = write_run(tmp_path / "made", name, seed, accuracy=value, **changes)
-            place = tmp_path / "rafdb" / name / f"seed-{seed}"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(place)
+            target = tmp_path / "rafdb" / name / f"seed-{seed}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(target)
     failed = tmp_path / "rafdb" / "without-adv" / "seed-1" / "logs"
     failed.mkdir(parents=True)
     (failed / "rank-0.log").write_text("warming up\nerror: the loss is not finite\n")
     return tmp_path
 
 
-def test_tables_set_the_papers_figure_beside_ours_and_judge(reproduced):
-    found = collect(reproduced)
-    table = accuracies(found, "rafdb", "baselines")
+def test_accuracy_table_compares_with_the_paper(reproduced):
+    table = accuracy_table(read_results(reproduced), "rafdb", "baselines")
     rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
-    ours = rows["PF-ViT"]
-    assert (ours["paper %"], ours["n"], ours["accuracy %"]) == ("92.07", "3", "86.10 ± 1.10")
-    assert (ours["paper's difference"], ours["difference"]) == ("+1.00", "+5.10")
-    assert ours["verdict"] == "below"
-    assert rows["SL-ViT"]["verdict"] == "not run"
-    assert rows["ViT from scratch"]["n"] == "3"
+    pf_vit = rows["PF-ViT"]
+    assert (pf_vit["paper %"], pf_vit["seeds"], pf_vit["accuracy %"]) == ("92.07", "3", "86.10 ± 1.10")
+    assert (pf_vit["paper's difference"], pf_vit["difference"]) == ("+1.00", "+5.10")
+    assert pf_vit["CI vs. paper"] == "below"
+    assert rows["SL-ViT"]["CI vs. paper"] == "not run"
+    assert rows["ViT from scratch"]["seeds"] == "3"
 
 
-def test_a_claim_holds_only_after_correction_and_the_opposite_is_said(reproduced):
-    verdicts = {judged.claim.name: judged for judged in judge(collect(reproduced))}
-    assert verdicts["pf-vit beats mae-vit"].verdict in ("holds", "points that way")
-    assert verdicts["pf-vit beats mae-vit"].p > verdicts["pf-vit beats mae-vit"].paired.t_p
-    assert verdicts["separator matters"].verdict.startswith("the opposite")
-    assert verdicts["mae beats scratch"].verdict == "undecided"
-    assert verdicts["mae on faces beats supervised ImageNet"].verdict == "not run"
-    table = claims(collect(reproduced))
+def test_claim_outcomes(reproduced):
+    claims = {one.claim.name: one for one in check_claims(read_results(reproduced))}
+    assert claims["pf-vit beats mae-vit"].outcome.startswith("supported")
+    assert claims["pf-vit beats mae-vit"].holm_p > claims["pf-vit beats mae-vit"].difference.t_p
+    assert claims["separator matters"].outcome.startswith("contradicted")
+    assert claims["mae beats scratch"].outcome == "inconclusive"
+    assert claims["mae on faces beats supervised ImageNet"].outcome == "not run"
+    table = claims_table(read_results(reproduced))
     assert table is not None
     assert any("not run" in row for row in table.rows)
 
 
-def test_accuracies_under_masks_are_set_by_ratio(reproduced):
-    (row,) = ratios(collect(reproduced), "rafdb").rows
+def test_mask_ratio_table(reproduced):
+    (row,) = mask_ratio_table(read_results(reproduced), "rafdb").rows
     assert row[1] == "60.00 ± 0.00"
     assert row[2] == "–"
     assert row[4] == "22.50 ± 0.00"
 
 
-def test_what_is_missing_is_told_with_its_reason(reproduced):
-    found = collect(reproduced)
-    assert found.missing["rafdb", "sl-vit"] == "no network here"
-    assert "seed 0, 1, 2" in found.missing["rafdb", "without-adv"]
-    assert "the loss is not finite" in found.missing["rafdb", "without-adv"]
-    assert "not started" in found.missing["rafdb", "without-cls"]
+def test_missing_cells_have_a_reason(reproduced):
+    results = read_results(reproduced)
+    assert results.missing["rafdb", "sl-vit"] == "no network here"
+    assert "seed 0, 1, 2" in results.missing["rafdb", "without-adv"]
+    assert "the loss is not finite" in results.missing["rafdb", "without-adv"]
+    assert "not started" in results.missing["rafdb", "without-cls"]
     files = write_tables(reproduced)
     page = Page(files.html.read_text())
     assert not page.open
     assert "no network here" in " ".join(page.words)
     assert "no network here" in files.markdown.read_text()
     values = json.loads(files.json.read_text())
-    accuracy = next(each["accuracy"] for each in values["cells"] if each["cell"] == "pf-vit")
+    accuracy = next(cell["accuracy"] for cell in values["cells"] if cell["cell"] == "pf-vit")
     assert list(accuracy.values()) == ACCURACIES["pf-vit"]
-    assert len(all_tables(found)) >= 6
+    assert len(all_tables(results)) >= 6
 
 
-def test_a_record_is_read_as_it_was_written_and_others_are_refused(tmp_path):
-    settings = on_real_faces(tmp_path)
-    record = make_record(settings, matrix(settings), "command", miniature=False)
+def test_record_round_trip_and_errors(tmp_path):
+    settings = real_settings(tmp_path)
+    record = make_record(settings, plan_runs(settings), "command", miniature=False)
     write_record(tmp_path, record)
     assert read_record(tmp_path) == record
     (tmp_path / "reproduce.json").write_text("{")
@@ -193,7 +194,7 @@ def test_a_record_is_read_as_it_was_written_and_others_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"),
+    ("arguments", "message"),
     [
         ([], "either --datasets NAME ..., or --miniature"),
         (["--miniature", "--datasets", "rafdb"], "either --datasets"),
@@ -202,17 +203,17 @@ def test_a_record_is_read_as_it_was_written_and_others_are_refused(tmp_path):
         (["--miniature", "--optim.rl", "3"], "optim.rl"),
     ],
 )
-def test_calls_that_cannot_be_are_refused_with_what_to_do(arguments, why):
-    with pytest.raises(ConfigError, match=why):
+def test_invalid_command_lines_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
         parse([*arguments, "--executor", "local"])
 
 
-def test_options_of_the_user_reach_every_run_and_yield_to_the_cells():
-    found = parse(["--miniature", "--executor", "local", "--epochs", "0.5", "--augment.flip", "0.25"])
-    assert {run.config.epochs for run in found.runs} == {0.5}
-    flips = {run.name: run.config.augment.flip for run in found.runs}
+def test_overrides_apply_to_every_run_before_the_changes_of_cells():
+    reproduction = parse(["--miniature", "--executor", "local", "--epochs", "0.5", "--augment.flip", "0.25"])
+    assert {run.config.epochs for run in reproduction.runs} == {0.5}
+    flips = {run.name: run.config.augment.flip for run in reproduction.runs}
     assert flips["mae-vit"] == 0.25
     assert flips["mae-vit-plain"] == 0.0
-    plan = found.plan()
+    plan = reproduction.plan()
     assert plan.continue_on_failure
-    assert {group.name for group in plan.groups if group.always_run} >= {"tables", "cross", "costs", "studio-report"}
+    assert {group.name for group in plan.stages if group.always_run} >= {"tables", "cross", "costs", "studio-report"}
