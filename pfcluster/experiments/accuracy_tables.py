@@ -77,7 +77,8 @@ def accuracy_table(results: Results, dataset: str, key: str) -> Table | None:
     ]
     columns = (
         "cell", "paper %", "seeds", "accuracy %", OVER_SEEDS, OVER_SAMPLES, "mean class accuracy %",
-        "paper's difference", "difference", f"{OVER_SEEDS} of it", f"{OVER_SAMPLES} of it", "Holm p", "CI vs. paper",
+        "paper's difference", "difference", f"difference, {OVER_SEEDS}", f"difference, {OVER_SAMPLES}", "Holm p",
+        "CI vs. paper",
     )  # fmt: skip
     note = (
         "Mean ± standard deviation over seeds (n − 1). CI (seeds): Student's t interval; CI (seeds and samples): "
