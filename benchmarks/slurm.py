@@ -1,10 +1,9 @@
-"""What the launcher costs before the first step, beside a batch script as a user writes it: `sbatch` and `torchrun`.
+"""Time from launch command to first training step, compared with a hand-written batch script (`sbatch`, `torchrun`).
 
     python -m benchmarks.slurm [--repeats 5]
 
-It takes the SLURM that SLURM_CONF names, such as the one of docs/guides/slurm.md. Both ways train the same config on
-two nodes, in turn, so that neither has the warmer machine. The clock starts with the command and stops when
-metrics.jsonl has its first line.
+Uses the cluster of SLURM_CONF, for example the temporary one of docs/guides/slurm.md. Both methods train the same config
+on two nodes and alternate, so that caches favour neither. Time runs from the command until metrics.jsonl has a line.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from pathlib import Path
 
 from pfcluster.config import presets
 from pfcluster.config.io import to_json
+from pfcluster.launch.overrides import apply_overrides
 from pfcluster.launch.slurm import client
-from pfcluster.launch.study_plan import apply_overrides
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE
 from tests.cluster.work import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("until the command returns", "then until the first step", "in all")
+STAGES = ("until the command returns", "then until the first step", "total")
 SCRIPT = """#!/bin/bash
 #SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --exclusive --output={folder}/log.out
 srun {python} -m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d \\
@@ -38,14 +37,14 @@ srun {python} -m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-back
 
 
 def ours(folder: Path) -> list[float]:
-    """Seconds until the command returns, from there to the first step, and both, under jobs/launch.py."""
+    """Seconds until the command returns, from there to the first step, and in total, with jobs/launch.py."""
     (folder / "pfcluster.toml").write_text("cpus_per_task = 1\n[sbatch]\nexclusive = true\n")
     command = [sys.executable, str(ROOT / "jobs/launch.py"), "finetune", "--preset", "demo", *TINY, "--nodes", "2"]
     return _timed(command, folder, folder / "runs/scratch/seed-0")
 
 
 def plain(folder: Path) -> list[float]:
-    """The same under sbatch and torchrun."""
+    """The same with sbatch and torchrun."""
     config = apply_overrides(presets.recipe("demo")["scratch"], TINY)
     (folder / REQUESTED_CONFIG_FILE).write_text(to_json(config))
     script = folder / "job.sh"
@@ -54,7 +53,7 @@ def plain(folder: Path) -> list[float]:
 
 
 def _timed(command: list[str], folder: Path, run: Path) -> list[float]:
-    began = time.monotonic()
+    started = time.monotonic()
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     returned = time.monotonic()
     path = run / "metrics.jsonl"
@@ -63,34 +62,34 @@ def _timed(command: list[str], folder: Path, run: Path) -> list[float]:
             raise TimeoutError(f"no step in {run}")
         time.sleep(0.02)
     stepped = time.monotonic()
-    return [returned - began, stepped - returned, stepped - began]
+    return [returned - started, stepped - returned, stepped - started]
 
 
 def measure(repeats: int) -> dict[str, list[list[float]]]:
-    """Stages of each way, in turn."""
-    ways: dict[str, Callable[[Path], list[float]]] = {"jobs/launch.py": ours, "sbatch + torchrun": plain}
-    found: dict[str, list[list[float]]] = {name: [] for name in ways}
+    """Seconds of each stage by method, one list per round; methods alternate."""
+    methods: dict[str, Callable[[Path], list[float]]] = {"jobs/launch.py": ours, "sbatch + torchrun": plain}
+    rounds: dict[str, list[list[float]]] = {name: [] for name in methods}
     for _ in range(repeats + 1):
-        for name, way in ways.items():
+        for name, method in methods.items():
             folder = Path(tempfile.mkdtemp(prefix="pfcluster-launch-"))
             try:
-                found[name].append(way(folder))
+                rounds[name].append(method(folder))
             finally:
-                while client.ask("squeue", "--noheader").strip():
+                while client.run_command("squeue", "--noheader").strip():
                     time.sleep(0.2)
                 shutil.rmtree(folder)
-    return {name: rows[1:] for name, rows in found.items()}  # the first round warms the disk's cache
+    return {name: rows[1:] for name, rows in rounds.items()}  # without the first round, which warms the disk cache
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    found = measure(options.repeats)
-    print(f"median of {options.repeats} rounds in turn, seconds; range in brackets\n")
+    rounds = measure(options.repeats)
+    print(f"median of {options.repeats} alternating rounds, seconds; range in parentheses\n")
     print("| | " + " | ".join(STAGES) + " |")
     print("| --- |" + " ---: |" * len(STAGES))
-    for name, rows in found.items():
+    for name, rows in rounds.items():
         cells = [
             f"{statistics.median(column):.1f} ({min(column):.1f} to {max(column):.1f})"
             for column in zip(*rows, strict=True)

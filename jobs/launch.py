@@ -1,15 +1,13 @@
-"""The front door: `python jobs/launch.py --help`. All it does is in pfcluster/launch/."""
+"""The `pfcluster` command of this checkout: `python jobs/launch.py --help`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-if str(REPOSITORY) not in sys.path:
-    sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pfcluster.cli.main import main  # noqa: E402
+from pfcluster.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

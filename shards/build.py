@@ -1,4 +1,4 @@
-"""Build a folder of shards from raw photos: python shards/build.py --input FOLDER|CSV|TAR --output DIR"""
+"""`pfcluster build` of this checkout: `python shards/build.py --help`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]  # inspect.py here is not Python's inspect
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]  # inspect.py would shadow Python's module
 sys.path.insert(0, str(HERE.parent))
 
-if __name__ == "__main__":  # worker processes import this file again and must do no more
-    from pfcluster.cli.build import main
+if __name__ == "__main__":  # worker processes that are spawned import this file again
+    from pfcluster.cli.main import main
 
-    sys.exit(main())
+    sys.exit(main(["build", *sys.argv[1:]]))

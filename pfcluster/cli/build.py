@@ -1,13 +1,13 @@
-"""The command line of the build: options in, a progress bar, a summary out. `shards/build.py` runs it."""
+"""`pfcluster build`: build shards, with a progress bar and a summary."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -17,31 +17,33 @@ from rich.text import Text
 from pfcluster.cli.inspect import left_out_table, splits_table
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.build.pipeline import BuildResult, Progress, build
+from pfcluster.launch.command_line import parse
 
 STAGES = {"reading": "reading photos", "faces": "making shards"}
 
 
 class _Speed(ProgressColumn):
-    """Photos a second, of this run."""
+    """Photos per second of this process."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.0f} photos/s" if task.speed else "", style="progress.data.speed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, that of `sys.argv` for None. Returns the exit code: 0, 2 for what the user can mend, 130 when
-    interrupted.
+    """Build shards with the given arguments, by default those of `sys.argv`.
+
+    Returns the exit code: 0, 2 for an error of the user, 130 if interrupted.
     """
     messages = Console(stderr=True)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        options = tyro.cli(BuildOptions, prog="shards/build.py", args=None if arguments is None else list(arguments))
+        options = parse(BuildOptions, sys.argv[1:] if arguments is None else arguments, prog="pfcluster build")
         result, seconds = _run(options, messages)
     except ValueError as error:
         messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
     except KeyboardInterrupt:
-        messages.print("stopped; finished shards are kept, and the same command goes on from them")
+        messages.print("stopped; finished shards are kept, and the same command continues from them")
         return 130
     _print_result(options, result, seconds)
     return 0
@@ -52,7 +54,7 @@ def _interrupt(*_: Any) -> NoReturn:
 
 
 def _run(options: BuildOptions, messages: Console) -> tuple[BuildResult, float]:
-    """Build with a bar. Returns the result and the seconds that making shards took."""
+    """Build with a progress bar. Returns the result and the seconds that the shards took."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Bar(*columns, console=messages) as bar:
         started = time.perf_counter()
@@ -72,8 +74,8 @@ def _print_result(options: BuildOptions, result: BuildResult, seconds: float) ->
     console, manifest = Console(), result.manifest
     if manifest is None:
         rate = f"{result.photos_now} photos in {seconds:.1f} s: {result.photos_now / seconds:.1f} photos/s"
-        console.print(f"slice {options.slice} is made ({rate})", soft_wrap=True, highlight=False)
-        console.print(f"{result.shards_left} shards of other slices are left; the last slice writes the manifest")
+        console.print(f"slice {options.slice} is built ({rate})", soft_wrap=True, highlight=False)
+        console.print(f"{result.shards_left} shards of other slices are missing; the last slice writes the manifest")
         return
     samples = sum(split.samples for split in manifest.splits.values())
     console.print(splits_table(manifest))
@@ -81,10 +83,10 @@ def _print_result(options: BuildOptions, result: BuildResult, seconds: float) ->
         console.print(left_out_table(manifest))
     read = manifest.source["input"]
     votes = f", its votes counted by {read['votes']}" if read["votes"] else ""
-    console.print(f"{read['name']} was read as {read['kind']}{votes} (--kind says another)", highlight=False)
+    console.print(f"{read['name']} was read as {read['kind']}{votes} (--kind overrides this)", highlight=False)
     others = sum(source["other_files"] for source in manifest.source.values() if isinstance(source, dict))
     if others:
-        console.print(f"{others} files that are no pictures by their names were passed over")
+        console.print(f"{others} files without an image suffix were skipped")
     for warning in result.warnings:
         console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
     if result.photos_now:

@@ -1,7 +1,9 @@
-"""The command line that shows a shard folder: tables, a contact sheet, checksums. `shards/inspect.py` runs it."""
+"""`pfcluster inspect`: tables, quality, a contact sheet and checksums of a folder of shards."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,39 +17,43 @@ from pfcluster.cli.inspect_quality import show_quality
 from pfcluster.data.inspect.contact_sheet import contact_sheet
 from pfcluster.data.manifest import Manifest, ShardError, check_shard, load_manifest
 from pfcluster.data.shards import ShardSplit
+from pfcluster.launch.command_line import parse
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """Show what a folder of shards holds."""
+    """Show and check a folder of shards."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """Folder made by shards/build.py."""
+    """Folder written by `pfcluster build`."""
     sheet: Path | None = None
-    """Picture (.png, .jpg) to write a contact sheet to."""
+    """Image file (.png, .jpg) to write a contact sheet to."""
     split: str = "train"
-    """Split that the contact sheet shows."""
+    """Split of the contact sheet."""
     per_class: int = 8
-    """Faces of each class on the contact sheet."""
+    """Images of each class on the contact sheet."""
     verify: bool = False
     """Compare every file with its checksum."""
     quality: bool = True
-    """Look at every face, and warn of what would spoil a result."""
+    """Read every image, and warn of duplicates, leaks between splits and unusable images."""
     duplicates: Path | None = None
-    """CSV to write all pairs of near-duplicates to."""
+    """CSV file to write all pairs of near-duplicates to."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.per_class <= 100:
             raise ShardError(f"--per-class must lie in 1..100, got {self.per_class}")
         if self.duplicates and not self.quality:
-            raise ShardError("--duplicates needs the quality check: leave --no-quality out")
+            raise ShardError("--duplicates needs the quality check: remove --no-quality")
 
 
-def main() -> int:
-    """Run the command of `sys.argv`. Returns the exit code: 0, or 2 for a folder or an option that is not well."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Inspect shards with the given arguments, by default those of `sys.argv`.
+
+    Returns the exit code: 0, or 2 for an error of the user or a damagedd folder.
+    """
     messages = Console(stderr=True)
     try:
-        options = tyro.cli(InspectOptions, prog="shards/inspect.py")
+        options = parse(InspectOptions, sys.argv[1:] if arguments is None else arguments, prog="pfcluster inspect")
         _show(options, Console())
     except (ValueError, OSError) as error:
         messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
@@ -56,7 +62,7 @@ def main() -> int:
 
 
 def splits_table(manifest: Manifest) -> Table:
-    """Samples by class and split; below them people, shards and megabytes."""
+    """Samples of each class and split; below them identities, shards and megabytes."""
     table = Table(title=f"{manifest.name}, {manifest.size}x{manifest.size} px", title_justify="left")
     table.add_column("")
     splits = list(manifest.splits.values())
@@ -73,7 +79,7 @@ def splits_table(manifest: Manifest) -> Table:
 
 
 def left_out_table(manifest: Manifest) -> Table:
-    """Photos left out, by reason."""
+    """Number of excluded photos, by reason."""
     table = Table(title="left out", title_justify="left")
     table.add_column("reason")
     table.add_column("photos", justify="right")
@@ -110,14 +116,14 @@ def _show(options: InspectOptions, console: Console) -> None:
 
 
 def _verify(folder: Path, manifest: Manifest, console: Console) -> None:
-    """Check every shard before complaining, so that all damage is named at once. Raises ShardError."""
+    """Compare all shards with their checksums. Raises ShardError that names every damagedd one."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    damage = []
+    damaged = []
     for shard in shards:
         try:
             check_shard(folder, shard)
         except ShardError as error:
-            damage.append(str(error))
-    if damage:
-        raise ShardError("\n".join(damage))
+            damaged.append(str(error))
+    if damaged:
+        raise ShardError("\n".join(damaged))
     console.print(f"{len(shards)} shards have the manifest's checksums", highlight=False)

@@ -1,4 +1,4 @@
-"""Prints the quality check of a shard folder. `shards/inspect.py` shows it."""
+"""The quality check that `pfcluster inspect` prints."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ EXAMPLES = 5
 
 
 def show_quality(folder: Path, manifest: Manifest, console: Console, duplicates: Path | None = None) -> None:
-    """Measure, print, warn, and write the near-duplicates where asked to. Raises ShardError."""
+    """Measure and print the quality; write the near-duplicates to a CSV if one is given. Raises ShardError."""
     splits = {name: ShardSplit(folder, name) for name in manifest.splits}
     enlargements = {
         name: read_enlargements(folder, split.shards, manifest.size) for name, split in manifest.splits.items()
     }
     quality = measure_quality(splits, enlargements)
     console.print(quality_table(quality))
-    _say(console, "near-duplicates", len(quality.pairs), [])
-    _say(console, "  between splits", len(quality.pairs_between_splits), _examples(quality.pairs_between_splits))
-    _say(
+    _print_count(console, "near-duplicates", len(quality.pairs), [])
+    between = quality.pairs_between_splits
+    _print_count(console, "  between splits", len(between), _examples(between))
+    _print_count(
         console,
         "  within a split, labels differ",
         len(quality.conflicting_labels),
         _examples(quality.conflicting_labels),
     )
     leaks = [f"{leak.identity}: {' '.join(leak.keys.values())}" for leak in quality.leaks[:EXAMPLES]]
-    _say(console, "identities in several splits", len(quality.leaks), leaks)
+    _print_count(console, "identities in several splits", len(quality.leaks), leaks)
     for warning in quality_warnings(quality):
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
     if duplicates:
@@ -50,7 +51,7 @@ def show_quality(folder: Path, manifest: Manifest, console: Console, duplicates:
 
 
 def quality_table(quality: Quality) -> Table:
-    """The spread of every split: 5th, 50th and 95th percentile, and shares."""
+    """Spread of brightness, contrast and enlargement in every split (5th, 50th, 95th percentile), and fractions."""
     table = Table(title="spread (5 / 50 / 95 %)", title_justify="left")
     table.add_column("")
     for name in quality.splits:
@@ -65,7 +66,7 @@ def quality_table(quality: Quality) -> Table:
 
 
 def write_pairs(path: Path, pairs: Sequence[DuplicatePair]) -> None:
-    """One row a pair of near-duplicates."""
+    """Write one row per pair of near-duplicates."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(DuplicatePair._fields)
@@ -80,6 +81,6 @@ def _examples(pairs: Sequence[DuplicatePair]) -> list[str]:
     return [f"{pair.key_a} {pair.key_b}" for pair in pairs[:EXAMPLES]]
 
 
-def _say(console: Console, what: str, count: int, examples: Sequence[str]) -> None:
-    shown = f" ({escape(', '.join(examples))})" if examples else ""
-    console.print(f"{what}: {count}{shown}", soft_wrap=True, highlight=False)
+def _print_count(console: Console, what: str, count: int, examples: Sequence[str]) -> None:
+    suffix = f" ({escape(', '.join(examples))})" if examples else ""
+    console.print(f"{what}: {count}{suffix}", soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""An overview (status.py) as a table, once or until all has ended."""
+"""The state of a plan as a table, printed once or until all tasks have ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pfcluster.launch.status import BAD, Line, Overview, overview
+from pfcluster.launch.status import BAD, Overview, TaskStatus, overview
+from pfcluster.runs.folder import log_path
 
 COLORS = {
     "finished": "green",
@@ -33,48 +34,51 @@ COLUMNS = {
     "nodes": 5,
     "job": 3,
 }
-"""Least widths."""
+"""Columns and their smallest widths."""
+NUMBERS = ("step", "loss", "images/s", "left", "restarts")
 WIDE = 100
+"""Terminals narrower than this omit images/s and job."""
 WATCH_SECONDS = 5.0
 
 
-def table(found: Overview, width: int = 120) -> RenderableType:
-    """The overview as a table, with the errors below it. Narrow screens do without images/s and job."""
-    shown = Table(title=f"{found.name}  ({found.folder})", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def table(plan: Overview, width: int = 120) -> RenderableType:
+    """The state of a plan's tasks, with error messages below."""
+    rows = Table(title=f"{plan.name}  ({plan.folder})", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = [name for name in COLUMNS if width >= WIDE or name not in ("images/s", "job")]
     for name in columns:
-        right = name in ("step", "loss", "images/s", "left", "restarts")
-        shown.add_column(name, justify="right" if right else "left", no_wrap=name != "state", min_width=COLUMNS[name])
-    for line in found.lines:
-        cells = _cells(line)
-        shown.add_row(*(cells[name] for name in columns))
-    below: list[RenderableType] = [shown]
-    for line in found.lines:
-        if line.error:
-            below.append(Text(f"{line.label}: {line.error}", style="red" if line.state in BAD else "yellow"))
-    if found.warning:
-        below.append(Text(f"warning: {found.warning}", style="yellow"))
-    words = f"logs: {found.folder}/RUN/seed-N/logs/rank-N.log, or `jobs/launch.py logs {found.folder}`"
-    below.append(Text(words, style="dim"))
-    return Group(*below)
+        justify = "right" if name in NUMBERS else "left"
+        rows.add_column(name, justify=justify, no_wrap=name != "state", min_width=COLUMNS[name])  # type: ignore[arg-type]
+    for task in plan.tasks:
+        cells = _cells(task)
+        rows.add_row(*(cells[name] for name in columns))
+    parts: list[RenderableType] = [rows]
+    for task in plan.tasks:
+        if task.error:
+            parts.append(Text(f"{task.label}: {task.error}", style="red" if task.state in BAD else "yellow"))
+    if plan.warning:
+        parts.append(Text(f"warning: {plan.warning}", style="yellow"))
+    logs = log_path(plan.folder / "RUN" / "seed-N", 0)
+    parts.append(Text(f"logs: {logs}, or `pfcluster logs {plan.folder}`", style="dim"))
+    return Group(*parts)
 
 
-def _cells(line: Line) -> dict[str, Text | str]:
-    """A task's row by columns."""
-    state = Text(line.state, style=COLORS.get(line.state, ""))
-    if line.why:
-        state.append(f"  {line.why}", style="dim")
-    failed = f" ({line.failures} failed)" if line.failures else ""
+def _cells(task: TaskStatus) -> dict[str, Text | str]:
+    """The cells of a task by column."""
+    state = Text(task.state, style=COLORS.get(task.state, ""))
+    if task.reason:
+        state.append(f"  {task.reason}", style="dim")
+    failures = f" ({task.failures} failed)" if task.failures else ""
+    total = f" / {task.total_steps:,}" if task.total_steps else ""
     return {
-        "stage": line.label,
+        "stage": task.label,
         "state": state,
-        "step": "" if line.step is None else f"{line.step:,}" + (f" / {line.total:,}" if line.total else ""),
-        "loss": "" if line.loss is None else f"{line.loss:.3f}",
-        "images/s": "" if line.rate is None else f"{line.rate:,.0f}",
-        "left": "" if line.seconds_left is None else duration(line.seconds_left),
-        "restarts": f"{line.restarts}{failed}" if line.restarts else "",
-        "nodes": line.nodes,
-        "job": line.job,
+        "step": "" if task.step is None else f"{task.step:,}{total}",
+        "loss": "" if task.loss is None else f"{task.loss:.3f}",
+        "images/s": "" if task.images_per_second is None else f"{task.images_per_second:,.0f}",
+        "left": "" if task.seconds_left is None else duration(task.seconds_left),
+        "restarts": f"{task.restarts}{failures}" if task.restarts else "",
+        "nodes": task.nodes,
+        "job": task.job,
     }
 
 
@@ -86,25 +90,29 @@ def duration(seconds: float) -> str:
 
 
 def watch(folder: Path, console: Console) -> Overview:
-    """Show the overview until all has ended or Ctrl-C. Jobs go on either way."""
-    found = overview(folder)
+    """Show the state until all tasks have ended or Ctrl-C; the tasks continue either way."""
+    plan = overview(folder)
     if not console.is_terminal:
-        states = [line.state for line in found.lines]
-        while not found.over:
+        return _print_changes(plan, console)
+    with Live(table(plan, console.width), console=console, auto_refresh=False) as live:
+        while not plan.all_ended:
             time.sleep(WATCH_SECONDS)
-            found = overview(folder)
-            for line, before in zip(found.lines, states, strict=True):
-                if line.state != before:
-                    console.print(f"{_clock()} {line.label}: {line.state}  {line.why}", highlight=False, soft_wrap=True)
-            states = [line.state for line in found.lines]
-        console.print(table(found, console.width))
-        return found
-    with Live(table(found, console.width), console=console, auto_refresh=False) as live:
-        while not found.over:
-            time.sleep(WATCH_SECONDS)
-            found = overview(folder)
-            live.update(table(found, console.width), refresh=True)
-    return found
+            plan = overview(folder)
+            live.update(table(plan, console.width), refresh=True)
+    return plan
+
+
+def _print_changes(plan: Overview, console: Console) -> Overview:
+    """Print a line whenever the state of a task changes, and the table at the end."""
+    while not plan.all_ended:
+        states = [task.state for task in plan.tasks]
+        time.sleep(WATCH_SECONDS)
+        plan = overview(plan.folder)
+        for task, before in zip(plan.tasks, states, strict=True):
+            if task.state != before:
+                console.print(f"{_clock()} {task.label}: {task.state}  {task.reason}", highlight=False, soft_wrap=True)
+    console.print(table(plan, console.width))
+    return plan
 
 
 def _clock() -> str:

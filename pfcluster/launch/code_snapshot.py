@@ -1,4 +1,4 @@
-"""A copy of the code beside the runs: what is edited later does not reach jobs that wait."""
+"""A copy of the package beside the runs, so that later edits or upgrades do not affect queued jobs."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from pathlib import Path
 import pfcluster
 from pfcluster.runs.provenance import SNAPSHOT, git_commit
 
-COPIED = ("pfcluster", "jobs", "shards", "tune")
-CODE = ".code"
-KINDS = (".py", ".j2", ".toml", ".typed")
+CODE_DIR = ".code"
+SUFFIXES = (".py", ".j2", ".toml", ".typed")
 
 
 def snapshot(folder: Path) -> Path:
-    """Copy the code into `folder/.code/DIGEST`, unless that very code is there; what PYTHONPATH must name."""
-    root = Path(pfcluster.__file__).resolve().parent.parent
-    files = sorted(
-        path for name in COPIED for path in (root / name).rglob("*") if path.suffix in KINDS and path.is_file()
-    )
+    """Copy the package, from a checkout or from site-packages, into `folder/.code/DIGEST` unless that copy exists.
+
+    Returns the folder to put on PYTHONPATH.
+    """
+    package = Path(pfcluster.__file__).resolve().parent
+    root = package.parent
+    files = sorted(path for path in package.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
-    target = folder.resolve() / CODE / digest.hexdigest()[:12]
+    target = folder.resolve() / CODE_DIR / digest.hexdigest()[:12]
     if target.is_dir():
         return target
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     for path in files:
-        copy = aside / path.relative_to(root)
+        copy = staging / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    (aside / SNAPSHOT).write_text(json.dumps({"git_commit": git_commit()}) + "\n")
+    (staging / SNAPSHOT).write_text(json.dumps({"git_commit": git_commit()}) + "\n")
     try:
-        os.replace(aside, target)
-    except OSError:  # another launcher was faster
-        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(staging, target)
+    except OSError:  # another launcher has made the same copy
+        shutil.rmtree(staging, ignore_errors=True)
     return target

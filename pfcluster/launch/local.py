@@ -1,6 +1,6 @@
-"""Runs on this machine: each in N processes of its own, a few runs at a time, all watched on one screen.
+"""Runs on this machine: each in N processes, several runs at a time, with one progress display.
 
-Runs whose folder says "finished" are not run again, so the same command goes on where it was stopped.
+Finished runs are not run again, so the same command continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -10,194 +10,138 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
 from pfcluster.distributed.signals import StopRequest
-from pfcluster.launch.plan import Command, Failures, Plan, Stage, TrainRun
-from pfcluster.launch.processes import Running, Watched, rank_environments, start
+from pfcluster.launch.errors import LaunchError
+from pfcluster.launch.plan import Plan, TrainRun
+from pfcluster.launch.plan_record import launching
+from pfcluster.launch.processes import RunProcesses, rank_environments, start_run
+from pfcluster.launch.waves import OnFailure, run_waves
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
-from pfcluster.runs.folder import read_progress
+from pfcluster.runs.folder import logged_error, read_progress
 
 POLL_SECONDS = 0.25
-SHOWN = ("loss", "accuracy")
+TAIL_LINES = 15
+"""Lines of a failed run's log in its error message."""
 
 
-class LaunchError(RuntimeError):
-    """A run failed. `code` is the exit code to leave with; the message holds what the run said."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-def run_plan(plan: Plan, *, processes: int, at_once: int) -> bool:
-    """Run a plan's groups, wave by wave; True once all is finished, False where a signal stopped it.
-
-    Raises LaunchError where something fails; of a tolerant plan once all else is done.
+def run_plan(plan: Plan, *, processes: int, max_parallel: int) -> bool:
+    """Run a plan on this machine, each run in `processes` processes; True once all is done, False if a signal stopped
+    it. Raises LaunchError as `run_waves`.
     """
 
-    def train(jobs: Sequence[TrainRun], title: str, failed: OnFailure | None) -> bool:
-        return run_jobs(
-            jobs, processes=processes, at_once=at_once, command=plan.command, title=title, on_failure=failed
-        )
+    def train(runs: Sequence[TrainRun], title: str, on_failure: OnFailure | None) -> bool:
+        supervisor = _Supervisor(processes, max_parallel, plan.command, title, on_failure)
+        return supervisor.train(runs)
 
-    return run_waves(plan, train)
-
-
-OnFailure = Callable[[TrainRun, LaunchError], None]
-Train = Callable[[Sequence[TrainRun], str, OnFailure | None], bool]
-"""Runs jobs under a title; True once all have ended, False where a signal stopped them. Without anyone to tell of
-failures it raises the first."""
+    layouts = {stage.name: (1, 1 if stage.single_process else processes) for stage in plan.stages}
+    with launching(plan, "local", layouts):
+        return run_waves(plan, train)
 
 
-def run_waves(plan: Plan, train: Train) -> bool:
-    """A plan's groups, wave by wave, their runs by `train`; True once all is done, False where a signal stopped it.
-    Raises LaunchError.
-    """
-    failures = Failures()
-    waves = list(plan.waves())
-    for number, whole in enumerate(waves, start=1):
-        title = f"[{number}/{len(waves)}] " if len(waves) > 1 else ""
-        wave = failures.runnable(whole)
-        if not _run_wave(wave, plan, train, title, failures):
-            return False
-    if failures.tasks:
-        raise LaunchError(failures.text(), 1)
-    return True
+class _Supervisor:
+    """Trains runs in processes, at most `max_parallel` runs at a time."""
+
+    def __init__(
+        self, processes: int, max_parallel: int, command: str, title: str, on_failure: OnFailure | None
+    ) -> None:
+        self.processes, self.max_parallel = processes, max_parallel
+        self.command, self.title, self.on_failure = command, title, on_failure
+        self.threads = max(1, (os.cpu_count() or 1) // (processes * max_parallel))
+        self.console = Console(stderr=True)
+        self.bars = _progress_bars(self.console)
+        self.running: dict[TaskID, RunProcesses] = {}
+        self.failure: LaunchError | None = None
+        """The first failure, where there is no `on_failure`: the other runs are then stopped."""
+
+    def train(self, runs: Sequence[TrainRun]) -> bool:
+        """Train all runs; True once all have ended, False if a signal stopped them with checkpoints.
+
+        Raises the first LaunchError if there is no `on_failure`, after the other runs were stopped.
+        """
+        waiting = unfinished(runs, self.console)
+        with StopRequest() as stop, self.bars:
+            signalled = False
+            while self.running or (waiting and not stop.requested and self.failure is None):
+                while waiting and len(self.running) < self.max_parallel and not (stop.requested or self.failure):
+                    self._start(waiting.pop(0))
+                for bar in list(self.running):
+                    self._check(bar)
+                if (stop.requested or self.failure) and not signalled:
+                    signalled = True
+                    for each in self.running.values():
+                        each.signal(signal.SIGTERM)
+                time.sleep(POLL_SECONDS)
+        if self.failure is not None:
+            raise self.failure
+        if stop.requested:
+            self.console.print("stopped; the same command continues from the checkpoints")
+        return not stop.requested
+
+    def _start(self, run: TrainRun) -> None:
+        started = start_run(run, processes=self.processes, threads=self.threads, command=self.command)
+        bar = self.bars.add_task(f"{self.title}{run.label}", total=None, values="starting")
+        self.running[bar] = started
+
+    def _check(self, bar: TaskID) -> None:
+        """Update the display of a run, and handle its end."""
+        each = self.running[bar]
+        code = each.poll()
+        each.read_metrics()
+        if each.values:
+            total = read_progress(each.run.folder).get("total_steps")
+            self.bars.update(bar, completed=each.step, total=total, values=each.summary())
+        if code is None:
+            return
+        del self.running[bar]
+        if code == FINISHED:
+            self.bars.update(bar, completed=each.step, total=each.step)
+            if not self.console.is_terminal:
+                self._print(f"{self.title}{each.run.label}: {each.summary()}")
+        elif code != INTERRUPTED:
+            failure = launch_error(each, code)
+            if self.on_failure is None:
+                self.failure = self.failure or failure
+            else:
+                self.on_failure(each.run, failure)
+                self._print(f"{self.title}failed: {failure}", style="red")
+
+    def _print(self, message: str, style: str | None = None) -> None:
+        self.console.print(message, style=style, highlight=False, soft_wrap=True)
 
 
-def _run_wave(wave: Sequence[Stage], plan: Plan, train: Train, title: str, failures: Failures) -> bool:
-    tasks = [task for group in wave for task in group.tasks]
-    for call in (task for task in tasks if isinstance(task, Command) and not task.finished()):
-        try:
-            if not run_call(call):
-                return False
-        except LaunchError as error:
-            if not plan.continue_on_failure:
-                raise
-            failures.add(call, str(error), wave)
-    jobs = [task for task in tasks if isinstance(task, TrainRun)]
-    failed: OnFailure | None = None
-    if plan.continue_on_failure:
-
-        def failed(job: TrainRun, error: LaunchError) -> None:
-            failures.add(job, str(error), wave)
-
-    return not jobs or train(jobs, title, failed)
+def unfinished(runs: Sequence[TrainRun], console: Console) -> list[TrainRun]:
+    """The runs that have not finished; prints a line for each of the others."""
+    remaining = [run for run in runs if not run.finished()]
+    for run in runs:
+        if run not in remaining:
+            console.print(f"{run.label}: finished already in {run.folder}", highlight=False, soft_wrap=True)
+    return remaining
 
 
-def run_call(call: Command) -> bool:
-    """Run a command on this terminal; False where a signal stopped it. Raises LaunchError where it fails."""
-    command = [sys.executable, "-m", call.module, *call.arguments]
-    with StopRequest() as stop:
-        code = subprocess.run(command, check=False).returncode
-    if code and not stop.requested:
-        raise LaunchError(f"{call.label} ended with {code}; what it said stands above", code)
-    return code == 0
-
-
-def run_jobs(
-    jobs: Sequence[TrainRun],
-    *,
-    processes: int,
-    at_once: int,
-    command: str,
-    title: str = "",
-    on_failure: OnFailure | None = None,
-) -> bool:
-    """Run all jobs; True once all have ended, False where a signal stopped them (checkpoints are written).
-
-    A failure is told to `on_failure`, and the others go on; without it LaunchError is raised, after the others were
-    stopped in the same orderly way.
-    """
-    waiting = [job for job in jobs if not job.finished()]
-    console = Console(stderr=True)
-    for job in jobs:
-        if job not in waiting:
-            console.print(f"{job.label}: finished already in {job.folder}", highlight=False, soft_wrap=True)
-    running: list[Running] = []
-    tasks: dict[int, TaskID] = {}
-    threads = max(1, (os.cpu_count() or 1) // (processes * at_once))
-    failure: LaunchError | None = None
-    with StopRequest() as stop, _bars(console) as bars:
-        asked = False
-        while running or (waiting and not stop.requested and failure is None):
-            while waiting and len(running) < at_once and not stop.requested and failure is None:
-                started = start(waiting.pop(0), processes=processes, threads=threads, command=command)
-                running.append(started)
-                tasks[id(started)] = bars.add_task(f"{title}{started.job.label}", total=None, values="starting")
-            for each in list(running):
-                code = each.poll()
-                _show(bars, tasks[id(each)], each, done=code == FINISHED)
-                if code is None:
-                    continue
-                running.remove(each)
-                if code not in (FINISHED, INTERRUPTED):
-                    found = _failure(each, code)
-                    if on_failure is None:
-                        failure = failure or found
-                    else:
-                        on_failure(each.job, found)
-                        console.print(f"{title}failed: {found}", style="red", highlight=False, soft_wrap=True)
-                elif not console.is_terminal and code == FINISHED:
-                    console.print(f"{title}{each.job.label}: {show_line(each)}", highlight=False, soft_wrap=True)
-            if (stop.requested or failure) and not asked:
-                asked = True
-                for each in running:
-                    each.signal(signal.SIGTERM)
-            time.sleep(POLL_SECONDS)
-    if failure is not None:
-        raise failure
-    if stop.requested:
-        console.print("stopped; the same command goes on from the checkpoints")
-    return not stop.requested
-
-
-def _bars(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[values]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeLeft(),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
-
-
-def _show(bars: Progress, task: TaskID, running: Running, *, done: bool) -> None:
-    running.read_metrics()
-    total = _total(running.job)
-    if running.values:
-        bars.update(task, completed=running.step, total=total, values=show_line(running))
-    if done:
-        bars.update(task, completed=running.step, total=running.step)
-
-
-def _total(job: TrainRun) -> int | None:
-    """Steps of the run, as the worker announced them."""
-    total: int | None = read_progress(job.folder).get("total_steps")
-    return total
-
-
-def show_line(running: Watched) -> str:
-    """A run's newest values."""
-    values = running.values
-    shown = [f"loss {values['loss']:.3f}"] if "loss" in values else []
-    shown += [f"val {name} {values[f'val {name}']:.3f}" for name in SHOWN if f"val {name}" in values]
-    if "images_per_second" in values:
-        shown.append(f"{values['images_per_second']:.0f} images/s")
-    return "  ".join(shown)
+def launch_error(failed: RunProcesses, code: int) -> LaunchError:
+    """The error of a failed run: its own error message, or the end of its log if it printed none."""
+    label = failed.run.label
+    message = logged_error(failed.run.folder)
+    if message is not None:
+        return LaunchError(f"{label}: {message}", USER_ERROR if code == USER_ERROR else 1)
+    log = failed.logs[failed.failed_rank]
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+    name = f"rank {failed.failed_rank} of {label}" if len(failed.logs) > 1 else label
+    end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    advice = "earlier checkpoints are complete, the same command continues from them"
+    return LaunchError(f"{name} {end}; {advice}. The end of its log ({log}):\n{tail}", 1)
 
 
 def run_ranks(module: str, arguments: Sequence[str], processes: int) -> int:
-    """Run `python -m module` in a group of processes of which only rank 0's words are shown; -> 0, or the first exit
-    code that is another.
+    """Run `python -m module` in a group of processes, showing the output of rank 0 only.
+
+    Returns 0, or the first other exit code.
     """
     threads = max(1, (os.cpu_count() or 1) // processes)
     started = [
@@ -217,16 +161,14 @@ def run_ranks(module: str, arguments: Sequence[str], processes: int) -> int:
     return next((code for code in codes if code), 0)
 
 
-def _failure(running: Running, code: int) -> LaunchError:
-    """What the failed run said: one line for a user's error, the end of the log for anything else."""
-    for log in running.logs:
-        lines = log.read_text(errors="replace").splitlines()
-        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        if told:
-            return LaunchError(f"{running.job.label}: {told[-1]}", USER_ERROR if code == USER_ERROR else 1)
-    log = running.logs[running.lost]
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    who = f"rank {running.lost} of {running.job.label}" if len(running.logs) > 1 else running.job.label
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    advice = "checkpoints from before are whole, the same command goes on"
-    return LaunchError(f"{who} {how}; {advice}. The end of its log ({log}):\n{tail}", 1)
+def _progress_bars(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[values]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeLeft(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -1,26 +1,76 @@
-"""The options around a command's config: which runs, where, and on how much of what."""
+"""Where a command runs: the options of SLURM, Ray and this machine, and what they amount to."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import shlex
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from pfcluster.config import ConfigError, RunConfig, presets
+from pfcluster.config import ConfigError
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
 from pfcluster.launch.slurm.site import Site, load_site
 
-TRAINING = {"pretrain": "mae", "finetune": "scratch", "pf-mag": "pf-vit", "judge": "judge"}
-STUDIES = ("pipeline", "demo", "study")
 Executor = Literal["local", "slurm", "ray"]
+SITE_OPTIONS = (
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "exclude",
+    "mem",
+    "time",
+    "nodes",
+    "gpus_per_node",
+    "cpus_per_task",
+)
+"""Options that override the same settings of the site file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Options of every command that can run on a cluster. Settings that hold for all jobs belong into a site file."""
+
+    executor: Literal["auto", "slurm", "ray", "local"] = "auto"
+    """slurm: sbatch through submitit; ray: Ray Train; local: this machine; auto: slurm where a cluster answers, else
+    local."""
+    address: str | None = field(default_factory=lambda: os.environ.get("RAY_ADDRESS"))
+    """Address of Ray's head node; None starts a Ray on this machine."""
+    nodes: int | None = None
+    """Nodes of a run; with --executor local, groups of processes."""
+    gpus_per_node: int | None = None
+    """GPUs of a node, with one process on each."""
+    processes: int = 1
+    """Processes of a run on a node, where --gpus-per-node is not given."""
+    cpus_per_task: int | None = None
+    """CPU cores of a process."""
+    partition: str | None = None
+    """As in sbatch."""
+    account: str | None = None
+    """As in sbatch."""
+    qos: str | None = None
+    """As in sbatch."""
+    constraint: str | None = None
+    """As in sbatch."""
+    exclude: str | None = None
+    """Nodes that are not used, as in sbatch."""
+    mem: str | None = None
+    """Memory of a node, as in sbatch."""
+    time: str | None = None
+    """Time limit of one job: minutes, H:MM:SS or D-HH:MM:SS. A run that takes longer continues in further jobs."""
+    site: Path | None = None
+    """TOML file with the site's settings; default: $PFCLUSTER_SITE, pfcluster.toml, ~/.config/pfcluster.toml."""
+    retries: int = 2
+    """Failures of a task that are retried. Preemptions and time limits do not count."""
+    wait: bool = False
+    """Return when all jobs have ended, with exit code 1 if one failed."""
+
+
+InlineCluster = Annotated[ClusterOptions, tyro.conf.arg(name="")]
+"""Type of a field that adds these options to a command without a prefix."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +79,19 @@ class Cluster:
 
     executor: Executor
     reason: str
-    """Why there."""
+    """Why this executor."""
     site: Site
     nodes: int
     per_node: int
     """Processes of a run on each node."""
     processes: int
-    """The same where GPUs are not asked for."""
+    """The same, where no GPUs are requested."""
     retries: int
     wait: bool
     address: str | None = None
-    """Of a Ray cluster; None starts one here."""
+    """Address of a Ray cluster; None starts one on this machine."""
+    slurm_answers: bool = True
+    """False if SLURM cannot be queried: a dry run then assumes the defaults."""
 
     @property
     def world_size(self) -> int:
@@ -50,8 +102,8 @@ class Cluster:
         """Nodes, and processes on each, of a run by its name."""
         if self.executor != "slurm":
             return self.nodes, self.per_node
-        own = self.site.for_run(run)
-        return own.nodes or 1, own.gpus_per_node or self.processes
+        site = self.site.for_run(run)
+        return site.nodes or 1, site.gpus_per_node or self.processes
 
     def size_of(self, run: str) -> int:
         """Processes of a run by its name."""
@@ -59,154 +111,52 @@ class Cluster:
         return nodes * per_node
 
 
-@dataclass(frozen=True)
-class Options:
-    """What surrounds the configs of one call."""
-
-    command: str
-    preset: str
-    seeds: tuple[int, ...]
-    jobs: int
-    output: Path
-    name: str | None
-    input: Path | None
-    build: tuple[str, ...]
-    dry_run: bool
-    assumed_tflops: float
-    cluster: Cluster
-    overrides: tuple[str, ...]
-    """`--section.field value` pairs, as given."""
-
-
-def command_text() -> str:
-    """The command that repeats this call."""
-    return shlex.join(["python", "jobs/launch.py", *sys.argv[1:]])
-
-
-def add_cluster_options(parser: argparse.ArgumentParser, executor: str) -> None:
-    """Options of every command that can be handed to a cluster."""
-    group = parser.add_argument_group("where it runs", "settings of the site belong into a file: --site")
-    group.add_argument(
-        "--executor",
-        choices=("auto", "slurm", "ray", "local"),
-        default=executor,
-        help="slurm: sbatch through submitit; ray: Ray Train and Tune; local: this machine; auto: slurm where a cluster"
-        " answers",
-    )
-    group.add_argument(
-        "--address",
-        default=os.environ.get("RAY_ADDRESS"),
-        help="Ray's head node; default: a Ray of this machine",
-    )
-    group.add_argument("--nodes", type=int, default=None, help="nodes of a run; here: groups of processes")
-    group.add_argument("--gpus-per-node", type=int, default=None, help="GPUs of a node, a process on each")
-    group.add_argument(
-        "--processes", type=int, default=1, help="processes of a run on a node, where GPUs are not asked for"
-    )
-    group.add_argument("--cpus-per-task", type=int, default=None, help="CPU cores of a process")
-    for name, words in (
-        ("partition", "as in sbatch"),
-        ("account", "as in sbatch"),
-        ("qos", "as in sbatch"),
-        ("constraint", "as in sbatch"),
-        ("exclude", "nodes to keep away from"),
-        ("mem", "memory of a node, as in sbatch"),
-        ("time", "limit of one job: minutes, H:MM:SS or D-HH:MM:SS; longer runs chain"),
-    ):
-        group.add_argument(f"--{name}", default=None, help=words)
-    group.add_argument(
-        "--site", type=Path, default=None, help="TOML file; default: pfcluster.toml, ~/.config/pfcluster.toml"
-    )
-    group.add_argument("--retries", type=int, default=2, help="failures that are tried again; preemptions are free")
-    group.add_argument("--wait", action="store_true", help="stay until all has ended, and leave with its exit code")
-
-
-def cluster_of(known: argparse.Namespace) -> Cluster:
-    """Where these options want the tasks. Raises ConfigError, SlurmError."""
+def resolve_cluster(options: ClusterOptions, *, dry_run: bool = False) -> Cluster:
+    """Choose the executor and merge the options with the site file. Raises ConfigError, SlurmError."""
     for name in ("processes", "nodes", "gpus_per_node", "cpus_per_task"):
-        value = getattr(known, name)
+        value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if known.retries < 0:
-        raise ConfigError(f"--retries must be at least 0, got {known.retries}")
-    if known.time is not None:
-        client.minutes(known.time)
-    executor, reason = choose_executor(known.executor)
-    names = ("partition", "account", "qos", "constraint", "exclude", "mem", "time", "nodes", "gpus_per_node")
-    site = load_site(known.site).with_options({name: getattr(known, name) for name in (*names, "cpus_per_task")})
-    if executor != "slurm":  # the site's own nodes are not here
-        nodes, per_node = known.nodes or 1, known.gpus_per_node or known.processes
-    else:
-        nodes, per_node = site.nodes or 1, site.gpus_per_node or known.processes
-    return Cluster(executor, reason, site, nodes, per_node, known.processes, known.retries, known.wait, known.address)
+    if options.retries < 0:
+        raise ConfigError(f"--retries must be at least 0, got {options.retries}")
+    if options.time is not None:
+        client.minutes(options.time)
+    executor, reason, answers = choose_executor(options.executor, dry_run=dry_run)
+    site = load_site(options.site).with_options({name: getattr(options, name) for name in SITE_OPTIONS})
+    if executor == "slurm":
+        nodes, per_node = site.nodes or 1, site.gpus_per_node or options.processes
+    else:  # the site file describes other machines
+        nodes, per_node = options.nodes or 1, options.gpus_per_node or options.processes
+    return Cluster(
+        executor,
+        reason,
+        site,
+        nodes,
+        per_node,
+        options.processes,
+        options.retries,
+        options.wait,
+        options.address,
+        answers,
+    )
 
 
-def choose_executor(wanted: str) -> tuple[Executor, str]:
-    """slurm, ray or local, and why. Raises SlurmError where SLURM is asked for and absent."""
-    if wanted in ("local", "ray"):
-        return wanted, f"--executor {wanted}"  # type: ignore[return-value]
-    found, reason = client.available()
-    if wanted == "slurm":
-        if not found and not reason.startswith("inside"):
-            raise SlurmError(f"--executor slurm: {reason}; run on this machine with --executor local")
-        return "slurm", "--executor slurm"
-    return ("slurm" if found else "local"), reason
+def choose_executor(name: str, *, dry_run: bool = False) -> tuple[Executor, str, bool]:
+    """The executor, the reason, and whether SLURM answers.
 
-
-def parse_training(command: str, arguments: Sequence[str]) -> Options:
-    """Options of a command that trains; what is left over are fields of the config."""
-    parser = argparse.ArgumentParser(
-        prog=f"jobs/launch.py {'' if command == 'pipeline' else command}".rstrip(),
-        description="Every field of the config is an option too: --optim.lr 1e-4 --model.depth 6; listed below.",
-        allow_abbrev=False,
-        add_help=False,
-    )
-    own = command in ("pipeline", "study") and any(word.startswith(("--data.shards", "--input")) for word in arguments)
-    default = "demo" if command == "demo" or (command == "pipeline" and not own) else "small"
-    parser.add_argument("--preset", default=default, choices=sorted(presets.PRESETS), help="config to start from")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2] if command in STUDIES else [0], help="one run for each"
-    )
-    parser.add_argument("--jobs", type=int, default=2 if default == "demo" else 1, help="runs at once, on this machine")
-    output = Path("runs") / command if command in STUDIES else Path("runs")
-    parser.add_argument("--output", type=Path, default=output, help="runs go to OUTPUT/NAME/seed-N")
-    parser.add_argument(
-        "--job-name", default=None, help="what the jobs are called in the queue; default: the folder's name"
-    )
-    if command in STUDIES:
-        parser.add_argument("--input", type=Path, default=None, help="raw photos: shards are made of them first")
-        parser.add_argument(
-            "--build", default="", help='options of shards/build.py, as one text: "--size 112 --align none"'
-        )
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and what it costs of a GPU")
-    parser.add_argument(
-        "--assumed-tflops", type=float, default=300.0, help="TFLOP/s of a GPU, for --dry-run's images/s"
-    )
-    add_cluster_options(parser, "auto")
-    parser.add_argument("-h", "--help", action="store_true")
-    known, rest = parser.parse_known_args(arguments)
-    if known.help:
-        parser.print_help()
-        role = TRAINING.get(command, "pf-vit")
-        tyro.cli(RunConfig, default=presets.recipe(known.preset)[role], args=["--help"], prog="config fields")
-    if known.jobs < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {known.jobs}")
-    if not known.assumed_tflops > 0:
-        raise ConfigError(f"--assumed-tflops must be positive, got {known.assumed_tflops}")
-    if len(set(known.seeds)) < len(known.seeds):
-        raise ConfigError(f"--seeds must differ from each other, got {' '.join(map(str, known.seeds))}")
-    values: dict[str, Any] = vars(known)
-    return Options(
-        command,
-        known.preset,
-        tuple(known.seeds),
-        known.jobs,
-        known.output,
-        known.job_name,
-        values.get("input"),
-        tuple(shlex.split(values.get("build", ""))),
-        known.dry_run,
-        known.assumed_tflops,
-        cluster_of(known),
-        tuple(rest),
-    )
+    Raises SlurmError where SLURM is requested and absent; a dry run needs no SLURM.
+    """
+    if name in ("local", "ray"):
+        return name, f"--executor {name}", False  # type: ignore[return-value]
+    try:
+        available, reason = client.available()
+    except SlurmError as error:
+        if not (dry_run and name == "slurm"):
+            raise
+        available, reason = False, str(error)
+    if name != "slurm":
+        return ("slurm" if available else "local"), reason, available
+    answers = available or reason.startswith("inside")
+    if not answers and not dry_run:
+        raise SlurmError(f"--executor slurm: {reason}; run on this machine with --executor local")
+    return "slurm", "--executor slurm" if answers else f"--executor slurm; {reason}", answers

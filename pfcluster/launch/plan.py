@@ -1,7 +1,6 @@
-"""What is to be run, whoever runs it: tasks in groups, and which groups wait for which.
+"""What is to run, independent of the launcher: tasks in stages, and which stages wait for which.
 
-A task is a training run or a command; a group holds the same task for several seeds or slices. A launcher needs no
-more.
+A task is a training run or a command. A stage holds the same task for several seeds or slices.
 """
 
 from __future__ import annotations
@@ -14,58 +13,55 @@ from pfcluster.config import RunConfig
 from pfcluster.runs.early_stop import read_early_stop
 from pfcluster.runs.folder import read_config, read_result
 
-CLI = "pfcluster.cli.main"
-RECORD = "pipeline.json"
+CLI_MODULE = "pfcluster"
 
 
 @dataclass(frozen=True)
 class TrainRun:
-    """A training run: a config and the folder it is run in."""
+    """A training run: a config and its run folder."""
 
     config: RunConfig
     folder: Path
     study: str = ""
-    """Which of a plan's studies it belongs to, where there are several."""
+    """Name of its study, if the plan has several."""
 
     @property
     def label(self) -> str:
         return f"{self.study} {self.config.name} seed {self.config.seed}".strip()
 
     def finished(self) -> bool:
-        """Whether the folder holds this config's finished result, or one that a limit ended early and that it still
-        ends.
-        """
+        """Whether the folder holds this config's finished result, or one that an early stop ended and still ends."""
         try:
             if read_config(self.folder) != self.config:
                 return False
-            result = read_result(self.folder)
-            if result is None:
-                return False
-            limit = read_early_stop(self.folder) if result["status"] == "stopped" else None
-            return result["status"] == "finished" or (limit is not None and result["steps"] >= limit.step)
+            result = read_result(self.folder) or {}
+            if result.get("status") == "finished":
+                return True
+            early_stop = read_early_stop(self.folder) if result.get("status") == "stopped" else None
+            return early_stop is not None and result["steps"] >= early_stop.step
         except (OSError, ValueError, KeyError):
             return False
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: `python -m MODULE ARGUMENTS`. The folder holds its logs."""
+    """A command, `python -m MODULE ARGUMENTS`, and the folder for its logs."""
 
     label: str
     folder: Path
     arguments: tuple[str, ...]
-    module: str = CLI
+    module: str = CLI_MODULE
     produces: Path | None = None
-    """File that stands when it is done; None runs it whenever asked."""
+    """File that exists once the command has run. None: it runs every time."""
     reads: tuple[Path, ...] = ()
-    """Files that it is made from: when one is newer it is made anew."""
+    """Files that it reads; it runs again if one of them is newer than `produces`."""
 
     def finished(self) -> bool:
-        """Whether what it makes is there, and newer than what it is made from."""
+        """Whether the output exists and is newer than all inputs."""
         if self.produces is None or not self.produces.exists():
             return False
-        made = self.produces.stat().st_mtime
-        return all(path.exists() and path.stat().st_mtime <= made for path in self.reads)
+        written = self.produces.stat().st_mtime
+        return all(path.exists() and path.stat().st_mtime <= written for path in self.reads)
 
 
 Task = TrainRun | Command
@@ -73,15 +69,15 @@ Task = TrainRun | Command
 
 @dataclass(frozen=True)
 class Stage:
-    """Tasks of one kind, and the groups that must have finished before."""
+    """Tasks of one kind, and the stages that must finish before."""
 
     name: str
     tasks: tuple[Task, ...]
     after: tuple[str, ...] = ()
-    alone: bool = False
-    """One process each, whatever number the user asked for."""
+    single_process: bool = False
+    """Run each task in one process, whatever the layout of the training runs."""
     always_run: bool = False
-    """Run once those before have ended, also where some of them failed."""
+    """Run once the stages before have ended, even if some of their tasks failed."""
 
     def finished(self) -> bool:
         return all(task.finished() for task in self.tasks)
@@ -89,67 +85,68 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Groups in an order in which they can be run."""
+    """Stages in an order in which they can run."""
 
     name: str
     folder: Path
-    groups: tuple[Stage, ...]
+    stages: tuple[Stage, ...]
     command: str
-    """The command that repeats it."""
+    """The shell command that repeats the plan."""
     continue_on_failure: bool = False
-    """A task that fails ends only what waits for its group; else it ends the plan. SLURM is always tolerant."""
+    """A failed task ends only the stages that wait for its stage, not the plan. SLURM always continues."""
 
     def waves(self) -> Iterator[list[Stage]]:
-        """Groups that wait for none of each other, together."""
+        """Stages that can run at the same time, together."""
         level: dict[str, int] = {}
-        for group in self.groups:
-            level[group.name] = 1 + max((level[name] for name in group.after), default=-1)
+        for stage in self.stages:
+            level[stage.name] = 1 + max((level[name] for name in stage.after), default=-1)
         for number in range(1 + max(level.values())):
-            yield [group for group in self.groups if level[group.name] == number]
+            yield [stage for stage in self.stages if level[stage.name] == number]
 
-    def jobs(self) -> list[list[TrainRun]]:
-        """The training runs, wave by wave."""
-        found = [
-            [task for group in wave for task in group.tasks if isinstance(task, TrainRun)] for wave in self.waves()
+    def train_runs(self) -> list[list[TrainRun]]:
+        """The training runs of each wave that has any."""
+        waves = [
+            [task for stage in wave for task in stage.tasks if isinstance(task, TrainRun)] for wave in self.waves()
         ]
-        return [jobs for jobs in found if jobs]
+        return [runs for runs in waves if runs]
 
 
 class Failures:
-    """What failed of a tolerant plan so far, and which groups therefore cannot run."""
+    """The failed tasks of a plan that continues on failure, and the stages that therefore cannot run."""
 
     def __init__(self) -> None:
         self.tasks: list[tuple[str, str]] = []
         """Label and reason of each failed task."""
-        self.groups: set[str] = set()
+        self.stages: set[str] = set()
+        """Names of stages that failed or were skipped."""
         self.skipped: list[str] = []
 
     def runnable(self, wave: Sequence[Stage]) -> list[Stage]:
-        """The groups of a wave that no failure stands before; the others are noted as skipped."""
-        found = []
-        for group in wave:
-            if group.always_run or not self.groups & set(group.after):
-                found.append(group)
+        """The stages of a wave whose predecessors did not fail; the others are recorded as skipped."""
+        runnable = []
+        for stage in wave:
+            if stage.always_run or not self.stages & set(stage.after):
+                runnable.append(stage)
             else:
-                self.groups.add(group.name)
-                self.skipped.append(group.name)
-        return found
+                self.stages.add(stage.name)
+                self.skipped.append(stage.name)
+        return runnable
 
     def add(self, task: Task, reason: str, wave: Sequence[Stage]) -> None:
-        """Note a task that failed."""
+        """Record a failed task of one of the wave's stages."""
         self.tasks.append((task.label, reason))
-        self.groups |= {group.name for group in wave if task in group.tasks}
+        self.stages |= {stage.name for stage in wave if task in stage.tasks}
 
     def text(self) -> str:
-        """All of it, for the end of the plan."""
-        lines = [f"{len(self.tasks)} of the plan's tasks failed; the same command tries them again:"]
+        """Error message for the end of the plan."""
+        lines = [f"{len(self.tasks)} of the plan's tasks failed; the same command runs them again:"]
         lines += [f"  {label}: {reason}" for label, reason in self.tasks]
         if self.skipped:
-            lines.append(f"  not run, as they wait for those: {', '.join(self.skipped)}")
+            lines.append(f"  not run, because they wait for failed tasks: {', '.join(self.skipped)}")
         return "\n".join(lines)
 
 
-def stages_of(jobs: Sequence[TrainRun], after: Sequence[str] = ()) -> list[Stage]:
-    """Runs that differ in their seed only, as groups by their names."""
-    names = dict.fromkeys(job.config.name for job in jobs)
-    return [Stage(name, tuple(job for job in jobs if job.config.name == name), tuple(after)) for name in names]
+def stages_of(runs: Sequence[TrainRun], after: Sequence[str] = ()) -> list[Stage]:
+    """One stage for each run name; its tasks differ in their seed only."""
+    names = dict.fromkeys(run.config.name for run in runs)
+    return [Stage(name, tuple(run for run in runs if run.config.name == name), tuple(after)) for name in names]

@@ -1,4 +1,4 @@
-"""Checks before a plan starts: errors that a run would otherwise raise after its predecessors have trained for hours."""
+"""Checks before a plan starts: errors that a run would otherwise raise after the runs before it, hours later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of one run on this machine: started, watched, asked to stop, and how they ended."""
+"""The processes of one run on this machine: starting, monitoring and stopping them, and how they exited."""
 
 from __future__ import annotations
 
@@ -13,107 +13,119 @@ from pathlib import Path
 
 from pfcluster.distributed.hosts import free_port
 from pfcluster.launch.plan import TrainRun
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, informative_status
 from pfcluster.runs.folder import MetricsTail, exit_status_path, log_path, write_requested_config
+
+SHOWN = ("loss", "accuracy")
+"""Validation metrics on the progress line."""
 
 
 @dataclass
-class Watched:
-    """A run and what it has said so far."""
+class RunMonitor:
+    """A run and its newest metrics."""
 
-    job: TrainRun
+    run: TrainRun
     values: dict[str, float] = field(default_factory=dict)
+    """Newest value of each metric; those of validation have the prefix "val "."""
     step: int = 0
 
     def __post_init__(self) -> None:
-        self.tail = MetricsTail(self.job.folder)
+        self._tail = MetricsTail(self.run.folder)
 
     def read_metrics(self) -> None:
-        """Take over the lines that metrics.jsonl gained."""
-        for line in self.tail.new_lines():
+        """Read the lines that were appended to metrics.jsonl."""
+        for line in self._tail.new_lines():
             self.step = max(self.step, line["step"])
             prefix = "" if line["split"] == "train" else "val "
             self.values |= {prefix + name: value for name, value in line.items() if isinstance(value, int | float)}
 
+    def summary(self) -> str:
+        """The newest values, in one line."""
+        parts = [f"loss {self.values['loss']:.3f}"] if "loss" in self.values else []
+        parts += [f"val {name} {self.values[f'val {name}']:.3f}" for name in SHOWN if f"val {name}" in self.values]
+        if "images_per_second" in self.values:
+            parts.append(f"{self.values['images_per_second']:.0f} images/s")
+        return "  ".join(parts)
+
 
 @dataclass
-class Running(Watched):
-    """A run in its processes."""
+class RunProcesses(RunMonitor):
+    """A run and its processes, one per rank."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
-    lost: int = 0
-    """The rank that ended badly first."""
+    failed_rank: int = 0
+    """The rank that failed first."""
 
     def poll(self) -> int | None:
-        """None while all ranks run; the first exit code that is not 0, as soon as there is one; 0 once all ended
-        well.
+        """None while all ranks run, else the exit code of the run: that of the first rank that failed, 75 if they were
+        interrupted, or 0. Kills the other ranks once one has failed.
         """
         codes = [process.poll() for process in self.processes]
-        bad = [rank for rank, code in enumerate(codes) if code not in (None, FINISHED, INTERRUPTED)]
-        if bad:
-            self.lost = bad[0]
-            self.signal(signal.SIGKILL)  # the others may wait in a collective for ever
-            return codes[self.lost]
+        failed = [rank for rank, code in enumerate(codes) if code not in (None, FINISHED, INTERRUPTED)]
+        if failed:
+            self.failed_rank = failed[0]
+            self.signal(signal.SIGKILL)  # the others may wait in a collective forever
+            return codes[self.failed_rank]
         return None if None in codes else max(code for code in codes if code is not None)
 
-    def ending(self, code: int) -> ExitStatus:
-        """How it ended with a code that `poll` gave: in the words of the rank that says most."""
+    def exit_status(self, code: int) -> ExitStatus:
+        """How the run ended, given the exit code from `poll`: the most informative error of all ranks."""
         if code in (FINISHED, INTERRUPTED):
             return ExitStatus(code)
-        told = [ExitStatus(**json.loads(path.read_text())) for path in self._told() if path.exists()]
-        failed = [one for one in told if one.kind is not None]
-        if failed:
-            return min(failed, key=lambda one: one.kind == "lost rank")
+        paths = [exit_status_path(self.run.folder, rank) for rank in range(len(self.processes))]
+        statuses = [ExitStatus(**json.loads(path.read_text())) for path in paths if path.exists()]
+        failure = informative_status(statuses)
+        if failure is not None:
+            return failure
         if code < 0:
             name = signal.Signals(-code).name
             hint = "; the kernel does so where memory runs out" if name == "SIGKILL" else ""
-            return ExitStatus(FAILED, "killed", f"rank {self.lost} was killed by {name}{hint}")
-        return ExitStatus(FAILED, "bug", f"rank {self.lost} ended with code {code}; see {self.logs[self.lost]}")
-
-    def _told(self) -> list[Path]:
-        return [exit_status_path(self.job.folder, rank) for rank in range(len(self.processes))]
+            return ExitStatus(FAILED, "killed", f"rank {self.failed_rank} was killed by {name}{hint}")
+        log = self.logs[self.failed_rank]
+        return ExitStatus(FAILED, "bug", f"rank {self.failed_rank} ended with code {code}; see {log}")
 
     def signal(self, number: int) -> None:
-        """Send all processes a signal."""
+        """Send a signal to all processes that still run."""
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
 
 
-def start(
-    job: TrainRun, *, processes: int, threads: int, command: str, devices: Sequence[str] | None = None
-) -> Running:
-    """Start a run's processes; what they say goes to `logs/` in the run's folder. `devices`: a GPU for each, by the
-    names of CUDA_VISIBLE_DEVICES; None leaves all visible.
+def start_run(
+    run: TrainRun, *, processes: int, threads: int, command: str, devices: Sequence[str] | None = None
+) -> RunProcesses:
+    """Start the processes of a run, with their output in `logs/` of its folder.
+
+    `devices` gives each process its CUDA_VISIBLE_DEVICES; None leaves all devices visible.
     """
-    config = write_requested_config(job.folder, job.config)
-    arguments = [str(config), str(job.folder), "--threads", str(threads), "--command", command]
-    started, files = [], []
-    for rank, ranked in enumerate(rank_environments(processes, threads)):
-        path = log_path(job.folder, rank)
-        path.parent.mkdir(exist_ok=True)
-        exit_status_path(job.folder, rank).unlink(missing_ok=True)
+    config = write_requested_config(run.folder, run.config)
+    log_path(run.folder, 0).parent.mkdir(exist_ok=True)
+    arguments = [str(config), str(run.folder), "--threads", str(threads), "--command", command]
+    started, logs = [], []
+    for rank, environment in enumerate(rank_environments(processes, threads)):
+        path = log_path(run.folder, rank)
+        exit_status_path(run.folder, rank).unlink(missing_ok=True)
         if devices is not None:
-            ranked |= {"CUDA_VISIBLE_DEVICES": devices[rank], "LOCAL_RANK": "0"}
+            environment |= {"CUDA_VISIBLE_DEVICES": devices[rank], "LOCAL_RANK": "0"}
         with open(path, "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pfcluster.launch.worker", *arguments],
-                env=ranked,
+                env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
         started.append(process)
-        files.append(path)
-    return Running(job, processes=started, logs=files)
+        logs.append(path)
+    return RunProcesses(run, processes=started, logs=logs)
 
 
 def rank_environments(processes: int, threads: int) -> list[dict[str, str]]:
-    """The environment of each process of a group on this machine: how they find each other, and their threads."""
+    """The environment variables of each process of a process group on this machine."""
     shared = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1")
-    shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of an option that is meant (engine/ddp.py)
+    shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns about an option that is intended (engine/ddp.py)
     if processes == 1:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             shared.pop(name, None)

@@ -1,4 +1,4 @@
-"""Secrets of the environment never reach a log: whatever Python prints has their values replaced."""
+"""Secrets in environment variables are redacted from everything that Python prints."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 VARIABLE = "PFCLUSTER_SECRETS"
-"""Names of the variables that hold secrets, with commas between them; the launcher sets it for jobs."""
+"""Names of the variables that hold secrets, separated by commas; the launcher sets it for jobs."""
 SHORTEST = 4
-"""Shorter values would blacken ordinary words."""
+"""Shorter values are not redacted, as they occur in ordinary words."""
 
 
-def named(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Names of the variables that hold secrets here."""
+def secret_names(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Names of the variables that hold secrets."""
     return [name for name in environment.get(VARIABLE, "").split(",") if name]
 
 
-def conceal(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The text with the secrets' values replaced by their names."""
-    for name in named(environment):
+def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The text with the values of secrets replaced by `<NAME>`."""
+    for name in secret_names(environment):
         value = environment.get(name, "")
         if len(value) >= SHORTEST:
             text = text.replace(value, f"<{name}>")
     return text
 
 
-class Concealing:
-    """A text stream that conceals what is written to it."""
+class RedactedStream:
+    """A text stream that redacts what is written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(conceal(text))
+        self._stream.write(redact(text))
         return len(text)
 
     def writelines(self, lines: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ class Concealing:
         return getattr(self._stream, name)
 
 
-def conceal_output() -> None:
-    """Conceal what this process prints from here on; without secrets nothing changes."""
-    if named() and not isinstance(sys.stdout, Concealing):
-        sys.stdout, sys.stderr = Concealing(sys.stdout), Concealing(sys.stderr)
+def redact_output() -> None:
+    """Redact stdout and stderr of this process from now on. Does nothing if there are no secrets."""
+    if secret_names() and not isinstance(sys.stdout, RedactedStream):
+        sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)

@@ -1,6 +1,4 @@
-"""One process of a run: reads the config that its launcher wrote and calls `train.run`. Exit codes tell how it
-ended.
-"""
+"""One process of a run: reads the config that its launcher wrote and trains. Exit codes say how it ended."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,10 +27,11 @@ if TYPE_CHECKING:
     from pfcluster.distributed.signals import StopRequest
 
 FINISHED, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 75
-"""75 is sysexits.h's EX_TEMPFAIL: start again to go on."""
+"""75 is EX_TEMPFAIL of sysexits.h: the run continues when it is started again."""
 MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 DEVICE = re.compile(r"CUDA error|NCCL|uncorrectable|device-side|cuDNN|CUBLAS|EFA|InfiniBand|EADDRINUSE", re.IGNORECASE)
-"""Errors of PyTorch that a broken GPU or network gives, and a broken program now and then."""
+"""Errors of PyTorch that usually come from a defective GPU or network."""
+Kind = Literal["user", "training", "memory", "disk", "bug", "device", "lost rank", "killed"]
 
 
 @dataclass(frozen=True)
@@ -40,34 +39,40 @@ class ExitStatus:
     """How a process of a run ended."""
 
     code: int
-    kind: Literal["user", "training", "memory", "disk", "bug", "device", "lost rank", "killed"] | None = None
-    """Of a failure: what the user can mend, a training that cannot go on, too little memory, a disk, a fault of a
-    program or of a device, another rank that is gone, or a signal that left no time for words."""
+    kind: Kind | None = None
+    """Kind of failure: an error of the user, a training that became non-finite, out of memory, a disk, a bug, a device,
+    another rank that was lost, or a signal."""
     error: str = ""
+
+
+def informative_status(statuses: Sequence[ExitStatus]) -> ExitStatus | None:
+    """The failure that explains the others: any before one that only reports a lost rank. None if none failed."""
+    failures = [status for status in statuses if status.kind is not None]
+    return min(failures, key=lambda status: status.kind == "lost rank") if failures else None
 
 
 def main() -> int:
     """`python -m pfcluster.launch.worker CONFIG FOLDER [--threads N] [--command TEXT]`."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser()  # internal: launchers start it, and it must start without tyro's import
     parser.add_argument("config", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--command", default=None)
     options = parser.parse_args()
     redact_output()
-    threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
-    with _alone(options.folder):
-        ending = work(options.config, options.folder, options.command, options.threads)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    with _training_lock(options.folder):
+        status = work(options.config, options.folder, options.command, options.threads)
     path = exit_status_path(options.folder, int(os.environ.get("RANK", "0")))
-    with suppress(OSError):  # a full disk: the exit code tells enough
-        write_atomically(path, json.dumps(asdict(ending)) + "\n")
-    if ending.kind == "lost rank":
-        os._exit(ending.code)  # libraries' own ends would wait for the lost rank
-    return ending.code
+    with suppress(OSError):  # disk full: the exit code is enough
+        write_atomically(path, json.dumps(asdict(status)) + "\n")
+    if status.kind == "lost rank":
+        os._exit(status.code)  # exit handlers of libraries would wait for the lost rank
+    return status.code
 
 
 def work(config: Path, folder: Path, command: str | None, threads: int, stop: StopRequest | None = None) -> ExitStatus:
-    """Run a config in this process; what fails is printed, and told in a word."""
+    """Train a config in this process. Errors are printed and returned, never raised."""
     import torch
 
     from pfcluster.config.io import load
@@ -81,39 +86,39 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
         result = run(load(config), folder, command, stop)
         return ExitStatus(INTERRUPTED if result["status"] == "interrupted" else FINISHED)
     except ValueError as error:
-        ending = ExitStatus(USER_ERROR, "user", str(error))
-    except OSError as error:  # a full disk, a lost file system
-        full = "disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) or error.errno is None else "device"
-        advice = "checkpoints from before are whole: mend it and give the same command"
-        ending = ExitStatus(FAILED, full, f"{error}; {advice}")  # type: ignore[arg-type]
+        status = ExitStatus(USER_ERROR, "user", str(error))
+    except OSError as error:
+        disk = error.errno in (errno.ENOSPC, errno.EDQUOT) or error.errno is None
+        advice = "earlier checkpoints are complete: repair it and give the same command"
+        status = ExitStatus(FAILED, "disk" if disk else "device", f"{error}; {advice}")
     except TrainingError as error:
-        ending = ExitStatus(FAILED, "training", str(error))
+        status = ExitStatus(FAILED, "training", str(error))
     except LostRankError as error:
-        ending = ExitStatus(FAILED, "lost rank", str(error))
-    except Exception as error:  # told by its kind, and shown whole
+        status = ExitStatus(FAILED, "lost rank", str(error))
+    except Exception as error:  # any bug: classified, and printed with its traceback
         traceback.print_exc()
-        return ExitStatus(FAILED, _kind(error), redact(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
-    print(f"error: {ending.error}", file=sys.stderr, flush=True)
-    return ExitStatus(ending.code, ending.kind, redact(ending.error))
+        return ExitStatus(FAILED, _kind_of(error), redact(f"{type(error).__name__}: {error}"))
+    print(f"error: {status.error}", file=sys.stderr, flush=True)
+    return ExitStatus(status.code, status.kind, redact(status.error))
 
 
-def _kind(error: Exception) -> str:
+def _kind_of(error: Exception) -> Kind:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(str(error))):
         return "memory"
     return "device" if isinstance(error, RuntimeError) and DEVICE.search(str(error)) else "bug"
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait for a process that still trains in this folder: one whose launcher was killed saves itself and ends. Rank 0
-    alone; the others wait for it.
+def _training_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of the run folder in rank 0. Waits for a process that still trains in it, as one whose launcher was
+    killed does until its next checkpoint. The other ranks wait for rank 0.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
         return
     try:
         lock = FileLock(folder / TRAINING_LOCK)
-    except OSError:  # the run itself will say what is wrong with the folder
+    except OSError:  # the run itself reports what is wrong with the folder
         yield
         return
     with lock:
@@ -123,8 +128,8 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _follow_parent(parent: int) -> None:
-    """A launcher that was killed takes its workers with it, at a step's end and with a checkpoint."""
+def _end_with_parent(parent: int) -> None:
+    """Stop with a checkpoint when the launcher has died."""
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

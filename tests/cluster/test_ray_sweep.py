@@ -10,7 +10,7 @@ from pathlib import Path
 from pfcluster.sweep.trials import read_trials, result_of
 from tests.sweeps import LONG, TINY, begin, outcome, reference, step_of, wait_for, went_on
 
-RAY = ("--executor", "ray", "--at-once", "2")
+RAY = ("--executor", "ray", "--max-parallel", "2")
 
 
 def processes(pattern: str) -> list[int]:
@@ -52,7 +52,7 @@ def test_a_lost_ray_worker_and_a_killed_driver_change_nothing(tmp_path):
 def test_a_trial_may_have_several_ray_train_workers(tmp_path):
     """Each trial has two workers; the score is the score of two processes anywhere."""
     options = [*TINY, "--trials", "2", "--scheduler", "none", "--confirm", "0", "--processes", "2", "--epochs", "2"]
-    driver = begin(tmp_path, *options, "--executor", "ray", "--at-once", "1")
+    driver = begin(tmp_path, *options, "--executor", "ray", "--max-parallel", "1")
     said, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, said
     assert len(read_trials(tmp_path)) == 2

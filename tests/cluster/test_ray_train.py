@@ -125,7 +125,7 @@ def test_a_run_moves_between_executors(ray, unbroken, tmp_path):
     assert "the same command goes on" in said
     last = attempts.read(folder)[-1]
     assert (last.outcome, last.from_step) == ("stopped", stopped)
-    assert last.kept_step == last.step, "a run that is asked to stop loses no step"
+    assert last.checkpoint_step == last.step, "a run that is asked to stop loses no step"
     local(tmp_path, *arguments)
     assert same(final_weights(folder), unbroken)
 
@@ -140,7 +140,7 @@ def test_every_objective_is_trained(ray, tmp_path, command):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: nobody answers there"),
+        (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: no connection"),
         (["--address", "head"], "write the head node's HOST:PORT"),
         (["--address", "ray://head:10001"], "run this command on a node of the cluster"),
         (["--processes", "3", "--batch-size", "18", "--cpus-per-task", "1"], "3 workers with 1 cores each"),

@@ -33,12 +33,12 @@ def test_a_job_that_vanished_is_told_as_what_it_is(tmp_path: Path, monkeypatch: 
         cluster.kill("n1")
         work.wait_for(lambda: job not in cluster.run("squeue", "-h", "-t", "all", "-o", "%i").split(), "forgetting")
         monkeypatch.setattr("os.environ", cluster.environment)
-        known = client.states([job])
+        known = client.job_states([job])
         assert known[job].state in ("NODE_FAIL", "FAILED")
-        assert f"lost SLURM says {known[job].state}" in " ".join(work.launch("status", "scratch").split())
+        assert f"lost SLURM reports {known[job].state}" in " ".join(work.launch("status", "scratch").split())
         cluster.start("n1")
         cluster.wait_until_up()
         work.launch("finetune", "--preset", "demo", *TINY, *LONG)
         assert work.wait_for_end(RUN).outcome == "finished"
         assert work.outcomes(RUN) == ["lost", "finished"]
-        work.wait_for(lambda: client.states([work.job(RUN)])[work.job(RUN)].state == "COMPLETED", "accounting")
+        work.wait_for(lambda: client.job_states([work.job(RUN)])[work.job(RUN)].state == "COMPLETED", "accounting")

@@ -54,7 +54,7 @@ def test_preempted_jobs_are_requeued_save_themselves_and_end_as_if_nothing_had_b
         assert work.wait_for_end(run).outcome == "finished"
         first, last = work.attempts(run)
         assert first.job == last.job
-        assert first.kept_step == first.step > 30, "every step that was trained was kept"
+        assert first.checkpoint_step == first.step > 30, "every step that was trained was kept"
         assert_same(whole, work.folder / run)
         work.note(f"preempted by {'requeueing' if 'requeued' in run else 'cancelling'}", run)
     status = work.launch("status", "cancelled/scratch")
@@ -83,7 +83,7 @@ def test_jobs_longer_than_their_limit_chain(work):
     work.wait_for(lambda: work.outcomes(RUN)[:1] == ["time limit"], "the limit")
     first = work.attempts(RUN)[0]
     assert first.signal == "SIGUSR2"
-    assert first.kept_step == first.step > 0
+    assert first.checkpoint_step == first.step > 0
     work.wait_for(
         lambda: len(work.attempts(RUN)) > 1 and work.attempts(RUN)[1].from_step == first.step, "the next link"
     )
@@ -104,10 +104,10 @@ def test_cancelled_is_not_preempted_and_a_damaged_checkpoint_costs_only_its_own_
     for run in runs:
         assert work.wait_for_end(run).outcome == "cancelled"
         last = work.attempts(run)[-1]
-        assert last.kept_step == last.step >= 50
+        assert last.checkpoint_step == last.step >= 50
         assert last.next is None
     assert "cancelled" in work.launch("status", "ours/scratch")
-    newest = step_folder(work.folder / runs[0] / "checkpoints", work.attempts(runs[0])[-1].kept_step)
+    newest = step_folder(work.folder / runs[0] / "checkpoints", work.attempts(runs[0])[-1].checkpoint_step)
     file = next(newest.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
     for name, run in zip(("ours", "plain"), runs, strict=True):
@@ -167,7 +167,7 @@ def test_a_person_may_requeue_a_running_job(work, whole):
     assert work.wait_for_end(RUN).outcome == "finished"
     first = work.attempts(RUN)[0]
     assert (first.outcome, first.next) == ("preempted", "requeued by SLURM")
-    assert first.kept_step == first.step
+    assert first.checkpoint_step == first.step
     assert_same(whole, work.folder / RUN)
     work.note("`scontrol requeue`", RUN)
 

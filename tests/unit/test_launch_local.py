@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pfcluster.config import RunConfig
-from pfcluster.launch.local import LaunchError, run_plan
+from pfcluster.launch.errors import LaunchError
+from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
-from pfcluster.launch.processes import Running
+from pfcluster.launch.processes import RunProcesses
 from pfcluster.runs.atomic_files import write_atomically
 from tests.tiny import config
 
@@ -21,7 +22,7 @@ def lines(steps: range, **more: float) -> str:
 
 
 def test_metrics_are_followed_also_where_a_run_that_goes_on_replaces_their_file(tmp_path: Path) -> None:
-    running = Running(TrainRun(RunConfig(), tmp_path), [], [])
+    running = RunProcesses(TrainRun(RunConfig(), tmp_path), [], [])
     path = tmp_path / "metrics.jsonl"
     write_atomically(path, lines(range(1, 5), loss=1.0))
     running.read_metrics()

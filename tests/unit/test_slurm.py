@@ -40,13 +40,13 @@ SHOWN = (
     ],
 )
 def test_a_signal_means_what_the_job_s_record_says(state, restarts, preempted, meaning):
-    seen = client.read_job(SHOWN.format(state=state, restarts=restarts, preempted=preempted))
+    seen = client.parse_job(SHOWN.format(state=state, restarts=restarts, preempted=preempted))
     assert (seen.job, seen.nodes) == ("30_1", "n[1-2]")
-    assert client.verdict(seen, 0) == meaning
+    assert client.signal_cause(seen, 0) == meaning
 
 
 def test_a_job_that_slurm_has_forgotten_is_not_put_back():
-    assert client.verdict(None, 0) == "cancelled"
+    assert client.signal_cause(None, 0) == "cancelled"
 
 
 @pytest.mark.parametrize(
@@ -69,32 +69,32 @@ def failed(number: int, **changes: object) -> Attempt:
 
 
 def test_the_budget_counts_failures_and_not_preemptions():
-    story = [failed(1, outcome="preempted", kind=None, kept_step=5), failed(2, step=9), failed(3, step=9)]
-    assert attempts.may_retry(story, 2) is None
-    assert attempts.may_retry([*story, failed(4)], 2) == "it failed 3 times (--retries 2)"
-    assert attempts.may_retry([*story, failed(4, submission=2)], 2) is None, "another submission, another budget"
+    story = [failed(1, outcome="preempted", kind=None, checkpoint_step=5), failed(2, step=9), failed(3, step=9)]
+    assert attempts.reason_to_give_up(story, 2) is None
+    assert attempts.reason_to_give_up([*story, failed(4)], 2) == "it failed 3 times (--retries 2)"
+    assert attempts.reason_to_give_up([*story, failed(4, submission=2)], 2) is None, "another submission, another budget"
 
 
 @pytest.mark.parametrize("kind", ["user", "training", "disk"])
 def test_what_would_only_repeat_itself_is_not_retried(kind):
-    assert attempts.may_retry([failed(1, kind=kind, step=100)], 5) == "another attempt would fail in the same way"
+    assert attempts.reason_to_give_up([failed(1, kind=kind, step=100)], 5) == "another attempt would fail in the same way"
 
 
 def test_a_bug_is_retried_only_where_it_struck_after_progress_and_once():
-    assert "before it trained a step" in attempts.may_retry([failed(1, kind="bug")], 5)
-    later = failed(1, kind="bug", step=10, kept_step=5)
-    assert attempts.may_retry([later], 5) is None
-    again = failed(2, kind="bug", from_step=5, step=10, kept_step=5)
-    assert attempts.may_retry([later, again], 5) == "it failed twice in the same way"
-    assert attempts.may_retry([later, replace(again, kept_step=8)], 5) is None
-    assert attempts.may_retry([failed(1, kind="device")], 5) is None
+    assert "before it trained a step" in attempts.reason_to_give_up([failed(1, kind="bug")], 5)
+    later = failed(1, kind="bug", step=10, checkpoint_step=5)
+    assert attempts.reason_to_give_up([later], 5) is None
+    again = failed(2, kind="bug", from_step=5, step=10, checkpoint_step=5)
+    assert attempts.reason_to_give_up([later, again], 5) == "it failed twice in the same way"
+    assert attempts.reason_to_give_up([later, replace(again, checkpoint_step=8)], 5) is None
+    assert attempts.reason_to_give_up([failed(1, kind="device")], 5) is None
 
 
 def test_three_attempts_that_vanish_without_progress_are_enough():
-    silent = [failed(number, outcome="lost", kind=None, from_step=5, kept_step=5) for number in (1, 2, 3)]
-    assert attempts.vanished(silent)
-    assert not attempts.vanished(silent[1:])
-    assert not attempts.vanished([*silent[:2], replace(silent[2], kept_step=6)])
+    silent = [failed(number, outcome="lost", kind=None, from_step=5, checkpoint_step=5) for number in (1, 2, 3)]
+    assert attempts.lost_repeatedly(silent)
+    assert not attempts.lost_repeatedly(silent[1:])
+    assert not attempts.lost_repeatedly([*silent[:2], replace(silent[2], checkpoint_step=6)])
 
 
 def test_an_attempt_that_never_told_its_end_is_closed_by_the_next(tmp_path):
@@ -105,7 +105,7 @@ def test_an_attempt_that_never_told_its_end_is_closed_by_the_next(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"split": "train", "step": 47}) + '\n{"split": "tra')
     second = attempts.begin(tmp_path, "7", 1, "n2")
     first = attempts.read(tmp_path)[0]
-    assert (first.outcome, first.step, first.kept_step) == ("lost", 47, 40)
+    assert (first.outcome, first.step, first.checkpoint_step) == ("lost", 47, 40)
     assert (second.number, second.from_step) == (2, 40)
 
 
@@ -191,7 +191,7 @@ def test_a_site_file_is_read_and_single_runs_differ(tmp_path):
         ('partiton = "gpu"', "unknown setting partiton; did you mean partition?"),
         ("gpus_per_node = 0", "gpus_per_node must be at least 1, got 0"),
         ('gpus_per_node = "8"', "gpus_per_node must be int, got '8'"),
-        ('setup = "module load x"', "setup must be a list of texts"),
+        ('setup = "module load x"', "setup must be a list of strings"),
         ('time = "a while"', "--time must be"),
         ('[environment]\nHF_TOKEN = "abc"', r'HF_TOKEN looks like a secret.*secrets = \["HF_TOKEN"\]'),
         ('[sbatch]\njob-name = "x"', "job-name is set by the launcher itself"),
@@ -220,7 +220,7 @@ def test_secrets_do_not_reach_what_is_printed(monkeypatch, capsys):
     monkeypatch.setenv(redaction.VARIABLE, "MY_TOKEN,ABSENT")
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
-    redaction.conceal_output()
+    redaction.redact_output()
     print("GET https://host/?key=abcd1234&x")
     print("warning abcd1234", file=sys.stderr)
     said = capsys.readouterr()

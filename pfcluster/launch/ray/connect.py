@@ -1,4 +1,4 @@
-"""Ray, started on this machine or joined at an address, for as long as a command needs it."""
+"""A connection to Ray, started on this machine or joined at an address, for the duration of a command."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pfcluster.launch.code_snapshot import snapshot
 from pfcluster.launch.redaction import VARIABLE
 
 OBJECT_STORE = 200 * 2**20
-"""Bytes; nothing but configs and endings goes through it."""
-SECONDS = 10.0
-"""That a head node has to answer."""
+"""Bytes of Ray's object store; only configs and exit statuses pass through it."""
+CONNECT_SECONDS = 10.0
+"""Timeout of a connection to the head node."""
 
 
 @dataclass(frozen=True)
 class RayCluster:
-    """What a Ray cluster has."""
+    """Resources of a Ray cluster."""
 
     nodes: int
     cpus: int
@@ -34,7 +34,7 @@ class RayCluster:
     local: bool
 
     def text(self) -> str:
-        """In a few words."""
+        """The resources in one line."""
         where = "a local Ray" if self.local else "the Ray cluster"
         return f"{where}: {_count(self.nodes, 'node')}, {_count(self.cpus, 'core')}, {_count(self.gpus, 'GPU')}"
 
@@ -45,19 +45,19 @@ def _count(number: int, what: str) -> str:
 
 @contextmanager
 def connected(address: str | None, folder: Path) -> Iterator[RayCluster]:
-    """Join the cluster at an address, or start a Ray of this machine and end it afterwards. Workers run a copy of the
-    code that is made in `folder`. Raises ConfigError where Ray is missing or nobody answers.
+    """Join the cluster at an address, or start Ray on this machine and stop it afterwards. Workers run a copy of the
+    code in `folder`. Raises ConfigError if Ray is not installed or no cluster answers.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--executor ray: Ray is not installed; pip install 'pfcluster[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its progress tables; ours are shown
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # no progress tables of Ray
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, and its warning's end
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; avoids a warning
     if address is not None:
-        _answers(address)
+        _check_address(address)
         if (Path.home() / ".ray/auth_token").is_file() or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start --head` asks for it, ray.init offers none
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start --head` requires it, ray.init does not set it
     import ray
 
     path = [str(snapshot(folder)), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -89,13 +89,13 @@ def connected(address: str | None, folder: Path) -> Iterator[RayCluster]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _answers(address: str) -> None:
-    """Raises ConfigError where nobody listens: Ray itself would try for minutes."""
+def _check_address(address: str) -> None:
+    """Raises ConfigError if nothing listens at the address; Ray itself would retry for minutes."""
     if address == "auto":
         return
     if address.startswith("ray://"):
         raise ConfigError(
-            f"--address {address}: Ray's client does not carry training; run this command on a node of the cluster"
+            f"--address {address}: Ray's client does not support training; run this command on a node of the cluster"
             " (`ray job submit`, `ray exec`), with --address auto"
         )
     host, _, port = address.rpartition(":")
@@ -104,9 +104,9 @@ def _answers(address: str) -> None:
             f"--address {address}: write the head node's HOST:PORT, as `ray start --head` prints it, or auto"
         )
     try:
-        socket.create_connection((host, int(port)), timeout=SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise ConfigError(
-            f"--address {address}: nobody answers there ({error}); is the head node up, and the port the one that"
-            " `ray start --head` printed?"
+            f"--address {address}: no connection ({error}); check that the head node runs, and that the port is the"
+            " one that `ray start --head` printed"
         ) from error

@@ -1,4 +1,4 @@
-"""A plan on a Ray cluster, wave by wave, a few runs at a time."""
+"""A plan on a Ray cluster, wave by wave, several runs at a time."""
 
 from __future__ import annotations
 
@@ -9,123 +9,141 @@ from rich.console import Console
 
 from pfcluster.config import ConfigError
 from pfcluster.distributed.signals import StopRequest
-from pfcluster.launch.local import LaunchError, OnFailure, Watched, run_waves, show_line
+from pfcluster.launch.errors import LaunchError
+from pfcluster.launch.local import unfinished
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, TrainRun
+from pfcluster.launch.plan_record import launching
+from pfcluster.launch.processes import RunMonitor
 from pfcluster.launch.ray.connect import RayCluster, connected
 from pfcluster.launch.ray.train import Workers, train
+from pfcluster.launch.waves import OnFailure, run_waves
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR, ExitStatus
 from pfcluster.runs.folder import STOP_FILE, log_path
 
 
-def run_plan(plan: Plan, cluster: Cluster, at_once: int, console: Console) -> bool:
-    """Run a plan's groups; True once all is finished, False where a signal stopped it. Commands that do not train run
-    on this machine. Raises LaunchError where something fails, ConfigError for what the cluster has no room for.
+def run_plan(plan: Plan, cluster: Cluster, max_parallel: int, console: Console) -> bool:
+    """Run a plan; True once all is done, False if a signal stopped it. Commands run on this machine.
+
+    Raises LaunchError if a task fails, ConfigError for resources that the cluster does not have.
     """
-    with connected(cluster.address, plan.folder) as ray:
-        console.print(ray.text(), highlight=False)
-        workers = workers_of(cluster, ray, at_once)
+    layouts = {stage.name: (1, 1) if stage.single_process else cluster.layout_of(stage.name) for stage in plan.stages}
+    with connected(cluster.address, plan.folder) as ray_cluster:
+        console.print(ray_cluster.text(), highlight=False)
+        workers = workers_of(cluster, ray_cluster, max_parallel)
 
-        def train(jobs: Sequence[TrainRun], _: str, failed: OnFailure | None) -> bool:
-            return _run_jobs(jobs, workers, cluster.retries, plan.command, at_once, console, failed)
+        def train_wave(runs: Sequence[TrainRun], _: str, on_failure: OnFailure | None) -> bool:
+            supervisor = _Supervisor(workers, cluster.retries, plan.command, max_parallel, console, on_failure)
+            return supervisor.train(runs)
 
-        return run_waves(plan, train)
+        with launching(plan, "ray", layouts):
+            return run_waves(plan, train_wave)
 
 
-def workers_of(cluster: Cluster, ray: RayCluster, at_once: int = 1) -> Workers:
-    """The workers of each run. Raises ConfigError for what this cluster can never give."""
+def workers_of(cluster: Cluster, ray_cluster: RayCluster, max_parallel: int = 1) -> Workers:
+    """The Ray workers of each run. Raises ConfigError for resources that the cluster does not have."""
     count = cluster.nodes * cluster.per_node
-    if cluster.nodes > ray.nodes:
-        raise ConfigError(f"--nodes {cluster.nodes}: {ray.text()}; ask for fewer, or for --processes on one")
-    wanted = cluster.site.gpus_per_node
-    gpus = 1.0 if wanted or ray.gpus >= count * at_once else 0.0
-    if gpus and count > ray.gpus:
-        raise ConfigError(f"a run of {count} workers with a GPU each: {ray.text()}; ask for fewer --gpus-per-node")
-    cpus: float = cluster.site.cpus_per_task or min(1.0, ray.cpus / (count * at_once))
-    if cpus * count > ray.cpus:
+    if cluster.nodes > ray_cluster.nodes:
+        raise ConfigError(f"--nodes {cluster.nodes}: {ray_cluster.text()}; request fewer, or --processes on one node")
+    use_gpus = cluster.site.gpus_per_node or ray_cluster.gpus >= count * max_parallel
+    gpus = 1.0 if use_gpus else 0.0
+    if gpus and count > ray_cluster.gpus:
         raise ConfigError(
-            f"a run of {count} workers with {cpus:g} cores each: {ray.text()}; ask for fewer --cpus-per-task"
+            f"a run of {count} workers with a GPU each: {ray_cluster.text()}; request fewer --gpus-per-node"
+        )
+    cpus: float = cluster.site.cpus_per_task or min(1.0, ray_cluster.cpus / (count * max_parallel))
+    if cpus * count > ray_cluster.cpus:
+        raise ConfigError(
+            f"a run of {count} workers with {cpus:g} cores each: {ray_cluster.text()}; request fewer --cpus-per-task"
         )
     return Workers(count, cpus, gpus, cluster.nodes)
 
 
-def _run_jobs(
-    jobs: Sequence[TrainRun],
-    workers: Workers,
-    retries: int,
-    command: str,
-    at_once: int,
-    console: Console,
-    on_failure: OnFailure | None,
-) -> bool:
-    """Run all jobs; True once all have ended, False where a signal stopped them. A failure is told to `on_failure`,
-    else raised.
-    """
-    import ray
+class _Supervisor:
+    """Trains runs on Ray, at most `max_parallel` runs at a time."""
 
-    waiting = [job for job in jobs if not job.finished()]
-    for job in jobs:
-        if job not in waiting:
-            console.print(f"{job.label}: finished already in {job.folder}", highlight=False, soft_wrap=True)
-    drive = ray.remote(num_cpus=0, max_retries=0)(_drive)
-    running: dict[Any, Watched] = {}
-    failure: LaunchError | None = None
-    with StopRequest() as stop:
-        asked = False
-        while running or (waiting and not stop.requested and failure is None):
-            while waiting and len(running) < at_once and not stop.requested and failure is None:
-                job = waiting.pop(0)
-                running[drive.remote(job, workers, retries, command)] = Watched(job)
-            done, _ = ray.wait(list(running), timeout=0.5)
-            for each in running.values():
-                each.read_metrics()
-            for reference in done:
-                watched = running.pop(reference)
-                watched.read_metrics()
-                found = _landed(watched, _ending(reference), console)
-                if found is not None and on_failure is not None:
-                    on_failure(watched.job, found)
-                else:
-                    failure = failure or found
-            if (stop.requested or failure) and not asked:
-                asked = True
-                for each in running.values():
-                    (each.job.folder / STOP_FILE).touch()
-    if failure is not None:
-        raise failure
-    if stop.requested:
-        console.print("stopped; the same command goes on from the checkpoints")
-    return not stop.requested
+    def __init__(
+        self,
+        workers: Workers,
+        retries: int,
+        command: str,
+        max_parallel: int,
+        console: Console,
+        on_failure: OnFailure | None,
+    ) -> None:
+        self.workers, self.retries, self.command = workers, retries, command
+        self.max_parallel, self.console, self.on_failure = max_parallel, console, on_failure
+        self.failure: LaunchError | None = None
+        """The first failure, where there is no `on_failure`: the other runs are then stopped."""
+
+    def train(self, runs: Sequence[TrainRun]) -> bool:
+        """Train all runs; True once all have ended, False if a signal stopped them with checkpoints.
+
+        Raises the first LaunchError if there is no `on_failure`.
+        """
+        import ray
+
+        waiting = unfinished(runs, self.console)
+        train_remotely = ray.remote(num_cpus=0, max_retries=0)(_train)
+        running: dict[Any, RunMonitor] = {}
+        with StopRequest() as stop:
+            signalled = False
+            while running or (waiting and not stop.requested and self.failure is None):
+                while waiting and len(running) < self.max_parallel and not (stop.requested or self.failure):
+                    run = waiting.pop(0)
+                    reference = train_remotely.remote(run, self.workers, self.retries, self.command)
+                    running[reference] = RunMonitor(run)
+                ended, _ = ray.wait(list(running), timeout=0.5)
+                for monitor in running.values():
+                    monitor.read_metrics()
+                for reference in ended:
+                    self._handle_end(running.pop(reference), _exit_status(reference))
+                if (stop.requested or self.failure) and not signalled:
+                    signalled = True
+                    for monitor in running.values():
+                        (monitor.run.folder / STOP_FILE).touch()
+        if self.failure is not None:
+            raise self.failure
+        if stop.requested:
+            self.console.print("stopped; the same command continues from the checkpoints")
+        return not stop.requested
+
+    def _handle_end(self, monitor: RunMonitor, status: ExitStatus) -> None:
+        run = monitor.run
+        monitor.read_metrics()
+        (run.folder / STOP_FILE).unlink(missing_ok=True)
+        if status.code == FINISHED:
+            self.console.print(f"{run.label}: {monitor.summary()}", highlight=False, soft_wrap=True)
+        if status.code in (FINISHED, INTERRUPTED):
+            return
+        failure = _launch_error(run, status)
+        if self.on_failure is not None:
+            self.on_failure(run, failure)
+        else:
+            self.failure = self.failure or failure
 
 
-def _drive(job: TrainRun, workers: Workers, retries: int, command: str) -> ExitStatus:
-    """One run, watched by a task of no size beside its workers."""
-    return train(job, workers=workers, retries=retries, command=command)
+def _train(run: TrainRun, workers: Workers, retries: int, command: str) -> ExitStatus:
+    """A Ray task without resources of its own that waits for the workers of a run."""
+    return train(run, workers=workers, retries=retries, command=command)
 
 
-def _ending(reference: Any) -> ExitStatus:
+def _exit_status(reference: Any) -> ExitStatus:
     import ray
 
     try:
-        ending: ExitStatus = ray.get(reference)
+        status: ExitStatus = ray.get(reference)
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines()
         return ExitStatus(1, "bug", lines[-1] if lines else repr(error))
-    return ending
+    return status
 
 
-def _landed(watched: Watched, ending: ExitStatus, console: Console) -> LaunchError | None:
-    job = watched.job
-    (job.folder / STOP_FILE).unlink(missing_ok=True)
-    if ending.code == FINISHED:
-        console.print(f"{job.label}: {show_line(watched)}", highlight=False, soft_wrap=True)
-    if ending.code in (FINISHED, INTERRUPTED):
-        return None
-    if ending.code == USER_ERROR:
-        return LaunchError(f"{job.label}: {ending.error}", USER_ERROR)
-    log = log_path(job.folder, 0)
+def _launch_error(run: TrainRun, status: ExitStatus) -> LaunchError:
+    if status.code == USER_ERROR:
+        return LaunchError(f"{run.label}: {status.error}", USER_ERROR)
     return LaunchError(
-        f"{job.label} failed ({ending.kind}): {ending.error}; checkpoints from before are whole, the same command goes"
-        f" on. Its log: {log}",
+        f"{run.label} failed ({status.kind}): {status.error}; earlier checkpoints are complete, the same command"
+        f" continues from them. Its log: {log_path(run.folder, 0)}",
         1,
     )

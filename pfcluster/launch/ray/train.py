@@ -1,8 +1,8 @@
-"""A run under Ray Train: `train(job, ...)` starts its workers somewhere in the cluster, and has them started again from
-the newest checkpoint when one is lost.
+"""A run under Ray Train: `train(run, ...)` starts its workers on the cluster, and starts them again from the newest
+checkpoint when one is lost.
 
-The training runs inside Ray's worker processes, in the process group that Ray makes: when Ray ends a group, nothing
-of it can still be writing while the next one starts.
+The training runs inside Ray's worker processes, in the process group that Ray creates: once Ray has ended a group, no
+process of it can still write while the next group starts.
 """
 
 from __future__ import annotations
@@ -25,47 +25,46 @@ from pfcluster.launch import attempts
 from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.rank import RankInfo, redirect_output
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, informative_status, work
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, STOP_FILE, exit_status_path, write_requested_config
 
-OURS = "ray"
-"""In the place of a job's number, in a run's attempts."""
+RAY_JOB = "ray"
+"""Stands for the job id in the attempts of a run."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Who trains a run."""
+    """The Ray workers of a run."""
 
     count: int
     cpus: float
-    """Cores of each; below 1 they share one."""
+    """Cores of each worker; below 1 several share a core."""
     gpus: float = 0.0
-    """Of each."""
+    """GPUs of each worker."""
     nodes: int = 1
-    """Over which they are spread."""
+    """Nodes over which the workers are spread."""
 
 
-def train(job: TrainRun, *, workers: Workers, retries: int, command: str) -> ExitStatus:
-    """Run a job to its end; how it ended. Blocks; may be called in any task or actor of Ray.
+def train(run: TrainRun, *, workers: Workers, retries: int, command: str) -> ExitStatus:
+    """Train a run; returns how it ended. Blocks. May be called in any Ray task or actor.
 
-    What another attempt would only repeat is not tried again; anything else `retries` times, from the newest
-    checkpoint.
+    Failures that another attempt would repeat are final; others are retried `retries` times from the newest checkpoint.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    folder = job.folder.resolve()
-    write_requested_config(folder, job.config)
+    folder = run.folder.resolve()
+    write_requested_config(folder, run.config)
     (folder / STOP_FILE).unlink(missing_ok=True)
     for rank in range(workers.count):
         exit_status_path(folder, rank).unlink(missing_ok=True)
-    own = folder / "ray"
+    storage = folder / "ray"
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"folder": str(folder), "command": command, "cpus": workers.cpus},
         torch_config=TorchConfig(
-            backend="nccl" if workers.gpus else "gloo", timeout_s=max(1, round(job.config.engine.timeout))
+            backend="nccl" if workers.gpus else "gloo", timeout_s=max(1, round(run.config.engine.timeout))
         ),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
@@ -75,17 +74,19 @@ def train(job: TrainRun, *, workers: Workers, retries: int, command: str) -> Exi
         ),
         run_config=RunConfig(
             name=f"train-{time.time_ns()}",
-            storage_path=str(own),
+            storage_path=str(storage),
             failure_config=FailureConfig(max_failures=retries),
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        return _told(folder, workers.count) or ExitStatus(FAILED, "lost rank", f"{_reason(error)}, {retries + 1} times")
+        failure = ExitStatus(FAILED, "lost rank", f"{_lost_worker(error)}, {retries + 1} times")
+        return _reported_status(folder, workers.count) or failure
     finally:
-        shutil.rmtree(own, ignore_errors=True)
-    return _told(folder, workers.count) or ExitStatus(FAILED, "bug", "it ended without a word; look at its logs")
+        shutil.rmtree(storage, ignore_errors=True)
+    unreported = ExitStatus(FAILED, "bug", "it ended without reporting an exit status; see its logs")
+    return _reported_status(folder, workers.count) or unreported
 
 
 def _placement(workers: Workers) -> str:
@@ -94,27 +95,27 @@ def _placement(workers: Workers) -> str:
     return "STRICT_SPREAD" if workers.nodes == workers.count else "SPREAD"
 
 
-def _reason(error: Exception) -> str:
+def _lost_worker(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"a worker was lost ({lines[-1].strip()[:200]})" if lines else "a worker was lost"
 
 
-def _told(folder: Path, count: int) -> ExitStatus | None:
-    """How the last group's ranks said that they ended; None where none could."""
-    files = [exit_status_path(folder, rank) for rank in range(count)]
-    told = [ExitStatus(**json.loads(path.read_text())) for path in files if path.exists()]
-    failed = [one for one in told if one.kind is not None]
-    if failed:
-        return min(failed, key=lambda one: one.kind == "lost rank")
-    return max(told, key=lambda one: one.code) if len(told) == count else None
+def _reported_status(folder: Path, count: int) -> ExitStatus | None:
+    """The exit status that the last group's ranks reported; None if some reported none and no other failed."""
+    paths = [exit_status_path(folder, rank) for rank in range(count)]
+    statuses = [ExitStatus(**json.loads(path.read_text())) for path in paths if path.exists()]
+    failure = informative_status(statuses)
+    if failure is not None:
+        return failure
+    return max(statuses, key=lambda status: status.code) if len(statuses) == count else None
 
 
 def train_loop(config: Mapping[str, Any]) -> None:
-    """What each worker of a Ray Train group runs. Raises RuntimeError where Ray should start the group again."""
+    """Executed by each worker of a Ray Train group. Raises RuntimeError if Ray should start the group again."""
     from ray.train import get_context
 
     context = get_context()
-    ending = train_rank(
+    status = train_rank(
         Path(config["folder"]),
         config["command"],
         cpus=config["cpus"],
@@ -122,8 +123,8 @@ def train_loop(config: Mapping[str, Any]) -> None:
         size=context.get_world_size(),
         local_rank=context.get_local_rank(),
     )
-    if ending.kind is not None and ending.kind not in FINAL:
-        raise RuntimeError(ending.error)
+    if status.kind is not None and status.kind not in FINAL:
+        raise RuntimeError(status.error)
 
 
 def train_rank(
@@ -137,30 +138,30 @@ def train_rank(
     threads = max(1, int(cpus))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    _own_gpu()
+    _use_visible_gpu()
     ray_rank = RankInfo(
         rank=rank,
         size=size,
         local_rank=local_rank,
-        job=OURS,
-        restart=sum(attempt.job == OURS for attempt in attempts.read(folder)),
+        job=RAY_JOB,
+        restart=sum(attempt.job == RAY_JOB for attempt in attempts.read(folder)),
         nodes=host_name(),
         threads=threads,
     )
     exit_status_path(folder, rank).unlink(missing_ok=True)
     stop = StopRequest()
-    with redirect_output(folder, ray_rank), _watched(folder / STOP_FILE, stop, rank):
-        attempt = attempts.begin(folder, OURS, ray_rank.restart, ray_rank.nodes) if rank == 0 else None
-        ending = work(folder / REQUESTED_CONFIG_FILE, folder, command, threads, stop)
-    write_atomically(exit_status_path(folder, rank), json.dumps(asdict(ending)) + "\n")
+    with redirect_output(folder, ray_rank), _stop_on_file(folder / STOP_FILE, stop, rank):
+        attempt = attempts.begin(folder, RAY_JOB, ray_rank.restart, ray_rank.nodes) if rank == 0 else None
+        status = work(folder / REQUESTED_CONFIG_FILE, folder, command, threads, stop)
+    write_atomically(exit_status_path(folder, rank), json.dumps(asdict(status)) + "\n")
     if attempt is not None:
-        outcome = {FINISHED: "finished", INTERRUPTED: "stopped"}.get(ending.code, "failed")
-        attempts.end(folder, attempt, outcome, kind=ending.kind, error=ending.error or None)  # type: ignore[arg-type]
-    return ending
+        outcome = {FINISHED: "finished", INTERRUPTED: "stopped"}.get(status.code, "failed")
+        attempts.end(folder, attempt, outcome, kind=status.kind, error=status.error or None)  # type: ignore[arg-type]
+    return status
 
 
-def _own_gpu() -> None:
-    """Where Ray shows a worker its own GPU alone, that is number 0 there."""
+def _use_visible_gpu() -> None:
+    """Where Ray makes only one GPU visible to each worker, that GPU has the index 0."""
     import torch
 
     count = torch.cuda.device_count()
@@ -169,12 +170,12 @@ def _own_gpu() -> None:
 
 
 @contextmanager
-def _watched(file: Path, stop: StopRequest, rank: int) -> Iterator[None]:
-    """While rank 0 trains, a file asks it to stop."""
-    over = threading.Event()
+def _stop_on_file(file: Path, stop: StopRequest, rank: int) -> Iterator[None]:
+    """Request a stop of rank 0 as soon as a file exists."""
+    ended = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.5):
+        while not ended.wait(0.5):
             if file.exists():
                 stop.ask(signal.SIGTERM)
                 return
@@ -184,4 +185,4 @@ def _watched(file: Path, stop: StopRequest, rank: int) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        ended.set()

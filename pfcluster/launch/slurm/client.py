@@ -1,6 +1,6 @@
-"""What SLURM knows of jobs, and what may be asked of it. Standard library only: the end of every batch job runs this.
+"""Queries and requests to SLURM through its commands. Standard library only: the end of every batch job uses this.
 
-A job is named as SLURM prints it: `12`, or `12_3` for a task of an array.
+A job id is written as SLURM prints it: `12`, or `12_3` for a task of an array.
 """
 
 from __future__ import annotations
@@ -16,36 +16,33 @@ from datetime import datetime
 from typing import Literal
 
 UNREACHABLE = ("Unable to contact slurm controller", "Connection refused", "timed out", "Zero Bytes were transmitted")
-PATIENCE = 300.0
-"""Seconds that a question is repeated while the controller does not answer: it may be restarting."""
+RETRY_SECONDS = 300.0
+"""Seconds for which a command is repeated while the controller does not answer, as during its restart."""
 FIELDS = ("ArrayJobId", "ArrayTaskId", "JobId", "JobState", "Restarts", "PreemptTime", "EndTime", "NodeList", "Reason")
-ENDED_WELL = "COMPLETED"
-UNDER_WAY = ("RUNNING", "SUSPENDED", "CONFIGURING", "SIGNALING", "STOPPED", "RESIZING")
-"""SIGNALING stands in RUNNING's place for a moment while a signal is on its way."""
-ALIVE = (*UNDER_WAY, "PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
-StopDecision = Literal["cancelled", "requeued", "preempted", "warned"]
+STARTED = ("RUNNING", "SUSPENDED", "CONFIGURING", "SIGNALING", "STOPPED", "RESIZING")
+"""SIGNALING replaces RUNNING for a moment while a signal is delivered."""
+ALIVE = (*STARTED, "PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
+SignalCause = Literal["cancelled", "requeued", "preempted", "warned"]
 
 
 class SlurmError(ValueError):
-    """SLURM refused something: what was asked, what it said, what to do."""
+    """A SLURM command failed: the command, its error, and what to do."""
 
 
 @dataclass(frozen=True)
 class JobInfo:
-    """A job as slurmctld or the accounting sees it."""
+    """A job as slurmctld or the accounting describes it."""
 
     job: str
     state: str
     """PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ..."""
     reason: str = ""
-    """Why it waits."""
+    """Why the job is pending."""
     nodes: str = ""
     restarts: int = 0
     preempted: bool = False
     ends: datetime | None = None
-    """When it will be killed, on the controller's clock."""
-    left: str = ""
-    """Time left to its limit, as SLURM prints it."""
+    """Time of its end by the time limit or grace time, on the controller's clock."""
 
     @property
     def alive(self) -> bool:
@@ -53,67 +50,67 @@ class JobInfo:
 
     @property
     def hopeless(self) -> bool:
-        """Waits for a job that ended badly."""
+        """Whether it waits for a job that failed, and never starts."""
         return self.state == "PENDING" and self.reason.startswith("DependencyNeverSatisfied")
 
 
-def ask(*arguments: str, patience: float = PATIENCE) -> str:
-    """The output of a SLURM command, in the language of its manual. Raises SlurmError with what it said."""
+def run_command(*arguments: str, retry_seconds: float = RETRY_SECONDS) -> str:
+    """Run a SLURM command; returns its output, in English. Raises SlurmError with its error message."""
     environment = os.environ | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
     for name in ("SQUEUE_FORMAT", "SQUEUE_FORMAT2", "SACCT_FORMAT", "SQUEUE_STATES", "SQUEUE_USERS"):
         environment.pop(name, None)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + retry_seconds
     while True:
         try:
             done = subprocess.run(
                 arguments, capture_output=True, text=True, env=environment, check=False, timeout=60, errors="replace"
             )
-            said = " ".join(done.stderr.split()).rpartition("fatal: ")[2]
+            message = " ".join(done.stderr.split()).rpartition("fatal: ")[2]
             if done.returncode == 0:
                 return done.stdout
         except FileNotFoundError as error:
             raise SlurmError(f"no {arguments[0]} on this machine's PATH") from error
         except subprocess.TimeoutExpired:
-            said = f"{arguments[0]} timed out"
-        if not any(words in said for words in UNREACHABLE) or time.monotonic() > deadline:
-            raise SlurmError(f"{' '.join(arguments)}: {said or 'failed without a word'}")
+            message = f"{arguments[0]} timed out"
+        if not any(phrase in message for phrase in UNREACHABLE) or time.monotonic() > deadline:
+            raise SlurmError(f"{' '.join(arguments)}: {message or 'failed without a message'}")
         time.sleep(2)
 
 
 def available() -> tuple[bool, str]:
-    """Whether jobs can be handed to a SLURM from here, and why or why not. Raises SlurmError where one is configured
-    and does not answer: to run on this machine instead would be a surprise.
+    """Whether jobs can be submitted from here, and the reason. Raises SlurmError if a cluster is configured but does
+    not answer, so that a command does not silently run on this machine instead.
     """
     if shutil.which("sbatch") is None:
         return False, "no sbatch on the PATH"
     if "SLURM_JOB_ID" in os.environ:
         return False, f"inside SLURM job {os.environ['SLURM_JOB_ID']}"
     try:
-        ask("sinfo", "--noheader", "--format=%P", patience=5)
+        run_command("sinfo", "--noheader", "--format=%P", retry_seconds=5)
     except SlurmError as error:
-        if any(words in str(error) for words in UNREACHABLE):
+        if any(phrase in str(error) for phrase in UNREACHABLE):
             raise SlurmError(
-                f"sbatch is here, but the controller does not answer ({error}); try later, or run on this machine with"
-                " --executor local"
+                f"sbatch is installed, but the controller does not answer ({error}); try again later, or run on this"
+                " machine with --executor local"
             ) from error
-        return False, f"sbatch is here, but no cluster behind it ({error})"
-    return True, "sbatch is here and a cluster answers"
+        return False, f"sbatch is installed, but no cluster answers ({error})"
+    return True, "sbatch is installed and a cluster answers"
 
 
-def look(job: str, *, patience: float = PATIENCE) -> JobInfo | None:
-    """One job in slurmctld's memory, by its own number or as `array_task`; None where it is forgotten."""
+def find_job(job: str, *, retry_seconds: float = RETRY_SECONDS) -> JobInfo | None:
+    """A job in slurmctld's memory, by its own id or as `array_task`; None if slurmctld has forgotten it."""
     try:
-        text = ask("scontrol", "--oneliner", "show", "job", job, patience=patience)
+        text = run_command("scontrol", "--oneliner", "show", "job", job, retry_seconds=retry_seconds)
     except SlurmError as error:
         if "Invalid job id" in str(error):
             return None
         raise
-    found = [read_job(line) for line in text.splitlines() if line.startswith("JobId=")]
-    return found[0] if found else None
+    jobs = [parse_job(line) for line in text.splitlines() if line.startswith("JobId=")]
+    return jobs[0] if jobs else None
 
 
-def read_job(line: str) -> JobInfo:
-    """A line of `scontrol --oneliner show job`."""
+def parse_job(line: str) -> JobInfo:
+    """Parse a line of `scontrol --oneliner show job`."""
     values = dict(re.findall(rf"\b({'|'.join(FIELDS)})=(\S*)", line))
     array, task = values.get("ArrayJobId"), values.get("ArrayTaskId", "")
     job = f"{array}_{task}" if array and task.isdecimal() else values["JobId"]
@@ -132,62 +129,58 @@ def _time(text: str) -> datetime | None:
         return None
 
 
-def verdict(seen: JobInfo | None, restarts: int) -> StopDecision:
-    """What a signal means to a job that has been restarted so often: SLURM cancelled it (a person did), puts it back
-    into the queue by itself, ends it for good although nobody cancelled it, or only warned it (time limit, grace time).
+def signal_cause(job: JobInfo | None, restarts: int) -> SignalCause:
+    """Why SLURM sent a signal to a job that had been restarted `restarts` times before.
 
-    A job that is being ended has no state but COMPLETING in `scontrol`; its count of restarts and its time of
-    preemption tell the cases apart (seen with SLURM 22.05).
+    "cancelled": by a user; "requeued": SLURM restarts it; "preempted": SLURM ends it and does not restart it; "warned":
+    the time limit or the grace time approaches. A job that is ending has only the state COMPLETING in `scontrol`; its
+    restarts and its preemption time tell the cases apart (observed with SLURM 22.05).
     """
-    if seen is None:
+    if job is None:
         return "cancelled"
-    if seen.restarts > restarts or seen.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
+    if job.restarts > restarts or job.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
         return "requeued"
-    if seen.state in UNDER_WAY:
+    if job.state in STARTED:
         return "warned"
-    return "preempted" if seen.preempted or seen.state == "PREEMPTED" else "cancelled"
+    return "preempted" if job.preempted or job.state == "PREEMPTED" else "cancelled"
 
 
-def states(jobs: Iterable[str], *, patience: float = 10.0) -> dict[str, JobInfo]:
-    """All that is known of these jobs: slurmctld first, then the accounting where there is one. Forgotten jobs are left
-    out. Raises SlurmError where nothing answers.
+def job_states(ids: Iterable[str], *, retry_seconds: float = 10.0) -> dict[str, JobInfo]:
+    """Jobs by their ids, from slurmctld and for those that it has forgotten from the accounting, if there is one. Jobs
+    that neither knows are left out. Raises SlurmError if nothing answers.
     """
-    wanted = {job for job in jobs if job}
-    if not wanted:
+    requested = {job for job in ids if job}
+    if not requested:
         return {}
-    found = {seen.job: seen for seen in _queue(wanted, patience) if seen.job in wanted}
-    missing = wanted - set(found)
+    jobs = {job.job: job for job in _queued_jobs(requested, retry_seconds) if job.job in requested}
+    missing = requested - set(jobs)
     if missing and shutil.which("sacct"):
-        found |= {seen.job: seen for seen in _accounted(missing) if seen.job in missing}
-    return found
+        jobs |= {job.job: job for job in _accounted_jobs(missing) if job.job in missing}
+    return jobs
 
 
-def _queue(wanted: set[str], patience: float) -> list[JobInfo]:
-    """squeue's view. It refuses a list with one forgotten job only where it is the only one: it then has no line."""
-    numbers = sorted({job.split("_")[0] for job in wanted}, key=int)
-    layout = "%i|%T|%r|%N|%L"
+def _queued_jobs(ids: set[str], retry_seconds: float) -> list[JobInfo]:
+    """Jobs that squeue knows. It rejects a list that holds a forgotten job only if that is the only one."""
+    numbers = sorted({job.split("_")[0] for job in ids}, key=int)
     try:
-        text = ask(
-            "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(numbers)}", f"--format={layout}",
-            patience=patience,
+        text = run_command(
+            "squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(numbers)}", "--format=%i|%T|%r|%N",
+            retry_seconds=retry_seconds,
         )  # fmt: skip
     except SlurmError as error:
         if "Invalid job id" in str(error):
             return []
         raise
-    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 4]
-    return [
-        JobInfo(job, state, "" if reason == "None" else reason, nodes, left=left)
-        for job, state, reason, nodes, left in rows
-    ]
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
+    return [JobInfo(job, state, "" if reason == "None" else reason, nodes) for job, state, reason, nodes in rows]
 
 
-def _accounted(wanted: set[str]) -> list[JobInfo]:
-    """sacct's view, where the site has accounting."""
+def _accounted_jobs(ids: set[str]) -> list[JobInfo]:
+    """Jobs that sacct knows; none on a site without accounting."""
     try:
-        text = ask(
-            "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(sorted(wanted))}",
-            "--format=JobID,State,NodeList", patience=0,
+        text = run_command(
+            "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(sorted(ids))}",
+            "--format=JobID,State,NodeList", retry_seconds=0,
         )  # fmt: skip
     except SlurmError:
         return []
@@ -198,31 +191,31 @@ def _accounted(wanted: set[str]) -> list[JobInfo]:
 
 
 def requeue(job: str, exclude: str | None = None) -> None:
-    """Put a running or just ended job back into the queue, away from some nodes. Raises SlurmError."""
+    """Requeue a running or just ended job, excluding some nodes. Raises SlurmError."""
     if exclude is None:
-        ask("scontrol", "requeue", job)
+        run_command("scontrol", "requeue", job)
         return
-    ask("scontrol", "requeuehold", job)
+    run_command("scontrol", "requeuehold", job)
     try:
-        ask("scontrol", "update", f"JobId={job}", f"ExcNodeList={exclude}")
+        run_command("scontrol", "update", f"JobId={job}", f"ExcNodeList={exclude}")
     finally:
-        ask("scontrol", "release", job)
+        run_command("scontrol", "release", job)
 
 
 def cancel(jobs: Iterable[str]) -> None:
-    """End jobs; those that ended already are passed over. Raises SlurmError."""
-    wanted = sorted(set(jobs))
-    if wanted:
+    """Cancel jobs; those that have ended are ignored. Raises SlurmError."""
+    ids = sorted(set(jobs))
+    if ids:
         try:
-            ask("scancel", *wanted)
+            run_command("scancel", *ids)
         except SlurmError as error:
             if "Invalid job id" not in str(error):
                 raise
 
 
 def partition(name: str | None) -> dict[str, str]:
-    """What `scontrol show partition` says of a partition; of the default one for None. Raises SlurmError."""
-    text = ask("scontrol", "--oneliner", "show", "partition", *([name] if name else []), patience=5)
+    """Settings of a partition, or of the default one, from `scontrol show partition`. Raises SlurmError."""
+    text = run_command("scontrol", "--oneliner", "show", "partition", *([name] if name else []), retry_seconds=5)
     rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.strip()]
     chosen = [row for row in rows if name or row.get("Default") == "YES"]
     if not chosen:
@@ -235,37 +228,37 @@ def _names(rows: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 def usable_nodes(name: str | None, exclude: Iterable[str] = ()) -> set[str]:
-    """Nodes of a partition that are not down or drained, but for some."""
+    """Nodes of a partition that are neither down, drained nor excluded."""
     chosen = ["--partition", name] if name else []
-    text = ask("sinfo", "--noheader", "--Node", "--format=%N %t", *chosen, patience=5)
+    text = run_command("sinfo", "--noheader", "--Node", "--format=%N %t", *chosen, retry_seconds=5)
     rows = [line.split() for line in text.splitlines()]
-    broken = ("down", "drain", "drng", "fail", "unk", "maint", "inval")
-    return {row[0] for row in rows if not row[1].startswith(broken)} - set(exclude)
+    unusable = ("down", "drain", "drng", "fail", "unk", "maint", "inval")
+    return {row[0] for row in rows if not row[1].startswith(unusable)} - set(exclude)
 
 
 def expand(nodes: str) -> list[str]:
-    """`n[1-3,7]` -> its host names."""
+    """Expand a host list such as `n[1-3,7]` into host names."""
     if not nodes:
         return []
     if "[" not in nodes:
         return nodes.split(",")
-    return ask("scontrol", "show", "hostnames", nodes, patience=5).split()
+    return run_command("scontrol", "show", "hostnames", nodes, retry_seconds=5).split()
 
 
 def minutes(text: str) -> int | None:
-    """SLURM's ways to write a time (`90`, `1:30:00`, `2-00:00:00`) in whole minutes, rounded up; None for no limit.
+    """Parse a time limit of SLURM (`90`, `1:30:00`, `2-00:00:00`) into whole minutes, rounded up; None for no limit.
 
     Raises SlurmError.
     """
     if text.upper() in ("UNLIMITED", "INFINITE", "NONE", "NOT_SET", "N/A"):
         return None
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if found is None:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if match is None:
         raise SlurmError(f"--time must be minutes, H:MM:SS or D-HH:MM:SS, got {text!r}")
-    days, first, second, third = (int(part) if part else 0 for part in found.groups())
-    if found.group(1) is not None:
+    days, first, second, third = (int(part) if part else 0 for part in match.groups())
+    if match.group(1) is not None:
         seconds = ((days * 24 + first) * 60 + second) * 60 + third
-    elif found.group(4) is not None:
+    elif match.group(4) is not None:
         seconds = (first * 60 + second) * 60 + third
     else:
         seconds = first * 60 + second

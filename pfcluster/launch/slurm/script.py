@@ -1,4 +1,4 @@
-"""The batch script of a group: submitit's executor, told what the site, the layout and the way jobs end want of it."""
+"""The batch script of a stage: submitit's executor with the settings of the site, the layout, and our setup and end."""
 
 from __future__ import annotations
 
@@ -10,99 +10,124 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
+from pfcluster.launch.code_snapshot import CODE_DIR
+from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, Stage
 from pfcluster.launch.redaction import VARIABLE
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
-from pfcluster.launch.slurm.epilogue import MARK
+from pfcluster.launch.slurm.diagnosis import ATTEMPT_MARK
 from pfcluster.launch.slurm.site import Site
 
-SCRIPTS = "slurm"
-"""Folder of submitit's files in a plan's."""
-A_DAY = 24 * 60
+SCRIPTS_DIR = "slurm"
+"""Folder of submitit's files in the plan's folder."""
+FOLDERS_FILE = "folders.txt"
+"""The folders of an array's tasks, one per line."""
+MINUTES_PER_DAY = 24 * 60
 FREE_PORT = "from pfcluster.distributed.hosts import free_port; print(free_port())"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Nodes and processes of a group's tasks."""
+    """Nodes, processes and time limit of a stage's jobs."""
 
     nodes: int
     per_node: int
     minutes: int
-    shortened: str | None = None
-    """What to say where the partition allows less time than was asked for."""
+    note: str | None = None
+    """Message for the user if the partition allows less time than requested."""
 
 
-def layout_of(group: Stage, site: Site, processes: int) -> Layout:
-    """Nodes, processes and time of a group's jobs. Raises ConfigError for what the partition can never run."""
-    own = site.for_run(group.name)
-    nodes = 1 if group.alone else own.nodes or 1
-    per_node = 1 if group.alone else own.gpus_per_node or processes
+def layout_of(stage: Stage, site: Site, processes: int, *, query: bool = True) -> Layout:
+    """The layout of a stage's jobs. Without `query`, SLURM is not asked for the limits of the partition.
+
+    Raises ConfigError for a partition that does not exist or has too few nodes.
+    """
+    settings = site.for_run(stage.name)
+    nodes = 1 if stage.single_process else settings.nodes or 1
+    per_node = 1 if stage.single_process else settings.gpus_per_node or processes
     try:
-        limits = client.partition(own.partition)
+        limits = client.partition(settings.partition) if query else {}
         allowed = client.minutes(limits.get("MaxTime", "UNLIMITED"))
-        wanted = client.minutes(own.time) if own.time else None
+        requested = client.minutes(settings.time) if settings.time else None
     except SlurmError as error:
-        raise ConfigError(f"--partition {own.partition or '(default)'}: {error}") from error
+        raise ConfigError(f"--partition {settings.partition or '(default)'}: {error}") from error
     total = limits.get("TotalNodes", "")
     if total.isdecimal() and int(total) < nodes:
         raise ConfigError(
-            f"{group.name} wants --nodes {nodes}, and partition {limits['PartitionName']} has {total}: ask for fewer"
+            f"{stage.name} needs --nodes {nodes}, but partition {limits['PartitionName']} has {total}: request fewer"
         )
-    longest = allowed if allowed is not None else wanted or A_DAY
-    time = min(wanted or min(longest, A_DAY), longest)
-    shortened = None
-    if wanted is not None and wanted > time:
-        shortened = f"partition {limits['PartitionName']} allows {time} minutes of the {wanted}: jobs chain themselves"
-    return Layout(nodes, per_node, time, shortened)
+    longest = allowed if allowed is not None else requested or MINUTES_PER_DAY
+    time = min(requested or min(longest, MINUTES_PER_DAY), longest)
+    note = None
+    if requested is not None and requested > time:
+        note = (
+            f"partition {limits['PartitionName']} allows {time} minutes of the {requested}: longer runs continue in"
+            " further jobs"
+        )
+    return Layout(nodes, per_node, time, note)
 
 
 def executor_of(
-    plan: Plan, group: Stage, site: Site, layout: Layout, code: Path, scripts: Path, more: Mapping[str, Any]
+    plan: Plan,
+    stage: Stage,
+    site: Site,
+    layout: Layout,
+    code: Path,
+    scripts: Path,
+    more: Mapping[str, Any],
+    *,
+    dry_run: bool = False,
 ) -> Any:
-    """submitit's executor with all that the site, the layout and the way we end jobs want of the batch script."""
+    """submitit's executor for a stage. `code`: folder for PYTHONPATH; `scripts`: folder of submitit's files; `more`:
+    further parameters. For a dry run srun need not be installed.
+    """
     from submitit import SlurmExecutor
 
-    own = site.for_run(group.name)
-    executor = SlurmExecutor(folder=scripts, python=own.python)
-    named = {name: getattr(own, name) for name in ("partition", "account", "qos", "constraint", "exclude", "mem")}
-    cpus = own.cpus_per_task
+    kind = type("DryRunExecutor", (SlurmExecutor,), {"affinity": classmethod(lambda cls: 2)})
+    settings = site.for_run(stage.name)
+    executor = (kind if dry_run else SlurmExecutor)(folder=scripts, python=settings.python)
+    options = ("partition", "account", "qos", "constraint", "exclude", "mem")
+    given = {name: getattr(settings, name) for name in options if getattr(settings, name) is not None}
+    cpus, gpus = settings.cpus_per_task, settings.gpus_per_node
     executor.update_parameters(
-        job_name=f"{plan.name}.{group.name}",
+        job_name=f"{plan.name}.{stage.name}",
         nodes=layout.nodes,
         ntasks_per_node=layout.per_node,
         cpus_per_task=cpus,
-        gpus_per_node=None if group.alone and own.gpus_per_node is None else own.gpus_per_node and layout.per_node,
+        gpus_per_node=None if stage.single_process and gpus is None else gpus and layout.per_node,
         time=layout.minutes,
-        signal_delay_s=own.signal_seconds,
-        setup=_setup(own, code),
+        signal_delay_s=settings.signal_seconds,
+        setup=_setup(settings, code),
         teardown=_teardown(code, scripts),
-        srun_args=["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else []), *own.srun],
+        srun_args=["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else []), *settings.srun],
         stderr_to_stdout=True,
         wckey=None,
-        additional_parameters={("requeue" if own.requeue else "no-requeue"): True, **own.sbatch},
-        **{name: value for name, value in named.items() if value is not None},
+        additional_parameters={("requeue" if settings.requeue else "no-requeue"): True, **settings.sbatch},
+        **given,
         **more,
     )
     return executor
 
 
-def script_of(plan: Plan, group: Stage, site: Site, processes: int) -> str:
-    """The batch script of a group, for --dry-run; nothing is written."""
-    layout = layout_of(group, site, processes)
-    scripts = plan.folder.resolve() / SCRIPTS / group.name
-    kind = "afterany" if group.always_run else "afterok"
-    more = {"dependency": f"{kind}:<" + ">:<".join(group.after) + ">"} if group.after else {}
-    executor = executor_of(plan, group, site, layout, plan.folder.resolve() / ".code/DIGEST", scripts, more)
-    if len(group.tasks) > 1:
-        executor.parameters["map_count"] = len(group.tasks)
+def script_of(plan: Plan, stage: Stage, cluster: Cluster) -> str:
+    """The batch script of a stage, for --dry-run; nothing is written."""
+    layout = layout_of(stage, cluster.site, cluster.processes, query=cluster.slurm_answers)
+    folder = plan.folder.resolve()
+    kind = "afterany" if stage.always_run else "afterok"
+    more = {"dependency": f"{kind}:<" + ">:<".join(stage.after) + ">"} if stage.after else {}
+    code, scripts = folder / CODE_DIR / "DIGEST", folder / SCRIPTS_DIR / stage.name
+    executor = executor_of(plan, stage, cluster.site, layout, code, scripts, more, dry_run=True)
+    if len(stage.tasks) > 1:
+        executor.parameters["map_count"] = len(stage.tasks)
     text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
     return text
 
 
 def _setup(site: Site, code: Path) -> list[str]:
-    """Shell lines before srun. Secrets come with the submitter's environment; only their names stand here."""
+    """Shell lines before srun. The values of secrets come with the submitter's environment; the script has only their
+    names.
+    """
     lines = list(site.setup)
     lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
     if site.secrets:
@@ -113,13 +138,13 @@ def _setup(site: Site, code: Path) -> list[str]:
         *lines,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export MASTER_PORT=$({shlex.quote(sys.executable)} -c {shlex.quote(FREE_PORT)})",
-        "trap '' TERM  # what follows the ranks' end must run",
-        f'echo "{MARK} $SLURM_JOB_ID, restart ${{SLURM_RESTART_COUNT:-0}}, on $SLURM_JOB_NODELIST"',
+        "trap '' TERM  # the lines after srun must run",
+        f'echo "{ATTEMPT_MARK} $SLURM_JOB_ID, restart ${{SLURM_RESTART_COUNT:-0}}, on $SLURM_JOB_NODELIST"',
     ]
 
 
 def _teardown(code: Path, scripts: Path) -> list[str]:
-    end = (
-        f"{shlex.quote(sys.executable)} -m pfcluster.launch.slurm.epilogue {shlex.quote(str(scripts / 'folders.txt'))}"
-    )
-    return ["status=$?", f"PYTHONPATH={shlex.quote(str(code))} {end} --status $status", "exit $?"]
+    """Shell lines after srun: the epilogue, with srun's exit status."""
+    python, folders = shlex.quote(sys.executable), shlex.quote(str(scripts / FOLDERS_FILE))
+    epilogue = f"{python} -m pfcluster.launch.slurm.epilogue {folders}"
+    return ["status=$?", f"PYTHONPATH={shlex.quote(str(code))} {epilogue} --status $status", "exit $?"]

@@ -1,4 +1,4 @@
-"""What a site wants of every job: one small TOML file (README, "On a cluster").
+"""Settings of a site for all jobs, from a TOML file (docs/guides/slurm.md).
 
 partition = "gpu"
 account = "faces"
@@ -33,9 +33,9 @@ else:
     import tomli as tomllib
 
 PLACES = ("pfcluster.toml", "~/.config/pfcluster.toml")
-"""Where the file is looked for, if neither --site nor $PFCLUSTER_SITE names one."""
+"""Places of the file, if neither --site nor $PFCLUSTER_SITE names one."""
 SUSPICIOUS = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
-OWN = (
+LAUNCHER_OPTIONS = (
     "job-name",
     "output",
     "error",
@@ -52,41 +52,42 @@ OWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Settings of all jobs; those of one run by its name in `run`."""
+    """Settings of all jobs; `run` holds those of single runs by name."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
-    """Nodes to keep away from."""
+    """Nodes that are not used."""
     time: str | None = None
-    """Limit of one job, as SLURM writes it; longer runs chain. None takes the partition's, at most a day."""
+    """Time limit of one job, in SLURM's notation; longer runs continue in further jobs. None: the partition's limit, at
+    most a day."""
     nodes: int | None = None
     gpus_per_node: int | None = None
     cpus_per_task: int | None = None
     mem: str | None = None
-    """Memory of a node, as SLURM writes it."""
+    """Memory of a node, in SLURM's notation."""
     signal_seconds: int = 120
-    """How long before the time limit a job is told to save itself."""
+    """Seconds before the time limit at which a job is signalled to write a checkpoint and stop."""
     requeue: bool = True
-    """False where the site forbids it: jobs then go on as new ones."""
+    """False if the site forbids requeueing; runs then continue in new jobs."""
     python: str | None = None
-    """How a job starts Python, such as "apptainer exec --nv /images/pf.sif python"; None takes this one."""
+    """Command that starts Python in a job, such as "apptainer exec --nv /images/pf.sif python"; None: this Python."""
     setup: tuple[str, ...] = ()
-    """Shell lines before the job starts: modules, a profile."""
+    """Shell lines at the start of a job, such as "module load cuda"."""
     srun: tuple[str, ...] = ()
     """Arguments of srun, such as "--container-image=..."."""
     scratch: str | None = None
-    """Folder on the nodes for decoded and fetched data; may name the job's variables, such as $SLURM_TMPDIR."""
+    """Folder on the nodes for decoded and downloaded data; may contain variables of the job, such as $SLURM_TMPDIR."""
     secrets: tuple[str, ...] = ()
-    """Names of variables of your shell that jobs need and no file or log may show."""
+    """Names of environment variables that jobs need and that must not appear in any file or log."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables of every job."""
+    """Environment variables of every job."""
     sbatch: Mapping[str, Any] = field(default_factory=dict)
-    """Any other options of sbatch, by their long names; true for those without a value."""
+    """Further options of sbatch by their long names; true for options without a value."""
     run: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings of single runs, by their names: mae, judge, shards, report, ..."""
+    """Settings of single runs and stages by name: mae, judge, shards, report, ..."""
     source: str = "no site file"
 
     def __post_init__(self) -> None:
@@ -96,9 +97,9 @@ class Site:
                     f"{self.source}: [environment] {name} looks like a secret, and would stand in the job's script;"
                     f' set it in your shell and write secrets = ["{name}"]'
                 )
-        own = [name for name in self.sbatch if name.replace("_", "-") in OWN]
-        if own:
-            raise ConfigError(f"{self.source}: [sbatch] {own[0]} is set by the launcher itself; leave it out")
+        reserved = [name for name in self.sbatch if name.replace("_", "-") in LAUNCHER_OPTIONS]
+        if reserved:
+            raise ConfigError(f"{self.source}: [sbatch] {reserved[0]} is set by the launcher itself; remove it")
         for name in ("nodes", "gpus_per_node", "cpus_per_task"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -112,11 +113,11 @@ class Site:
                 raise ConfigError(f"{self.source}: {error}") from error
 
     def for_run(self, name: str) -> Site:
-        """The settings of one run."""
+        """The settings of one run or stage."""
         return replace(self, run={}, **checked(self.run.get(name, {}), f"{self.source}, [run.{name}]", deep=False))
 
     def with_options(self, options: Mapping[str, Any]) -> Site:
-        """Changed by what the command line gives; None gives nothing. It also beats the settings of single runs."""
+        """The settings overridden by options that are not None. Options also override the settings of single runs."""
         given = {name: value for name, value in options.items() if value is not None}
         runs = {
             name: {key: value for key, value in values.items() if key not in given} for name, values in self.run.items()
@@ -125,24 +126,24 @@ class Site:
 
 
 def checked(values: Mapping[str, Any], source: str, *, deep: bool = True) -> dict[str, Any]:
-    """Keys and types of a table of the file. Raises ConfigError that names the key."""
+    """Check keys and types of a table of the file. Raises ConfigError that names the key."""
     kinds = {each.name: str(each.type) for each in fields(Site) if each.name != "source"}
     if not deep:
         kinds.pop("run")
-    found: dict[str, Any] = {}
+    typed: dict[str, Any] = {}
     for name, value in values.items():
         if name not in kinds:
             near = difflib.get_close_matches(name, kinds, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(kinds))}"
             raise ConfigError(f"{source}: unknown setting {name}{hint}")
-        found[name] = _typed(name, value, kinds[name], source)
-    return found
+        typed[name] = _typed(name, value, kinds[name], source)
+    return typed
 
 
 def _typed(name: str, value: Any, kind: str, source: str) -> Any:
     if kind.startswith("tuple"):
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise ConfigError(f"{source}: {name} must be a list of texts, got {value!r}")
+            raise ConfigError(f"{source}: {name} must be a list of strings, got {value!r}")
         return tuple(value)
     if kind.startswith("Mapping"):
         if not isinstance(value, dict):
@@ -152,21 +153,21 @@ def _typed(name: str, value: Any, kind: str, source: str) -> Any:
         if name == "run":
             return {key: checked(each, f"{source}, [run.{key}]", deep=False) for key, each in value.items()}
         return dict(value)
-    wanted = {"str": str, "int": int, "bool": bool}[kind.split(" |")[0]]
-    if wanted is str and isinstance(value, int) and not isinstance(value, bool):
+    expected = {"str": str, "int": int, "bool": bool}[kind.split(" |")[0]]
+    if expected is str and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ConfigError(f"{source}: {name} must be {wanted.__name__}, got {value!r}")
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise ConfigError(f"{source}: {name} must be {expected.__name__}, got {value!r}")
     return value
 
 
 def load_site(path: Path | None) -> Site:
-    """The site's file: `path`, else $PFCLUSTER_SITE, else the first of PLACES that is there. Raises ConfigError."""
+    """Read the site file: `path`, else $PFCLUSTER_SITE, else the first of PLACES that exists. Raises ConfigError."""
     named = path or (Path(os.environ["PFCLUSTER_SITE"]) if os.environ.get("PFCLUSTER_SITE") else None)
-    found = [Path(place).expanduser() for place in PLACES if Path(place).expanduser().is_file()]
-    if named is None and not found:
+    existing = [Path(place).expanduser() for place in PLACES if Path(place).expanduser().is_file()]
+    if named is None and not existing:
         return Site()
-    file = named or found[0]
+    file = named or existing[0]
     try:
         values = tomllib.loads(file.read_text())
     except OSError as error:

@@ -1,6 +1,6 @@
-"""From a plan to the queue: one submitit array for each group, each after those it waits for.
+"""Submits a plan: one submitit array per stage, with dependencies on the stages before it.
 
-Giving the same plan again attaches to what is queued or running, passes over what is finished, and submits the rest.
+Submitting the same plan again attaches to what is queued or running, skips what is finished, and submits the rest.
 """
 
 from __future__ import annotations
@@ -12,152 +12,197 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pfcluster.config import ConfigError
 from pfcluster.config.io import load
 from pfcluster.launch import attempts
-from pfcluster.launch.attempts import Submitted
 from pfcluster.launch.code_snapshot import snapshot
-from pfcluster.launch.plan import RECORD, Plan, Stage, Task, TrainRun
+from pfcluster.launch.job_record import JobRecord, read_job, write_job
+from pfcluster.launch.plan import Plan, Stage, Task, TrainRun
+from pfcluster.launch.plan_record import write_plan
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import JobInfo
-from pfcluster.launch.slurm.script import SCRIPTS, Layout, executor_of, layout_of
+from pfcluster.launch.slurm.script import FOLDERS_FILE, SCRIPTS_DIR, Layout, executor_of, layout_of
 from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.task import run_task
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, TASK_FILE, write_requested_config
 from pfcluster.runs.locks import FileLock
 
+Action = Literal["finished", "attached", "submitted"]
+
 
 @dataclass(frozen=True)
-class Row:
-    """What became of a group: for each task `finished`, `attached` or `submitted`, and its job."""
+class SubmittedTask:
+    """What was done for a task."""
 
-    group: str
+    label: str
+    action: Action
+    job: str
+    """Its job; empty if the task is finished."""
+
+
+@dataclass(frozen=True)
+class SubmittedStage:
+    """What was done for a stage."""
+
+    name: str
     layout: Layout
     after: tuple[str, ...]
-    tasks: tuple[tuple[str, str, str], ...]
-    """Label, what was done, job."""
+    tasks: tuple[SubmittedTask, ...]
 
 
-def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Row]:
-    """Hand a plan to SLURM; what was done, group by group. Raises ConfigError, SlurmError."""
+def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[SubmittedStage]:
+    """Submit a plan to SLURM; returns what was done for each stage. Raises ConfigError, SlurmError."""
     missing = [name for name in site.secrets if name not in os.environ]
     if missing:
         raise ConfigError(f"{site.source}: secrets names {missing[0]}, which is not set in this shell; export it first")
-    layouts = {group.name: layout_of(group, site, processes) for group in plan.stages}
+    layouts = {stage.name: layout_of(stage, site, processes) for stage in plan.stages}
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(plan.folder):
-        current = {task.folder: _current(task) for group in plan.stages for task in group.tasks}
-        seen = client.states(known.job for known in current.values())
-        waiting = {group.name: [task for task in group.tasks if not task.finished()] for group in plan.stages}
-        for task in (task for tasks in waiting.values() for task in tasks):
-            _check_same(task, seen.get(current[task.folder].job))
-        _write_record(plan, layouts)
-        code = snapshot(plan.folder)
-        rows: list[Row] = []
-        anew: set[str] = set()
-        for group in plan.stages:
-            todo = [
-                task
-                for task in waiting[group.name]
-                if not _attached(task, seen.get(current[task.folder].job)) or anew & set(group.after)
-            ]
-            if todo:
-                anew.add(group.name)
-                own = [current[task.folder].job for task in todo]
-                old = [job for job in own if job in seen and seen[job].alive]
-                client.cancel(old)
-                before = [task for name in group.after for task in waiting[name]]
-                jobs = [attempts.submitted(task.folder).job for task in before]
-                after = _dependency([], [*jobs, *old]) if group.always_run else _dependency(jobs, old)
-                _hand_over(plan, group, todo, site, layouts[group.name], code, after, retries)
-            rows.append(_row(group, layouts[group.name], waiting[group.name], todo))
-    return rows
+    with _submit_lock(plan.folder):
+        submission = _Submission(plan, site, layouts, retries)
+        for task in submission.unfinished_tasks():
+            _check_same_config(task, submission.job_of(task))
+        write_plan(plan, "slurm", {name: (layout.nodes, layout.per_node) for name, layout in layouts.items()})
+        submission.code = snapshot(plan.folder)
+        return [submission.submit_stage(stage) for stage in plan.stages]
 
 
-def _hand_over(
-    plan: Plan,
-    group: Stage,
-    todo: Sequence[Task],
-    site: Site,
-    layout: Layout,
-    code: Path,
-    after: str,
-    retries: int,
-) -> None:
-    """Write what the tasks need, then submit them as one array."""
-    token = uuid.uuid4().hex[:12]
-    scripts = plan.folder.resolve() / SCRIPTS / f"{group.name}-{token}"
-    scripts.mkdir(parents=True)
-    write_atomically(scripts / "folders.txt", "".join(f"{task.folder.resolve()}\n" for task in todo))
-    for task in todo:
-        folder = task.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CANCELLED_FILE).unlink(missing_ok=True)
-        values: dict[str, Any] = {"label": task.label, "command": plan.command, "module": None, "arguments": []}
-        if isinstance(task, TrainRun):
-            write_requested_config(folder, task.config)
-        else:
-            values |= {"module": task.module, "arguments": list(task.arguments)}
-        write_atomically(folder / TASK_FILE, json.dumps(values, indent=1) + "\n")
-        number = attempts.submitted(folder).submission + 1
-        known = Submitted("", number, retries, str(plan.folder.resolve()), group.name, str(scripts), token=token)
-        attempts.submit(folder, known)
-    more: dict[str, Any] = {"comment": f"pfcluster:{token}"}
-    if after:
-        more["dependency"] = after
-    executor = executor_of(plan, group, site, layout, code, scripts, more)
+class _Submission:
+    """The state of a plan's tasks while its stages are submitted one after the other."""
+
+    def __init__(self, plan: Plan, site: Site, layouts: Mapping[str, Layout], retries: int) -> None:
+        self.plan, self.site, self.layouts, self.retries = plan, site, layouts, retries
+        self.code = Path()
+        self.records = {task.folder: _current_job(task) for stage in plan.stages for task in stage.tasks}
+        self.jobs = client.job_states(record.job for record in self.records.values())
+        self.unfinished = {stage.name: [task for task in stage.tasks if not task.finished()] for stage in plan.stages}
+        self.resubmitted: set[str] = set()
+        """Stages of which tasks were submitted: what waits for them must be submitted again, too."""
+
+    def unfinished_tasks(self) -> list[Task]:
+        return [task for tasks in self.unfinished.values() for task in tasks]
+
+    def job_of(self, task: Task) -> JobInfo | None:
+        return self.jobs.get(self.records[task.folder].job)
+
+    def submit_stage(self, stage: Stage) -> SubmittedStage:
+        """Submit the unfinished tasks of a stage that no job is going to execute."""
+        new = [
+            task
+            for task in self.unfinished[stage.name]
+            if not _will_execute(task, self.job_of(task)) or self.resubmitted & set(stage.after)
+        ]
+        if new:
+            self.resubmitted.add(stage.name)
+            previous = [self.records[task.folder].job for task in new]
+            replaced = [job for job in previous if job in self.jobs and self.jobs[job].alive]
+            client.cancel(replaced)
+            before = [task for name in stage.after for task in self.unfinished[name]]
+            jobs = [read_job(task.folder).job for task in before]
+            dependency = _dependency([], [*jobs, *replaced]) if stage.always_run else _dependency(jobs, replaced)
+            _submit_array(self, stage, new, dependency)
+        tasks = tuple(self._result(task, stage, new) for task in stage.tasks)
+        return SubmittedStage(stage.name, self.layouts[stage.name], stage.after, tasks)
+
+    def _result(self, task: Task, stage: Stage, new: Sequence[Task]) -> SubmittedTask:
+        if task not in self.unfinished[stage.name]:
+            return SubmittedTask(task.label, "finished", "")
+        return SubmittedTask(task.label, "submitted" if task in new else "attached", read_job(task.folder).job)
+
+
+def _submit_array(submission: _Submission, stage: Stage, tasks: Sequence[Task], dependency: str) -> None:
+    """Write the files that the tasks need, then submit them as one array. Raises ConfigError if sbatch refuses."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+    plan, token = submission.plan, uuid.uuid4().hex[:12]
+    scripts = plan.folder.resolve() / SCRIPTS_DIR / f"{stage.name}-{token}"
+    scripts.mkdir(parents=True)
+    write_atomically(scripts / FOLDERS_FILE, "".join(f"{task.folder.resolve()}\n" for task in tasks))
+    for task in tasks:
+        _write_task(task, plan.command)
+        number = read_job(task.folder).submission + 1
+        plan_folder = str(plan.folder.resolve())
+        record = JobRecord("", number, submission.retries, plan_folder, stage.name, str(scripts), token=token)
+        write_job(task.folder, record)
+    more: dict[str, Any] = {"comment": f"pfcluster:{token}"}
+    if dependency:
+        more["dependency"] = dependency
+    layout = submission.layouts[stage.name]
+    executor = executor_of(plan, stage, submission.site, layout, submission.code, scripts, more)
     try:
-        with _outside_of_jobs():
-            submitted = executor.map_array(run_task, [str(task.folder.resolve()) for task in todo])
+        with _without_job_variables():
+            jobs = executor.map_array(run_task, [str(task.folder.resolve()) for task in tasks])
     except (FailedJobError, FailedSubmissionError) as error:
-        said = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if "sbatch:" in line]
-        raise ConfigError(f"SLURM refused {group.name}: {'; '.join(said) or error}") from error
-    for task, job in zip(todo, submitted, strict=True):
-        attempts.submit(task.folder, replace(attempts.submitted(task.folder), job=str(job.job_id)))
+        lines = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if "sbatch:" in line]
+        raise ConfigError(f"SLURM refused {stage.name}: {'; '.join(lines) or error}") from error
+    for task, job in zip(tasks, jobs, strict=True):
+        write_job(task.folder, replace(read_job(task.folder), job=str(job.job_id)))
 
 
-def _current(task: Task) -> Submitted:
-    """The job that a task was handed to. A launcher that was killed while it submitted left a token for it."""
-    known = attempts.submitted(task.folder)
-    if known.job or not known.token:
-        return known
-    text = client.ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%k", "--me", patience=10)
-    jobs = [line.split("|")[0] for line in text.splitlines() if line.endswith(f"pfcluster:{known.token}")]
-    folders = (Path(known.script) / "folders.txt").read_text().splitlines()
-    index = folders.index(str(task.folder.resolve()))
-    found = [job for job in jobs if job.split("_")[-1] == str(index)] if len(folders) > 1 else jobs
-    if found:
-        known = replace(known, job=found[0])
-        attempts.submit(task.folder, known)
-    return known
+def _write_task(task: Task, command: str) -> None:
+    """Write what a task executes into its folder."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    (task.folder / CANCELLED_FILE).unlink(missing_ok=True)
+    values: dict[str, Any] = {"label": task.label, "command": command, "module": None, "arguments": []}
+    if isinstance(task, TrainRun):
+        write_requested_config(task.folder, task.config)
+    else:
+        values |= {"module": task.module, "arguments": list(task.arguments)}
+    write_atomically(task.folder / TASK_FILE, json.dumps(values, indent=1) + "\n")
 
 
-def _dependency(before: Sequence[str], old: Sequence[str]) -> str:
-    """sbatch's words for: after these ended well, and after others ended somehow: a job that still saves itself into
-    the same folder, or whatever a table is made of.
+def _current_job(task: Task) -> JobRecord:
+    """The job record of a task. If a launcher was killed during its submission, the job is identified by its token."""
+    record = read_job(task.folder)
+    if record.job or not record.token:
+        return record
+    text = client.run_command(
+        "squeue", "--noheader", "--array", "--states=all", "--format=%i|%k", "--me", retry_seconds=10
+    )
+    jobs = [line.split("|")[0] for line in text.splitlines() if line.endswith(f"pfcluster:{record.token}")]
+    folders = (Path(record.scripts) / FOLDERS_FILE).read_text().splitlines()
+    if len(folders) > 1:
+        index = str(folders.index(str(task.folder.resolve())))
+        jobs = [job for job in jobs if job.split("_")[-1] == index]
+    if jobs:
+        record = replace(record, job=jobs[0])
+        write_job(task.folder, record)
+    return record
+
+
+def _dependency(succeeded: Sequence[str], ended: Sequence[str]) -> str:
+    """The value of sbatch's --dependency: after some jobs have succeeded and others have ended. The latter are jobs
+    that still write a checkpoint into the same folder, and everything that a stage that always runs waits for.
     """
-    kinds = {"afterok": before, "afterany": old}
+    kinds = {"afterok": succeeded, "afterany": ended}
     return ",".join(":".join([kind, *dict.fromkeys(jobs)]) for kind, jobs in kinds.items() if jobs)
 
 
-def _attached(task: Task, seen: JobInfo | None) -> bool:
-    """Whether a job is going to do the task; one that is ending does only if it is to start again."""
-    if seen is None or not seen.alive or seen.hopeless:
+def _will_execute(task: Task, job: JobInfo | None) -> bool:
+    """Whether a job is going to execute the task. One that is ending does so only if it starts again."""
+    if job is None or not job.alive or job.hopeless:
         return False
-    if seen.state != "COMPLETING":
+    if job.state != "COMPLETING":
         return True
-    known = attempts.read(task.folder)
-    return bool(known) and (known[-1].next or "").startswith(("requeued", "submitted"))
+    recorded = attempts.read(task.folder)
+    return bool(recorded) and (recorded[-1].next or "").startswith(("requeued", "submitted"))
+
+
+def _check_same_config(task: Task, job: JobInfo | None) -> None:
+    """Raises ConfigError if the job of a run was submitted with another config."""
+    if job is None or not isinstance(task, TrainRun) or not _will_execute(task, job):
+        return
+    if load(task.folder / REQUESTED_CONFIG_FILE) != task.config:
+        raise ConfigError(
+            f"{task.folder} is queued as job {job.job} with another config; cancel it first, or use another --output"
+        )
 
 
 @contextmanager
-def _outside_of_jobs() -> Iterator[None]:
-    """Without the variables of a job that the launcher itself may run in: sbatch would take them for options."""
+def _without_job_variables() -> Iterator[None]:
+    """Hide the variables of a job that the launcher itself runs in: sbatch would take them for options."""
     prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI")
     hidden = {
         name: os.environ.pop(name)
@@ -171,49 +216,10 @@ def _outside_of_jobs() -> Iterator[None]:
         os.environ |= hidden | ({} if job is None else {"SLURM_JOB_ID": job})
 
 
-def _check_same(task: Task, seen: JobInfo | None) -> None:
-    """Refuse to attach to a job that does something else. Raises ConfigError."""
-    if not isinstance(task, TrainRun) or not _attached(task, seen):
-        return
-    assert seen is not None
-    queued = load(task.folder / REQUESTED_CONFIG_FILE)
-    if queued != task.config:
-        raise ConfigError(
-            f"{task.folder} is queued as job {seen.job} with another config; cancel it first, or take another --output"
-        )
-
-
-def _row(group: Stage, layout: Layout, waiting: Sequence[Task], todo: Sequence[Task]) -> Row:
-    done = []
-    for task in group.tasks:
-        known = attempts.submitted(task.folder).job
-        what = "submitted" if task in todo else "attached" if task in waiting else "finished"
-        done.append((task.label, what, known if task in waiting else ""))
-    return Row(group.name, layout, group.after, tuple(done))
-
-
-def _write_record(plan: Plan, layouts: Mapping[str, Layout]) -> None:
-    """What `status`, and the ends of jobs, know of the plan."""
-    groups = {
-        group.name: {
-            "after": list(group.after),
-            "anyway": group.always_run,
-            "folders": [str(task.folder.resolve()) for task in group.tasks],
-            "labels": [task.label for task in group.tasks],
-            "runs": isinstance(group.tasks[0], TrainRun),
-            "nodes": layouts[group.name].nodes,
-            "per_node": layouts[group.name].per_node,
-        }
-        for group in plan.stages
-    }
-    record = {"name": plan.name, "command": plan.command, "submitted": attempts.now(), "groups": groups}
-    write_atomically(plan.folder / RECORD, json.dumps(record, indent=1) + "\n")
-
-
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One launcher at a time: two would pay twice. Raises ConfigError."""
+def _submit_lock(folder: Path) -> Iterator[None]:
+    """Allow one submission of a plan at a time, so that nothing is submitted twice. Raises ConfigError."""
     with FileLock(folder / ".submitting") as lock:
         if not lock.acquire(blocking=False):
-            raise ConfigError(f"another launcher is submitting {folder} at this moment; try again")
+            raise ConfigError(f"another launcher is submitting {folder}; try again in a moment")
         yield

@@ -1,8 +1,8 @@
-"""What submitit starts on every rank of a SLURM job: `run_task(folder)`.
+"""Executed by submitit on every rank of a SLURM job: `run_task(folder)`.
 
-The ranks find each other by SLURM's variables, write to `FOLDER/logs/rank-N.log`, and take a signal as a wish to stop
-at the next step's end. Rank 0 keeps the attempt's record. Whether the job goes on, and how, is decided when they have
-ended (`end.py`); only where that might come too late a guard beside rank 0 asks SLURM itself.
+The ranks connect through SLURM's variables, log to `FOLDER/logs/rank-N.log`, and stop at the end of a step when they
+receive a signal. Rank 0 records the attempt. The epilogue decides what follows once all ranks have ended; where that
+may be too late, a thread of rank 0 (`SignalWatcher`) requeues the job itself.
 """
 
 from __future__ import annotations
@@ -27,71 +27,71 @@ from pfcluster.launch.slurm import client
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, TASK_FILE
 
-LAST_SECONDS = 10.0
-"""Before SLURM kills a job that has not stopped yet, it is put back into the queue as it is."""
+REQUEUE_SECONDS = 10.0
+"""A job that has not stopped this long before SLURM kills it is requeued."""
 
 
-def here() -> RankInfo:
-    """Read off SLURM's variables."""
-    found = os.environ
-    cpus = found.get("SLURM_CPUS_PER_TASK")
-    share = int(found.get("SLURM_CPUS_ON_NODE", "1")) // max(1, int(found.get("SLURM_NTASKS_PER_NODE", "1")))
+def rank_info() -> RankInfo:
+    """This rank, from SLURM's variables."""
+    env = os.environ
+    cpus = env.get("SLURM_CPUS_PER_TASK")
+    share = int(env.get("SLURM_CPUS_ON_NODE", "1")) // max(1, int(env.get("SLURM_NTASKS_PER_NODE", "1")))
     return RankInfo(
-        rank=int(found["SLURM_PROCID"]),
-        size=int(found["SLURM_NTASKS"]),
-        local_rank=int(found["SLURM_LOCALID"]),
-        job=found["SLURM_JOB_ID"],
-        restart=int(found.get("SLURM_RESTART_COUNT", "0")),
-        nodes=found.get("SLURM_JOB_NODELIST", ""),
+        rank=int(env["SLURM_PROCID"]),
+        size=int(env["SLURM_NTASKS"]),
+        local_rank=int(env["SLURM_LOCALID"]),
+        job=env["SLURM_JOB_ID"],
+        restart=int(env.get("SLURM_RESTART_COUNT", "0")),
+        nodes=env.get("SLURM_JOB_NODELIST", ""),
         threads=max(1, int(cpus) if cpus else share),
     )
 
 
 def run_task(folder: str) -> None:
-    """Run the task of a folder in this rank; leaves by SystemExit where it failed."""
+    """Execute the task of a folder in this rank. Raises SystemExit if it failed."""
     with StopRequest() as stop:
-        place, mine = Path(folder), here()
-        with redirect_output(place, mine):
-            ending = _run(place, mine, stop)
-        if ending.kind == "lost rank":
-            os._exit(ending.code)  # libraries' own ends would wait for the lost rank
-        if ending.code not in (FINISHED, INTERRUPTED):
-            sys.exit(ending.code)
+        task_folder, info = Path(folder), rank_info()
+        with redirect_output(task_folder, info):
+            status = _run(task_folder, info, stop)
+        if status.kind == "lost rank":
+            os._exit(status.code)  # exit handlers of libraries would wait for the lost rank
+        if status.code not in (FINISHED, INTERRUPTED):
+            sys.exit(status.code)
 
 
-def _run(place: Path, mine: RankInfo, stop: StopRequest) -> ExitStatus:
-    join(mine)
-    if mine.rank:
-        number = _number(place, mine)
-        ending = execute(place, mine, stop)
-        _tell(place, number, mine, ending)
-        return ending
-    attempt = attempts.begin(place, mine.job, mine.restart, mine.nodes)
-    if attempts.vanished(attempts.read(place)[:-1]):
-        error = "three attempts in a row vanished without a word or a new checkpoint; look at its nodes and its memory"
-        ending = ExitStatus(FAILED, "user", error)
-        _tell(place, attempt.number, mine, ending)
-        return ending
-    with SignalWatcher(mine, stop):
-        ending = execute(place, mine, stop)
-    _tell(place, attempt.number, mine, ending)
-    if ending.code in (FINISHED, INTERRUPTED):
-        outcome = "finished" if ending.code == FINISHED else "stopped"
+def _run(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
+    """Execute the task and record how it ended: rank 0 in the attempt, the other ranks in files of their own."""
+    set_process_group_variables(info)
+    if info.rank:
+        number = _attempt_number(folder, info)
+        status = execute(folder, info, stop)
+        _write_failure(folder, number, info, status)
+        return status
+    attempt = attempts.begin(folder, info.job, info.restart, info.nodes)
+    if attempts.lost_repeatedly(attempts.read(folder)[:-1]):
+        error = "three attempts in a row were lost without an error or a new checkpoint; check nodes and memory"
+        status = ExitStatus(FAILED, "user", error)
+        _write_failure(folder, attempt.number, info, status)
+        return status
+    with SignalWatcher(info, stop):
+        status = execute(folder, info, stop)
+    _write_failure(folder, attempt.number, info, status)
+    if status.code in (FINISHED, INTERRUPTED):
         name = signal.Signals(stop.signal).name if stop.signal else None
-        attempts.end(place, attempt, outcome, signal=name)  # type: ignore[arg-type]
-    return ending
+        attempts.end(folder, attempt, "finished" if status.code == FINISHED else "stopped", signal=name)
+    return status
 
 
-def execute(place: Path, mine: RankInfo, stop: StopRequest) -> ExitStatus:
-    """The task itself: a run in this process, or a command in another."""
-    task = json.loads((place / TASK_FILE).read_text())
+def execute(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
+    """Execute the task: train in this process, or run a command in another."""
+    task = json.loads((folder / TASK_FILE).read_text())
     if task["module"] is None:
-        return work(place / REQUESTED_CONFIG_FILE, place, task["command"], mine.threads, stop)
-    return call([sys.executable, "-m", task["module"], *task["arguments"]], stop)
+        return work(folder / REQUESTED_CONFIG_FILE, folder, task["command"], info.threads, stop)
+    return run_command([sys.executable, "-m", task["module"], *task["arguments"]], stop)
 
 
-def call(command: list[str], stop: StopRequest) -> ExitStatus:
-    """Run a command until it ends or a signal asks to stop: then it is asked, too."""
+def run_command(command: list[str], stop: StopRequest) -> ExitStatus:
+    """Run a command until it ends; when a stop is requested, forward it as SIGTERM."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     while process.poll() is None:
         if stop.requested:
@@ -104,25 +104,25 @@ def call(command: list[str], stop: StopRequest) -> ExitStatus:
         return ExitStatus(FINISHED)
     if stop.requested:
         return ExitStatus(INTERRUPTED)
-    words = f"`{' '.join(command[2:])}` ended with {code}: the end of logs/rank-0.log says why"
-    return ExitStatus(FAILED, "user" if code == 2 else "bug", words)
+    error = f"`{' '.join(command[2:])}` ended with {code}: see the end of logs/rank-0.log"
+    return ExitStatus(FAILED, "user" if code == 2 else "bug", error)
 
 
-def join(mine: RankInfo) -> None:
-    """Set what torch's process groups look for."""
+def set_process_group_variables(info: RankInfo) -> None:
+    """Set the variables from which torch creates a process group."""
     os.environ |= {
-        "RANK": str(mine.rank),
-        "WORLD_SIZE": str(mine.size),
-        "LOCAL_RANK": str(mine.local_rank),
-        "OMP_NUM_THREADS": str(mine.threads),
-        "MASTER_ADDR": _main_address(mine.nodes),
+        "RANK": str(info.rank),
+        "WORLD_SIZE": str(info.size),
+        "LOCAL_RANK": str(info.local_rank),
+        "OMP_NUM_THREADS": str(info.threads),
+        "MASTER_ADDR": _main_address(info.nodes),
     }
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of an option that is meant (engine/ddp.py)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns about an option that is intended (engine/ddp.py)
 
 
 def _main_address(nodes: str) -> str:
-    """The first node's name where it resolves, else the address from which srun started this rank: the batch script
-    runs on the first node.
+    """The first node's name if it resolves, else the address from which srun started this rank: the batch script runs
+    on the first node.
     """
     first = nodes.split(",")[0]
     if "[" in first:
@@ -135,28 +135,29 @@ def _main_address(nodes: str) -> str:
     return first
 
 
-def _tell(place: Path, number: int, mine: RankInfo, ending: ExitStatus) -> None:
-    if ending.kind is not None:
-        attempts.write_failure(place, number, Failure(mine.rank, host_name(), ending.kind, ending.error))
+def _write_failure(folder: Path, number: int, info: RankInfo, status: ExitStatus) -> None:
+    if status.kind is not None:
+        attempts.write_failure(folder, number, Failure(info.rank, host_name(), status.kind, status.error))
 
 
-def _number(place: Path, mine: RankInfo) -> int:
-    """The number of this attempt, which rank 0 may not have written yet."""
-    known = attempts.read(place)
-    if not known:
+def _attempt_number(folder: Path, info: RankInfo) -> int:
+    """The number of this attempt, which rank 0 may not have recorded yet."""
+    recorded = attempts.read(folder)
+    if not recorded:
         return 1
-    newest = known[-1]
-    return newest.number + ((newest.job, newest.restart) != (mine.job, mine.restart))
+    newest = recorded[-1]
+    return newest.number + ((newest.job, newest.restart) != (info.job, info.restart))
 
 
 class SignalWatcher:
-    """Rank 0's ear while the main thread may be deep in a collective. A thread hears of signals at once, asks SLURM
-    what they mean, and puts the job back into the queue where nobody else will: SLURM ends it for good though nobody
-    cancelled it, or it is about to be killed before a step ended.
+    """Signal-handling thread of rank 0, which works while the main thread is blocked in a collective.
+
+    On a signal it queries SLURM for the cause, and requeues the job in two cases: SLURM preempts the job without
+    requeueing it, or the job is about to be killed before the current step has ended.
     """
 
-    def __init__(self, mine: RankInfo, stop: StopRequest) -> None:
-        self.mine, self.stop = mine, stop
+    def __init__(self, info: RankInfo, stop: StopRequest) -> None:
+        self.info, self.stop = info, stop
         self._ended = threading.Event()
         self._reader, self._writer = socket.socketpair()
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -176,25 +177,25 @@ class SignalWatcher:
         self._writer.close()
 
     def _listen(self) -> None:
-        while heard := self._reader.recv(64):
-            asking = [number for number in heard if number in (signal.SIGTERM, signal.SIGUSR2)]
-            if asking:
-                self.stop.ask(asking[0])
-                self._care()
+        while received := self._reader.recv(64):
+            signals = [number for number in received if number in (signal.SIGTERM, signal.SIGUSR2)]
+            if signals:
+                self.stop.ask(signals[0])
+                self._requeue_if_needed()
                 return
 
-    def _care(self) -> None:
+    def _requeue_if_needed(self) -> None:
         try:
-            seen = client.look(self.mine.job)
-            meaning = client.verdict(seen, self.mine.restart)
-            print(f"{attempts.now()} a signal came; SLURM says: {meaning}", flush=True)
-            if meaning == "preempted":
-                client.requeue(self.mine.job)
-                print("SLURM ends this job for good, though nobody cancelled it: put back into the queue", flush=True)
-            elif meaning == "warned" and seen is not None and seen.ends is not None:
-                wait = seen.ends.timestamp() - time.time() - LAST_SECONDS
-                if not self._ended.wait(max(0.0, wait)):
-                    print("no step ended in time; back into the queue, on from the last checkpoint", flush=True)
-                    client.requeue(self.mine.job)
+            job = client.find_job(self.info.job)
+            cause = client.signal_cause(job, self.info.restart)
+            print(f"{attempts.now()} received a signal; cause according to SLURM: {cause}", flush=True)
+            if cause == "preempted":
+                client.requeue(self.info.job)
+                print("preempted without a requeue by SLURM: requeued", flush=True)
+            elif cause == "warned" and job is not None and job.ends is not None:
+                seconds = job.ends.timestamp() - time.time() - REQUEUE_SECONDS
+                if not self._ended.wait(max(0.0, seconds)):
+                    print("no step ended in time; requeued, to continue from the last checkpoint", flush=True)
+                    client.requeue(self.info.job)
         except client.SlurmError as error:
             print(f"warning: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,182 @@
+"""`pfcluster evaluate | report | pictures | tables | measure | consolidate`: commands that read finished runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pfcluster.launch.command_line import parse
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write the report of a study, and print its main table and findings."""
+
+    study: tyro.conf.Positional[Path]
+    """Folder of runs, at any depth."""
+    output: Path | None = None
+    """Folder of the report; default: STUDY/report."""
+    baseline: str | None = None
+    """Name of the runs that the others are tested against."""
+
+
+def report(arguments: list[str]) -> int:
+    """Write the report of a study."""
+    from pfcluster.report.findings import findings
+    from pfcluster.report.terminal import main_table
+    from pfcluster.report.write import write_report
+
+    options = parse(ReportOptions, arguments, prog="pfcluster report")
+    files = write_report(options.study, options.output, baseline=options.baseline)
+    console = Console()
+    console.print(main_table(files.report))
+    for sentence in findings(files.report):
+        console.print(f"- {sentence}", highlight=False, markup=False)
+    console.print(f"report: {files.html}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Evaluate the best checkpoint of a run on a split."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or the folder of a checkpoint."""
+    split: Split = "test"
+    """Split to evaluate on."""
+    shards: str | None = None
+    """Other shards to evaluate on; classes are matched by name. Default: those of the run."""
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Print accuracy and F1 of a run."""
+    from pfcluster.evaluate.evaluate_run import evaluate_run
+
+    options = parse(EvaluateOptions, arguments, prog="pfcluster evaluate")
+    scores = evaluate_run(options.run, options.split, options.shards)
+    console = Console()
+    console.print(_score_table(f"{options.run} on {scores['dataset']}, {options.split}", scores))
+    if scores["dropped"]:
+        counts = ", ".join(f"{count} {name}" for name, count in scores["dropped"].items())
+        console.print(f"left out, because the run has no such class: {counts}", highlight=False)
+    if scores["missing_classes"]:
+        names = ", ".join(scores["missing_classes"])
+        console.print(f"the data has no {names}: these classes were excluded from the predictions", highlight=False)
+    return 0
+
+
+def _score_table(title: str, scores: dict[str, Any]) -> Table:
+    table = Table("class", "accuracy", title=f"{title}: {scores['n']} images")
+    for name, accuracy in scores["per_class"].items():
+        table.add_row(name, f"{100 * accuracy:.1f} %")
+    table.add_section()
+    table.add_row("all", f"{100 * scores['accuracy']:.2f} %")
+    table.add_row("mean class accuracy", f"{100 * scores['mean_class_accuracy']:.2f} %")
+    table.add_row("macro F1", f"{100 * scores['macro_f1']:.2f} %")
+    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesOptions:
+    """Write a page with attention maps, a projection of the features, and misclassified images of finished runs."""
+
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]]
+    """Folders of finished runs."""
+    output: Path | None = None
+    """Folder of the page; default: pictures/ in the folder that holds the runs."""
+    images: int = 8
+    """Images in each grid."""
+    seed: int = 0
+    """Seed of the selection of images."""
+    split: Literal["validation", "test"] = "test"
+    """Split that the images are taken from."""
+
+
+def pictures(arguments: list[str]) -> int:
+    """Write the page of pictures of finished runs."""
+    from pfcluster.report.gallery import write_pictures
+
+    options = parse(PicturesOptions, arguments, prog="pfcluster pictures")
+    if not options.runs:
+        raise ValueError("missing: RUN; `pfcluster pictures --help` lists the options")
+    files = write_pictures(options.runs, options.output, images=options.images, seed=options.seed, split=options.split)
+    console = Console()
+    for note in files.notes:
+        console.print(f"- {note}", highlight=False, markup=False)
+    console.print(f"pictures: {files.html}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """Make one measurement on the runs of a reproduction, into its folder `measured`."""
+
+    what: tyro.conf.Positional[str]
+    """Name of the measurement: cross, costs."""
+    output: tyro.conf.Positional[Path]
+    """Output folder of `pfcluster reproduce`."""
+
+
+def measure(arguments: list[str]) -> int:
+    """Write one measurement of a reproduction."""
+    from pfcluster.experiments.measure import MEASURES
+    from pfcluster.experiments.measure import measure as write_measurement
+
+    options = parse(MeasureOptions, arguments, prog="pfcluster measure")
+    if options.what not in MEASURES:
+        raise ValueError(f"no measurement {options.what!r}; there are {', '.join(sorted(MEASURES))}")
+    path = write_measurement(options.what, options.output)
+    Console().print(f"{options.what}: {path}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesOptions:
+    """Write the paper's tables of a reproduction, with the runs that have finished so far."""
+
+    output: tyro.conf.Positional[Path]
+    """Output folder of `pfcluster reproduce`."""
+
+
+def tables(arguments: list[str]) -> int:
+    """Write the tables of a reproduction."""
+    from pfcluster.experiments.write import write_tables
+
+    options = parse(TablesOptions, arguments, prog="pfcluster tables")
+    files, console = write_tables(options.output), Console()
+    for sentence in files.sentences:
+        console.print(f"- {sentence}", highlight=False, markup=False)
+    console.print(f"tables: {files.html}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsolidateOptions:
+    """Write a checkpoint of any number of ranks as one safetensors file."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder (its best checkpoint is taken), or the folder of a checkpoint."""
+    output: Path | None = None
+    """File to write; default: RUN/weights.safetensors."""
+    everything: bool = False
+    """Include the optimizers' tensors and the discriminator."""
+
+
+def consolidate(arguments: list[str]) -> int:
+    """Write the weights of a run as one file."""
+    from pfcluster.checkpoint import store
+
+    options = parse(ConsolidateOptions, arguments, prog="pfcluster consolidate")
+    output = options.output or options.run / ("everything" if options.everything else "weights")
+    output = output if output.suffix == ".safetensors" else output.with_name(output.name + ".safetensors")
+    record = store.consolidate(options.run, output, everything=options.everything)
+    size = output.stat().st_size / 2**20
+    Console().print(f"step {record.step}: {output} ({size:,.1f} MiB)", highlight=False, soft_wrap=True)
+    return 0

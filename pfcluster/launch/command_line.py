@@ -1,0 +1,113 @@
+"""Command lines from dataclasses, built by tyro, with one-sentence errors.
+
+tyro prints its errors into a box and exits; its hook for errors is private. This module is the only place that reads
+tyro's output: everything else receives a ConfigError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import tyro
+
+from pfcluster.config import ConfigError
+
+T = TypeVar("T")
+BOX = re.compile(r"[\u2500-\u257f]+")
+RULE = re.compile(r"\s*-{3,}\s*")
+
+
+def parse(kind: type[T], arguments: Sequence[str], *, prog: str = "pfcluster", default: T | None = None) -> T:
+    """Parse all arguments into a dataclass; `default` gives the values of options that are left out.
+
+    Raises ConfigError for an option that does not exist, naming similar ones, and for a value that does not fit.
+    `--help` prints the help and raises SystemExit(0).
+    """
+    options, rest = parse_known(kind, arguments, prog=prog, default=default)
+    if rest:
+        raise ConfigError(unknown_option(rest[0], kind, prog))
+    return options
+
+
+def parse_known(
+    kind: type[T], arguments: Sequence[str], *, prog: str = "pfcluster", default: T | None = None
+) -> tuple[T, list[str]]:
+    """Parse the arguments that belong to a dataclass; returns it and the remaining arguments in their order."""
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    if is_help(arguments):
+        tyro.cli(kind, args=["--help"], prog=prog, **given)
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            options, rest = tyro.cli(kind, args=list(arguments), prog=prog, return_unknown_args=True, **given)
+    except SystemExit as error:
+        words = sentence(text.getvalue())
+        if words.startswith("Missing from"):
+            words = f"missing: {', '.join(_missing(kind, arguments))}; `{prog} --help` lists the options"
+        raise ConfigError(words) from error
+    return options, rest
+
+
+def is_help(arguments: Sequence[str]) -> bool:
+    """Whether the arguments ask for help."""
+    return any(word in ("-h", "--help") for word in arguments)
+
+
+def sentence(text: str) -> str:
+    """The error inside tyro's box, without title, borders, the option's help and the footer."""
+    sections: list[list[str]] = [[]]
+    for line in BOX.sub(" ", text).splitlines():
+        if RULE.fullmatch(line) or not line.strip():
+            sections.append([])
+        else:
+            sections[-1].append(line.strip())
+    sections = [section for section in sections if section]
+    words = " ".join(sections[1] if len(sections) > 1 else sections[0] if sections else ["the arguments do not fit"])
+    words = re.sub(r"^Error parsing (--\S+:)", r"\1", words)
+    return re.sub(r"^Error parsing \S*: ", "", words)
+
+
+def unknown_option(word: str, kind: type, prog: str) -> str:
+    """An error message for an argument that no option takes."""
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}; `{prog} --help` lists the options"
+    name = word.partition("=")[0]
+    near = difflib.get_close_matches(name.replace("_", "-"), list(option_names(kind)), n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"`{prog} --help` lists the options"
+    return f"no option {name}; {hint}"
+
+
+def option_names(kind: type, prefix: str = "--") -> Iterator[str]:
+    """The options of a dataclass and of the dataclasses in it."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in fields(kind):  # type: ignore[arg-type]
+        hint = hints[field.name]
+        marks = getattr(hint, "__metadata__", ())
+        bare = get_args(hint)[0] if marks else hint
+        name = f"{prefix}{field.name.replace('_', '-')}"
+        if is_dataclass(bare):
+            inlined = any(getattr(mark, "name", None) == "" for mark in marks)
+            yield from option_names(bare, prefix if inlined else f"{name}.")  # type: ignore[arg-type]
+        else:
+            yield name
+
+
+def _missing(kind: type, arguments: Sequence[str]) -> list[str]:
+    """Required options that the arguments do not give; positional ones by their placeholder."""
+    given = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    hints = get_type_hints(kind, include_extras=True)
+    names = []
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.default is MISSING and field.default_factory is MISSING:
+            marks = getattr(hints[field.name], "__metadata__", ())
+            option = f"--{field.name.replace('_', '-')}"
+            name = field.name.upper() if tyro.conf.Positional in marks else option
+            if option not in given:
+                names.append(name)
+    return names

@@ -1,0 +1,41 @@
+"""Changes to a config from the command line: `--section.field value`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pfcluster.config import RunConfig
+from pfcluster.config.io import with_values
+from pfcluster.launch.command_line import parse
+
+
+def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Apply `--section.field value` pairs to a config. Where `model.init` names weights from elsewhere, sizes that the
+    pairs do not give are taken from those weights. Raises ConfigError, WeightsError.
+    """
+    changed = parse(RunConfig, overrides, prog="pfcluster finetune", default=config) if overrides else config
+    if changed.model.init is None:
+        return changed
+    return _with_external_sizes(changed, changed.model.init, overrides)
+
+
+def override_value(overrides: Sequence[str], option: str) -> str | None:
+    """The last value that the pairs give to an option such as "--data.shards"; None if they give none."""
+    value = None
+    for number, word in enumerate(overrides):
+        name, equals, text = word.partition("=")
+        if name == option and equals:
+            value = text
+        elif name == option and number + 1 < len(overrides):
+            value = overrides[number + 1]
+    return value
+
+
+def _with_external_sizes(config: RunConfig, init: str, overrides: Sequence[str]) -> RunConfig:
+    from pfcluster.models.pretrained import external_sizes
+
+    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in overrides if word.startswith("--")}
+    cnn = config.model.architecture == "cnn"  # has only the image size in common with a ViT
+    sizes = {name: value for name, value in external_sizes(init).items() if not cnn or name == "data.size"}
+    sizes = {name: value for name, value in sizes.items() if name not in given}
+    return with_values(config, sizes, f"model.init {init}")

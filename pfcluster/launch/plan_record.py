@@ -1,0 +1,107 @@
+"""`plan.json` in a plan's folder: what a launcher started, for `pfcluster status` and for SLURM jobs that end.
+
+Every launcher writes it: on this machine, on Ray and on SLURM. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from pfcluster.launch.attempts import now
+from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
+from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.folder import try_read_object
+from pfcluster.runs.locks import FileLock
+
+PLAN_FILE = "plan.json"
+LAUNCHER_LOCK = ".launcher"
+"""Locked by a launcher on this machine or on Ray while it works on the plan."""
+Launcher = Literal["local", "ray", "slurm"]
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage of a recorded plan. The lists hold one entry per task."""
+
+    after: list[str]
+    always_run: bool
+    labels: list[str]
+    folders: list[str]
+    outputs: list[str | None]
+    """File that a command produces, if it is known."""
+    trains: bool
+    """Whether the tasks are training runs."""
+    nodes: int = 1
+    per_node: int = 1
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan as it was started last."""
+
+    name: str
+    command: str
+    launcher: Launcher
+    started: str
+    host: str
+    pid: int
+    """Process of the launcher on `host`."""
+    stages: dict[str, StageRecord]
+
+
+def write_plan(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, int]]) -> None:
+    """Record a plan. `layouts`: nodes and processes per node of each stage."""
+    stages = {stage.name: _stage_record(stage, layouts.get(stage.name, (1, 1))) for stage in plan.stages}
+    record = PlanRecord(plan.name, plan.command, launcher, now(), socket.gethostname(), os.getpid(), stages)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(plan.folder / PLAN_FILE, json.dumps(asdict(record), indent=1) + "\n")
+
+
+def read_plan(folder: Path) -> PlanRecord | None:
+    """The plan that was started in a folder; None if there is none or its record is damaged."""
+    values = try_read_object(folder / PLAN_FILE)
+    if values is None:
+        return None
+    stages = {name: StageRecord(**stage) for name, stage in values.pop("stages").items()}
+    return PlanRecord(stages=stages, **values)
+
+
+@contextmanager
+def launching(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, int]]) -> Iterator[None]:
+    """Record a plan, and hold the launcher's lock while it runs."""
+    write_plan(plan, launcher, layouts)
+    with FileLock(plan.folder / LAUNCHER_LOCK) as lock:
+        lock.acquire(shared=True)
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file; False if the file is missing or cannot be opened."""
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path) as lock:
+            return not lock.acquire(blocking=False)
+    except OSError:
+        return False
+
+
+def _stage_record(stage: Stage, layout: tuple[int, int]) -> StageRecord:
+    produced = [task.produces if isinstance(task, Command) else None for task in stage.tasks]
+    return StageRecord(
+        after=list(stage.after),
+        always_run=stage.always_run,
+        labels=[task.label for task in stage.tasks],
+        folders=[str(task.folder.resolve()) for task in stage.tasks],
+        outputs=[None if path is None else str(path.resolve()) for path in produced],
+        trains=isinstance(stage.tasks[0], TrainRun),
+        nodes=layout[0],
+        per_node=layout[1],
+    )

@@ -1,0 +1,74 @@
+"""The state of a task that was submitted to SLURM, from the queue and from its attempts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pfcluster.launch import attempts
+from pfcluster.launch.attempts import Attempt
+from pfcluster.launch.job_record import read_job
+from pfcluster.launch.slurm.client import JobInfo
+from pfcluster.launch.task_status import BAD, TaskStatus
+from pfcluster.runs.folder import CANCELLED_FILE, is_finished, read_progress
+
+
+def slurm_task(stage: str, label: str, folder: Path, job: JobInfo | None, queried: bool) -> TaskStatus:
+    """The state of a task. `job` is None if SLURM has forgotten it; `queried`: whether SLURM could be queried."""
+    recorded = attempts.read(folder)
+    newest = recorded[-1] if recorded else None
+    submission = read_job(folder)
+    alive = job is not None and job.alive
+    state, reason = _state(folder, newest, job, submission.job, queried)
+    current = [attempt for attempt in recorded if attempt.submission == submission.submission]
+    return TaskStatus(
+        stage,
+        label,
+        folder,
+        state,
+        reason,
+        submission.job,
+        restarts=max(0, len(current) - 1),
+        failures=sum(attempt.outcome == "failed" for attempt in current),
+        nodes=(job.nodes if alive and job is not None else "") or (newest.nodes if newest else ""),
+        error=newest.error if newest is not None and state in (*BAD, "queued") else None,
+    )
+
+
+def _state(folder: Path, newest: Attempt | None, job: JobInfo | None, submitted: str, queried: bool) -> tuple[str, str]:
+    """State and reason. `submitted`: id of the newest job."""
+    if job is not None and job.alive:
+        return _alive_state(folder, newest, job)
+    if is_finished(folder) or (newest is not None and newest.outcome == "finished"):
+        return "finished", ""
+    if (folder / CANCELLED_FILE).exists():
+        return "cancelled", ""
+    if newest is None:
+        if job is not None:
+            return ("not run", "") if job.state == "CANCELLED" else ("lost", job.state)
+        return ("not run", "") if submitted and queried else ("not started", "")
+    if newest.job and submitted and newest.job != submitted and job is not None and job.state == "CANCELLED":
+        return "not run", ""
+    if newest.outcome in ("failed", "cancelled"):
+        return newest.outcome, newest.next or ""
+    if job is None and not queried:
+        return "unknown", ""
+    if job is not None and job.state == "TIMEOUT":
+        return "timed out", "it did not stop in time; the same command continues it"
+    end = f"SLURM reports {job.state}" if job is not None else "SLURM has forgotten it"
+    return "lost", f"{end}; the same command continues it"
+
+
+def _alive_state(folder: Path, newest: Attempt | None, job: JobInfo) -> tuple[str, str]:
+    """State and reason of a task whose job is queued or running."""
+    if job.hopeless:
+        return "not run", "a stage before it failed"
+    if job.state == "PENDING":
+        if job.reason == "Dependency":
+            return "waiting", ""
+        restarting = newest is not None and (newest.next or "").startswith(("requeued", "submitted"))
+        return "queued", f"{newest.outcome}, again" if restarting and newest is not None else job.reason
+    if job.state == "COMPLETING":
+        return "ending", newest.outcome if newest is not None and newest.outcome != "running" else ""
+    if job.state not in ("RUNNING", "SIGNALING"):
+        return "queued", job.state
+    return ("evaluating" if read_progress(folder).get("stage") == "evaluate" else "running"), ""

@@ -1,0 +1,129 @@
+"""Plans of the commands that train: one stage, or a whole study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pfcluster.config import RunConfig
+from pfcluster.data.build.options import BuildOptions
+from pfcluster.data.labels import canonical_name, neutral_index
+from pfcluster.data.manifest import MANIFEST
+from pfcluster.launch.command_line import parse
+from pfcluster.launch.overrides import apply_overrides, override_value
+from pfcluster.launch.plan import Command, Plan, Stage, TrainRun, stages_of
+from pfcluster.launch.training_options import STUDIES, TRAINING, Options
+from pfcluster.runs.folder import RESULT_FILE
+
+SHARDS, REPORT = "shards", "report"
+"""Names of stages."""
+BUILD_COMMAND = "build"
+
+
+def make_plan(options: Options) -> Plan:
+    """The plan of a training command. Raises ValueError subclasses."""
+    if options.command in STUDIES:
+        return study_plan(options)
+    config = apply_overrides(options.recipe()[TRAINING[options.command]], options.overrides)
+    if config.objective == "finetune" and config.model.init is not None and config.name == "scratch":
+        config = replace(config, name="mae-vit")
+    stages = tuple(stages_of(_seeded(options, config)))
+    return Plan(options.name or config.name, options.output / config.name, stages, options.command_line)
+
+
+def study_plan(options: Options) -> Plan:
+    """A whole study: shards if they are missing, runs from random weights, runs from the MAE's weights, the report.
+
+    The MAE and the judge are trained once, with the first seed; each classifier with every seed. Without a neutral
+    class in the data there is no judge. Raises DataError, RawDataError, BuildError.
+    """
+    overrides = options.overrides
+    stages: list[Stage] = []
+    shards = None
+    if options.input is not None:
+        shards = Path(override_value(overrides, "--data.shards") or options.output / "data")
+        overrides = (*overrides, "--data.shards", str(shards))
+        slices = options.cluster.nodes if options.cluster.executor == "slurm" else 1
+        stages.append(build_stage(_build_arguments(options, shards), options.output / SHARDS, slices))
+    recipe = {role: apply_overrides(config, overrides) for role, config in options.recipe().items()}
+    recipe = {role: replace(config, name=role) for role, config in recipe.items()}
+    start = tuple(stage.name for stage in stages)
+    first = options.seeds[0]
+    mae, judge = (_train_run(options, replace(recipe[role], seed=first)) for role in ("mae", "judge"))
+    pf_vit = _from_checkpoint(recipe["pf-vit"], mae)
+    once = stages_of([mae], start)
+    if _has_neutral(options, pf_vit, shards):
+        pf_vit = replace(pf_vit, evaluate=replace(pf_vit.evaluate, judge=str(judge.folder)))
+        once += stages_of([judge], start)
+    stages += [*once, *stages_of(_seeded(options, recipe["scratch"]), start)]
+    stages += stages_of(_seeded(options, pf_vit), tuple(stage.name for stage in once))
+    stages += stages_of(_seeded(options, _from_checkpoint(recipe["mae-vit"], mae)), ("mae",))
+    stages.append(report_stage(options.output, stages))
+    name = options.name or options.output.resolve().name
+    return Plan(name, options.output, tuple(stages), options.command_line)
+
+
+def build_stage(arguments: Sequence[str], logs: Path, slices: int) -> Stage:
+    """A build of shards, divided into slices. `arguments` are those of `pfcluster build`. Raises ConfigError."""
+    options = parse(BuildOptions, arguments, prog=f"pfcluster {BUILD_COMMAND}")
+    commands = [
+        Command(
+            f"{SHARDS} {number + 1}/{slices}",
+            logs / f"slice-{number}",
+            (BUILD_COMMAND, *arguments, *(("--slice", f"{number}/{slices}") if slices > 1 else ())),
+            produces=options.output / MANIFEST,
+        )
+        for number in range(slices)
+    ]
+    return Stage(SHARDS, tuple(commands), single_process=True)
+
+
+def report_stage(study: Path, stages: Sequence[Stage]) -> Stage:
+    """The report, once all runs have finished."""
+    runs = [task for stage in stages for task in stage.tasks if isinstance(task, TrainRun)]
+    command = Command(
+        REPORT,
+        study / REPORT,
+        (REPORT, str(study)),
+        produces=study / REPORT / "report.html",
+        reads=tuple(run.folder / RESULT_FILE for run in runs),
+    )
+    after = tuple(stage.name for stage in stages if stage.name != SHARDS)
+    return Stage(REPORT, (command,), after, single_process=True)
+
+
+def unbuilt_shards(plan: Plan) -> list[Path]:
+    """Manifests that the plan's build will write and that do not exist yet."""
+    stages = [stage for stage in plan.stages if stage.name == SHARDS]
+    commands = [task for stage in stages for task in stage.tasks if isinstance(task, Command)]
+    manifests = [command.produces for command in commands if command.produces is not None]
+    return [manifest for manifest in manifests if not manifest.exists()]
+
+
+def _build_arguments(options: Options, shards: Path) -> tuple[str, ...]:
+    return ("--input", str(options.input), "--output", str(shards), *options.build)
+
+
+def _has_neutral(options: Options, config: RunConfig, shards: Path | None) -> bool:
+    """Whether the data has a neutral class, also if its shards are still to be built."""
+    from pfcluster.data.dataset import open_dataset
+    from pfcluster.data.raw.readers import read_raw
+
+    if shards is None or (shards / MANIFEST).exists():
+        return neutral_index(open_dataset(config.data, config.seed).classes) is not None
+    build = parse(BuildOptions, _build_arguments(options, shards), prog=f"pfcluster {BUILD_COMMAND}")
+    raw = read_raw(build.input, build.read_options(), kind=build.kind)
+    return "neutral" in {canonical_name(photo.label) for photo in raw.photos}
+
+
+def _seeded(options: Options, config: RunConfig) -> list[TrainRun]:
+    return [_train_run(options, replace(config, seed=seed)) for seed in options.seeds]
+
+
+def _from_checkpoint(config: RunConfig, run: TrainRun) -> RunConfig:
+    return replace(config, model=replace(config.model, init=str(run.folder)))
+
+
+def _train_run(options: Options, config: RunConfig) -> TrainRun:
+    return TrainRun(config, options.output / config.name / f"seed-{config.seed}")

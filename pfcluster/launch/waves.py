@@ -1,0 +1,61 @@
+"""Executes a plan wave by wave on this machine; the training runs of a wave are handed to a launcher."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from pfcluster.distributed.signals import StopRequest
+from pfcluster.launch.errors import LaunchError
+from pfcluster.launch.plan import Command, Failures, Plan, Stage, TrainRun
+
+OnFailure = Callable[[TrainRun, LaunchError], None]
+Train = Callable[[Sequence[TrainRun], str, OnFailure | None], bool]
+"""Trains runs, with a title for their progress. Returns True once all have ended, False if a signal stopped them.
+Failures go to OnFailure; without it the first one is raised."""
+
+
+def run_waves(plan: Plan, train: Train) -> bool:
+    """Run a plan's stages; True once all are done, False if a signal stopped them.
+
+    Raises LaunchError if a task fails; for a plan that continues on failure, once everything else is done.
+    """
+    failures = Failures()
+    waves = list(plan.waves())
+    for number, wave in enumerate(waves, start=1):
+        title = f"[{number}/{len(waves)}] " if len(waves) > 1 else ""
+        if not _run_wave(failures.runnable(wave), plan, train, title, failures):
+            return False
+    if failures.tasks:
+        raise LaunchError(failures.text(), 1)
+    return True
+
+
+def _run_wave(wave: Sequence[Stage], plan: Plan, train: Train, title: str, failures: Failures) -> bool:
+    tasks = [task for stage in wave for task in stage.tasks]
+    for command in (task for task in tasks if isinstance(task, Command) and not task.finished()):
+        try:
+            if not run_command(command):
+                return False
+        except LaunchError as error:
+            if not plan.continue_on_failure:
+                raise
+            failures.add(command, str(error), wave)
+    runs = [task for task in tasks if isinstance(task, TrainRun)]
+    on_failure: OnFailure | None = None
+    if plan.continue_on_failure:
+
+        def on_failure(run: TrainRun, error: LaunchError) -> None:
+            failures.add(run, str(error), wave)
+
+    return not runs or train(runs, title, on_failure)
+
+
+def run_command(command: Command) -> bool:
+    """Run a command in this terminal; False if a signal stopped it. Raises LaunchError if it fails."""
+    with StopRequest() as stop:
+        code = subprocess.run([sys.executable, "-m", command.module, *command.arguments], check=False).returncode
+    if code and not stop.requested:
+        raise LaunchError(f"{command.label} ended with {code}; its error is printed above", code)
+    return code == 0
