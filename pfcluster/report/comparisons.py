@@ -162,7 +162,7 @@ def difference_sentence(
     if test.sign == 0:
         return (
             f"No significant difference between {name} and {base}: {change} over {seeds} ({bounds}). "
-            f"Smallest detectable difference at this variance: {number(test.resolvable, digits)}{unit}."
+            f"Smallest detectable difference at this variance: {number(test.min_detectable, digits)}{unit}."
         )
     side, caveats = "better" if test.sign == better else "worse", _holm_caveat(test.t_p, holm_p) + caveat
     verb = f"scores {side}" if caveats else f"is {side}"

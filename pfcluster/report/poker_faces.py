@@ -77,9 +77,9 @@ def _distance_sentence(group: RunGroup, metric: PokerMetric, reference: str) -> 
     test = _difference(group, metric, reference)
     assert test is not None
     means = f"{metric.title} {_mean(group, 'poker face', metric)} against {_mean(group, reference, metric)}"
-    target = f"to the true neutral face than the {reference}"
+    target = f"the true neutral face than the {reference}"
     if test.sign is None:
-        side = "closer" if test.difference.mean * metric.better > 0 else "not closer"
+        side = "closer to" if test.difference.mean * metric.better > 0 else "not closer to"
         return f"The poker faces of the single seed are {side} {target}: {means}. A single seed does not allow a test."
     details = (
         f"{means}; difference {signed(test.difference.mean, metric.digits)}, "
@@ -87,8 +87,8 @@ def _distance_sentence(group: RunGroup, metric: PokerMetric, reference: str) -> 
         f"{p_text(test.t_p)}, {test.difference.n} seeds"
     )
     if test.sign == 0:
-        return f"It is not significant whether the poker faces are closer {target}: {details}."
-    side = "closer" if test.sign == metric.better else "farther from, not closer"
+        return f"The poker faces are not significantly closer to or farther from {target}: {details}."
+    side = "closer to" if test.sign == metric.better else "farther from"
     return f"The poker faces are {side} {target}: {details}."
 
 

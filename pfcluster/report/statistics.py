@@ -39,7 +39,7 @@ class Paired:
     """Two-sided p of Wilcoxon's signed-rank test; None with fewer than `WILCOXON_MIN_PAIRS` unequal pairs."""
 
     @property
-    def resolvable(self) -> float | None:
+    def min_detectable(self) -> float | None:
         """Smallest |mean difference| whose interval would exclude 0 at this standard deviation: the half-width."""
         if self.difference.low is None or self.difference.high is None:
             return None

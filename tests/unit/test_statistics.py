@@ -55,7 +55,7 @@ def test_paired_by_hand() -> None:
     assert test.difference.mean == 2
     assert test.difference.std == pytest.approx(1)
     assert test.t_p == pytest.approx(1 - t / math.sqrt(t * t + 2))
-    assert test.resolvable == pytest.approx(4.302653 / math.sqrt(3), abs=1e-5)
+    assert test.min_detectable == pytest.approx(4.302653 / math.sqrt(3), abs=1e-5)
     assert test.sign == 0
     assert test.wilcoxon_p is None
 
@@ -80,7 +80,7 @@ def test_wilcoxon_by_hand() -> None:
 def test_sign_is_that_of_an_interval_excluding_zero() -> None:
     assert paired([1.0, 1.1, 1.05], [2.0, 2.1, 2.0]).sign == -1
     assert paired([1.0], [2.0]).sign is None
-    assert paired([1.0], [2.0]).resolvable is None
+    assert paired([1.0], [2.0]).min_detectable is None
 
 
 def test_constant_differences_have_no_t_test() -> None:
