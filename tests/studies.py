@@ -34,7 +34,7 @@ def write_run(study: Path, name: str, seed: int, /, **changes: Any) -> Path:
         "selection_split": "validation", "best": {"step": 90, "value": 0.8}, "validation": {"accuracy": 0.8},
         "test": {"n": 8, "accuracy": accuracy, "macro_f1": accuracy - 0.05,
                  "per_class": {"neutral": 0.5, "happiness": 1.0}, "confusion": [[2, 2], [0, 4]]},
-        "poker": None, "reconstruction": None, "pictures": {}, "command": f"python jobs/launch.py --seed {seed}",
+        "poker": None, "reconstruction": None, "pictures": {}, "command": f"pfcluster finetune --seeds {seed}",
         "versions": {"torch": "2.15"}, "git_commit": "abc",
     }  # fmt: skip
     if correct is not None:

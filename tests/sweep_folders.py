@@ -43,7 +43,7 @@ def write_sweep(
     """
     spec = read([*OPTIONS, *options, "--output", str(folder)]).spec
     save(spec, folder)
-    (folder / COMMAND).write_text("python tune/sweep.py --space loss_weights\n")
+    (folder / COMMAND).write_text("pfcluster sweep --space loss_weights\n")
     start = baseline(spec.space, spec.stages())
     trials = [Trial(number, pbt.draw(spec, start, number)) for number in range(spec.trials)]
     write_trials(folder, trials)
@@ -154,7 +154,7 @@ def write_result(state: SweepState, trial: Trial, seed: int, **changes: Any) -> 
     result = {
         "format": 1, "name": trial.name, "objective": "pf_mag", "seed": seed, "status": "finished", "steps": TOTAL,
         "seconds": 40.0, "dataset": FACES, "validation": {"accuracy": score, "macro_f1": score - 0.03},
-        "poker": {"n": 64, "rows": rows}, "measured_on": "validation", "command": "python tune/sweep.py",
+        "poker": {"n": 64, "rows": rows}, "measured_on": "validation", "command": "pfcluster sweep",
     }  # fmt: skip
     place.mkdir(parents=True, exist_ok=True)
     (place / "config.json").write_text(to_json(job.config))

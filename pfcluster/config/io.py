@@ -60,7 +60,7 @@ def with_values(config: RunConfig, values: Mapping[str, Any], source: str = "con
         for part in path:
             section = section.get(part) if isinstance(section, dict) else None
         if not isinstance(section, dict) or last not in section:
-            raise ConfigError(f"{source}: no field {name}; `jobs/launch.py finetune --help` lists them all")
+            raise ConfigError(f"{source}: no field {name}; `pfcluster finetune --help` lists them all")
         section[last] = _split_list(value) if isinstance(section[last], list) else value
     return _build(RunConfig, tree, "", source)
 

@@ -1,4 +1,4 @@
-"""Open the data that a config names: a shard folder made by shards/build.py, or the built-in synthetic faces."""
+"""Open the data that a config names: a shard folder made by `pfcluster build`, or the built-in synthetic faces."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _open_shards(config: DataConfig, place: str) -> Dataset:
                 f"{place} holds the dataset {manifest.name!r}, but data.expected_name is {config.expected_name!r}"
             )
         if "train" not in manifest.splits:
-            raise DataError(f"{place} has no training split; build it with shards/build.py --input ...")
+            raise DataError(f"{place} has no training split; build it with `pfcluster build --input ...`")
         if "validation" not in manifest.splits:
             raise DataError(
                 f"{place} has no validation split, which selects checkpoints: build the shards with --val-share above 0"

@@ -24,7 +24,7 @@ BUILD_FOLDER = ".build"
 """Subfolder of a shard folder while a build is running."""
 MAX_SIZE = 1024
 """Largest side of an image in pixels."""
-REBUILD = "delete the folder and build it again with shards/build.py"
+REBUILD = "delete the folder and build it again with `pfcluster build`"
 
 
 class ShardError(ValueError):
@@ -92,9 +92,9 @@ def load_manifest(folder: Path | str | Store) -> Manifest:
     try:
         values = json.loads(store.read_metadata(MANIFEST))
     except FileNotFoundError as error:
-        hint = "give a folder made by shards/build.py"
+        hint = "give a folder made by `pfcluster build`"
         if isinstance(store, LocalStore) and (store.folder / BUILD_FOLDER).is_dir():
-            hint = "its build is unfinished; run the same shards/build.py command again"
+            hint = "its build is unfinished; run the same `pfcluster build` command again"
         raise ShardError(f"{store.name} holds no {MANIFEST}: {hint}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"{store.name}/{MANIFEST} cannot be read ({error}); {REBUILD}") from error

@@ -105,11 +105,11 @@ class ShardedSplit:
                     names = ", ".join(sorted(self.bad_keys)[:5])
                     raise DataError(
                         f"{len(self.bad_keys)} of {len(self)} samples cannot be read ({names}, ...), more than"
-                        f" data.max_bad_share = {self.max_bad_share}: {error}; check with shards/inspect.py --verify"
+                        f" data.max_bad_share = {self.max_bad_share}: {error}; check with `pfcluster inspect --verify`"
                     ) from error
             else:
                 return candidate % len(self)
-        raise DataError("no sample of this split can be read; check with shards/inspect.py --verify")
+        raise DataError("no sample of this split can be read; check with `pfcluster inspect --verify`")
 
 
 @dataclass(frozen=True)

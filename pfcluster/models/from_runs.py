@@ -33,7 +33,7 @@ def load_classifier(folder: Path, option: str, command: str = "judge") -> Traine
         state = store.load(folder).weights()
         config = read_config(folder)
     except ValueError as error:
-        raise ConfigError(f"{option}: {error}; train one with `jobs/launch.py {command}`") from error
+        raise ConfigError(f"{option}: {error}; train one with `pfcluster {command}`") from error
     if config.objective != "finetune":
         raise ConfigError(f"{option}: {folder} is a run of {config.objective}, but a classifier is required")
     classes = len(state["head.weight"])
@@ -48,7 +48,7 @@ def load_identity_classifier(folder: Path, option: str) -> TrainedClassifier:
     if classifier.config.data.target != "identity":
         raise ConfigError(
             f"{option}: {folder} classifies emotions, not identities; train one with"
-            " `jobs/launch.py judge --data.target identity`"
+            " `pfcluster judge --data.target identity`"
         )
     return classifier
 

@@ -75,7 +75,7 @@ def test_one_command_leads_from_photos_to_the_report(pipeline):
 
 def test_jobs_ran_the_code_as_it_was_when_they_were_submitted(pipeline):
     provenance = json.loads((pipeline.folder / "runs/pipeline/mae/seed-0/provenance.json").read_text())
-    assert provenance["command"].startswith("python jobs/launch.py --nodes 2 --seeds 0 1")
+    assert provenance["command"].startswith("pfcluster pipeline --nodes 2 --seeds 0 1")
     (copy,) = (pipeline.folder / "runs/pipeline/.code").iterdir()
     assert "edited" not in (copy / "pfcluster/training/trainer.py").read_text()
 

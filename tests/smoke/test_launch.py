@@ -56,7 +56,7 @@ def test_a_run_folder_says_how_to_repeat_it(study):
     folder, _ = study
     run = folder / "pf-vit/seed-1"
     result = json.loads((run / "result.json").read_text())
-    assert result["command"].startswith("python jobs/launch.py demo --data.size 32")
+    assert result["command"].startswith("pfcluster demo --data.size 32")
     assert result["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
     assert result["git_commit"]
     assert json.loads((run / "config.json").read_text())["model"]["init"] == str(folder / "mae/seed-0")
@@ -114,7 +114,7 @@ def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
             ["finetune", "--batch-size", "33", "--processes", "2"],
             "batch_size must be a multiple of the processes of a run, 2,",
         ),
-        (["pf-mag", "--evaluate.judge", "nowhere"], "train one with `jobs/launch.py judge`"),
+        (["pf-mag", "--evaluate.judge", "nowhere"], "train one with `pfcluster judge`"),
         (["pf-mag", "--pf-mag.identity-net", "facenet", "--pf-mag.identity-net-weights", "no.pt"], "no file no.pt"),
         (["finetune", "--seeds", "1", "1"], "--seeds must differ"),
         (["report", "nowhere"], "nowhere is no folder"),

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from jobs.launch import main
+from pfcluster.cli.main import main
 from pfcluster.config import presets
 from pfcluster.profiling.flops import profile
 

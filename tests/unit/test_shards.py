@@ -179,7 +179,7 @@ def test_swapped_labels_in_an_index_are_found_by_checksum(damaged: Path) -> None
 
 
 def test_missing_manifest_and_unknown_split_are_rejected(built: Path, tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"made by shards/build\.py"):
+    with pytest.raises(ShardError, match="made by `pfcluster build`"):
         load_manifest(tmp_path)
     with pytest.raises(ShardError, match="only train, validation"):
         ShardSplit(built, "test")
