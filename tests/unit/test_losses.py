@@ -1,4 +1,4 @@
-"""Losses against numbers worked out by hand, or by torch's own functions."""
+"""Losses against values computed by hand or by torch's functions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pfcluster.models import losses
 LOG2 = math.log(2)
 
 
-def test_mae_on_normalised_patches_by_hand():
+def test_mae_on_normalised_patches():
     target = torch.tensor([[[1.0, 2.0, 3.0]]])  # mean 2, unbiased variance 1
     prediction = torch.tensor([[[-1.0, 0.0, 2.0]]])
     assert losses.mae(prediction, target, norm_pixels=True).item() == pytest.approx(1 / 3, abs=1e-5)
     assert losses.mae(prediction, target, norm_pixels=False).item() == pytest.approx((4 + 4 + 1) / 3)
 
 
-def test_classification_is_cross_entropy_and_weights_average_over_samples():
+def test_classification_is_cross_entropy_averaged_over_samples():
     logits, labels = torch.randn(6, 3), torch.tensor([0, 0, 1, 2, 2, 2])
     assert torch.allclose(losses.classification(logits, labels, None), functional.cross_entropy(logits, labels))
     weights = torch.tensor([1.0, 3.0, 0.5])
@@ -29,29 +29,29 @@ def test_classification_is_cross_entropy_and_weights_average_over_samples():
     assert torch.allclose(torch.stack(halves).mean(), each.mean())
 
 
-def test_inverse_frequency_has_mean_one_over_samples_and_skips_absent_classes():
+def test_inverse_frequency_has_mean_one_and_zero_for_absent_classes():
     counts = torch.tensor([6.0, 2.0, 0.0])
     weights = losses.inverse_frequency(counts)
     assert weights.tolist() == pytest.approx([8 / 12, 2.0, 0.0])
     assert (weights * counts).sum().item() == pytest.approx(counts.sum().item())
 
 
-def test_discriminator_by_hand():
+def test_discriminator_loss():
     real, fake = torch.zeros(1, 3), torch.zeros(2, 3)
     labels = torch.tensor([1])
     assert losses.discriminator(real, fake, labels).item() == pytest.approx(2 * LOG2)
-    fake[:, 2] = 100.0  # taken for real: as wrong as can be
+    fake[:, 2] = 100.0  # classified as real with certainty
     assert losses.discriminator(real, fake, labels).item() == pytest.approx(LOG2 + 100)
 
 
-def test_discriminator_leaves_the_emotions_of_fakes_out_or_wants_them_zero():
+def test_discriminator_ignores_fake_emotions_or_targets_zero():
     real, labels = torch.zeros(1, 3), torch.tensor([0])
     fake = torch.tensor([[50.0, 50.0, -50.0]])
     assert losses.discriminator(real, fake, labels, fake_class_targets="ignore").item() == pytest.approx(LOG2)
     assert losses.discriminator(real, fake, labels, fake_class_targets="zero").item() == pytest.approx(LOG2 + 100 / 3)
 
 
-def test_adversarial_wants_the_own_emotion_of_one_and_neutral_of_the_other():
+def test_adversarial_targets_label_for_reconstruction_and_neutral_for_poker_face():
     large = 40.0
     rec = torch.tensor([[-large, large, large]])  # emotion 1, real
     poker = torch.tensor([[large, -large, large]])  # neutral is class 0, real
@@ -61,7 +61,7 @@ def test_adversarial_wants_the_own_emotion_of_one_and_neutral_of_the_other():
     assert losses.adversarial(rec, torch.tensor([[-large, -large, large]]), labels, None).item() < 1e-6
 
 
-def test_reconstruction_counts_the_poker_face_of_neutral_inputs_only():
+def test_reconstruction_includes_poker_face_of_neutral_inputs_only():
     images, rec, poker = torch.zeros(4, 3, 2, 2), torch.full((4, 3, 2, 2), 0.5), torch.ones(4, 3, 2, 2)
     labels = torch.tensor([0, 1, 1, 0])
     assert losses.reconstruction(images, rec, poker, labels, 0).item() == pytest.approx(0.25 + 0.5)
@@ -73,6 +73,6 @@ def test_orthogonality_is_the_absolute_cosine():
     assert losses.orthogonality(a, torch.tensor([[0.0, 2.0], [-3.0, 0.0]])).item() == pytest.approx(0.5)
 
 
-def test_the_gradient_penalty_is_half_the_mean_squared_norm():
-    slope = torch.tensor([[[[3.0, 4.0]]], [[[0.0, 1.0]]]])
-    assert losses.gradient_penalty(slope).item() == pytest.approx(0.5 * (25 + 1) / 2)
+def test_gradient_penalty_is_half_the_mean_squared_norm():
+    gradient = torch.tensor([[[[3.0, 4.0]]], [[[0.0, 1.0]]]])
+    assert losses.gradient_penalty(gradient).item() == pytest.approx(0.5 * (25 + 1) / 2)

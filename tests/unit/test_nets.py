@@ -1,4 +1,4 @@
-"""The fast nets equal plain ones, and the parts of PF-ViT do what the method says."""
+"""The optimised nets equal plain implementations, and the parts of PF-ViT follow docs/concepts/method.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from pfcluster.models import losses
 from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.discriminator import Discriminator
-from pfcluster.models.mae import MAE, Decoder, hidden_patches, kept_count, inpaint
+from pfcluster.models.mae import MAE, Decoder, hidden_patches, inpaint, kept_count
 from pfcluster.models.pf_vit import Generator, PFViT, Separator
 from pfcluster.models.vit import Block, ViT, patchify, sincos_positions, take, unpatchify
 from tests.reference.plain_steps import plain_mae_loss
@@ -26,18 +26,18 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def test_patches_go_back_to_the_image():
+def test_unpatchify_inverts_patchify():
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(unpatchify(patchify(images, 8), 8), images)
     assert torch.equal(patchify(images, 8)[0, 1].view(3, 8, 8), images[0, :, :8, 8:16])
 
 
-def test_take_is_gather():
+def test_take_equals_gather():
     tokens, indices = torch.randn(3, 7, 5), torch.stack([torch.randperm(7)[:4] for _ in range(3)])
     assert torch.equal(take(tokens, indices), tokens.gather(1, indices.unsqueeze(2).expand(-1, -1, 5)))
 
 
-def test_positions_are_those_of_the_mae_paper():
+def test_sincos_positions_match_mae():
     positions = sincos_positions(3, 8)
     assert positions.shape == (9, 8)
     assert torch.allclose(positions[0], torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 1]))
@@ -45,14 +45,14 @@ def test_positions_are_those_of_the_mae_paper():
     assert torch.allclose(positions[1], torch.cat([column.sin(), column.cos(), torch.tensor([0.0, 0, 1, 1])]))
 
 
-def test_a_block_with_few_queries_equals_the_rows_of_the_whole():
+def test_block_with_queries_equals_rows_of_full_output():
     block, tokens = Block(32, 4, 4.0), torch.randn(2, 9, 32)
-    whole = block(tokens)
-    assert torch.allclose(block(tokens, queries=slice(0, 1)), whole[:, :1], atol=1e-6)
-    assert torch.allclose(block(tokens, queries=slice(4, None)), whole[:, 4:], atol=1e-6)
+    full = block(tokens)
+    assert torch.allclose(block(tokens, queries=slice(0, 1)), full[:, :1], atol=1e-6)
+    assert torch.allclose(block(tokens, queries=slice(4, None)), full[:, 4:], atol=1e-6)
 
 
-def test_the_fast_mae_equals_the_plain_one_in_loss_and_gradients():
+def test_mae_equals_plain_mae_in_loss_and_gradients():
     mae = MAE(ViT(**SIZES), decoder(), mask_ratio=0.75)
     images, order = torch.randn(3, 3, 32, 32), torch.stack([torch.randperm(16) for _ in range(3)])
     plain = plain_mae_loss(mae, images, order)
@@ -60,23 +60,23 @@ def test_the_fast_mae_equals_the_plain_one_in_loss_and_gradients():
     target = hidden_patches(images, order, mae.kept, 8)
     fast = losses.mae(mae(images, order), target, norm_pixels=True)
     assert torch.allclose(fast, plain, atol=1e-6)
-    for mine, theirs in zip(torch.autograd.grad(fast, list(mae.parameters())), expected, strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-5)
+    for gradient, expected_gradient in zip(torch.autograd.grad(fast, list(mae.parameters())), expected, strict=True):
+        assert torch.allclose(gradient, expected_gradient, atol=1e-5)
 
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.75, 4), (0.01, 15), (0.99, 1)])
-def test_some_patches_are_always_kept_and_some_hidden(ratio, kept):
+def test_kept_count_keeps_and_hides_at_least_one_patch(ratio, kept):
     assert kept_count(16, ratio) == kept
 
 
-def test_a_perfect_prediction_paints_the_original():
+def test_inpainting_a_perfect_prediction_restores_the_image():
     images, order = torch.randn(2, 3, 32, 32), torch.stack([torch.randperm(16) for _ in range(2)])
     truth = hidden_patches(images, order, 4, 8)
-    painted = inpaint(images, losses.normalised(truth), order, 4, 8, norm_pixels=True)
-    assert torch.allclose(painted, images, atol=1e-4)
+    restored = inpaint(images, losses.normalised(truth), order, 4, 8, norm_pixels=True)
+    assert torch.allclose(restored, images, atol=1e-4)
 
 
-def test_emotion_and_face_tokens_add_up():
+def test_emotion_and_face_tokens_sum_to_input():
     emotion, face, mask = Separator(32, 8)(tokens := torch.randn(2, 17, 32))
     assert torch.allclose(emotion + face, tokens, atol=1e-6)
     assert torch.equal(emotion, mask * tokens)
@@ -87,44 +87,44 @@ def pf_vit() -> PFViT:
     return PFViT(ViT(**SIZES), generator, width=32, classes=5)
 
 
-def test_one_batched_generator_call_equals_three():
+def test_batched_generation_equals_separate_calls():
     model, images = pf_vit(), torch.randn(2, 3, 32, 32)
-    views = model(images)
+    output = model(images)
     tokens = model.encoder(images)
     emotion, face, mask = model.separator(tokens)
-    for view, source in ((views.reconstruction, tokens), (views.poker, face), (views.emotion, emotion)):
-        assert torch.allclose(view, model.generator(source), atol=1e-5)
-    assert torch.allclose(views.logits, model.classify(images), atol=1e-6)
+    for image, source in ((output.reconstruction, tokens), (output.poker, face), (output.emotion, emotion)):
+        assert torch.allclose(image, model.generator(source), atol=1e-5)
+    assert torch.allclose(output.logits, model.classify(images), atol=1e-6)
     assert model(images, emotion_view=False).emotion is None
-    assert torch.equal(views.mask, mask)
-    assert not views.mask.requires_grad
+    assert torch.equal(output.mask, mask)
+    assert not output.mask.requires_grad
 
 
-def test_the_generator_sees_the_tokens_through_the_fusion_alone():
+def test_generator_output_depends_on_tokens():
     model = pf_vit()
     first, second = model.generator(torch.randn(1, 17, 32)), model.generator(torch.randn(1, 17, 32))
     assert first.shape == (1, 3, 32, 32)
     assert not torch.allclose(first, second)
 
 
-def test_the_new_head_starts_near_grey():
+def test_new_pixel_head_starts_near_grey():
     assert pf_vit()(torch.randn(4, 3, 32, 32)).reconstruction.abs().mean() < 0.3
 
 
-def test_the_discriminator_answers_with_a_logit_more_than_emotions():
+def test_discriminator_has_one_logit_more_than_emotions():
     discriminator = Discriminator(decoder(), patch=8, width=16, classes=5)
     assert discriminator(torch.randn(3, 3, 32, 32)).shape == (3, 6)
 
 
-def test_every_parameter_of_every_net_gets_a_gradient():
+def test_every_parameter_gets_a_gradient():
     images = torch.randn(2, 3, 32, 32)
     discriminator = Discriminator(decoder(), patch=8, width=16, classes=5)
     model = pf_vit()
-    views = model(images)
+    output = model(images)
     nets: list[tuple[nn.Module, torch.Tensor]] = [
-        (model, views.logits.sum() + views.reconstruction.square().sum() + views.poker.sum()),
+        (model, output.logits.sum() + output.reconstruction.square().sum() + output.poker.sum()),
         (discriminator, discriminator(images).square().sum()),
-        (judge := SmallCNN(5), judge(images).square().sum()),
+        (cnn := SmallCNN(5), cnn(images).square().sum()),
     ]
     for net, loss in nets:
         loss.backward()

@@ -1,4 +1,4 @@
-"""Whole runs with the stabilisers of docs/guides/pf-mag.md: exact resume, and what a failed run leaves behind."""
+"""Whole runs with the options of docs/guides/pf-mag.md: exact resume, and a checkpoint after a failure."""
 
 from __future__ import annotations
 
@@ -13,45 +13,46 @@ from pfcluster.config.io import from_json, to_json
 from pfcluster.engine.base import NonFiniteError
 from pfcluster.models import factory
 from pfcluster.runs.folder import checkpoint_steps, step_folder
-from pfcluster.training import parity
-from pfcluster.training.pf_mag import PfMagObjective
-from pfcluster.training import run
+from pfcluster.training import parity, run
 from pfcluster.training.errors import TrainingError
+from pfcluster.training.pf_mag import PfMagObjective
 from tests import tiny
 
 
-def test_a_stabilised_run_goes_on_to_the_same_weights(tmp_path):
+def test_stabilised_run_resumes_exactly(tmp_path):
     base = tiny.config("pf_mag")
-    game = replace(parity.ALL_STABILISERS, discriminator_augment=("colour", "flip"), adv_ramp_steps=6, loss_balancing_steps=8)
-    values = replace(base, pf_mag=game, checkpoint=CheckpointConfig(every_steps=5, keep=9))
-    assert from_json(to_json(values)) == values
-    result = run(values, tmp_path / "whole")
+    pf_mag = replace(
+        parity.ALL_STABILISERS, discriminator_augment=("colour", "flip"), adv_ramp_steps=6, loss_balancing_steps=8
+    )
+    config = replace(base, pf_mag=pf_mag, checkpoint=CheckpointConfig(every_steps=5, keep=9))
+    assert from_json(to_json(config)) == config
+    result = run(config, tmp_path / "whole")
     assert result["status"] == "finished"
     assert result["parameters"]["train"] > factory.parameter_counts(base, factory.build(base, 8))["train"]
-    assert any(name.endswith("discriminator/reader.head.weight") for name in tiny.final_weights(tmp_path / "whole"))
+    assert any(name.endswith("discriminator/adversary.head.weight") for name in tiny.final_weights(tmp_path / "whole"))
     assert set(result["poker"]["rows"]) >= {"reconstruction", "poker face"}
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     (tmp_path / "parts/result.json").unlink()
     for step in checkpoint_steps(tmp_path / "parts/checkpoints"):
-        if step > 5:  # within the ramp, and while the balance still watches
+        if step > 5:  # step 5 is within the ramp, and the balancer is still measuring
             shutil.rmtree(step_folder(tmp_path / "parts/checkpoints", step))
-    assert run(values, tmp_path / "parts")["status"] == "finished"
+    assert run(config, tmp_path / "parts")["status"] == "finished"
     whole, parts = (tiny.final_weights(tmp_path / name) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
-def test_a_non_finite_loss_leaves_a_checkpoint_when_the_discriminator_takes_more_steps(tmp_path, monkeypatch):
+def test_non_finite_loss_leaves_a_checkpoint_with_several_discriminator_updates(tmp_path, monkeypatch):
     base = tiny.config("pf_mag", checkpoint=CheckpointConfig(every_steps=100))
-    values = replace(base, pf_mag=replace(base.pf_mag, discriminator_updates=2))
-    taken = PfMagObjective.step
+    config = replace(base, pf_mag=replace(base.pf_mag, discriminator_updates=2))
+    original_step = PfMagObjective.step
 
     def fails_at_four(self, batches, step):
         if step == 4:
             raise NonFiniteError("the gradients' norm is nan")
-        return taken(self, batches, step)
+        return original_step(self, batches, step)
 
     monkeypatch.setattr(PfMagObjective, "step", fails_at_four)
     with pytest.raises(TrainingError, match="step 4"):
-        run(values, tmp_path)
+        run(config, tmp_path)
     assert checkpoint_steps(tmp_path / "checkpoints") == [4]

@@ -1,4 +1,4 @@
-"""The steps take the plain step's gradients, and refuse what is not finite."""
+"""Training steps have the gradients of plain implementations, and reject non-finite gradients."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pfcluster.training.loss_balancing import LossBalancer
 from pfcluster.training.pf_mag import LossSettings, pf_mag_step
 from tests.reference.plain_steps import plain_pf_mag_step
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = World(0, 1, torch.device("cpu"))
 CLASSES = 4
 TINY = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
 STILL = OptimConfig(algorithm="adam", lr=1e-12, weight_decay=0.0, schedule="constant")
-"""A rate at which weights do not move, so that gradients of both turns are those of the start."""
+"""A rate at which weights do not change, so that both updates have the gradients of the initial weights."""
 
 
 def config(**changes: object) -> RunConfig:
@@ -35,7 +35,7 @@ def config(**changes: object) -> RunConfig:
 def engines(run: RunConfig, optim: OptimConfig) -> tuple[DdpEngine, DdpEngine]:
     modules = factory.build(run, CLASSES)
     model, discriminator = (
-        DdpEngine(modules[name], optim, EngineConfig(), ALONE) for name in ("model", "discriminator")
+        DdpEngine(modules[name], optim, EngineConfig(), SINGLE) for name in ("model", "discriminator")
     )
     return model, discriminator
 
@@ -51,52 +51,54 @@ def batch(images: int = 6) -> Batch:
 def gradients(engine: DdpEngine) -> dict[str, torch.Tensor]:
     """The first step's gradients, from Adam's first moment."""
     scale = 1 - STILL.betas[0]
-    state = engine.tensor_shards("own")
+    state = engine.tensor_shards("net")
     return {
-        name.removeprefix("own_optimizer/").removesuffix("/exp_avg"): piece.values.view(piece.shape) / scale
-        for name, piece in state.items()
+        name.removeprefix("net_optimizer/").removesuffix("/exp_avg"): shard.values.view(shard.shape) / scale
+        for name, shard in state.items()
         if name.endswith("/exp_avg")
     }
 
 
-class FrozenColours(torch.nn.Module):
-    """Stands where φ stands: features that depend on the image and train nothing."""
+class FixedFeatures(torch.nn.Module):
+    """In place of φ: features of the image without parameters."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images[:, :, ::4, ::4].flatten(1).tanh()
 
 
-@pytest.mark.parametrize("identity_net", [None, FrozenColours()])
-def test_the_shared_forward_takes_the_gradients_of_the_plain_gan_loop(identity_net):
+@pytest.mark.parametrize("identity_net", [None, FixedFeatures()])
+def test_shared_forward_has_gradients_of_plain_gan_loop(identity_net):
     settings = LossSettings(0, None, 0.0, "ignore", identity_net)
     weights = LossWeights(cls=1.0, adv=0.3, rec=2.0, ort=0.5)
     model, discriminator = engines(config(), STILL)
     images = batch()
-    pf_mag_step([images], model, discriminator, settings, LossBalancer(weights, False, 1, 1.0, 1.0, ALONE), warmup=False)
-    ours = gradients(model), gradients(discriminator)
+    pf_mag_step(
+        [images], model, discriminator, settings, LossBalancer(weights, False, 1, 1.0, 1.0, SINGLE), warmup=False
+    )
+    actual = gradients(model), gradients(discriminator)
 
     modules = factory.build(config(), CLASSES)
     pf_vit, delta = modules["model"], modules["discriminator"]
     of_discriminator: dict[str, torch.Tensor] = {}
 
-    def discriminator_turn() -> None:
+    def update_discriminator() -> None:
         of_discriminator.update({name: value.grad.clone() for name, value in delta.named_parameters()})
         delta.zero_grad()
 
-    plain_pf_mag_step(pf_vit, delta, images, settings, weights, discriminator_turn)
+    plain_pf_mag_step(pf_vit, delta, images, settings, weights, update_discriminator)
     of_model = {name: value.grad for name, value in pf_vit.named_parameters() if value.grad is not None}
-    for mine, plain in zip(ours, (of_model, of_discriminator), strict=True):
-        assert mine.keys() == plain.keys()
+    for computed, plain in zip(actual, (of_model, of_discriminator), strict=True):
+        assert computed.keys() == plain.keys()
         for name, value in plain.items():
-            assert torch.allclose(mine[name], value, rtol=1e-3, atol=1e-7), name
+            assert torch.allclose(computed[name], value, rtol=1e-3, atol=1e-7), name
 
 
-def test_the_discriminator_is_untouched_by_pf_vits_turn():
+def test_pf_vit_update_does_not_change_discriminator():
     model, discriminator = engines(config(), STILL)
     weights = {name: value.clone() for name, value in discriminator.module.state_dict().items()}
     settings = LossSettings(0, None, 0.0, "ignore", None)
     pf_mag_step(
-        [batch()], model, discriminator, settings, LossBalancer(LossWeights(), False, 1, 1.0, 1.0, ALONE), warmup=False
+        [batch()], model, discriminator, settings, LossBalancer(LossWeights(), False, 1, 1.0, 1.0, SINGLE), warmup=False
     )
     assert discriminator.updates == model.updates == 1
     assert all(parameter.grad is None and parameter.requires_grad for parameter in discriminator.module.parameters())
@@ -105,62 +107,62 @@ def test_the_discriminator_is_untouched_by_pf_vits_turn():
 
 
 @pytest.mark.parametrize("automatic", [False, True])
-def test_accumulation_takes_the_step_of_the_whole_batch(automatic):
+def test_accumulation_equals_whole_batch(automatic):
     settings = LossSettings(0, None, 0.0, "ignore", None)
-    found = []
+    results = []
     for parts in (1, 2):
         model, discriminator = engines(config(), STILL)
         whole = batch(8)
-        tensor_shards = [
+        micro_batches = [
             Batch(*pair) for pair in zip(whole.images.chunk(parts), whole.labels.chunk(parts), strict=True)
         ]
-        balance = LossBalancer(LossWeights(), automatic, 1, 1.0, 1.0, ALONE)
-        metrics = pf_mag_step(tensor_shards, model, discriminator, settings, balance, warmup=False)
-        found.append((gradients(model), gradients(discriminator), metrics))
-    for first, second in zip(found[0][:2], found[1][:2], strict=True):
+        balancer = LossBalancer(LossWeights(), automatic, 1, 1.0, 1.0, SINGLE)
+        metrics = pf_mag_step(micro_batches, model, discriminator, settings, balancer, warmup=False)
+        results.append((gradients(model), gradients(discriminator), metrics))
+    for first, second in zip(results[0][:2], results[1][:2], strict=True):
         for name, value in first.items():
             assert torch.allclose(second[name], value, rtol=1e-3, atol=1e-6), name
-    for name in ("loss", "discriminator", "rec", "adv", "cls", "ort", "grad_norm"):
-        assert found[1][2][name].item() == pytest.approx(found[0][2][name].item(), rel=1e-4), name
+    for name in ("loss", "disc_loss", "rec", "adv", "cls", "ort", "grad_norm"):
+        assert results[1][2][name].item() == pytest.approx(results[0][2][name].item(), rel=1e-4), name
 
 
-def test_the_warm_up_trains_no_adversary_into_pf_vit():
+def test_warmup_has_no_adversarial_terms():
     model, discriminator = engines(config(), STILL)
     settings = LossSettings(0, None, 0.0, "ignore", None)
-    balance = LossBalancer(LossWeights(), True, 5, 10.0, 0.3, ALONE)
-    metrics = pf_mag_step([batch()], model, discriminator, settings, balance, warmup=True)
+    balancer = LossBalancer(LossWeights(), True, 5, 10.0, 0.3, SINGLE)
+    metrics = pf_mag_step([batch()], model, discriminator, settings, balancer, warmup=True)
     assert "adv" not in metrics
     assert "ort" not in metrics
     assert metrics["loss"].item() == pytest.approx(10 * metrics["rec"].item() + 0.3 * metrics["cls"].item(), rel=1e-5)
-    assert balance.steps_measured == 0
-    assert metrics["discriminator"].item() > 0
+    assert balancer.steps_measured == 0
+    assert metrics["disc_loss"].item() > 0
 
 
-def test_the_automatic_balance_makes_terms_equal_then_stands_still():
-    balance = LossBalancer(LossWeights(cls=1, adv=1, rec=1, ort=1), True, 2, 1.0, 1.0, ALONE)
+def test_automatic_balancing_equalises_terms_then_stays_constant():
+    balancer = LossBalancer(LossWeights(cls=1, adv=1, rec=1, ort=1), True, 2, 1.0, 1.0, SINGLE)
     terms = {name: torch.tensor(value) for name, value in {"cls": 2.0, "adv": 0.5, "rec": 8.0, "ort": 0.1}.items()}
-    balance.observe(terms)
-    assert balance.total(terms, warmup=False).item() == pytest.approx(4.0)
+    balancer.observe(terms)
+    assert balancer.total(terms, warmup=False).item() == pytest.approx(4.0)
     doubled = {name: 2 * value for name, value in terms.items()}
-    balance.observe(doubled)
-    assert not balance.measuring
-    assert balance.total(doubled, warmup=False).item() == pytest.approx(4 * 2 / 1.5)
-    settled = balance.weight("rec")
-    assert balance.total({name: 100 * value for name, value in terms.items()}, warmup=False).item() > 100
-    assert balance.weight("rec") == settled == pytest.approx(1 / 12.0)
+    balancer.observe(doubled)
+    assert not balancer.measuring
+    assert balancer.total(doubled, warmup=False).item() == pytest.approx(4 * 2 / 1.5)
+    settled = balancer.weight("rec")
+    assert balancer.total({name: 100 * value for name, value in terms.items()}, warmup=False).item() > 100
+    assert balancer.weight("rec") == settled == pytest.approx(1 / 12.0)
 
 
-def test_fixed_weights_are_taken_as_they_are():
-    balance = LossBalancer(LossWeights(cls=1, adv=2, rec=3, ort=4), False, 2, 1.0, 1.0, ALONE)
+def test_fixed_weights_are_not_balanced():
+    balancer = LossBalancer(LossWeights(cls=1, adv=2, rec=3, ort=4), False, 2, 1.0, 1.0, SINGLE)
     terms = {name: torch.tensor(1.0) for name in ("cls", "adv", "rec", "ort")}
-    assert balance.total(terms, warmup=False).item() == 10
-    assert balance.steps_measured == 0
+    assert balancer.total(terms, warmup=False).item() == 10
+    assert balancer.steps_measured == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_leaves_the_weights_alone(value):
+def test_non_finite_loss_does_not_change_weights(value):
     run = replace(config(), objective="finetune")
-    engine = DdpEngine(factory.build(run, CLASSES)["model"], OptimConfig(lr=0.1), EngineConfig(), ALONE)
+    engine = DdpEngine(factory.build(run, CLASSES)["model"], OptimConfig(lr=0.1), EngineConfig(), SINGLE)
     before = {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
     images = batch()
     engine.backward(engine(images.images, sync=False).sum())
@@ -172,12 +174,12 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(value):
     assert all(parameter.grad is None for parameter in engine.module.parameters())
 
 
-def test_clipping_bounds_the_step_and_reports_the_norm_before_it():
+def test_clipping_bounds_gradients_and_reports_the_unclipped_norm():
     run = replace(config(), objective="finetune")
     norms, moments = [], []
     for clip in (0.0, 0.01):
         optim = replace(STILL, clip_norm=clip)
-        engine = DdpEngine(factory.build(run, CLASSES)["model"], optim, EngineConfig(), ALONE)
+        engine = DdpEngine(factory.build(run, CLASSES)["model"], optim, EngineConfig(), SINGLE)
         norms.append(finetune_step([batch()], engine, class_weights=None, label_smoothing=0.0)["grad_norm"].item())
         moments.append(torch.stack([value.norm() for value in gradients(engine).values()]).norm().item())
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
@@ -185,62 +187,63 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before_it():
     assert moments[1] == pytest.approx(0.01, rel=1e-3)
 
 
-def test_bf16_autocast_keeps_weights_in_fp32_and_comes_near_fp32():
-    settings = LossSettings(0, None, 0.0, "ignore", FrozenColours())
-    found = []
+def test_bf16_autocast_keeps_fp32_weights_and_is_close_to_fp32():
+    settings = LossSettings(0, None, 0.0, "ignore", FixedFeatures())
+    metrics = []
     for precision in ("fp32", "bf16"):
         modules = factory.build(config(), CLASSES)
         options = EngineConfig(precision=precision)  # type: ignore[arg-type]
         model, discriminator = (
-            DdpEngine(modules[name], OptimConfig(), options, ALONE) for name in ("model", "discriminator")
+            DdpEngine(modules[name], OptimConfig(), options, SINGLE) for name in ("model", "discriminator")
         )
-        balance = LossBalancer(LossWeights(), True, 1, 1.0, 1.0, ALONE)
-        found.append(pf_mag_step([batch()], model, discriminator, settings, balance, warmup=False))
+        balancer = LossBalancer(LossWeights(), True, 1, 1.0, 1.0, SINGLE)
+        metrics.append(pf_mag_step([batch()], model, discriminator, settings, balancer, warmup=False))
         assert all(parameter.dtype == torch.float32 for module in modules.values() for parameter in module.parameters())
-    for name in ("discriminator", "cls", "adv", "rec"):
-        assert found[0][name] != found[1][name]
-        assert found[1][name].item() == pytest.approx(found[0][name].item(), rel=0.03), name
+    fp32, bf16 = metrics
+    for name in ("disc_loss", "cls", "adv", "rec"):
+        assert fp32[name] != bf16[name]
+        assert bf16[name].item() == pytest.approx(fp32[name].item(), rel=0.03), name  # bf16 has 8 bits of precision
 
 
-def test_r1_adds_the_slope_of_the_real_output_to_the_critics_loss():
-    """Against the same computed by hand on plain modules, with its gradients."""
+def test_r1_adds_the_gradient_penalty_to_the_discriminator_loss():
+    """Loss and gradients equal those computed on plain modules."""
     weight = 0.7
     run = replace(config(), pf_mag=replace(config().pf_mag, r1=weight))
     modules = factory.build(run, CLASSES)
-    model = build_engine("ddp", modules["model"], STILL, EngineConfig(), ALONE)
-    discriminator = build_engine("ddp", modules["discriminator"], STILL, EngineConfig(), ALONE, double_backward=True)
-    settings = LossSettings(0, None, 0.0, "ignore", None, weight)
-    balance = LossBalancer(LossWeights(), False, 1, 1.0, 1.0, ALONE)
-    found = pf_mag_step([batch()], model, discriminator, settings, balance, warmup=False)
+    model = build_engine("ddp", modules["model"], STILL, EngineConfig(), SINGLE)
+    discriminator = build_engine("ddp", modules["discriminator"], STILL, EngineConfig(), SINGLE, double_backward=True)
+    settings = LossSettings(0, None, 0.0, "ignore", None, r1=weight)
+    balancer = LossBalancer(LossWeights(), False, 1, 1.0, 1.0, SINGLE)
+    metrics = pf_mag_step([batch()], model, discriminator, settings, balancer, warmup=False)
 
     plain = factory.build(run, CLASSES)
     images = batch().images.requires_grad_(True)
     with torch.no_grad():
-        views = plain["model"](images, emotion_view=False)
+        output = plain["model"](images, emotion_view=False)
     with sdpa_kernel(SDPBackend.MATH):
-        logits = plain["discriminator"](torch.cat([images, views.reconstruction, views.poker]))
+        logits = plain["discriminator"](torch.cat([images, output.reconstruction, output.poker]))
     real, fake = logits[:6], logits[6:]
-    (slope,) = torch.autograd.grad(real[:, -1].sum(), images, create_graph=True)
-    loss = losses.discriminator(real, fake, batch().labels) + weight / 2 * slope.square().flatten(1).sum(1).mean()
+    (gradient,) = torch.autograd.grad(real[:, -1].sum(), images, create_graph=True)
+    loss = losses.discriminator(real, fake, batch().labels) + weight / 2 * gradient.square().flatten(1).sum(1).mean()
     loss.backward()
-    assert found["discriminator"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["disc_loss"].item() == pytest.approx(loss.item(), rel=1e-5)
     for name, parameter in plain["discriminator"].named_parameters():
         assert torch.allclose(
             gradients(discriminator)[name], parameter.grad.flatten().view_as(parameter), rtol=1e-3, atol=1e-7
         )
 
 
-def test_an_engine_that_was_not_built_for_it_has_no_second_derivative():
+def test_input_gradient_needs_double_backward():
     modules = factory.build(config(), CLASSES)
-    discriminator = build_engine("ddp", modules["discriminator"], STILL, EngineConfig(), ALONE)
+    discriminator = build_engine("ddp", modules["discriminator"], STILL, EngineConfig(), SINGLE)
     images = batch().images.requires_grad_(True)
     with pytest.raises(EngineError, match="needs double_backward=True"):
         discriminator.input_gradient(discriminator(images).sum(), images)
 
 
-def test_the_average_of_the_weights_follows_them():
+def test_ema_follows_the_weights():
     run = replace(config(), objective="finetune")
-    engine = DdpEngine(factory.build(run, CLASSES)["model"], OptimConfig(lr=0.1, ema=0.5), EngineConfig(), ALONE)
+    engine = DdpEngine(factory.build(run, CLASSES)["model"], OptimConfig(lr=0.1, ema=0.5), EngineConfig(), SINGLE)
     average = None
     for _ in range(3):
         finetune_step([batch()], engine, class_weights=None, label_smoothing=0.0)
