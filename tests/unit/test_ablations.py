@@ -1,4 +1,4 @@
-"""PF-MAG's ablations are options: each changes what it names, and trains to the end."""
+"""Options for PF-MAG's ablations: what each changes, and that each trains."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def faces(count: int = 3) -> torch.Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_without_a_separator_there_is_no_poker_face_and_the_encoder_is_classified():
+def test_without_separator_no_poker_face_and_classifier_on_encoder():
     model = built(separator_ratio=0.0)
     views = model(faces())
     assert views.poker is views.emotion is views.face_tokens is None
@@ -47,7 +47,7 @@ def test_without_a_separator_there_is_no_poker_face_and_the_encoder_is_classifie
     assert torch.allclose(views.reconstruction, model.generator(tokens))
 
 
-def test_self_fusion_without_hidden_patches_does_not_depend_on_the_order_in_which_they_are_shown():
+def test_self_fusion_does_not_depend_on_order_of_visible_patches():
     model = built(fusion="self")
     assert isinstance(model.generator.fusion, SelfFusion)
     order = patch_order(pf_mag(), 3, "mask", 0)
@@ -55,7 +55,7 @@ def test_self_fusion_without_hidden_patches_does_not_depend_on_the_order_in_whic
     torch.testing.assert_close(model(faces(), order).logits, model(faces()).logits, atol=1e-5, rtol=0)
 
 
-def test_multi_task_mae_hides_patches_from_the_encoder_and_paints_them_nevertheless():
+def test_multi_task_mae_generates_hidden_patches():
     model = built(fusion="self", mask_ratio=0.75)
     order = patch_order(pf_mag(), 3, "mask", 0)
     shown = faces()
@@ -74,20 +74,22 @@ def test_multi_task_mae_hides_patches_from_the_encoder_and_paints_them_neverthel
     assert not torch.equal(model(seen, order).poker, model(shown, order).poker)
 
 
-def test_the_mask_is_drawn_anew_each_step_and_none_where_nothing_hides():
+def test_hides_patches_only_with_mask_ratio():
     assert pf_mag(fusion="self", mask_ratio=0.5).hides_patches
     assert not pf_mag(fusion="self").hides_patches
 
 
-def test_a_discriminator_blind_to_emotions_is_told_real_from_fake_alone():
+def test_discriminator_without_emotions_depends_on_real_output_only():
     logits = torch.tensor([[0.0, 5.0, 1.0]])
     other = torch.tensor([[9.0, -5.0, 1.0]])
     label = torch.tensor([0])
-    blind = {"emotions": False}
-    first = discriminator(logits, logits, label, fake_class_targets="zero", **blind)
-    assert first == discriminator(other, other, label, fake_class_targets="zero", **blind)
+    without_emotions = {"emotions": False}
+    first = discriminator(logits, logits, label, fake_class_targets="zero", **without_emotions)
+    assert first == discriminator(other, other, label, fake_class_targets="zero", **without_emotions)
     assert first != discriminator(logits, logits, label, fake_class_targets="zero")
-    assert adversarial(logits, logits, label, 1, **blind) == adversarial(other, other, label, 1, **blind)
+    assert adversarial(logits, logits, label, 1, **without_emotions) == adversarial(
+        other, other, label, 1, **without_emotions
+    )
     assert adversarial(logits, None, label, 1) < adversarial(logits, logits, label, 1)
 
 
@@ -101,7 +103,7 @@ def test_a_discriminator_blind_to_emotions_is_told_real_from_fake_alone():
         {"weights": LossWeights(ort=0.0), "fake_class_targets": "zero"},
     ],
 )
-def test_every_ablation_trains_and_is_measured(tmp_path, changes):
+def test_every_ablation_trains_and_is_evaluated(tmp_path, changes):
     ratios = (0.0, 0.75) if "fusion" in changes else ()
     evaluate = EvaluateConfig(n_poker_faces=16, n_probe_images=32, mask_ratios=ratios)
     result = run(replace(pf_mag(**changes), evaluate=evaluate), tmp_path)
@@ -109,7 +111,7 @@ def test_every_ablation_trains_and_is_measured(tmp_path, changes):
     assert ("poker face" in rows) == ("separator_ratio" not in changes)
     tokens, images = ({"f", "f_e", "f_p"}, {"poker face"}) if "poker face" in rows else ({"f"}, set())
     assert set(result["probes"]["rows"]) == tokens | images | {"input", "reconstruction"}
-    assert [found["mask_ratio"] for found in result["by_mask_ratio"]] == list(ratios)
+    assert [entry["mask_ratio"] for entry in result["by_mask_ratio"]] == list(ratios)
     if ratios:
         assert result["by_mask_ratio"][0]["accuracy"] == result["test"]["accuracy"]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -117,35 +119,35 @@ def test_every_ablation_trains_and_is_measured(tmp_path, changes):
     assert ("ort" in last) == ("poker face" in rows)
 
 
-def test_phi_can_be_a_run_that_tells_people_apart(tmp_path):
+def test_identity_net_can_be_a_run(tmp_path):
     base = config("finetune")
-    people = replace(base, data=replace(base.data, target="identity"), augment=replace(base.augment, flip=0.0))
-    result = run(people, tmp_path / "people")
+    identity_run = replace(base, data=replace(base.data, target="identity"), augment=replace(base.augment, flip=0.0))
+    result = run(identity_run, tmp_path / "identities")
     assert len(result["dataset"]["classes"]) == 12
     assert "test" not in result
-    folder = str(tmp_path / "people")
-    wanted = pf_mag(identity_net="run", identity_net_weights=folder)
-    phi = load_identity_net(wanted, HERE)
+    folder = str(tmp_path / "identities")
+    values = pf_mag(identity_net="run", identity_net_weights=folder)
+    phi = load_identity_net(values, HERE)
     assert phi is not None
     assert phi(faces()).shape == (3, 17 * 32)
     assert not any(parameter.requires_grad for parameter in phi.parameters())
-    judged = replace(wanted, evaluate=EvaluateConfig(n_poker_faces=40, identity_net=folder, fid=folder))
-    rows = run(judged, tmp_path / "run")["poker"]["rows"]
+    evaluated = replace(values, evaluate=EvaluateConfig(n_poker_faces=40, identity_net=folder, fid=folder))
+    rows = run(evaluated, tmp_path / "run")["poker"]["rows"]
     assert rows["input"]["identity_cosine"] == pytest.approx(1.0)
     assert -1 <= rows["poker face"]["identity_cosine"] < 1
-    assert rows["input"]["fid"] == pytest.approx(0.0, abs=1e-3)  # copying the input scores best
+    assert rows["input"]["fid"] == pytest.approx(0.0, abs=1e-3)  # an identical copy scores best
     assert rows["poker face"]["fid"] > rows["input"]["fid"]
     assert rows["truth"]["fid_neutral"] is not None
 
 
-def test_people_are_measured_by_nets_that_know_people(tmp_path):
+def test_identity_metric_needs_an_identity_classifier(tmp_path):
     run(config("finetune"), tmp_path / "emotions")
-    wanted = replace(config("pf_mag"), evaluate=EvaluateConfig(identity_net=str(tmp_path / "emotions")))
+    values = replace(config("pf_mag"), evaluate=EvaluateConfig(identity_net=str(tmp_path / "emotions")))
     with pytest.raises(ConfigError, match=r"evaluate\.identity_net: .*classifies emotions, not identities"):
-        run(wanted, tmp_path / "run")
+        run(values, tmp_path / "run")
 
 
-def test_the_libraries_nets_are_filled_from_their_own_files(tmp_path):
+def test_library_nets_load_their_weight_files(tmp_path):
     for kind, make in (("facenet", facenet), ("resnet", resnet)):
         net = make("feature_map")
         file = tmp_path / f"{kind}.pt"
@@ -173,12 +175,12 @@ def test_the_libraries_nets_are_filled_from_their_own_files(tmp_path):
         ({"identity_net_weights": "x.pt"}, r"where pf_mag\.identity_net_weights is given"),
     ],
 )
-def test_ablations_that_contradict_each_other_are_refused(changes, why):
+def test_contradicting_options_are_rejected(changes, why):
     with pytest.raises(ConfigError, match=why):
         PfMagConfig(**changes)
 
 
-def test_ratios_at_test_time_want_an_encoder_that_saw_hidden_patches():
+def test_mask_ratios_at_test_time_need_self_fusion():
     with pytest.raises(ConfigError, match=r'evaluate\.mask_ratios must be of a run with pf_mag\.fusion "self"'):
         replace(config("pf_mag"), evaluate=EvaluateConfig(mask_ratios=(0.5,)))
     several = replace(pf_mag(fusion="self"), evaluate=EvaluateConfig(mask_ratios=(0.0, 0.3, 0.5)))

@@ -27,7 +27,7 @@ def config(pf_mag: PfMagConfig = ALL, batch_size: int = 8, **engine: int) -> Run
 
 
 def ramp(rows: int = 8) -> torch.Tensor:
-    """An image whose every pixel has a value of its own: 1 3 h w."""
+    """An image in which every value is different: 1 3 h w."""
     return torch.arange(1.0, 3 * rows * rows + 1).view(1, 3, rows, rows)
 
 
@@ -90,15 +90,15 @@ def test_a_sample_and_its_fakes_share_a_draw_and_turns_do_not():
 
 def test_every_layout_shows_the_same_and_another_step_another():
     (alone,) = make_micro_batches(_raw(8), config(), 3, ALONE)
-    found: list[Batch] = []
+    parts: list[Batch] = []
     for rank in range(2):
         here = World(rank, 2, torch.device("cpu"))
         mine = here.slice_of(8)
         raw = RawBatch(_raw(8).images[mine], _raw(8).labels[mine])
-        found += make_micro_batches(raw, config(grad_accumulation_steps=2), 3, here)
-    assert len(found) == 4
+        parts += make_micro_batches(raw, config(grad_accumulation_steps=2), 3, here)
+    assert len(parts) == 4
     for turn in range(3):
-        together = torch.cat([part.augment_for_discriminator(part.images, turn) for part in found])
+        together = torch.cat([part.augment_for_discriminator(part.images, turn) for part in parts])
         assert torch.equal(together, alone.augment_for_discriminator(alone.images, turn))
     again, other = (draw_discriminator_augment(config(), step, ALONE)[0] for step in (3, 4))
     assert again.noise is not None

@@ -1,4 +1,4 @@
-"""What tells a living GAN from a dead one: the figures are right, and looking changes nothing."""
+"""Diagnostics of adversarial training: the values are right, and measuring does not change training."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from pfcluster.distributed.process_group import World
 from pfcluster.engine.ddp import DdpEngine
 from pfcluster.evaluate.tracked_faces import TrackedFaces
 from pfcluster.models import factory, losses
+from pfcluster.training import run
 from pfcluster.training.gan_diagnostics import discriminator_accuracies, mask_statistics
 from pfcluster.training.pf_mag import PfMagObjective, loss_settings
-from pfcluster.training import run
 from tests.tiny import config, final_weights
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = World(0, 1, torch.device("cpu"))
 
 
-def test_discriminator_outputs_by_hand():
+def test_discriminator_accuracies():
     labels = torch.tensor([1, 0])
-    real = torch.tensor([[-1.0, 2.0, 3.0], [0.0, 1.0, 0.5]])  # both real, the second's emotion is wrong
-    rec = torch.tensor([[1.0, 2.0, -3.0], [5.0, 1.0, -0.5]])  # both found out, both emotions right
-    poker = torch.tensor([[1.0, 2.0, 1.0], [5.0, 1.0, -0.5]])  # one found out, one neutral (class 0)
-    found = discriminator_accuracies(torch.cat([real, rec, poker]), labels, 0, emotions=True)
-    assert {name: value.item() for name, value in found.items()} == {
+    real = torch.tensor([[-1.0, 2.0, 3.0], [0.0, 1.0, 0.5]])  # both classified as real, the second emotion is wrong
+    rec = torch.tensor([[1.0, 2.0, -3.0], [5.0, 1.0, -0.5]])  # both classified as generated, both emotions right
+    poker = torch.tensor([[1.0, 2.0, 1.0], [5.0, 1.0, -0.5]])  # one classified as generated, one as neutral (class 0)
+    rates = discriminator_accuracies(torch.cat([real, rec, poker]), labels, 0, emotions=True)
+    assert {name: value.item() for name, value in rates.items()} == {
         "disc_real": 1.0,
         "disc_fake_rec": 1.0,
         "disc_fake_poker": 0.5,
@@ -42,10 +42,10 @@ def test_discriminator_outputs_by_hand():
     assert sorted(without) == ["disc_fake_rec", "disc_real"]
 
 
-def test_the_masks_shape_by_hand():
+def test_mask_statistics():
     mask = torch.tensor([[[0.0, 1.0], [0.5, 0.7], [0.5, 0.96]]])
-    found = {name: value.item() for name, value in mask_statistics(mask).items()}
-    assert found == pytest.approx({
+    statistics = {name: value.item() for name, value in mask_statistics(mask).items()}
+    assert statistics == pytest.approx({
         "mask_class_mean": 0.5, "mask_class_std": 0.5, "mask_class_saturated": 1.0,
         "mask_patch_mean": 0.665, "mask_patch_std": (0.1 + 0.23) / 2, "mask_patch_saturated": 0.25,
     })  # fmt: skip
@@ -54,21 +54,21 @@ def test_the_masks_shape_by_hand():
 def objective(values: RunConfig) -> PfMagObjective:
     modules = factory.build(values, 4)
     engines = {
-        name: DdpEngine(modules[name], OptimConfig(), EngineConfig(), ALONE) for name in ("model", "discriminator")
+        name: DdpEngine(modules[name], OptimConfig(), EngineConfig(), SINGLE) for name in ("model", "discriminator")
     }
     settings = loss_settings(values.pf_mag, 0, None, 0.0, None)
-    return PfMagObjective(engines["model"], engines["discriminator"], settings, values.pf_mag, ALONE)
+    return PfMagObjective(engines["model"], engines["discriminator"], settings, values.pf_mag, SINGLE)
 
 
-def test_gradient_norms_are_those_of_each_term_alone():
+def test_gradient_norms_equal_those_of_separate_terms():
     base = config("pf_mag")
     weights = LossWeights(cls=1.0, adv=0.3, rec=2.0, ort=0.5)
-    mag = replace(base.pf_mag, weights=weights, loss_balancing="fixed", warmup_steps=0, grad_norms_every=1)
-    game = objective(replace(base, pf_mag=mag))
+    pf_mag = replace(base.pf_mag, weights=weights, loss_balancing="fixed", warmup_steps=0, grad_norms_every=1)
+    trained = objective(replace(base, pf_mag=pf_mag))
     images, labels = torch.rand(8, 3, 32, 32) * 2 - 1, torch.tensor([0, 1, 2, 3] * 2)
-    model, discriminator = game.engines["model"].module, game.engines["discriminator"].module
-    found = game.step([Batch(images, labels)], 0)
-    engines = game.engines.values()
+    model, discriminator = trained.engines["model"].module, trained.engines["discriminator"].module
+    metrics = trained.step([Batch(images, labels)], 0)
+    engines = trained.engines.values()
     assert all(parameter.requires_grad for engine in engines for parameter in engine.module.parameters())
     assert all(parameter.grad is None for engine in engines for parameter in engine.module.parameters())
 
@@ -85,66 +85,68 @@ def test_gradient_norms_are_those_of_each_term_alone():
     }
     for place, tensor in (("emotion", emotion), ("face", face), ("rec", rec), ("poker", poker)):
         for name, term in terms.items():
-            (slope,) = torch.autograd.grad(term, tensor, retain_graph=True, allow_unused=True)
-            if f"grad_{place}_{name}" in found:
-                norm = getattr(weights, name) * len(labels) * slope.flatten(1).norm(dim=1).mean()
-                assert found[f"grad_{place}_{name}"].item() == pytest.approx(norm.item(), rel=1e-4), (place, name)
+            (gradient,) = torch.autograd.grad(term, tensor, retain_graph=True, allow_unused=True)
+            if f"grad_{place}_{name}" in metrics:
+                norm = getattr(weights, name) * len(labels) * gradient.flatten(1).norm(dim=1).mean()
+                assert metrics[f"grad_{place}_{name}"].item() == pytest.approx(norm.item(), rel=1e-4), (place, name)
             else:
-                assert slope is None, (place, name)
+                assert gradient is None, (place, name)
 
 
 @pytest.mark.parametrize("changes", [{"separator_ratio": 0.0}, {"fusion": "self", "mask_ratio": 0.5}])
-def test_every_kind_of_pf_vit_can_be_watched(changes):
+def test_gradient_norms_of_ablations(changes):
     base = config("pf_mag")
     values = replace(base, pf_mag=replace(base.pf_mag, warmup_steps=1, grad_norms_every=1, **changes))
-    game = objective(values)
-    chosen = torch.stack([torch.randperm(16) for _ in range(6)]) if values.hides_patches else None
-    batch = Batch(torch.rand(6, 3, 32, 32), torch.arange(6) % 4, chosen)
-    warm, cold = game.step([batch], 0), game.step([batch], 1)
-    assert warm["grad_rec_rec"] > 0
-    assert "grad_rec_adv" not in warm
-    assert cold["grad_rec_adv"] > 0
-    assert ("mask_class_mean" in cold) == ("grad_poker_adv" in cold) == (values.pf_mag.separator_ratio > 0)
+    trained = objective(values)
+    order = torch.stack([torch.randperm(16) for _ in range(6)]) if values.hides_patches else None
+    batch = Batch(torch.rand(6, 3, 32, 32), torch.arange(6) % 4, order)
+    warmup, adversarial = trained.step([batch], 0), trained.step([batch], 1)
+    assert warmup["grad_rec_rec"] > 0
+    assert "grad_rec_adv" not in warmup
+    assert adversarial["grad_rec_adv"] > 0
+    assert (
+        ("mask_class_mean" in adversarial) == ("grad_poker_adv" in adversarial) == (values.pf_mag.separator_ratio > 0)
+    )
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same run looked at never and at every second step."""
-    root, base = tmp_path_factory.mktemp("watched"), config("pf_mag")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same run without diagnostics and with diagnostics at every second step."""
+    root, base = tmp_path_factory.mktemp("diagnostics"), config("pf_mag")
     for every in (0, 2):
-        watch = replace(base.evaluate, grid_every=every / 2)
-        run(replace(base, pf_mag=replace(base.pf_mag, grad_norms_every=every), evaluate=watch), root / str(every))
+        evaluate = replace(base.evaluate, grid_every=every / 2)
+        run(replace(base, pf_mag=replace(base.pf_mag, grad_norms_every=every), evaluate=evaluate), root / str(every))
     return {every: root / str(every) for every in (0, 2)}
 
 
-def test_looking_changes_no_weight(watched):
-    without, looked_at = (final_weights(folder) for folder in watched.values())
-    assert without.keys() == looked_at.keys()
-    assert all(torch.equal(value, looked_at[name]) for name, value in without.items())
+def test_diagnostics_do_not_change_weights(runs):
+    without, measured = (final_weights(folder) for folder in runs.values())
+    assert without.keys() == measured.keys()
+    assert all(torch.equal(value, measured[name]) for name, value in without.items())
 
 
-def test_what_was_seen_is_in_the_runs_folder(watched):
-    lines = [json.loads(line) for line in (watched[2] / "metrics.jsonl").read_text().splitlines()]
+def test_diagnostics_are_in_the_run_folder(runs):
+    lines = [json.loads(line) for line in (runs[2] / "metrics.jsonl").read_text().splitlines()]
     train = {line["step"]: line for line in lines if line["split"] == "train"}
     assert [step for step, line in train.items() if "grad_rec_rec" in line] == [2, 4, 6, 8, 10, 12]
     assert all(0 <= line[name] <= 1 for line in train.values() for name in ("disc_real", "mask_patch_saturated"))
     validation = [line for line in lines if line["split"] == "validation"]
     assert [line["step"] for line in validation] == [6, 12]
     assert all(line["copy_mse_inside"] > line["rec_mse_outside"] > 0 for line in validation)
-    assert [file.name for file in sorted((watched[2] / "pictures/steps").iterdir())] == ["00000006.jpg", "00000012.jpg"]
-    assert not (watched[0] / "pictures/steps").exists()
+    assert [file.name for file in sorted((runs[2] / "pictures/steps").iterdir())] == ["00000006.jpg", "00000012.jpg"]
+    assert not (runs[0] / "pictures/steps").exists()
 
 
 class Copy(torch.nn.Module):
-    """Shows what it sees as reconstruction, and as poker face."""
+    """Returns its input as reconstruction and as poker face."""
 
     def forward(self, images, emotion_view=True):
-        return type("Seen", (), {"reconstruction": images, "poker": images})()
+        return type("Output", (), {"reconstruction": images, "poker": images})()
 
 
-def test_errors_of_a_copy():
+def test_region_mse_of_a_copy():
     values = config("pf_mag")
-    found = TrackedFaces(values, open_dataset(values.data, 0).validation, ALONE).region_mse(Copy())
-    assert found["rec_mse_inside"] == found["rec_mse_outside"] == 0
-    assert found["poker_mse_inside"] == found["copy_mse_inside"] > 0.0625
-    assert found["poker_mse_inside"] > 10 * found["poker_mse_outside"]
+    mse = TrackedFaces(values, open_dataset(values.data, 0).validation, SINGLE).region_mse(Copy())
+    assert mse["rec_mse_inside"] == mse["rec_mse_outside"] == 0
+    assert mse["poker_mse_inside"] == mse["copy_mse_inside"] > 0.0625
+    assert mse["poker_mse_inside"] > 10 * mse["poker_mse_outside"]

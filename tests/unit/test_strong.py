@@ -1,4 +1,4 @@
-"""The strong recipe: mixed pairs, left-out branches, rates that fall with depth; nothing depends on the layout."""
+"""The strong recipe: mixup, CutMix, stochastic depth and layer decay, independent of the number of ranks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_partners_are_neighbours():
     assert swap_pairs(torch.arange(6)).tolist() == [1, 0, 3, 2, 5, 4]
 
 
-def test_mixup_and_its_loss_are_timms():
+def test_mixup_and_its_loss_match_timm():
     images, labels = torch.rand(2, 3, 8, 8), torch.tensor([1, 3])
     logits = torch.randn(2, 5)
     theirs = Mixup(mixup_alpha=1.0, label_smoothing=0.1, num_classes=5)
@@ -41,24 +41,24 @@ def test_mixup_and_its_loss_are_timms():
     torch.testing.assert_close(ours, SoftTargetCrossEntropy()(logits, targets))
 
 
-def test_class_weights_follow_the_labels_that_are_mixed():
+def test_class_weights_apply_to_both_mixed_labels():
     logits, labels, weights = torch.randn(2, 3), torch.tensor([0, 2]), torch.tensor([1.0, 2.0, 4.0])
     mixed = losses.classification(logits, labels, weights, 0.0, (swap_pairs(labels), 0.25))
-    own, other = (losses.classification(logits, each, weights) for each in (labels, swap_pairs(labels)))
-    torch.testing.assert_close(mixed, 0.25 * own + 0.75 * other)
+    plain, partner = (losses.classification(logits, each, weights) for each in (labels, swap_pairs(labels)))
+    torch.testing.assert_close(mixed, 0.25 * plain + 0.75 * partner)
 
 
-def test_cutmix_pastes_the_share_that_it_says():
+def test_cutmix_pastes_the_drawn_share():
     images = torch.stack([torch.zeros(3, 40, 40), torch.ones(3, 40, 40)])
     for step in range(50):
         mixing = draw_mix_params(AugmentConfig(cutmix=1.0), 40, generator(0, "mix", step))
         mixed = mix_pairs(images, mixing)
         assert mixed[0].mean().item() == pytest.approx(1 - mixing.weight, abs=1e-6)
         assert mixed[1].mean().item() == pytest.approx(mixing.weight, abs=1e-6)
-    assert images[0].max() == 0  # what was given is left alone
+    assert images[0].max() == 0  # the input is unchanged
 
 
-def test_both_take_turns_by_chance_and_shares_follow_beta():
+def test_mixup_and_cutmix_alternate_randomly_with_beta_shares():
     drawn = [
         draw_mix_params(AugmentConfig(mixup=0.8, cutmix=1.0), 48, generator(0, "mix", step)) for step in range(400)
     ]
@@ -69,7 +69,7 @@ def test_both_take_turns_by_chance_and_shares_follow_beta():
     assert shares.max() > 0.9
 
 
-def test_a_step_is_the_same_in_every_layout():
+def test_micro_batches_are_the_same_for_any_number_of_ranks():
     values = strong()
     images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(16) % 8
@@ -77,19 +77,19 @@ def test_a_step_is_the_same_in_every_layout():
     assert alone.mix_partners is not None
     assert alone.drop_path_scales is not None
     parted = replace(values, engine=replace(values.engine, grad_accumulation_steps=2))
-    found = []
+    parts = []
     for rank in range(2):
         mine = slice(8 * rank, 8 * rank + 8)
-        found += make_micro_batches(
+        parts += make_micro_batches(
             RawBatch(images[mine], labels[mine]), parted, 3, World(rank, 2, torch.device("cpu"))
         )
-    assert torch.equal(torch.cat([each.images for each in found]), alone.images)
-    assert torch.equal(torch.cat([each.mix_partners[0] for each in found]), alone.mix_partners[0])
-    assert {each.mix_partners[1] for each in found} == {alone.mix_partners[1]}
-    assert torch.equal(torch.cat([each.drop_path_scales for each in found], dim=2), alone.drop_path_scales)
+    assert torch.equal(torch.cat([each.images for each in parts]), alone.images)
+    assert torch.equal(torch.cat([each.mix_partners[0] for each in parts]), alone.mix_partners[0])
+    assert {each.mix_partners[1] for each in parts} == {alone.mix_partners[1]}
+    assert torch.equal(torch.cat([each.drop_path_scales for each in parts], dim=2), alone.drop_path_scales)
 
 
-def test_drop_path_grows_over_the_blocks_and_keeps_the_mean():
+def test_drop_path_scales_grow_over_blocks_and_keep_the_mean():
     values = replace(config("finetune"), batch_size=4000)
     values = with_values(values, {"model.depth": 3, "model.drop_path": 0.4})
     scales = draw_drop_path_scales(values, 0)
@@ -98,7 +98,7 @@ def test_drop_path_grows_over_the_blocks_and_keeps_the_mean():
     assert scales.mean().item() == pytest.approx(1.0, abs=0.02)
 
 
-def test_a_branch_that_is_left_out_leaves_the_sample_as_it_was():
+def test_dropped_branches_leave_the_sample_unchanged():
     model = factory.build(config("finetune"), 8)["model"]
     images = torch.rand(3, 3, 32, 32)
     ones = torch.ones(2, 2, 3)
@@ -107,12 +107,12 @@ def test_a_branch_that_is_left_out_leaves_the_sample_as_it_was():
     without[:, :, 1] = 0.0
     encoder = model.encoder
     nothing = encoder.norm(encoder.cls_token[0])
-    found = encoder(images, None, without)[:, 0]
-    torch.testing.assert_close(found[1], nothing[0])
-    torch.testing.assert_close(found[0], encoder(images)[0, 0])
+    tokens = encoder(images, None, without)[:, 0]
+    torch.testing.assert_close(tokens[1], nothing[0])
+    torch.testing.assert_close(tokens[0], encoder(images)[0, 0])
 
 
-def test_layer_decay_lasts_through_the_schedule():
+def test_set_rates_keeps_layer_decay():
     model = factory.build(config("finetune"), 8)["model"]
     optimizer = build_optimizer(model, OptimConfig(layer_decay=0.5, weight_decay=0.1))
     set_rates(optimizer.param_groups, 0.8)
@@ -130,8 +130,8 @@ def test_layer_decay_lasts_through_the_schedule():
     assert len(rates) == len(list(model.parameters()))
 
 
-def test_deeper_blocks_move_further(tmp_path):
-    """Adam's first step is about its rate, whatever the gradient: each block's weights show theirs."""
+def test_later_blocks_have_larger_updates(tmp_path):
+    """Adam's first update has about the size of the learning rate, so each block's change shows its rate."""
     values = with_values(
         config("finetune", max_steps=1), {"optim.layer_decay": 0.1, "optim.warmup_steps": 0, "optim.weight_decay": 0.0}
     )
@@ -152,11 +152,11 @@ def test_deeper_blocks_move_further(tmp_path):
     assert moved == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3], rel=0.05)
 
 
-def test_the_strong_recipe_trains(tmp_path):
+def test_strong_recipe_trains(tmp_path):
     assert run(strong(), tmp_path)["status"] == "finished"
 
 
-def test_no_augmentation_is_none():
+def test_plain_recipe_has_no_augmentation():
     values = with_values(config("finetune"), PLAIN)
     images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
     (batch,) = make_micro_batches(
@@ -179,12 +179,12 @@ def test_no_augmentation_is_none():
         ),
     ],
 )
-def test_it_is_refused_where_it_means_nothing(objective, changes, why):
+def test_options_are_rejected_for_other_objectives(objective, changes, why):
     with pytest.raises(ConfigError, match=why):
         with_values(config(objective), changes)
 
 
-def test_odd_micro_batches_are_refused_before_anything_trains():
+def test_odd_micro_batches_are_rejected_before_training():
     with pytest.raises(ConfigError, match=r"has 1 images here: batch_size 16 over 16 processes"):
         require_even_micro_batch(strong(), 16)
     require_even_micro_batch(strong(), 8)

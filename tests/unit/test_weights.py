@@ -1,4 +1,4 @@
-"""Others' weights mean the same in our nets; what does not fit is refused with its shape."""
+"""Third-party weights give the same outputs in pfcluster's nets; others are rejected with their shape."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def timm_vit():
     return model.eval()
 
 
-def test_timm_weights_give_timm_features(tmp_path):
+def test_timm_weights_give_timms_features(tmp_path):
     theirs = timm_vit()
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
     ours = ViT(**SIZES)
@@ -40,7 +40,7 @@ def test_timm_weights_give_timm_features(tmp_path):
     assert torch.allclose(ours(images), theirs.forward_features(images), atol=1e-4)
 
 
-def test_weights_for_imagenet_normalised_images_get_the_difference_folded_in(tmp_path):
+def test_imagenet_normalisation_is_folded_into_the_patch_embedding(tmp_path):
     theirs = timm_vit()
     torch.save({"model": theirs.state_dict()}, tmp_path / "mae.pth")
     ours = ViT(**SIZES)
@@ -50,25 +50,28 @@ def test_weights_for_imagenet_normalised_images_get_the_difference_folded_in(tmp
     assert torch.allclose(ours(unit * 2 - 1), theirs.forward_features((unit - mean) / std), atol=1e-4)
 
 
-def test_the_decoder_of_a_reference_checkpoint_predicts_our_patch_order(tmp_path):
+def test_decoder_of_reference_checkpoint_is_reordered_to_channels_first(tmp_path):
     state = timm_vit().state_dict()
-    own = Decoder(side=4, patch=8, encoder_width=48, width=16, depth=1, heads=2)
-    state |= {f"decoder_blocks.{name}": value for name, value in own.blocks.state_dict().items()}
+    decoder = Decoder(side=4, patch=8, encoder_width=48, width=16, depth=1, heads=2)
+    state |= {f"decoder_blocks.{name}": value for name, value in decoder.blocks.state_dict().items()}
     for part in ("weight", "bias"):
-        state |= {f"decoder_embed.{part}": getattr(own.embed, part), f"decoder_norm.{part}": getattr(own.norm, part)}
-    state["mask_token"] = own.mask_token
+        state |= {
+            f"decoder_embed.{part}": getattr(decoder.embed, part),
+            f"decoder_norm.{part}": getattr(decoder.norm, part),
+        }
+    state["mask_token"] = decoder.mask_token
     state["decoder_pred.weight"] = torch.randn(192, 16)
     state["decoder_pred.bias"] = torch.arange(192.0)  # the reference's order within a patch: row, column, channel
     torch.save({"model": {name: value.detach() for name, value in state.items()}}, tmp_path / "mae.pth")
-    values = pretrained.read(str(tmp_path / "mae.pth")) | {"decoder.positions": own.positions}
-    pretrained.load_part(own, {k: v for k, v in values.items() if k != "decoder.positions"}, "decoder", "mae.pth")
+    values = pretrained.read(str(tmp_path / "mae.pth")) | {"decoder.positions": decoder.positions}
+    pretrained.load_part(decoder, {k: v for k, v in values.items() if k != "decoder.positions"}, "decoder", "mae.pth")
     reference = torch.arange(192.0).view(8, 8, 3).permute(2, 0, 1).flatten()
-    assert torch.equal(own.head.bias, reference)
+    assert torch.equal(decoder.head.bias, reference)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("patch", [16, 32])
-def test_the_originals_encoder_and_decoder_compute_the_same_here(tmp_path, layout, patch):
+def test_original_mae_gives_the_same_outputs(tmp_path, layout, patch):
     theirs = randomise(OriginalMae(size=4 * patch, patch=patch, **SMALL))
     source = save_weights(tmp_path / "mae.pth", theirs.state_dict(), layout)
     images = random_images(4 * patch)
@@ -79,7 +82,7 @@ def test_the_originals_encoder_and_decoder_compute_the_same_here(tmp_path, layou
     assert decoder_difference(theirs, source, images) < 1e-5
 
 
-def test_timms_supervised_vit_computes_the_same_here(tmp_path):
+def test_timms_supervised_vit_gives_the_same_outputs(tmp_path):
     theirs = randomise(timm.create_model("vit_tiny_patch16_224", pretrained=False))
     source = save_weights(tmp_path / "vit.pth", theirs.state_dict(), "bare")
     images = random_images(224)
@@ -88,7 +91,7 @@ def test_timms_supervised_vit_computes_the_same_here(tmp_path):
     assert encoder_difference(features, source, images) < 1e-5
 
 
-def test_sizes_that_no_option_gives_are_those_of_the_file(tmp_path):
+def test_sizes_default_to_those_of_the_file(tmp_path):
     theirs = OriginalMae(size=64, patch=16, **SMALL)
     source = str(save_weights(tmp_path / "mae.pth", theirs.state_dict(), "model"))
     base = presets.recipe("small")["pf-vit"]
@@ -109,19 +112,20 @@ def test_sizes_that_no_option_gives_are_those_of_the_file(tmp_path):
     ("name", "sizes"),
     [("vit_tiny_patch16_224", (224, 16, 192, 12, 3)), ("vit_huge_patch14_224", (224, 14, 1280, 32, 16))],
 )
-def test_timms_names_tell_their_sizes_without_a_download(name, sizes):
-    found = pretrained.external_sizes(f"timm:{name}")
+def test_sizes_of_timm_names_need_no_download(name, sizes):
+    read = pretrained.external_sizes(f"timm:{name}")
     names = ("data.size", "model.patch", "model.width", "model.depth", "model.heads")
-    assert tuple(found[name] for name in names) == sizes
+    assert tuple(read[name] for name in names) == sizes
     with pytest.raises(WeightsError, match=r"cannot get timm's vit_absent"):
         pretrained.external_sizes("timm:vit_absent")
 
 
-def test_our_own_weights_say_nothing_of_sizes(tmp_path):
+def test_pfcluster_weights_have_no_external_sizes(tmp_path):
     save_file(
-        {f"encoder.{name}": value for name, value in ViT(**SIZES).state_dict().items()}, tmp_path / "own.safetensors"
+        {f"encoder.{name}": value for name, value in ViT(**SIZES).state_dict().items()},
+        tmp_path / "encoder.safetensors",
     )
-    assert pretrained.external_sizes(str(tmp_path / "own.safetensors")) == {}
+    assert pretrained.external_sizes(str(tmp_path / "encoder.safetensors")) == {}
     assert pretrained.external_sizes(str(tmp_path)) == pretrained.external_sizes("nowhere") == {}
 
 
@@ -134,7 +138,7 @@ def test_our_own_weights_say_nothing_of_sizes(tmp_path):
         ({"no_embed_class": True}, "16 position embeddings are not those"),
     ],
 )
-def test_a_net_that_ours_cannot_compute_is_refused(tmp_path, options, words):
+def test_unsupported_architecture_is_rejected(tmp_path, options, words):
     theirs = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, **options)
     source = str(save_weights(tmp_path / "vit.pth", theirs.state_dict(), "bare"))
     for read in (pretrained.read, pretrained.external_sizes):
@@ -142,7 +146,7 @@ def test_a_net_that_ours_cannot_compute_is_refused(tmp_path, options, words):
             read(source)
 
 
-def test_positions_are_resized_to_another_grid():
+def test_position_embeddings_are_resized():
     grid = torch.linspace(0, 1, 16).view(16, 1).expand(16, 8)
     resized = pretrained.resize_positions(grid.contiguous(), 64)
     assert resized.shape == (64, 8)
@@ -158,7 +162,7 @@ def test_positions_are_resized_to_another_grid():
         ({"depth": 1}, "more encoder blocks"),
     ],
 )
-def test_a_checkpoint_of_another_shape_is_refused_with_its_sizes(tmp_path, change, words):
+def test_checkpoint_of_another_shape_is_rejected_with_its_sizes(tmp_path, change, words):
     torch.save(timm_vit().state_dict(), tmp_path / "vit.pth")
     sizes = {"patch": 8, "width": 48, "depth": 2, "heads": 3} | change
     config = RunConfig(data=DataConfig(size=32), model=ModelConfig(**sizes, init=str(tmp_path / "vit.pth")))
@@ -166,7 +170,7 @@ def test_a_checkpoint_of_another_shape_is_refused_with_its_sizes(tmp_path, chang
         factory.build(config, 8)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_invalid_checkpoint_is_rejected(tmp_path):
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(WeightsError, match="holds no plain weights"):
         pretrained.read(str(tmp_path / "text.pth"))
@@ -179,23 +183,23 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         pretrained.read(str(tmp_path))
 
 
-def test_pf_mag_starts_as_two_copies_of_the_pre_trained_decoder(tmp_path):
+def test_pf_mag_starts_from_two_copies_of_the_pretrained_decoder(tmp_path):
     config = RunConfig(objective="mae", data=DataConfig(size=32), model=ModelConfig(patch=8, width=48))
     mae = factory.build(config, 8)["model"]
     write_checkpoint(tmp_path / "checkpoints", 1, {"model": mae.state_dict()}, {})
     started = replace(config, objective="pf_mag", seed=5, model=replace(config.model, init=str(tmp_path)))
     built = factory.build(started, 8)
     generator, discriminator = built["model"].generator, built["discriminator"]
-    for own in (generator.blocks, discriminator.blocks):
+    for blocks in (generator.blocks, discriminator.blocks):
         for name, value in mae.decoder.blocks.state_dict().items():
-            assert torch.equal(own.state_dict()[name], value)
+            assert torch.equal(blocks.state_dict()[name], value)
     assert torch.equal(built["model"].encoder.patch_embed.weight, mae.encoder.patch_embed.weight)
     assert torch.equal(generator.mask_token, mae.decoder.mask_token)
     assert generator.blocks[0].mlp.fc1.weight is not discriminator.blocks[0].mlp.fc1.weight
     assert not torch.equal(generator.head.weight, mae.decoder.head.weight)
 
 
-def test_the_seed_decides_the_weights():
+def test_seed_determines_the_weights():
     config = RunConfig()
     first, again, other = (factory.build(replace(config, seed=seed), 8)["model"].head.weight for seed in (0, 0, 1))
     assert torch.equal(first, again)
