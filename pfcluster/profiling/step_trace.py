@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from pfcluster.config import RunConfig
 from pfcluster.models import factory
-from pfcluster.profiling.flops import CountingEngine, empty_batches, prepare_module, run_step
+from pfcluster.profiling.flops import CountingEngine, empty_batches, prepare_uncompiled, run_step
 from pfcluster.training.factory import needs_double_backward
 
 SIZES = 2, 3
@@ -106,7 +106,7 @@ class FakeStep:
         if precision == "bf16_params":
             for unit in module.shard_units():  # type: ignore[operator]  # every net of nn/ has it
                 unit.register_forward_pre_hook(_to_bf16)
-        prepare_module(config, name, module)
+        prepare_uncompiled(config, name, module)
         engine = _TracedEngine(module, precision, name, self, double_backward=needs_double_backward(config, name))
         module.register_forward_pre_hook(lambda *_: self.mark(engine.kind_of_pass(), name))
         module.register_forward_hook(lambda *_: self.mark("forwarded", name))
