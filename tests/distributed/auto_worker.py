@@ -1,4 +1,7 @@
-"""One rank: what `auto` takes when ZeRO is well, wrong, broken, or missing. `auto_worker.py RESULT`."""
+"""One rank: which backend `auto` takes if ZeRO works, computes wrong weights, raises, or is missing.
+
+`auto_worker.py RESULT`
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ FIND = importlib.util.find_spec
 
 
 def changed(section: str, value: Any):
-    """DeepSpeed's settings with one of them other than we set it."""
+    """DeepSpeed's settings with one of them changed."""
     return lambda *given: SETTINGS(*given) | {section: value}
 
 
@@ -36,12 +39,12 @@ if __name__ == "__main__":
                 importlib.util, "find_spec", lambda name: None if name == "deepspeed" else FIND(name)
             ),
         }
-        found = {}
+        choices = {}
         for name, state in cases.items():
             with state:
                 choice = factory.choose_backend(options, here)
-            found[name] = [choice.backend, choice.reason]
+            choices[name] = [choice.backend, choice.reason]
         sharing = factory.choose_backend(EngineConfig(device="cpu", fsdp_shard_size=1), here)
-        found["sharing"] = [sharing.backend, sharing.reason]
+        choices["sharing"] = [sharing.backend, sharing.reason]
         if here.is_main:
-            Path(sys.argv[1]).write_text(json.dumps(found))
+            Path(sys.argv[1]).write_text(json.dumps(choices))

@@ -1,5 +1,6 @@
-"""One rank: `layer_decay_worker.py RESULT` takes Adam's first step under every engine, whose size is the rate itself;
-rank 0 writes how far each layer moved.
+"""One rank: `layer_decay_worker.py RESULT` takes one step with every engine; rank 0 writes how far each layer moved.
+
+Adam's first update has the size of the learning rate.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = {}
+    moved = {}
     with world("cpu", 300) as here:
         for backend in BACKENDS:
             torch.manual_seed(0)
@@ -31,6 +32,6 @@ if __name__ == "__main__":
             engine.backward(engine(torch.randn(4, 3, 16, 16)).square().mean())
             engine.step()
             after = engine.model_state()
-            found[backend] = {name: float((after[name] - value).abs().max()) for name, value in before.items()}
+            moved[backend] = {name: float((after[name] - value).abs().max()) for name, value in before.items()}
         if here.is_main:
-            Path(sys.argv[1]).write_text(json.dumps(found))
+            Path(sys.argv[1]).write_text(json.dumps(moved))

@@ -1,4 +1,4 @@
-"""One rank: does what is silently wrong under one backend or another, with every engine, and writes how each ended.
+"""One rank: takes steps that some backend would silently compute wrong, with every engine, and writes the outcomes.
 
 `refused_worker.py RESULT`
 """
@@ -24,28 +24,28 @@ from pfcluster.training.factory import build_engines
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
-def discriminator_turn(discriminator: Engine, images: Tensor) -> None:
+def update_discriminator(discriminator: Engine, images: Tensor) -> None:
     discriminator.backward(discriminator(images).square().mean())
     discriminator.step()
 
 
 def frozen_but_through_the_engine(pf_vit: Engine, discriminator: Engine, images: Tensor) -> None:
-    views = pf_vit(images)
-    discriminator_turn(discriminator, images)
+    output = pf_vit(images)
+    update_discriminator(discriminator, images)
     with discriminator.frozen():
-        pf_vit.backward(discriminator(views.poker).mean())
+        pf_vit.backward(discriminator(output.poker).mean())
 
 
 def raw_but_not_frozen(pf_vit: Engine, discriminator: Engine, images: Tensor) -> None:
-    views = pf_vit(images)
-    discriminator_turn(discriminator, images)
-    pf_vit.backward(discriminator.module(views.poker).mean())
+    output = pf_vit(images)
+    update_discriminator(discriminator, images)
+    pf_vit.backward(discriminator.module(output.poker).mean())
 
 
 def not_frozen_and_through_the_engine(pf_vit: Engine, discriminator: Engine, images: Tensor) -> None:
-    views = pf_vit(images)
-    discriminator_turn(discriminator, images)
-    pf_vit.backward(discriminator(views.poker, sync=False).mean())
+    output = pf_vit(images)
+    update_discriminator(discriminator, images)
+    pf_vit.backward(discriminator(output.poker, sync=False).mean())
 
 
 def two_synchronised_backwards_in_a_step(pf_vit: Engine, discriminator: Engine, images: Tensor) -> None:
@@ -73,7 +73,7 @@ WRONG: tuple[Callable[[Engine, Engine, Tensor], None], ...] = (
 
 
 def outcome(wrong: Callable[[Engine, Engine, Tensor], None], backend: str, here: World) -> dict[str, object]:
-    """What a wrong step raised, and whether PF-ViT's weights, and Δ's since its own turn, stayed as they were."""
+    """What a wrong step raised, whether PF-ViT's weights changed, and the number of updates of both engines."""
     config = parity.tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
     engines = build_engines(config, backend, factory.build(config, parity.CLASSES), here)
     pf_vit, discriminator = engines["model"], engines["discriminator"]
@@ -85,10 +85,10 @@ def outcome(wrong: Callable[[Engine, Engine, Tensor], None], backend: str, here:
     except EngineError as error:
         raised = str(error)
     after = pf_vit.model_state()
-    same = all(torch.equal(after[name], value) for name, value in before.items())
+    unchanged = all(torch.equal(after[name], value) for name, value in before.items())
     return {
         "raised": raised,
-        "pf_vit_unchanged": same,
+        "pf_vit_unchanged": unchanged,
         "discriminator_steps": discriminator.updates,
         "pf_vit_steps": pf_vit.updates,
     }
@@ -98,25 +98,30 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with world("cpu", 300) as here:
-        found = {}
+        outcomes = {}
         for backend, wrong in product(BACKENDS, WRONG):
-            found[f"{backend}/{wrong.__name__}"] = outcome(wrong, backend, here)
-        # Δ's own weights across PF-ViT's whole turn, done right
+            outcomes[f"{backend}/{wrong.__name__}"] = outcome(wrong, backend, here)
+        # a correct step: the discriminator's weights before and after PF-ViT's update
         for backend in BACKENDS:
             config = parity.tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
             engines = build_engines(config, backend, factory.build(config, parity.CLASSES), here)
             pf_vit, discriminator = engines["model"], engines["discriminator"]
             images = torch.rand(4, 3, 32, 32)
-            views = pf_vit(images)
-            discriminator_turn(discriminator, images)
+            output = pf_vit(images)
+            update_discriminator(discriminator, images)
             before = {name: value.clone() for name, value in discriminator.model_state().items()}
-            with discriminator.frozen() as judge:
-                pf_vit.backward(judge(views.poker).square().mean() + views.reconstruction.square().mean())
+            with discriminator.frozen() as frozen_discriminator:
+                pf_vit.backward(
+                    frozen_discriminator(output.poker).square().mean() + output.reconstruction.square().mean()
+                )
             pf_vit.step()
             after = discriminator.model_state()
-            same = all(torch.equal(after[name], value) for name, value in before.items())
-            discriminator_turn(discriminator, images)
-            moved = any(not torch.equal(discriminator.model_state()[name], value) for name, value in before.items())
-            found[f"{backend}/right"] = {"discriminator_unchanged": same, "discriminator_moved_in_its_own_turn": moved}
+            unchanged = all(torch.equal(after[name], value) for name, value in before.items())
+            update_discriminator(discriminator, images)
+            changed = any(not torch.equal(discriminator.model_state()[name], value) for name, value in before.items())
+            outcomes[f"{backend}/right"] = {
+                "discriminator_unchanged": unchanged,
+                "discriminator_changed_by_its_update": changed,
+            }
         if here.is_main:
-            Path(sys.argv[1]).write_text(json.dumps(found))
+            Path(sys.argv[1]).write_text(json.dumps(outcomes))

@@ -1,4 +1,4 @@
-"""`auto` takes ZeRO where it is right, and otherwise says why not."""
+"""`engine.backend auto` takes ZeRO if it passes the self-check, and otherwise reports the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return json.loads(result.read_text())
 
 
-def test_zero_is_taken_where_it_trains_what_one_process_trains(choices):
+def test_auto_takes_zero_if_it_matches_one_process(choices):
     backend, reason = choices["well"]
     assert backend == "zero2"
     assert reason.startswith("differs from one process by no more than")
@@ -30,12 +30,12 @@ def test_zero_is_taken_where_it_trains_what_one_process_trains(choices):
         ("missing", "not zero2: deepspeed is not installed"),
     ],
 )
-def test_zero_is_passed_over_with_the_reason_where_it_is_wrong_broken_or_missing(choices, state, words):
+def test_auto_rejects_wrong_broken_or_missing_zero_with_reason(choices, state, words):
     backend, reason = choices[state]
     assert backend == "fsdp2"
     assert words in reason
 
 
-def test_only_engines_that_know_the_options_are_tried(choices):
+def test_auto_tries_only_backends_that_support_the_options(choices):
     assert choices["sharing"][0] == "fsdp2"
     assert "zero2" not in choices["sharing"][1]

@@ -1,4 +1,4 @@
-"""Under every engine a layer moves at its own share of the rate that the schedule gives."""
+"""With every engine a layer's learning rate is the scheduled rate times its layer decay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYERS_ABOVE = {
 }
 
 
-def test_every_engine_decays_the_rate_by_layers(tmp_path):
+def test_every_engine_applies_layer_decay(tmp_path):
     launch("layer_decay_worker.py", [str(tmp_path / "moved.json")], 2)
     moved = json.loads((tmp_path / "moved.json").read_text())
     assert set(moved) == {"ddp", "fsdp2", "zero1", "zero2", "zero3"}

@@ -1,4 +1,4 @@
-"""What some backend would compute wrong without a word raises under every engine, before a weight has moved."""
+"""Steps that some backend would silently compute wrong raise with every engine, before a weight has changed."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wrong", [each.__name__ for each in WRONG])
-def test_silently_wrong_steps_raise(outcomes, backend, wrong):
-    found = outcomes[f"{backend}/{wrong}"]
-    assert any(word in found["raised"] for word in WORDS[wrong].split("|"))
-    assert found["pf_vit_unchanged"]
-    assert found["pf_vit_steps"] == 0
+def test_wrong_step_raises(outcomes, backend, wrong):
+    outcome = outcomes[f"{backend}/{wrong}"]
+    assert any(word in outcome["raised"] for word in WORDS[wrong].split("|"))
+    assert outcome["pf_vit_unchanged"]
+    assert outcome["pf_vit_steps"] == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_discriminator_is_exactly_unchanged_by_pf_vits_turn(outcomes, backend):
+def test_pf_vit_update_does_not_change_discriminator(outcomes, backend):
     assert outcomes[f"{backend}/right"] == {
         "discriminator_unchanged": True,
-        "discriminator_moved_in_its_own_turn": True,
+        "discriminator_changed_by_its_update": True,
     }
 
 
@@ -56,36 +56,36 @@ def test_the_discriminator_is_exactly_unchanged_by_pf_vits_turn(outcomes, backen
         ({"backend": "zero3", "compile": True}, "ddp, fsdp2, zero1, zero2"),
     ],
 )
-def test_options_that_a_backend_does_not_have_are_refused_by_name(options, words):
+def test_unsupported_option_is_rejected(options, words):
     with pytest.raises(ConfigError, match=rf"engine.backend must be one of {words}"):
         EngineConfig(**options)
 
 
-def test_r1_is_refused_where_it_would_be_wrong():
+def test_r1_is_rejected_with_zero3():
     penalty = PfMagConfig(r1=1.0)
     with pytest.raises(ConfigError, match="ZeRO-3 cannot differentiate twice"):
         RunConfig(engine=EngineConfig(backend="zero3"), pf_mag=penalty)
     RunConfig(engine=EngineConfig(backend="zero2"), pf_mag=penalty)
 
 
-def test_an_average_that_nobody_reads_is_refused():
+def test_ema_of_the_discriminator_is_rejected():
     with pytest.raises(ConfigError, match=r"discriminator_optim.ema must be 0"):
         RunConfig(discriminator_optim=OptimConfig(ema=0.9))
 
 
-def test_a_group_that_does_not_fit_the_processes_is_refused():
+def test_shard_size_must_divide_the_number_of_processes():
     with pytest.raises(ConfigError, match=r"fsdp_shard_size must divide the number of processes \(6\), got 4"):
         check_backend(EngineConfig(backend="fsdp2", fsdp_shard_size=4), 6)
 
 
-def test_a_missing_deepspeed_is_named_before_anything_starts(monkeypatch):
+def test_missing_deepspeed_is_reported(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs deepspeed, which is not installed: pip install"):
         check_backend(EngineConfig(backend="zero2"), 2)
 
 
-def test_auto_takes_plain_torch_for_one_process():
+def test_auto_takes_ddp_for_one_process():
     import torch
 
-    found = choose_backend(EngineConfig(), World(0, 1, torch.device("cpu")))
-    assert (found.backend, found.reason) == ("ddp", "a single process needs no distribution")
+    choice = choose_backend(EngineConfig(), World(0, 1, torch.device("cpu")))
+    assert (choice.backend, choice.reason) == ("ddp", "a single process needs no distribution")
