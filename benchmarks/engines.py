@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.parity import BACKENDS, finish, ranks_of
+from benchmarks.parity import BACKENDS, finish, start_ranks
 from benchmarks.steps import CLASSES, LOSS_SETTINGS, processor
 from pfcluster.checkpoint import store
 from pfcluster.checkpoint.manager import CheckpointManager
@@ -156,7 +156,7 @@ def one_rank(task: str, result: Path, rounds: int) -> None:
 def measure(task: str, folder: Path, rounds: int) -> Any:
     """Measure in fresh processes."""
     result = folder / f"{task}.json"
-    finish(ranks_of("benchmarks.engines", ["--task", task, "--result", str(result), "--rounds", str(rounds)], RANKS))
+    finish(start_ranks("benchmarks.engines", ["--task", task, "--result", str(result), "--rounds", str(rounds)], RANKS))
     shutil.rmtree(folder / task, ignore_errors=True)
     return json.loads(result.read_text())
 

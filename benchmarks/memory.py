@@ -1,15 +1,14 @@
-"""The memory plan of `--dry-run` against what real ranks hold: two processes on gloo, each engine in fresh ones.
+"""The memory plan of `--dry-run` compared with the memory of real ranks: two gloo processes, new ones for each row.
 
     python -m benchmarks.memory [--only TEXT] [--output benchmarks/results/memory.md]
 
-Planned: `pfcluster.profiling.memory_plan.plan`, which allocates nothing; what an engine offloads is added, for here
-the host is the device. Measured: the kernel's own count of a rank's resident memory. After imports, and two steps of
-a tiny net under the same engine, its size is the baseline; two steps later, when optimizer states are there and
-ZeRO-3 knows the order
-of the weights, the peak (VmHWM) is reset and two more steps are made. glibc is told to write into every block that it
-hands out (MALLOC_PERTURB_), so that what is allocated is resident, as on a GPU, and to give freed ones back at once
-(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_). torch.profiler's memory events were tried first: they say the same for
-DDP, ZeRO-1 and 2, but miss what gloo's threads free, which adds up under ZeRO-3 and FSDP2.
+Planned: `pfcluster.profiling.memory_plan.plan`, which allocates nothing; offloaded memory is added, as host and device
+are the same here. Measured: the kernel's resident set size of a rank. Baseline: after imports and two steps of a tiny
+net under the same engine. Peak: after two steps, when optimizer states exist and ZeRO-3 has recorded the order of the
+weights, VmHWM is reset and two more steps are run. glibc writes to every allocated block (MALLOC_PERTURB_), so that
+allocated memory is resident, as on a GPU, and returns freed blocks at once (MALLOC_MMAP_THRESHOLD_,
+MALLOC_TRIM_THRESHOLD_). torch.profiler's memory events agree for DDP, ZeRO-1 and ZeRO-2, but miss blocks that gloo's
+threads free, which accumulate under ZeRO-3 and FSDP2.
 """
 
 from __future__ import annotations
@@ -44,24 +43,24 @@ from pfcluster.training.objective import Objective
 RANKS, WARM_STEPS = 2, 2
 MIB = 2**20
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_PERTURB_": "85"}
-"""glibc maps larger blocks one by one and unmaps them when they are freed; the byte that it writes is any but 0."""
+"""glibc maps larger blocks individually and unmaps them when freed; MALLOC_PERTURB_ may be any byte but 0."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: a preset's run at 224 px with so many images for each forward pass of a rank."""
+    """A run of the vit-s preset at 224 px; `images` per forward pass of a rank."""
 
     label: str
     role: str
     images: int
     backends: Sequence[str] = BACKENDS
     options: dict[str, Any] = field(default_factory=dict)
-    """Of `engine`."""
+    """Fields of `EngineConfig`."""
     ema: float = 0.0
     identity_net: bool = False
 
     def config(self, backend: str) -> RunConfig:
-        """The run under a backend, past its warm-up."""
+        """The run's config for a backend, without warm-up."""
         base = presets.recipe("vit-s")[self.role]
         engine = EngineConfig(device="cpu", backend=backend, **self.options)  # type: ignore[arg-type]
         return replace(
@@ -73,7 +72,7 @@ class Case:
         )
 
     def phi(self) -> FaceNet | None:
-        """φ with random weights, where the case has one."""
+        """φ with random weights; None if the case has none."""
         if not self.identity_net:
             return None
         from facenet_pytorch import InceptionResnetV1
@@ -86,9 +85,15 @@ CASES = (
     Case("MAE-S, 16 images", "mae", 16),
     Case("PF-MAG-S, 2 images", "pf-vit", 2),
     Case("PF-MAG-S with φ, 2 images", "pf-vit", 2, ("ddp", "zero2", "fsdp2"), identity_net=True),
-    Case("PF-MAG-S, 2 x 1 images (accumulate)", "pf-vit", 1, options={"grad_accumulation_steps": 2}),
-    Case("MAE-S, 2 x 8 images (accumulate)", "mae", 8, options={"grad_accumulation_steps": 2}),
-    Case("MAE-S, 16 images, recompute, EMA", "mae", 16, options={"activation_checkpointing": True}, ema=0.99),
+    Case("PF-MAG-S, 2 x 1 images (gradient accumulation)", "pf-vit", 1, options={"grad_accumulation_steps": 2}),
+    Case("MAE-S, 2 x 8 images (gradient accumulation)", "mae", 8, options={"grad_accumulation_steps": 2}),
+    Case(
+        "MAE-S, 16 images, activation checkpointing, EMA",
+        "mae",
+        16,
+        options={"activation_checkpointing": True},
+        ema=0.99,
+    ),
     Case("MAE-S, 16 images, bf16", "mae", 16, options={"precision": "bf16"}),
     Case("MAE-S, 16 images, bf16_params", "mae", 16, SHARDED, {"precision": "bf16_params"}),
     Case("MAE-S, 16 images, offload_optimizer", "mae", 16, ZERO, {"offload_optimizer": True}),
@@ -97,9 +102,9 @@ CASES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="cases whose label or engine has this text")
+    parser.add_argument("--only", default="", help="only cases whose label or engine contains this text")
     parser.add_argument("--output", type=Path, default=None, help="Markdown file to write")
-    parser.add_argument("--rank", nargs=2, metavar=("CASE", "BACKEND"), default=None, help="be a rank that is measured")
+    parser.add_argument("--rank", nargs=2, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
         print(measure(CASES[int(options.rank[0])], options.rank[1]))
@@ -112,7 +117,7 @@ def main() -> None:
         for backend in case.backends:
             if options.only not in f"{case.label} {backend}":
                 continue
-            planned, measured = total(planned_for(case, backend)), measured_by(number, backend)
+            planned, measured = total(planned_for(case, backend)), measure_in_new_processes(number, backend)
             ratios.append(planned / measured)
             cells = f"{planned / MIB:.0f} | {measured / MIB:.0f} | {ratios[-1]:.2f}"
             lines.append(f"| {case.label} | {backend} | {cells} |")
@@ -128,26 +133,26 @@ def planned_for(case: Case, backend: str) -> MemoryPlan:
 
 
 def total(planned: MemoryPlan) -> int:
-    """Bytes of device and host together."""
+    """Device and host bytes together."""
     return planned.peak + planned.host
 
 
-def measured_by(case: int, backend: str) -> int:
-    """`measure` in fresh processes, the larger rank's."""
+def measure_in_new_processes(case: int, backend: str) -> int:
+    """The larger of the ranks' `measure`, in new processes."""
     command = [sys.executable, "-m", "benchmarks.memory", "--rank", str(case), backend]
     ranks = [
         subprocess.Popen(command, env=environment | MALLOC, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for environment in rank_environments(RANKS, 1)
     ]
-    ended = [rank.communicate() for rank in ranks]
-    for rank, (_, said) in zip(ranks, ended, strict=True):
+    outputs = [rank.communicate() for rank in ranks]
+    for rank, (_, errors) in zip(ranks, outputs, strict=True):
         if rank.returncode:
-            raise RuntimeError(f"{CASES[case].label} under {backend} ended with {rank.returncode}:\n{said[-2000:]}")
-    return max(int(out.splitlines()[-1]) for out, _ in ended)
+            raise RuntimeError(f"{CASES[case].label} under {backend} exited with {rank.returncode}:\n{errors[-2000:]}")
+    return max(int(output.splitlines()[-1]) for output, _ in outputs)
 
 
 def measure(case: Case, backend: str) -> int:
-    """This rank's peak in a step, in bytes."""
+    """This rank's peak memory in a step above the baseline, in bytes."""
     torch.set_num_threads(1)
     config, phi = case.config(backend), case.phi()
     with world("cpu") as here:
@@ -173,7 +178,7 @@ def _objective(config: RunConfig, backend: str, here: World, phi: FaceNet | None
 
 
 def _batches(config: RunConfig, here: World) -> list[Batch]:
-    """Random images, labels and masks of a rank."""
+    """Random images, labels and patch orders of a rank."""
     parts = config.engine.grad_accumulation_steps
     batches = empty_batches(config, config.batch_size // (here.size * parts), parts)
     for batch in batches:
@@ -185,28 +190,28 @@ def _batches(config: RunConfig, here: World) -> list[Batch]:
 
 
 def _resident(name: str) -> int:
-    """A line of /proc/self/status in bytes."""
+    """A field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
 def _bytes(module: torch.nn.Module | None) -> int:
-    """φ is there before the baseline is taken, and belongs to what is planned."""
-    return 0 if module is None else sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
+    """Bytes of φ: part of the plan, but allocated before the baseline is measured."""
+    return 0 if module is None else sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def head(ratios: Sequence[float]) -> str:
-    """What the result file says above its table."""
+    """Heading and notes of the result file."""
     versions = f"torch {torch.__version__}, deepspeed {importlib.metadata.version('deepspeed')}"
     return (
-        "# The memory plan against real ranks\n\n`python -m benchmarks.memory --output benchmarks/results/memory.md`,"
-        f" {date.today()}, {RANKS} processes on gloo, one thread each of {processor()}, {versions}.\nViT-S/16 at 224"
-        f" px, {CLASSES} classes, fp32 unless said; images are those of one forward pass of one rank.\n\nPlanned:"
-        " `pfcluster.profiling.memory_plan.plan`, on fake tensors; with offload_optimizer device and host together."
-        " Measured: the"
-        " kernel's count, peak resident memory (VmHWM) of two steady steps above that after imports and steps of a tiny"
-        " net, in fresh processes for every row; glibc writes into every block it hands out, so that all that is"
-        " allocated is resident, and gives freed ones back at once.\n\n"
+        "# The memory plan compared with real ranks\n\n"
+        f"`python -m benchmarks.memory --output benchmarks/results/memory.md`, {date.today()}, {RANKS} gloo processes,"
+        f" one thread each of {processor()}, {versions}.\n"
+        f"ViT-S/16 at 224 px, {CLASSES} classes, fp32 unless stated; images per forward pass of a rank.\n\n"
+        "Planned: `pfcluster.profiling.memory_plan.plan` on fake tensors; with offload_optimizer, device and host"
+        " memory together. Measured: peak resident memory (VmHWM) of two steady-state steps above that after imports"
+        " and steps of a tiny net, in new processes for every row; glibc writes to every allocated block, so that"
+        " allocated memory is resident, and returns freed blocks at once.\n\n"
         f"All {len(ratios)} rows: planned / measured {min(ratios):.2f} to {max(ratios):.2f}.\n\n"
     )
 

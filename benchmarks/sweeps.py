@@ -1,10 +1,11 @@
-"""One sweep on every executor that is here, undisturbed and with its driver killed in the middle: the same trials and
-scores, and what that costs.
+"""Run one sweep on every available executor, once without interruption and once with its driver killed half-way: are
+trials and scores the same, and what does the interruption cost?
 
     python -m benchmarks.sweeps [--executors local ray slurm] [--output sweeps.md]
 
-A sweep of classifiers on the embedded faces, some ten seconds a run; two runs at once everywhere, one core each. For
-slurm it takes the cluster that SLURM_CONF names, such as the one of docs/guides/slurm.md. Nothing else should run.
+The sweep trains classifiers on synthetic faces, about ten seconds per run, two runs in parallel with one core each. The
+slurm executor uses the cluster of SLURM_CONF, for example the temporary one of docs/guides/slurm.md. No other load
+should run on the machine.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.cli.sweep import evaluation_schedules
+from pfcluster.runs.folder import PROVENANCE_FILE, RESULT_FILE, last_trained_step, log_path
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.spec import load
 from pfcluster.sweep.state import SweepState
@@ -36,94 +38,88 @@ SPEC = shlex.split(
 
 
 def command(folder: Path, executor: str) -> list[str]:
-    """The sweep as a user gives it."""
+    """The command line of the sweep."""
     return [sys.executable, str(ROOT / "tune/sweep.py"), *SPEC, "--executor", executor, "--output", str(folder)]
 
 
-def whole(folder: Path, executor: str) -> float:
-    """Seconds of an undisturbed sweep."""
-    began = time.monotonic()
+def run_sweep(folder: Path, executor: str) -> float:
+    """Seconds of a sweep without interruption."""
+    started = time.monotonic()
     subprocess.run(command(folder, executor), check=True, cwd=folder.parent, stdout=subprocess.DEVNULL)
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
-def killed(folder: Path, executor: str, after: float) -> tuple[float, int, int]:
-    """Seconds of a sweep whose driver is killed after so many, and started again at once; finished trials that it had,
-    and steps that were trained twice.
+def run_interrupted_sweep(folder: Path, executor: str, kill_after: float) -> tuple[float, int, int]:
+    """Seconds of a sweep whose driver is killed after `kill_after` seconds and restarted at once; number of runs that
+    had finished by then; number of steps trained twice.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     driver = subprocess.Popen(command(folder, executor), cwd=folder.parent, stdout=subprocess.DEVNULL)
-    time.sleep(after)
+    time.sleep(kill_after)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    kept = sum(1 for _ in folder.glob("trials/*/seed-*/result.json"))
-    going = [run for run in folder.glob("trials/*/seed-*") if not (run / "result.json").exists()]
-    before = {run: (_last_step(run), _starts(run)) for run in going}
-    again = subprocess.Popen(command(folder, executor), cwd=folder.parent, stdout=subprocess.PIPE, text=True)
-    again.communicate()
-    seconds = time.monotonic() - began
-    twice = sum(max(0, step - _resumed(run)) for run, (step, starts) in before.items() if _starts(run) > starts)
-    return seconds, kept, twice
-
-
-def _last_step(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+    finished = sum(1 for _ in folder.glob(f"trials/*/seed-*/{RESULT_FILE}"))
+    unfinished = [run for run in folder.glob("trials/*/seed-*") if not (run / RESULT_FILE).exists()]
+    before = {run: (last_trained_step(run), _starts(run)) for run in unfinished}
+    restarted = subprocess.Popen(command(folder, executor), cwd=folder.parent, stdout=subprocess.PIPE, text=True)
+    restarted.communicate()
+    seconds = time.monotonic() - started
+    repeated = sum(max(0, step - _resume_step(run)) for run, (step, starts) in before.items() if _starts(run) > starts)
+    return seconds, finished, repeated
 
 
 def _starts(run: Path) -> int:
-    """How often a run was started."""
-    path = run / "provenance.json"
+    """Number of times that a run was started."""
+    path = run / PROVENANCE_FILE
     return len(json.loads(path.read_text())["started"]) if path.exists() else 0
 
 
-def _resumed(run: Path) -> int:
-    """Step from which a run went on when it was started last."""
-    lines = (run / "logs/rank-0.log").read_text().splitlines()
+def _resume_step(run: Path) -> int:
+    """Step at which a run last resumed, from rank 0's log."""
+    lines = log_path(run, 0).read_text().splitlines()
     return [int(line.split("from step ")[1].split()[0]) for line in lines if "from step " in line][-1]
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Trials, stops, scores, confirmed scores, winner."""
+    """Trials with their stop decisions, scores, confirmed scores and winner."""
     state = SweepState(load(folder), folder, evaluation_schedules())
     state.refresh(())
     confirmation = Confirmation(state)
-    chosen = confirmation.selected() or []
+    selected = confirmation.selected() or []
     return {
-        "trials": [(one.values, one.stop) for one in state.trials],
-        "scores": [one.score for one in state.statuses],
-        "confirmed": {number: confirmation.scores(number) for number in chosen},
+        "trials": [(trial.values, trial.stop) for trial in state.trials],
+        "scores": [status.score for status in state.statuses],
+        "confirmed": {number: confirmation.scores(number) for number in selected},
         "winner": confirmation.winner(),
     }
 
 
 def main() -> None:
-    """Run all, print and write the table."""
-    parser = argparse.ArgumentParser()
+    """Run all sweeps; print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--executors", nargs="+", default=["local", "ray", "slurm"])
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
     lines = [
         f"`python -m benchmarks.sweeps`, {date.today()}, {os.cpu_count()} cores, {platform.machine()}",
         "",
-        "| executor | outcome | undisturbed | driver killed at | in all | finished runs kept | steps trained twice |",
+        "| executor | outcome | uninterrupted | driver killed at | total | finished runs kept | steps trained twice |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     reference: dict[str, Any] | None = None
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/tmp")) as place:
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/tmp")) as scratch:
         for executor in options.executors:
-            folder = Path(place) / executor
-            undisturbed = whole(folder, executor)
-            found = outcome(folder)
-            reference = reference or found
-            other = Path(place) / f"{executor}-killed"
-            at = undisturbed * 0.5
-            seconds, kept, twice = killed(other, executor, at)
-            same = found == reference and outcome(other) == reference
+            folder = Path(scratch) / executor
+            uninterrupted = run_sweep(folder, executor)
+            first = outcome(folder)
+            reference = reference or first
+            interrupted = Path(scratch) / f"{executor}-killed"
+            kill_after = uninterrupted * 0.5
+            seconds, finished, repeated = run_interrupted_sweep(interrupted, executor, kill_after)
+            same = first == reference and outcome(interrupted) == reference
             lines.append(
-                f"| {executor} | {'the same, twice' if same else 'NOT THE SAME'} | {undisturbed:.0f} s | {at:.0f} s"
-                f" | {seconds:.0f} s | {kept} | {twice} |"
+                f"| {executor} | {'same in both' if same else 'DIFFERENT'} | {uninterrupted:.0f} s | {kill_after:.0f} s"
+                f" | {seconds:.0f} s | {finished} | {repeated} |"
             )
             print(lines[-1], flush=True)
     assert reference is not None
