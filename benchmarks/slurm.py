@@ -2,8 +2,9 @@
 
     python -m benchmarks.slurm [--repeats 5]
 
-Uses the cluster of SLURM_CONF, for example the temporary one of docs/guides/slurm.md. Both methods train the same config
-on two nodes and alternate, so that caches favour neither. Time runs from the command until metrics.jsonl has a line.
+Uses the cluster of SLURM_CONF, for example the temporary one of docs/guides/slurm.md. Both methods train the same
+config on two nodes and alternate, so that caches favour neither. Time runs from the command until metrics.jsonl has a
+line.
 """
 
 from __future__ import annotations
