@@ -16,8 +16,8 @@ from pfcluster.training.objective import Metrics, mean
 def finetune_step(
     batches: Sequence[Batch], model: Engine, *, class_weights: Tensor | None, label_smoothing: float
 ) -> Metrics:
-    """Cross-entropy of the class token's logits. images: b 3 h w, labels: b, class_weights: k. The accuracy in training
-    is that of the labels of which a mixed image has most.
+    """Cross-entropy of the class token's logits. images b 3 h w, labels b, class_weights k. For mixed images
+    train_accuracy uses the label with the larger share.
     """
     metrics = []
     for index, batch in enumerate(batches):
@@ -30,7 +30,7 @@ def finetune_step(
 
 
 class FinetuneObjective:
-    """A classifier with its one engine."""
+    """Fine-tuning of a classifier with one engine."""
 
     def __init__(self, model: Engine, *, class_weights: Tensor | None, label_smoothing: float) -> None:
         self.engines = {"model": model}

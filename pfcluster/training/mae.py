@@ -13,7 +13,7 @@ from pfcluster.training.objective import Metrics, mean
 
 
 def mae_step(batches: Sequence[Batch], model: Engine, *, kept: int, patch: int, norm_pixels: bool) -> Metrics:
-    """Predict the patches that were hidden. images: b 3 h w, order: b n."""
+    """Predict the hidden patches. images b 3 h w, order b n with the `kept` visible patches first."""
     metrics = []
     for index, batch in enumerate(batches):
         assert batch.order is not None
@@ -26,7 +26,7 @@ def mae_step(batches: Sequence[Batch], model: Engine, *, kept: int, patch: int, 
 
 
 class MaeObjective:
-    """MAE with its one engine."""
+    """MAE pre-training with one engine."""
 
     def __init__(self, model: Engine, *, kept: int, patch: int, norm_pixels: bool) -> None:
         self.engines = {"model": model}

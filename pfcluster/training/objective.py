@@ -1,4 +1,4 @@
-"""What the training loop asks of an objective."""
+"""The interface of training objectives."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Metrics = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """One training objective with the engines that it drives. Scalars it returns are this rank's, without history."""
+    """A training objective and the engines that it trains. Its metrics are scalars of this rank."""
 
     engines: dict[str, Engine]
     discrete_metrics: frozenset[str]
-    """Metrics that count images or values, as fractions: rounding can change them by a whole image."""
+    """Metrics that are fractions of images or values: rounding can change them by whole images."""
 
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
-        """One training step on the micro-batches of one batch."""
+        """Train on the micro-batches of one batch."""
 
     def state(self) -> dict[str, Any]:
-        """What else must be saved to go on exactly: JSON values."""
+        """State apart from the engines' that an exact resume needs, as JSON values."""
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
 
 
 def mean(metrics: Sequence[Metrics]) -> Metrics:
-    """The mean over micro-batches, name by name."""
+    """Mean of each metric over micro-batches, detached."""
     return {name: torch.stack([each[name].detach() for each in metrics]).mean() for name in metrics[0]}
