@@ -221,7 +221,7 @@ def test_pictures_of_several_runs_are_on_a_page_and_in_the_report(study, capsys)
     assert "<svg" in html
     assert "http://" not in html + "https://"
     report = write_report(study).html.read_text()
-    assert "Grad-CAM++ of the predicted class, test faces drawn by seed 0" in report
+    assert "Grad-CAM++ of the predicted class; test faces drawn with seed 0" in report
     first = (study / "pictures/tsne.png").read_bytes()
     write_pictures(folders, study / "pictures", images=3)
     assert (study / "pictures/tsne.png").read_bytes() == first
