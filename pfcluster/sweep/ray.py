@@ -46,16 +46,14 @@ class RayExecutor:
         import ray
 
         resources, folder = self.resources, run.folder.resolve()
+        task: Any
         if resources.processes > 1:  # Ray Train reserves the workers and retries them itself
             workers = Workers(resources.processes, resources.cpus, resources.gpus, self.nodes)
-            several: Any = ray.remote(num_cpus=0, max_retries=0)(train)
-            return several.remote(
-                replace(run, folder=folder), workers=workers, retries=self.retries, command=self.command
-            )
-        # max_calls=1: every run gets a new process, as with the other executors
-        options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_calls": 1, "max_retries": 0}
-        single: Any = ray.remote(**options)(train_alone)
-        return single.remote(folder, self.command, resources)
+            task = ray.remote(_train_group).options(num_cpus=0, max_retries=0)
+            return task.remote(replace(run, folder=folder), workers, self.retries, self.command)
+        task = ray.remote(max_calls=1)(train_alone)  # a new process for every run, as with the other executors
+        task = task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
+        return task.remote(folder, self.command, resources)
 
     def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
         import ray
@@ -84,6 +82,10 @@ class RayExecutor:
         while self._tasks:
             self.poll()
             time.sleep(self.poll_seconds)
+
+
+def _train_group(run: TrainRun, workers: Workers, retries: int, command: str) -> ExitStatus:
+    return train(run, workers=workers, retries=retries, command=command)
 
 
 def train_alone(folder: Path, command: str, resources: Resources) -> ExitStatus:

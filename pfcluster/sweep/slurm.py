@@ -12,7 +12,8 @@ from pfcluster.launch import attempts
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.launch.slurm.submit import submit
-from pfcluster.launch.status import OVER, overview
+from pfcluster.launch.status import overview
+from pfcluster.launch.task_status import ENDED
 from pfcluster.launch.worker import FAILED, FINISHED, USER_ERROR, ExitStatus
 
 DEFAULT_MAX_PARALLEL = 64
@@ -53,12 +54,12 @@ class SlurmExecutor:
         if not self._active:
             return []
         ended = []
-        for line in overview(self.folder).lines:
-            folder = line.folder.resolve()
-            if folder in self._active and line.state in OVER:
+        for task in overview(self.folder).tasks:
+            folder = task.folder.resolve()
+            if folder in self._active and task.state in ENDED:
                 run = self._runs[folder]
                 self._active.discard(folder)
-                ended.append((run, self._exit_status(run, line.state, line.error or line.why)))
+                ended.append((run, self._exit_status(run, task.state, task.error or task.reason)))
         return ended
 
     def _exit_status(self, run: TrainRun, state: str, reason: str) -> ExitStatus:

@@ -186,5 +186,5 @@ def first_step(run: TrainRun) -> int:
     """End of the warm-up: scores before this step do not depend on what is searched."""
     config = run.config
     if config.objective == "pf_mag":
-        return config.pf_mag.warmup_steps + config.pf_mag.balance_steps
+        return config.pf_mag.warmup_steps + config.pf_mag.loss_balancing_steps
     return config.optim.warmup_steps

@@ -1,25 +1,29 @@
-"""The report of a sweep: its sentences, tables, figures and what can be taken away."""
+"""The report of a sweep: sentences, tables, figures, CSV files and winner.json."""
 
 from __future__ import annotations
 
 import csv
+import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pytest
 from rich.console import Console
 
-from pfcluster.cli import sweep
-from pfcluster.config import presets
-from pfcluster.launch.planning import apply_overrides
-from pfcluster.report.results import ReportError
+from pfcluster.cli.main import main
+from pfcluster.config import ConfigError, RunConfig, presets
+from pfcluster.config.overrides import read_overrides
+from pfcluster.launch.study_plan import make_plan
+from pfcluster.launch.training_options import parse_training
+from pfcluster.report.errors import ReportError
 from pfcluster.sweep.report.data import read_sweep
-from pfcluster.sweep.report.figures import PANELS, front
 from pfcluster.sweep.report.importance import importances
-from pfcluster.sweep.report.preset import option, taken
+from pfcluster.sweep.report.pareto import front
 from pfcluster.sweep.report.tables import short_names
+from pfcluster.sweep.report.winner import option, winner_of
 from pfcluster.sweep.report.write import SweepFiles, terminal_table, write_sweep_report
 from pfcluster.sweep.space import Parameter, applied
 from tests.studies import Page
@@ -40,14 +44,12 @@ def text(files: SweepFiles) -> str:
     return files.markdown.read_text().replace("\\", "").replace("\u00a0", " ")
 
 
-def test_luck_is_named(files: SweepFiles) -> None:
+def test_overestimate_of_the_search_is_stated(files: SweepFiles) -> None:
     score = next(row.score for row in files.data.rows if row.trial.number == 17)
     assert score is not None
     mean = (0.571 + 0.572 + 0.576) / 3
-    luck = f"{score - mean:.3f} of it was luck"
-    assert f"- trial-017 scored {score:.3f} in the search and 0.573 ± 0.003 on three fresh seeds: {luck}." in text(
-        files
-    )
+    scores = f"- trial-017 scored {score:.3f} in the search and 0.573 ± 0.003 on three fresh seeds"
+    assert f"{scores}: the search overestimated it by {score - mean:.3f}." in text(files)
 
 
 def test_the_winner_is_compared_on_fresh_seeds(files: SweepFiles) -> None:
@@ -56,40 +58,40 @@ def test_the_winner_is_compared_on_fresh_seeds(files: SweepFiles) -> None:
         "- trial-011 is better than the baseline: +0.024 over 3 seeds "
         "(95 % interval +0.016 to +0.032, p = 0.006)." in text(files)
     )
-    assert "As far as these seeds tell, the winner beats the baseline." in text(files)
+    assert "On fresh seeds the winner is significantly better than the baseline." in text(files)
     assert re.search(
         r"\| trial-011 ★ \| .* \| 0.584 ± 0.011 \| .* \| \+0.024 \| \+0.016 to \+0.032 \| 0.006 \| 0.012 \|",
         text(files),
     )
-    assert "On the test split, which nothing was chosen on, accuracy: trial-011 is better" in text(files)
+    assert "On the test split, which was not used for any selection, accuracy: trial-011 is better" in text(files)
 
 
-def test_no_difference_is_said_to_be_none(tmp_path: Path) -> None:
+def test_insignificant_difference_is_stated_as_such(tmp_path: Path) -> None:
     write_sweep(tmp_path, fresh={0: (0.561, 0.548, 0.570), 11: (0.571, 0.579, 0.569), 17: (0.565, 0.572, 0.577)})
     report = text(write_sweep_report(tmp_path))
     # 0.010, 0.031, -0.001: mean 0.0133, std 0.0163, half = 0.0404
-    assert "No difference between trial-011 and the baseline can be told: +0.013" in report
-    assert "only 0.040 or more would stand out" in report
-    assert "These values are not better than the baseline's as far as these seeds tell." in report
+    assert "No significant difference between trial-011 and the baseline: +0.013" in report
+    assert "Smallest detectable difference at this variance: 0.040." in report
+    assert "On fresh seeds the winner is not significantly better than the baseline." in report
 
 
-def test_asha_and_failures_are_told(files: SweepFiles) -> None:
+def test_saved_steps_and_failures_are_stated(files: SweepFiles) -> None:
     rows = files.data.rows
     stopped = [row for row in rows if row.state == "stopped"]
-    whole = [row for row in rows if row.state == "whole"]
-    trained = TOTAL * len(whole) + sum(row.trial.stop.step for row in stopped if row.trial.stop)
+    completed = [row for row in rows if row.state == "completed"]
+    trained = TOTAL * len(completed) + sum(row.trial.stop.step for row in stopped if row.trial.stop)
     full = TOTAL * 28
-    assert len(whole) + len(stopped) == 28
+    assert len(completed) + len(stopped) == 28
     assert f"- ASHA stopped {len(stopped)} of 28 trials; {trained} of {full} steps were trained" in text(files)
-    assert "2 of 30 trials failed: out of memory: 3.1 GiB wanted (2)." in text(files)
-    assert re.search(r"\| trial-007 \| failed: out of memory: 3.1 GiB wanted \| – \|", text(files))
+    assert "2 of 30 trials failed: out of memory: 3.1 GiB requested (2)." in text(files)
+    assert re.search(r"\| trial-007 \| failed: out of memory: 3.1 GiB requested \| – \|", text(files))
 
 
 def test_csv_files(files: SweepFiles) -> None:
     trials = list(csv.DictReader(files.trials_csv.open()))
     assert len(trials) == 30
     assert list(trials[0])[:5] == ["trial", "state", "score", "step", "first_rung"]
-    assert trials[7]["reason"] == "out of memory: 3.1 GiB wanted"
+    assert trials[7]["reason"] == "out of memory: 3.1 GiB requested"
     assert trials[0]["pf_mag.weights.rec"] == "3.0"
     confirmed = {row["trial"]: row for row in csv.DictReader(files.confirmed_csv.open())}
     assert set(confirmed) == {"0", "11", "17"}
@@ -100,31 +102,64 @@ def test_csv_files(files: SweepFiles) -> None:
     assert confirmed["17"]["test.accuracy.seed-100"] == ""
 
 
-def test_preset_is_the_winner(files: SweepFiles) -> None:
+def test_winner_file_reproduces_the_winning_configs(files: SweepFiles) -> None:
     assert files.winner is not None
-    space: dict[str, Any] = {}
-    exec(files.winner.read_text(), space)
-    recipe = space["weights_winner"]()
+    content = json.loads(files.winner.read_text())
+    assert (content["name"], content["preset"], content["trial"]) == ("weights-winner", "mini", 11)
+    assert (content["confirmed"], content["seeds"], content["metric"]) == (True, [100, 101, 102], "accuracy")
+    assert content["score"] == pytest.approx(sum(FRESH[11]) / 3)
     spec = files.data.spec
-    wanted = applied(spec.config, spec.space, files.data.rows[11].trial.values, None)
-    same_end = replace(recipe["pf-vit"], evaluate=replace(recipe["pf-vit"].evaluate, final_split="validation"))
-    assert same_end == wanted
-    assert recipe["mae"] == replace(
-        spec.before["mae"], evaluate=replace(spec.before["mae"].evaluate, final_split="test")
-    )
-    assert files.winner.read_text().split("\n\n\n", 1)[1].strip() in files.markdown.read_text()
+    recipe = read_overrides(files.winner).apply(presets.recipe(content["preset"]))
+    expected = applied(spec.config, spec.space, files.data.rows[11].trial.values, None)
+    assert with_final_split(recipe["pf-vit"], "validation") == expected
+    assert recipe["mae"] == with_final_split(spec.before["mae"], "test")
+    assert files.winner.read_text().strip() in files.markdown.read_text()
+
+
+def with_final_split(config: RunConfig, split: Literal["validation", "test"]) -> RunConfig:
+    return replace(config, evaluate=replace(config.evaluate, final_split=split))
 
 
 def test_command_trains_the_winner(files: SweepFiles) -> None:
-    import shlex
-
-    (command,) = taken(files.data).commands
-    words = shlex.split(command)
-    assert words[:5] == ["python", "jobs/launch.py", "pf-mag", "--preset", "mini"]
-    config = apply_overrides(presets.recipe("mini")["pf-vit"], words[5 : words.index("--output")])
+    winner = winner_of(files.data)
+    assert winner is not None
+    (command,) = winner.commands
+    program, name, *arguments = shlex.split(command)
+    assert (program, name) == ("pfcluster", "pf-mag")
+    options = parse_training(name, [*arguments, "--executor", "local"])
+    assert options.preset == "mini"
+    (first, *_) = make_plan(options).train_runs()[0]
     spec = files.data.spec
-    assert config.pf_mag == applied(spec.config, spec.space, files.data.rows[11].trial.values, None).pf_mag
-    assert config.model.init == str(files.data.folder / "mae" / "seed-0")
+    expected = applied(spec.config, spec.space, files.data.rows[11].trial.values, None)
+    model = replace(expected.model, init=str(files.data.folder / "mae" / "seed-0"))
+    evaluate = replace(expected.evaluate, judge=str(files.data.folder / "judge" / "seed-0"), final_split="test")
+    assert first.config == replace(expected, model=model, evaluate=evaluate)
+
+
+def test_command_line_takes_precedence_over_the_overrides_file(files: SweepFiles) -> None:
+    arguments = ["--overrides", str(files.winner), "--pf-mag.weights.adv", "0.25", "--executor", "local"]
+    options = parse_training("study", arguments)
+    runs = {run.config.name: run.config for wave in make_plan(options).train_runs() for run in wave}
+    values = files.data.rows[11].trial.values
+    assert runs["pf-vit"].pf_mag.weights.adv == 0.25
+    assert runs["pf-vit"].pf_mag.weights.rec == values["pf_mag.weights.rec"]
+    assert runs["scratch"].pf_mag.weights.rec == presets.recipe("mini")["scratch"].pf_mag.weights.rec
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", 'must be a JSON object with the key "overrides"'),
+        ('{"preset": "none", "overrides": {}}', "preset must be one of"),
+        ('{"overrides": {"vit:epochs": 3}}', "no run 'vit'"),
+        ('{"overrides": {"epoch": 3}}', "no field epoch"),
+    ],
+)
+def test_malformed_overrides_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "winner.json").write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_overrides(tmp_path / "winner.json").apply(presets.recipe("mini"))
 
 
 def test_options_of_every_kind() -> None:
@@ -134,15 +169,15 @@ def test_options_of_every_kind() -> None:
 
 
 def test_importance_names_its_method_and_budget(files: SweepFiles) -> None:
-    found = importances(files.data)
-    assert found.n == 28
-    assert sum(one.share for one in found.found) == pytest.approx(1)
-    assert found.budget == f"the first rung, step {files.data.rungs[0]}"
+    result = importances(files.data)
+    assert result.n == 28
+    assert sum(one.fraction for one in result.parameters) == pytest.approx(1)
+    assert result.budget == f"the first rung, step {files.data.rungs[0]}"
     assert "PED-ANOVA (Watanabe et al. 2023" in text(files)
     assert files.data.rungs[0] % EVERY == 0
 
 
-def test_page_stands_alone_and_can_be_read_without_seeing_it(files: SweepFiles) -> None:
+def test_page_is_self_contained_and_accessible(files: SweepFiles) -> None:
     html = files.html.read_text()
     page = Page(html)
     assert page.open == []
@@ -163,7 +198,7 @@ def test_markdown_has_no_html(files: SweepFiles) -> None:
     assert not re.search(r"(?<!\\)<", prose)
 
 
-def test_same_sweep_same_bytes(files: SweepFiles) -> None:
+def test_report_is_deterministic(files: SweepFiles) -> None:
     first = files.html.read_bytes()
     assert write_sweep_report(files.data.folder).html.read_bytes() == first
 
@@ -171,28 +206,28 @@ def test_same_sweep_same_bytes(files: SweepFiles) -> None:
 def test_terminal_has_eighty_columns(files: SweepFiles) -> None:
     console = Console(width=80, record=True, file=(files.html.parent / "terminal").open("w"))
     console.print(terminal_table(files.data))
-    shown = console.export_text()
-    assert "…" not in shown
-    assert re.search(r"trial-011 ★ +0.\d{3} +0.584 ± 0.011 +\+0.024 +\+0.016 to \+0.032 +0.012", shown)
+    output = console.export_text()
+    assert "…" not in output
+    assert re.search(r"trial-011 ★ +0.\d{3} +0.584 ± 0.011 +\+0.024 +\+0.016 to \+0.032 +0.012", output)
 
 
 def test_front_by_hand(files: SweepFiles) -> None:
     row = files.data.rows[0]
     points = [(0.5, 0.9), (0.6, 0.8), (0.55, 0.7), (0.6, 0.85), (0.4, 0.9)]
     rows = [replace(row, accuracy=x, poker={"poker face": {"neutral_rate": y, "mse_inside": 1 - y}}) for x, y in points]
-    assert [one.accuracy for one in front(rows, PANELS[0])] == [0.5, 0.6]
-    assert [one.face["mse_inside"] for one in front(rows, PANELS[2])] == pytest.approx([0.1, 0.15])
+    assert [one.accuracy for one in front(rows, "neutral_rate")] == [0.5, 0.6]
+    assert [one.poker_face["mse_inside"] for one in front(rows, "mse_inside")] == pytest.approx([0.1, 0.15])
 
 
 def test_unfinished_sweep(tmp_path: Path) -> None:
     write_sweep(tmp_path, running=(28, 29), identity=False)
     files = write_sweep_report(tmp_path)
     report = text(files)
-    assert "**not finished** – 30 of 30 trials have been proposed, 2 of them are not over." in report
+    assert "**not finished** – 30 of 30 trials have been proposed, 2 of them are still running." in report
     assert "is the best of the search" in report
-    assert "not yet confirmed on fresh seeds" in report
-    assert "is the search's best and is not confirmed: do not rely on it yet." in report
-    assert "Identity was not measured: no recognition net" in report
+    assert "It is not yet confirmed on fresh seeds" in report
+    assert "is the best of the search, but it is not confirmed on fresh seeds." in report
+    assert "Identity cosine was not measured: no identity net" in report
     assert not list(csv.DictReader(files.confirmed_csv.open()))
     console = Console(width=80, record=True, file=(tmp_path / "terminal").open("w"))
     console.print(terminal_table(files.data))
@@ -206,11 +241,11 @@ def test_confirmation_under_way(tmp_path: Path) -> None:
     assert "| 1 | 0.570 ± – |" in report
 
 
-def test_several_seeds_are_averaged(tmp_path: Path) -> None:
-    board = write_sweep(tmp_path, "--seeds", "0", "1", "--scheduler", "none")
+def test_search_score_is_the_mean_over_seeds(tmp_path: Path) -> None:
+    state = write_sweep(tmp_path, "--seeds", "0", "1", "--scheduler", "none")
     data = read_sweep(tmp_path)
     row = data.rows[3]
-    curves = [board.score(board.trials[3], (seed,)) for seed in (0, 1)]
+    curves = [state.score(state.trials[3], (seed,)) for seed in (0, 1)]
     assert row.score == pytest.approx(sum(value or 0 for value in curves) / 2)
     assert row.seconds == 80
     assert data.rungs == ()
@@ -224,17 +259,17 @@ def test_few_or_equal_trials_have_no_importance(tmp_path: Path) -> None:
     assert "Not computed: 6 comparable trials are too few" in text(write_sweep_report(tmp_path))
 
 
-def test_a_baseline_outside_of_the_space_is_told(tmp_path: Path) -> None:
+def test_baseline_outside_the_space_is_a_warning(tmp_path: Path) -> None:
     write_sweep(tmp_path, "--space", "pf_mag.weights.rec=loguniform:5,30")
     report = text(write_sweep_report(tmp_path))
-    assert "**the baseline lies outside** – of the space in pf_mag.weights.rec" in report
+    assert "**baseline outside the space** – its pf_mag.weights.rec lies outside the searched range" in report
 
 
-def test_a_failed_confirmation_is_told(tmp_path: Path) -> None:
+def test_failed_confirmation_is_a_warning(tmp_path: Path) -> None:
     from pfcluster.sweep.trials import Failed, write_failed
 
-    board = write_sweep(tmp_path, fresh={0: (0.56, 0.55, 0.57), 11: (0.57, 0.58), 17: (0.56, 0.57, 0.58)}, test=False)
-    write_failed(board.runs.folder_of(board.trials[11], 102), Failed("bug", "loss is not finite"))
+    state = write_sweep(tmp_path, fresh={0: (0.56, 0.55, 0.57), 11: (0.57, 0.58), 17: (0.56, 0.57, 0.58)}, test=False)
+    write_failed(state.runs.folder_of(state.trials[11], 102), Failed("bug", "loss is not finite"))
     files = write_sweep_report(tmp_path)
     assert "trial-011: loss is not finite. It is compared on fewer seeds." in text(files)
     assert files.data.winner is not None
@@ -242,61 +277,64 @@ def test_a_failed_confirmation_is_told(tmp_path: Path) -> None:
 
 
 def test_strings_are_escaped(tmp_path: Path) -> None:
-    board = write_sweep(tmp_path, failed=())
-    evil = "<script>alert(1)</script>"
-    write_result(board, board.trials[0], 0, dataset={"name": evil, "classes": [], "train": 2400}, command=evil)
-    (tmp_path / "command.txt").write_text(evil)
+    state = write_sweep(tmp_path, failed=())
+    script = "<script>alert(1)</script>"
+    write_result(state, state.trials[0], 0, dataset={"name": script, "classes": [], "train": 2400}, command=script)
+    (tmp_path / "command.txt").write_text(script)
     page = Page(write_sweep_report(tmp_path).html.read_text())
     assert not page.all("script")
-    assert evil in "".join(page.words)
+    assert script in "".join(page.words)
 
 
-def test_many_values_have_a_table_of_their_own(tmp_path: Path) -> None:
+def test_many_values_have_a_separate_table(tmp_path: Path) -> None:
     write_sweep(tmp_path, "--space", "everything", fresh=FRESH)
     files = write_sweep_report(tmp_path)
     assert "| trial | search | seeds |" in text(files)
-    assert re.search(r"### Their values\n\n\| trial \| adv \|.*\| fake_class_targets \| mask_ratio \|", text(files))
+    assert re.search(
+        r"### Values of the confirmed trials\n\n\| trial \| adv \|.*\| fake_class_targets \| mask_ratio \|", text(files)
+    )
     assert files.winner is not None
-    assert re.search(r'fake_class_targets="(ignore|zero)"', files.winner.read_text())
+    assert json.loads(files.winner.read_text())["overrides"]["pf-vit:pf_mag.fake_class_targets"] in ("ignore", "zero")
 
 
-def test_short_names_tell_apart() -> None:
+def test_short_names_are_distinct() -> None:
     names = ("optim.lr", "discriminator_optim.lr", "mae:optim.lr", "pf_mag.r1")
-    found = short_names([Parameter(name, "uniform", 0, 1) for name in names])
-    assert found["pf_mag.r1"] == "r1"
-    assert found["discriminator_optim.lr"] == "discriminator_optim.lr"
-    assert len(set(found.values())) == 4
+    short = short_names([Parameter(name, "uniform", 0, 1) for name in names])
+    assert short["pf_mag.r1"] == "r1"
+    assert short["discriminator_optim.lr"] == "discriminator_optim.lr"
+    assert len(set(short.values())) == 4
 
 
 def test_command_line(files: SweepFiles, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert sweep.main(["report", str(files.data.folder)]) == 0
+    assert main(["sweep", "report", str(files.data.folder)]) == 0
     assert "trial-011 is better than the baseline" in " ".join(capsys.readouterr().out.split())
-    assert sweep.main(["report", str(tmp_path)]) == 2
+    assert main(["sweep", "report", str(tmp_path)]) == 2
     assert "holds no sweep" in capsys.readouterr().err
 
 
-def test_a_population_is_a_schedule(tmp_path: Path) -> None:
+def test_winner_of_a_population_is_a_schedule(tmp_path: Path) -> None:
     write_population(tmp_path)
     files = write_sweep_report(tmp_path)
     report = text(files)
     assert files.winner is None
     assert "A population's winner is a schedule" in report
     assert re.search(r"\| trial-001 \| 0 to 300 \| .*\n\| trial-005 \| 300 to 450 \|", report)
-    assert "| trial-005 ★ | whole | trial-001 |" in report
-    assert "so that no trial has one value to judge" in report
+    assert "| trial-005 ★ | completed | trial-001 |" in report
+    assert "so no trial has a single value" in report
     assert "| baseline | generation ended at step 300 | – |" in report
 
 
-def test_a_pre_training_of_its_own_goes_into_the_preset(tmp_path: Path) -> None:
+def test_winner_file_contains_the_pretraining_of_a_trial(tmp_path: Path) -> None:
     write_sweep(tmp_path / "1 st", "--space", "mae.mask_ratio=uniform:0.3,0.9", "--trials", "8", failed=())
     files = write_sweep_report(tmp_path / "1 st")
+    best, winner = files.data.best, winner_of(files.data)
     assert files.winner is not None
-    space: dict[str, Any] = {}
-    exec(files.winner.read_text(), space)
-    best = files.data.best
     assert best is not None
-    recipe = next(value for name, value in space.items() if name.endswith("_winner"))()
+    assert winner is not None
+    assert not winner.confirmed
+    recipe = read_overrides(files.winner).apply(presets.recipe(winner.preset))
     assert recipe["mae"].mae.mask_ratio == best.trial.values["mae.mask_ratio"]
-    pretrain, train = taken(files.data).commands
-    assert f"--mae.mask-ratio {best.trial.values['mae.mask_ratio']}" in pretrain
-    assert "/mae/seed-0" in train
+    pretrain, train = (shlex.split(command) for command in winner.commands)
+    (pretraining,) = make_plan(parse_training(pretrain[1], [*pretrain[2:], "--executor", "local"])).train_runs()[0]
+    assert pretraining.config.mae.mask_ratio == best.trial.values["mae.mask_ratio"]
+    assert train[train.index("--model.init") + 1] == str(pretraining.folder)

@@ -1,4 +1,4 @@
-"""`write_sweep_report`: read a sweep, compute, and write the page, the Markdown, the CSV files and the winner."""
+"""`write_sweep_report`: read a sweep and write its report as HTML, Markdown and CSV, and the winner as JSON."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.page import render_template
 from pfcluster.report.terminal import rich_table
 from pfcluster.report.write import opening_markdown, write_file
-from pfcluster.sweep.report import figures as figures
-from pfcluster.sweep.report import tables as sweep_tables
+from pfcluster.sweep.report import figures, tables
+from pfcluster.sweep.report.csv_rows import confirmed_rows, trial_rows
 from pfcluster.sweep.report.data import SweepData, read_sweep
-from pfcluster.sweep.report.findings import beats, findings, notices, verdict
+from pfcluster.sweep.report.findings import conclusion, findings
 from pfcluster.sweep.report.importance import importances
-from pfcluster.sweep.report.preset import Taken, taken, without_code
+from pfcluster.sweep.report.metrics import metric_title
+from pfcluster.sweep.report.notices import notices
+from pfcluster.sweep.report.pareto import pareto_figures
+from pfcluster.sweep.report.winner import WINNER_FILE, Winner, no_winner_reason, winner_of
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-TOP = 12
-"""Trials that the terminal shows where nothing is confirmed."""
+MAX_TERMINAL_TRIALS = 12
+"""Trials that the terminal shows if nothing is confirmed."""
 
 
 @dataclass(frozen=True)
 class SweepFiles:
-    """Where a sweep's report was written, and what it says."""
+    """The files of a sweep's report, and its content."""
 
     html: Path
     markdown: Path
     trials_csv: Path
-    """A row for each trial of the search."""
+    """One row for each trial of the search."""
     confirmed_csv: Path
-    """A row for each trial on fresh seeds."""
+    """One row for each trial on fresh seeds."""
     winner: Path | None
-    """The winner's preset as a Python file; None where there is none."""
+    """winner.json, a file of overrides; None if there is no winner."""
     data: SweepData
     findings: tuple[str, ...]
     notices: tuple[Notice, ...]
@@ -45,7 +48,7 @@ class SweepFiles:
 
 @dataclass(frozen=True)
 class Content:
-    """All that the page and the Markdown say, computed once."""
+    """The content that the page and the Markdown file share."""
 
     data: SweepData
     findings: list[str]
@@ -59,14 +62,14 @@ class Content:
     not_measured: list[str]
     lineage: rendering.Table | None
     trials: rendering.Table
-    taken: Taken
-    no_code: str
-    advice: str
-    """What to think of the preset."""
+    winner: Winner | None
+    no_winner: str
+    conclusion: str
+    """Whether the winner should be used."""
 
 
 def write_sweep_report(folder: Path) -> SweepFiles:
-    """Write report.html, report.md, trials.csv, confirmed.csv and, where there is a winner, winner.py into
+    """Write report.html, report.md, trials.csv, confirmed.csv and, if there is a winner, winner.json into
     FOLDER/report. Raises ConfigError for a folder without a sweep, ReportError for one without trials.
     """
     content = content_of(read_sweep(Path(folder)))
@@ -74,18 +77,18 @@ def write_sweep_report(folder: Path) -> SweepFiles:
     texts = {
         "report.html": render_template("page.html.j2", _context(content), "pfcluster.sweep.report"),
         "report.md": markdown(content),
-        "trials.csv": rendering.csv_text(sweep_tables.trial_rows(data)),
-        "confirmed.csv": rendering.csv_text(sweep_tables.confirmed_rows(data)),
+        "trials.csv": rendering.csv_text(trial_rows(data)),
+        "confirmed.csv": rendering.csv_text(confirmed_rows(data)),
     }
-    if content.taken.module:
-        texts["winner.py"] = content.taken.module
+    if content.winner is not None:
+        texts[WINNER_FILE] = content.winner.to_json()
     paths = {name: write_file(data.folder / "report" / name, text) for name, text in texts.items()}
     return SweepFiles(
         html=paths["report.html"],
         markdown=paths["report.md"],
         trials_csv=paths["trials.csv"],
         confirmed_csv=paths["confirmed.csv"],
-        winner=paths.get("winner.py"),
+        winner=paths.get(WINNER_FILE),
         data=data,
         findings=tuple(content.findings),
         notices=tuple(content.notices),
@@ -96,75 +99,74 @@ def content_of(data: SweepData) -> Content:
     """All tables and sentences of a report."""
     importance, no_importance = None, ""
     try:
-        importance = sweep_tables.importance_table(importances(data))
+        importance = tables.importance_table(importances(data))
     except ReportError as error:
         no_importance = f"Not computed: {error}."
     return Content(
         data=data,
         findings=findings(data),
         notices=notices(data),
-        confirmation=sweep_tables.confirmation_table(data),
-        values=sweep_tables.values_table(data),
-        test=sweep_tables.test_table(data),
+        confirmation=tables.confirmation_table(data),
+        values=tables.values_table(data),
+        test=tables.test_table(data),
         importance=importance,
         no_importance=no_importance,
-        pareto=sweep_tables.pareto_table(data),
+        pareto=tables.pareto_table(data),
         not_measured=_not_measured(data),
-        lineage=sweep_tables.lineage_table(data),
-        trials=sweep_tables.trials_table(data),
-        taken=taken(data),
-        no_code=without_code(data),
-        advice=_advice(data),
+        lineage=tables.lineage_table(data),
+        trials=tables.trials_table(data),
+        winner=winner_of(data),
+        no_winner=no_winner_reason(data),
+        conclusion=_conclusion(data),
     )
 
 
 def _not_measured(data: SweepData) -> list[str]:
-    """Which figures of poker faces there are not, and why."""
+    """Which metrics of poker faces are missing, and why."""
     if data.spec.config.objective != "pf_mag":
         return []
-    whole = [row for row in data.rows if row.state == "whole"]
-    if not whole:
-        return ["No trial is whole yet, so there are no poker faces to judge."]
+    completed = [row for row in data.rows if row.state == "completed"]
+    if not completed:
+        return ["No trial is completed yet, so no poker faces were evaluated."]
     reasons = {
-        "neutral_rate": "neutrality was not measured: no judge",
-        "identity_cosine": "identity was not measured: no recognition net (pf_mag.identity_net)",
-        "mse_inside": "the distance to the truth is not known: these faces have no true neutral face beside them",
+        "neutral_rate": "The neutral rate was not measured: the sweep has no judge.",
+        "identity_cosine": "Identity cosine was not measured: no identity net (pf_mag.identity_net).",
+        "mse_inside": "MSE inside was not measured: the dataset has no true neutral faces.",
     }
-    known = {name for row in whole for name in row.face}
-    return [f"{words[0].upper()}{words[1:]}." for name, words in reasons.items() if name not in known]
+    measured = {name for row in completed for name in row.poker_face}
+    return [reason for name, reason in reasons.items() if name not in measured]
 
 
-def _advice(data: SweepData) -> str:
+def _conclusion(data: SweepData) -> str:
     if data.best is None:
         return ""
     if data.winner is None:
-        return f"{data.best.trial.name} is the search's best and is not confirmed: do not rely on it yet."
-    if beats(data):
-        return verdict(data)
-    return "These values are not better than the baseline's as far as these seeds tell."
+        return f"{data.best.trial.name} is the best of the search, but it is not confirmed on fresh seeds."
+    return conclusion(data)
 
 
 def _context(content: Content) -> dict[str, Any]:
     data = content.data
-    names = sweep_tables.short_names(data.spec.space)
+    names = tables.short_names(data.spec.space)
     states = Counter(row.state for row in data.rows)
-    titles = {"generation": "whole in their generation", "running": "not over", "stopped": "stopped early"}
+    titles = {"generation": "completed in their generation", "stopped": "stopped early"}
     return {
         "content": content,
         "data": data,
         "title": data.folder.resolve().name,
         "heading": heading(data),
+        "metric": metric_title(data.spec.metric),
         "states": [f"{count} {titles.get(state, state)}" for state, count in states.items()],
         "stopped": states["stopped"],
         "not_drawn": sum(row.score is None for row in data.rows),
         "parallel": figures.parallel_coordinates(data, names),
         "curves": figures.learning_curves(data),
-        "fronts": figures.pareto(data),
+        "fronts": pareto_figures(data),
     }
 
 
 def heading(data: SweepData) -> str:
-    """What the report is called."""
+    """Title of the report."""
     name = data.folder.resolve().name
     return "Sweep" if name == "sweep" else f"Sweep {name}"
 
@@ -173,19 +175,19 @@ def markdown(content: Content) -> str:
     """The report without its figures."""
     escape = rendering.markdown_text
     parts = [opening_markdown(heading(content.data), content.notices, content.findings)]
-    shown = (content.confirmation, content.values, content.test, content.importance, content.pareto, content.trials)
-    parts += [rendering.markdown(table) for table in shown if table is not None]
+    sections = (content.confirmation, content.values, content.test, content.importance, content.pareto, content.trials)
+    parts += [rendering.markdown(table) for table in sections if table is not None]
     if content.no_importance:
         parts.append(f"## Importance\n\n{escape(content.no_importance)}\n")
     parts += [f"{escape(sentence)}\n" for sentence in content.not_measured]
-    parts.append("## Take it away\n")
-    parts += [f"{escape(words)}\n" for words in (content.advice, content.no_code) if words]
+    parts.append("## Use the winner\n")
+    parts += [f"{escape(text)}\n" for text in (content.conclusion, content.no_winner) if text]
     parts += [rendering.markdown(content.lineage)] if content.lineage else []
-    if content.taken.code:
-        parts.append(_fenced(content.taken.code, "python"))
-        parts.append(_fenced("\n".join(content.taken.commands), "sh"))
+    if content.winner is not None:
+        parts += [f"{WINNER_FILE}:\n", _fenced(content.winner.to_json(), "json")]
+        parts += ["Train it and measure the test split:\n", _fenced("\n".join(content.winner.commands), "sh")]
     if content.data.command:
-        parts += ["The whole sweep again:\n", _fenced(content.data.command, "sh")]
+        parts += ["Repeat the sweep:\n", _fenced(content.data.command, "sh")]
     return "\n".join(parts)
 
 
@@ -195,23 +197,24 @@ def _fenced(text: str, language: str) -> str:
 
 
 def terminal_table(data: SweepData) -> RichTable:
-    """The main table for a terminal of 80 columns: what is confirmed, else the best of the search."""
-    table = sweep_tables.confirmation_table(data)
+    """The main table for a terminal of 80 columns: the confirmed trials, else the best of the search."""
+    table = tables.confirmation_table(data)
     if table is not None and len(data.confirmed) > 1:
         columns = ("trial", "search", "fresh seeds", "difference", "its 95 % interval", "Holm p")
         kept = [table.columns.index(name) for name in columns]
         brief = tuple(tuple(row[index] for index in kept) for row in table.rows)
-        return rich_table(rendering.Table(f"{table.caption}: {data.spec.metric}", columns, brief), tight=True)
-    table = sweep_tables.trials_table(data)
+        return rich_table(
+            rendering.Table(f"{table.caption}: {metric_title(data.spec.metric)}", columns, brief), tight=True
+        )
+    table = tables.trials_table(data)
     order = [*(row.trial.number for row in data.ranked), *(row.trial.number for row in data.rows)]
-    rows = tuple(table.rows[number] for number in list(dict.fromkeys(order))[:TOP])
-    names = sweep_tables.short_names(data.spec.space).values()
-    return rich_table(
-        _narrow(rendering.Table(table.caption, table.columns, rows, "", table.labels)), ("time", *names), tight=True
-    )
+    rows = tuple(table.rows[number] for number in list(dict.fromkeys(order))[:MAX_TERMINAL_TRIALS])
+    names = tables.short_names(data.spec.space).values()
+    short = _shortened(rendering.Table(table.caption, table.columns, rows, "", table.labels))
+    return rich_table(short, ("time", *names), tight=True)
 
 
-def _narrow(table: rendering.Table, width: int = 34) -> rendering.Table:
-    """Long cells cut."""
-    cut = tuple(tuple(cell if len(cell) <= width else f"{cell[: width - 1]}…" for cell in row) for row in table.rows)
-    return rendering.Table(table.caption, table.columns, cut, table.note, table.labels)
+def _shortened(table: rendering.Table, width: int = 34) -> rendering.Table:
+    """The table with cells of at most `width` characters."""
+    short = tuple(tuple(cell if len(cell) <= width else f"{cell[: width - 1]}…" for cell in row) for row in table.rows)
+    return rendering.Table(table.caption, table.columns, short, table.note, table.labels)

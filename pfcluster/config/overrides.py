@@ -1,0 +1,59 @@
+"""Files of config overrides, such as a sweep's winner.json: a base preset and values of fields by their dotted names.
+
+    {"preset": "mini", "overrides": {"epochs": 6.0, "pf-vit:pf_mag.weights.adv": 0.05}}
+
+A field holds for every run of the preset; with `RUN:` before it for that run only. Other keys are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pfcluster.config import ConfigError, RunConfig, presets
+from pfcluster.config.io import with_values
+
+
+@dataclass(frozen=True)
+class OverridesFile:
+    """The content of a file of overrides."""
+
+    path: Path
+    preset: str | None
+    """Preset that the values were chosen for; None if the file names none."""
+    values: Mapping[str, Any]
+
+    def apply(self, recipe: presets.Recipe) -> presets.Recipe:
+        """The configs of a preset's runs with the file's values. Raises ConfigError for an unknown run or field, or an
+        invalid value.
+        """
+        prefixes = {name.partition(":")[0] for name in self.values if ":" in name}
+        unknown = sorted(prefixes - set(recipe))
+        if unknown:
+            raise ConfigError(f"{self.path}: no run {unknown[0]!r}; the runs are {', '.join(recipe)}")
+        return {run: self._apply_to(config, run) for run, config in recipe.items()}
+
+    def _apply_to(self, config: RunConfig, run: str) -> RunConfig:
+        common = {name: value for name, value in self.values.items() if ":" not in name}
+        prefix = f"{run}:"
+        specific = {name.removeprefix(prefix): one for name, one in self.values.items() if name.startswith(prefix)}
+        return with_values(config, common | specific, str(self.path))
+
+
+def read_overrides(path: Path) -> OverridesFile:
+    """Read a file of overrides. Raises ConfigError if it is missing or malformed."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the overrides {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("overrides"), dict):
+        raise ConfigError(f'{path} must be a JSON object with the key "overrides"')
+    preset = content.get("preset")
+    if preset is not None and preset not in presets.PRESETS:
+        raise ConfigError(f"{path}: preset must be one of {', '.join(sorted(presets.PRESETS))}, got {preset!r}")
+    return OverridesFile(path, preset, content["overrides"])
