@@ -28,7 +28,7 @@ def test_small_metrics_are_compared_absolutely():
 
 @pytest.mark.parametrize(("objective", "stabilised"), [("mae", False), ("finetune", False), ("pf_mag", True)])
 def test_objectives_declare_their_discrete_metrics(objective, stabilised):
-    """Metrics that are multiples of 1 / batch size at every step, and only those, are declared (or count mask values)."""
+    """Exactly the metrics that are multiples of 1 / batch size at every step are declared, besides mask values."""
     engine = EngineConfig(device="cpu")
     run = parity.train(parity.tiny_config(objective, engine, batch_size=BATCH, stabilised=stabilised), "ddp", SINGLE)
     values: dict[str, list[float]] = {}
