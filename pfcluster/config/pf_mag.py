@@ -128,7 +128,7 @@ class PfMagConfig:
         require(self.separator_ratio > 0 or net == "tokens", "pf_mag.identity_net", net, unused)
         named = 'be "facenet", "resnet" or "run" where pf_mag.identity_net_weights is given'
         require(weights is None or net != "tokens", "pf_mag.identity_net", net, named)
-        missing = 'have pf_mag.identity_net_weights beside it, the folder of a run, for "run"'
+        missing = 'not be "run" without pf_mag.identity_net_weights, the folder of a run'
         require(net != "run" or weights is not None, "pf_mag.identity_net", net, missing)
         for name, value, off in (
             ("weights.confusion", self.weights.confusion, 0),
@@ -144,7 +144,7 @@ class PfMagConfig:
             value = getattr(self, name)
             require(self.discriminator_emotions or value == off, f"pf_mag.{name}", value, f"be {off} {unused}")
         steps = self.discriminator_pretrain_steps
-        within = f"be at most pf_mag.warmup_steps = {self.warmup_steps}: PF-ViT has no adversary meanwhile"
+        within = f"be at most pf_mag.warmup_steps = {self.warmup_steps}: they are part of the warm-up"
         require(steps <= self.warmup_steps, "pf_mag.discriminator_pretrain_steps", steps, within)
 
     @property

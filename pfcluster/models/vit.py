@@ -115,13 +115,13 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor, queries: slice | None = None, scales: Tensor | None = None) -> Tensor:
         """b t d -> b q d. With `queries` only the outputs of those tokens are computed, for a last block whose other
         outputs are unused. `scales` 2 b multiply each sample's two residual branches."""
-        kept = tokens if queries is None else tokens[:, queries]
+        residual = tokens if queries is None else tokens[:, queries]
         attended = self.attn(self.norm1(tokens), queries)
         if scales is None:
-            tokens = kept + attended
+            tokens = residual + attended
             return tokens + self.mlp(self.norm2(tokens))
         first, second = scales.to(tokens.dtype)[:, :, None, None]
-        tokens = kept + first * attended
+        tokens = residual + first * attended
         return tokens + second * self.mlp(self.norm2(tokens))
 
 

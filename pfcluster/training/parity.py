@@ -178,7 +178,7 @@ def zero_key_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The softmax cancels them: their gradient is pure rounding, which Adam normalises to steps in random directions.
     They do not change a net's output.
     """
-    kept = {}
+    zeroed = {}
     for name, value in weights.items():
         if name.endswith("qkv.bias"):
             query, key, rest = value.chunk(3)
@@ -186,5 +186,5 @@ def zero_key_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name.endswith("key_value.bias"):
             key, rest = value.chunk(2)
             value = torch.cat([torch.zeros_like(key), rest])
-        kept[name] = value
-    return kept
+        zeroed[name] = value
+    return zeroed
