@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data.types import Dataset
-from pfcluster.launch import attempts
+from pfcluster.launch.job_record import read_job
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, TrainRun
 from pfcluster.launch.slurm import client
@@ -102,7 +102,7 @@ def _check_evaluators(config: RunConfig, dataset: Dataset, planned: Container[st
 
 def _require_not_queued(runs: Sequence[TrainRun]) -> None:
     """Raises ConfigError for a run that a SLURM job trains or will train: two trainers would corrupt its folder."""
-    by_job = {attempts.submitted(run.folder).job: run for run in runs}
+    by_job = {read_job(run.folder).job: run for run in runs}
     by_job.pop("", None)
     if not by_job:
         return
