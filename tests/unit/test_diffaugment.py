@@ -1,4 +1,6 @@
-"""What Δ sees of images: the same in any layout, the same for a sample and its fakes, with gradients through."""
+"""Augmentation of the discriminator's inputs: independent of the number of ranks, shared by a sample and its fakes,
+differentiable.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def ramp(rows: int = 8) -> torch.Tensor:
     return torch.arange(1.0, 3 * rows * rows + 1).view(1, 3, rows, rows)
 
 
-def test_a_mirrored_image_is_shifted_after_it_and_grey_comes_in():
+def test_flip_precedes_shift_and_borders_are_grey():
     image = ramp()
     moved = DiscriminatorAugment(flip=torch.tensor([True]), shift=torch.tensor([[2, -1]]))(image)
     mirrored = image.flip(3)
@@ -42,7 +44,7 @@ def test_a_mirrored_image_is_shifted_after_it_and_grey_comes_in():
     assert torch.equal(DiscriminatorAugment(shift=torch.tensor([[0, 0]]))(image), image)
 
 
-def test_the_hole_is_half_as_wide_as_the_image_and_may_reach_beyond_it():
+def test_cutout_is_half_the_image_size_and_may_cross_the_border():
     image = torch.ones(2, 3, 8, 8)
     seen = DiscriminatorAugment(hole=torch.tensor([[4, 4], [0, 8]]))(image)
     assert (seen[0, :, 2:6, 2:6] == 0).all()
@@ -51,7 +53,7 @@ def test_the_hole_is_half_as_wide_as_the_image_and_may_reach_beyond_it():
     assert seen[1].sum() == 3 * (64 - 4)
 
 
-def test_colour_adds_brightness_and_scales_saturation_and_contrast():
+def test_colour_changes_brightness_saturation_and_contrast():
     image = torch.rand(1, 3, 4, 4)
     assert torch.allclose(DiscriminatorAugment(colour=torch.tensor([[0.0, 1.0, 1.0]]))(image), image, atol=1e-6)
     assert torch.allclose(DiscriminatorAugment(colour=torch.tensor([[0.3, 1.0, 1.0]]))(image), image + 0.3, atol=1e-6)
@@ -77,18 +79,18 @@ def test_draws_have_the_ranges_of_diffaugment():
     assert torch.allclose(high, torch.tensor([0.5, 2.0, 1.5]), atol=0.02)
 
 
-def test_a_sample_and_its_fakes_share_a_draw_and_turns_do_not():
+def test_sample_and_its_fakes_share_a_draw_but_updates_do_not():
     (batch,) = make_micro_batches(_raw(8), config(), 3, ALONE)
     assert len(batch.discriminator_augments) == 3
     twice = batch.augment_for_discriminator(torch.cat([batch.images, batch.images]), 0)
     assert torch.equal(twice[:8], twice[8:])
-    seen = [batch.augment_for_discriminator(batch.images, turn) for turn in (0, 1, -1)]
+    seen = [batch.augment_for_discriminator(batch.images, update) for update in (0, 1, -1)]
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
     assert torch.equal(batch.augment_for_discriminator(batch.images, 2), seen[2])
 
 
-def test_every_layout_shows_the_same_and_another_step_another():
+def test_draws_do_not_depend_on_number_of_ranks_but_on_step():
     (alone,) = make_micro_batches(_raw(8), config(), 3, ALONE)
     parts: list[Batch] = []
     for rank in range(2):
@@ -97,9 +99,9 @@ def test_every_layout_shows_the_same_and_another_step_another():
         raw = RawBatch(_raw(8).images[mine], _raw(8).labels[mine])
         parts += make_micro_batches(raw, config(grad_accumulation_steps=2), 3, here)
     assert len(parts) == 4
-    for turn in range(3):
-        together = torch.cat([part.augment_for_discriminator(part.images, turn) for part in parts])
-        assert torch.equal(together, alone.augment_for_discriminator(alone.images, turn))
+    for update in range(3):
+        together = torch.cat([part.augment_for_discriminator(part.images, update) for part in parts])
+        assert torch.equal(together, alone.augment_for_discriminator(alone.images, update))
     again, other = (draw_discriminator_augment(config(), step, ALONE)[0] for step in (3, 4))
     assert again.noise is not None
     assert other.noise is not None
@@ -107,7 +109,7 @@ def test_every_layout_shows_the_same_and_another_step_another():
     assert not torch.equal(again.noise, other.noise)
 
 
-def test_what_else_is_asked_for_changes_no_draw():
+def test_draws_do_not_depend_on_other_transforms():
     shift = PfMagConfig(discriminator_augment=("translation",))
     assert torch.equal(
         draw_discriminator_augment(config(shift), 3, ALONE)[0].shift,
@@ -116,26 +118,26 @@ def test_what_else_is_asked_for_changes_no_draw():
     assert draw_discriminator_augment(config(PfMagConfig()), 3, ALONE) == ()
 
 
-def test_noise_has_its_deviation():
+def test_noise_has_its_standard_deviation():
     noise = draw_discriminator_augment(config(batch_size=64), 0, ALONE)[0].noise
     assert noise is not None
     assert noise.std().item() == pytest.approx(0.2, rel=0.02)
     assert noise.mean().item() == pytest.approx(0, abs=0.005)
 
 
-def test_gradients_flow_back_to_where_the_pixels_came_from():
+def test_gradients_flow_to_the_source_pixels():
     images = torch.rand(8, 3, 32, 32, dtype=torch.float64, requires_grad=True)
     shown = draw_discriminator_augment(config(), 3, ALONE)[0]
     direction, pull = torch.randn_like(images), torch.randn_like(images)
-    (slope,) = torch.autograd.grad((shown(images) * pull).sum(), images)
+    (gradient,) = torch.autograd.grad((shown(images) * pull).sum(), images)
     step = 1e-6
     with torch.no_grad():
         change = ((shown(images + step * direction) - shown(images - step * direction)) * pull).sum() / (2 * step)
-    assert (slope * direction).sum().item() == pytest.approx(change.item(), rel=1e-6)
-    assert slope.abs().sum() > 0
+    assert (gradient * direction).sum().item() == pytest.approx(change.item(), rel=1e-6)
+    assert gradient.abs().sum() > 0
 
 
-def test_counting_has_tensors_of_the_same_shapes():
+def test_empty_draws_have_the_same_shapes():
     real, empty = draw_discriminator_augment(config(), 0, ALONE), empty_discriminator_augment(config(), 8)
     assert len(real) == len(empty) == 3
     for drawn, blank in zip(real, empty, strict=True):
@@ -146,7 +148,7 @@ def test_counting_has_tensors_of_the_same_shapes():
     assert empty_discriminator_augment(config(PfMagConfig()), 8) == ()
 
 
-def test_changes_are_read_from_json_by_name():
+def test_transforms_are_read_from_json_by_name():
     assert from_json(to_json(config())) == config()
     with pytest.raises(
         ConfigError, match=r"pf_mag\.discriminator_augment must be one of flip, colour, translation, cutout"
