@@ -1,4 +1,4 @@
-"""The order of imports (README, "Where things live"): they point down only, and heavy packages stay out of the core."""
+"""The order of imports (docs/contributing.md, Rooms): they point down only, and heavy packages stay out of the core."""
 
 from __future__ import annotations
 
