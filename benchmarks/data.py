@@ -41,7 +41,7 @@ from benchmarks.data_variants import (
     real_crops,
     web_dataset,
 )
-from pfcluster.data.build.align import NO_HINT, Face, choose, overlap
+from pfcluster.data.build.align import NO_HINT, Face, choose_face, overlap
 from pfcluster.data.shards import ShardSplit
 
 
@@ -127,7 +127,7 @@ def aligning(folder: Path, rounds: int) -> Iterator[str]:
         return len(photos)
 
     def ours_batched() -> int:
-        our_faces[:] = aligner.find(photos, [NO_HINT] * len(photos))
+        our_faces[:] = aligner.detect_selected(photos, [NO_HINT] * len(photos))
         return len(photos)
 
     def ours_all_faces() -> int:
@@ -162,7 +162,7 @@ def _alignment_differences(reference_faces: list[Any], our_faces: list[list[Face
         detections = zip(boxes, points, probabilities, strict=True)
         confident = [_face(*detection) for detection in detections if detection[2] >= 0.9]
         if confident:
-            reference, face = choose(confident, 350, 350), choose(faces, 350, 350)
+            reference, face = choose_face(confident, 350, 350), choose_face(faces, 350, 350)
             eyes = np.linalg.norm(face.landmarks[0] - face.landmarks[1])
             overlaps.append(overlap(reference.box, face.box))
             distances.append(np.linalg.norm(reference.landmarks - face.landmarks, axis=1).mean() / eyes)

@@ -1,4 +1,4 @@
-"""Small photos of plain colours, and what a build makes of them."""
+"""Small uniformly coloured photos for tests of builds, and helpers to inspect the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CANONICAL = {"happy": "happiness", "sad": "sadness", "neutral": "neutral", "fear
 
 
 def picture(label: str, number: int, side: int = 32) -> Image.Image:
-    """A square of the label's colour with a corner that tells photos apart."""
+    """A square of the label's colour, with a corner whose colour encodes the number."""
     pixels = np.empty((side, side, 3), np.uint8)
     pixels[:] = COLOURS[label]
     pixels[: side // 4, : side // 4] = (number % 256, number // 256, 77)
@@ -30,15 +30,15 @@ def picture(label: str, number: int, side: int = 32) -> Image.Image:
 
 
 def make_folder(root: Path, per_class: int = 12, labels: tuple[str, ...] = ("happy", "sad", "neutral")) -> Path:
-    for place, label in enumerate(labels):
+    for index, label in enumerate(labels):
         (root / label).mkdir(parents=True)
         for number in range(per_class):
-            picture(label, 1000 * place + number).save(root / label / f"{number:03d}.png")
+            picture(label, 1000 * index + number).save(root / label / f"{number:03d}.png")
     return root
 
 
 def make_csv(root: Path, rows: list[tuple[str, str, str]]) -> Path:
-    """Rows of image, label, identity; photos that do not exist yet are drawn where their name ends in .png."""
+    """Write rows of image, label, identity, and create missing photos whose name ends in .png."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     with open(root / "legend.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -59,7 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def write_index(folder: Path, shard: str, data: bytes) -> None:
-    """Replace a shard's index, and its checksum in the manifest."""
+    """Replace the index of a shard, and its checksum in the manifest."""
     (folder / f"{shard}.index.json").write_bytes(data)
     values = json.loads((folder / MANIFEST).read_bytes())
     for split in values["splits"].values():
@@ -70,7 +70,7 @@ def write_index(folder: Path, shard: str, data: bytes) -> None:
 
 
 def left_out(folder: Path) -> dict[str, str]:
-    """Source (with its row, where it stands twice) -> reason."""
+    """Reason by `input:source:label`."""
     with open(folder / "left_out.csv", newline="") as file:
         return {f"{row['input']}:{row['source']}:{row['label']}": row["reason"] for row in csv.DictReader(file)}
 

@@ -16,7 +16,8 @@ from typing import get_args
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pfcluster.data.build.plan import BuildError, PlanOptions, make_plan
+from pfcluster.data.build.errors import BuildError
+from pfcluster.data.build.plan import PlanOptions, make_plan
 from pfcluster.data.labels import CANONICAL, VOCABULARIES
 from pfcluster.data.raw.base import RawDataError, RawDataset, ReadOptions, VotingMode, read_bytes
 from pfcluster.data.raw.fer2013 import VOTE_COLUMNS, vote

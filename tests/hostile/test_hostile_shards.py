@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from pfcluster.cli.inspect import left_out_table, splits_table
 from pfcluster.config import DataConfig
+from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.build.pipeline import build
-from pfcluster.data.build.plan import BuildError
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.shards import BadSampleError, ShardSplit

@@ -1,4 +1,4 @@
-"""Alignment: the similarity and the warp against known geometry, MTCNN on real photos."""
+"""Alignment: similarity transform and warp on known geometry; MTCNN on real photos."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from PIL import Image
 from pfcluster.data.build.align import (
     AlignedFace,
     Face,
-    GivenLandmarks,
     Hint,
+    LandmarkAligner,
     Rejected,
-    choose,
+    choose_face,
     overlap,
     resize,
     similarity,
@@ -53,20 +53,20 @@ def test_similarity_recovers_rotation_scale_and_shift() -> None:
     np.testing.assert_allclose(matrix, np.column_stack([scale * rotation, shift]), atol=1e-9)
 
 
-def test_similarity_never_mirrors() -> None:
+def test_similarity_has_no_reflection() -> None:
     points = template(112)
     matrix = similarity(points * [-1, 1], points)
     assert np.linalg.det(matrix[:, :2]) > 0
 
 
-def test_template_grows_with_the_crop() -> None:
+def test_template_scales_with_the_crop() -> None:
     np.testing.assert_allclose(template(224), 2 * template(112))
     np.testing.assert_allclose(template(112)[0], (38.2946, 51.6963))
 
 
 @pytest.mark.parametrize("scale", [1.5, 0.8, 0.3, 0.11])
-def test_warp_puts_points_where_the_matrix_says(scale: float) -> None:
-    """Also where the photo is averaged down first."""
+def test_warp_follows_the_matrix(scale: float) -> None:
+    """Also if the photo is reduced first."""
     x, y = 431.0, 282.0
     image = spot(900, 600, x, y, 6 / scale)
     matrix = np.array([[scale, 0, 50 - scale * x], [0, scale, 61 - scale * y]])
@@ -81,21 +81,21 @@ def test_warp_is_black_outside_the_photo() -> None:
     assert crop[40, 40].tolist() == [200, 200, 200]
 
 
-def test_choose_takes_the_largest_and_most_central() -> None:
-    large_aside, small_central, middling = face(0, 0, 60, 60), face(90, 90, 110, 110), face(70, 70, 130, 130)
-    assert choose([large_aside, small_central, middling], 200, 200) is middling
-    assert choose([small_central, face(20, 20, 180, 180)], 200, 200).box == (20, 20, 180, 180)
+def test_default_rule_selects_the_large_central_face() -> None:
+    large_off_centre, small_central, middling = face(0, 0, 60, 60), face(90, 90, 110, 110), face(70, 70, 130, 130)
+    assert choose_face([large_off_centre, small_central, middling], 200, 200) is middling
+    assert choose_face([small_central, face(20, 20, 180, 180)], 200, 200).box == (20, 20, 180, 180)
 
 
-def test_resize_cuts_the_middle_square() -> None:
+def test_resize_crops_the_central_square() -> None:
     image = np.zeros((40, 80, 3), np.uint8)
     image[:, 20:60] = 255
     assert (resize(image, 20) == 255).all()
     assert resize(image, 64).shape == (64, 64, 3)
 
 
-def test_photos_without_faces_are_rejected_not_raised() -> None:
-    """Also among photos of other sizes, and photos too small for MTCNN's first net."""
+def test_photos_without_faces_are_rejected() -> None:
+    """Also in a batch with photos of other sizes, and for photos too small for MTCNN's first net."""
     torch.set_num_threads(1)
     noise = np.random.default_rng(0).integers(0, 255, (120, 120, 3), dtype=np.uint8)
     flat = np.full((120, 120, 3), 128, np.uint8)
@@ -106,7 +106,7 @@ def test_photos_without_faces_are_rejected_not_raised() -> None:
 
 
 def wild_photos(count: int) -> list[np.ndarray]:
-    """Photos of 350 x 350 px, spread over the dataset."""
+    """Photos of 350 x 350 px from all over the dataset."""
     root = Path(os.environ["PFCLUSTER_REAL_DATA"]) / "wild"
     with open(root / "legend.csv", newline="") as file:
         names = [row["image"] for row in csv.DictReader(file)]
@@ -120,41 +120,41 @@ def wild_photos(count: int) -> list[np.ndarray]:
 
 @real_data
 def test_real_faces_are_aligned_to_the_template() -> None:
-    """The crops' eyes, found anew, lie at the template's; single faces deviate by their build and pose."""
+    """Eyes detected in the crops are at the template's positions; single faces deviate by shape and pose."""
     torch.set_num_threads(1)
     photos = wild_photos(24)
     aligner = FaceAligner(112)
     crops = [result.image for result in aligner.align(photos) if isinstance(result, AlignedFace)]
     assert len(crops) >= 23
-    again = [choose(faces, 112, 112).landmarks for faces in aligner.detect(crops) if faces]
-    assert len(again) == len(crops)
-    offsets = np.array(again) - template(112)
+    landmarks = [choose_face(faces, 112, 112).landmarks for faces in aligner.detect(crops) if faces]
+    assert len(landmarks) == len(crops)
+    offsets = np.array(landmarks) - template(112)
     assert np.abs(offsets[:, :2].mean(axis=0)).max() < 2
     assert np.linalg.norm(offsets[:, :2], axis=2).mean() < 4
 
 
 @real_data
-def test_faces_cut_by_the_photo_keep_their_landmarks() -> None:
-    """A face that fills its photo is found with the same points as with room around it."""
+def test_landmarks_of_faces_at_the_edge() -> None:
+    """A face that fills its photo gets the same landmarks as with a margin around it."""
     torch.set_num_threads(1)
     aligner = FaceAligner(112)
     distances = []
     for photo in wild_photos(12):
-        roomy = np.pad(photo, ((200, 200), (200, 200), (0, 0)), constant_values=128)
-        tight, wide = aligner.detect([photo])[0], aligner.detect([roomy])[0]
-        a = choose(tight, 350, 350)
-        b = choose(wide, 750, 750)
+        padded = np.pad(photo, ((200, 200), (200, 200), (0, 0)), constant_values=128)
+        tight, wide = aligner.detect([photo])[0], aligner.detect([padded])[0]
+        a = choose_face(tight, 350, 350)
+        b = choose_face(wide, 750, 750)
         distances.append(np.linalg.norm(a.landmarks - (b.landmarks - 200), axis=1).mean())
     assert np.median(distances) < 8  # of 350 px
 
 
 @real_data
-def test_a_photo_alone_gives_the_crop_that_it_gives_among_others() -> None:
+def test_crop_does_not_depend_on_the_batch() -> None:
     torch.set_num_threads(1)
     photos = wild_photos(10)
     aligner = FaceAligner(96)
-    together, alone = aligner.align(photos), [aligner.align([photo])[0] for photo in photos]
-    for one, other in zip(together, alone, strict=True):
+    batched, single = aligner.align(photos), [aligner.align([photo])[0] for photo in photos]
+    for one, other in zip(batched, single, strict=True):
         assert isinstance(one, AlignedFace)
         assert isinstance(other, AlignedFace)
         np.testing.assert_allclose(one.face.landmarks, other.face.landmarks, atol=0.01)
@@ -171,10 +171,10 @@ def test_a_face_too_small_for_the_crop_is_rejected() -> None:
     assert result.reason == "face too small"
 
 
-def test_rules_of_several_faces() -> None:
-    large_aside, small_central = face(0, 0, 60, 60), face(90, 90, 110, 110)
-    assert choose([large_aside, small_central], 200, 200, "largest") is large_aside
-    assert choose([large_aside, small_central], 200, 200, "most-central") is small_central
+def test_largest_and_most_central_rules() -> None:
+    large_off_centre, small_central = face(0, 0, 60, 60), face(90, 90, 110, 110)
+    assert choose_face([large_off_centre, small_central], 200, 200, "largest") is large_off_centre
+    assert choose_face([large_off_centre, small_central], 200, 200, "most-central") is small_central
 
 
 def test_overlap_of_boxes() -> None:
@@ -184,7 +184,7 @@ def test_overlap_of_boxes() -> None:
     assert overlap((1, 1, 1, 1), (1, 1, 1, 1)) == 0
 
 
-def test_given_landmarks_cut_the_face_without_a_detector() -> None:
+def test_landmark_aligner_crops_without_detection() -> None:
     points = template(60) + np.array([40, 20])
     image = spot(200, 120, *points[2], 4)
     hints = [
@@ -194,17 +194,17 @@ def test_given_landmarks_cut_the_face_without_a_detector() -> None:
         Hint(landmarks=((float("nan"), 5.0), *((x, x) for x in range(4)))),
         Hint(landmarks=tuple(map(tuple, (points / 20).tolist()))),
     ]
-    results = GivenLandmarks(112).align([image] * 5, hints)
+    results = LandmarkAligner(112).align([image] * 5, hints)
     assert isinstance(results[0], AlignedFace)
     np.testing.assert_allclose(centre_of_brightness(results[0].image), template(112)[2], atol=0.5)
     np.testing.assert_allclose(results[0].face.box, (39.5, 19.5, 99.5, 79.5), atol=0.5)
     reasons = [result.reason for result in results[1:] if isinstance(result, Rejected)]
-    assert reasons == ["no landmarks given", "useless landmarks", "useless landmarks", "face too small"]
+    assert reasons == ["no landmarks", "invalid landmarks", "invalid landmarks", "face too small"]
 
 
 @real_data
-def test_a_box_says_which_of_several_faces_is_meant() -> None:
-    """Two people side by side: the box decides, whatever the rule; a box beside both gives nothing."""
+def test_a_given_box_selects_the_face() -> None:
+    """Two faces side by side: the box decides, whatever the rule; a box next to both selects none."""
     torch.set_num_threads(1)
     left, right = wild_photos(2)
     both = np.concatenate([left, right], axis=1)
@@ -216,30 +216,30 @@ def test_a_box_says_which_of_several_faces_is_meant() -> None:
     ]
     hints = [Hint(box=one.box) for one in halves] + [Hint(box=(340, 0, 360, 10))]
     results = aligner.align([both] * 3, hints)
-    for result, wanted in zip(results[:2], halves, strict=True):
+    for result, expected in zip(results[:2], halves, strict=True):
         assert isinstance(result, AlignedFace)
-        assert overlap(result.face.box, wanted.box) > 0.9
+        assert overlap(result.face.box, expected.box) > 0.9
     assert isinstance(results[2], Rejected)
-    assert results[2].reason == "no face at the given place"
-    alone = FaceAligner(112, several=False).align([both, left])
-    assert isinstance(alone[0], Rejected)
-    assert alone[0].reason == "several faces"
+    assert results[2].reason == "no face at the given box"
+    results = FaceAligner(112, skip_multiple=True).align([both, left])
+    assert isinstance(results[0], Rejected)
+    assert results[0].reason == "multiple faces"
 
 
 @real_data
-def test_looking_for_large_faces_first_takes_the_face_of_the_full_look() -> None:
+def test_searching_large_faces_first_selects_the_same_face() -> None:
     torch.set_num_threads(1)
     photos = wild_photos(24)
     small = np.full((400, 500, 3), 120, np.uint8)
     small[150:220, 100:170] = np.array(Image.fromarray(photos[0]).resize((70, 70)))
     photos.append(small)
     aligner = FaceAligner(112)
-    quick, full = aligner.align(photos), aligner.detect(photos)
-    for photo, result, faces in zip(photos, quick, full, strict=True):
+    results, detected = aligner.align(photos), aligner.detect(photos)
+    for photo, result, faces in zip(photos, results, detected, strict=True):
         if not faces:
             continue
         assert isinstance(result, AlignedFace)
-        expected = choose(faces, photo.shape[1], photo.shape[0])
+        expected = choose_face(faces, photo.shape[1], photo.shape[0])
         eyes = np.linalg.norm(expected.landmarks[0] - expected.landmarks[1])
         assert overlap(result.face.box, expected.box) > 0.6
         assert np.linalg.norm(result.face.landmarks - expected.landmarks, axis=1).mean() < 0.25 * eyes

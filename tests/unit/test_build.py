@@ -1,4 +1,4 @@
-"""Builds: who goes into which split, what is left out and why, and that a build cut short goes on."""
+"""Builds: splits, photos that are left out, and resuming an interrupted build."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.pipeline import build
-from pfcluster.data.build.plan import BuildError
 from pfcluster.data.build.split import choose_groups, connected_groups
 from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.shards import ShardSplit
@@ -35,42 +35,42 @@ from tests.photos import (
 )
 
 
-def test_splits_share_no_person_and_rare_classes_reach_validation(tmp_path: Path) -> None:
+def test_splits_share_no_identity_and_rare_classes_reach_validation(tmp_path: Path) -> None:
     rows = [
         (f"{person}_{n}.png", label, f"person{person}") for person in range(20) for n, label in enumerate(CANONICAL)
     ]
     rows = [row for row in rows if row[1] != "fear" or row[2] in ("person3", "person11")]
     build(options(make_csv(tmp_path, rows), tmp_path / "out", val_share=0.2, test_share=0.2))
     splits = {name: ShardSplit(tmp_path / "out", name) for name in ("train", "validation", "test")}
-    people = {name: set(split.identities()) for name, split in splits.items()}
-    assert not people["train"] & people["validation"]
-    assert not people["train"] & people["test"]
-    assert not people["validation"] & people["test"]
-    assert len(set().union(*people.values())) == 20
+    identities = {name: set(split.identities()) for name, split in splits.items()}
+    assert not identities["train"] & identities["validation"]
+    assert not identities["train"] & identities["test"]
+    assert not identities["validation"] & identities["test"]
+    assert len(set().union(*identities.values())) == 20
     manifest = load_manifest(tmp_path / "out")
     assert manifest.splits["validation"].per_class["fear"] == 1
     assert manifest.splits["train"].per_class["fear"] == 1
     assert 8 <= manifest.splits["test"].samples <= 16
 
 
-def test_people_tied_by_one_photo_are_one_group() -> None:
+def test_identities_with_a_common_photo_form_one_group() -> None:
     links = [("a", "x"), ("b", "y"), ("c", "y"), ("b", "x"), ("d", "z")]
     groups = connected_groups([(("person", person), ("content", content)) for person, content in links])
     assert groups == [0, 0, 0, 0, 1]
 
 
-def test_holding_out_never_takes_a_class_s_last_group() -> None:
+def test_choose_groups_keeps_the_last_group_of_a_class() -> None:
     members = {0: Counter(fear=1, sadness=3), 1: Counter(fear=1), 2: Counter(disgust=4), 3: Counter(sadness=3)}
     for seed in range(20):
-        held = choose_groups(members, 0.5, seed)
-        assert 2 not in held
+        chosen = choose_groups(members, 0.5, seed)
+        assert 2 not in chosen
         for label in ("fear", "sadness"):
             groups = {group for group, labels in members.items() if label in labels}
-            assert held & groups
-            assert groups - held
+            assert chosen & groups
+            assert groups - chosen
 
 
-def test_every_photo_left_out_is_listed_with_its_reason(tmp_path: Path) -> None:
+def test_left_out_photos_are_listed_with_their_reason(tmp_path: Path) -> None:
     rows = [(f"{n}.png", label, f"p{n}") for n, label in enumerate(["happy", "sad"] * 4)]
     rows += [
         ("gone.jpg", "happy", "q"),
@@ -108,7 +108,7 @@ def test_every_photo_left_out_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert manifest.splits["train"].samples == 8
 
 
-def test_photos_of_the_test_input_are_kept_out_of_training(tmp_path: Path) -> None:
+def test_photos_of_the_test_input_are_not_used_for_training(tmp_path: Path) -> None:
     train = make_folder(tmp_path / "train", 6, ("happy", "sad"))
     test = make_folder(tmp_path / "test", 3, ("happy", "sad"))  # the same first three of each class
     (test / "neutral").mkdir()
@@ -123,7 +123,7 @@ def test_photos_of_the_test_input_are_kept_out_of_training(tmp_path: Path) -> No
 
 def test_photos_without_faces_are_left_out(tmp_path: Path) -> None:
     pytest.importorskip("facenet_pytorch")
-    with pytest.raises(BuildError, match=r"no photo gave a face \(no face found: 4\); --align none"):
+    with pytest.raises(BuildError, match=r"no face was found in any photo \(no face found: 4\); --align none"):
         build(options(make_folder(tmp_path / "raw", 2, ("happy", "sad")), tmp_path / "out", align="mtcnn"))
     assert not (tmp_path / "out" / MANIFEST).exists()
 
@@ -140,7 +140,7 @@ def test_real_photos_become_aligned_shards(tmp_path: Path) -> None:
     assert all(np.shape(record["landmarks"]) == (5, 2) for record in records)
 
 
-def test_two_workers_give_the_same_bytes_as_one(raw: Path, built: Path, tmp_path: Path) -> None:
+def test_result_does_not_depend_on_the_number_of_workers(raw: Path, built: Path, tmp_path: Path) -> None:
     build(options(raw, tmp_path / "two", val_share=0.25, workers=2))
     assert contents(tmp_path / "two") == contents(built)
 
@@ -152,7 +152,7 @@ def children(pid: int) -> list[int]:
 def start_and_interrupt(
     command: list[str], output: Path, number: signal.Signals
 ) -> tuple[subprocess.Popen[str], list[int]]:
-    """Start a build, send it a signal once some shards are finished, and wait for its end."""
+    """Start a build, send it a signal once three shards are finished, and wait until it exits."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while len(list((output / ".build").glob("*.done.json"))) < 3:
         assert process.poll() is None, process.communicate()
@@ -165,23 +165,23 @@ def start_and_interrupt(
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_build_cut_short_goes_on_to_the_same_bytes(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path, number: signal.Signals) -> None:
     raw = make_folder(tmp_path / "raw", 300)
-    plain, output = tmp_path / "plain", tmp_path / "cut"
-    build(options(raw, plain, samples_per_shard=4))
+    uninterrupted, output = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    build(options(raw, uninterrupted, samples_per_shard=4))
     command = [sys.executable, str(ROOT / "shards" / "build.py"), "--input", str(raw), "--output", str(output)]
     command += ["--size", str(SIZE), "--align", "none", "--samples-per-shard", "4", "--workers", "2"]
     process, workers = start_and_interrupt(command, output, number)
     if number != signal.SIGKILL:
         assert process.returncode == 130
         assert "Traceback" not in process.communicate()[1]
-    for _ in range(3000):  # none is left behind
+    for _ in range(3000):  # all workers end
         if not any(Path(f"/proc/{worker}").exists() for worker in workers):
             break
         time.sleep(0.01)
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert not (output / MANIFEST).exists()
-    with pytest.raises(ShardError, match="has not finished"):
+    with pytest.raises(ShardError, match="build is unfinished"):
         load_manifest(output)
     finished = [output / (marker.name.split(".")[0] + ".tar") for marker in (output / ".build").glob("*.done.json")]
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in finished}
@@ -189,26 +189,27 @@ def test_a_build_cut_short_goes_on_to_the_same_bytes(tmp_path: Path, number: sig
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in finished} == before
-    left = {name for name in contents(output) if ".tmp" in name}
-    assert all(name.startswith(".") for name in left)
-    assert {name: data for name, data in contents(output).items() if name not in left} == contents(plain)
+    temporary = {name for name in contents(output) if ".tmp" in name}
+    assert all(name.startswith(".") for name in temporary)
+    files = {name: data for name, data in contents(output).items() if name not in temporary}
+    assert files == contents(uninterrupted)
 
 
-def test_a_finished_build_is_not_done_again(raw: Path, damaged: Path) -> None:
+def test_a_finished_build_is_not_repeated(raw: Path, damaged: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in damaged.iterdir()}
     result = build(options(raw, damaged, val_share=0.25))
     assert result.photos_now == 0
     assert {path: path.stat().st_mtime_ns for path in damaged.iterdir()} == before
 
 
-def test_other_options_on_a_build_are_refused_and_named(raw: Path, damaged: Path) -> None:
+def test_a_build_with_other_options_is_refused(raw: Path, damaged: Path) -> None:
     with pytest.raises(BuildError, match=r"options.size was 24, now 32.*delete the folder"):
         build(options(raw, damaged, val_share=0.25, size=32))
     with pytest.raises(BuildError, match=r"options.seed was 0, now 5"):
         build(options(raw, damaged, val_share=0.25, seed=5))
 
 
-def test_a_changed_input_is_noticed(raw: Path, damaged: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_changed_input_is_refused(raw: Path, damaged: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = make_folder(tmp_path_factory.mktemp("other") / "faces", 12)
     picture("sad", 4000, 40).save(other / "sad" / "000.png")
     with pytest.raises(BuildError, match="photos or labels have changed"):

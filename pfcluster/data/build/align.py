@@ -1,7 +1,7 @@
-"""Faces out of photos: the similarity that lays five landmarks on one template. detect.py finds landmarks.
+"""Face alignment: crops in which five landmarks are mapped to a template by a similarity transform.
 
-The same code prepares the training data and the photo of a prediction. Legend: `h` rows, `w` columns, `s` side of the
-square crop, `p` points. Points are (x, y) in pixels, pixel centres at whole numbers.
+Training data and images for inference are prepared by the same code; detect.py finds the landmarks. Legend: h rows,
+w columns, s side of the square crop, p points. Points are (x, y) in pixels; pixel centres have integer coordinates.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 TEMPLATE_112 = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
-"""Left eye, right eye, nose, left and right corner of the mouth (as the viewer sees them) in a crop of 112 px."""
+"""Left eye, right eye, nose, left and right mouth corner (from the viewer's side) in a crop of 112 px."""
 
 MAX_ENLARGEMENT = 4.0
-"""A face that had to be enlarged more is too small."""
-
+"""Faces that would have to be enlarged more than this are rejected as too small."""
 
 FaceRule = Literal["largest-central", "largest", "most-central"]
 Box = tuple[float, float, float, float]
@@ -30,19 +29,19 @@ class Face:
     """One detected face."""
 
     box: Box
-    """Left, top, right, bottom in the photo's pixels."""
+    """Left, top, right, bottom in pixels of the photo."""
     landmarks: np.ndarray
-    """p 2: both eyes, nose, corners of the mouth, in the photo's pixels."""
+    """p 2: both eyes, nose, both mouth corners, in pixels of the photo."""
     probability: float
 
 
 @dataclass(frozen=True)
 class Hint:
-    """What a listing says of the face that is meant, in the photo's pixels."""
+    """Box and landmarks of the labelled face from the dataset's listing, in pixels of the photo."""
 
     box: Box | None = None
     landmarks: tuple[tuple[float, float], ...] = ()
-    """p points, as a Face's; empty where none are given."""
+    """p points in the order of `Face.landmarks`; empty if none are given."""
 
 
 NO_HINT = Hint()
@@ -50,36 +49,36 @@ NO_HINT = Hint()
 
 @dataclass(frozen=True)
 class AlignedFace:
-    """A crop and where it comes from."""
+    """A crop and the face that it was cut from."""
 
     image: np.ndarray
     """uint8 s s 3, RGB."""
     face: Face
-    found: int
-    """Faces found in the photo."""
+    faces_in_photo: int
+    """Number of faces detected in the photo."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A photo that gives no crop."""
+    """A photo without a usable face, and the reason."""
 
     reason: str
     detail: str
 
 
 class Aligner(Protocol):
-    """Cuts the wanted face out of each photo."""
+    """Crops one face from each photo."""
 
     def align(self, images: Sequence[np.ndarray], hints: Sequence[Hint] | None = None) -> list[AlignedFace | Rejected]:
-        """For each photo (uint8 h w 3, RGB; sizes may differ) its crop, or why there is none."""
+        """The crop of each photo (uint8 h w 3, RGB; sizes may differ), or the reason why there is none."""
 
 
 @dataclass(frozen=True)
-class GivenLandmarks:
-    """Cuts faces by the landmarks that came with the photos; nothing is detected."""
+class LandmarkAligner:
+    """Crops faces by the landmarks in their hints, without detection."""
 
     size: int
-    """Side of the crop in pixels."""
+    """Side of the crops in pixels."""
 
     def align(self, images: Sequence[np.ndarray], hints: Sequence[Hint] | None = None) -> list[AlignedFace | Rejected]:
         """See `Aligner`."""
@@ -88,41 +87,43 @@ class GivenLandmarks:
     def _one(self, image: np.ndarray, hint: Hint) -> AlignedFace | Rejected:
         points = np.asarray(hint.landmarks, dtype=np.float64)
         if not len(points):
-            return Rejected("no landmarks given", "the listing has none for this photo")
+            return Rejected("no landmarks", "the listing has none for this photo")
         if not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1:
-            return Rejected("useless landmarks", "they are not finite, or all at one place")
-        box = hint.box or shown(similarity(points, template(self.size)), self.size)
-        return crop(image, Face(box, points, 1.0), 1, self.size)
+            return Rejected("invalid landmarks", "not finite, or all at the same point")
+        box = hint.box or crop_box(similarity(points, template(self.size)), self.size)
+        return crop_face(image, Face(box, points, 1.0), 1, self.size)
 
 
-def crop(image: np.ndarray, face: Face, found: int, size: int) -> AlignedFace | Rejected:
-    """The crop of one face, unless it would have to be enlarged too much."""
+def crop_face(image: np.ndarray, face: Face, faces_in_photo: int, size: int) -> AlignedFace | Rejected:
+    """The crop of one face; rejected if it would have to be enlarged by more than `MAX_ENLARGEMENT`."""
     side = shorter_side(face)
     if side * MAX_ENLARGEMENT < size:
         return Rejected("face too small", f"{side:.0f} px for a crop of {size} px")
-    return AlignedFace(warp(image, similarity(face.landmarks, template(size)), size), face, found)
+    return AlignedFace(warp(image, similarity(face.landmarks, template(size)), size), face, faces_in_photo)
 
 
-def shown(matrix: np.ndarray, size: int) -> Box:
-    """The upright square of the photo that has the side and the centre of the crop that `matrix` (2 3) cuts."""
+def crop_box(matrix: np.ndarray, size: int) -> Box:
+    """The upright square in the photo with the side and the centre of the crop that `matrix` (2 3) defines."""
     half = size / 2 / float(np.hypot(matrix[0, 0], matrix[1, 0]))
     x, y = np.linalg.solve(matrix[:, :2], np.full(2, (size - 1) / 2) - matrix[:, 2]).tolist()
     return x - half, y - half, x + half, y + half
 
 
 def template(size: int) -> np.ndarray:
-    """The five points in a crop of `size` pixels: p 2."""
+    """The five landmarks in a crop of `size` pixels: p 2."""
     return TEMPLATE_112 * (size / 112)
 
 
-def choose(faces: Sequence[Face], width: int, height: int, rule: FaceRule = "largest-central") -> Face:
-    """The face of a photo of these sides that a rule takes."""
-    return max(faces, key=lambda face: weight(face, width, height, rule))
+def choose_face(faces: Sequence[Face], width: int, height: int, rule: FaceRule = "largest-central") -> Face:
+    """The face that a rule selects in a photo of this width and height."""
+    return max(faces, key=lambda face: face_weight(face, width, height, rule))
 
 
-def weight(face: Face, width: int, height: int, rule: FaceRule) -> float:
-    """What a rule goes by, never more than the face's area: that area, times one minus its distance from the centre in
-    half diagonals, or for "most-central" minus that distance alone.
+def face_weight(face: Face, width: int, height: int, rule: FaceRule) -> float:
+    """The criterion that a rule maximises; never more than the area of the face's box.
+
+    largest: area. largest-central: area * (1 - d), with d the distance of the box from the photo's centre in half
+    diagonals. most-central: -d.
     """
     left, top, right, bottom = face.box
     area = (right - left) * (bottom - top)
@@ -136,15 +137,14 @@ def overlap(one: Box, other: Box) -> float:
     """Intersection over union of two boxes."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(0.0, width) * max(0.0, height)
+    intersection = max(0.0, width) * max(0.0, height)
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return shared / (areas - shared) if areas > shared else 0.0
+    return intersection / (areas - intersection) if areas > intersection else 0.0
 
 
 def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The 2 3 matrix of the rotation, scale and shift that bring `points` (p 2) nearest to `targets` (p 2).
-
-    Least squares without reflection (Umeyama 1991, equations 40 to 42).
+    """The 2 3 matrix of rotation, scale and translation that maps `points` (p 2) to `targets` (p 2) in least squares,
+    without reflection (Umeyama 1991, equations 40 to 42).
     """
     mean, target_mean = points.mean(axis=0), targets.mean(axis=0)
     centred = points - mean
@@ -157,9 +157,10 @@ def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """The square crop of `size` pixels that `matrix` (2 3, photo to crop) cuts: uint8 h w 3 -> uint8 s s 3.
+    """The square crop of `size` pixels under `matrix` (2 3, photo to crop): uint8 h w 3 -> uint8 s s 3.
 
-    Photos much larger than the crop are averaged down first, against aliasing. Outside the photo the crop is black.
+    Photos at twice the scale of the crop or more are reduced by area averaging first, against aliasing. Pixels outside
+    the photo are black.
     """
     import cv2
 
@@ -168,16 +169,14 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
         height, width = (max(1, side // reduction) for side in image.shape[:2])
         factors = np.array([image.shape[1] / width, image.shape[0] / height])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        # a point x of the small photo stands at factor * (x + 1/2) - 1/2 of the full one
+        # coordinate x of the reduced photo is factor * (x + 1/2) - 1/2 in the full one
         shift = matrix[:, :2] @ ((factors - 1) / 2) + matrix[:, 2]
         matrix = np.column_stack([matrix[:, :2] * factors, shift])
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """The photo as it is, at `size` x `size`; a photo that is not square loses its longer ends. uint8 h w 3 -> s s
-    3.
-    """
+    """Centre-crop a photo to a square and resize it: uint8 h w 3 -> uint8 s s 3."""
     import cv2
 
     height, width = image.shape[:2]
@@ -190,5 +189,5 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def shorter_side(face: Face) -> float:
-    """The shorter side of the face's box in pixels."""
+    """Shorter side of the face's box, in pixels."""
     return min(face.box[2] - face.box[0], face.box[3] - face.box[1])

@@ -1,6 +1,6 @@
-"""Where faces are: MTCNN over photos of any sizes, in batches, as far down in size as the wanted face needs.
+"""Face detection with MTCNN on photos of any size, in batches, from large faces to small ones.
 
-Legend: `h` rows, `w` columns, as in align.py.
+Legend: h rows, w columns, as in align.py.
 """
 
 from __future__ import annotations
@@ -18,114 +18,113 @@ from pfcluster.data.build.align import (
     FaceRule,
     Hint,
     Rejected,
-    choose,
-    crop,
+    choose_face,
+    crop_face,
+    face_weight,
     overlap,
     shorter_side,
-    weight,
 )
 
 DETECTION_SIDE = 800
-"""Photos whose longer side is larger are reduced to it for detection, in pixels; the crop comes from the full photo."""
+"""Photos with a longer side above this are reduced to it for detection, in pixels; crops come from the full photo."""
 BATCH = 8
-"""Photos of equal size that MTCNN sees at once; larger batches are slower on a CPU."""
-SMALLEST_FACE = 20
-"""Smallest face that MTCNN is asked for, in pixels; twice that on photos of 200 px and more."""
-COARSENESSES = (16, 8, 4, 2)
-"""Sizes of faces that are looked for one after another, in SMALLEST_FACEs."""
-ENOUGH_PIXELS = 64
-"""Photos in which only larger faces are looked for are reduced until those have this side: MTCNN's last net sees 48."""
+"""Photos of equal size per MTCNN batch; larger batches are slower on a CPU."""
+MIN_FACE = 20
+"""MTCNN's minimum face size, in pixels; twice that on photos of 200 px and more."""
+FACE_SCALES = (16, 8, 4, 2)
+"""Minimum face sizes of the successive detection passes, in multiples of MIN_FACE."""
+REDUCED_FACE = 64
+"""When searching for larger faces only, photos are reduced until those have this side; MTCNN's last net needs 48."""
 MIN_PROBABILITY = 0.9
-"""Detections below it are no faces."""
-SMALLEST_OVERLAP = 0.2
-"""Intersection over union of a detection and a given box, below which they are not the same face."""
+"""Detections with a lower probability are dropped."""
+MIN_OVERLAP = 0.2
+"""Intersection over union with a given box below which a detection is another face."""
 
 
 class FaceAligner:
-    """Detects and aligns; holds MTCNN. Of several faces it takes one by a rule (`choose`)."""
+    """Detects faces with MTCNN and aligns one per photo."""
 
     def __init__(
-        self, size: int, *, device: str = "cpu", rule: FaceRule = "largest-central", several: bool = True
+        self, size: int, *, device: str = "cpu", rule: FaceRule = "largest-central", skip_multiple: bool = False
     ) -> None:
-        """`size`: side of the crop in pixels. `several`: whether photos of several faces are taken at all.
-
-        Sets no number of threads: that is the process's to choose.
+        """`size`: side of the crops in pixels. `rule` selects one of several faces (`choose_face`), unless
+        `skip_multiple` rejects such photos. Does not set the number of threads.
         """
         self.size = size
         self.rule = rule
-        self.several = several
+        self.skip_multiple = skip_multiple
         self._detector = _load_mtcnn(device)
 
     def align(self, images: Sequence[np.ndarray], hints: Sequence[Hint] | None = None) -> list[AlignedFace | Rejected]:
-        """See `Aligner`. A hint's box says which face is meant."""
+        """See `Aligner`. If a hint has a box, the face at that box is cropped."""
         hints = hints or [NO_HINT] * len(images)
-        found = self.detect(images) if not self.several else self.find(images, hints)
-        return [self._crop(*each) for each in zip(images, found, hints, strict=True)]
+        detected = self.detect(images) if self.skip_multiple else self.detect_selected(images, hints)
+        return [self._crop(*each) for each in zip(images, detected, hints, strict=True)]
 
-    def find(self, images: Sequence[np.ndarray], hints: Sequence[Hint]) -> list[list[Face]]:
-        """Faces of each photo, at least the one that the rule takes.
+    def detect_selected(self, images: Sequence[np.ndarray], hints: Sequence[Hint]) -> list[list[Face]]:
+        """Faces of each photo, including the one that the rule selects.
 
-        Large faces are looked for first, which costs little: a photo is done once no smaller face could be taken
-        instead. Those that are left, and photos whose face is meant by a box, are looked at in full.
+        Searches for large faces first, which is fast; a photo is done once no smaller face could be selected instead.
+        The remaining photos, and those whose hint has a box, go through `detect`.
         """
-        found: list[list[Face]] = [[] for _ in images]
+        detected: list[list[Face]] = [[] for _ in images]
         if self.rule != "most-central":
-            by_size = [i for i, hint in enumerate(hints) if hint.box is None]
-            for coarseness in COARSENESSES:
-                tried = [i for i in by_size if not found[i] and _fits(images[i], coarseness)]
-                looked = self._look([images[i] for i in tried], [coarseness] * len(tried), border=True)
-                for index, faces in zip(tried, looked, strict=True):
-                    if self._settled(faces, images[index], coarseness):
-                        found[index] = faces
-        rest = [i for i in range(len(images)) if not found[i]]
+            without_box = [i for i, hint in enumerate(hints) if hint.box is None]
+            for scale in FACE_SCALES:
+                searched = [i for i in without_box if not detected[i] and _fits(images[i], scale)]
+                results = self._search([images[i] for i in searched], [scale] * len(searched), border=True)
+                for index, faces in zip(searched, results, strict=True):
+                    if self._is_decided(faces, images[index], scale):
+                        detected[index] = faces
+        rest = [i for i in range(len(images)) if not detected[i]]
         for index, faces in zip(rest, self.detect([images[i] for i in rest]), strict=True):
-            found[index] = faces
-        return found
+            detected[index] = faces
+        return detected
 
-    def _settled(self, faces: Sequence[Face], image: np.ndarray, coarseness: int) -> bool:
-        """Whether no face smaller than was looked for could be taken in place of these."""
+    def _is_decided(self, faces: Sequence[Face], image: np.ndarray, scale: int) -> bool:
+        """Whether the rule cannot prefer any face that is smaller than those searched for to one of these."""
         height, width = image.shape[:2]
-        smallest = SMALLEST_FACE * coarseness / _reduction(image)
-        weights = [weight(face, width, height, self.rule) for face in faces]
-        return max(weights, default=0.0) >= smallest**2
+        min_side = MIN_FACE * scale / _reduction(image)
+        weights = [face_weight(face, width, height, self.rule) for face in faces]
+        return max(weights, default=0.0) >= min_side**2
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
-        """All faces of each photo (uint8 h w 3, RGB). Photos of equal size are seen together.
+        """All faces of each photo (uint8 h w 3, RGB).
 
-        facenet-pytorch cuts a candidate off at the photo's edge and then places its points as if it had not: on photos
-        filled by a face they can be off by a tenth of it. So a photo is looked at again, with a grey border around
-        it, where a face reaches the edge, and where none was found (now for smaller ones too).
+        facenet-pytorch clips candidates at the photo's edge, and then places their landmarks as if it had not: if a
+        face fills the photo, they can be off by a tenth of its size. A second pass with a grey border therefore repeats
+        the search on photos where a face reaches the edge or none was found; in the latter case for smaller faces, too.
         """
-        first = [1 if min(image.shape[:2]) < 200 else 2 for image in images]
-        found = self._look(images, first, border=False)
-        again = [i for i, faces in enumerate(found) if not faces or _any_cut(faces, images[i].shape)]
-        second = [_coarseness(found[i], max(images[i].shape[:2])) for i in again]
-        for index, faces in zip(again, self._look([images[i] for i in again], second, border=True), strict=True):
-            found[index] = faces or found[index]
-        return found
+        scales = [1 if min(image.shape[:2]) < 200 else 2 for image in images]
+        detected = self._search(images, scales, border=False)
+        again = [i for i, faces in enumerate(detected) if not faces or _reaches_edge(faces, images[i].shape)]
+        scales = [_scale_of(detected[i], max(images[i].shape[:2])) for i in again]
+        for index, faces in zip(again, self._search([images[i] for i in again], scales, border=True), strict=True):
+            detected[index] = faces or detected[index]
+        return detected
 
-    def _look(self, images: Sequence[np.ndarray], coarseness: Sequence[int], *, border: bool) -> list[list[Face]]:
-        """Faces of each photo that are at least `coarseness` times SMALLEST_FACE wide.
+    def _search(self, images: Sequence[np.ndarray], scales: Sequence[int], *, border: bool) -> list[list[Face]]:
+        """Faces of each photo that are at least `scale` times MIN_FACE wide.
 
-        A batch takes photos of one size and one coarseness, so that what is found in a photo does not hang on the
-        others: a photo alone gives the crop that it gave among the training data.
+        A batch contains photos of one size and one scale, so that the result for a photo does not depend on the others:
+        at inference a photo gives the same crop as in the training data.
         """
-        alike: dict[tuple[int, ...], list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
-            alike.setdefault((*image.shape, coarseness[index]), []).append(index)
-        found: list[list[Face]] = [[] for _ in images]
-        for key, indices in alike.items():
+            groups.setdefault((*image.shape, scales[index]), []).append(index)
+        detected: list[list[Face]] = [[] for _ in images]
+        for key, indices in groups.items():
             for start in range(0, len(indices), BATCH):
                 batch = indices[start : start + BATCH]
                 prepared = [_prepare(images[index], key[-1], border=border) for index in batch]
                 for index, faces in zip(batch, self._detect_batch(prepared), strict=True):
-                    found[index] = faces
-        return found
+                    detected[index] = faces
+        return detected
 
     def _detect_batch(self, batch: Sequence[_Prepared]) -> list[list[Face]]:
-        """Faces of photos of one size. A batch that facenet-pytorch cannot take is seen photo by photo."""
+        """Faces of photos of one size. If facenet-pytorch fails on a batch, its photos are processed one by one."""
         scale, shift = batch[0].scale, batch[0].shift
-        self._detector.min_face_size = batch[0].smallest
+        self._detector.min_face_size = batch[0].min_face
         try:
             pixels = np.stack([prepared.pixels for prepared in batch])
             boxes, probabilities, points = self._detector.detect(pixels, landmarks=True)
@@ -146,17 +145,17 @@ class FaceAligner:
             return Rejected("no face found", f"photo of {width}x{height} px")
         if hint.box is not None:
             face = max(faces, key=lambda one: overlap(one.box, hint.box or one.box))
-            if overlap(face.box, hint.box) < SMALLEST_OVERLAP:
-                return Rejected("no face at the given place", f"{len(faces)} elsewhere in the photo")
-        elif len(faces) > 1 and not self.several:
-            return Rejected("several faces", f"{len(faces)} found")
+            if overlap(face.box, hint.box) < MIN_OVERLAP:
+                return Rejected("no face at the given box", f"{len(faces)} elsewhere in the photo")
+        elif len(faces) > 1 and self.skip_multiple:
+            return Rejected("multiple faces", f"{len(faces)} found")
         else:
-            face = choose(faces, width, height, self.rule)
-        return crop(image, face, len(faces), self.size)
+            face = choose_face(faces, width, height, self.rule)
+        return crop_face(image, face, len(faces), self.size)
 
 
 def _load_mtcnn(device: str) -> Any:
-    """MTCNN with the weights that lie in the package; nothing is downloaded."""
+    """MTCNN with the weights in the facenet-pytorch package; nothing is downloaded."""
     import torch
     from facenet_pytorch import MTCNN
 
@@ -165,22 +164,23 @@ def _load_mtcnn(device: str) -> Any:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A photo as the detector sees it."""
+    """A photo prepared for the detector."""
 
     pixels: np.ndarray
     """uint8 h w 3."""
     scale: float
-    """Detector pixels in one of the photo."""
+    """Detector pixels per pixel of the photo."""
     shift: int
     """Width of the border in detector pixels."""
-    smallest: float
-    """Smallest face that is looked for, in detector pixels."""
+    min_face: float
+    """Minimum face size, in detector pixels."""
 
 
-def _prepare(image: np.ndarray, coarseness: int, *, border: bool) -> _Prepared:
-    smallest = SMALLEST_FACE * coarseness
-    enough = min(1.0, ENOUGH_PIXELS / smallest)
-    scale = _reduction(image) * enough
+def _prepare(image: np.ndarray, face_scale: int, *, border: bool) -> _Prepared:
+    """Reduce a photo (uint8 h w 3) as far as faces of `face_scale` times MIN_FACE allow, and add a grey border."""
+    min_face = MIN_FACE * face_scale
+    reduction = min(1.0, REDUCED_FACE / min_face)
+    scale = _reduction(image) * reduction
     if scale < 1:
         import cv2
 
@@ -189,27 +189,27 @@ def _prepare(image: np.ndarray, coarseness: int, *, border: bool) -> _Prepared:
     shift = max(image.shape[:2]) // 4 if border else 0
     if shift:
         image = np.pad(image, ((shift, shift), (shift, shift), (0, 0)), constant_values=128)
-    return _Prepared(image, scale, shift, smallest * enough)
+    return _Prepared(image, scale, shift, min_face * reduction)
 
 
 def _reduction(image: np.ndarray) -> float:
-    """What a photo's sides are multiplied by so that none is longer than DETECTION_SIDE."""
+    """Factor that reduces the longer side of a photo to DETECTION_SIDE; at most 1."""
     return min(1.0, DETECTION_SIDE / max(image.shape[:2]))
 
 
-def _fits(image: np.ndarray, coarseness: int) -> bool:
-    """Whether such a face may fill half of the photo or more."""
-    return min(image.shape[:2]) * _reduction(image) >= 2 * SMALLEST_FACE * coarseness
+def _fits(image: np.ndarray, face_scale: int) -> bool:
+    """Whether the shorter side of a photo is at least twice the minimum face size."""
+    return min(image.shape[:2]) * _reduction(image) >= 2 * MIN_FACE * face_scale
 
 
-def _coarseness(faces: Iterable[Face], photo_side: int) -> int:
-    """Half the smallest face, in SMALLEST_FACEs, rounded down to a power of two; 1 where there is no face."""
+def _scale_of(faces: Iterable[Face], photo_side: int) -> int:
+    """Half the smallest face in multiples of MIN_FACE, rounded down to a power of two; 1 if there is no face."""
     smallest = min(map(shorter_side, faces), default=0) * min(1.0, DETECTION_SIDE / photo_side)
-    return 2 ** int(np.log2(max(1.0, smallest / 2 / SMALLEST_FACE)))
+    return 2 ** int(np.log2(max(1.0, smallest / 2 / MIN_FACE)))
 
 
-def _any_cut(faces: Iterable[Face], shape: Sequence[int]) -> bool:
-    """Whether the square around a face, which MTCNN looks at, leaves the photo (h w ...)."""
+def _reaches_edge(faces: Iterable[Face], shape: Sequence[int]) -> bool:
+    """Whether the square around any face, which is MTCNN's input, exceeds the photo (h w ...)."""
     for face in faces:
         left, top, right, bottom = face.box
         half = max(right - left, bottom - top) / 2
@@ -220,9 +220,9 @@ def _any_cut(faces: Iterable[Face], shape: Sequence[int]) -> bool:
 
 
 def _faces(boxes: Any, probabilities: Any, points: Any, scale: float, shift: int) -> Iterable[Face]:
-    """Detections of one photo in its own pixels, the uncertain ones dropped."""
+    """Detections of one photo in pixels of the photo, without those below MIN_PROBABILITY."""
     for box, probability, landmarks in zip(boxes, probabilities, points, strict=True):
         if probability >= MIN_PROBABILITY:
             left, top, right, bottom = ((np.asarray(box, dtype=np.float64) - shift) / scale).tolist()
-            own = (np.asarray(landmarks, dtype=np.float64) - shift) / scale
-            yield Face((left, top, right, bottom), own, float(probability))
+            in_photo = (np.asarray(landmarks, dtype=np.float64) - shift) / scale
+            yield Face((left, top, right, bottom), in_photo, float(probability))

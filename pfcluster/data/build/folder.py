@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pfcluster.data.build.plan import BuildError
+from pfcluster.data.build.errors import BuildError
 from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
 from pfcluster.runs.locks import FileLock
 

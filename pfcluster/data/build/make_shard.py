@@ -1,4 +1,4 @@
-"""One shard of a plan: its photos read, checked, cut to faces and written. Runs alone in any process."""
+"""Makes one shard of a plan: reads its photos, crops faces, writes the tar. Shards are independent of each other."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from pfcluster.data.build.align import AlignedFace, Aligner, Hint, Rejected, resize
-from pfcluster.data.build.plan import BuildError, LeftOut, PlannedPhoto, PlannedShard
-from pfcluster.data.build.shard_writer import Sample, write_sealed, write_shard
+from pfcluster.data.build.candidates import LeftOut
+from pfcluster.data.build.errors import BuildError
+from pfcluster.data.build.plan import PlannedPhoto, PlannedShard
+from pfcluster.data.build.shard_writer import Sample, write_checksummed, write_shard
 from pfcluster.data.jpeg import UnreadablePhotoError, decode_jpeg, decode_photo, encode_jpeg
 from pfcluster.data.labels import CANONICAL
 from pfcluster.data.manifest import BUILD_FOLDER, ShardFile
@@ -21,12 +23,12 @@ from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
 
 WINDOW_PHOTOS = 64
 WINDOW_PIXELS = 64_000_000
-"""Photos are held in memory until one of the two is reached; within a window equal sizes share a batch."""
+"""Limits of a window of photos in memory; photos of equal size within a window are detected as a batch."""
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of one planned shard: the content of its marker in the build folder."""
+    """Result of a planned shard; the content of its marker file in the build folder."""
 
     file: ShardFile
     per_class: dict[str, int]
@@ -40,25 +42,25 @@ class ShardResult:
 
 
 def marker_path(folder: Path, shard: str) -> Path:
-    """The file that says that a shard is finished."""
+    """Marker file of a finished shard."""
     return folder / BUILD_FOLDER / f"{shard}.done.json"
 
 
 @dataclass(frozen=True)
 class ShardMaker:
-    """Everything that shards of one build share."""
+    """Makes shards; holds everything that the shards of a build share."""
 
     folder: Path
     dataset: str
     datasets: Mapping[str, RawDataset]
-    """Role -> listed photos."""
+    """Listed photos by role (`input`, `test_input`)."""
     size: int
     quality: int
     aligner: Aligner | None
-    """None takes photos as they are."""
+    """None resizes photos without alignment."""
 
     def make(self, shard: PlannedShard, advance: Callable[[int], None]) -> None:
-        """Write the shard's tar, index and marker. `advance` is told photos done. Raises BuildError, OSError."""
+        """Write the shard's tar, index and marker; report photos to `advance`. Raises BuildError, OSError."""
         left_out: list[LeftOut] = []
         samples: list[Sample] = []
 
@@ -74,69 +76,69 @@ class ShardMaker:
             per_class[label] = per_class.get(label, 0) + 1
         identities = tuple(sorted({sample.record["identity"] for sample in samples}))
         result = ShardResult(file, per_class, identities, tuple(left_out))
-        write_sealed(marker_path(self.folder, shard.name), dataclasses.asdict(result))
+        write_checksummed(marker_path(self.folder, shard.name), dataclasses.asdict(result))
 
     def _raw(self, photo: PlannedPhoto) -> RawPhoto:
         return self.datasets[photo.role].photos[photo.number]
 
     def _windows(
         self, shard: PlannedShard, left_out: list[LeftOut], advance: Callable[[int], None]
-    ) -> Iterator[list[_Opened]]:
-        """The shard's photos, decoded, a few at a time and in order; what does not decode goes to `left_out`."""
-        window: list[_Opened] = []
-        taken = pixels = 0
+    ) -> Iterator[list[_DecodedPhoto]]:
+        """Decoded photos of the shard, in order, a window at a time; undecodable ones are added to `left_out`."""
+        window: list[_DecodedPhoto] = []
+        count = pixels = 0
         for number, photo in enumerate(shard.photos, 1):
             data = self._read(photo)
-            taken += 1
+            count += 1
             try:
                 image, plain = decode_photo(data)
-                window.append(_Opened(photo, data, image, plain))
+                window.append(_DecodedPhoto(photo, data, image, plain))
                 pixels += image.shape[0] * image.shape[1]
             except UnreadablePhotoError as error:
                 left_out.append(LeftOut(photo.role, photo.number, "unreadable", str(error)))
-            if taken == WINDOW_PHOTOS or pixels >= WINDOW_PIXELS or number == len(shard.photos):
+            if count == WINDOW_PHOTOS or pixels >= WINDOW_PIXELS or number == len(shard.photos):
                 yield window
-                advance(taken)
-                window, taken, pixels = [], 0, 0
+                advance(count)
+                window, count, pixels = [], 0, 0
 
     def _read(self, photo: PlannedPhoto) -> bytes:
-        """The photo's file, the same that was planned. Raises BuildError where it is not."""
+        """Bytes of the photo's file. Raises BuildError if it differs from the planned one."""
         raw = self._raw(photo)
         try:
             data = read_bytes(raw)
         except OSError as error:
-            raise BuildError(f"{raw.source} could be read when the build was planned, now not: {error}") from error
+            raise BuildError(f"{raw.source} was readable when the build was planned, not any more: {error}") from error
         if hashlib.sha256(data).hexdigest() != photo.sha256:
-            raise BuildError(f"{raw.source} has changed since the build was planned; delete the output and start again")
+            raise BuildError(f"{raw.source} has changed since the build was planned; delete the output and build again")
         return data
 
-    def _samples(self, split: str, window: Sequence[_Opened], left_out: list[LeftOut]) -> Iterator[Sample]:
-        images = [opened.image for opened in window]
-        raw = [self._raw(opened.photo) for opened in window]
+    def _samples(self, split: str, window: Sequence[_DecodedPhoto], left_out: list[LeftOut]) -> Iterator[Sample]:
+        images = [decoded.image for decoded in window]
+        raw = [self._raw(decoded.photo) for decoded in window]
         hints = [Hint(photo.box, photo.landmarks) for photo in raw]
         faces = self.aligner.align(images, hints) if self.aligner else [None] * len(window)
-        for opened, face in zip(window, faces, strict=True):
-            photo = opened.photo
+        for decoded, face in zip(window, faces, strict=True):
+            photo = decoded.photo
             if isinstance(face, Rejected):
                 left_out.append(LeftOut(photo.role, photo.number, face.reason, face.detail))
                 continue
-            jpeg = encode_jpeg(face.image, self.quality) if face else self._as_it_is(opened)
-            yield Sample(photo.key, jpeg, self._record(split, opened, face))
+            jpeg = encode_jpeg(face.image, self.quality) if face else self._resized(decoded)
+            yield Sample(photo.key, jpeg, self._record(split, decoded, face))
 
-    def _as_it_is(self, opened: _Opened) -> bytes:
-        """The photo at the crop's size; a JPEG that has it already keeps its very bytes."""
-        if opened.plain and opened.image.shape[:2] == (self.size, self.size):
+    def _resized(self, decoded: _DecodedPhoto) -> bytes:
+        """The photo at the size of the crops; a JPEG that already has that size is copied unchanged."""
+        if decoded.plain and decoded.image.shape[:2] == (self.size, self.size):
             try:
-                decode_jpeg(opened.data)
-            except ValueError:  # pillow is more forgiving than the reader: write it anew
+                decode_jpeg(decoded.data)
+            except ValueError:  # pillow tolerates more than the training decoder: re-encode
                 pass
             else:
-                return opened.data
-        return encode_jpeg(resize(opened.image, self.size), self.quality)
+                return decoded.data
+        return encode_jpeg(resize(decoded.image, self.size), self.quality)
 
-    def _record(self, split: str, opened: _Opened, face: AlignedFace | None) -> dict[str, Any]:
-        """The sample's JSON. Box and landmarks are in pixels of the upright photo."""
-        photo, (height, width) = opened.photo, opened.image.shape[:2]
+    def _record(self, split: str, decoded: _DecodedPhoto, face: AlignedFace | None) -> dict[str, Any]:
+        """JSON of a sample. Box and landmarks are in pixels of the photo after EXIF rotation."""
+        photo, (height, width) = decoded.photo, decoded.image.shape[:2]
         record: dict[str, Any] = {
             "dataset": self.dataset,
             "split": split,
@@ -154,12 +156,12 @@ class ShardMaker:
         if face:
             record["box"] = [round(value, 2) for value in face.face.box]
             record["landmarks"] = [[round(value, 2) for value in point] for point in face.face.landmarks.tolist()]
-            record |= {"faces_found": face.found, "probability": round(face.face.probability, 4)}
+            record |= {"faces_found": face.faces_in_photo, "probability": round(face.face.probability, 4)}
         return record
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _DecodedPhoto:
     photo: PlannedPhoto
     data: bytes
     image: np.ndarray

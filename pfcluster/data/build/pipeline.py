@@ -1,8 +1,8 @@
-"""The build of a shard folder: list, plan, make shards, and write the manifest last.
+"""Builds a shard folder: list photos, plan, make shards, and write the manifest last.
 
-A build may be killed at any moment and started again with the same options: the plan and a marker for every finished
-shard lie in `.build/` until the manifest stands. The result is the same bytes for any number of workers or restarts, on
-one machine with one set of versions.
+A build may be killed at any time and restarted with the same options: until the manifest is written, the plan and a
+marker of every finished shard are in `.build/`. The result is byte-identical for any number of workers or restarts, on
+one machine with the same package versions.
 """
 
 from __future__ import annotations
@@ -11,26 +11,19 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pfcluster.data.build.align import Aligner, GivenLandmarks
+from pfcluster.data.build.align import Aligner, LandmarkAligner
+from pfcluster.data.build.candidates import LeftOut
 from pfcluster.data.build.detect import FaceAligner
+from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.folder import PLAN, build_lock
 from pfcluster.data.build.make_shard import ShardMaker, ShardResult, marker_path
 from pfcluster.data.build.options import BuildOptions
-from pfcluster.data.build.plan import (
-    SPLITS,
-    BuildError,
-    LeftOut,
-    Plan,
-    PlannedShard,
-    listing_digest,
-    make_plan,
-    subsample,
-)
-from pfcluster.data.build.shard_writer import read_sealed, write_json, write_sealed, write_table
+from pfcluster.data.build.plan import SPLITS, Plan, PlannedShard, subsample
+from pfcluster.data.build.saved_plan import build_identity, load_or_make_plan, package_versions, require_same_build
+from pfcluster.data.build.shard_writer import read_checksummed, write_json, write_table
 from pfcluster.data.build.workers import run_workers
 from pfcluster.data.manifest import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest
 from pfcluster.data.raw.base import RawDataset
@@ -41,101 +34,97 @@ from pfcluster.runs.atomic_files import TEMPORARY_FILES
 from pfcluster.runs.locks import exclusive_lock
 
 LEFT_OUT_FILE = "left_out.csv"
-GENERAL = ("folder", "tar", "csv", "parquet")
-"""Layouts that belong to no dataset."""
+GENERIC = ("folder", "tar", "csv", "parquet")
+"""Layouts that do not identify a dataset."""
 BAD = ("missing file", "unreadable")
 """Reasons that count against --max-bad-share."""
-DELETE = "delete the folder to build it anew, or give another --output"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a build reports to; each is called with a number of photos."""
+    """Callbacks for progress; counts are photos."""
 
     start: Callable[[str, int, int], None] = lambda stage, total, done: None
-    """Stage, photos in all, photos done in an earlier run."""
+    """Called at the start of a stage with the total number of photos and those done in an earlier run."""
     advance: Callable[[int], None] = lambda photos: None
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A finished build."""
+    """Result of a build or of one slice."""
 
     manifest: Manifest | None
-    """None while other slices are still to be made."""
+    """None while shards of other slices are missing."""
     photos_now: int
-    """Photos that this run worked on; the rest an earlier one."""
+    """Photos processed by this run, not by earlier ones."""
     warnings: tuple[str, ...]
     shards_left: int = 0
-    """Of all slices."""
+    """Missing shards of all slices."""
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:
-    """Make, or finish, the shard folder, or one slice of it. Raises BuildError, RawDataError, ShardError."""
+    """Build or complete a shard folder, or one slice of it. Raises BuildError, RawDataError, ShardError."""
     progress = progress or Progress()
     inputs = {"input": options.input} | ({"test_input": options.test_input} if options.test_input else {})
-    datasets = {role: _listed(options, source) for role, source in inputs.items()}
-    options = replace(options, name=options.name or _own_name(options, datasets["input"]))
-    identity = {"options": options.lasting(), "source": _source(datasets)}
-    number, count = options.part()
+    datasets = {role: _list_photos(options, source) for role, source in inputs.items()}
+    if options.name is None:
+        kind = datasets["input"].kind
+        options = replace(options, name=options.dataset if kind in GENERIC else kind)
+    identity = build_identity(options, datasets)
+    number, count = options.slice_of_build()
     with build_lock(options.output, shared=count > 1):
         if (options.output / MANIFEST).exists():
-            return _finished_before(options, identity)
-        with exclusive_lock(options.output / BUILD_FOLDER / "plan.lock"):
-            folder = options.output / BUILD_FOLDER
-            datasets = {role: spool(one, folder / f"{role}.spool") for role, one in datasets.items()}
-            plan = _load_or_make_plan(options, datasets, identity, progress)
+            return _existing_result(options, identity)
+        folder = options.output / BUILD_FOLDER
+        with exclusive_lock(folder / "plan.lock"):
+            datasets = {role: spool(dataset, folder / f"{role}.spool") for role, dataset in datasets.items()}
+            plan = load_or_make_plan(options, datasets, identity, progress.start, progress.advance)
         _check_bad(options, plan.left_out, plan.photos)
-        mine = plan.shards[number::count]
-        waiting = [shard for shard in mine if not _is_finished(options.output, shard)]
-        total, now = (sum(len(shard.photos) for shard in shards) for shards in (mine, waiting))
+        in_slice = plan.shards[number::count]
+        missing = [shard for shard in in_slice if not _is_finished(options.output, shard)]
+        total, now = (sum(len(shard.photos) for shard in shards) for shards in (in_slice, missing))
         progress.start("faces", total, total - now)
-        run_workers(functools.partial(_maker, options, datasets), waiting, options.workers, progress.advance)
-        with exclusive_lock(options.output / BUILD_FOLDER / "merge.lock"):
-            if (options.output / MANIFEST).exists():  # another slice was the last as well
-                return replace(_finished_before(options, identity), photos_now=now)
-            left = sum(not _is_finished(options.output, shard) for shard in plan.shards)
-            if left:
-                return BuildResult(None, now, (), left)
+        run_workers(functools.partial(_make_maker, options, datasets), missing, options.workers, progress.advance)
+        with exclusive_lock(folder / "merge.lock"):
+            if (options.output / MANIFEST).exists():  # written by another slice
+                return replace(_existing_result(options, identity), photos_now=now)
+            shards_left = sum(not _is_finished(options.output, shard) for shard in plan.shards)
+            if shards_left:
+                return BuildResult(None, now, (), shards_left)
             manifest = _finish(options, datasets, identity, plan)
     return BuildResult(manifest, now, _warnings(manifest))
 
 
-def _own_name(options: BuildOptions, dataset: RawDataset) -> str:
-    """What a dataset is called that was given no name: a known one by its own, others by their folder."""
-    return options.dataset if dataset.kind in GENERAL else dataset.kind
-
-
-def _finished_before(options: BuildOptions, identity: Mapping[str, Any]) -> BuildResult:
-    """The result of a folder whose manifest stands, if it is this build's."""
+def _existing_result(options: BuildOptions, identity: Mapping[str, Any]) -> BuildResult:
+    """The result of a finished build. Raises BuildError if it was made with other options."""
     manifest = load_manifest(options.output)
     source = {key: value for key, value in manifest.source.items() if key != "known_identities"}
-    _compare(options.output, {"options": manifest.options, "source": source}, identity)
+    require_same_build(options.output, {"options": manifest.options, "source": source}, identity)
     (options.output / BUILD_FOLDER / PLAN).unlink(missing_ok=True)
     return BuildResult(manifest, 0, _warnings(manifest))
 
 
 def _check_bad(options: BuildOptions, left_out: Sequence[LeftOut], photos: int) -> None:
-    """Raises BuildError where too many photos are missing or unreadable."""
+    """Raises BuildError if too many photos are missing or unreadable."""
     bad = [photo for photo in left_out if photo.reason in BAD]
     if len(bad) > options.max_bad_share * photos:
         reasons = _counts(Counter(photo.reason for photo in bad))
         raise BuildError(
             f"{len(bad)} of {photos} photos cannot be read ({reasons}), more than --max-bad-share"
-            f" {options.max_bad_share}: check the input's folder and --images, or raise it; what is made is kept"
+            f" {options.max_bad_share}: check the input folder and --images, or raise it; finished shards are kept"
         )
 
 
-def _listed(options: BuildOptions, source: Path) -> RawDataset:
-    """The photos of an input, with the landmarks that were given for them."""
-    dataset = read_raw(source, options.reading(), kind=options.kind)
+def _list_photos(options: BuildOptions, source: Path) -> RawDataset:
+    """List the photos of an input, with the landmarks of --landmarks."""
+    dataset = read_raw(source, options.read_options(), kind=options.kind)
     if options.landmarks is not None:
         dataset = with_openface(dataset, options.landmarks)
     return subsample(dataset, options.limit, options.seed)
 
 
-def _maker(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> ShardMaker:
-    """Called in each worker."""
+def _make_maker(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> ShardMaker:
+    """The ShardMaker of a worker process."""
     import cv2
     import torch
 
@@ -144,82 +133,20 @@ def _maker(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> ShardMa
     aligner: Aligner | None = None
     if options.align == "mtcnn":
         aligner = FaceAligner(
-            options.size, device=options.detector_device(), rule=options.face, several=options.several == "take"
+            options.size,
+            device=options.detector_device(),
+            rule=options.face,
+            skip_multiple=options.multiple_faces == "leave-out",
         )
     elif options.align == "landmarks":
-        aligner = GivenLandmarks(options.size)
+        aligner = LandmarkAligner(options.size)
     return ShardMaker(options.output, options.dataset, datasets, options.size, options.quality, aligner)
 
 
-def _source(datasets: Mapping[str, RawDataset]) -> dict[str, Any]:
-    """What the manifest says of the inputs; enough to tell whether they have changed."""
-    listed = {
-        role: {
-            "name": dataset.name,
-            "kind": dataset.kind,
-            "photos": len(dataset.photos),
-            "other_files": dataset.other_files,
-            "votes": dataset.votes,
-        }
-        for role, dataset in datasets.items()
-    }
-    return {**listed, "listing_sha256": listing_digest(datasets)}
-
-
-def _versions(align: str) -> dict[str, str]:
-    """Of the packages that decide bytes."""
-    names = ["numpy", "pillow", "webdataset", "opencv-python-headless"]
-    found = {}
-    for name in [*names, "torch", "facenet-pytorch"] if align == "mtcnn" else names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
-
-def _compare(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises BuildError where a folder's build was made, or begun, with other options."""
-    old, new = _flat(before), _flat(now)
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if differing:
-        lines = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differing if not key.endswith("sha256")]
-        what = "; ".join(lines) or "the input's photos or labels have changed"
-        raise BuildError(f"{output} holds a build with other options: {what}. Repeat those, or {DELETE}")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
-def _load_or_make_plan(
-    options: BuildOptions, datasets: Mapping[str, RawDataset], identity: Mapping[str, Any], progress: Progress
-) -> Plan:
-    path = options.output / BUILD_FOLDER / PLAN
-    identity = {**identity, "versions": _versions(options.align)}
-    if path.exists():
-        try:
-            stored = read_sealed(path)
-        except (OSError, ValueError) as error:
-            raise BuildError(f"{path} cannot be read ({error}); {DELETE}") from error
-        _compare(options.output, stored["identity"], identity)
-        return Plan.from_json(stored["plan"])
-    progress.start("reading", sum(len(dataset.photos) for dataset in datasets.values()), 0)
-    plan = make_plan(datasets, options.plan(), lambda: progress.advance(1))
-    try:
-        write_sealed(path, {"identity": identity, "plan": plan.to_json()})
-    except OSError as error:
-        raise BuildError(f"{path} cannot be written: {error.strerror or error}") from error
-    return plan
-
-
 def _is_finished(output: Path, shard: PlannedShard) -> bool:
-    """Whether an earlier run left the shard's marker and the files it speaks of."""
+    """Whether a shard's marker and the files that it names exist."""
     try:
-        file = ShardResult.from_json(read_sealed(marker_path(output, shard.name))).file
+        file = ShardResult.from_json(read_checksummed(marker_path(output, shard.name))).file
         return (output / file.file).stat().st_size == file.bytes and (output / file.index_file).is_file()
     except (OSError, ValueError):
         return False
@@ -228,20 +155,20 @@ def _is_finished(output: Path, shard: PlannedShard) -> bool:
 def _finish(
     options: BuildOptions, datasets: Mapping[str, RawDataset], identity: Mapping[str, Any], plan: Plan
 ) -> Manifest:
-    """Gather the shards' results, write left_out.csv and, last of all, the manifest."""
+    """Collect the results of all shards, write left_out.csv, and then the manifest. Raises BuildError."""
     results = {
-        shard: ShardResult.from_json(read_sealed(marker_path(options.output, shard.name))) for shard in plan.shards
+        shard: ShardResult.from_json(read_checksummed(marker_path(options.output, shard.name))) for shard in plan.shards
     }
     left_out = sorted([*plan.left_out, *(photo for result in results.values() for photo in result.left_out)])
     _check_bad(options, left_out, plan.photos)
     if not any(result.file.samples for result in results.values()):
         reasons = Counter(photo.reason for photo in left_out)
-        raise BuildError(f"no photo gave a face ({_counts(reasons)}); --align none takes photos as they are")
+        raise BuildError(f"no face was found in any photo ({_counts(reasons)}); --align none skips detection")
     splits = {}
     for split in SPLITS:
-        own = [result for shard, result in results.items() if shard.split == split]
-        if own:
-            splits[split] = _split_info(plan.classes, own)
+        in_split = [result for shard, result in results.items() if shard.split == split]
+        if in_split:
+            splits[split] = _split_info(plan.classes, in_split)
     manifest = Manifest(
         format=FORMAT,
         name=options.dataset,
@@ -254,17 +181,17 @@ def _finish(
         left_out_file=LEFT_OUT_FILE,
         options=dict(identity["options"]),
         source={**identity["source"], "known_identities": plan.known_identities},
-        versions=_versions(options.align),
+        versions=package_versions(options.align),
     )
     rows = [_left_out_row(datasets, photo) for photo in left_out]
     try:
-        for unfinished in options.output.glob(TEMPORARY_FILES):
-            unfinished.unlink()
+        for leftover in options.output.glob(TEMPORARY_FILES):
+            leftover.unlink()
         write_table(options.output / LEFT_OUT_FILE, ("input", "source", "label", "reason", "detail"), rows)
         write_json(options.output / MANIFEST, asdict(manifest), indent=1)
     except OSError as error:
         raise BuildError(f"{options.output} cannot be written: {error.strerror or error}") from error
-    (options.output / BUILD_FOLDER / PLAN).unlink()  # the build folder goes with its lock
+    (options.output / BUILD_FOLDER / PLAN).unlink()  # build_lock then removes the build folder
     return manifest
 
 
@@ -285,20 +212,20 @@ def _counts(reasons: Mapping[str, int]) -> str:
 
 
 def _warnings(manifest: Manifest) -> tuple[str, ...]:
-    """What a person should know before training on these shards."""
-    found = []
+    """Properties of the dataset that matter for training and evaluation."""
+    warnings = []
     samples = sum(split.samples for split in manifest.splits.values())
     assert manifest.photos == samples + sum(manifest.left_out.values()), "every photo is a sample or left out"
-    planned = manifest.source["known_identities"]
-    if 0 < planned < samples:
-        found.append(
-            f"the person is known on {planned} photos only; the others count as people of their own,"
-            " so that one person may stand in several splits"
+    known_identities = manifest.source["known_identities"]
+    if 0 < known_identities < samples:
+        warnings.append(
+            f"the identity is known for {known_identities} photos only; each other photo counts as a person, so the"
+            " same person may occur in several splits"
         )
-    if planned == 0:
-        found.append("no photo says who is on it: splits share no photo, but may share people")
+    if known_identities == 0:
+        warnings.append("no photo has an identity: splits share no photo, but may share persons")
     for name, split in manifest.splits.items():
         empty = [label for label in manifest.classes if not split.per_class[label]]
         if empty:
-            found.append(f"the {name} split has no {', '.join(empty)}")
-    return tuple(found)
+            warnings.append(f"the {name} split has no {', '.join(empty)}")
+    return tuple(warnings)

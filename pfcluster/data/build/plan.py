@@ -1,7 +1,7 @@
-"""The plan of a build: every photo has its shard and key, or its reason, before the first one is decoded.
+"""The plan of a build: assigns every photo to a shard, or gives the reason why not, before any photo is decoded.
 
-A plan is a pure function of the photos and the options. Shards are planned over photos (`samples_per_shard` a shard),
-so each can be made alone; photos in which no face is found leave theirs shorter.
+A plan is a pure function of the photos and the options. Shards are planned by number of photos, so that they can be
+made independently; photos without a detected face make their shard shorter.
 """
 
 from __future__ import annotations
@@ -13,68 +13,56 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from pfcluster.data.build.candidates import Candidate, LeftOut, list_candidates
+from pfcluster.data.build.dedupe import remove_copies
+from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.split import choose_groups, connected_groups, rank
-from pfcluster.data.labels import CANONICAL, UnknownEmotionError, canonical_name, in_canonical_order
-from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
+from pfcluster.data.labels import CANONICAL, in_canonical_order
+from pfcluster.data.raw.base import RawDataset
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_VAL_SHARE = 0.1
-"""Of the training photos, where the dataset has no validation split of its own."""
-
-
-class BuildError(ValueError):
-    """A build that cannot start or go on: says why, and what would do."""
-
-
-class LeftOut(NamedTuple):
-    """A photo that is in no shard."""
-
-    role: str
-    """Which input it belongs to: `input` or `test_input`."""
-    number: int
-    """Its place in that input."""
-    reason: str
-    detail: str
+"""Fraction of the training photos, if the dataset has no official validation split."""
 
 
 class PlannedPhoto(NamedTuple):
-    """A photo with its place in a shard."""
+    """A photo that is assigned to a shard."""
 
     role: str
     number: int
     key: str
     label: str
-    """Canonical name; empty where the build ignores labels."""
+    """Canonical name; empty if the build ignores labels."""
     identity: str
-    """The person, or `photo-<content hash>` where none is known."""
+    """The person, or `photo-<content hash>` if it is not known."""
     sha256: str
     """Of the photo's file."""
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """The unit of work."""
+    """A shard to make; the unit of work."""
 
     name: str
-    """Such as `train-00003`."""
+    """E.g. `train-00003`."""
     split: str
     photos: tuple[PlannedPhoto, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a build will do, but for the photos in which no face is found."""
+    """All shards of a build. Only photos without a detected face will be missing from them."""
 
     classes: tuple[str, ...]
     photos: int
-    """Photos listed, of both inputs."""
+    """Number of listed photos of all inputs."""
     known_identities: int
-    """Photos among the planned ones whose person is known."""
+    """Number of planned photos whose person is known."""
     shards: tuple[PlannedShard, ...]
     left_out: tuple[LeftOut, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and dicts; `Plan.from_json` reads them back."""
+        """Lists and dicts that `Plan.from_json` reads."""
         shards = [{"name": shard.name, "split": shard.split, "photos": shard.photos} for shard in self.shards]
         return {**vars(self), "shards": shards}
 
@@ -88,44 +76,21 @@ class Plan:
         return Plan(tuple(values["classes"]), values["photos"], values["known_identities"], shards, left_out)
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    role: str
-    index: int
-    photo: RawPhoto
-    label: str
-    sha256: str
-
-    @property
-    def identity(self) -> str:
-        return self.photo.identity or f"photo-{self.sha256[:16]}"
-
-    @property
-    def face(self) -> str:
-        """What is shown: the photo's content, and where several of its faces are labelled, which one."""
-        return self.sha256 if self.photo.box is None else f"{self.sha256} {self.photo.box}"
-
-    @property
-    def is_test(self) -> bool:
-        """Whether the photo belongs to the dataset's own test split."""
-        return self.role == "test_input" or self.photo.split == "test"
-
-
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What decides a plan besides the photos; `BuildOptions` explains each."""
+    """Options that determine a plan; see `BuildOptions`."""
 
     val_share: float | None
     test_share: float
     samples_per_shard: int
     seed: int
     labels: Literal["required", "ignored"] = "required"
-    without: tuple[str, ...] = ()
+    exclude_classes: tuple[str, ...] = ()
     duplicates: Literal["leave-out", "keep"] = "leave-out"
 
 
 def listing_digest(datasets: Mapping[str, RawDataset]) -> str:
-    """SHA-256 over what the listings say: names, labels, identities, sizes. Tells whether an input has changed."""
+    """SHA-256 of the names, labels, identities and sizes of all listed photos; changes if an input changes."""
     digest = hashlib.sha256()
     for role, dataset in sorted(datasets.items()):
         for photo in dataset.photos:
@@ -137,16 +102,16 @@ def listing_digest(datasets: Mapping[str, RawDataset]) -> str:
 def make_plan(
     datasets: Mapping[str, RawDataset], options: PlanOptions, advance: Callable[[], None] = lambda: None
 ) -> Plan:
-    """Plan the build of `input` and, where given, `test_input`. Reads every photo once; `advance` is called for each.
+    """Plan the build of `input` and, if given, `test_input`. Reads every photo once; `advance` is called for each.
 
-    Raises BuildError where nothing is left to build, or where the options contradict the dataset's own splits.
+    Raises BuildError if no photo remains, or if the options contradict the dataset's official splits.
     """
     val_share = _validation_share(datasets, options)
-    candidates, left_out = _candidates(datasets, options, advance)
-    kept, same = (candidates, []) if options.duplicates == "keep" else _without_copies(candidates)
-    left_out += same
+    candidates, left_out = list_candidates(datasets, options.labels, options.exclude_classes, advance)
+    kept, copies = (candidates, []) if options.duplicates == "keep" else remove_copies(candidates)
+    left_out += copies
     if not kept:
-        raise BuildError(_nothing_left(datasets, left_out))
+        raise BuildError(_no_photos_message(datasets, left_out))
     splits = _split(candidates, kept, val_share, options.test_share, options.seed)
     shards = [
         shard for split in SPLITS for shard in _shards(split, splits[split], options.samples_per_shard, options.seed)
@@ -161,20 +126,21 @@ def make_plan(
 
 
 def _validation_share(datasets: Mapping[str, RawDataset], options: PlanOptions) -> float:
-    """The share of training photos to hold out: none where the dataset brings a validation split of its own."""
-    own = {photo.split for photo in datasets["input"].photos}
-    if "test" in own and ("test_input" in datasets or options.test_share):
-        given = "--test-input" if "test_input" in datasets else "--test-share"
-        raise BuildError(f"{datasets['input'].name} has a test split of its own; leave {given} out")
-    if "validation" not in own:
+    """Fraction of the training photos to hold out: 0 if the dataset has an official validation split."""
+    name = datasets["input"].name
+    splits = {photo.split for photo in datasets["input"].photos}
+    if "test" in splits and ("test_input" in datasets or options.test_share):
+        option = "--test-input" if "test_input" in datasets else "--test-share"
+        raise BuildError(f"{name} has an official test split; remove {option}")
+    if "validation" not in splits:
         return DEFAULT_VAL_SHARE if options.val_share is None else options.val_share
     if options.val_share:
-        raise BuildError(f"{datasets['input'].name} has a validation split of its own; leave --val-share out")
+        raise BuildError(f"{name} has an official validation split; remove --val-share")
     return 0.0
 
 
 def subsample(dataset: RawDataset, limit: int | None, seed: int) -> RawDataset:
-    """The dataset cut to `limit` photos drawn by `seed`, in their order."""
+    """The dataset reduced to `limit` photos drawn by `seed`, in the original order."""
     if limit is None or limit >= len(dataset.photos):
         return dataset
     drawn = sorted(range(len(dataset.photos)), key=lambda i: rank(seed, f"{dataset.photos[i].source}\0{i}"))[:limit]
@@ -182,101 +148,36 @@ def subsample(dataset: RawDataset, limit: int | None, seed: int) -> RawDataset:
     return replace(dataset, photos=photos)
 
 
-def _candidates(
-    datasets: Mapping[str, RawDataset], options: PlanOptions, advance: Callable[[], None]
-) -> tuple[list[_Candidate], list[LeftOut]]:
-    """Photos that are there and have a wanted label."""
-    candidates: list[_Candidate] = []
-    left_out: list[LeftOut] = []
-    for role, dataset in datasets.items():
-        for index, photo in enumerate(dataset.photos):
-            advance()
-            found = _candidate(role, index, photo, options)
-            if isinstance(found, LeftOut):
-                left_out.append(found)
-            else:
-                candidates.append(found)
-    return candidates, left_out
-
-
-def _candidate(role: str, index: int, photo: RawPhoto, options: PlanOptions) -> _Candidate | LeftOut:
-    if not photo.path:
-        return LeftOut(role, index, "no image named", "the row has a label only")
-    if photo.size < 0:
-        return LeftOut(role, index, "missing file", "")
-    label = ""
-    if options.labels == "required":
-        try:
-            label = canonical_name(photo.label)
-        except UnknownEmotionError:
-            return LeftOut(role, index, "unknown label", photo.label or "no label")
-        if label in options.without:
-            return LeftOut(role, index, "class not wanted", label)
-    try:
-        data = read_bytes(photo)
-    except OSError as error:
-        return LeftOut(role, index, "unreadable", error.strerror or str(error))
-    return _Candidate(role, index, photo, label, hashlib.sha256(data).hexdigest())
-
-
-def _without_copies(candidates: Iterable[_Candidate]) -> tuple[list[_Candidate], list[LeftOut]]:
-    """One photo of each face. The test split keeps its photos: copies of them elsewhere are left out."""
-    by_content: dict[str, list[_Candidate]] = {}
-    for candidate in candidates:
-        by_content.setdefault(candidate.face, []).append(candidate)
-    kept: list[_Candidate] = []
-    left_out: list[LeftOut] = []
-    for copies in by_content.values():
-        copies.sort(key=lambda one: one.photo.split != "validation")  # stable: it keeps its photos next
-        test = [copy for copy in copies if copy.is_test]
-        for copy in copies:
-            if test and not copy.is_test:
-                detail = f"same photo as {test[0].photo.source}"
-                left_out.append(LeftOut(copy.role, copy.index, "also in the test split", detail))
-        rest = test or copies
-        labels = in_canonical_order([copy.label for copy in rest])
-        if len(labels) > 1:
-            detail = " and ".join(labels)
-            left_out += [LeftOut(copy.role, copy.index, "conflicting labels", detail) for copy in rest]
-            continue
-        first = rest[0]
-        kept.append(first)
-        for copy in rest[1:]:
-            reason = "duplicate row" if copy.photo.source == first.photo.source else "duplicate photo"
-            left_out.append(LeftOut(copy.role, copy.index, reason, f"same photo as {first.photo.source}"))
-    return kept, left_out
-
-
 def _split(
-    candidates: Sequence[_Candidate], kept: Sequence[_Candidate], val_share: float, test_share: float, seed: int
-) -> dict[str, list[_Candidate]]:
-    """Kept photos by split: the dataset's own where it has them, the rest cut by groups.
+    candidates: Sequence[Candidate], kept: Sequence[Candidate], val_share: float, test_share: float, seed: int
+) -> dict[str, list[Candidate]]:
+    """Kept photos by split: official splits as they are, the rest split by groups.
 
-    Copies that were left out still tie the people they name into one group.
+    Copies that were left out still connect the persons that they name into one group.
     """
     free = [candidate for candidate in candidates if not candidate.is_test and candidate.photo.split != "validation"]
     groups = connected_groups((("content", one.sha256), ("person", one.identity)) for one in free)
     group_of = {(one.role, one.index): group for one, group in zip(free, groups, strict=True)}
     members: dict[int, Counter[str]] = {}
-    splits: dict[str, list[_Candidate]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[Candidate]] = {split: [] for split in SPLITS}
     for candidate in kept:
         group = group_of.get((candidate.role, candidate.index))
         if group is not None:
             members.setdefault(group, Counter())[candidate.label] += 1
-    val = choose_groups(members, val_share, seed)
-    rest = {group: labels for group, labels in members.items() if group not in val}
+    validation = choose_groups(members, val_share, seed)
+    rest = {group: labels for group, labels in members.items() if group not in validation}
     test = choose_groups(rest, test_share / (1 - val_share), seed)
     for candidate in kept:
         group = group_of.get((candidate.role, candidate.index))
         if group is None:
             splits["test" if candidate.is_test else "validation"].append(candidate)
         else:
-            splits["test" if group in test else "validation" if group in val else "train"].append(candidate)
+            splits["test" if group in test else "validation" if group in validation else "train"].append(candidate)
     return splits
 
 
-def _shards(split: str, candidates: Sequence[_Candidate], samples_per_shard: int, seed: int) -> Iterable[PlannedShard]:
-    """The split's photos, shuffled (plain readers take tars in their order), cut into shards."""
+def _shards(split: str, candidates: Sequence[Candidate], samples_per_shard: int, seed: int) -> Iterable[PlannedShard]:
+    """Shuffle a split's photos (sequential readers do not shuffle) and cut them into shards."""
     shuffled = sorted(candidates, key=lambda one: rank(seed, f"{one.photo.source}\0{one.index}"))
     for start in range(0, len(shuffled), samples_per_shard):
         photos = tuple(
@@ -286,17 +187,17 @@ def _shards(split: str, candidates: Sequence[_Candidate], samples_per_shard: int
         yield PlannedShard(f"{split}-{start // samples_per_shard:05d}", split, photos)
 
 
-def _nothing_left(datasets: Mapping[str, RawDataset], left_out: Sequence[LeftOut]) -> str:
-    """Why a plan has no photo, with the help that fits the most frequent reason."""
+def _no_photos_message(datasets: Mapping[str, RawDataset], left_out: Sequence[LeftOut]) -> str:
+    """Error message for a plan without photos, with a hint for the most frequent reason."""
     reasons = Counter(photo.reason for photo in left_out)
     reason = reasons.most_common(1)[0][0]
     first = next(photo for photo in left_out if photo.reason == reason)
     dataset = datasets[first.role]
     counts = ", ".join(f"{name}: {count}" for name, count in reasons.most_common())
-    hint = f"the first is {dataset.photos[first.number].source} ({first.detail or 'not there'})"
+    hint = f"the first is {dataset.photos[first.number].source} ({first.detail or 'not found'})"
     if reason == "unknown label":
         labels = sorted({dataset.photos[photo.number].label for photo in left_out if photo.reason == reason})[:8]
-        hint = f"labels found are {', '.join(map(repr, labels))}; known are {', '.join(CANONICAL)}"
+        hint = f"labels are {', '.join(map(repr, labels))}; supported are {', '.join(CANONICAL)}"
     if reason == "missing file":
-        hint += f", looked for in {dataset.folder}; --images names the folder of a CSV's photos"
-    return f"no photo is left to build from ({counts}); {hint}"
+        hint += f", searched in {dataset.folder}; --images sets the folder of a CSV's photos"
+    return f"no photos remain ({counts}); {hint}"

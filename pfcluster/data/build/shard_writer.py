@@ -1,6 +1,6 @@
-"""Writing a shard folder's files: aside first, synced, then renamed, so that a name never stands for half a file.
+"""Writes the files of a shard folder atomically and reproducibly.
 
-The same samples give the same bytes: no times, one user, group and mode, sorted keys in JSON.
+The same samples give the same bytes: no timestamps, a fixed owner and mode, sorted JSON keys.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ MODE = 0o444
 
 @dataclass(frozen=True)
 class Sample:
-    """One face, ready to be written."""
+    """One sample of a shard."""
 
     key: str
     jpeg: bytes
     record: dict[str, Any]
-    """The sample's JSON; holds at least label and identity."""
+    """The sample's JSON; contains at least label and identity."""
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
-    """Write a value as JSON, aside and renamed."""
+    """Write a value as JSON, atomically."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
     write_atomically(path, text)
 
 
-def write_sealed(path: Path, value: Any) -> None:
-    """Write a value as JSON with its checksum, aside and renamed; for `read_sealed`."""
-    write_json(path, {"sha256": _seal(value), "value": value})
+def write_checksummed(path: Path, value: Any) -> None:
+    """Write a value as JSON with its checksum, atomically; see `read_checksummed`."""
+    write_json(path, {"sha256": _checksum(value), "value": value})
 
 
-def read_sealed(path: Path) -> Any:
-    """The value that `write_sealed` wrote. Raises OSError, or ValueError where the file was changed since."""
+def read_checksummed(path: Path) -> Any:
+    """The value that `write_checksummed` wrote. Raises OSError, or ValueError if the file was modified."""
     try:
-        held = json.loads(path.read_bytes())
-        if held["sha256"] == _seal(held["value"]):
-            return held["value"]
+        content = json.loads(path.read_bytes())
+        if content["sha256"] == _checksum(content["value"]):
+            return content["value"]
     except (KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"it is no file of a build: {error!r}") from error
-    raise ValueError("it has changed since it was written")
+        raise ValueError(f"not a file of a build: {error!r}") from error
+    raise ValueError("it was modified after it was written")
 
 
-def _seal(value: Any) -> str:
+def _checksum(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a CSV, aside and renamed."""
+    """Write a CSV, atomically."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
@@ -68,7 +68,7 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardFile:
-    """Write `<name>.tar` and its index into `folder`; samples are taken one by one. Returns their checksums."""
+    """Write `<name>.tar` and its index into `folder`, consuming samples one by one. Returns sizes and checksums."""
     from webdataset.writer import TarWriter
 
     tar = folder / f"{name}.tar"
@@ -88,12 +88,12 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardFile
 
 
 def _index(tar: Path, records: dict[str, dict[str, Any]]) -> bytes:
-    """The index of a written tar, read off the tar itself; one sample a line."""
+    """Index of a written tar, from the offsets in the tar itself; one sample per line."""
     lines = []
     with tarfile.open(tar, "r:") as archive:
         for member in archive:
-            key, _, ending = member.name.rpartition(".")
-            if ending == "jpg":
+            key, _, extension = member.name.rpartition(".")
+            if extension == "jpg":
                 row = {"key": key, "offset": member.offset_data, "size": member.size}
                 row |= {name: records[key][name] for name in ("label", "identity")}
                 lines.append(json.dumps(row, ensure_ascii=False))

@@ -1,6 +1,6 @@
-"""Worker processes that make shards. Each runs one thread, ignores Ctrl-C and SIGTERM, and ends when its parent does.
+"""Worker processes that make shards. Each is single-threaded, ignores SIGINT and SIGTERM, and exits with its parent.
 
-Workers are spawned, one pipe each: the parent hands out one shard at a time and hears of every window of photos.
+Workers are spawned processes with a pipe each: the parent sends one shard at a time and receives progress messages.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING, Any
 
-from pfcluster.data.build.plan import BuildError, PlannedShard
+from pfcluster.data.build.errors import BuildError
+from pfcluster.data.build.plan import PlannedShard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pfcluster.data.build.make_shard import ShardMaker
 
-SHIELDED = (signal.SIGINT, signal.SIGTERM)
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -39,22 +40,22 @@ def run_workers(
     workers: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Make all shards. `make_maker` is called once in each worker; it must be picklable.
+    """Make all shards. `make_maker` is called once in each worker and must be picklable.
 
-    Raises BuildError where a shard cannot be made or a worker dies; no worker outlives this call.
+    Raises BuildError if a shard cannot be made or a worker dies. All workers have ended when this returns.
     """
-    waiting = deque(shards)
-    crew: list[_Worker] = []
+    queue = deque(shards)
+    pool: list[_Worker] = []
     try:
         for _ in range(min(workers, len(shards))):
-            crew.append(_start(make_maker))
-            _hand_out(crew[-1], waiting)
-        while busy := [worker for worker in crew if worker.shard]:
+            pool.append(_start(make_maker))
+            _send_next(pool[-1], queue)
+        while busy := [worker for worker in pool if worker.shard]:
             for ready in connection.wait([worker.pipe for worker in busy]):
                 worker = next(one for one in busy if one.pipe is ready)
-                _listen(worker, waiting, advance)
+                _receive(worker, queue, advance)
     finally:
-        for worker in crew:
+        for worker in pool:
             worker.process.kill()
             worker.process.join()
             worker.pipe.close()
@@ -62,60 +63,60 @@ def run_workers(
 
 def _start(make_maker: Callable[[], ShardMaker]) -> _Worker:
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    resource_tracker.ensure_running()  # it unblocks signals when it starts
-    with _signals_blocked():  # a child inherits this, so that it is shielded from its first instruction on
-        process = context.Process(target=_work, args=(make_maker, theirs), daemon=True)
+    parent_end, child_end = context.Pipe()
+    resource_tracker.ensure_running()  # starting it unblocks signals
+    with _signals_blocked():  # inherited, so that the child ignores signals from its start
+        process = context.Process(target=_work, args=(make_maker, child_end), daemon=True)
         process.start()
-    theirs.close()
-    return _Worker(process, ours)
+    child_end.close()
+    return _Worker(process, parent_end)
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _hand_out(worker: _Worker, waiting: deque[PlannedShard]) -> None:
-    worker.shard = waiting.popleft() if waiting else None
+def _send_next(worker: _Worker, queue: deque[PlannedShard]) -> None:
+    worker.shard = queue.popleft() if queue else None
     if worker.shard:
         try:
             worker.pipe.send(worker.shard)
         except OSError as error:
-            raise _death(worker) from error
+            raise _worker_died(worker) from error
 
 
-def _listen(worker: _Worker, waiting: deque[PlannedShard], advance: Callable[[int], None]) -> None:
+def _receive(worker: _Worker, queue: deque[PlannedShard], advance: Callable[[int], None]) -> None:
     try:
         kind, value = worker.pipe.recv()
     except (EOFError, OSError) as error:
-        raise _death(worker) from error
+        raise _worker_died(worker) from error
     if kind == "photos":
         advance(value)
     elif kind == "done":
-        _hand_out(worker, waiting)
+        _send_next(worker, queue)
     else:
         raise BuildError(value)
 
 
-def _death(worker: _Worker) -> BuildError:
+def _worker_died(worker: _Worker) -> BuildError:
     worker.process.join(timeout=5)
     name = worker.shard.name if worker.shard else "a shard"
     return BuildError(
-        f"a worker ended while making {name} (exit code {worker.process.exitcode}; -9 often means too little memory)."
+        f"a worker died while making {name} (exit code {worker.process.exitcode}; -9 often means out of memory)."
         " Finished shards are kept: run the same command again, with fewer workers if need be"
     )
 
 
 def _work(make_maker: Callable[[], ShardMaker], pipe: connection.Connection) -> None:
-    """The worker's life: make shard after shard, until it is killed or its parent has gone."""
-    for number in SHIELDED:
+    """Main loop of a worker: make shards until it is killed or its parent exits."""
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         maker = make_maker()
         while True:
@@ -127,14 +128,15 @@ def _work(make_maker: Callable[[], ShardMaker], pipe: connection.Connection) -> 
     except BuildError as error:
         pipe.send(("error", str(error)))
     except ImportError as error:
-        pipe.send(("error", f"{error}; install the project's dependencies, or use --align none if it is a detector's"))
+        hint = "install the project's dependencies, or use --align none if only the detector needs it"
+        pipe.send(("error", f"{error}; {hint}"))
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         pipe.send(("error", f"cannot write{where}: {error.strerror or error}; finished shards are kept"))
 
 
-def _end_with_parent() -> None:
-    """End this process at once when the one that started it ends, however it ended."""
+def _exit_with_parent() -> None:
+    """Exit when the parent process ends for any reason."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

@@ -1,0 +1,86 @@
+"""The plan of a build on disk, and the identity of a build: its options, inputs and package versions.
+
+A folder is only continued by a build with the same identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pfcluster.config.io import flatten
+from pfcluster.data.build.errors import BuildError
+from pfcluster.data.build.folder import PLAN
+from pfcluster.data.build.options import BuildOptions
+from pfcluster.data.build.plan import Plan, listing_digest, make_plan
+from pfcluster.data.build.shard_writer import read_checksummed, write_checksummed
+from pfcluster.data.manifest import BUILD_FOLDER
+from pfcluster.data.raw.base import RawDataset
+
+DELETE = "delete the folder to build again, or give another --output"
+
+
+def build_identity(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> dict[str, Any]:
+    """Options and inputs as the manifest records them."""
+    inputs = {
+        role: {
+            "name": dataset.name,
+            "kind": dataset.kind,
+            "photos": len(dataset.photos),
+            "other_files": dataset.other_files,
+            "votes": dataset.votes,
+        }
+        for role, dataset in datasets.items()
+    }
+    source = {**inputs, "listing_sha256": listing_digest(datasets)}
+    return {"options": options.content_options(), "source": source}
+
+
+def package_versions(align: str) -> dict[str, str]:
+    """Versions of the packages that determine the content of the shards."""
+    names = ["numpy", "pillow", "webdataset", "opencv-python-headless"]
+    versions = {}
+    for name in [*names, "torch", "facenet-pytorch"] if align == "mtcnn" else names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions
+
+
+def require_same_build(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises BuildError if two identities differ: names the fields with their old and new values."""
+    old, new = flatten(before), flatten(now)
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if differing:
+        lines = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differing if not key.endswith("sha256")]
+        changes = "; ".join(lines) or "the input's photos or labels have changed"
+        raise BuildError(f"{output} contains a build with other options: {changes}. Use the same options, or {DELETE}")
+
+
+def load_or_make_plan(
+    options: BuildOptions,
+    datasets: Mapping[str, RawDataset],
+    identity: Mapping[str, Any],
+    start: Callable[[str, int, int], None],
+    advance: Callable[[int], None],
+) -> Plan:
+    """The saved plan, or a new one, which is saved. `start` and `advance` as in `Progress`. Raises BuildError."""
+    path = options.output / BUILD_FOLDER / PLAN
+    identity = {**identity, "versions": package_versions(options.align)}
+    if path.exists():
+        try:
+            saved = read_checksummed(path)
+        except (OSError, ValueError) as error:
+            raise BuildError(f"{path} cannot be read ({error}); {DELETE}") from error
+        require_same_build(options.output, saved["identity"], identity)
+        return Plan.from_json(saved["plan"])
+    start("reading", sum(len(dataset.photos) for dataset in datasets.values()), 0)
+    plan = make_plan(datasets, options.plan_options(), lambda: advance(1))
+    try:
+        write_checksummed(path, {"identity": identity, "plan": plan.to_json()})
+    except OSError as error:
+        raise BuildError(f"{path} cannot be written: {error.strerror or error}") from error
+    return plan
