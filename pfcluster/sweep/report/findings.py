@@ -39,15 +39,15 @@ def _result(data: SweepData) -> Iterator[str]:
     if winner is None or baseline is None or winner.difference is None:
         yield _unconfirmed_result(data)
         return
-    name, metric, places = winner.row.trial.name, data.spec.metric, metric_digits(data.spec.metric)
+    name, metric, digits = winner.row.trial.name, data.spec.metric, metric_digits(data.spec.metric)
     yield _against_baseline(name, winner.difference, winner.holm_p, metric, data.spec.sign)
     family = sum(other.holm_p is not None for other in data.confirmed)
     if winner.holm_p is not None and family > 1:
         yield f"Corrected for the comparison of {family} confirmed trials (Holm): {p_text(winner.holm_p)}."
     if baseline.summary and winner.summary:
         seeds = counted(winner.difference.difference.n, "fresh seed")
-        scores = f"{name} scores {mean_std(winner.summary, places)} on {seeds}"
-        reference = f"the baseline {mean_std(baseline.summary, places)}"
+        scores = f"{name} scores {mean_std(winner.summary, digits)} on {seeds}"
+        reference = f"the baseline {mean_std(baseline.summary, digits)}"
         yield f"{scores}, {reference} ({metric_title(metric)} on validation)."
     yield conclusion(data)
 
@@ -96,16 +96,16 @@ def conclusion(data: SweepData) -> str:
 
 def _overestimates(data: SweepData) -> Iterator[str]:
     """Each confirmed trial's score in the search compared with its mean on fresh seeds."""
-    metric, places = data.spec.metric, metric_digits(data.spec.metric)
+    metric, digits = data.spec.metric, metric_digits(data.spec.metric)
     for one in data.confirmed:
         if not one.row.trial.number or one.row.score is None or one.summary is None:
             continue
         seeds = counted(one.summary.n, "fresh seed")
         excess = data.spec.sign * (one.row.score - one.summary.mean)
-        fresh = mean_std(one.summary, places) if one.summary.n > 1 else number(one.summary.mean, places)
-        scores = f"{one.row.trial.name} scored {number(one.row.score, places)} in the search and {fresh} on {seeds}"
-        if round(excess, places) > 0:
-            yield f"{scores}: the search overestimated it by {number(excess, places)}."
+        fresh = mean_std(one.summary, digits) if one.summary.n > 1 else number(one.summary.mean, digits)
+        scores = f"{one.row.trial.name} scored {number(one.row.score, digits)} in the search and {fresh} on {seeds}"
+        if round(excess, digits) > 0:
+            yield f"{scores}: the search overestimated it by {number(excess, digits)}."
         else:
             yield f"{scores}: the search did not overestimate it."
     if metric in LOWER_IS_BETTER and data.confirmed:

@@ -68,16 +68,16 @@ def confirmation_table(data: SweepData) -> Table | None:
 
 
 def _confirmation_row(data: SweepData, one: Confirmed, with_values: bool) -> tuple[str, ...]:
-    names, places = short_names(data.spec.space), metric_digits(data.spec.metric)
+    names, digits = short_names(data.spec.space), metric_digits(data.spec.metric)
     row, test = one.row, one.difference
     values = ", ".join(f"{names[name]} {value_text(value)}" for name, value in row.trial.values.items())
     # a population's member 0 is trained for one generation only
-    search = MISSING if data.spec.scheduler == "pbt" and not row.trial.number else number(row.score, places)
+    search = MISSING if data.spec.scheduler == "pbt" and not row.trial.number else number(row.score, digits)
     return (
         trial_title(data, row), *([values] if with_values else []), search, str(len(one.scores)),
-        mean_std(one.summary, places), interval(one.summary, places),
-        signed(test.difference.mean if test else None, places),
-        interval(test.difference if test else None, places, sign=True), p_value(test.t_p if test else None),
+        mean_std(one.summary, digits), interval(one.summary, digits),
+        signed(test.difference.mean if test else None, digits),
+        interval(test.difference if test else None, digits, sign=True), p_value(test.t_p if test else None),
         p_value(one.holm_p),
     )  # fmt: skip
 
@@ -108,12 +108,12 @@ def test_table(data: SweepData) -> Table | None:
             values = one.test.get(metric)
             if not values:
                 continue
-            places, summary = metric_digits(metric), summarize(list(values.values()))
+            digits, summary = metric_digits(metric), summarize(list(values.values()))
             test = None if one is data.baseline else on_common_seeds(values, data.baseline.test.get(metric, {}))
             rows.append((
-                metric_title(metric), trial_title(data, one.row), str(summary.n), mean_std(summary, places),
-                interval(summary, places), signed(test.difference.mean if test else None, places),
-                interval(test.difference if test else None, places, sign=True), p_value(test.t_p if test else None),
+                metric_title(metric), trial_title(data, one.row), str(summary.n), mean_std(summary, digits),
+                interval(summary, digits), signed(test.difference.mean if test else None, digits),
+                interval(test.difference if test else None, digits, sign=True), p_value(test.t_p if test else None),
             ))  # fmt: skip
     columns = (
         "metric", "trial", "seeds", "mean ± std", "95 % interval", "difference", "its 95 % interval",
