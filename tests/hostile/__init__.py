@@ -1,1 +1,1 @@
-"""Damaged and hostile inputs, drawn by hypothesis: an error in plain words of our own, or the right result."""
+"""Damaged and malicious inputs, drawn by hypothesis: refused with our own errors, or read correctly."""

@@ -1,6 +1,6 @@
-"""A small folder of shards to damage, and how many inputs each property tries.
+"""A small shard folder to damage, and the number of examples per property test.
 
-PFCLUSTER_EXAMPLES=10 tries ten times as many.
+PFCLUSTER_EXAMPLES=10 runs ten times as many examples.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ settings.load_profile("hostile")
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 photos of 3 classes: 2 shards to train on and 1 to validate. Tests that change it work on copies."""
+    """12 photos of 3 classes in 2 training shards and 1 validation shard. Tests modify copies only."""
     root = tmp_path_factory.mktemp("hostile")
     output = root / "shards"
     build(options(make_folder(root / "raw", per_class=4), output, val_share=0.25, samples_per_shard=6))

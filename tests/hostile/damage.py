@@ -1,4 +1,4 @@
-"""Ways to damage bytes and JSON, as hypothesis strategies."""
+"""Hypothesis strategies that damage bytes and JSON."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 Damage = Callable[[bytes], bytes]
 
 
-def says_why(error: Exception, about: str = "") -> None:
-    """An error that a person can read: a sentence, about the right thing."""
+def assert_explains(error: Exception, about: str = "") -> None:
+    """The error message is a sentence, and contains `about`."""
     assert len(str(error)) > 10
     assert about in str(error)
 
 
 BYTES = st.binary(min_size=1, max_size=40)
 PLACES = st.floats(0, 1, exclude_max=True)
-"""A place in a file, as a share of its length."""
+"""A position in a file, as a fraction of its length."""
 
 
 @st.composite
 def _one_damage(draw: st.DrawFn) -> Damage:
-    """A change of a few bytes, an insertion, a cut, or two spans that change places."""
+    """Replace, insert or delete a few bytes, truncate, or swap two spans."""
     kind = draw(st.sampled_from(("change", "flip", "insert", "delete", "cut", "swap", "zeros")))
     place, other, new, bit = draw(PLACES), draw(PLACES), draw(BYTES), draw(st.integers(0, 7))
 
@@ -52,11 +52,11 @@ def _one_damage(draw: st.DrawFn) -> Damage:
 @st.composite
 def damages(draw: st.DrawFn) -> Damage:
     """One to four changes of a file's bytes."""
-    several = draw(st.lists(_one_damage(), min_size=1, max_size=4))
+    changes = draw(st.lists(_one_damage(), min_size=1, max_size=4))
 
     def damage(data: bytes) -> bytes:
-        for one in several:
-            data = one(data)
+        for change in changes:
+            data = change(data)
         return data
 
     return damage
@@ -85,42 +85,42 @@ def _nested(depth: int) -> Any:
     return value
 
 
-def _holders(value: Any) -> Iterator[Any]:
-    """Every list and dict within a value that is not empty, itself first."""
+def _containers(value: Any) -> Iterator[Any]:
+    """All non-empty lists and dicts within a value, the value itself first."""
     if isinstance(value, list | dict) and value:
         yield value
         for inner in list(value.values() if isinstance(value, dict) else value):
-            yield from _holders(inner)
+            yield from _containers(inner)
 
 
 @st.composite
 def changed_json(draw: st.DrawFn, value: Any) -> Any:
-    """A value of JSON with one to three of its parts replaced, removed, added, doubled or exchanged."""
+    """A JSON value with one to three parts replaced, removed, added, duplicated or swapped."""
     value = copy.deepcopy(value)
     for _ in range(draw(st.integers(1, 3))):
-        holders = list(_holders(value))
-        if not holders:
+        containers = list(_containers(value))
+        if not containers:
             return draw(VALUES)
-        holder = draw(st.sampled_from(holders))
-        _change(draw, holder)
+        container = draw(st.sampled_from(containers))
+        _change(draw, container)
     return draw(VALUES) if draw(st.integers(0, 30)) == 0 else value
 
 
-def _change(draw: st.DrawFn, holder: Any) -> None:
-    keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+def _change(draw: st.DrawFn, container: Any) -> None:
+    keys = list(container) if isinstance(container, dict) else list(range(len(container)))
     key, other = draw(st.sampled_from(keys)), draw(st.sampled_from(keys))
     kind = draw(st.sampled_from(("replace", "nudge", "remove", "add", "copy", "exchange")))
     if kind == "remove":
-        del holder[key]
+        del container[key]
     elif kind == "exchange":
-        holder[key], holder[other] = holder[other], holder[key]
-    elif kind == "add" and isinstance(holder, dict):
-        holder[draw(st.text(max_size=5))] = draw(VALUES)
+        container[key], container[other] = container[other], container[key]
+    elif kind == "add" and isinstance(container, dict):
+        container[draw(st.text(max_size=5))] = draw(VALUES)
     elif kind == "add":
-        holder.insert(key, copy.deepcopy(holder[other]))
+        container.insert(key, copy.deepcopy(container[other]))
     elif kind == "copy":
-        holder[key] = copy.deepcopy(holder[other])
-    elif kind == "nudge" and type(holder[key]) is int:
-        holder[key] += draw(st.sampled_from((-1, 1, -512, 512, 700, -700)))
+        container[key] = copy.deepcopy(container[other])
+    elif kind == "nudge" and type(container[key]) is int:
+        container[key] += draw(st.sampled_from((-1, 1, -512, 512, 700, -700)))
     else:
-        holder[key] = draw(VALUES)
+        container[key] = draw(VALUES)

@@ -1,4 +1,4 @@
-"""Photos that are damaged, lie about themselves, or are merely unusual: refused in plain words, or decoded right."""
+"""Damaged, malicious or unusual images: refused with an error message, or decoded correctly."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from PIL import ExifTags, Image
 
 from pfcluster.data.jpeg import MAX_PIXELS, TURNS, UnreadablePhotoError, decode_jpeg, decode_jpeg_into, decode_photo
 from tests.hostile.conftest import TIMES
-from tests.hostile.damage import Damage, damages, says_why
+from tests.hostile.damage import Damage, assert_explains, damages
 
 SHAPE = (13, 9)
-"""Height and width of the photos here."""
+"""Height and width of the test images."""
 EXACT: dict[str, dict[str, object]] = {
     "PNG": {},
     "TIFF": {},
     "WEBP": {"lossless": True},
     "JPEG": {"quality": 100, "subsampling": 0},
 }
-"""Options that keep a photo's pixels."""
+"""Lossless (or best) save options."""
 MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
     "TIFF": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I", "F"),
@@ -40,13 +40,13 @@ MANY = settings(max_examples=400 * TIMES)
 
 
 def decoded(data: bytes) -> np.ndarray | None:
-    """The pixels; None where they are refused. Neither warns."""
+    """The pixels; None if the image is refused. Fails on warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
             pixels, plain = decode_photo(data)
         except UnreadablePhotoError as error:
-            says_why(error)
+            assert_explains(error)
             return None
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
@@ -57,7 +57,7 @@ def decoded(data: bytes) -> np.ndarray | None:
 
 
 def drawing(mode: str = "RGB") -> Image.Image:
-    """A photo without any symmetry."""
+    """An image without symmetry."""
     height, width = SHAPE
     rows, columns = np.mgrid[:height, :width]
     pixels = np.stack([rows * 18, columns * 28, (rows * columns) % 256], axis=-1).astype(np.uint8)
@@ -65,7 +65,7 @@ def drawing(mode: str = "RGB") -> Image.Image:
 
 
 def converted(picture: Image.Image, mode: str) -> Image.Image:
-    """The picture in a mode; of more than 8 bits it has all of them."""
+    """The image in a mode; modes with more than 8 bits use their full range."""
     if mode in ("I;16", "I"):
         values = np.asarray(picture.convert("L")).astype(np.uint16 if mode == "I;16" else np.int32) * 257
         return Image.fromarray(values)
@@ -99,7 +99,7 @@ def test_damaged_tiffs(packing: str, orientation: int, damage: Damage) -> None:
 @given(data=st.binary(max_size=300), start=st.sampled_from((b"", b"\xff\xd8\xff", b"GIF89a", b"BM", b"II*\0", b"P5 ")))
 @example(data=b"", start=b"")
 @example(data=b"Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", start=b"%!PS-")
-def test_bytes_that_are_no_photo(data: bytes, start: bytes) -> None:
+def test_bytes_that_are_not_an_image(data: bytes, start: bytes) -> None:
     decoded(start + data)
 
 
@@ -113,15 +113,15 @@ def exif(orientation: int) -> Image.Exif:
 @settings(max_examples=600 * TIMES)
 @given(kind=st.sampled_from(("JPEG", "PNG", "WEBP")), orientation=st.integers(1, 8), damage=damages())
 def test_damaged_exif(kind: str, orientation: int, damage: Damage) -> None:
-    """The pixels are those of some orientation, or the photo is refused."""
-    held = damage(exif(orientation).tobytes())
-    assume(len(held) < 60_000)
-    pixels = decoded(saved(drawing(), kind, exif=held))
+    """The image is decoded in some orientation, or refused."""
+    content = damage(exif(orientation).tobytes())
+    assume(len(content) < 60_000)
+    pixels = decoded(saved(drawing(), kind, exif=content))
     assert pixels is None or pixels.shape in ((*SHAPE, 3), (*SHAPE[::-1], 3))
 
 
 @given(kind=st.sampled_from(("PNG", "WEBP", "TIFF", "JPEG")), orientation=st.integers(0, 9))
-def test_every_orientation_is_turned_upright(kind: str, orientation: int) -> None:
+def test_every_orientation_is_rotated_upright(kind: str, orientation: int) -> None:
     upright = drawing()
     back = {6: 8, 8: 6}.get(orientation, orientation)
     stored = upright.transpose(TURNS[back]) if back in TURNS else upright
@@ -132,7 +132,7 @@ def test_every_orientation_is_turned_upright(kind: str, orientation: int) -> Non
 
 @settings(max_examples=300 * TIMES)
 @given(what=st.sampled_from(TRIED), colour=st.tuples(*[st.integers(0, 255)] * 3))
-def test_every_mode_gives_its_colour(what: tuple[str, str], colour: tuple[int, int, int]) -> None:
+def test_every_mode_keeps_the_colour(what: tuple[str, str], colour: tuple[int, int, int]) -> None:
     kind, mode = what
     picture = converted(Image.new("RGB", SHAPE[::-1], colour), mode)
     if mode in ("1", "L", "LA", "I;16", "I", "F"):
@@ -150,14 +150,14 @@ def test_every_mode_gives_its_colour(what: tuple[str, str], colour: tuple[int, i
 
 
 @given(value=st.integers(0, 65535), kind=st.sampled_from(("PNG", "TIFF")))
-def test_sixteen_bits_are_divided_whatever_their_maximum(value: int, kind: str) -> None:
+def test_sixteen_bit_images_are_scaled_by_257(value: int, kind: str) -> None:
     pixels = decoded(saved(Image.fromarray(np.full(SHAPE, value, np.uint16)), kind))
     assert pixels is not None
     assert (pixels == value // 257).all()
 
 
 @given(values=st.lists(st.floats(width=32), min_size=6, max_size=6))
-def test_floats_that_are_no_numbers(values: list[float]) -> None:
+def test_float_images_with_nan_and_infinity(values: list[float]) -> None:
     assert decoded(saved(Image.fromarray(np.array(values, np.float32).reshape(2, 3)), "TIFF")) is not None
 
 
@@ -166,7 +166,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def claiming(kind: str, width: int, height: int) -> bytes:
-    """A small file whose header claims so many pixels."""
+    """A small file whose header claims this size."""
     small = saved(drawing("L"), kind)
     if kind == "PNG":
         return small[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + small[33:]
@@ -183,7 +183,7 @@ def claiming(kind: str, width: int, height: int) -> bytes:
 
 
 def claiming_tiff(small: bytes, width: int, height: int) -> bytes:
-    """Width and height are the entries 256 and 257 of the directory."""
+    """Set width and height, tags 256 and 257 of the directory."""
     data, start = bytearray(small), struct.unpack("<I", small[4:8])[0]
     for entry in range(start + 2, start + 2 + 12 * struct.unpack("<H", small[start : start + 2])[0], 12):
         tag = struct.unpack("<H", small[entry : entry + 2])[0]
@@ -210,7 +210,7 @@ def test_headers_that_claim_any_size(kind: str, width: int, height: int) -> None
     assert decoded(data) is None or width * height <= MAX_PIXELS
 
 
-def test_too_many_pixels_are_named_before_they_are_decoded() -> None:
+def test_too_large_images_are_refused_before_decoding() -> None:
     with pytest.raises(UnreadablePhotoError, match="10001 x 10000 px, more than 100000000"):
         decode_photo(claiming("PNG", 10_001, 10_000))
     with pytest.raises(UnreadablePhotoError, match="more than 100000000 px"):
@@ -218,7 +218,7 @@ def test_too_many_pixels_are_named_before_they_are_decoded() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
-def test_of_several_frames_the_first_is_taken(kind: str) -> None:
+def test_first_of_several_frames_is_used(kind: str) -> None:
     first, others = Image.new("RGB", (8, 8), "red"), [Image.new("RGB", (8, 8), "blue")] * 2
     options = {"lossless": True} if kind == "WEBP" else {}
     pixels = decoded(saved(first, kind, save_all=True, append_images=others, **options))
@@ -228,11 +228,11 @@ def test_of_several_frames_the_first_is_taken(kind: str) -> None:
 
 @MANY
 @given(damage=damages())
-def test_damaged_jpegs_of_shards(damage: Damage) -> None:
+def test_damaged_jpegs_in_shards(damage: Damage) -> None:
     data = damage(saved(drawing(), "JPEG"))
     try:
         assert decode_jpeg(data).shape[2] == 3
         pixels = np.empty((*SHAPE, 3), np.uint8)
         decode_jpeg_into(data, pixels)
     except ValueError as error:
-        says_why(error)
+        assert_explains(error)

@@ -1,4 +1,4 @@
-"""Listings that were damaged or made up: refused in plain words, or every photo has the label of its own row."""
+"""Damaged or random listings: refused with an error message, or every photo has the label of its row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import READERS, read_raw
 from pfcluster.data.raw.spool import spool
 from tests.hostile.conftest import TIMES
-from tests.hostile.damage import Damage, damages, says_why
+from tests.hostile.damage import Damage, assert_explains, damages
 
 MODES: tuple[VotingMode, ...] = get_args(VotingMode)
 EMOTIONS = ("happy", "sad", "neutral", "Fear", "anger")
@@ -45,13 +45,13 @@ def put(path: Path, data: str | bytes) -> Path:
     return path
 
 
-def listed(source: Path, options: ReadOptions | None = None, kind: str = "auto") -> RawDataset | None:
-    """The dataset, all of whose photos were read and planned; None where it is refused."""
+def list_and_plan(source: Path, options: ReadOptions | None = None, kind: str = "auto") -> RawDataset | None:
+    """List a dataset, read all photos and plan a build; None if the dataset is refused."""
     try:
         dataset = read_raw(source, options, kind=kind)
         dataset = spool(dataset, source.with_name("spool"))
     except RawDataError as error:
-        says_why(error, str(source))
+        assert_explains(error, str(source))
         return None
     for photo in dataset.photos:
         f"{photo.source}{photo.label}{photo.identity}".encode()
@@ -59,33 +59,33 @@ def listed(source: Path, options: ReadOptions | None = None, kind: str = "auto")
             try:
                 read_bytes(photo)
             except OSError as error:
-                says_why(error)
+                assert_explains(error)
     try:
         make_plan({"input": dataset}, PLAN)
     except BuildError as error:
-        says_why(error)
+        assert_explains(error)
     return dataset
 
 
-def look_for_landmarks(dataset: RawDataset, tables: Path) -> None:
+def add_landmarks(dataset: RawDataset, tables: Path) -> None:
     try:
-        found = with_openface(dataset, tables)
+        with_landmarks = with_openface(dataset, tables)
     except RawDataError as error:
-        says_why(error, str(tables))
+        assert_explains(error, str(tables))
     else:
-        assert [photo.label for photo in found.photos] == [photo.label for photo in dataset.photos]
+        assert [photo.label for photo in with_landmarks.photos] == [photo.label for photo in dataset.photos]
 
 
-def labels_of_whole_rows(dataset: RawDataset | None, text: bytes, rows: Mapping[str, tuple[str, str]]) -> None:
-    """Every photo whose row (row -> source and label) stands in the damaged text as it was has the row's label."""
+def check_intact_rows(dataset: RawDataset | None, text: bytes, rows: Mapping[str, tuple[str, str]]) -> None:
+    """Photos whose row is intact in the damaged text have its label. `rows`: source and label by row."""
     if dataset is None:
         return
     times = Counter(photo.source for photo in dataset.photos)
-    found = {photo.source: photo.label for photo in dataset.photos if times[photo.source] == 1}
+    labels = {photo.source: photo.label for photo in dataset.photos if times[photo.source] == 1}
     for line in text.decode("utf-8-sig").splitlines():
         if line in rows:
             source, label = rows[line]
-            assert found.get(source, label) == label
+            assert labels.get(source, label) == label
 
 
 AMOUNTS = st.one_of(st.integers(0, 10), st.floats(0, 1e300, allow_subnormal=True), st.just(1), st.just(5e-324))
@@ -95,7 +95,7 @@ AMOUNTS = st.one_of(st.integers(0, 10), st.floats(0, 1e300, allow_subnormal=True
 @given(votes=st.lists(AMOUNTS, min_size=10, max_size=10), mode=st.sampled_from(MODES))
 @example(votes=[0] * 10, mode="probability")
 @example(votes=[5, 5, 5, 5, 0, 0, 0, 0, 0, 0], mode="probability")
-def test_any_votes_give_one_of_ten_names_and_shares_that_fit_it(votes: list[float], mode: VotingMode) -> None:
+def test_votes_give_a_valid_label_and_fractions(votes: list[float], mode: VotingMode) -> None:
     label, shares = vote(votes, mode)
     assert label in VOTE_COLUMNS
     assert bool(shares) == (label in CANONICAL)
@@ -125,15 +125,13 @@ CSV = {f"{i}.png,{label},p{i}": (f"{i}.png", label) for i, label in enumerate(EM
     quoting=st.sampled_from((csv.QUOTE_ALL, csv.QUOTE_MINIMAL)),
     mark=st.sampled_from((b"", b"\xef\xbb\xbf")),
 )
-def test_tables_of_any_dialect_give_their_own_labels(
-    rows: list[tuple[str, str]], delimiter: str, newline: str, quoting: int, mark: bytes
-) -> None:
+def test_csv_dialects(rows: list[tuple[str, str]], delimiter: str, newline: str, quoting: int, mark: bytes) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, delimiter=delimiter, lineterminator=newline, quoting=quoting)  # type: ignore[arg-type]
     writer.writerow(("image", "emotion", "identity"))
     writer.writerows((f"{i}.png", label, person) for i, (label, person) in enumerate(rows))
     with folder() as root:
-        dataset = listed(put(root / "t.csv", mark + buffer.getvalue().encode()))
+        dataset = list_and_plan(put(root / "t.csv", mark + buffer.getvalue().encode()))
     assert dataset is not None
     assert [(photo.source, photo.label) for photo in dataset.photos] == [
         (f"{i}.png", label) for i, (label, _) in enumerate(rows)
@@ -148,8 +146,8 @@ def test_damaged_tables(damage: Damage) -> None:
         for i in range(3):
             put(root / f"{i}.png", f"picture {i}")
         text = damage(b"\n".join([header, *map(str.encode, CSV)]))
-        dataset = listed(put(root / "t.csv", text))
-        labels_of_whole_rows(dataset, text, CSV if re.match(header + rb"\r?\n", text) else {})
+        dataset = list_and_plan(put(root / "t.csv", text))
+        check_intact_rows(dataset, text, CSV if re.match(header + rb"\r?\n", text) else {})
 
 
 LONG = st.sampled_from(("x" * 300, "y/" * 3000, "z" * 140_000, '"' * 99, "../" * 40 + "etc/passwd", "/etc/passwd", "."))
@@ -175,9 +173,7 @@ HEADERS = {
     encoding=ENCODINGS,
     kind=st.sampled_from((*READERS, "auto", "auto")),
 )
-def test_made_up_listings_of_every_kind(
-    name: str, rows: list[list[str]], delimiter: str, encoding: str, kind: str
-) -> None:
+def test_random_listings(name: str, rows: list[list[str]], delimiter: str, encoding: str, kind: str) -> None:
     text = "\n".join([HEADERS[name], *map(delimiter.join, rows)])
     with folder() as root:
         for below in ("FER2013Train", "Image/aligned", "image"):
@@ -185,9 +181,9 @@ def test_made_up_listings_of_every_kind(
         put(root / "validation.csv", HEADERS["training.csv"])
         source = put(root / name, text.encode(encoding, "replace"))
         for place in (source, root):
-            dataset = listed(place, kind=kind)
+            dataset = list_and_plan(place, kind=kind)
             if dataset is not None:
-                look_for_landmarks(dataset, root)
+                add_landmarks(dataset, root)
 
 
 PIXELS = {f"{i}": " ".join(str(10 * i + j) for j in range(4)) for i in range(7)}
@@ -208,7 +204,7 @@ def test_damaged_fer2013(damage: Damage) -> None:
     text = damage("\n".join(["emotion,pixels,Usage", *FER]).encode())
     expected = {grey(pixels): VOCABULARIES["fer2013"][i] for i, pixels in PIXELS.items()}
     with folder() as root:
-        dataset = listed(put(root / "fer2013.csv", text))
+        dataset = list_and_plan(put(root / "fer2013.csv", text))
         if dataset is None or not text.startswith(b"emotion,pixels,Usage\n"):
             return
         lines = text.split(b"\n")
@@ -220,11 +216,11 @@ def test_damaged_fer2013(damage: Damage) -> None:
 
 @MANY
 @given(damage=damages(), mode=st.sampled_from(MODES))
-def test_damaged_votes(damage: Damage, mode: VotingMode) -> None:
+def test_damaged_ferplus_votes(damage: Damage, mode: VotingMode) -> None:
     text = damage("\n".join([HEADERS["fer2013new.csv"], *VOTES]).encode())
     with folder() as root:
         put(root / "fer2013.csv", "\n".join(["emotion,pixels,Usage", *FER]))
-        dataset = listed(put(root / "fer2013new.csv", text).parent, ReadOptions(votes=mode))
+        dataset = list_and_plan(put(root / "fer2013new.csv", text).parent, ReadOptions(votes=mode))
         lines = [line for line in re.split("\r\n|\r|\n", text.decode("latin-1")) if line]
         if dataset is None or b'"' in text or len(lines) != len(VOTES) + 1:
             return
@@ -234,16 +230,16 @@ def test_damaged_votes(damage: Damage, mode: VotingMode) -> None:
                 assert read_bytes(photo) == grey(PIXELS[str(number)])
 
 
-MARKS = ";".join(f"{i}.5" for i in range(136))
+LANDMARKS_CELL = ";".join(f"{i}.5" for i in range(136))
 ROW_OF = {
     "rafdb": lambda i: (f"train_{i:05d}.jpg", f"train_{i:05d}.jpg {i}"),
     "expw": lambda i: (f"{i}.jpg", f"{i}.jpg 0 1 2 30 40 50.5 {i}"),
-    "affectnet": lambda i: (f"0/{i}.jpg", f"0/{i}.jpg,1,2,30,40,{MARKS},{i},0,0"),
+    "affectnet": lambda i: (f"0/{i}.jpg", f"0/{i}.jpg,1,2,30,40,{LANDMARKS_CELL},{i},0,0"),
 }
 
 
 def rows_of(dataset: str) -> dict[str, tuple[str, str]]:
-    """A row for each of the dataset's numbers -> its photo's source and label."""
+    """A row for each label number of a dataset; source and label by row."""
     made = {label: ROW_OF[dataset](int(number)) for number, label in VOCABULARIES[dataset].items()}
     return {row: (source, label) for label, (source, row) in made.items()}
 
@@ -257,15 +253,15 @@ LISTS = {
 
 @settings(max_examples=500 * TIMES)
 @given(name=st.sampled_from(sorted(LISTS)), damage=damages())
-def test_damaged_lists_of_rafdb_expw_and_affectnet(name: str, damage: Damage) -> None:
+def test_damaged_rafdb_expw_and_affectnet_lists(name: str, damage: Damage) -> None:
     header, rows = LISTS[name]
     text = damage((header + "\n".join(rows)).encode())
     with folder() as root:
         (root / "Image" / "aligned").mkdir(parents=True)
         put(root / "validation.csv", LISTS["training.csv"][0])
         put(root / name, text)
-        dataset = listed(root)
-        labels_of_whole_rows(dataset, text, rows if text.startswith(header.encode()) else {})
+        dataset = list_and_plan(root)
+        check_intact_rows(dataset, text, rows if text.startswith(header.encode()) else {})
         for photo in dataset.photos if dataset else ():
             assert not photo.landmarks or len(photo.landmarks) == 5
             assert all(map(math.isfinite, (*(photo.box or ()), *sum(photo.landmarks, ()))))

@@ -1,4 +1,4 @@
-"""Shard folders that were damaged, by chance or on purpose: refused in plain words, or read with the right labels."""
+"""Damaged or malicious shard folders: refused with an error message, or read with the right labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pfcluster.data.shards import BadSampleError, ShardSplit
 from pfcluster.data.storage import StoreError, open_store
 from pfcluster.data.types import DataError
 from tests.hostile.conftest import TIMES
-from tests.hostile.damage import NAMES, Damage, changed_json, damages, says_why
+from tests.hostile.damage import NAMES, Damage, assert_explains, changed_json, damages
 from tests.photos import SIZE, contents, make_folder, options, write_index
 
 SHARD = "train-00000"
@@ -36,7 +36,7 @@ MANY = settings(max_examples=300 * TIMES)
 
 @contextmanager
 def copied(built: Path) -> Iterator[Path]:
-    """A copy of the folder, alone in its own; whatever is done to it, nothing appears beside it."""
+    """A copy of the folder; checks that no files are created in or next to it."""
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root, "shards")
         shutil.copytree(built, folder)
@@ -47,11 +47,11 @@ def copied(built: Path) -> Iterator[Path]:
 
 
 def read_all(folder: Path, split: str = "train", size: int | None = SIZE) -> dict[str, int] | None:
-    """Label of every sample that can be read, by its key; None where the split is refused."""
+    """Label of every readable sample by key; None if the split is refused."""
     try:
         opened = ShardSplit(folder, split)
     except ShardError as error:
-        says_why(error)
+        assert_explains(error)
         return None
     readable = {}
     labels = opened.labels().tolist()
@@ -59,7 +59,7 @@ def read_all(folder: Path, split: str = "train", size: int | None = SIZE) -> dic
         try:
             image = opened.image(number)
         except BadSampleError as error:
-            says_why(error, opened.key(number))
+            assert_explains(error, opened.key(number))
             continue
         assert image.shape == (size or opened.size, size or opened.size, 3)
         assert 0 <= labels[number] < len(opened.classes)
@@ -68,7 +68,7 @@ def read_all(folder: Path, split: str = "train", size: int | None = SIZE) -> dic
 
 
 def read_dataset(folder: Path) -> None:
-    """Open the folder as a run does, and show it as the inspection does."""
+    """Open the folder as a training run does, and make the tables of `pfcluster inspect`."""
     try:
         dataset = open_dataset(DataConfig(shards=str(folder), size=SIZE), 0)
         dataset.train.batch(torch.arange(min(3, len(dataset.train))))
@@ -84,7 +84,7 @@ def read_dataset(folder: Path) -> None:
 
 @MANY
 @given(damage=damages())
-def test_damaged_tars_keep_the_labels_of_what_can_be_read(built: Path, damage: Damage) -> None:
+def test_readable_samples_of_damaged_tars_keep_their_labels(built: Path, damage: Damage) -> None:
     original = read_all(built)
     assert original
     with copied(built) as folder:
@@ -102,7 +102,7 @@ def test_damaged_tars_keep_the_labels_of_what_can_be_read(built: Path, damage: D
 
 @MANY
 @given(damage=damages())
-def test_changed_indexes_are_refused(built: Path, damage: Damage) -> None:
+def test_modified_indexes_are_refused(built: Path, damage: Damage) -> None:
     with copied(built) as folder:
         before = (folder / INDEX).read_bytes()
         after = damage(before)
@@ -115,7 +115,7 @@ def test_changed_indexes_are_refused(built: Path, damage: Damage) -> None:
 
 @MANY
 @given(damage=damages())
-def test_indexes_whose_bytes_are_damaged_and_sealed_again(built: Path, damage: Damage) -> None:
+def test_damaged_indexes_with_valid_checksum(built: Path, damage: Damage) -> None:
     with copied(built) as folder:
         write_index(folder, SHARD, damage((folder / INDEX).read_bytes()))
         read_all(folder)
@@ -124,7 +124,7 @@ def test_indexes_whose_bytes_are_damaged_and_sealed_again(built: Path, damage: D
 
 @MANY
 @given(data=st.data())
-def test_indexes_whose_rows_are_made_up_and_sealed_again(built: Path, data: st.DataObject) -> None:
+def test_random_index_rows_with_valid_checksum(built: Path, data: st.DataObject) -> None:
     with copied(built) as folder:
         rows = data.draw(changed_json(json.loads((folder / INDEX).read_bytes())))
         write_index(folder, SHARD, json.dumps(rows).encode())
@@ -134,7 +134,7 @@ def test_indexes_whose_rows_are_made_up_and_sealed_again(built: Path, data: st.D
 
 @MANY
 @given(offset=st.integers(-5, 20_000), size=st.integers(-5, 20_000), row=st.integers(0, 4))
-def test_spans_over_headers_and_over_other_samples(built: Path, offset: int, size: int, row: int) -> None:
+def test_offsets_into_headers_and_other_samples(built: Path, offset: int, size: int, row: int) -> None:
     with copied(built) as folder:
         rows = json.loads((folder / INDEX).read_bytes())
         rows[row] |= {"offset": offset, "size": size}
@@ -144,7 +144,7 @@ def test_spans_over_headers_and_over_other_samples(built: Path, offset: int, siz
 
 @MANY
 @given(damage=damages())
-def test_manifests_whose_bytes_are_damaged(built: Path, damage: Damage) -> None:
+def test_damaged_manifests(built: Path, damage: Damage) -> None:
     with copied(built) as folder:
         (folder / MANIFEST).write_bytes(damage((folder / MANIFEST).read_bytes()))
         read_all(folder, size=None)
@@ -153,7 +153,7 @@ def test_manifests_whose_bytes_are_damaged(built: Path, damage: Damage) -> None:
 
 @settings(max_examples=800 * TIMES)
 @given(data=st.data())
-def test_manifests_whose_fields_are_made_up(built: Path, data: st.DataObject) -> None:
+def test_random_manifest_fields(built: Path, data: st.DataObject) -> None:
     with copied(built) as folder:
         values = data.draw(changed_json(json.loads((folder / MANIFEST).read_bytes())))
         (folder / MANIFEST).write_text(json.dumps(values))
@@ -162,7 +162,7 @@ def test_manifests_whose_fields_are_made_up(built: Path, data: st.DataObject) ->
 
 
 @given(data=st.data())
-def test_a_finished_build_that_is_started_again(built: Path, data: st.DataObject) -> None:
+def test_rebuilding_with_a_random_manifest(built: Path, data: st.DataObject) -> None:
     again = options(built.parent / "raw", built, val_share=0.25, samples_per_shard=6)
     with copied(built) as folder:
         values = data.draw(changed_json(json.loads((folder / MANIFEST).read_bytes())))
@@ -170,11 +170,11 @@ def test_a_finished_build_that_is_started_again(built: Path, data: st.DataObject
         try:
             build(dataclasses.replace(again, output=folder))
         except (BuildError, ShardError) as error:
-            says_why(error, str(folder))
+            assert_explains(error, str(folder))
 
 
 @given(field=st.sampled_from(("file", "sha256", "index_sha256")), name=NAMES | st.text(max_size=12))
-def test_a_shard_of_any_name_is_looked_for_in_the_folder_only(built: Path, field: str, name: str) -> None:
+def test_shard_names_do_not_leave_the_folder(built: Path, field: str, name: str) -> None:
     with copied(built) as folder:
         values = json.loads((folder / MANIFEST).read_bytes())
         values["splits"]["train"]["shards"][0][field] = name
@@ -198,7 +198,7 @@ def nested(depth: int, *, within: str) -> bytes:
     depth=st.integers(1, 3000) | st.sampled_from((10**5, 10**6)),
     within=st.sampled_from(("alone", "cut", "format", "fields", "objects")),
 )
-def test_depth_bombs_are_refused(built: Path, depth: int, within: str) -> None:
+def test_deeply_nested_json_is_refused(built: Path, depth: int, within: str) -> None:
     with copied(built) as folder:
         write_index(folder, SHARD, nested(depth, within=within))
         assert read_all(folder) is None
@@ -208,7 +208,7 @@ def test_depth_bombs_are_refused(built: Path, depth: int, within: str) -> None:
 
 
 @given(place=st.text(max_size=20) | NAMES.map(lambda name: f"pipe:{name}") | NAMES)
-def test_places_that_are_neither_a_folder_nor_a_url(place: str) -> None:
+def test_invalid_store_names_are_refused(place: str) -> None:
     if place.lower().startswith(("http://", "https://")):
         return
     try:
@@ -220,13 +220,13 @@ def test_places_that_are_neither_a_folder_nor_a_url(place: str) -> None:
 
 
 def half(root: Path) -> BuildOptions:
-    """The first of two slices of a build of root/raw."""
+    """Options of the first of two slices of a build of root/raw."""
     return options(root / "raw", root / "half", val_share=0, samples_per_shard=6, slice="0/2")
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build that was left after its first slice."""
+    """A build of which only the first slice is finished."""
     root = tmp_path_factory.mktemp("begun")
     make_folder(root / "raw", per_class=4)
     build(half(root))
@@ -235,11 +235,11 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=10 * TIMES)
 @given(damage=damages(), data=st.data(), file=st.sampled_from(("plan", f"{SHARD}.done")))
-def test_builds_go_on_from_damaged_files_of_theirs_or_say_that_they_cannot(
+def test_builds_resume_from_damaged_files_or_refuse(
     begun: Path, damage: Damage, data: st.DataObject, file: str
 ) -> None:
     with copied(begun) as root:
-        whole = contents(root / "half")
+        before = contents(root / "half")
         name = f".build/{file}.json"
         path = root / "half" / name
         if data.draw(st.booleans()):
@@ -249,6 +249,6 @@ def test_builds_go_on_from_damaged_files_of_theirs_or_say_that_they_cannot(
         try:
             build(half(root))
         except BuildError as error:
-            says_why(error, str(path))
+            assert_explains(error, str(path))
         else:
-            assert contents(root / "half") | {name: b""} == whole | {name: b""}
+            assert contents(root / "half") | {name: b""} == before | {name: b""}
