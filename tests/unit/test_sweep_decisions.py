@@ -130,8 +130,8 @@ def test_asha_outcome_does_not_depend_on_arrival_order():
     """For fixed scores at all rungs the same trials stop at the same rungs, in whatever order the scores arrive."""
     generator = random.Random(3)
     scores = [tuple(generator.random() for _ in range(3)) for _ in range(12)]
-    whole = decide([Progress(each, True) for each in scores], 3, 3)[0]
-    assert 4 < len(whole) < 12
+    complete = decide([Progress(each, True) for each in scores], 3, 3)[0]
+    assert 4 < len(complete) < 12
     for order in range(20):
         mixed, at, stopped = random.Random(order), [0] * 12, {}
         while len(stopped) + sum(reached == 3 for number, reached in enumerate(at) if number not in stopped) < 12:
@@ -139,7 +139,7 @@ def test_asha_outcome_does_not_depend_on_arrival_order():
             at[mixed.choice(going)] += 1
             stopped |= decide([Progress(scores[n][: at[n]], at[n] == 3) for n in range(12)], 3, 3)[0]
         late = decide([Progress(scores[n][: at[n]], True) for n in range(12)], 3, 3)[0]
-        assert stopped | late == whole
+        assert stopped | late == complete
 
 
 def test_generations_end_at_evaluations():
