@@ -68,7 +68,7 @@ def open_parquet(file: Path) -> Any:
         raise RawDataError(f"{file} requires pyarrow: pip install pyarrow") from error
     try:
         return parquet.ParquetFile(file, page_checksum_verification=True)  # if the pages have checksums
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise RawDataError(f"{file} is not a valid parquet file ({error}); download it again") from error
 
 
@@ -103,7 +103,7 @@ def _batches(file: Path, parquet: Any, column: str) -> Iterator[Any]:
     try:
         for group in range(parquet.num_row_groups):
             yield from parquet.iter_batches(BATCH, row_groups=[group], columns=[column])
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise RawDataError(f"{file} cannot be read completely ({error}); download it again") from error
 
 
