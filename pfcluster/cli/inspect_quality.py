@@ -10,14 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pfcluster.data.inspect.quality import (
-    DuplicatePair,
-    Percentiles,
-    Quality,
-    measure_quality,
-    quality_warnings,
-    read_enlargements,
-)
+from pfcluster.data.inspect.quality import DuplicatePair, Percentiles, Quality, measure_quality, read_enlargements
+from pfcluster.data.inspect.quality_warnings import quality_warnings
 from pfcluster.data.manifest import Manifest
 from pfcluster.data.shards import ShardSplit
 

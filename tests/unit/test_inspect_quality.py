@@ -1,4 +1,4 @@
-"""The quality check of shard folders."""
+"""Quality check of shard folders: near-duplicates, leaks, and a warning for each problem."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from torch import Tensor
 from pfcluster.data.inspect.near_duplicates import (
     MAX_HASH_DISTANCE,
     MIN_CORRELATION,
-    cells,
     correlation,
     distances,
     grey,
     hashes,
     near_pairs,
+    thumbnails,
 )
-from pfcluster.data.inspect.quality import Quality, SplitQuality, measure_quality, quality_warnings, read_enlargements
+from pfcluster.data.inspect.quality import Quality, SplitQuality, measure_quality, read_enlargements
+from pfcluster.data.inspect.quality_warnings import quality_warnings
 from pfcluster.data.manifest import load_manifest
 from tests.photos import SIZE, run
 
@@ -32,7 +33,7 @@ CLASSES = ("happiness", "sadness")
 
 @dataclass
 class Split:
-    """Images in memory."""
+    """A split in memory, as `measure_quality` needs it."""
 
     pixels: np.ndarray
     names: list[str]
@@ -75,16 +76,18 @@ def reencoded(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.open(file))
 
 
-def test_copies_hash_alike_and_others_do_not() -> None:
+def test_copies_have_near_hashes_and_other_images_do_not() -> None:
     images = smooth(50, 1)
-    own = hash_of(images)
-    assert (distances(own, hash_of(images)) == 0).all()
-    assert (distances(own, hash_of(images + np.uint8(20))) <= MAX_HASH_DISTANCE).all()
-    assert (distances(own, hash_of(np.stack([reencoded(image) for image in images]))) <= MAX_HASH_DISTANCE).mean() > 0.9
-    assert (distances(own, np.roll(own, 1)) > MAX_HASH_DISTANCE).all()
+    expected = hash_of(images)
+    assert (distances(expected, hash_of(images)) == 0).all()
+    assert (distances(expected, hash_of(images + np.uint8(20))) <= MAX_HASH_DISTANCE).all()
+    assert (
+        distances(expected, hash_of(np.stack([reencoded(image) for image in images]))) <= MAX_HASH_DISTANCE
+    ).mean() > 0.9
+    assert (distances(expected, np.roll(expected, 1)) > MAX_HASH_DISTANCE).all()
 
 
-def test_flat_images_have_no_hash_to_go_by() -> None:
+def test_flat_images_have_no_usable_hash() -> None:
     flat = np.full((2, 24, 24, 3), 128, np.uint8)
     flat[1, :12] = 129
     ramp = np.broadcast_to(np.arange(24, dtype=np.uint8)[:, None] * 9, (2, 24, 24, 3))
@@ -93,19 +96,19 @@ def test_flat_images_have_no_hash_to_go_by() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_banding_finds_what_brute_force_finds(seed: int) -> None:
+def test_near_pairs_equal_a_brute_force_search(seed: int) -> None:
     generator = np.random.default_rng(seed)
     values = generator.integers(0, 2**64, 60, dtype=np.uint64)
     flips = generator.integers(0, 64, (60, 6)).astype(np.uint64)
-    kept = np.arange(6) < generator.integers(0, 7, (60, 1))
-    copies = values ^ np.bitwise_or.reduce(np.where(kept, np.uint64(1) << flips, np.uint64(0)), axis=1)
+    flipped = np.arange(6) < generator.integers(0, 7, (60, 1))
+    copies = values ^ np.bitwise_or.reduce(np.where(flipped, np.uint64(1) << flips, np.uint64(0)), axis=1)
     values = np.concatenate([values, copies, values[:5]])
     one, other = np.triu_indices(len(values), 1)
     apart = distances(values[one], values[other])
-    pairs, found = near_pairs(values)
+    pairs, pair_distances = near_pairs(values)
     assert apart.tolist() == [bin(int(a ^ b)).count("1") for a, b in zip(values[one], values[other], strict=True)]
     assert pairs.tolist() == np.stack([one, other], axis=1)[apart <= MAX_HASH_DISTANCE].tolist()
-    assert found.tolist() == apart[apart <= MAX_HASH_DISTANCE].tolist()
+    assert pair_distances.tolist() == apart[apart <= MAX_HASH_DISTANCE].tolist()
     assert len(near_pairs(values, max_pairs=3)[0]) == 3
 
 
@@ -116,7 +119,7 @@ def test_clean_splits_give_no_warnings() -> None:
     assert quality.splits["test"].enlargement is None
 
 
-def test_planted_copies_are_found() -> None:
+def test_copies_between_and_within_splits_are_found() -> None:
     train, test = split(3), split(4)
     test.pixels[7] = reencoded(train.pixels[2])
     train.pixels[11] = train.pixels[20]
@@ -129,7 +132,7 @@ def test_planted_copies_are_found() -> None:
     assert second.startswith("1 pairs of near-duplicates within a split have different labels")
 
 
-def test_people_in_two_splits_are_found() -> None:
+def test_identities_in_two_splits_are_found() -> None:
     train, test = split(3), split(4)
     train.names[5] = test.names[6] = "anna"
     train.names[7] = test.names[8] = "photo-0123"
@@ -154,13 +157,13 @@ GOOD = SplitQuality(
         ({"small": 0.7}, "70% of test's faces are smaller than their crop"),
     ],
 )
-def test_each_fault_is_named(changes: dict[str, object], message: str) -> None:
+def test_each_problem_gives_a_warning(changes: dict[str, object], message: str) -> None:
     assert quality_warnings(Quality({"train": GOOD, "test": GOOD}, (), ())) == ()
     bad = replace(GOOD, **changes)  # type: ignore[arg-type]
     assert any(message in warning for warning in quality_warnings(Quality({"train": GOOD, "test": bad}, (), ())))
 
 
-def test_rare_classes_of_the_training_split_are_named() -> None:
+def test_imbalanced_training_split_gives_a_warning() -> None:
     rare = replace(GOOD, per_class={"happiness": 970, "sadness": 30})
     assert "970 faces of happiness but 30 of sadness" in quality_warnings(Quality({"train": rare}, (), ()))[0]
 
@@ -173,13 +176,13 @@ def test_unlabelled_and_empty_splits_are_measured() -> None:
     assert quality.splits["train"].per_class == {}
 
 
-def test_enlargement_comes_from_the_records(built: Path) -> None:
+def test_enlargements_are_read_from_the_json_records(built: Path) -> None:
     train = load_manifest(built).splits["train"]
-    found = read_enlargements(built, train.shards, SIZE)
-    assert found.tolist() == [SIZE / 32] * train.samples
+    enlargements = read_enlargements(built, train.shards, SIZE)
+    assert enlargements.tolist() == [SIZE / 32] * train.samples
 
 
-def test_command_writes_pairs_and_can_leave_the_check_out(built: Path, tmp_path: Path) -> None:
+def test_inspect_command_writes_pairs_and_can_skip_the_quality_check(built: Path, tmp_path: Path) -> None:
     done = run("inspect.py", built, "--duplicates", tmp_path / "pairs.csv")
     assert done.returncode == 0, done.stderr
     assert "spread" in done.stdout
@@ -190,15 +193,15 @@ def test_command_writes_pairs_and_can_leave_the_check_out(built: Path, tmp_path:
     assert run("inspect.py", built, "--no-quality", "--duplicates", tmp_path / "x.csv").returncode == 2
 
 
-def test_one_hash_is_not_one_photo() -> None:
-    """Two ramps, one even, one steep at its end: the same signs of differences, other pictures."""
+def test_different_images_with_near_hashes_are_no_duplicates() -> None:
+    """Two ramps, one linear, one steep at its end, have differences of the same signs and therefore the same hash."""
     ramp = np.linspace(0, 1, 48)
-    even, steep = (np.tile(200 * share * ramp + 200 * (1 - share) * ramp**9, (48, 1)) for share in (1.0, 0.2))
-    images = np.repeat(np.stack([even, steep])[..., None], 3, axis=3).round().astype(np.uint8)
+    linear, steep = (np.tile(200 * share * ramp + 200 * (1 - share) * ramp**9, (48, 1)) for share in (1.0, 0.2))
+    images = np.repeat(np.stack([linear, steep])[..., None], 3, axis=3).round().astype(np.uint8)
     assert distances(hash_of(images[:1]), hash_of(images[1:]))[0] <= MAX_HASH_DISTANCE
-    both = cells(grey(images))
+    both = thumbnails(grey(images))
     assert correlation(both[:1], both[1:])[0] < MIN_CORRELATION
-    found = measure_quality({"train": Split(images, ["a", "b"], torch.tensor([0, 1]))})
-    assert not found.pairs
-    brighter = cells(grey((images * 0.7 + 20).astype(np.uint8)))
+    quality = measure_quality({"train": Split(images, ["a", "b"], torch.tensor([0, 1]))})
+    assert not quality.pairs
+    brighter = thumbnails(grey((images * 0.7 + 20).astype(np.uint8)))
     assert correlation(both, brighter).min() > 0.99

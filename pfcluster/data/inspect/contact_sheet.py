@@ -1,4 +1,4 @@
-"""A picture of a split: one row a class, with its name. For eyes, not for training."""
+"""Contact sheet of a split: one row of faces per class, with the class name and its number of samples."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from PIL import Image, ImageDraw, ImageFont
 from pfcluster.data.shards import ShardSplit
 
 CELL = 96
-"""Side of a face on the sheet in pixels."""
+"""Side of a face on the sheet, in pixels."""
 GAP = 4
 NAME_WIDTH = 150
 
 
 def contact_sheet(split: ShardSplit, per_class: int) -> Image.Image:
-    """`per_class` faces of each class, spread evenly over the split."""
+    """Draw up to `per_class` faces of each class, spread evenly over the split."""
     labels = split.labels()
     size = (NAME_WIDTH + per_class * (CELL + GAP) + GAP, len(split.classes) * (CELL + GAP) + GAP)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=18)
     for row, name in enumerate(split.classes):
-        own = (labels == row).nonzero().flatten().tolist()
+        samples = (labels == row).nonzero().flatten().tolist()
         top = GAP + row * (CELL + GAP)
-        draw.text((GAP * 2, top + CELL // 2), f"{name}\n{len(own)}", fill="black", font=font, anchor="lm")
-        shown = [own[column * len(own) // per_class] for column in range(per_class)] if len(own) > per_class else own
-        for column, index in enumerate(shown):
+        draw.text((GAP * 2, top + CELL // 2), f"{name}\n{len(samples)}", fill="black", font=font, anchor="lm")
+        if len(samples) > per_class:
+            samples = [samples[column * len(samples) // per_class] for column in range(per_class)]
+        for column, index in enumerate(samples):
             face = Image.fromarray(split.image(index)).resize((CELL, CELL), Image.Resampling.BICUBIC)
             sheet.paste(face, (NAME_WIDTH + column * (CELL + GAP), top))
     return sheet
