@@ -1,4 +1,4 @@
-"""`--dry-run` on the command line: every engine's memory for a layout that is not here."""
+"""`--dry-run`: memory of every engine for a layout that this machine does not have."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ FACES = {"train": 96, "validation": 32, "test": 32, "identities": 16}
 TINY = ["--preset", "demo", *(word for key, n in FACES.items() for word in (f"--data.synthetic.{key}", str(n)))]
 
 
-def said(capsys, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, output and errors of a command, each in one line of plain words."""
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command, with whitespace collapsed."""
     code = main([*arguments])
     captured = capsys.readouterr()
     return code, " ".join(captured.out.split()), " ".join(captured.err.split())
 
 
 def peaks(output: str) -> dict[str, float]:
-    """MiB of each engine's row."""
+    """Peak MiB of each engine."""
     rows = re.findall(r"│ (ddp|zero[123]|fsdp2) │((?: [\d.,]+ │){6})", output)
     return {name: float(cells.split("│")[5].replace(",", "")) for name, cells in rows}
 
 
-def test_it_plans_512_gpus_for_every_engine(capsys, tmp_path):
+def test_memory_of_every_engine_on_512_gpus(capsys, tmp_path):
     options = ["--nodes", "64", "--gpus-per-node", "8", "--batch-size", "1024", "--output", str(tmp_path / "runs")]
-    code, output, _ = said(capsys, "pf-mag", *TINY, "--dry-run", "--pf-mag.r1", "0", *options)
+    code, output, _ = run(capsys, "pf-mag", *TINY, "--dry-run", "--pf-mag.r1", "0", *options)
     assert code == 0
     assert "64 x 8 GPUs, 2 images a step each" in output
-    found = peaks(output)
-    assert sorted(found) == ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
-    assert found["zero2"] < found["ddp"]
-    with_penalty = peaks(said(capsys, "pf-mag", *TINY, "--dry-run", "--pf-mag.r1", "0.1", *options)[1])
+    without_penalty = peaks(output)
+    assert sorted(without_penalty) == ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+    assert without_penalty["zero2"] < without_penalty["ddp"]
+    with_penalty = peaks(run(capsys, "pf-mag", *TINY, "--dry-run", "--pf-mag.r1", "0.1", *options)[1])
     assert sorted(with_penalty) == ["ddp", "fsdp2", "zero1", "zero2"]  # ZeRO-3 cannot differentiate twice
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_rate_is_that_of_the_assumption_it_names(capsys):
+def test_rate_follows_assumed_tflops(capsys):
     options = ["pretrain", *TINY, "--dry-run", "--nodes", "2", "--gpus-per-node", "4", "--batch-size", "64"]
-    _, output, _ = said(capsys, *options, "--assumed-tflops", "50")
+    _, output, _ = run(capsys, *options, "--assumed-tflops", "50")
     rate = float(re.search(r"mae: ([\d,]+) images/s", output)[1].replace(",", ""))
     assert "each of 8 GPUs sustains 50 TFLOP/s" in output
     assert rate == pytest.approx(8 * 50e12 / profile(presets.recipe("demo")["mae"], 8).flops, rel=1e-3)
 
 
-def test_engines_that_do_not_know_an_option_are_named(capsys):
+def test_engines_without_an_option_are_named(capsys):
     options = ["--processes", "4", "--engine.fsdp-shard-size", "2"]
-    code, output, _ = said(capsys, "pretrain", *TINY, "--dry-run", *options)
+    code, output, _ = run(capsys, "pretrain", *TINY, "--dry-run", *options)
     assert code == 0
     assert sorted(peaks(output)) == ["fsdp2"]
     assert "not ddp: engine.backend must be one of fsdp2" in output
@@ -72,15 +72,15 @@ def test_engines_that_do_not_know_an_option_are_named(capsys):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(capsys, options, words):
-    code, _, errors = said(capsys, "pretrain", *TINY, *options)
+def test_impossible_layouts_are_refused(capsys, options, words):
+    code, _, errors = run(capsys, "pretrain", *TINY, *options)
     assert code == 2
     assert words in errors
 
 
-def test_images_that_are_kept_on_the_device_are_counted(capsys):
-    code, output, _ = said(capsys, "pretrain", *TINY, "--data.cache-mode", "device", "--dry-run")
+def test_images_cached_on_the_device_are_counted(capsys):
+    code, output, _ = run(capsys, "pretrain", *TINY, "--data.cache-mode", "device", "--dry-run")
     assert code == 0
-    assert f"besides, {96 * 3 * 48**2 / 2**20:.1f} MiB of each GPU for the images" in output
-    _, output, _ = said(capsys, "pretrain", *TINY, "--dry-run")
+    assert f"plus {96 * 3 * 48**2 / 2**20:.1f} MiB of each GPU for the images" in output
+    _, output, _ = run(capsys, "pretrain", *TINY, "--dry-run")
     assert "of data.cache_mode device" not in output

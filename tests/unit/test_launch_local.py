@@ -1,82 +1,159 @@
-"""What the launcher shows of running jobs."""
+"""Plans on this machine: progress, failures, and their status while they run and afterwards."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pfcluster.config import RunConfig
+from pfcluster.launch import status
 from pfcluster.launch.errors import LaunchError
 from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
-from pfcluster.launch.processes import RunProcesses
+from pfcluster.launch.plan_record import LAUNCHER_LOCK, PLAN_FILE, is_locked, read_plan
+from pfcluster.launch.processes import RunMonitor
 from pfcluster.runs.atomic_files import write_atomically
-from tests.tiny import config
+from pfcluster.runs.folder import METRICS_FILE
+from tests.tiny import LAUNCH, OPTIONS, ROOT, config
 
 
 def lines(steps: range, **more: float) -> str:
     return "".join(json.dumps({"split": "train", "step": step, "epoch": 0.0, **more}) + "\n" for step in steps)
 
 
-def test_metrics_are_followed_also_where_a_run_that_goes_on_replaces_their_file(tmp_path: Path) -> None:
-    running = RunProcesses(TrainRun(RunConfig(), tmp_path), [], [])
-    path = tmp_path / "metrics.jsonl"
+def test_monitor_follows_metrics_of_a_run_that_replaces_the_file(tmp_path: Path) -> None:
+    monitor = RunMonitor(TrainRun(RunConfig(), tmp_path))
+    path = tmp_path / METRICS_FILE
     write_atomically(path, lines(range(1, 5), loss=1.0))
-    running.read_metrics()
-    assert (running.step, running.values["loss"]) == (4, 1.0)
+    monitor.read_metrics()
+    assert (monitor.step, monitor.values["loss"]) == (4, 1.0)
     write_atomically(path, lines(range(1, 3), loss=1.0))
     with open(path, "a") as file:
         file.write(lines(range(3, 9), loss=0.123456789) + '{"split": "tr')
-    running.read_metrics()
-    assert (running.step, running.values["loss"]) == (8, 0.123456789)
+    monitor.read_metrics()
+    assert (monitor.step, monitor.values["loss"]) == (8, 0.123456789)
 
 
-def plan(folder: Path, *, continue_on_failure: bool) -> Plan:
-    """One command that fails, two that wait for it, one of them anyway, and one beside it."""
+def failing_plan(folder: Path, *, continue_on_failure: bool) -> Plan:
+    """A command that fails, two that wait for it, one that waits and always runs, and an independent one."""
 
-    def call(name: str, code: str) -> Command:
-        return Command(
-            name, folder / name, ("-n1", "-r1", f"open({str(folder / name)!r}, 'w'); {code}"), module="timeit"
-        )
+    def stage(name: str, code: str = "pass", **options: object) -> Stage:
+        arguments = ("-n1", "-r1", f"open({str(folder / name)!r}, 'w'); {code}")
+        command = Command(name, folder / name, arguments, module="timeit", produces=folder / name)
+        return Stage(name, (command,), **options)  # type: ignore[arg-type]
 
-    def group(name: str, code: str = "pass", **options: object) -> Stage:
-        return Stage(name, (call(name, code),), **options)  # type: ignore[arg-type]
-
-    groups = (
-        group("broken", "raise ValueError"),
-        group("beside"),
-        group("behind", after=("broken",)),
-        group("further", after=("behind",)),
-        group("table", after=("further", "beside"), always_run=True),
+    stages = (
+        stage("broken", "raise ValueError"),
+        stage("independent"),
+        stage("waiting", after=("broken",)),
+        stage("later", after=("waiting",)),
+        stage("table", after=("later", "independent"), always_run=True),
     )
-    return Plan("plan", folder, groups, "the command", continue_on_failure=continue_on_failure)
+    return Plan("plan", folder, stages, "the command", continue_on_failure=continue_on_failure)
 
 
-def started(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+def outputs(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {PLAN_FILE, LAUNCHER_LOCK}
 
 
-def test_a_tolerant_plan_runs_what_no_failure_stands_before_and_then_tells_all(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match=r"(?s)1 of the plan.s tasks failed.*broken.*behind, further") as raised:
-        run_plan(plan(tmp_path, continue_on_failure=True), processes=1, at_once=1)
+def test_plan_that_continues_on_failure_runs_what_it_can(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"(?s)1 of the plan.s tasks failed.*broken.*waiting, later") as raised:
+        run_plan(failing_plan(tmp_path, continue_on_failure=True), processes=1, max_parallel=1)
     assert raised.value.code == 1
-    assert started(tmp_path) == {"broken", "beside", "table"}
+    assert outputs(tmp_path) == {"broken", "independent", "table"}
 
 
-def test_another_plan_ends_at_the_first_failure(tmp_path: Path) -> None:
+def test_plan_ends_at_the_first_failure(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="broken ended with 1"):
-        run_plan(plan(tmp_path, continue_on_failure=False), processes=1, at_once=1)
-    assert started(tmp_path) == {"broken"}
+        run_plan(failing_plan(tmp_path, continue_on_failure=False), processes=1, max_parallel=1)
+    assert outputs(tmp_path) == {"broken"}
 
 
-def test_runs_that_fail_do_not_end_the_runs_beside_them(tmp_path: Path) -> None:
+def test_failed_run_does_not_end_the_runs_beside_it(tmp_path: Path) -> None:
     good = config("finetune", max_steps=1)
     bad = replace(good, name="bad", data=replace(good.data, shards=str(tmp_path / "nowhere")))
-    jobs = [TrainRun(each, tmp_path / each.name, study="faces") for each in (bad, good)]
-    groups = tuple(Stage(job.config.name, (job,)) for job in jobs)
+    runs = [TrainRun(each, tmp_path / each.name, study="faces") for each in (bad, good)]
+    stages = (*(Stage(run.config.name, (run,)) for run in runs), Stage("report", (), after=("bad",)))
+    report = Command("report", tmp_path / "report", ("report", str(tmp_path)), produces=tmp_path / "report.html")
+    stages = (*stages[:2], replace(stages[2], tasks=(report,)))
     with pytest.raises(LaunchError, match=r"(?s)1 of the plan.*faces bad seed 0: .*nowhere"):
-        run_plan(Plan("plan", tmp_path, groups, "", continue_on_failure=True), processes=1, at_once=1)
-    assert jobs[1].finished()
+        run_plan(Plan("plan", tmp_path, stages, "", continue_on_failure=True), processes=1, max_parallel=1)
+    assert runs[1].finished()
+    plan = status.overview(tmp_path)
+    assert [task.state for task in plan.tasks] == ["failed", "finished", "not run"]
+    assert "nowhere" in plan.tasks[0].error
+    assert plan.tasks[2].reason == "bad failed"
+    assert (plan.tasks[1].step, plan.tasks[1].total_steps) == (1, 1)
+    assert plan.all_ended
+    assert not plan.all_finished
+
+
+def wait_for(condition, launcher: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + 400
+    while not condition():
+        assert launcher is None or launcher.poll() is None, "the launcher has ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_status_and_cancel_of_a_local_run(tmp_path: Path) -> None:
+    """The same command lists runs of this machine as it does those of SLURM."""
+    words = ["finetune", *OPTIONS, "--epochs", "200", "--checkpoint.every-steps", "4", "--output", str(tmp_path)]
+    words += ["--seeds", "0", "1", "--executor", "local"]
+    launcher = subprocess.Popen([*LAUNCH, *words], cwd=ROOT)
+    folder = tmp_path / "scratch"
+
+    def first():
+        return status.overview(folder).tasks[0]
+
+    try:
+        wait_for(lambda: (folder / PLAN_FILE).exists() and first().step, launcher)
+        plan = status.overview(folder)
+        assert (plan.launcher, plan.tasks[0].state, plan.tasks[1].state) == ("local", "running", "waiting")
+        assert plan.tasks[0].total_steps == 1200
+        assert plan.tasks[0].loss > 0
+        assert plan.tasks[0].images_per_second > 0
+        assert not plan.all_ended
+        assert read_plan(folder).pid == launcher.pid
+        assert is_locked(folder / LAUNCHER_LOCK)
+        assert status.log_of(folder, 0, None) == folder / "seed-0/logs/rank-0.log"
+        shown = subprocess.run(
+            [sys.executable, "-m", "pfcluster", "status", "--output", str(tmp_path)],
+            capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | {"COLUMNS": "200"},
+        ).stdout  # fmt: skip
+        for word in ("scratch seed 0", "running", "waiting", "images/s"):
+            assert word in shown
+        assert status.cancel(folder) == ["scratch seed 0", "scratch seed 1"]
+        assert launcher.wait(timeout=240) == 130
+    finally:
+        launcher.kill()
+    plan = status.overview(folder)
+    assert [task.state for task in plan.tasks] == ["stopped", "not run"]
+    assert plan.all_ended
+    assert status.cancel(folder) == []
+
+
+def test_status_of_a_run_whose_processes_were_killed(tmp_path: Path) -> None:
+    words = ["finetune", *OPTIONS, "--epochs", "200", "--output", str(tmp_path), "--executor", "local"]
+    launcher = subprocess.Popen([*LAUNCH, *words], cwd=ROOT, start_new_session=True)
+    folder = tmp_path / "scratch"
+    try:
+        wait_for(lambda: (folder / PLAN_FILE).exists() and status.overview(folder).tasks[0].step, launcher)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    finally:
+        launcher.send_signal(signal.SIGKILL)
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    launcher.wait()
+    wait_for(lambda: status.overview(folder).tasks[0].state != "running")
+    task = status.overview(folder).tasks[0]
+    assert task.state == "lost"
+    assert "the same command continues it" in task.reason

@@ -1,24 +1,29 @@
-"""What SLURM's words are taken to mean, what a failure leads to, and what a site may say. The text is SLURM 22.05's."""
+"""Parsing of SLURM's output, handling of failures, and site files. The output is that of SLURM 22.05."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pfcluster.cli.main import main
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.launch import attempts, redaction
-from pfcluster.launch.attempts import Attempt, Failure, Submitted
+from pfcluster.launch import attempts, redaction, status
+from pfcluster.launch.attempts import Attempt, Failure
+from pfcluster.launch.job_record import JobRecord, write_job
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
-from pfcluster.launch.slurm import client, epilogue
+from pfcluster.launch.plan_record import PLAN_FILE
+from pfcluster.launch.slurm import client, diagnosis, resubmit
 from pfcluster.launch.slurm.client import JobInfo, SlurmError
+from pfcluster.launch.slurm.job_state import slurm_task
 from pfcluster.launch.slurm.site import Site, load_site
 
-SHOWN = (
+SCONTROL_LINE = (
     "JobId=31 ArrayJobId=30 ArrayTaskId=1 JobName=x UserId=root(0) JobState={state} Reason=None Dependency=(null)"
     " Requeue=1 Restarts={restarts} BatchFlag=1 Reboot=0 RunTime=00:00:03 EndTime=2026-11-25T13:30:44"
     " PreemptEligibleTime=2026-11-25T13:29:40 PreemptTime={preempted} ReqNodeList=(null) ExcNodeList=n4"
@@ -27,7 +32,7 @@ SHOWN = (
 
 
 @pytest.mark.parametrize(
-    ("state", "restarts", "preempted", "meaning"),
+    ("state", "restarts", "preempted", "cause"),
     [
         ("COMPLETING", 0, "None", "cancelled"),  # scancel
         ("COMPLETING", 1, "None", "requeued"),  # PreemptMode=REQUEUE, scontrol requeue
@@ -39,13 +44,13 @@ SHOWN = (
         ("CANCELLED", 0, "None", "cancelled"),
     ],
 )
-def test_a_signal_means_what_the_job_s_record_says(state, restarts, preempted, meaning):
-    seen = client.parse_job(SHOWN.format(state=state, restarts=restarts, preempted=preempted))
-    assert (seen.job, seen.nodes) == ("30_1", "n[1-2]")
-    assert client.signal_cause(seen, 0) == meaning
+def test_signal_cause_follows_the_job_record(state, restarts, preempted, cause):
+    job = client.parse_job(SCONTROL_LINE.format(state=state, restarts=restarts, preempted=preempted))
+    assert (job.job, job.nodes) == ("30_1", "n[1-2]")
+    assert client.signal_cause(job, 0) == cause
 
 
-def test_a_job_that_slurm_has_forgotten_is_not_put_back():
+def test_signal_to_a_forgotten_job_is_a_cancellation():
     assert client.signal_cause(None, 0) == "cancelled"
 
 
@@ -53,12 +58,12 @@ def test_a_job_that_slurm_has_forgotten_is_not_put_back():
     ("text", "minutes"),
     [("90", 90), ("1:30:00", 90), ("2-00:00:00", 2880), ("1-12", 2160), ("90:30", 91), ("UNLIMITED", None)],
 )
-def test_times_are_read_as_slurm_writes_them(text, minutes):
+def test_minutes_parses_time_limits(text, minutes):
     assert client.minutes(text) == minutes
 
 
 @pytest.mark.parametrize("text", ["soon", "1h", "", "0:10", "-5"])
-def test_other_times_are_refused(text):
+def test_minutes_refuses_invalid_time_limits(text):
     with pytest.raises(SlurmError, match="--time must be"):
         client.minutes(text)
 
@@ -68,19 +73,23 @@ def failed(number: int, **changes: object) -> Attempt:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def test_the_budget_counts_failures_and_not_preemptions():
-    story = [failed(1, outcome="preempted", kind=None, checkpoint_step=5), failed(2, step=9), failed(3, step=9)]
-    assert attempts.reason_to_give_up(story, 2) is None
-    assert attempts.reason_to_give_up([*story, failed(4)], 2) == "it failed 3 times (--retries 2)"
-    assert attempts.reason_to_give_up([*story, failed(4, submission=2)], 2) is None, "another submission, another budget"
+def test_retries_count_failures_but_not_preemptions():
+    history = [failed(1, outcome="preempted", kind=None, checkpoint_step=5), failed(2, step=9), failed(3, step=9)]
+    assert attempts.reason_to_give_up(history, 2) is None
+    assert attempts.reason_to_give_up([*history, failed(4)], 2) == "it failed 3 times (--retries 2)"
+    assert attempts.reason_to_give_up([*history, failed(4, submission=2)], 2) is None, (
+        "a new submission has its own retries"
+    )
 
 
 @pytest.mark.parametrize("kind", ["user", "training", "disk"])
-def test_what_would_only_repeat_itself_is_not_retried(kind):
-    assert attempts.reason_to_give_up([failed(1, kind=kind, step=100)], 5) == "another attempt would fail in the same way"
+def test_failures_that_repeat_are_not_retried(kind):
+    assert (
+        attempts.reason_to_give_up([failed(1, kind=kind, step=100)], 5) == "another attempt would fail in the same way"
+    )
 
 
-def test_a_bug_is_retried_only_where_it_struck_after_progress_and_once():
+def test_bug_is_retried_once_and_only_after_progress():
     assert "before it trained a step" in attempts.reason_to_give_up([failed(1, kind="bug")], 5)
     later = failed(1, kind="bug", step=10, checkpoint_step=5)
     assert attempts.reason_to_give_up([later], 5) is None
@@ -90,15 +99,15 @@ def test_a_bug_is_retried_only_where_it_struck_after_progress_and_once():
     assert attempts.reason_to_give_up([failed(1, kind="device")], 5) is None
 
 
-def test_three_attempts_that_vanish_without_progress_are_enough():
-    silent = [failed(number, outcome="lost", kind=None, from_step=5, checkpoint_step=5) for number in (1, 2, 3)]
-    assert attempts.lost_repeatedly(silent)
-    assert not attempts.lost_repeatedly(silent[1:])
-    assert not attempts.lost_repeatedly([*silent[:2], replace(silent[2], checkpoint_step=6)])
+def test_three_lost_attempts_without_progress_end_the_task():
+    lost = [failed(number, outcome="lost", kind=None, from_step=5, checkpoint_step=5) for number in (1, 2, 3)]
+    assert attempts.lost_repeatedly(lost)
+    assert not attempts.lost_repeatedly(lost[1:])
+    assert not attempts.lost_repeatedly([*lost[:2], replace(lost[2], checkpoint_step=6)])
 
 
-def test_an_attempt_that_never_told_its_end_is_closed_by_the_next(tmp_path):
-    attempts.submit(tmp_path, Submitted("7", 1))
+def test_next_attempt_closes_one_without_an_end(tmp_path):
+    write_job(tmp_path, JobRecord("7", 1))
     attempts.begin(tmp_path, "7", 0, "n1")
     (tmp_path / "checkpoints/step-00000040").mkdir(parents=True)
     (tmp_path / "checkpoints/step-00000040/state.json").touch()
@@ -113,65 +122,73 @@ def write_batch_log(folder: Path, text: str) -> None:
     scripts = folder / "scripts"
     scripts.mkdir()
     (scripts / "7_0_log.out").write_text(text)
-    attempts.submit(folder, Submitted("7", 1, script=str(scripts)))
+    write_job(folder, JobRecord("7", 1, scripts=str(scripts)))
 
 
-def test_the_rank_that_died_first_is_found_in_this_attempt_s_words_only(tmp_path):
+def test_first_dead_rank_is_taken_from_the_output_of_this_attempt(tmp_path):
+    mark = diagnosis.ATTEMPT_MARK
     write_batch_log(
         tmp_path,
-        f"{epilogue.MARK} 7, restart 0\nsrun: error: n4: task 3: Killed\n{epilogue.MARK} 7, restart 1\n"
+        f"{mark} 7, restart 0\nsrun: error: n4: task 3: Killed\n{mark} 7, restart 1\n"
         "srun: error: n2: task 1: Out Of Memory\nsrun: error: n1: task 0: Killed\n",
     )
-    found = epilogue.explain(tmp_path, failed(1), "7", 137)
-    assert (found["kind"], found["node"]) == ("bug", "n2"), "more memory is on no other node"
-    assert "rank 1 on n2: Out Of Memory" in found["error"]
+    failure = diagnosis.explain(tmp_path, failed(1), "7", 137)
+    assert (failure["kind"], failure["node"]) == ("bug", "n2"), "no other node has more memory"
+    assert "rank 1 on n2: Out Of Memory" in failure["error"]
 
 
-def test_what_a_rank_told_says_more_than_srun(tmp_path):
-    write_batch_log(tmp_path, f"{epilogue.MARK} 7\nsrun: error: n2: task 1: Exited with exit code 2\n")
+def test_error_of_a_rank_takes_precedence_over_srun(tmp_path):
+    write_batch_log(tmp_path, f"{diagnosis.ATTEMPT_MARK} 7\nsrun: error: n2: task 1: Exited with exit code 2\n")
     attempts.write_failure(tmp_path, 1, Failure(1, "n2", "lost rank", "rank 0 is gone"))
     attempts.write_failure(tmp_path, 1, Failure(0, "n1", "user", "no such shard"))
-    assert epilogue.explain(tmp_path, failed(1), "7", 2) == {"kind": "user", "error": "no such shard", "node": "n1"}
+    assert diagnosis.explain(tmp_path, failed(1), "7", 2) == {"kind": "user", "error": "no such shard", "node": "n1"}
 
 
-def test_groups_that_wait_are_found_also_behind_each_other(tmp_path):
-    groups = {
-        "mae": {"after": [], "folders": ["/m"]},
+def write_plan_file(folder: Path, stages: dict[str, dict[str, object]]) -> None:
+    base = {"after": [], "always_run": False, "labels": [], "folders": [], "outputs": [], "trains": True}
+    record = {"name": "x", "command": "c", "launcher": "slurm", "started": "t", "host": "h", "pid": 0}
+    record["stages"] = {name: base | stage for name, stage in stages.items()}
+    (folder / PLAN_FILE).write_text(json.dumps(record))
+
+
+def test_waiting_folders_follow_stages_transitively(tmp_path):
+    stages = {
+        "mae": {"folders": ["/m"]},
         "pf-vit": {"after": ["mae", "judge"], "folders": ["/p0", "/p1"]},
         "report": {"after": ["pf-vit"], "folders": ["/r"]},
-        "table": {"after": ["pf-vit"], "folders": ["/t"], "anyway": True},
-        "scratch": {"after": [], "folders": ["/s"]},
+        "table": {"after": ["pf-vit"], "folders": ["/t"], "always_run": True},
+        "scratch": {"folders": ["/s"]},
     }
-    (tmp_path / "pipeline.json").write_text(json.dumps({"groups": groups}))
-    known = Submitted("7", pipeline=str(tmp_path), group="mae")
-    assert epilogue.waiting_folders(known) == [Path("/p0"), Path("/p1")]
-    assert epilogue.waiting_folders(known, deep=True) == [Path("/p0"), Path("/p1"), Path("/r")]
-    assert epilogue.waiting_folders(replace(known, group="pf-vit")) == [Path("/r"), Path("/t")]
+    write_plan_file(tmp_path, stages)
+    record = JobRecord("7", plan_folder=str(tmp_path), stage="mae")
+    assert resubmit.waiting_folders(record) == [Path("/p0"), Path("/p1")]
+    assert resubmit.waiting_folders(record, transitive=True) == [Path("/p0"), Path("/p1"), Path("/r")]
+    assert resubmit.waiting_folders(replace(record, stage="pf-vit")) == [Path("/r"), Path("/t")]
 
 
-def test_waves_follow_what_waits_for_what(tmp_path):
-    def group(name: str, *after: str) -> Stage:
+def test_waves_follow_the_order_of_stages(tmp_path):
+    def stage(name: str, *after: str) -> Stage:
         return Stage(name, (TrainRun(RunConfig(name=name), tmp_path / name),), after)
 
-    groups = (group("mae"), group("judge"), group("pf-vit", "mae", "judge"), group("scratch"), group("end", "pf-vit"))
-    waves = [[each.name for each in wave] for wave in Plan("p", tmp_path, groups, "c").waves()]
+    stages = (stage("mae"), stage("judge"), stage("pf-vit", "mae", "judge"), stage("scratch"), stage("end", "pf-vit"))
+    waves = [[each.name for each in wave] for wave in Plan("p", tmp_path, stages, "c").waves()]
     assert waves == [["mae", "judge", "scratch"], ["pf-vit"], ["end"]]
 
 
-def test_a_command_is_done_while_what_it_made_is_newer_than_what_it_read(tmp_path):
-    made, read = tmp_path / "made", tmp_path / "read"
-    call = Command("c", tmp_path, (), produces=made, reads=(read,))
-    assert not call.finished()
-    for number, path in enumerate((read, made)):
+def test_command_is_finished_while_its_output_is_newer_than_its_inputs(tmp_path):
+    output, input_ = tmp_path / "output", tmp_path / "input"
+    command = Command("c", tmp_path, (), produces=output, reads=(input_,))
+    assert not command.finished()
+    for number, path in enumerate((input_, output)):
         path.touch()
         os.utime(path, (number, number))
-    assert call.finished()
-    os.utime(read, (9, 9))
-    assert not call.finished()
+    assert command.finished()
+    os.utime(input_, (9, 9))
+    assert not command.finished()
     assert not Command("c", tmp_path, ()).finished()
 
 
-def test_a_site_file_is_read_and_single_runs_differ(tmp_path):
+def test_site_file_has_settings_of_single_runs(tmp_path):
     path = tmp_path / "site.toml"
     path.write_text(
         'partition = "gpu"\ngpus_per_node = 8\nsetup = ["module load cuda"]\nmem = 64000\n'
@@ -199,14 +216,14 @@ def test_a_site_file_is_read_and_single_runs_differ(tmp_path):
         ("partition =", "is not TOML"),
     ],
 )
-def test_a_wrong_site_file_is_named_with_what_would_do(tmp_path, text, words):
+def test_invalid_site_file_is_refused_with_a_hint(tmp_path, text, words):
     path = tmp_path / "site.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         load_site(path)
 
 
-def test_without_a_site_file_there_is_a_plain_site(tmp_path, monkeypatch):
+def test_defaults_without_a_site_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("PFCLUSTER_SITE", raising=False)
@@ -215,7 +232,7 @@ def test_without_a_site_file_there_is_a_plain_site(tmp_path, monkeypatch):
         load_site(tmp_path / "none.toml")
 
 
-def test_secrets_do_not_reach_what_is_printed(monkeypatch, capsys):
+def test_secrets_are_redacted_from_output(monkeypatch, capsys):
     monkeypatch.setenv("MY_TOKEN", "abcd1234")
     monkeypatch.setenv(redaction.VARIABLE, "MY_TOKEN,ABSENT")
     monkeypatch.setattr(sys, "stdout", sys.stdout)
@@ -223,38 +240,76 @@ def test_secrets_do_not_reach_what_is_printed(monkeypatch, capsys):
     redaction.redact_output()
     print("GET https://host/?key=abcd1234&x")
     print("warning abcd1234", file=sys.stderr)
-    said = capsys.readouterr()
-    assert said.out == "GET https://host/?key=<MY_TOKEN>&x\n"
-    assert said.err == "warning <MY_TOKEN>\n"
+    captured = capsys.readouterr()
+    assert captured.out == "GET https://host/?key=<MY_TOKEN>&x\n"
+    assert captured.err == "warning <MY_TOKEN>\n"
 
 
-def test_hopeless_and_alive():
+def test_hopeless_and_alive_states():
     assert JobInfo("1", "PENDING", "DependencyNeverSatisfied").hopeless
     assert JobInfo("1", "COMPLETING").alive
     assert not JobInfo("1", "NODE_FAIL").alive
 
 
-def test_without_a_queue_status_tells_what_the_folders_know(tmp_path):
-    from pfcluster.launch import status
+def test_status_without_slurm_reads_the_folders(tmp_path, monkeypatch):
+    def no_slurm(ids, **_):
+        raise SlurmError("no squeue on this machine's PATH")
 
-    stories = {
+    histories = {
         "a": [failed(1, outcome="finished")],
         "b": [failed(1, kind="user", error="no such shard", next="given up: it would fail again")],
         "c": [failed(1, outcome="running")],
         "d": [],
     }
-    for name, story in stories.items():
-        attempts.submit(tmp_path / name, Submitted("7", 1))
-        for attempt in story:
+    for name, history in histories.items():
+        write_job(tmp_path / name, JobRecord("7", 1))
+        for attempt in history:
             attempts.write(tmp_path / name, attempt)
-    group = {"after": [], "folders": [str(tmp_path / name) for name in stories], "labels": list(stories), "runs": True}
-    record = {"name": "x", "command": "c", "submitted": "t", "groups": {"g": group}}
-    (tmp_path / "pipeline.json").write_text(json.dumps(record))
-    found = [status._line("g", name, tmp_path / name, None, True) for name in stories]
-    assert [line.state for line in found] == ["finished", "failed", "lost", "not run"]
-    assert found[1].error == "no such shard"
-    assert "SLURM has forgotten it; the same command goes on" in found[2].why
-    assert status._line("g", "c", tmp_path / "c", None, False).state == "unknown"
-    assert status.find("x", tmp_path) == tmp_path
-    with pytest.raises(ValueError, match="nothing was submitted as y; there is"):
-        status.find("y", tmp_path)
+    folders = [str(tmp_path / name) for name in histories]
+    write_plan_file(tmp_path, {"s": {"labels": list(histories), "folders": folders, "outputs": [None] * 4}})
+    tasks = [slurm_task("s", name, tmp_path / name, None, True) for name in histories]
+    assert [task.state for task in tasks] == ["finished", "failed", "lost", "not run"]
+    assert tasks[1].error == "no such shard"
+    assert "SLURM has forgotten it; the same command continues it" in tasks[2].reason
+    monkeypatch.setattr(client, "job_states", no_slurm)
+    plan = status.overview(tmp_path)
+    assert "the states are those recorded in the folders" in plan.warning
+    assert [task.state for task in plan.tasks] == ["finished", "failed", "unknown", "not started"]
+    assert status.find_plan("x", tmp_path) == tmp_path
+    with pytest.raises(ValueError, match="nothing was started as y; there is"):
+        status.find_plan("y", tmp_path)
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_dry_run_prints_scripts_without_slurm(tmp_path, monkeypatch, capsys, available):
+    """On a machine without sbatch the limits of the partition are not checked; elsewhere they are those of SLURM."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if available:
+        monkeypatch.setattr(client, "available", lambda: (True, "a cluster answers"))
+        monkeypatch.setattr(client, "partition", lambda name: {"PartitionName": "gpu", "MaxTime": "30"})
+    words = ["pretrain", "--preset", "demo", "--nodes", "4", "--time", "90", "--executor", "slurm", "--dry-run"]
+    assert main(words) == 0
+    output = capsys.readouterr().out
+    assert "#SBATCH --nodes=4" in output
+    assert f"#SBATCH --time={30 if available else 90}" in output
+    assert "pfcluster.launch.slurm.epilogue" in output
+    assert ("SLURM cannot be queried here" in output) is not available
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_submission_without_slurm_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["pretrain", "--preset", "demo", "--executor", "slurm"]) == 2
+    assert "--executor slurm: no sbatch on the PATH; run on this machine" in capsys.readouterr().err
+
+
+def test_epilogue_imports_the_standard_library_only():
+    """It runs outside of the container that has torch and the other packages."""
+    code = (
+        "import sys; before = set(sys.modules); import pfcluster.launch.slurm.epilogue;"
+        "print({name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{'pfcluster'}"
