@@ -132,7 +132,7 @@ def _sample_evidence(predictions: PredictionComparison, test: Paired) -> tuple[s
             "this compares two trained networks, not two training methods."
         )
     if test.sign == 0:
-        note = ", not conclusive without the interval over seeds" if difference.sign else ""
+        note = ", not conclusive because the interval over seeds contains 0" if difference.sign else ""
         return "", f"Over seeds and {samples}: {bounds}{note}."
     if difference.sign == test.sign:
         return "", f"The interval over seeds and {samples} also excludes 0: {bounds}."
