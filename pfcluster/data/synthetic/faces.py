@@ -1,7 +1,7 @@
-"""What a synthetic face is: identity, circumstances of the photo and action units, as independent numbers.
+"""Parameters of a synthetic face: identity, nuisance (pose, light, background, ...) and action units, all independent.
 
-Legend: b faces, i identity parameters, n nuisance parameters, a action units, s sides (0 the picture's left, 1 its
-right). Lengths are in halves of the picture's side: an unmoved face lies in x, y in [-1, 1], x to the right, y down.
+Legend: b faces, i identity parameters, n nuisance parameters, a action units, s sides (0 left in the image, 1 right).
+Lengths are in units of half the image's side: an unmoved face lies in x, y in [-1, 1], x to the right, y down.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ IDENTITY = (
     ("chin_squareness", 0.0, 1.0),
     ("skin_tone", 0.0, 1.0),
     ("skin_redness", -0.03, 0.05),
-    ("age", -0.4, 1.0),  # below zero: no lines at all
+    ("age", -0.4, 1.0),  # below zero: no wrinkles
     ("hair_amount", -0.25, 1.0),  # below zero: bald
-    ("hair_length", -0.35, 1.3),  # y down to which it hangs
+    ("hair_length", -0.35, 1.3),  # y of its lower end
     ("hairline", -0.72, -0.5),
     ("hairline_slope", -0.25, 0.25),
     ("hair_curl", 0.0, 1.0),
@@ -35,7 +35,7 @@ IDENTITY = (
     ("brow_distance", 0.175, 0.235),
     ("brow_thickness", 0.028, 0.055),
     ("brow_arch", 0.01, 0.055),
-    ("brow_slope", -0.03, 0.035),  # resting tilt: some people look stern or sad at rest
+    ("brow_slope", -0.03, 0.035),  # tilt at rest
     ("brow_darkness", 0.35, 0.9),
     ("nose_length", 0.22, 0.31),
     ("nose_width", 0.085, 0.13),
@@ -44,8 +44,8 @@ IDENTITY = (
     ("mouth_width", 0.25, 0.33),
     ("lip_thickness", 0.04, 0.085),
     ("lip_redness", 0.1, 0.8),
-    ("corner_rest", -0.02, 0.03),  # resting height of the lip corners
-    ("beard", -1.5, 1.0),  # below zero: shaven
+    ("corner_rest", -0.02, 0.03),  # height of the lip corners at rest
+    ("beard", -1.5, 1.0),  # below zero: none
     ("glasses", -3.0, 1.0),  # below zero: none
 )
 
@@ -72,7 +72,7 @@ NUISANCE = (
     ("clothes_blue", 0.05, 0.9),
     ("gaze_x", -0.03, 0.03),
     ("gaze_y", -0.01, 0.012),
-    ("lids", 0.85, 1.1),  # how wide the eyes happen to be open
+    ("lids", 0.85, 1.1),  # opening of the eyes
     ("blur", -0.03, 0.04),  # radius; below zero: sharp
     ("noise", -0.02, 0.035),  # below zero: none
     ("noise_key", 0.0, 1.0),
@@ -82,7 +82,7 @@ NUISANCE = (
     ("occluder_angle", -1.0, 1.0),
     ("occluder_width", 0.1, 0.22),
     ("occluder_length", 0.25, 0.6),
-    ("occluder_skin", 0.0, 1.0),  # above one half: a hand, else in the colour of the clothes
+    ("occluder_skin", 0.0, 1.0),  # above 0.5: skin colour (a hand), else the clothes' colour
 )
 
 ABSENT_BELOW_ZERO = ("blur", "noise", "occluder")
@@ -93,28 +93,28 @@ NUISANCE_NAMES = tuple(name for name, _, _ in NUISANCE)
 
 @dataclass(frozen=True)
 class Faces:
-    """One row a face; each part can be exchanged alone."""
+    """Parameters of b faces."""
 
     identity: Tensor
     """b i float32, columns as in IDENTITY."""
     nuisance: Tensor
     """b n float32, columns as in NUISANCE."""
     action_units: Tensor
-    """b a s float32 in [0, 1], units as in facs.ACTION_UNITS."""
+    """b a s float32 in [0, 1], in the order of facs.ACTION_UNITS."""
 
     def __len__(self) -> int:
         return len(self.identity)
 
     def __getitem__(self, rows: slice | Tensor) -> Faces:
-        """The faces of some rows."""
+        """A subset of the faces."""
         return Faces(self.identity[rows], self.nuisance[rows], self.action_units[rows])
 
     def neutral_twin(self) -> Faces:
-        """The true poker faces: all action units zero, everything else as it is."""
+        """The ground-truth poker faces: all action units 0, all else unchanged."""
         return Faces(self.identity, self.nuisance, torch.zeros_like(self.action_units))
 
     def parameter(self, name: str) -> Tensor:
-        """One identity or nuisance parameter: b 1 1, ready to be used beside b h w."""
+        """One identity or nuisance parameter: b 1 1, which broadcasts with b h w. Raises ValueError for other names."""
         if name in IDENTITY_NAMES:
             return self.identity[:, IDENTITY_NAMES.index(name), None, None]
         if name in NUISANCE_NAMES:
@@ -130,7 +130,7 @@ class Faces:
 
 
 def concatenate(parts: Sequence[Faces]) -> Faces:
-    """All faces of the parts, in order."""
+    """Concatenate faces, in order."""
     return Faces(
         torch.cat([part.identity for part in parts]),
         torch.cat([part.nuisance for part in parts]),
@@ -138,22 +138,22 @@ def concatenate(parts: Sequence[Faces]) -> Faces:
     )
 
 
-def calmed(nuisance: Tensor, share: float) -> Tensor:
-    """Nuisance parameters b n drawn back towards a plain photo: `share` of their range is left, 1 changes nothing.
+def shrink_nuisance(nuisance: Tensor, share: float) -> Tensor:
+    """Shrink the range of nuisance parameters to the fraction `share`: b n -> b n; 1 changes nothing.
 
-    Most shrink around the middle of their range; what is absent below zero grows rarer and weaker, until at 0 it is
-    gone.
+    Most shrink around the middle of their range. Those of ABSENT_BELOW_ZERO become rarer and weaker, and are absent at
+    0.
     """
     if share == 1:
         return nuisance
     low, high = (torch.tensor([row[side] for row in NUISANCE]) for side in (1, 2))
-    hidden = torch.tensor([name in ABSENT_BELOW_ZERO for name in NUISANCE_NAMES])
+    can_be_absent = torch.tensor([name in ABSENT_BELOW_ZERO for name in NUISANCE_NAMES])
     middle = (low + high) / 2
-    return torch.where(hidden, nuisance - (1 - share) * high, middle + share * (nuisance - middle))
+    return torch.where(can_be_absent, nuisance - (1 - share) * high, middle + share * (nuisance - middle))
 
 
 def from_uniforms(table: Sequence[tuple[str, float, float]], uniforms: Tensor) -> Tensor:
-    """Parameters drawn evenly from their ranges: b p in [0, 1) -> b p float32."""
+    """Map uniform numbers to the parameters' ranges: b p in [0, 1) -> float32 b p."""
     low = torch.tensor([low for _, low, _ in table], dtype=torch.float64)
     high = torch.tensor([high for _, _, high in table], dtype=torch.float64)
     return (low + (high - low) * uniforms).float()

@@ -1,11 +1,11 @@
-"""Facial action units and the recipes of the eight expressions.
+"""Facial action units (FACS) and the recipes of the eight expressions.
 
-Sources: the units and their appearance, Ekman & Friesen, Facial Action Coding System (1978; Ekman, Friesen & Hager
-2002); which units make which emotion, the same authors' EMFACS (1983), in the form common in the FER literature;
-contempt as 12 + 14 of one side only, Ekman & Friesen, "A new pan-cultural facial expression of emotion" (1986).
+Sources: units and their appearance, Ekman & Friesen, Facial Action Coding System (1978; Ekman, Friesen & Hager 2002);
+units of each emotion, the same authors' EMFACS (1983), in the form common in the FER literature; contempt as unilateral
+12 + 14, Ekman & Friesen, "A new pan-cultural facial expression of emotion" (1986).
 
-Legend: b faces, a action units (15, in the order of ACTION_UNITS), s sides (0 the picture's left, 1 its right).
-Intensities lie in [0, 1]: 0 is FACS's "absent", 1 its maximum, E.
+Legend: b faces, a action units (15, in the order of ACTION_UNITS), s sides (0 left in the image, 1 right), u uniform
+numbers. Intensities lie in [0, 1]: 0 is absent in FACS, 1 its maximum, E.
 """
 
 from __future__ import annotations
@@ -17,36 +17,35 @@ from torch import Tensor
 
 from pfcluster.data.labels import CANONICAL
 
-ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 12, 14, 15, 17, 20, 23, 25, 26)
-NAMES = (
-    "inner brow raiser",
-    "outer brow raiser",
-    "brow lowerer",
-    "upper lid raiser",
-    "cheek raiser",
-    "lid tightener",
-    "nose wrinkler",
-    "lip corner puller",
-    "dimpler",
-    "lip corner depressor",
-    "chin raiser",
-    "lip stretcher",
-    "lip tightener",
-    "lips part",
-    "jaw drop",
+ACTION_UNITS = (
+    1,  # inner brow raiser
+    2,  # outer brow raiser
+    4,  # brow lowerer
+    5,  # upper lid raiser
+    6,  # cheek raiser
+    7,  # lid tightener
+    9,  # nose wrinkler
+    12,  # lip corner puller
+    14,  # dimpler
+    15,  # lip corner depressor
+    17,  # chin raiser
+    20,  # lip stretcher
+    23,  # lip tightener
+    25,  # lips part
+    26,  # jaw drop
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The units of one expression."""
+    """Action units of one expression."""
 
     core: tuple[int, ...] = ()
-    """Units that every showing of it has."""
+    """Units that are always active."""
     secondary: tuple[int, ...] = ()
-    """Units that a showing may lack."""
+    """Units that are active with probability SECONDARY_SHARE."""
     unilateral: bool = False
-    """Whether it is shown on one side of the face only."""
+    """Whether the units are active on one side of the face only."""
 
     @property
     def units(self) -> tuple[int, ...]:
@@ -65,39 +64,40 @@ RECIPES = (
 )
 
 SECONDARY_SHARE = 0.8
-"""How often a secondary unit is shown."""
-WEAKEST = 0.3
-"""Strength of the weakest showing; the strongest has 1. The weak ones are what makes the task hard."""
+"""Probability that a secondary unit is active."""
+MIN_INTENSITY = 0.3
+"""Default intensity of the weakest expressions; the strongest have 1. The weak ones make the task hard."""
 SPREAD = (0.7, 1.2)
-"""Range of one unit's intensity around its showing's strength."""
+"""Range of a unit's intensity relative to that of the expression."""
 NOISE_SHARE, NOISE = 0.2, 0.18
-"""How often a unit twitches by itself, and by how much at most."""
+"""Probability of a unit's random activation, and its maximum intensity."""
 QUIET_SHARE = 0.3
-"""Share of faces without any such twitching."""
+"""Share of faces without random activations."""
 UNIFORMS = 3 + 5 * len(ACTION_UNITS)
-"""Random numbers that one face's units consume."""
+"""Random numbers per face."""
 
 
 def recipe(emotion: str) -> Recipe:
     """The recipe of one canonical emotion. Raises ValueError for another name."""
-    for name, found in RECIPES:
+    for name, units in RECIPES:
         if name == emotion:
-            return found
+            return units
     raise ValueError(f"emotion must be one of {', '.join(CANONICAL)}, got {emotion!r}")
 
 
 def column(action_unit: int) -> int:
-    """Where a unit stands among the columns `a`. Raises ValueError for a unit that faces here do not have."""
+    """Index of an action unit in ACTION_UNITS. Raises ValueError if it is not among them."""
     if action_unit not in ACTION_UNITS:
         raise ValueError(f"action_unit must be one of {ACTION_UNITS}, got {action_unit!r}")
     return ACTION_UNITS.index(action_unit)
 
 
-def intensities(emotions: Tensor, uniforms: Tensor, min_intensity: float = WEAKEST) -> Tensor:
-    """Random showings of the given expressions: b (indices into CANONICAL), b u in [0, 1) -> b a s.
+def intensities(emotions: Tensor, uniforms: Tensor, min_intensity: float = MIN_INTENSITY) -> Tensor:
+    """Random action units of the given expressions: b (indices into CANONICAL), b u in [0, 1) -> b a s; u = UNIFORMS.
 
-    u = UNIFORMS. Each face has one strength, each of its units an own intensity around it; secondary units are dropped
-    at random, units twitch at random, and the two sides differ by up to a tenth (one side is still where unilateral).
+    Each face has one intensity, around which the intensities of its units vary. Secondary units are dropped at random,
+    and units are activated at random. The two sides differ by up to a tenth; in unilateral expressions one side has
+    random activations only.
     """
     strength, side, quiet = uniforms[:, :3].T
     dropped, spread, twitch, twitch_size, tilt = uniforms[:, 3:].unflatten(1, (5, len(ACTION_UNITS))).unbind(1)

@@ -1,7 +1,7 @@
-"""The features of a synthetic face and what each action unit does to them.
+"""Features of a synthetic face, and the effect of each action unit on them.
 
-Every function draws with the unit's intensity as a field over the picture, so the two sides of a face may differ. The
-appearance changes follow the FACS manual (Ekman, Friesen & Hager 2002), as far as 48 pixels can show them.
+Intensities of action units are fields over the image, so the two sides of a face may differ. The changes of appearance
+follow the FACS manual (Ekman, Friesen & Hager 2002), as far as they are visible at 48 pixels.
 
 Legend: b faces, h w pixels. Coordinates as in faces.py; `x` is |u|, the distance from the face's midline.
 """
@@ -18,7 +18,7 @@ from pfcluster.data.synthetic.geometry import View, between, bump, fill, line, p
 
 @dataclass(frozen=True)
 class Brows:
-    """Where the brows are."""
+    """Coordinates of the brows."""
 
     along: Tensor
     """b h w: 0 at the inner end, 1 at the outer."""
@@ -27,9 +27,9 @@ class Brows:
 
 
 def brows(view: View, x: Tensor) -> Brows:
-    """AU 1 lifts the inner ends, 2 the outer, 4 draws both down and together; 9 and 6 pull a little along."""
-    a1, a2, a4, a9 = view.unit(1), view.unit(2), view.unit(4), view.unit(9)
-    inner = 0.12 - 0.035 * view.whole(4)
+    """AU 1 raises the inner ends, 2 the outer ends, 4 lowers both and draws them together, 9 lowers them slightly."""
+    a1, a2, a4, a9 = view.action_unit(1), view.action_unit(2), view.action_unit(4), view.action_unit(9)
+    inner = 0.12 - 0.035 * view.mean_action_unit(4)
     along = (x - inner) / (view["eye_distance"] + 0.2 - inner)
     t = along.clamp(0, 1)
     rest = view["eye_height"] - view["brow_distance"] - view["brow_arch"] * (4 * t * (1 - t))
@@ -54,12 +54,14 @@ def forehead_relief(view: View, x: Tensor, brow: Brows) -> Tensor:
     v, edge = view.v, view.edge
     age = view["age"].clamp(min=0)
     middle = view["eye_height"] - view["brow_distance"]
-    strength = view.unit(1) * bump(x, 0.3) + view.unit(2) * bump(x - 0.28, 0.26) + 0.45 * age * bump(x, 0.5)
+    strength = (
+        view.action_unit(1) * bump(x, 0.3) + view.action_unit(2) * bump(x - 0.28, 0.26) + 0.45 * age * bump(x, 0.5)
+    )
     relief = torch.zeros_like(v)
     for row in range(3):
-        course = middle - 0.17 - 0.09 * row + 0.12 * x * x - 0.05 * view.whole(1)
+        course = middle - 0.17 - 0.09 * row + 0.12 * x * x - 0.05 * view.mean_action_unit(1)
         relief -= line(v - course, 0.024, edge) * strength * (0.42 - 0.07 * row)
-    frown = view.unit(4)
+    frown = view.action_unit(4)
     furrow = line(x - 0.05, 0.024, edge) * bump(v - middle - 0.03, 0.17)
     relief -= furrow * (0.5 * frown + 0.15 * age)
     relief -= spot(x, v - middle - 0.08, 0.16, 0.14) * frown * 0.18
@@ -68,7 +70,7 @@ def forehead_relief(view: View, x: Tensor, brow: Brows) -> Tensor:
 
 @dataclass(frozen=True)
 class Eyes:
-    """Where the eyes are, one beside the other: all b h w."""
+    """Coordinates of the eyes: all b h w."""
 
     across: Tensor
     """-1 at the inner corner, 1 at the outer."""
@@ -77,17 +79,17 @@ class Eyes:
     lower: Tensor
     """v of the lower lid's rim."""
     open: Tensor
-    """One where the eyeball shows, else zero."""
+    """1 where the eyeball is visible, else 0."""
 
 
 def eyes(view: View, x: Tensor) -> Eyes:
     """AU 5 raises the upper lid, 7 tightens both (the lower goes straight), 6 pushes the lower lid up."""
-    a5, a6, a7, a9 = view.unit(5), view.unit(6), view.unit(7), view.unit(9)
+    a5, a6, a7, a9 = view.action_unit(5), view.action_unit(6), view.action_unit(7), view.action_unit(9)
     across = (x - view["eye_distance"]) / view["eye_width"]
     arc = (1 - across * across).clamp_(min=-0.2)
     middle = view["eye_height"] - view["eye_tilt"] * across
     opening = view["eye_opening"] * view["lids"]
-    up = opening * (1 + 0.85 * a5 - 0.35 * a7 - 0.22 * a6 - 0.25 * a9 - 0.12 * view.unit(4)).clamp_(min=0.1)
+    up = opening * (1 + 0.85 * a5 - 0.35 * a7 - 0.22 * a6 - 0.25 * a9 - 0.12 * view.action_unit(4)).clamp_(min=0.1)
     down = opening * (0.62 + 0.12 * a5 - 0.42 * a7 - 0.55 * a6 - 0.3 * a9).clamp_(min=-0.05)
     upper, lower = middle - up * arc * (1 + 0.12 * across), middle + down * arc
     inside = between(view.v, upper, lower, view.edge) * between(across, -1.0, 1.0, view.edge / view["eye_width"])
@@ -118,11 +120,11 @@ def paint_eyes(view: View, canvas: Tensor, eye: Eyes, x: Tensor, iris: Tensor) -
 def eye_relief(view: View, x: Tensor, eye: Eyes) -> Tensor:
     """Sockets, lid crease, bags and crow's feet (6, age): b h w."""
     v, edge = view.v, view.edge
-    a6, a7 = view.unit(6), view.unit(7)
+    a6, a7 = view.action_unit(6), view.action_unit(7)
     age = view["age"].clamp(min=0)
     within = bump(eye.across, 1.4)
     relief = -0.16 * spot(x - view["eye_distance"] + 0.06, v - view["eye_height"] + 0.02, 0.27, 0.17)
-    crease = eye.upper - 0.045 + 0.03 * view.unit(5)
+    crease = eye.upper - 0.045 + 0.03 * view.action_unit(5)
     relief -= 0.3 * line(v - crease, 0.018, edge) * within
     relief -= (0.12 + 0.2 * age + 0.45 * a6 + 0.3 * a7) * line(v - eye.lower - 0.05, 0.022, edge) * within
     relief += (0.08 + 0.2 * a6 + 0.1 * a7) * line(v - eye.lower - 0.028, 0.02, edge) * within
@@ -137,9 +139,9 @@ def nose_relief(view: View) -> Tensor:
     """Bridge, tip, wings and nostrils, which stand out and so move more with the yaw; 9 lifts and wrinkles: b h w."""
     v, edge = view.v, view.edge
     u = view.u - 0.16 * view["yaw"].sin() * bump(v - 0.15, 0.45)
-    x, a9 = u.abs(), view.unit(9)
-    tip = view["nose_length"] - 0.04 * view.whole(9)
-    wing = view["nose_width"] * (1 + 0.18 * view.whole(9))
+    x, a9 = u.abs(), view.action_unit(9)
+    tip = view["nose_length"] - 0.04 * view.mean_action_unit(9)
+    wing = view["nose_width"] * (1 + 0.18 * view.mean_action_unit(9))
     bridge = view["nose_bridge"] * bump(v - tip + 0.22, 0.4)
     lit = view["light_x"] * 2.2
     relief = bridge * (lit * (bump(u - 0.055, 0.055) - bump(u + 0.055, 0.055)) * 0.16)
@@ -158,7 +160,7 @@ def nose_relief(view: View) -> Tensor:
 
 @dataclass(frozen=True)
 class Mouth:
-    """The lips' four curves: all b h w, v of each."""
+    """Contours of the lips: all b h w, values of v unless noted."""
 
     across: Tensor
     """0 on the midline, 1 at the corner."""
@@ -174,22 +176,22 @@ class Mouth:
 def mouth(view: View, x: Tensor) -> Mouth:
     """AU 12 pulls the corners up and out, 15 down, 20 out, 14 in and tight; 23 thins the lips, 17 pushes the lower one
     up, 25 parts them, 26 drops the jaw, 9 lifts the upper lip."""
-    a9, a12, a14, a15 = view.unit(9), view.unit(12), view.unit(14), view.unit(15)
-    a17, a20, a23, a25, a26 = (view.whole(number) for number in (17, 20, 23, 25, 26))
+    a9, a12, a14, a15 = view.action_unit(9), view.action_unit(12), view.action_unit(14), view.action_unit(15)
+    a17, a20, a23, a25, a26 = (view.mean_action_unit(number) for number in (17, 20, 23, 25, 26))
     side_width = 1 + 0.3 * a12 + 0.04 * a14 + 0.05 * a15
     half_width = view["mouth_width"] * side_width * (1 + 0.32 * a20 - 0.22 * a23 - 0.05 * a17 - 0.16 * a26)
-    middle = view["mouth_height"] - 0.02 * view.whole(9) - 0.012 * a17 + 0.03 * a26
+    middle = view["mouth_height"] - 0.02 * view.mean_action_unit(9) - 0.012 * a17 + 0.03 * a26
     shift = view["corner_rest"] - 0.15 * a12 + 0.125 * a15 + 0.03 * a20 - 0.035 * a14
     across = x / half_width
     square = (across * across).clamp_(max=1.6)
     arc, round_arc = (1 - square).clamp_(min=0), (1 - square * square).clamp_(min=0)
     axis = middle + shift * (0.3 * square + 0.7 * square * square) - 0.03 * a17 * arc - 0.015 * a20 * arc
-    thin = (1 - 0.6 * a23 - 0.3 * a20 - 0.25 * view.whole(12)).clamp_(min=0.2)
+    thin = (1 - 0.6 * a23 - 0.3 * a20 - 0.25 * view.mean_action_unit(12)).clamp_(min=0.2)
     upper_lip = view["lip_thickness"] * 0.8 * thin * arc * (1 - 0.25 * bump(across, 0.28)) * (1 - 0.35 * a9)
     lower_lip = view["lip_thickness"] * 1.15 * (thin + 0.25 * a17) * round_arc
-    part = 0.03 * a25 + 0.055 * a25 * view.whole(12) + 0.035 * a26 + 0.022 * a20
+    part = 0.03 * a25 + 0.055 * a25 * view.mean_action_unit(12) + 0.035 * a26 + 0.022 * a20
     upper_inner = axis - part * arc - a9 * (0.028 * arc)
-    lower_inner = axis + (0.7 * part + 0.24 * a26) * round_arc - 0.012 * view.whole(9) * arc
+    lower_inner = axis + (0.7 * part + 0.24 * a26) * round_arc - 0.012 * view.mean_action_unit(9) * arc
     return Mouth(
         across=across,
         half_width=half_width,
@@ -218,7 +220,7 @@ def paint_mouth(view: View, canvas: Tensor, lips: Mouth, skin: Tensor) -> None:
     paint(canvas, ivory, opening * teeth * 0.95)
     tongue = spot(lips.across, v - lips.lower_inner, 0.75, 0.1)
     paint(canvas, canvas.new_tensor([0.62, 0.27, 0.26])[None, :, None, None], opening * tongue)
-    slit = line(v - (lips.upper_inner + lips.lower_inner) * 0.5, 0.018 + 0.008 * view.whole(23), edge)
+    slit = line(v - (lips.upper_inner + lips.lower_inner) * 0.5, 0.018 + 0.008 * view.mean_action_unit(23), edge)
     closed = 1 - step(lips.lower_inner - lips.upper_inner, 0.01, 0.05)
     paint(canvas, lip * 0.3, slit * closed * between(lips.across, -1.04, 1.04, edge / view["mouth_width"]) * 0.9)
 
@@ -226,31 +228,33 @@ def paint_mouth(view: View, canvas: Tensor, lips: Mouth, skin: Tensor) -> None:
 def mouth_relief(view: View, x: Tensor, lips: Mouth) -> Tensor:
     """Nasolabial fold (12, 9, age), dimple (14), lines at the corners (15, 20), philtrum, cheeks (6, 12): b h w."""
     v, edge = view.v, view.edge
-    a6, a9, a12, a14 = view.unit(6), view.unit(9), view.unit(12), view.unit(14)
+    a6, a9, a12, a14 = view.action_unit(6), view.action_unit(9), view.action_unit(12), view.action_unit(14)
     age = view["age"].clamp(min=0)
     top = view["nose_length"] - 0.05
     down = (v - top) / (lips.corner - top + 0.02)
     reach = down.clamp(0, 1.2)
     course = view["nose_width"] + 0.045 + (lips.half_width - view["nose_width"] + 0.02) * reach * reach
     fold = line(x - course - 0.02 * a12, 0.038, edge) * bump(down - 0.55, 0.75)
-    relief = -fold * (0.06 + 0.22 * age + 0.38 * a12 + 0.4 * a9 + 0.12 * view.unit(15))
+    relief = -fold * (0.06 + 0.22 * age + 0.38 * a12 + 0.4 * a9 + 0.12 * view.action_unit(15))
     relief += spot(x - 0.36, v - 0.2 + 0.05 * a12, 0.2, 0.17) * (0.05 + 0.16 * a12 + 0.14 * a6)
     beside = x - lips.half_width - 0.03
     relief -= spot(beside - 0.01, v - lips.corner, 0.05 + edge * 0.4, 0.12) * (0.04 + 0.42 * a14)
     relief += spot(beside - 0.1, v - lips.corner, 0.09, 0.13) * 0.2 * a14
     under = v - lips.corner - 0.055
-    relief -= line(beside + 0.02 - 0.3 * under, 0.024, edge) * bump(under, 0.09) * (0.15 * age + 0.55 * view.unit(15))
-    relief -= line(beside - 0.05, 0.02, edge) * bump(v - lips.corner, 0.14) * 0.4 * view.unit(20)
+    relief -= (
+        line(beside + 0.02 - 0.3 * under, 0.024, edge) * bump(under, 0.09) * (0.15 * age + 0.55 * view.action_unit(15))
+    )
+    relief -= line(beside - 0.05, 0.02, edge) * bump(v - lips.corner, 0.14) * 0.4 * view.action_unit(20)
     return relief - 0.1 * line(x - 0.025, 0.014, edge) * between(v, view["nose_length"] + 0.1, lips.upper_outer, edge)
 
 
 def chin_relief(view: View, x: Tensor, lips: Mouth) -> Tensor:
     """The hollow below the lower lip and the chin, which 26 lowers and 17 pushes up and dimples: b h w."""
     v, edge = view.v, view.edge
-    a17 = view.whole(17)
+    a17 = view.mean_action_unit(17)
     below = lips.lower_outer + 0.035
     relief = -(0.2 + 0.3 * a17) * line(v - below, 0.05, edge) * bump(x, 0.22)
-    chin = view["face_height"] - 0.16 + 0.13 * view.whole(26) - 0.03 * a17
+    chin = view["face_height"] - 0.16 + 0.13 * view.mean_action_unit(26) - 0.03 * a17
     relief += (0.1 + 0.14 * a17) * spot(x, v - chin, 0.2, 0.12)
     pits = torch.zeros_like(v)
     for across, down in ((0.0, -0.035), (0.075, -0.02), (0.035, 0.03), (0.12, 0.03)):

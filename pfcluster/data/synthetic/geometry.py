@@ -1,7 +1,7 @@
-"""Soft shapes and the face's own coordinates: what the features are drawn with.
+"""Soft shapes and face coordinates, with which the features are drawn.
 
-Only sums, products, square roots and comparisons touch pixels, so that a pixel's bits cannot depend on its neighbours
-in memory: a face comes out the same in whatever chunk it is rendered.
+Pixels are computed with sums, products, square roots and comparisons only, whose results do not depend on
+vectorisation: a face is bit-identical in any chunk.
 
 Legend: b faces, h w pixels, s sides. Coordinates as in faces.py.
 """
@@ -18,87 +18,85 @@ from pfcluster.data.synthetic.faces import Faces
 
 
 def bump(distance: Tensor, width: Tensor | float) -> Tensor:
-    """A smooth hill, one at distance 0 and zero from `width` on: (1 - (d/w)²)²; b h w -> b h w."""
+    """Smooth hill: 1 at distance 0, 0 from `width` on, (1 - (d/w)²)²; b h w -> b h w."""
     ratio = distance / width
     hill = (1 - ratio * ratio).clamp_(min=0)
     return hill.mul_(hill)
 
 
 def spot(x: Tensor, y: Tensor, width: Tensor | float, height: Tensor | float) -> Tensor:
-    """A smooth round hill with the given half axes: b h w twice -> b h w."""
+    """Smooth elliptic hill with the given half axes: b h w twice -> b h w."""
     across, down = x / width, y / height
     hill = (1 - across * across - down * down).clamp_(min=0)
     return hill.mul_(hill)
 
 
 def step(value: Tensor, start: float, end: float) -> Tensor:
-    """Smoothly from zero at `start` to one at `end`: 3t² - 2t³."""
+    """Smoothstep from 0 at `start` to 1 at `end`: 3t² - 2t³; b h w -> b h w."""
     t = ((value - start) / (end - start)).clamp_(0, 1)
     return t * t * (3 - 2 * t)
 
 
 def between(value: Tensor, low: Tensor | float, high: Tensor | float, edge: Tensor) -> Tensor:
-    """The share of [value - edge, value + edge] that lies in [low, high]: an antialiased stripe, b h w in [0, 1]."""
+    """Antialiased stripe: the share of [value - edge, value + edge] that lies in [low, high]; b h w in [0, 1]."""
     upper = torch.minimum(value + edge, torch.as_tensor(high))
     lower = torch.maximum(value - edge, torch.as_tensor(low))
     return ((upper - lower) / (2 * edge)).clamp_(0, 1)
 
 
 def fill(distance: Tensor, edge: Tensor) -> Tensor:
-    """Inside (negative distance) one, outside zero, over a soft edge: b h w -> b h w."""
+    """1 inside (negative distance), 0 outside, with a soft edge: b h w -> b h w."""
     return step(0.5 - distance / (2 * edge), 0.0, 1.0)
 
 
 def line(distance: Tensor, width: Tensor | float, edge: Tensor) -> Tensor:
-    """A soft stroke around distance 0. Where it is finer than the edge it is drawn wider and fainter: b h w -> b h
-    w.
-    """
+    """Soft stroke around distance 0, wider and fainter if it is finer than the edge: b h w -> b h w."""
     drawn = (width * width + edge * edge) ** 0.5
     return bump(distance, drawn) * (width / drawn)
 
 
 def paint(canvas: Tensor, colour: Tensor, alpha: Tensor) -> None:
-    """Lays a colour over the canvas, in place: b 3 h w, b 3 1 1 (or b 3 h w), b h w."""
+    """Blend a colour into the canvas in place: canvas b 3 h w, colour b 3 1 1 or b 3 h w, alpha b h w."""
     canvas += alpha[:, None] * (colour - canvas)
 
 
 @dataclass(frozen=True)
 class View:
-    """Faces as they meet the picture's pixels."""
+    """Faces and the coordinates of the image's pixels relative to them."""
 
     faces: Faces
     x: Tensor
-    """b h w: across the head before it is turned, for its outline."""
+    """b h w: horizontal coordinate before rotation, for the head's outline."""
     y: Tensor
-    """b h w: down the head before it is turned."""
+    """b h w: vertical coordinate before rotation."""
     depth: Tensor
-    """b h w in [0, 1]: how far the head's surface stands out towards the camera."""
+    """b h w in [0, 1]: depth of the head's surface, towards the camera."""
     u: Tensor
-    """b h w: across the turned face; 0 on its midline."""
+    """b h w: horizontal coordinate on the rotated face; 0 on its midline."""
     v: Tensor
-    """b h w: down the turned face."""
+    """b h w: vertical coordinate on the rotated face."""
     side: Tensor
-    """b h w: which side's action units hold here, smoothly from 0 (left) to 1 (right)."""
+    """b h w: side whose action units apply, smoothly from 0 (left) to 1 (right)."""
     edge: Tensor
-    """b 1 1: half width of every soft edge: one pixel, or the photo's blur where that is more."""
+    """b 1 1: half width of soft edges: 0.8 pixels combined with the image's blur."""
 
     def __getitem__(self, name: str) -> Tensor:
         """One identity or nuisance parameter: b 1 1."""
         return self.faces.parameter(name)
 
-    def unit(self, number: int) -> Tensor:
-        """The intensity of an action unit at each pixel: b h w."""
+    def action_unit(self, number: int) -> Tensor:
+        """Intensity of an action unit at each pixel: b h w."""
         left, right = self.faces.action_units[:, facs.column(number), :, None, None].unbind(1)
         return left + (right - left) * self.side
 
-    def whole(self, number: int) -> Tensor:
-        """The mean intensity of an action unit over both sides: b 1 1."""
+    def mean_action_unit(self, number: int) -> Tensor:
+        """Intensity of an action unit, averaged over both sides: b 1 1."""
         left, right = self.faces.action_units[:, facs.column(number), :, None, None].unbind(1)
         return (left + right) * 0.5
 
 
-def look(faces: Faces, size: int) -> View:
-    """The view of a camera with size × size pixels. The head is an ellipsoid: turning it moves what lies on it."""
+def camera_view(faces: Faces, size: int) -> View:
+    """View of faces in size × size pixels. The head is an ellipsoid, so rotation moves the features on its surface."""
     centres = (torch.arange(size, dtype=torch.float32) * 2 + 1) / size - 1
     roll = faces.parameter("roll")
     shifted_x = (centres[None, None, :] - faces.parameter("shift_x")) / faces.parameter("scale")

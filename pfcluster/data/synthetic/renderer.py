@@ -1,4 +1,4 @@
-"""Faces to pictures: background, hair, head, features, light, camera.
+"""Render faces: background, hair, head, features, light, camera.
 
     images = render(dataset.faces(range(64)), size=48)      # uint8, 64 3 48 48
 
@@ -12,30 +12,30 @@ from torch import Tensor
 
 from pfcluster.data.synthetic import features
 from pfcluster.data.synthetic.faces import Faces
-from pfcluster.data.synthetic.geometry import View, between, bump, fill, look, paint, spot, step
+from pfcluster.data.synthetic.geometry import View, between, bump, camera_view, fill, paint, spot, step
 
 SMALLEST, LARGEST = 32, 224
 SKIN = ((0.96, 0.83, 0.76), (0.91, 0.73, 0.63), (0.80, 0.61, 0.49), (0.60, 0.42, 0.32), (0.38, 0.26, 0.20))
 HAIR = ((0.07, 0.06, 0.06), (0.20, 0.12, 0.08), (0.36, 0.21, 0.12), (0.55, 0.27, 0.12), (0.80, 0.62, 0.34))
 IRIS = ((0.20, 0.11, 0.06), (0.36, 0.22, 0.11), (0.34, 0.40, 0.22), (0.30, 0.45, 0.62), (0.42, 0.50, 0.55))
 PIXELS_AT_ONCE = 64 * 48 * 48
-"""So many fit the processor's cache."""
+"""Chosen to fit into the CPU's cache."""
 
 
 def render(faces: Faces, size: int) -> Tensor:
-    """Pictures of the faces: uint8 b c size size. Raises ValueError where `size` lies outside 32..224."""
+    """Render faces: -> uint8 b c size size. Raises ValueError if `size` lies outside 32..224."""
     if not SMALLEST <= size <= LARGEST:
         raise ValueError(f"size must lie in {SMALLEST}..{LARGEST} pixels, got {size}")
     chunk = max(1, PIXELS_AT_ONCE // size**2)
     images = torch.empty(len(faces), 3, size, size, dtype=torch.uint8)
     for start in range(0, len(faces), chunk):
         rows = slice(start, start + chunk)
-        images[rows] = photograph(look(faces[rows], size))
+        images[rows] = render_chunk(camera_view(faces[rows], size))
     return images
 
 
-def photograph(view: View) -> Tensor:
-    """One chunk of faces: uint8 b c h w."""
+def render_chunk(view: View) -> Tensor:
+    """Render one chunk of faces: -> uint8 b c h w."""
     skin, hair = skin_colour(view), hair_colour(view)
     clothes = colour(view, "clothes")
     canvas = background(view)
@@ -48,7 +48,7 @@ def photograph(view: View) -> Tensor:
 
 
 def between_stops(stops: tuple[tuple[float, float, float], ...], place: Tensor) -> Tensor:
-    """The colours at the places in [0, 1] of evenly spaced stops: b 1 1 -> b c 1 1."""
+    """Interpolate colours between evenly spaced stops; `place` in [0, 1]: b 1 1 -> b c 1 1."""
     table = torch.tensor(stops)
     position = place.flatten().clamp(0, 1) * (len(stops) - 1)
     first = position.long().clamp(max=len(stops) - 2)
@@ -57,7 +57,7 @@ def between_stops(stops: tuple[tuple[float, float, float], ...], place: Tensor) 
 
 
 def colour(view: View, name: str) -> Tensor:
-    """The colour given by three parameters: b c 1 1."""
+    """Colour of three nuisance parameters: b c 1 1."""
     return torch.stack([view[f"{name}_{part}"] for part in ("red", "green", "blue")], 1)
 
 
@@ -75,7 +75,7 @@ def hair_colour(view: View) -> Tensor:
 
 
 def background(view: View) -> Tensor:
-    """A sloping ramp with one upright stripe, out of focus: b c h w."""
+    """A linear gradient with one vertical stripe, blurred: b c h w."""
     ramp = view.x * view["background_angle"] + view.y * (1 - view["background_angle"].abs())
     stripe = bump(view.x - view["background_x"], 0.4)
     tone = view["background_contrast"] * (ramp - 0.8 * stripe)
@@ -85,7 +85,7 @@ def background(view: View) -> Tensor:
 
 
 def hair_behind(view: View, canvas: Tensor, hair: Tensor) -> None:
-    """The mass of hair around the head, down to `hair_length`: canvas b c h w in place."""
+    """Hair around the head, down to `hair_length`: canvas b c h w in place."""
     amount = view["hair_amount"].clamp(min=0)
     volume = 0.02 + 0.16 * amount
     above = (view.y + 0.15).clamp(max=0)
@@ -117,7 +117,11 @@ def head_outline(view: View) -> Tensor:
     lower = step(view.y, 0.0, 1.0)
     square = 1 + 0.16 * view["chin_squareness"] * bump(view.y - 0.6, 0.5)
     width = view["face_width"] * square * (1 - view["jaw_taper"] * lower)
-    height = view["face_height"] + 0.13 * view.whole(26) * step(view.y, 0.0, 0.2) - 0.02 * view.whole(17)
+    height = (
+        view["face_height"]
+        + 0.13 * view.mean_action_unit(26) * step(view.y, 0.0, 0.2)
+        - 0.02 * view.mean_action_unit(17)
+    )
     across, down = view.x / width, view.y / height
     return ((across * across + down * down).sqrt_() - 1) * view["face_width"]
 
@@ -137,7 +141,7 @@ def head(view: View, canvas: Tensor, skin: Tensor, hair: Tensor) -> None:
     relief = features.forehead_relief(view, x, brow) + features.eye_relief(view, x, eye)
     relief += features.nose_relief(view)
     relief += features.mouth_relief(view, x, lips) + features.chin_relief(view, x, lips)
-    face = lit(view, face, relief)
+    face = shade(view, face, relief)
     eyeball = face.clone()
     features.paint_eyes(view, eyeball, eye, x, between_stops(IRIS, view["eye_colour"] * (1 - 0.8 * view["skin_tone"])))
     face = face + (eyeball - face) * (0.55 + 0.45 * light(view).clamp(0, 1))[:, None]
@@ -161,14 +165,14 @@ def blush(view: View, face: Tensor, x: Tensor, hair: Tensor, lips: features.Mout
 
 
 def light(view: View) -> Tensor:
-    """Lambert's law on the head's ellipsoid: b h w, about 1 where it faces the light."""
+    """Lambertian shading of the head's ellipsoid: b h w, about 1 towards the light."""
     toward = view.x / view["face_width"] * view["light_x"] + view.y / view["face_height"] * view["light_y"]
     facing = (0.25 + 0.75 * view.depth + 0.6 * toward).clamp_(0, 1.3)
     return view["ambient"] + (1 - view["ambient"]) * facing
 
 
-def lit(view: View, face: Tensor, relief: Tensor) -> Tensor:
-    """Skin under the light, with the relief's lights and shadows (redder than they are dark): b c h w."""
+def shade(view: View, face: Tensor, relief: Tensor) -> Tensor:
+    """Apply light and relief to the skin; shadows of the relief are reddish: b c h w."""
     tint = torch.tensor([0.85, 1.05, 1.12])[None, :, None, None]
     return face * (1 + relief.clamp(-0.85, 0.5)[:, None] * tint).clamp_(min=0.08) * light(view)[:, None]
 
@@ -186,7 +190,7 @@ def hair_in_front(view: View, canvas: Tensor, hair: Tensor) -> None:
 
 
 def occluder(view: View, canvas: Tensor, skin: Tensor, clothes: Tensor) -> None:
-    """A hand or a thing held before the face, for those whose `occluder` lies above zero: canvas b c h w in place."""
+    """A hand or object in front of faces with `occluder` above zero: canvas b c h w in place."""
     held = (view["occluder"] > 0).float()
     dx, dy = view.x - view["occluder_x"], view.y - view["occluder_y"]
     lean = view["occluder_angle"]
@@ -201,7 +205,7 @@ def occluder(view: View, canvas: Tensor, skin: Tensor, clothes: Tensor) -> None:
 
 
 def camera(view: View, canvas: Tensor) -> Tensor:
-    """Exposure, white balance, noise and rounding: b c h w -> uint8 b c h w."""
+    """Apply exposure, white balance, noise and rounding: b c h w -> uint8 b c h w."""
     warmth = view["warmth"]
     balance = torch.stack([1 + warmth, torch.ones_like(warmth), 1 - warmth], 1) * view["exposure"][:, None]
     canvas = canvas * balance + (noise(view) * view["noise"].clamp(min=0) * 3.4)[:, None]
@@ -209,7 +213,7 @@ def camera(view: View, canvas: Tensor) -> Tensor:
 
 
 def noise(view: View) -> Tensor:
-    """Even noise in [-1/2, 1/2) by hashing each pixel's number with the face's key: b h w."""
+    """Uniform noise in [-1/2, 1/2), a hash of the pixel's number and the face's key: b h w."""
     height, width = view.x.shape[1:]
     number = torch.arange(height * width, dtype=torch.int32).view(1, height, width)
     key = (view["noise_key"] * 2**24).to(torch.int32)
