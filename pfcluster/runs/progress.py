@@ -33,9 +33,9 @@ class Progress:
         if tenth > self.tenth:
             self.tenth = tenth
             shown = [f"{name} {self.values[name]:.4g}" for name in SHOWN if name in self.values]
-            self.say(f"step {step}/{self.total_steps}  {'  '.join(shown)}")
+            self.report(f"step {step}/{self.total_steps}  {'  '.join(shown)}")
 
-    def say(self, message: str, stage: str = "train") -> None:
+    def report(self, message: str, stage: str = "train") -> None:
         """Print a line, and write the current stage to progress.json."""
         if self.is_main:
             print(f"{self.label}: {message}", flush=True)

@@ -124,14 +124,14 @@ class Trainer:
             self.checkpoints, self.engines, self.objective, folder=self.folder, world=self.world
         )
         progress = Progress(self.config, self.folder, self.total_steps, self.world)
-        progress.say(f"engine {self.backend_choice.backend} ({self.backend_choice.reason})")
-        progress.say(f"from step {self.state.step} of {self.total_steps}")
+        progress.report(f"engine {self.backend_choice.backend} ({self.backend_choice.reason})")
+        progress.report(f"from step {self.state.step} of {self.total_steps}")
         with MetricsLog(self.folder, self.state.step, self.world) as log:
             status = self._loop(log, progress)
             self.checkpoints.wait()
             result = self._result(status, progress)
             if status == "finished":
-                progress.say("final evaluation", stage="evaluate")
+                progress.report("final evaluation", stage="evaluate")
                 result |= final_evaluation(
                     self.config, self.folder, self.dataset, self.replica, self.evaluators, self.world
                 )
@@ -167,7 +167,7 @@ class Trainer:
             if stopped:
                 return self._report_early_stop(progress)
             if interrupted and self.state.step < self.total_steps:
-                progress.say(f"stopped at step {self.state.step}; the same command resumes from there")
+                progress.report(f"stopped at step {self.state.step}; the same command resumes from there")
                 return "interrupted"
             step_began = time.monotonic()
         return "finished"
@@ -247,7 +247,7 @@ class Trainer:
 
     def _report_early_stop(self, progress: Progress) -> str:
         if self.early_stop is not None:
-            progress.say(f"ended early at step {self.state.step}: {self.early_stop.reason}")
+            progress.report(f"ended early at step {self.state.step}: {self.early_stop.reason}")
         return "stopped"
 
     def _non_finite_error(self, step: int, updates: list[int], error: NonFiniteError) -> TrainingError:
@@ -270,7 +270,7 @@ class Trainer:
         """The training part of result.json; reports the slowest rank."""
         stragglers = self.stragglers.summary()
         if stragglers is not None:
-            progress.say(
+            progress.report(
                 f"slowest rank: {stragglers['slowest_rank']} on {stragglers['host']}, {stragglers['busy_ms']} ms per"
                 f" step before it waits for others; median {stragglers['median_busy_ms']} ms"
             )
