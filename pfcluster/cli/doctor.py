@@ -128,16 +128,16 @@ def _bandwidth(here: World) -> list[dict[str, Any]]:
     rows = []
     ring = (here.size - 1) / here.size
     for size in SIZES:
-        whole = torch.zeros(size // 4 // here.size * here.size, device=here.device)
-        part = torch.zeros(len(whole) // here.size, device=here.device)
+        full = torch.zeros(size // 4 // here.size * here.size, device=here.device)
+        part = torch.zeros(len(full) // here.size, device=here.device)
         collectives: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...], float]] = {
-            "all-reduce": (torch_dist.all_reduce, (whole,), 2 * ring),
-            "all-gather": (torch_dist.all_gather_into_tensor, (whole, part), ring),
-            "reduce-scatter": (torch_dist.reduce_scatter_tensor, (part, whole), ring),
+            "all-reduce": (torch_dist.all_reduce, (full,), 2 * ring),
+            "all-gather": (torch_dist.all_gather_into_tensor, (full, part), ring),
+            "reduce-scatter": (torch_dist.reduce_scatter_tensor, (part, full), ring),
         }
         for name, (collective, tensors, factor) in collectives.items():
             seconds = _timed(here, functools.partial(collective, *tensors))
-            sent = factor * 4 * len(whole)
+            sent = factor * 4 * len(full)
             rows.append(
                 {"collective": name, "bytes": size, "ms": 1e3 * seconds, "gigabytes_per_s": sent / seconds / 1e9}
             )

@@ -86,7 +86,7 @@ def unknown_option(word: str, kind: type, prog: str) -> str:
 def option_names(kind: type, prefix: str = "--") -> Iterator[str]:
     """The options of a dataclass and of the dataclasses in it."""
     hints = get_type_hints(kind, include_extras=True)
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in fields(kind):
         hint = hints[field.name]
         marks = getattr(hint, "__metadata__", ())
         bare = get_args(hint)[0] if marks else hint
@@ -103,7 +103,7 @@ def _missing(kind: type, arguments: Sequence[str]) -> list[str]:
     given = {word.partition("=")[0].replace("_", "-") for word in arguments}
     hints = get_type_hints(kind, include_extras=True)
     names = []
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in fields(kind):
         if field.default is MISSING and field.default_factory is MISSING:
             marks = getattr(hints[field.name], "__metadata__", ())
             option = f"--{field.name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""Engines from the command line: chosen, named, changed on the way, examined, and their checkpoints made one file."""
+"""Engines from the command line: choice, change on resume, the doctor, and consolidated checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.smoke.test_launch import TINY, launch, wait_for_step
 from tests.tiny import LAUNCH, ROOT
 
 
-def test_a_run_over_two_processes_says_which_engine_it_took_and_why(tmp_path):
+def test_run_of_two_processes_records_the_engine_and_the_reason(tmp_path):
     done = launch("pretrain", *TINY, "--processes", "2", "--optim.ema", "0.9", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "mae/seed-0"
@@ -37,7 +37,7 @@ def test_a_run_over_two_processes_says_which_engine_it_took_and_why(tmp_path):
     assert started.returncode == 0, started.stderr
 
 
-def test_an_interrupted_run_goes_on_with_another_engine_and_says_so(tmp_path):
+def test_interrupted_run_continues_with_another_engine_and_a_warning(tmp_path):
     common = ["pf-mag", *TINY, "--epochs", "20", "--output", str(tmp_path)]
     first = [*common, "--processes", "2", "--engine.backend", "fsdp2"]
     launcher = subprocess.Popen([*LAUNCH, *first], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -58,14 +58,14 @@ def test_an_interrupted_run_goes_on_with_another_engine_and_says_so(tmp_path):
     assert sorted(set(steps)) == list(range(1, 121))
 
 
-def test_the_doctor_examines_the_engines_the_net_and_the_folder(tmp_path):
-    found = tmp_path / "found.json"
-    call = ["doctor", "--processes", "2", "--backends", "ddp", "fsdp2", "zero2", "--device", "cpu"]
-    done = launch(*call, "--folder", str(tmp_path), "--json", str(found))
+def test_doctor_tests_engines_bandwidth_and_folder(tmp_path):
+    results = tmp_path / "results.json"
+    words = ["doctor", "--processes", "2", "--backends", "ddp", "fsdp2", "zero2", "--device", "cpu"]
+    done = launch(*words, "--folder", str(tmp_path), "--json", str(results))
     assert done.returncode == 0, done.stderr
-    for words in ("2 ranks", "difference to one process", "all-reduce", "seen by all", "engine auto takes zero2"):
-        assert words in done.stdout
-    values = json.loads(found.read_text())
+    for phrase in ("2 ranks", "difference to one process", "all-reduce", "seen by all", "engine auto takes zero2"):
+        assert phrase in done.stdout
+    values = json.loads(results.read_text())
     assert [row["ok"] for row in values["parity"]] == [True] * 6
     assert all(0 < row["weights"] < 1e-6 for row in values["parity"])
     assert len(values["bandwidth"]) == 9
@@ -90,7 +90,7 @@ def test_the_doctor_examines_the_engines_the_net_and_the_folder(tmp_path):
         (["doctor", "--processes", "0"], "--processes must be at least 1"),
     ],
 )
-def test_bad_calls_end_with_plain_words(tmp_path, arguments, words):
+def test_invalid_commands_end_with_one_sentence(tmp_path, arguments, words):
     options = ["--output", str(tmp_path / "runs")] if arguments[0] not in ("consolidate", "doctor") else []
     done = launch(*arguments, *options)
     assert done.returncode == 2, done.stdout

@@ -1,4 +1,4 @@
-"""The command line as users call it: a whole study, resuming, stopping, and what happens to bad calls."""
+"""The command line as users call it: a complete study, resuming, stopping, and invalid commands."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     return folder, launch("demo", *TINY, "--seeds", "0", "1", "--output", str(folder))
 
 
-def test_a_study_ends_with_a_report(study):
+def test_study_writes_a_report(study):
     folder, done = study
     assert done.returncode == 0, done.stderr
     assert "Expression recognition on the test split" in done.stdout
     assert f"report: {folder / 'report/report.html'}" in done.stdout
     for name, seeds in {"judge": 1, "mae": 1, "scratch": 2, "mae-vit": 2, "pf-vit": 2}.items():
-        found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}/seed-*/result.json"))]
-        assert [result["seed"] for result in found] == list(range(seeds)), name
-        assert all(result["status"] == "finished" and result["steps"] == 12 for result in found)
+        results = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}/seed-*/result.json"))]
+        assert [result["seed"] for result in results] == list(range(seeds)), name
+        assert all(result["status"] == "finished" and result["steps"] == 12 for result in results)
     page = (folder / "report/report.html").read_text()
     assert "pf-vit" in page
     assert "data:image/png;base64" in page
@@ -52,7 +52,7 @@ def test_a_study_ends_with_a_report(study):
     assert 'src="/' not in page
 
 
-def test_a_run_folder_says_how_to_repeat_it(study):
+def test_run_folder_records_command_and_versions(study):
     folder, _ = study
     run = folder / "pf-vit/seed-1"
     result = json.loads((run / "result.json").read_text())
@@ -71,7 +71,7 @@ def test_a_run_folder_says_how_to_repeat_it(study):
     assert [line["split"] for line in lines].count("test") == 1
 
 
-def test_the_same_command_again_trains_nothing(study):
+def test_repeated_command_trains_nothing(study):
     folder, _ = study
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-*/result.json")}
     done = launch("demo", *TINY, "--seeds", "0", "1", "--output", str(folder))
@@ -80,7 +80,7 @@ def test_the_same_command_again_trains_nothing(study):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-*/result.json")} == before
 
 
-def test_evaluate_repeats_the_scores_of_the_run(study):
+def test_evaluate_reproduces_the_scores_of_the_run(study):
     folder, _ = study
     result = json.loads((folder / "mae-vit/seed-0/result.json").read_text())
     done = launch("evaluate", str(folder / "mae-vit/seed-0"))
@@ -121,7 +121,7 @@ def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
         (["evaluate", "nowhere"], "neither a run with checkpoints nor a checkpoint"),
     ],
 )
-def test_bad_calls_end_with_plain_words(tmp_path, arguments, words):
+def test_invalid_commands_end_with_one_sentence(tmp_path, arguments, words):
     if arguments == ["finetune", "--engine.device", "cuda"] and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     done = launch(*arguments, *(["--output", str(tmp_path)] if arguments[0] in ("finetune", "pf-mag") else []))
@@ -130,7 +130,7 @@ def test_bad_calls_end_with_plain_words(tmp_path, arguments, words):
     assert "Traceback" not in done.stderr
 
 
-def test_a_checkpoint_of_another_shape_is_refused_before_anything_runs(study, tmp_path):
+def test_checkpoint_of_another_shape_is_refused_before_training(study, tmp_path):
     folder, _ = study
     done = launch(
         "finetune",
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_another_shape_is_refused_before_anything_runs(study, tm
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_of_another_config_is_refused(study):
+def test_folder_of_another_config_is_refused(study):
     folder, _ = study
     done = launch("finetune", "--preset", "demo", *TINY, "--optim.lr", "0.5", "--output", str(folder))
     assert done.returncode == 2
@@ -172,34 +172,34 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> 
 
 
 @pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag"])
-def test_killed_and_stopped_runs_end_with_the_unbroken_runs_weights(tmp_path, objective):
+def test_killed_and_stopped_runs_resume_bit_exactly(tmp_path, objective):
     run = config(objective, epochs=8)
-    assert start(run, tmp_path / "whole").wait(timeout=600) == 0
-    broken = tmp_path / "broken"
+    assert start(run, tmp_path / "uninterrupted").wait(timeout=600) == 0
+    interrupted = tmp_path / "interrupted"
     codes = []
     for step, number in ((8, signal.SIGKILL), (23, signal.SIGTERM), (35, signal.SIGINT)):
-        process = start(run, broken)
-        wait_for_step(process, broken, step)
+        process = start(run, interrupted)
+        wait_for_step(process, interrupted, step)
         process.send_signal(number)
         codes.append(process.wait(timeout=600))
     assert codes == [-signal.SIGKILL, 75, 75]
-    assert json.loads((broken / "result.json").read_text())["status"] == "interrupted"
-    assert start(run, broken).wait(timeout=600) == 0
-    whole, resumed = final_weights(tmp_path / "whole"), final_weights(broken)
-    assert whole.keys() == resumed.keys()
-    for name, value in whole.items():
+    assert json.loads((interrupted / "result.json").read_text())["status"] == "interrupted"
+    assert start(run, interrupted).wait(timeout=600) == 0
+    expected, resumed = final_weights(tmp_path / "uninterrupted"), final_weights(interrupted)
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
         assert torch.equal(value, resumed[name]), name
-    ours, theirs = (
+    resumed_lines, expected_lines = (
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (broken, tmp_path / "whole")
+        for folder in (interrupted, tmp_path / "uninterrupted")
     )
-    for lines in (ours, theirs):
+    for lines in (resumed_lines, expected_lines):
         for line in lines:
             line.pop("images_per_second", None)
-    assert ours == theirs
+    assert resumed_lines == expected_lines
 
 
-def test_a_killed_launcher_takes_its_workers_with_it_and_nothing_is_lost(tmp_path):
+def test_workers_of_a_killed_launcher_stop_with_a_checkpoint(tmp_path):
     arguments = ["finetune", *TINY, "--epochs", "200", "--output", str(tmp_path)]
     launcher = subprocess.Popen([*LAUNCH, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
     folder = tmp_path / "scratch/seed-0"
@@ -214,20 +214,20 @@ def test_a_killed_launcher_takes_its_workers_with_it_and_nothing_is_lost(tmp_pat
     assert store.latest(folder / "checkpoints")[1] == []
 
 
-def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_continues(tmp_path):
     arguments = ["finetune", *TINY, "--epochs", "20", "--output", str(tmp_path)]
     launcher = subprocess.Popen([*LAUNCH, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "scratch/seed-0"
     wait_for_step(launcher, folder, 8)
     os.kill(launcher.pid, signal.SIGINT)
-    _, said = launcher.communicate(timeout=300)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 130
-    assert "the same command goes on" in said
+    assert "the same command continues" in errors
     assert launch(*arguments).returncode == 0
     assert json.loads((folder / "result.json").read_text())["steps"] == 120
 
 
-def test_a_checkpoint_that_cannot_be_written_is_named_and_nothing_is_lost(tmp_path):
+def test_unwritable_checkpoint_is_named_and_the_run_can_continue(tmp_path):
     run = tmp_path / "run"
     (tmp_path / REQUESTED_CONFIG_FILE).write_text(to_json(config("finetune")))
     worker = [sys.executable, "-m", "pfcluster.launch.worker", str(tmp_path / REQUESTED_CONFIG_FILE), str(run)]
@@ -244,7 +244,7 @@ def test_a_checkpoint_that_cannot_be_written_is_named_and_nothing_is_lost(tmp_pa
     assert json.loads((run / "result.json").read_text())["steps"] == 12
 
 
-def test_a_run_that_diverges_stops_and_names_its_samples(tmp_path):
+def test_diverging_run_stops_and_names_its_samples(tmp_path):
     done = launch("finetune", *TINY, "--optim.lr", "1e30", "--optim.warmup-steps", "0", "--output", str(tmp_path))
     assert done.returncode == 1
     assert "Nothing was trained on this batch" in done.stderr
@@ -258,7 +258,7 @@ def test_a_run_that_diverges_stops_and_names_its_samples(tmp_path):
     assert all(value.isfinite().all() for value in weights.values())
 
 
-def test_a_study_of_data_without_a_neutral_class_asks_no_judge(tmp_path):
+def test_study_without_a_neutral_class_trains_no_judge(tmp_path):
     for label in ("happy", "sad"):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for number in range(10):
