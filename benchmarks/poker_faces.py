@@ -213,7 +213,7 @@ def main() -> int:
         print("\n".join(problems) or "the checkpoint gives the committed figures")
         return 1 if problems else 0
     stages = plan(options.folder, options.seeds, options.only)
-    if not run_plan(stages, processes=1, at_once=options.max_parallel):
+    if not run_plan(stages, processes=1, max_parallel=options.max_parallel):
         return 130
     if set(options.only) == set(COMPARED_RUNS):
         write(options.folder, options.output, options.seeds)
