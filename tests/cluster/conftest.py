@@ -1,4 +1,4 @@
-"""One throw-away SLURM for all tests of this room, and a folder to work in for each."""
+"""One temporary SLURM for all cluster tests, and a folder for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cluster.work import Work
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Slurm]:
-    """Four nodes. Skipped where SLURM is not installed."""
+    """Four nodes. Skips if SLURM is not installed."""
     reason = slurm.missing()
     if reason is not None:
         pytest.skip(reason)
@@ -23,7 +23,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Slurm]:
 
 @pytest.fixture
 def work(cluster: slurm.Slurm, tmp_path: Path) -> Iterator[Work]:
-    """An empty folder with a site file; what is left in the queue is taken from it at the end."""
+    """An empty folder with a site file; jobs that are left are cancelled at the end."""
     work = Work(tmp_path, cluster)
     yield work
     work.clear()

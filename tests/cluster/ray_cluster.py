@@ -34,31 +34,31 @@ class Ray:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For commands that shall use it."""
+        """Environment of commands that use the cluster."""
         return os.environ | {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
 
 
 @contextmanager
 def running(nodes: int = 2, cpus: int = 1) -> Iterator[Ray]:
-    """A head node and others, each with so many cores to give away."""
+    """Start a head node and further nodes with `cpus` cores each."""
     port = free_port()
     temporary = Path(tempfile.mkdtemp(prefix="ray-"))
-    found = Ray(f"127.0.0.1:{port}", temporary)
-    own = ["--num-cpus", str(cpus), "--object-store-memory", str(80 * 2**20), "--block"]
+    cluster = Ray(f"127.0.0.1:{port}", temporary)
+    options = ["--num-cpus", str(cpus), "--object-store-memory", str(80 * 2**20), "--block"]
     head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(temporary / "head")]
     try:
-        found.nodes.append(_start([*head, *own], temporary / "head.log"))
+        cluster.nodes.append(_start([*head, *options], temporary / "head.log"))
         _wait(port)
         for number in range(1, nodes):
-            other = ["--address", found.address]
-            found.nodes.append(_start([*other, *own], temporary / f"node-{number}.log"))
-        _joined(found.address, nodes)
-        yield found
+            other = ["--address", cluster.address]
+            cluster.nodes.append(_start([*other, *options], temporary / f"node-{number}.log"))
+        _joined(cluster.address, nodes)
+        yield cluster
     finally:
-        for node in reversed(found.nodes):
+        for node in reversed(cluster.nodes):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(node.pid, signal.SIGTERM)
-        for node in found.nodes:
+        for node in cluster.nodes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 node.wait(5)
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""A throw-away SLURM on this machine: munge, slurmctld and a few slurmd from the distribution's packages.
+"""A temporary SLURM on this machine: munge, slurmctld and a few slurmd from the distribution's packages.
 
     python -m tests.cluster.slurm up [--nodes 4] [--folder /tmp/pfcluster-slurm]     start it and say how to use it
     python -m tests.cluster.slurm down [--folder ...]                                stop it
@@ -34,7 +34,7 @@ PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scon
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 START_SECONDS = 120.0
 LOST_SECONDS = 15
-"""A node whose slurmd is silent for so long is down."""
+"""Seconds after which a node without a responding slurmd is down."""
 
 CONF = """
 ClusterName=throwaway
@@ -102,7 +102,7 @@ StorageUser=root
 
 
 def missing(*, accounting: bool = False) -> str | None:
-    """Why no SLURM can be started here; None where one can."""
+    """Why no SLURM can be started here; None if one can."""
     absent = [
         name for name in (*PROGRAMS, *(ACCOUNTING if accounting else ())) if shutil.which(name, path=PATH) is None
     ]
@@ -115,7 +115,7 @@ def missing(*, accounting: bool = False) -> str | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Neighbouring free ports, the first of which is given."""
+    """The first of several consecutive free ports."""
     for first in range(21000, 29000, count + 1):
         try:
             for port in range(first, first + count):
@@ -129,17 +129,17 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class Slurm:
-    """A running cluster. `environment` is what a user's shell needs, `processes` what was started."""
+    """A running cluster. `environment`: variables of a user's shell; `processes`: the daemons."""
 
     folder: Path
     nodes: int
     environment: dict[str, str]
     processes: dict[str, int] = field(default_factory=dict)
     ports: tuple[int, ...] = ()
-    """Of slurmdbd and its database, where there is accounting."""
+    """Processes of slurmdbd and its database, if there is accounting."""
 
     def run(self, *arguments: str, check: bool = True) -> str:
-        """A SLURM command's output."""
+        """Run a SLURM command; returns its output."""
         done = subprocess.run(arguments, env=self.environment, capture_output=True, text=True, check=False, timeout=120)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(arguments)}: {done.stderr.strip()}")
@@ -173,7 +173,7 @@ class Slurm:
         (self.folder / "processes.json").write_text(json.dumps(self.processes))
 
     def kill(self, name: str) -> None:
-        """kill -9 of one daemon, and for a node of all that runs on it, as if its power went."""
+        """Kill a daemon with SIGKILL; for a node also everything that runs on it, as in a power failure."""
         victims = [self.processes.pop(name)]
         if name.startswith("n"):
             victims += self.processes_on(name)
@@ -184,8 +184,8 @@ class Slurm:
             os.waitpid(victims[0], 0)
 
     def processes_on(self, node: str) -> list[int]:
-        """Processes of jobs on a node, and their slurmstepd."""
-        found = []
+        """Process ids of jobs on a node and of their slurmstepd."""
+        pids = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdecimal():
                 continue
@@ -194,8 +194,8 @@ class Slurm:
                 if f"SLURM_CONF={self.environment['SLURM_CONF']}".encode() not in words:
                     continue
                 if f"SLURMD_NODENAME={node}".encode() in words or self._is_stepd(entry, node):
-                    found.append(int(entry.name))
-        return found
+                    pids.append(int(entry.name))
+        return pids
 
     def _is_stepd(self, entry: Path, node: str) -> bool:
         return "slurmstepd" in (entry / "comm").read_text() and str(self.folder / f"spool-{node}") in os.readlink(
@@ -203,7 +203,7 @@ class Slurm:
         )
 
     def wait_until_up(self) -> None:
-        """Until all nodes are idle. Raises RuntimeError with the end of the logs."""
+        """Wait until all nodes are idle. Raises RuntimeError with the end of the logs."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             states = self.run("sinfo", "-h", "-p", "main", "-N", "-o", "%t", check=False).split()
@@ -214,7 +214,7 @@ class Slurm:
         raise RuntimeError("SLURM did not come up:\n" + "\n".join(logs))
 
     def start_accounting(self) -> None:
-        """A database, slurmdbd, and this cluster in it; before slurmctld."""
+        """Start a database and slurmdbd and register this cluster, before slurmctld."""
         install = shutil.which("mariadb-install-db", path=PATH)
         assert install is not None
         subprocess.run(
@@ -233,7 +233,7 @@ class Slurm:
         self.run("sacctmgr", "--immediate", "add", "cluster", "throwaway")
 
     def stop(self) -> None:
-        """End all jobs and daemons. Files stay."""
+        """Stop all jobs and daemons. Files remain."""
         self.run("scancel", "--full", "--signal=KILL", "-u", getpass.getuser(), check=False)
         for node in [f"n{number}" for number in range(1, self.nodes + 1)]:
             for pid in self.processes_on(node):
@@ -314,7 +314,7 @@ def up(
 
 @contextlib.contextmanager
 def running(folder: Path, nodes: int = 4, **options: Any) -> Iterator[Slurm]:
-    """A cluster while entered; options as of `up`."""
+    """A cluster for the duration of the context; options as of `up`."""
     cluster = up(folder, nodes, **options)
     try:
         yield cluster

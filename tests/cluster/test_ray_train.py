@@ -1,4 +1,4 @@
-"""Runs under a real Ray Train, on two Ray nodes of one core each: the weights of any executor, whatever is killed."""
+"""Runs under a real Ray Train, on two nodes of one core each: the weights equal those of this machine, after any fault."""
 
 from __future__ import annotations
 
@@ -33,70 +33,70 @@ def ray() -> Iterator[Ray]:
 
 
 def begin(ray: Ray, *arguments: str) -> subprocess.Popen[str]:
-    """A command on the cluster."""
+    """Start a command on the cluster."""
     command = [*LAUNCH, *arguments, "--executor", "ray"]
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, **pipe, text=True, cwd=ROOT, env=ray.environment)
 
 
 def launch(ray: Ray, *arguments: str, code: int = 0) -> str:
-    """A command on the cluster, to its end."""
+    """Run a command on the cluster; returns its output."""
     process = begin(ray, *arguments)
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == code, said
-    assert "Traceback" not in said, said
-    return said
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == code, output
+    assert "Traceback" not in output, output
+    return output
 
 
 def local(folder: Path, *arguments: str) -> None:
-    """The same on this machine."""
+    """Run a command on this machine."""
     subprocess.run([*LAUNCH, *arguments, "--executor", "local", "--output", str(folder)], cwd=ROOT, check=True)
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What two processes of this machine end with."""
-    folder = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Final weights of two processes of this machine."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     local(folder, *FINETUNE, "--processes", "2")
     return final_weights(folder / RUN)
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Bit for bit."""
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether all tensors are bitwise equal."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def workers_of(folder: Path) -> list[int]:
-    """Ray's workers that train in a folder: those that write its logs."""
-    found = []
+    """Process ids of the Ray workers that write the logs of a folder."""
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             target = os.readlink(process / "fd/1")
         except OSError:
             continue
         if target.startswith(str(folder)) and "rank-" in target:
-            found.append(int(process.name))
-    return found
+            pids.append(int(process.name))
+    return pids
 
 
-def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(ray, unbroken, tmp_path):
-    """The workers sit on two nodes; one is killed; Ray begins both again, and the weights are the unbroken run's."""
+def test_killed_worker_restarts_from_the_last_checkpoint(ray, uninterrupted, tmp_path):
+    """One of two workers on two nodes is killed; Ray starts both again, and the final weights are unaffected."""
     process = begin(ray, *FINETUNE, "--nodes", "2", "--output", str(tmp_path))
     folder = tmp_path / RUN
     wait_for(lambda: step_of(folder) >= 25, "step 25", process)
-    found = workers_of(folder)
-    assert len(found) == 2
-    os.kill(found[1], signal.SIGKILL)
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said
+    pids = workers_of(folder)
+    assert len(pids) == 2
+    os.kill(pids[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
     first, second = attempts.read(folder)
     assert (first.outcome, second.outcome) == ("lost", "finished")
     assert 20 <= second.from_step <= first.step
-    assert same(final_weights(folder), unbroken)
+    assert equal(final_weights(folder), uninterrupted)
 
 
-def test_a_killed_driver_costs_the_steps_since_the_last_checkpoint(ray, unbroken, tmp_path):
-    """The cluster ends the run with its driver; the same command goes on. Then it has nothing to do."""
+def test_killed_driver_restarts_from_the_last_checkpoint(ray, uninterrupted, tmp_path):
+    """The cluster ends the run with its driver; the same command continues it. A further one has nothing to do."""
     arguments = [*FINETUNE, "--processes", "2", "--output", str(tmp_path)]
     process, folder = begin(ray, *arguments), tmp_path / RUN
     wait_for(lambda: step_of(folder) >= 25, "step 25", process)
@@ -105,12 +105,12 @@ def test_a_killed_driver_costs_the_steps_since_the_last_checkpoint(ray, unbroken
     wait_for(lambda: not workers_of(folder), "the workers' end")
     launch(ray, *arguments)
     assert attempts.read(folder)[-1].from_step >= 20
-    assert same(final_weights(folder), unbroken)
+    assert equal(final_weights(folder), uninterrupted)
     assert "finished already" in launch(ray, *arguments)
 
 
-def test_a_run_moves_between_executors(ray, unbroken, tmp_path):
-    """Begun on this machine and interrupted, taken over by Ray and interrupted, finished on this machine."""
+def test_run_continues_on_another_executor(ray, uninterrupted, tmp_path):
+    """Started on this machine and interrupted, continued on Ray and interrupted, finished on this machine."""
     arguments, folder = [*FINETUNE, "--processes", "2"], tmp_path / RUN
     here = subprocess.Popen([*LAUNCH, *arguments, "--executor", "local", "--output", str(tmp_path)], cwd=ROOT)
     wait_for(lambda: step_of(folder) >= 15, "step 15")
@@ -120,25 +120,25 @@ def test_a_run_moves_between_executors(ray, unbroken, tmp_path):
     stopped = newest_checkpoint_step(folder)
     wait_for(lambda: step_of(folder) >= stopped + 20, "twenty more steps", process)
     process.terminate()
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 130, said
-    assert "the same command goes on" in said
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 130, output
+    assert "the same command continues" in output
     last = attempts.read(folder)[-1]
     assert (last.outcome, last.from_step) == ("stopped", stopped)
     assert last.checkpoint_step == last.step, "a run that is asked to stop loses no step"
     local(tmp_path, *arguments)
-    assert same(final_weights(folder), unbroken)
+    assert equal(final_weights(folder), uninterrupted)
 
 
 @pytest.mark.parametrize("command", ["pretrain", "pf-mag"])
-def test_every_objective_is_trained(ray, tmp_path, command):
+def test_objective_trains_on_ray(ray, tmp_path, command):
     launch(ray, command, "--preset", "demo", *TINY, "--processes", "2", "--output", str(tmp_path))
     (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/seed-0/result.json"))
     assert (result["status"], result["processes"], result["engine"]["backend"]) == ("finished", 2, "zero2")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: no connection"),
         (["--address", "head"], "write the head node's HOST:PORT"),
@@ -148,14 +148,14 @@ def test_every_objective_is_trained(ray, tmp_path, command):
         (["--processes", "3"], "batch_size must be a multiple of the processes"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_trained(ray, tmp_path, arguments, said):
-    told = launch(ray, *FINETUNE, *arguments, "--output", str(tmp_path), code=2)
-    assert said in told
+def test_impossible_requests_are_refused_before_training(ray, tmp_path, arguments, message):
+    output = launch(ray, *FINETUNE, *arguments, "--output", str(tmp_path), code=2)
+    assert message in output
     assert not (tmp_path / RUN / "checkpoints").exists()
 
 
-def test_what_would_only_repeat_itself_is_not_tried_again(ray, tmp_path):
-    said = launch(ray, *FINETUNE, "--optim.lr", "1e30", "--output", str(tmp_path), code=1)
-    assert "scratch seed 0 failed (training)" in said
+def test_failures_that_repeat_are_not_retried(ray, tmp_path):
+    output = launch(ray, *FINETUNE, "--optim.lr", "1e30", "--output", str(tmp_path), code=1)
+    assert "scratch seed 0 failed (training)" in output
     (only,) = attempts.read(tmp_path / RUN)
     assert (only.outcome, only.kind) == ("failed", "training")

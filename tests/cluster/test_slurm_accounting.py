@@ -1,5 +1,5 @@
-"""Watching where the site has slurmdbd: what slurmctld has forgotten is asked of the accounting. All other tests here
-are without.
+"""Status on a site with slurmdbd: jobs that slurmctld has forgotten are looked up in the accounting. The other tests
+run without it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tests.cluster.work import LONG, TINY, Work
 RUN = "runs/scratch/seed-0"
 
 
-def test_a_job_that_vanished_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its only node loses its power, and the site lets no job be requeued: nobody of ours can say a word."""
+def test_state_of_a_forgotten_job_comes_from_the_accounting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its only node fails and requeueing is forbidden, so neither ranks nor epilogue can record the end."""
     reason = slurm.missing(accounting=True)
     if reason is not None:
         pytest.skip(reason)
@@ -33,9 +33,9 @@ def test_a_job_that_vanished_is_told_as_what_it_is(tmp_path: Path, monkeypatch: 
         cluster.kill("n1")
         work.wait_for(lambda: job not in cluster.run("squeue", "-h", "-t", "all", "-o", "%i").split(), "forgetting")
         monkeypatch.setattr("os.environ", cluster.environment)
-        known = client.job_states([job])
-        assert known[job].state in ("NODE_FAIL", "FAILED")
-        assert f"lost SLURM reports {known[job].state}" in " ".join(work.launch("status", "scratch").split())
+        jobs = client.job_states([job])
+        assert jobs[job].state in ("NODE_FAIL", "FAILED")
+        assert f"lost SLURM reports {jobs[job].state}" in " ".join(work.launch("status", "scratch").split())
         cluster.start("n1")
         cluster.wait_until_up()
         work.launch("finetune", "--preset", "demo", *TINY, *LONG)

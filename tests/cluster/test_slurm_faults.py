@@ -1,5 +1,5 @@
-"""What clusters do to jobs, done to real jobs of two nodes on a real SLURM: nothing is lost, the final weights are
-those of an unbroken run, and the user is told in a sentence.
+"""Faults injected into jobs of two nodes on a real SLURM: the final weights equal those of an uninterrupted run, and
+the cause is recorded in one sentence.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ FINETUNE = ["finetune", "--preset", "demo", *TINY, *LONG]
 
 
 @pytest.fixture(scope="session")
-def whole(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Final weights of the run that nothing happens to: two processes of this machine."""
-    folder = tmp_path_factory.mktemp("whole")
+def uninterrupted(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Final weights of a run without faults, in two processes of this machine."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     subprocess.run(
         [*LAUNCH, *FINETUNE, "--executor", "local", "--processes", "2"], cwd=folder, check=True, capture_output=True
     )
     return final_weights(folder / RUN)
 
 
-def assert_same(whole: dict[str, torch.Tensor], folder: Path) -> None:
-    found = final_weights(folder)
-    assert found.keys() == whole.keys()
-    for name, value in whole.items():
-        assert torch.equal(value, found[name]), name
+def assert_same(expected: dict[str, torch.Tensor], folder: Path) -> None:
+    weights = final_weights(folder)
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, weights[name]), name
 
 
-def test_preempted_jobs_are_requeued_save_themselves_and_end_as_if_nothing_had_been(work, whole):
-    """SIGTERM, then killed: put back by SLURM, or ended for good and put back by us."""
+def test_preempted_jobs_are_requeued_with_a_checkpoint(work, uninterrupted):
+    """SIGTERM, then SIGKILL: requeued by SLURM, or ended by SLURM and requeued by the job itself."""
     names = ("requeued", "cancelled")
     runs = [f"{name}/scratch/seed-0" for name in names]
     for name, run in zip(names, runs, strict=True):
@@ -54,15 +54,15 @@ def test_preempted_jobs_are_requeued_save_themselves_and_end_as_if_nothing_had_b
         assert work.wait_for_end(run).outcome == "finished"
         first, last = work.attempts(run)
         assert first.job == last.job
-        assert first.checkpoint_step == first.step > 30, "every step that was trained was kept"
-        assert_same(whole, work.folder / run)
+        assert first.checkpoint_step == first.step > 30, "the checkpoint holds every step that was trained"
+        assert_same(uninterrupted, work.folder / run)
         work.note(f"preempted by {'requeueing' if 'requeued' in run else 'cancelling'}", run)
     status = work.launch("status", "cancelled/scratch")
     assert "finished" in status
     assert "failed" not in status
 
 
-def test_a_job_with_grace_time_gives_its_nodes_back_at_once_and_goes_on(work, whole):
+def test_job_with_grace_time_releases_its_nodes_and_continues(work, uninterrupted):
     work.launch(*FINETUNE, "--nodes", "2", "--partition", "graceful")
     work.hold_at_step(RUN, 30)
     blocker = work.occupy()
@@ -70,16 +70,16 @@ def test_a_job_with_grace_time_gives_its_nodes_back_at_once_and_goes_on(work, wh
     work.cluster.run("scancel", blocker)
     assert work.wait_for_end(RUN).outcome == "finished"
     assert work.attempts(RUN)[0].next.startswith("requeued")
-    assert_same(whole, work.folder / RUN)
+    assert_same(uninterrupted, work.folder / RUN)
     work.note("preempted with grace time", RUN)
 
 
-def test_jobs_longer_than_their_limit_chain(work):
+def test_runs_longer_than_the_time_limit_continue_in_further_jobs(work):
     """`short` ends jobs after a minute; the signal comes 20 seconds before."""
-    said = work.launch(
+    output = work.launch(
         *FINETUNE, "--epochs", "700", "--nodes", "2", "--partition", "short", "--time", "2:00:00", "--retries", "0"
     )
-    assert "partition short allows 1 minutes of the 120: jobs chain themselves" in said
+    assert "partition short allows 1 minutes of the 120: longer runs continue in further jobs" in output
     work.wait_for(lambda: work.outcomes(RUN)[:1] == ["time limit"], "the limit")
     first = work.attempts(RUN)[0]
     assert first.signal == "SIGUSR2"
@@ -93,8 +93,8 @@ def test_jobs_longer_than_their_limit_chain(work):
     work.note("the partition's limit of a minute, then `cancel`", RUN)
 
 
-def test_cancelled_is_not_preempted_and_a_damaged_checkpoint_costs_only_its_own_steps(work, whole):
-    """By our command in one run, by plain scancel in the other; then the newest checkpoint is cut short."""
+def test_cancelled_runs_do_not_restart_and_skip_a_damaged_checkpoint(work, uninterrupted):
+    """Cancelled by `pfcluster cancel` and by scancel; then the newest checkpoint is truncated."""
     runs = [f"{name}/scratch/seed-0" for name in ("ours", "plain")]
     for name, run in zip(("ours", "plain"), runs, strict=True):
         work.launch(*FINETUNE, "--nodes", "2", "--output", name)
@@ -113,14 +113,14 @@ def test_cancelled_is_not_preempted_and_a_damaged_checkpoint_costs_only_its_own_
     for name, run in zip(("ours", "plain"), runs, strict=True):
         work.launch(*FINETUNE, "--nodes", "2", "--output", name)
         assert work.wait_for_end(run).outcome == "finished"
-        assert_same(whole, work.folder / run)
+        assert_same(uninterrupted, work.folder / run)
     work.note("`cancel`, the newest checkpoint cut short, the same command again", runs[0])
     work.note("plain `scancel`, the same command again", runs[1])
     warnings = (work.folder / runs[0] / "warnings.log").read_text()
     assert f"skipped a damaged checkpoint: {file} is damaged" in warnings
 
 
-def test_a_killed_rank_ends_all_and_the_job_goes_on_elsewhere(work, whole):
+def test_killed_rank_restarts_the_job_on_other_nodes(work, uninterrupted):
     work.launch(*FINETUNE, "--nodes", "2")
     work.wait_for_step(RUN, 50)
     nodes = work.nodes_of(RUN)
@@ -133,12 +133,12 @@ def test_a_killed_rank_ends_all_and_the_job_goes_on_elsewhere(work, whole):
     assert failed.excluded == nodes[1]
     assert nodes[1] not in work.cluster.run("scontrol", "show", "hostnames", last.nodes).split()
     assert last.from_step >= 40
-    assert_same(whole, work.folder / RUN)
+    assert_same(uninterrupted, work.folder / RUN)
     work.note("kill -9 of a rank", RUN)
     assert "1 (1 failed)" in work.launch("status", "scratch")
 
 
-def test_a_lost_node_and_a_restarted_controller_cost_an_attempt_at_most(work, whole):
+def test_lost_node_and_restarted_controller_cost_at_most_one_attempt(work, uninterrupted):
     work.launch(*FINETUNE, "--nodes", "2")
     work.wait_for_step(RUN, 20)
     nodes = work.nodes_of(RUN)
@@ -149,7 +149,7 @@ def test_a_lost_node_and_a_restarted_controller_cost_an_attempt_at_most(work, wh
     work.cluster.kill(nodes[1])
     try:
         work.wait_for(lambda: work.outcomes(RUN)[-1:] == ["finished"], "the end")
-        assert_same(whole, work.folder / RUN)
+        assert_same(uninterrupted, work.folder / RUN)
         work.note("slurmctld killed and started again, then slurmd killed with all on its node", RUN)
         attempts = work.attempts(RUN)
         assert len(attempts) == 2
@@ -160,7 +160,7 @@ def test_a_lost_node_and_a_restarted_controller_cost_an_attempt_at_most(work, wh
         work.cluster.wait_until_up()
 
 
-def test_a_person_may_requeue_a_running_job(work, whole):
+def test_running_job_can_be_requeued_by_the_user(work, uninterrupted):
     work.launch(*FINETUNE, "--nodes", "2")
     work.wait_for_step(RUN, 50)
     work.cluster.run("scontrol", "requeue", work.job(RUN))
@@ -168,11 +168,11 @@ def test_a_person_may_requeue_a_running_job(work, whole):
     first = work.attempts(RUN)[0]
     assert (first.outcome, first.next) == ("preempted", "requeued by SLURM")
     assert first.checkpoint_step == first.step
-    assert_same(whole, work.folder / RUN)
+    assert_same(uninterrupted, work.folder / RUN)
     work.note("`scontrol requeue`", RUN)
 
 
-def test_where_requeueing_is_forbidden_jobs_go_on_as_new_ones(work, whole):
+def test_runs_continue_in_new_jobs_where_requeueing_is_forbidden(work, uninterrupted):
     with open(work.folder / "pfcluster.toml", "r+") as file:
         text = file.read()
         file.seek(0)
@@ -186,11 +186,11 @@ def test_where_requeueing_is_forbidden_jobs_go_on_as_new_ones(work, whole):
     assert work.wait_for_end(RUN).outcome == "finished"
     assert work.job(RUN) != first
     assert work.attempts(RUN)[0].next == f"submitted again as {work.job(RUN)}"
-    assert_same(whole, work.folder / RUN)
+    assert_same(uninterrupted, work.folder / RUN)
     work.note("preempted with grace time, requeueing forbidden", RUN)
 
 
-def test_the_jobs_own_signal_for_preemption_is_understood(tmp_path, whole):
+def test_preemption_by_the_user_signal(tmp_path, uninterrupted):
     with running(tmp_path / "slurm", nodes=2, user_signal=True) as cluster:
         (tmp_path / "work").mkdir()
         work = Work(tmp_path / "work", cluster)
@@ -201,11 +201,11 @@ def test_the_jobs_own_signal_for_preemption_is_understood(tmp_path, whole):
         assert work.attempts(RUN)[0].signal == "SIGUSR2"
         cluster.run("scancel", blocker)
         assert work.wait_for_end(RUN).outcome == "finished"
-        assert_same(whole, work.folder / RUN)
+        assert_same(uninterrupted, work.folder / RUN)
         work.note("preempted by the job's own signal (SIGUSR2)", RUN)
 
 
-def test_a_full_disk_fails_once_with_its_name_and_loses_nothing(work, whole):
+def test_full_disk_fails_once_and_keeps_earlier_checkpoints(work, uninterrupted):
     disk = work.folder / RUN / "checkpoints"
     disk.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "none", str(disk)]
@@ -228,11 +228,11 @@ def test_a_full_disk_fails_once_with_its_name_and_loses_nothing(work, whole):
     shutil.move(kept, disk)
     work.launch(*FINETUNE, "--nodes", "2")
     assert work.wait_for_end(RUN).outcome == "finished"
-    assert_same(whole, work.folder / RUN)
+    assert_same(uninterrupted, work.folder / RUN)
     work.note("checkpoints' disk full, mended, the same command again", RUN)
 
 
-def test_a_loss_that_is_not_finite_fails_once_and_what_waits_for_it_is_not_run(work):
+def test_non_finite_loss_fails_once_and_cancels_waiting_stages(work):
     work.launch(
         "study", "--preset", "demo", *TINY, "--optim.lr", "1e30", "--optim.warmup-steps", "0", "--nodes", "2",
         "--seeds", "0",
@@ -253,12 +253,12 @@ def test_a_loss_that_is_not_finite_fails_once_and_what_waits_for_it_is_not_run(w
     assert "Nothing was trained on this batch" in status
 
 
-def test_a_shard_that_vanishes_between_submission_and_start_is_named(work):
+def test_shard_missing_at_the_start_of_a_job_is_named(work):
     from tests.photos import make_folder
 
     make_folder(work.folder / "photos", per_class=12)
     build = ["--input", "photos", "--output", "shards", "--align", "none", "--size", "32", "--workers", "1"]
-    work.launch("shards", *build)
+    work.launch("build", *build)
     blocker = work.occupy()
     arguments = [*FINETUNE, "--epochs", "2", "--batch-size", "4", "--data.shards", "shards", "--nodes", "2"]
     work.launch(*arguments)

@@ -1,6 +1,4 @@
-"""The launcher as users call it on a cluster of four nodes: the whole pipeline, watching it, and everything else that
-can be handed over.
-"""
+"""The command line on a SLURM cluster of four nodes: a complete study, its status, and single commands as jobs."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ TASKS = (
 
 @pytest.fixture(scope="module")
 def pipeline(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """From raw photos to the report, with a copy of the checkout that is broken and a launcher that is killed once all
-    is submitted.
-    """
+    """A study from raw photos to the report. Once it is submitted, the launcher is killed and the checkout broken."""
     work = Work(tmp_path_factory.mktemp("pipeline"), cluster)
     make_folder(work.folder / "photos", per_class=16, labels=("neutral", "happy", "sad"))
     checkout = work.folder / "checkout"
@@ -59,7 +55,7 @@ def pipeline(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Work:
     return work
 
 
-def test_one_command_leads_from_photos_to_the_report(pipeline):
+def test_study_from_photos_to_the_report(pipeline):
     for task in TASKS:
         result = pipeline.result(f"runs/pipeline/{task}")
         assert (result["status"], result["processes"]) == ("finished", 2), task
@@ -73,7 +69,7 @@ def test_one_command_leads_from_photos_to_the_report(pipeline):
     assert rows["poker face"]["neutral_rate"] is not None
 
 
-def test_jobs_ran_the_code_as_it_was_when_they_were_submitted(pipeline):
+def test_jobs_run_a_snapshot_of_the_code(pipeline):
     provenance = json.loads((pipeline.folder / "runs/pipeline/mae/seed-0/provenance.json").read_text())
     assert provenance["command"].startswith("pfcluster pipeline --nodes 2 --seeds 0 1")
     (copy,) = (pipeline.folder / "runs/pipeline/.code").iterdir()
@@ -90,20 +86,20 @@ def test_stages_are_arrays_under_one_name(pipeline):
     assert "JobName=pipeline.pf-vit" in shown
 
 
-def test_status_shows_every_task_and_the_same_command_pays_nothing_twice(pipeline):
+def test_status_lists_every_task_and_a_repeated_command_submits_nothing(pipeline):
     status = " ".join(pipeline.launch("status", "pipeline").split())
     for words in ("shards 1/2 finished", "mae seed 0 finished", "pf-vit seed 1 finished", "report finished"):
         assert words in status
     arguments = json.loads((pipeline.folder / "arguments.json").read_text())
     before = {task: pipeline.job(f"runs/pipeline/{task}") for task in TASKS}
-    said = pipeline.launch(*arguments)
-    assert "submitted" not in said
+    output = pipeline.launch(*arguments)
+    assert "submitted" not in output
     assert {task: pipeline.job(f"runs/pipeline/{task}") for task in TASKS} == before
     assert "rank 0 of 2 on n" in pipeline.launch("logs", "pipeline", "--task", "mae")
     assert "rank 1 of 2 on n" in pipeline.launch("logs", "pipeline", "--task", "pf-vit seed 1", "--rank", "1")
 
 
-def test_what_is_queued_is_attached_to_and_another_config_is_refused(work):
+def test_queued_runs_are_attached_to_and_another_config_is_refused(work):
     blocker = work.occupy("main")
     arguments = ["finetune", "--preset", "demo", *TINY, "--nodes", "2", "--seeds", "0", "1"]
     assert "2 submitted" in work.launch(*arguments)
@@ -111,15 +107,15 @@ def test_what_is_queued_is_attached_to_and_another_config_is_refused(work):
     assert "2 attached" in work.launch(*arguments)
     assert [work.job(f"runs/scratch/seed-{seed}") for seed in (0, 1)] == jobs
     assert "queued" in work.launch("status", "scratch")
-    said = work.launch(*arguments, "--optim.lr", "0.5", code=2)
-    assert f"is queued as job {jobs[0]} with another config" in said
+    output = work.launch(*arguments, "--optim.lr", "0.5", code=2)
+    assert f"is queued as job {jobs[0]} with another config" in output
     assert "cancelled: scratch seed 0, scratch seed 1" in work.launch("cancel", "scratch")
     assert set(jobs).isdisjoint(work.queue())
     assert "cancelled" in work.launch("status", "scratch")
     work.cluster.run("scancel", blocker)
 
 
-def test_a_launcher_that_died_before_it_noted_the_job_finds_it_again(work):
+def test_job_is_identified_after_the_launcher_died_during_submission(work):
     blocker = work.occupy("main")
     arguments = ["finetune", "--preset", "demo", *TINY, "--seeds", "0", "1"]
     work.launch(*arguments)
@@ -131,21 +127,21 @@ def test_a_launcher_that_died_before_it_noted_the_job_finds_it_again(work):
     work.cluster.run("scancel", blocker)
 
 
-def test_a_dry_run_prints_the_script_and_submits_nothing(work):
+def test_dry_run_prints_scripts_and_submits_nothing(work):
     with open(work.folder / "pfcluster.toml", "a") as file:
         file.write('licenses = "faces"\n[environment]\nNCCL_SOCKET_IFNAME = "ib0"\n[run.mae]\ntime = "12:00:00"\n')
-    said = work.launch("study", "--preset", "demo", *TINY, "--nodes", "4", "--mem", "2G", "--dry-run")
+    output = work.launch("study", "--preset", "demo", *TINY, "--nodes", "4", "--mem", "2G", "--dry-run")
     for words in (
         "plan study: slurm", "#SBATCH --nodes=4", "#SBATCH --licenses=faces", "#SBATCH --mem=2G", "#SBATCH --requeue",
         "#SBATCH --array=0-2%3", "#SBATCH --time=720", "afterok:<mae>:<judge>",
         "export NCCL_SOCKET_IFNAME=ib0", "--kill-on-bad-exit=1", "4 x 1 GPUs",
     ):  # fmt: skip
-        assert words in said, words
+        assert words in output, words
     assert work.queue() == []
     assert not (work.folder / "runs").exists()
 
 
-def test_inside_of_a_job_it_stays_in_that_job(work):
+def test_command_inside_of_a_job_runs_locally(work):
     command = [*LAUNCH, "finetune", "--preset", "demo", *TINY, "--dry-run"]
     done = subprocess.run(
         ["srun", "-N1", "-n1", *command],
@@ -163,7 +159,7 @@ def test_inside_of_a_job_it_stays_in_that_job(work):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--nodes", "8"], "scratch wants --nodes 8, and partition main has 4"),
+        (["--nodes", "8"], "scratch needs --nodes 8, but partition main has 4"),
         (["--partition", "gpu"], "--partition gpu: "),
         (["--account", "nobody", "--qos", "none", "--constraint", "a100"], "SLURM refused scratch: "),
         (["--time", "soon"], "--time must be minutes, H:MM:SS or D-HH:MM:SS"),
@@ -171,13 +167,13 @@ def test_inside_of_a_job_it_stays_in_that_job(work):
         (["--site", "none.toml"], "site file none.toml cannot be read"),
     ],
 )
-def test_what_the_cluster_cannot_do_is_said_at_once(work, arguments, words):
-    said = work.launch("finetune", "--preset", "demo", *TINY, *arguments, code=2)
-    assert words in said
+def test_impossible_requests_are_refused_before_submission(work, arguments, words):
+    output = work.launch("finetune", "--preset", "demo", *TINY, *arguments, code=2)
+    assert words in output
     assert work.queue() == []
 
 
-def test_evaluation_and_the_doctor_run_as_jobs_and_secrets_stay_out_of_their_logs(work, pipeline):
+def test_evaluate_and_doctor_run_as_jobs_with_redacted_secrets(work, pipeline):
     shutil.copytree(pipeline.folder / "runs/pipeline", work.folder / "runs/pipeline")
     (work.folder / "photos").symlink_to(pipeline.folder / "photos")
     with open(work.folder / "pfcluster.toml", "r+") as file:
@@ -189,8 +185,8 @@ def test_evaluation_and_the_doctor_run_as_jobs_and_secrets_stay_out_of_their_log
     assert "secrets names MY_TOKEN, which is not set in this shell" in refused
     work.cluster.environment["MY_TOKEN"] = "s3cr3t-value"
     try:
-        said = work.launch("evaluate", run, "--executor", "slurm", "--wait")
-        assert "finished" in said
+        output = work.launch("evaluate", run, "--executor", "slurm", "--wait")
+        assert "finished" in output
         name = "evaluate-runs-pipeline-scratch-seed-0"
         shown = work.launch("logs", name)
         assert f"{100 * work.result(run)['test']['accuracy']:.2f} %" in shown
@@ -204,14 +200,14 @@ def test_evaluation_and_the_doctor_run_as_jobs_and_secrets_stay_out_of_their_log
         for path in (work.folder / "runs").rglob("*"):
             if path.suffix in (".log", ".sh", ".out"):
                 assert "s3cr3t-value" not in path.read_text(errors="replace"), path
-        said = work.launch("doctor", "--executor", "slurm", "--nodes", "2", "--backends", "ddp", "--wait")
-        assert "finished" in said
+        output = work.launch("doctor", "--executor", "slurm", "--nodes", "2", "--backends", "ddp", "--wait")
+        assert "finished" in output
         assert "n1" in work.launch("logs", "doctor-ddp", "--lines", "100")
     finally:
         work.cluster.environment.pop("MY_TOKEN")
 
 
-def test_outside_of_a_cluster_nodes_are_groups_of_processes_and_that_is_said(tmp_path):
+def test_nodes_without_a_cluster_are_groups_of_processes(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs/launch.py"), "finetune", "--preset", "demo", *TINY, "--nodes", "2"],

@@ -21,8 +21,8 @@ def test_outcome_is_that_of_any_executor(work: Work, tmp_path):
     expected = reference(tmp_path / "reference", TINY)
     output = work.launch(*TINY, "--executor", "slurm", "--output", "sweep", "--cpus-per-task", "1", launcher=SWEEP)
     assert outcome(work.folder / "sweep") == expected
-    record = json.loads((work.folder / "sweep/pipeline.json").read_text())
-    assert "trial-001 seed 0" in record["groups"]["runs"]["labels"]
+    record = json.loads((work.folder / "sweep/plan.json").read_text())
+    assert "trial-001 seed 0" in record["stages"]["runs"]["labels"]
     first = [json.loads((work.folder / f"sweep/trials/00{n}/seed-0/job.json").read_text())["job"] for n in range(4)]
     assert len({job.split("_")[0] for job in first}) == 1, "four trials that can run in parallel are one array"
     assert output.count("stopped at step") == sum(trial[3] is not None for trial in expected["trials"])

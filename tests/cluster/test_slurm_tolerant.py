@@ -1,4 +1,4 @@
-"""A stage that runs anyway, such as a table, on a real SLURM: it waits for what fails, and for what waits for that."""
+"""A stage that always runs, such as a table, on a real SLURM: it runs after stages that failed or were cancelled."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import sys
 
 SUBMIT = """
 from pathlib import Path
-from pfcluster.launch.plan import Call, Group, Plan
+from pfcluster.launch.plan import Command, Plan, Stage
 from pfcluster.launch.slurm.site import load_site
 from pfcluster.launch.slurm.submit import submit
 
-def group(name, code, **options):
-    call = Call(name, Path("plan") / name, ("-n1", "-r1", code), module="timeit")
-    return Group(name, (call,), alone=True, **options)
+def stage(name, code, **options):
+    command = Command(name, Path("plan") / name, ("-n1", "-r1", code), module="timeit")
+    return Stage(name, (command,), single_process=True, **options)
 
 write = "open('{0}', 'w').write('{0}')"
-groups = (
-    group("broken", "raise ValueError('no such thing')"),
-    group("beside", write.format("beside")),
-    group("behind", write.format("behind"), after=("broken",)),
-    group("table", write.format("table"), after=("behind", "beside"), anyway=True),
+stages = (
+    stage("broken", "raise ValueError('no such thing')"),
+    stage("independent", write.format("independent")),
+    stage("waiting", write.format("waiting"), after=("broken",)),
+    stage("table", write.format("table"), after=("waiting", "independent"), always_run=True),
 )
-submit(Plan("plan", Path("plan"), groups, "the command", tolerant=True), load_site(None), processes=1, retries=0)
+plan = Plan("plan", Path("plan"), stages, "the command", continue_on_failure=True)
+submit(plan, load_site(None), processes=1, retries=0)
 """
 
 
-def test_a_table_is_made_of_what_there_is(work):
+def test_stage_that_always_runs_follows_a_failure(work):
     subprocess.run([sys.executable, "-c", SUBMIT], cwd=work.folder, env=work.cluster.environment, check=True)
     assert work.wait_for_end("plan/broken").outcome == "failed"
-    assert "behind will not run" in work.attempts("plan/broken")[-1].next
+    assert "waiting will not run" in work.attempts("plan/broken")[-1].next
     assert work.wait_for_end("plan/table").outcome == "finished"
-    assert {path.name for path in work.folder.iterdir()} >= {"beside", "table"}
-    assert not (work.folder / "behind").exists()
-    assert not work.attempts("plan/behind")
+    assert {path.name for path in work.folder.iterdir()} >= {"independent", "table"}
+    assert not (work.folder / "waiting").exists()
+    assert not work.attempts("plan/waiting")

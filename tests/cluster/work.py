@@ -1,4 +1,4 @@
-"""A user's folder on the throw-away cluster: commands as users give them, and waiting for what they lead to."""
+"""A user's folder on the test cluster: runs commands there and waits for their jobs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Attempt
+from pfcluster.launch.job_record import read_job
 from pfcluster.runs.folder import last_trained_step
 from tests.cluster.slurm import Slurm
 from tests.tiny import LAUNCH, OPTIONS
@@ -24,7 +25,7 @@ TINY = [
     *shlex.split("--engine.backend ddp --engine.timeout 300 --checkpoint.every-steps 20 --evaluate.every-epochs 10"),
 ]
 LONG = ["--epochs", "60"]
-"""360 steps: some ten seconds of two ranks."""
+"""360 steps: about ten seconds with two ranks."""
 SITE = """
 signal_seconds = 20
 cpus_per_task = 1
@@ -42,7 +43,7 @@ class Work:
         (folder / "pfcluster.toml").write_text(SITE)
 
     def launch(self, *arguments: str, code: int = 0, launcher: list[str] = LAUNCH) -> str:
-        """A command's whole output; it must end with `code`."""
+        """Run a command, which must exit with `code`; returns its output."""
         done = subprocess.run(
             [*launcher, *arguments],
             cwd=self.folder,
@@ -52,10 +53,10 @@ class Work:
             timeout=600,
             check=False,
         )
-        said = done.stdout + done.stderr
-        assert done.returncode == code, said
-        assert "Traceback" not in said, said
-        return said
+        output = done.stdout + done.stderr
+        assert done.returncode == code, output
+        assert "Traceback" not in output, output
+        return output
 
     def attempts(self, run: str) -> list[Attempt]:
         return attempts.read(self.folder / run)
@@ -64,22 +65,22 @@ class Work:
         return [attempt.outcome for attempt in self.attempts(run)]
 
     def job(self, run: str) -> str:
-        return attempts.submitted(self.folder / run).job
+        return read_job(self.folder / run).job
 
-    def wait_for(self, what: Callable[[], bool], words: str) -> None:
-        """Until something holds. Fails with the status and the logs."""
+    def wait_for(self, condition: Callable[[], bool], description: str) -> None:
+        """Wait until a condition holds; on a timeout fail with the queue and the logs."""
         deadline = time.monotonic() + SECONDS
-        while not what():
+        while not condition():
             if time.monotonic() > deadline:
-                raise AssertionError(f"never came: {words}\n{self.told()}")
+                raise AssertionError(f"timed out waiting for {description}\n{self.diagnostics()}")
             time.sleep(0.1)
 
     def wait_for_step(self, run: str, step: int) -> None:
         self.wait_for(lambda: last_trained_step(self.folder / run) >= step, f"step {step} of {run}")
 
     def hold_at_step(self, run: str, step: int) -> None:
-        """Stop all ranks of a run once it is there, so that it cannot end before what is done to it; every way in which
-        SLURM ends jobs continues them first.
+        """Suspend all ranks of a run once it has reached a step, so that it cannot finish before the fault is injected.
+        SLURM resumes processes before it ends them.
         """
         self.wait_for_step(run, step)
         for node in self.nodes_of(run):
@@ -92,34 +93,35 @@ class Work:
 
     def ranks_on(self, node: str, job: str) -> list[int]:
         """Processes that train for a job on a node."""
-        found = []
+        pids = []
         for pid in self.cluster.processes_on(node):
-            place = Path(f"/proc/{pid}")
+            process = Path(f"/proc/{pid}")
             with contextlib.suppress(OSError):
-                mine = f"SLURM_JOB_ID={job}".encode() in (place / "environ").read_bytes().split(b"\0")
-                if mine and b"submitit.core._submit" in (place / "cmdline").read_bytes().split(b"\0")[:6]:
-                    found.append(pid)
-        return found
+                of_job = f"SLURM_JOB_ID={job}".encode() in (process / "environ").read_bytes().split(b"\0")
+                if of_job and b"submitit.core._submit" in (process / "cmdline").read_bytes().split(b"\0")[:6]:
+                    pids.append(pid)
+        return pids
 
     def wait_for_end(self, run: str) -> Attempt:
-        """Until nothing more follows of a task; its last attempt."""
+        """Wait until no further attempt of a task follows; returns its last attempt."""
 
-        def over() -> bool:
-            known = self.attempts(run)
-            if not known or known[-1].outcome in ("running", "stopped"):
+        def ended() -> bool:
+            recorded = self.attempts(run)
+            if not recorded or recorded[-1].outcome in ("running", "stopped"):
                 return False
-            return known[-1].outcome == "finished" or not (known[-1].next or "").startswith(("requeued", "submitted"))
+            last = recorded[-1]
+            return last.outcome == "finished" or not (last.next or "").startswith(("requeued", "submitted"))
 
-        self.wait_for(over, f"the end of {run}")
+        self.wait_for(ended, f"the end of {run}")
         self.wait_for(lambda: self.job(run) not in self.queue(), f"{run} out of the queue")
         return self.attempts(run)[-1]
 
     def queue(self) -> list[str]:
-        """Jobs that SLURM has not finished with."""
+        """Jobs that SLURM has not ended."""
         return self.cluster.run("squeue", "-h", "--array", "-o", "%i").split()
 
     def occupy(self, partition: str = "high", seconds: int = 600) -> str:
-        """Take all nodes; the job's number."""
+        """Occupy all nodes; returns the job id."""
         options = ["-p", partition, f"--nodes={self.cluster.nodes}", "--exclusive", "-t", "20", "-o", "/dev/null"]
         return self.cluster.run("sbatch", "--parsable", *options, "--wrap", f"sleep {seconds}").strip()
 
@@ -127,25 +129,25 @@ class Work:
         return json.loads((self.folder / run / "result.json").read_text())
 
     def note(self, fault: str, run: str) -> None:
-        """A row of the table of faults, where $PFCLUSTER_FAULTS names a file: what happened, and the steps that had to
-        be trained again. That the final weights are equal is the tests' own business.
+        """Append a row to the table of faults in the file $PFCLUSTER_FAULTS, if it is set: the fault, the attempts, and
+        the number of steps that were trained again.
         """
         table = os.environ.get("PFCLUSTER_FAULTS")
         if not table:
             return
-        story = []
+        history = []
         for attempt in self.attempts(run):
             follows = "" if attempt.next is None or attempt.next == "requeued" else f" ({attempt.next})"
-            story.append(f"{attempt.outcome} at step {attempt.step}{follows}")
+            history.append(f"{attempt.outcome} at step {attempt.step}{follows}")
         log = (self.folder / run / "logs/rank-0.log").read_text()
         starts = [int(step) for step in re.findall(r"from step (\d+) of", log)]
         ended = [attempt.step for attempt in self.attempts(run)]
         lost = sum(max(0, last - start) for last, start in zip(ended, starts[1:], strict=False))
         with open(table, "a") as file:
-            file.write(f"| {fault} | {'; then '.join(story)} | {lost} |\n")
+            file.write(f"| {fault} | {'; then '.join(history)} | {lost} |\n")
 
-    def told(self) -> str:
-        """All that a person could look at."""
+    def diagnostics(self) -> str:
+        """The queue, all logs and all attempts."""
         logs = sorted(self.folder.rglob("*.log")) + sorted(self.folder.rglob("*_log.out"))
         parts = [f"== {path}\n{path.read_text(errors='replace')[-2500:]}" for path in logs]
         parts += [f"== {path}\n{path.read_text()}" for path in sorted(self.folder.rglob("attempts/*.json"))]
