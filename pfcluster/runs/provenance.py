@@ -61,6 +61,8 @@ def git_commit() -> str | None:
         return copied_commit
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        # fails for a package that is installed inside of another project's repository
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""Runs under a real Ray Train, on two nodes of one core each: the weights equal those of this machine, after any fault."""
+"""Runs under a real Ray Train, on two nodes of one core each: weights equal those of this machine, after any fault."""
 
 from __future__ import annotations
 
