@@ -61,7 +61,8 @@ def plain_options() -> frozenset[str]:
     """Options of all commands, benchmarks and test tools: fields of dataclasses named ...Options, and argparse's."""
     names = {name.replace("_", "-") for name in config_fields() if "." not in name} | OTHER_PROGRAMS
     for path in SOURCES:
-        if path.suffix != ".py":
+        folder_name = path.relative_to(ROOT).parts[:2]
+        if path.suffix != ".py" or (folder_name[0] == "tests" and folder_name[1] != "cluster"):
             continue
         text = path.read_text()
         names |= set(re.findall(r'"--([a-z][a-z0-9-]*)"', text))
@@ -146,7 +147,8 @@ def names(paths: list[Path]) -> Iterator[Any]:
 @pytest.mark.parametrize("page", names(PAGES))
 def test_page_names_existing_things(page: Path) -> None:
     text = page.read_text()
-    assert not unknown_options(text)
+    if page.name != "CHANGELOG.md":  # which names options of the past
+        assert not unknown_options(text)
     assert not unknown_commands(text)
     assert not missing_files(text)
     assert not broken_links(page, text)
