@@ -14,8 +14,8 @@ BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 OBJECTIVES = ("mae", "finetune", "pf_mag")
 RANKS = (1, 2, 4)
 TOLERANCE = 1e-6
-"""Relative, in fp32: of all weights after four steps, and of any loss or norm at any step. Rounding of sums in another
-order gives up to 3e-7 with AVX-512, AVX2 and without vector instructions."""
+"""Relative, in fp32: of all weights after four steps, and of any loss or norm at any step. Engines sum in other orders;
+a sum of n fp32 values has a relative error of about 6e-8 * sqrt(n)."""
 BF16_WEIGHTS = 2e-3
 """Relative, of all weights: Adam moves a weight by at most its learning rate, whatever the rounding of its gradient."""
 BF16_METRICS = 3e-2
