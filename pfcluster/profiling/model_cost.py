@@ -1,6 +1,7 @@
-"""What a model costs: parameters, FLOPs, and how fast this machine's device is with it.
+"""Cost of a model: parameters, FLOPs, and speed on a device.
 
-The paper's tables speak of two models: what remains at test time (E, S, C), and all that trains (PF-ViT and Δ).
+As in the paper's tables, "test" covers the modules used for inference (E, S, C) and "train" all that are trained
+(PF-ViT and Δ).
 
 Legend: b images.
 """
@@ -27,43 +28,35 @@ from pfcluster.profiling.flops import empty_batches, profile, run_step
 from pfcluster.training.factory import build_engines
 
 BATCHES = (1, 64)
-LEAST_SECONDS, LEAST_TURNS = 0.5, 5
-"""A timing takes at least so long, and so many turns after one that warms up."""
+MIN_SECONDS, MIN_REPEATS = 0.5, 5
+"""A timing runs for at least this long and this often, after one warm-up call."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Median time of a batch."""
+    """Median times of a batch."""
 
     batch: int
     forward_ms: float
-    """What remains at test time, without gradients."""
+    """Inference, without gradients."""
     step_ms: float
     """A training step of all engines: forward, backward and update."""
-
-    @property
-    def forward_images_per_s(self) -> float:
-        return 1000 * self.batch / self.forward_ms
-
-    @property
-    def step_images_per_s(self) -> float:
-        return 1000 * self.batch / self.step_ms
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Of one config, for one image. A multiplication and an addition are two FLOPs: papers often count them as one."""
+    """Cost of a config; FLOPs are per image. A multiply-add is 2 FLOPs; many papers count it as 1."""
 
     train_parameters: int
     test_parameters: int
     step_gflop: float
-    """A training step: forward, backward, both turns."""
+    """Training step: forward, backward, discriminator and PF-ViT updates."""
     test_gflop: float
     speeds: tuple[Speed, ...]
 
 
 def measure_model_cost(config: RunConfig, classes: int, device: torch.device) -> ModelCost:
-    """Count a config's model and time it in the config's precision. Random weights, φ's too: they cost the same."""
+    """Count the FLOPs of a config's model, and time it in the config's precision. Weights are random, φ's included."""
     with torch.device("meta"):
         counted = profile(config, classes, identity_net=build_identity_net(config))
     identity_net = build_identity_net(config)
@@ -78,12 +71,12 @@ def inference_flops(config: RunConfig, classes: int) -> int:
     """FLOPs of classifying one image."""
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model = factory.build(config, classes, load_init=False)["model"]
-        _at_test_time(model)(torch.empty(1, 3, config.data.size, config.data.size))
+        _inference_function(model)(torch.empty(1, 3, config.data.size, config.data.size))
     return int(counter.get_total_flops())
 
 
-def _at_test_time(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What remains of a model: E, S and C of PF-ViT, MAE's encoder, a classifier whole."""
+def _inference_function(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The part of a model used for inference: E, S and C of PF-ViT, the encoder of MAE, or a whole classifier."""
     if isinstance(model, PFViT):
         return model.classify
     return model.encoder if isinstance(model, MAE) else model
@@ -91,8 +84,7 @@ def _at_test_time(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def _speed(config: RunConfig, classes: int, batch: int, device: torch.device, identity_net: nn.Module | None) -> Speed:
     modules = factory.build(config, classes, load_init=False)
-    here = World(0, 1, device)
-    engines = build_engines(config, "ddp", modules, here)
+    engines = build_engines(config, "ddp", modules, World(0, 1, device))
     with torch.device(device):
         batches = empty_batches(config, batch, 1)
     for each in batches:
@@ -102,27 +94,24 @@ def _speed(config: RunConfig, classes: int, batch: int, device: torch.device, id
             each.order.copy_(torch.rand(each.order.shape, device=device).argsort(1))
     step = _median(lambda: run_step(config, engines, batches, identity_net), device)
     model = engines["model"].module.eval()
-    with (
-        torch.inference_mode(),
-        autocast(device, config.engine.precision),
-    ):
-        forward = _median(lambda: _at_test_time(model)(batches[0].images), device)
+    with torch.inference_mode(), autocast(device, config.engine.precision):
+        forward = _median(lambda: _inference_function(model)(batches[0].images), device)
     return Speed(batch, 1000 * forward, 1000 * step)
 
 
-def _median(turn: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a turn."""
-    turn()
+def _median(call: Callable[[], object], device: torch.device) -> float:
+    """Median duration of a call, in seconds."""
+    call()
     seconds: list[float] = []
-    while len(seconds) < LEAST_TURNS or sum(seconds) < LEAST_SECONDS:
-        _wait(device)
+    while len(seconds) < MIN_REPEATS or sum(seconds) < MIN_SECONDS:
+        _synchronize(device)
         start = time.perf_counter()
-        turn()
-        _wait(device)
+        call()
+        _synchronize(device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
