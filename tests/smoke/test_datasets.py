@@ -1,4 +1,4 @@
-"""From a dataset's own layout to runs, by the README's commands: however the data is read, the same weights."""
+"""From a dataset's original layout to runs, by command: all ways of reading the data give the same weights."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ COUNT = 120
 
 
 def command(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    whole = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(whole, capture_output=True, text=True, timeout=600, check=False)
+    words = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
 
 
 def ferplus(root: Path) -> Path:
-    """Synthetic faces as FER2013 and FERPlus come: grey values as text, ten votes each."""
+    """Synthetic faces in the format of FER2013 and FERPlus: grey values as text, ten votes each."""
     root.mkdir(parents=True)
     faces = SyntheticFaces(COUNT, size=32, seed=1)
-    voted = list(VOCABULARIES["ferplus"].values())
-    values, votes = ["emotion,pixels,Usage"], ["Usage,Image name," + ",".join(voted)]
+    names = list(VOCABULARIES["ferplus"].values())
+    values, votes = ["emotion,pixels,Usage"], ["Usage,Image name," + ",".join(names)]
     for number, (image, label) in enumerate(zip(faces.images(), faces.labels().tolist(), strict=True)):
         usage = ("Training", "Training", "Training", "PublicTest", "PrivateTest")[number % 5]
         grey = image.float().mean(0).round().to(torch.uint8).numpy().reshape(-1)
         values.append(f"0,{' '.join(map(str, grey))},{usage}")
         counts = np.zeros(10, dtype=int)
-        counts[voted.index(faces.classes[label])] = 8
+        counts[names.index(faces.classes[label])] = 8
         counts[8] = 2
         votes.append(f"{usage},fer{number:07d}.png," + ",".join(map(str, counts)))
     (root / "fer2013.csv").write_text("\n".join(values) + "\n")
@@ -65,9 +65,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain(built: Path) -> Path:
+def streamed(built: Path) -> Path:
     """A run that streams from the folder."""
-    output = built.parent / "plain"
+    output = built.parent / "streamed"
     done = command("jobs/launch.py", "finetune", *TINY, "--data.shards", built, "--output", output)
     assert done.returncode == 0, done.stderr
     return output
@@ -87,7 +87,7 @@ def url(built: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_the_votes_mode_is_in_the_manifest_the_result_and_the_report(built: Path, plain: Path) -> None:
+def test_votes_mode_is_recorded_in_manifest_result_and_report(built: Path, streamed: Path) -> None:
     manifest = json.loads((built / "manifest.json").read_text())
     assert (manifest["votes"], manifest["options"]["votes"]) == ("probability", "probability")
     assert {name: split["samples"] for name, split in manifest["splits"].items()} == {
@@ -95,28 +95,30 @@ def test_the_votes_mode_is_in_the_manifest_the_result_and_the_report(built: Path
         "validation": 24,
         "test": 24,
     }
-    run = plain / "scratch/seed-0"
+    run = streamed / "scratch/seed-0"
     assert json.loads((run / "result.json").read_text())["dataset"]["votes"] == "probability"
-    done = command("jobs/launch.py", "report", plain)
+    done = command("jobs/launch.py", "report", streamed)
     assert done.returncode == 0, done.stderr
-    assert "ferplus (probability votes)" in (plain / "report/report.html").read_text()
+    assert "ferplus (probability votes)" in (streamed / "report/report.html").read_text()
 
 
 @pytest.mark.parametrize(
     "reading",
     ["--data.cache-mode host", "--data.cache-mode device", "--data.workers 0", "--data.workers 5"],
 )
-def test_other_ways_of_reading_train_the_same_weights(built: Path, plain: Path, tmp_path: Path, reading: str) -> None:
+def test_cache_modes_and_workers_train_the_same_weights(
+    built: Path, streamed: Path, tmp_path: Path, reading: str
+) -> None:
     options = [*TINY, "--data.shards", built, "--data.cache", tmp_path / "cache", *shlex.split(reading)]
     done = command("jobs/launch.py", "finetune", *options, "--output", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
-    expected, found = final_weights(plain / "scratch/seed-0"), final_weights(tmp_path / "runs/scratch/seed-0")
+    expected, actual = final_weights(streamed / "scratch/seed-0"), final_weights(tmp_path / "runs/scratch/seed-0")
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(actual[name], value), name
 
 
-def test_a_run_from_a_url_in_blocks_goes_on_in_another_mode(built: Path, url: str, tmp_path: Path) -> None:
-    """Killed half-way, the rest from the cache in host memory: the unbroken run's weights."""
+def test_run_from_a_url_resumes_in_another_cache_mode(built: Path, url: str, tmp_path: Path) -> None:
+    """Interrupted half-way and resumed from the decoded cache: the weights of the uninterrupted run."""
     common = [
         *TINY,
         "--data.shards",
@@ -128,38 +130,38 @@ def test_a_run_from_a_url_in_blocks_goes_on_in_another_mode(built: Path, url: st
         "--data.shuffle-window",
         2,
     ]
-    done = command("jobs/launch.py", "finetune", *common, "--output", tmp_path / "whole")
+    done = command("jobs/launch.py", "finetune", *common, "--output", tmp_path / "uninterrupted")
     assert done.returncode == 0, done.stderr
-    first = [*common, "--output", tmp_path / "broken"]
-    done = command("jobs/launch.py", "finetune", *first)
+    interrupted = [*common, "--output", tmp_path / "interrupted"]
+    done = command("jobs/launch.py", "finetune", *interrupted)
     assert done.returncode == 0, done.stderr
-    run = tmp_path / "broken/scratch/seed-0"
+    run = tmp_path / "interrupted/scratch/seed-0"
     (run / "result.json").unlink()
     for folder in sorted((run / "checkpoints").glob("*"))[1:]:  # as if it had ended after step 4
         for file in folder.glob("*"):
             file.unlink()
         folder.rmdir()
-    done = command("jobs/launch.py", "finetune", *first, "--data.cache-mode", "host", "--data.workers", 3)
+    done = command("jobs/launch.py", "finetune", *interrupted, "--data.cache-mode", "host", "--data.workers", 3)
     assert done.returncode == 0, done.stderr
-    expected, found = final_weights(tmp_path / "whole/scratch/seed-0"), final_weights(run)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    expected, actual = final_weights(tmp_path / "whole/scratch/seed-0"), final_weights(run)
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
-def test_evaluation_on_other_shards_goes_by_names(built: Path, plain: Path, tmp_path: Path) -> None:
+def test_evaluation_on_other_shards_matches_classes_by_name(built: Path, streamed: Path, tmp_path: Path) -> None:
     done = command(
         "shards/build.py",
         *("--input", built.parent / "raw", "--output", tmp_path / "other", "--size", 32, "--align", "none"),
-        *("--workers", 1, "--votes", "majority", "--without", "neutral", "fear", "--name", "other"),
+        *("--workers", 1, "--votes", "majority", "--exclude-classes", "neutral", "fear", "--name", "other"),
     )
     assert done.returncode == 0, done.stderr
-    done = command("jobs/launch.py", "evaluate", plain / "scratch/seed-0", "--shards", tmp_path / "other")
+    done = command("jobs/launch.py", "evaluate", streamed / "scratch/seed-0", "--shards", tmp_path / "other")
     assert done.returncode == 0, done.stderr
-    said = " ".join(done.stdout.split())
-    assert "other (majority votes)" in said
-    assert "the data has no neutral, fear" in said
+    output = " ".join(done.stdout.split())
+    assert "other (majority votes)" in output
+    assert "the data has no neutral, fear" in output
 
 
-def test_faces_without_labels_are_for_pre_training_only(built: Path, tmp_path: Path) -> None:
+def test_shards_without_labels_can_be_used_for_pre_training_only(built: Path, tmp_path: Path) -> None:
     done = command(
         "shards/build.py",
         *("--input", built.parent / "raw/fer2013.csv", "--output", tmp_path / "faces", "--size", 32),
@@ -170,8 +172,8 @@ def test_faces_without_labels_are_for_pre_training_only(built: Path, tmp_path: P
     done = command("jobs/launch.py", "pretrain", *options)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/mae/seed-0/pictures/mae.png").exists()
-    refused = command("jobs/launch.py", "finetune", *options)
-    assert refused.returncode == 2
-    assert "was built with --labels ignored" in refused.stderr
-    refused = command("jobs/launch.py", "evaluate", tmp_path / "runs/mae/seed-0")
-    assert refused.returncode == 2
+    rejected = command("jobs/launch.py", "finetune", *options)
+    assert rejected.returncode == 2
+    assert "was built with --labels ignored" in rejected.stderr
+    rejected = command("jobs/launch.py", "evaluate", tmp_path / "runs/mae/seed-0")
+    assert rejected.returncode == 2

@@ -1,4 +1,4 @@
-"""The command lines of shards/."""
+"""Command lines of shards/build.py and shards/inspect.py."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tests.photos import (
 )
 
 
-def test_command_lines_work_from_the_scripts_own_folder(raw: Path, built: Path, tmp_path: Path) -> None:
-    """There `inspect.py` would shadow Python's own module. Also that the command and the function build the same."""
+def test_commands_work_from_the_folder_of_the_scripts(raw: Path, built: Path, tmp_path: Path) -> None:
+    """The folder has an `inspect.py`, like the standard library. Also compares with a build in Python."""
     arguments = ["--size", SIZE, "--align", "none", "--workers", 1, "--samples-per-shard", 8, "--val-share", 0.25]
     done = run("build.py", "--input", raw, "--output", tmp_path / "out", *arguments, cwd=ROOT / "shards")
     assert done.returncode == 0, done.stderr
     assert "36 photos in, 36 faces out" in done.stdout
     assert contents(tmp_path / "out") == contents(built)
     sheet = tmp_path / "sheet.png"
-    shown = run("inspect.py", built, "--sheet", sheet, "--per-class", 4, "--verify", cwd=ROOT / "shards")
-    assert shown.returncode == 0, shown.stderr
-    assert "6 shards have the manifest's checksums" in shown.stdout
+    inspected = run("inspect.py", built, "--sheet", sheet, "--per-class", 4, "--verify", cwd=ROOT / "shards")
+    assert inspected.returncode == 0, inspected.stderr
+    assert "6 shards have the manifest's checksums" in inspected.stdout
     with Image.open(sheet) as written:
         assert written.size[0] > 4 * SIZE
 
@@ -47,22 +47,24 @@ def test_command_lines_work_from_the_scripts_own_folder(raw: Path, built: Path, 
         (["--input", "{raw}", "--output", "{raw}"], "holds other files"),
     ],
 )
-def test_wrong_commands_end_with_plain_words(raw: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_invalid_commands_exit_with_2_and_a_message(
+    raw: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "unknown" / "bored").mkdir(parents=True)
     picture("sad", 1).save(tmp_path / "unknown" / "bored" / "1.png")
-    filled = [argument.format(tmp=tmp_path, raw=raw) for argument in arguments]
-    if "--output" not in filled:
-        filled += ["--output", str(tmp_path / "out")]
-    done = run("build.py", *filled)
+    words = [argument.format(tmp=tmp_path, raw=raw) for argument in arguments]
+    if "--output" not in words:
+        words += ["--output", str(tmp_path / "out")]
+    done = run("build.py", *words)
     assert done.returncode == 2
     assert "Traceback" not in done.stdout + done.stderr
     assert message in " ".join((done.stdout + done.stderr).split())
     assert not (tmp_path / "out").exists()
 
 
-def test_inspect_names_damage_and_ends_with_2(damaged: Path) -> None:
+def test_inspect_names_damage_and_exits_with_2(damaged: Path) -> None:
     tar = damaged / "train-00000.tar"
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
     done = run("inspect.py", damaged, "--verify")
