@@ -74,7 +74,7 @@ def imports(path: Path):
 
 
 def own_files():
-    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 
 
 def test_imports_point_down():
