@@ -171,7 +171,7 @@ def test_library_nets_load_their_weight_files(tmp_path):
     [
         ({"mask_ratio": 0.5}, r'pf_mag\.fusion must be "self" with pf_mag\.mask_ratio'),
         ({"separator_ratio": 0.0, "identity_net": "facenet"}, r"without a separator there is no L_ort"),
-        ({"identity_net": "run"}, r"not be "run" without pf_mag\.identity_net_weights"),
+        ({"identity_net": "run"}, r'not be "run" without pf_mag\.identity_net_weights'),
         ({"identity_net_weights": "x.pt"}, r"where pf_mag\.identity_net_weights is given"),
     ],
 )
