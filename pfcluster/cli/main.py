@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from pfcluster.cli.commands import COMMANDS, SLURM_COMMANDS, help_text, similar
 from pfcluster.launch.errors import LaunchError
 from pfcluster.launch.redaction import redact_output
+
+BROKEN_PIPE = 141
+"""128 + SIGPIPE, as a shell reports it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +63,9 @@ def report_errors(run: Callable[[], int]) -> int:
         return 2
     except SystemExit as error:  # tyro exits after --help
         return error.code if isinstance(error.code, int) else 0
+    except BrokenPipeError:  # the reader of stdout has closed it, as in `pfcluster status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
 
 
 def version_text() -> str:

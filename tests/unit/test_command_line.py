@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ import pytest
 import tyro
 
 from pfcluster.cli.commands import COMMANDS, SLURM_COMMANDS
-from pfcluster.cli.main import load_command, main
+from pfcluster.cli.main import BROKEN_PIPE, load_command, main
 from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.launch.command_line import parse, parse_known
 from pfcluster.launch.options import ClusterOptions, InlineCluster
@@ -147,3 +148,13 @@ def test_bash_completion_is_valid_and_knows_all_commands(capsys, tmp_path):
     path = tmp_path / "pfcluster"
     path.write_text(script)
     subprocess.run([bash, "-n", str(path)], check=True)
+
+
+def test_a_closed_pipe_ends_a_command_without_a_traceback():
+    command = [sys.executable, "-m", "pfcluster", "costs", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (BROKEN_PIPE, "")
