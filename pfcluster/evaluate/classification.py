@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from pfcluster.config import RunConfig
 from pfcluster.data import transforms
@@ -68,7 +67,9 @@ def predict_run(config: RunConfig, model: nn.Module, split: Split, classes: int,
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
     """Counts k k (rows truth, columns prediction) from logits n k and labels n. Samples labelled -1 are ignored."""
-    return multiclass_confusion_matrix(logits, labels, num_classes=logits.shape[1], ignore_index=-1)
+    classes, labelled = logits.shape[1], labels != -1
+    cells = labels[labelled] * classes + logits[labelled].argmax(1)
+    return torch.bincount(cells, minlength=classes**2).view(classes, classes)
 
 
 def scores(counts: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pfcluster.config import RunConfig
 from pfcluster.data import transforms
@@ -172,6 +171,8 @@ def _add_identity(means: _Means, row: str, faces: Tensor, inputs: Tensor, evalua
 
 
 def _add_distances(means: _Means, row: str, faces: Tensor, truth: Tensor, inputs: Tensor) -> None:
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
     region = expression_region(inputs, truth)
     for name, mask in (("mse_inside", region), ("mse_outside", ~region)):
         squared, values = masked_squared_error(faces, truth, mask)

@@ -30,7 +30,9 @@ def test_scores_equal_torchmetrics():
     predicted = torch.where(
         torch.rand(200, generator=generator) < 0.6, labels, torch.randint(0, 4, (200,), generator=generator)
     )
-    values = scores(multiclass_confusion_matrix(predicted, labels, num_classes=4), CLASSES)
+    counts = confusion_matrix(nn.functional.one_hot(predicted, 4).float(), labels)
+    assert torch.equal(counts, multiclass_confusion_matrix(predicted, labels, num_classes=4))
+    values = scores(counts, CLASSES)
     assert values["accuracy"] == pytest.approx((predicted == labels).float().mean().item())
     assert values["macro_f1"] == pytest.approx(
         multiclass_f1_score(predicted, labels, num_classes=4, average="macro").item()
@@ -107,6 +109,12 @@ def test_confusion_matrix_of_a_perfect_and_a_constant_classifier(faces):
     assert torch.equal(confusion_matrix(logits, labels), truth.diag())
     counts = confusion_matrix(*predict(lambda batch: torch.eye(8)[[2] * len(batch)], faces.test, **options))
     assert torch.equal(counts[:, 2], truth)
+
+
+def test_confusion_matrix_ignores_unlabelled_samples():
+    logits = torch.eye(3)[[0, 1, 1, 2]]
+    counts = confusion_matrix(logits, torch.tensor([0, -1, 2, -1]))
+    assert counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
 
 
 class FixedPokerFaces(nn.Module):

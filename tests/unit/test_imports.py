@@ -39,6 +39,8 @@ ONLY_WHERE_USED = {
     "gradio",
     "webdataset",
     "timm",
+    "torchmetrics",
+    "torchvision",
     "matplotlib",
     "cv2",
     "sklearn",
