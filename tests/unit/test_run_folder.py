@@ -116,8 +116,8 @@ def test_runs_are_found_by_their_files(tmp_path: Path) -> None:
         (tmp_path / name / RESULT_FILE).write_text("{}")
     for name in (".", "a/seed-0"):
         (tmp_path / name / CONFIG_FILE).write_text("{}")
-    found = [path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)]
-    assert found == ["a/seed-0", "b/seed-1"], "sorted; neither the study itself nor anything inside a run"
+    places = [path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)]
+    assert places == ["a/seed-0", "b/seed-1"], "sorted; neither the study itself nor anything inside a run"
 
 
 def test_a_checkpoint_belongs_to_the_run_around_it(tmp_path: Path) -> None:
