@@ -132,7 +132,7 @@ def test_killed_rank_restarts_the_job_on_other_nodes(work, uninterrupted):
     assert f"on {nodes[1]}: Killed" in failed.error
     assert failed.excluded == nodes[1]
     assert nodes[1] not in work.cluster.run("scontrol", "show", "hostnames", last.nodes).split()
-    assert last.from_step >= 40
+    assert last.from_step >= 20, "saves are 20 steps apart; that of step 40 may still have been under way"
     assert_same(uninterrupted, work.folder / RUN)
     work.note("kill -9 of a rank", RUN)
     assert "1 (1 failed)" in work.launch("status", "scratch")

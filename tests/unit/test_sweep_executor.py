@@ -10,7 +10,7 @@ import pytest
 from pfcluster.config import ConfigError
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.processes import RunProcesses
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, _kind
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, _kind_of
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, read_early_stop, write_early_stop
 from pfcluster.runs.folder import exit_status_path
 from pfcluster.sweep.executor import Retries, divide_machine
@@ -140,9 +140,9 @@ def test_test_split_is_measured_only_on_request(tmp_path):
 
 
 def test_errors_are_classified():
-    assert _kind(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")) == "memory"
-    assert _kind(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")) == "memory"
-    assert _kind(MemoryError()) == "memory"
-    assert _kind(RuntimeError("NCCL error")) == "device"
-    assert _kind(RuntimeError("code: -98, name: EADDRINUSE, message: address already in use")) == "device"
-    assert _kind(KeyError("x")) == "bug"
+    assert _kind_of(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")) == "memory"
+    assert _kind_of(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")) == "memory"
+    assert _kind_of(MemoryError()) == "memory"
+    assert _kind_of(RuntimeError("NCCL error")) == "device"
+    assert _kind_of(RuntimeError("code: -98, name: EADDRINUSE, message: address already in use")) == "device"
+    assert _kind_of(KeyError("x")) == "bug"
