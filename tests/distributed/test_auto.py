@@ -8,6 +8,8 @@ import pytest
 
 from tests.distributed.ranks import launch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def choices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.distributed.ranks import launch
 
+pytestmark = pytest.mark.slow
+
 BACKENDS = ("ddp", "fsdp2", "zero2", "zero3")
 
 

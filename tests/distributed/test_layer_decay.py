@@ -8,6 +8,8 @@ import pytest
 
 from tests.distributed.ranks import launch
 
+pytestmark = pytest.mark.slow
+
 RATE, DECAY = 1e-4, 0.5
 LAYERS_ABOVE = {
     "head.weight": 0,

@@ -16,6 +16,8 @@ from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, is_finished, read_resul
 from tests.distributed.ranks import start
 from tests.tiny import config, final_weights
 
+pytestmark = pytest.mark.slow
+
 RANKS = 2
 DEADLINE = 300
 """Seconds after which processes that should have exited are killed."""

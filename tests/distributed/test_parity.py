@@ -60,6 +60,11 @@ def name(each: dict[str, Any]) -> str:
     return "-".join([each["backend"], each["objective"], *options])
 
 
+def is_quick(each: dict[str, Any], ranks: int) -> bool:
+    """Whether a plain case is in the README's test command: PF-MAG on two processes, once per engine."""
+    return ranks == 2 and each["objective"] == "pf_mag" and each["options"]["grad_accumulation_steps"] == 1
+
+
 @pytest.fixture(scope="module")
 def differences(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -82,30 +87,39 @@ def differences(
     return measured
 
 
-@pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("each", PLAIN, ids=name)
+@pytest.mark.parametrize(
+    ("each", "ranks"),
+    [
+        pytest.param(each, ranks, id=f"{name(each)}-{ranks}", marks=() if is_quick(each, ranks) else pytest.mark.slow)
+        for each, ranks in product(PLAIN, RANKS)
+    ],
+)
 def test_engine_matches_one_process(differences, each, ranks):
     assert max(differences[ranks, name(each)]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2])
 @pytest.mark.parametrize("each", OPTIONS, ids=name)
 def test_options_change_only_rounding(differences, each, ranks):
     assert max(differences[ranks, name(each)]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [4])
 @pytest.mark.parametrize("each", HYBRID, ids=name)
 def test_hybrid_sharding_matches_one_process(differences, each, ranks):
     assert max(differences[ranks, name(each)]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1])
 @pytest.mark.parametrize("each", COMPILED, ids=name)
 def test_compiled_blocks_match_plain_ones(differences, each, ranks):
     assert max(differences[ranks, name(each)]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2])
 @pytest.mark.parametrize("each", BF16, ids=name)
 def test_bf16_is_close_to_fp32_but_not_equal(differences, each, ranks):

@@ -30,6 +30,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return json.loads(result.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wrong", [each.__name__ for each in WRONG])
 def test_wrong_step_raises(outcomes, backend, wrong):
@@ -39,6 +40,7 @@ def test_wrong_step_raises(outcomes, backend, wrong):
     assert outcome["pf_vit_steps"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pf_vit_update_does_not_change_discriminator(outcomes, backend):
     assert outcomes[f"{backend}/right"] == {

@@ -25,6 +25,8 @@ from pfcluster.training.parity import zero_key_biases
 from tests.distributed.ranks import launch
 from tests.tiny import config, final_weights
 
+pytestmark = pytest.mark.slow
+
 Layout = tuple[str, int]
 LAYOUTS: tuple[Layout, ...] = (("ddp", 1), ("fsdp2", 2), ("zero1", 2), ("zero2", 4), ("zero3", 2), ("ddp", 4))
 TOLERANCE = 1e-6
