@@ -143,7 +143,7 @@ def test_run_from_a_url_resumes_in_another_cache_mode(built: Path, url: str, tmp
         folder.rmdir()
     done = command("jobs/launch.py", "finetune", *interrupted, "--data.cache-mode", "host", "--data.workers", 3)
     assert done.returncode == 0, done.stderr
-    expected, actual = final_weights(tmp_path / "whole/scratch/seed-0"), final_weights(run)
+    expected, actual = final_weights(tmp_path / "uninterrupted/scratch/seed-0"), final_weights(run)
     assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 

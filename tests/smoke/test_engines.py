@@ -84,7 +84,7 @@ def test_doctor_tests_engines_bandwidth_and_folder(tmp_path):
             ["pretrain", "--processes", "3", "--batch-size", "48", "--engine.fsdp-shard-size", "2"],
             "must divide the number",
         ),
-        (["pf-mag", "--discriminator-optim.ema", "0.9"], "nothing reads"),
+        (["pf-mag", "--discriminator-optim.ema", "0.9"], "average is not used"),
         (["pretrain", "--engine.backend", "zero4"], "zero4"),
         (["consolidate", "nowhere"], "neither a run with checkpoints nor a checkpoint"),
         (["doctor", "--processes", "0"], "--processes must be at least 1"),

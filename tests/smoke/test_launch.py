@@ -88,7 +88,7 @@ def test_evaluate_reproduces_the_scores_of_the_run(study):
     assert f"{100 * result['test']['accuracy']:.2f} %" in done.stdout
     refused = launch("evaluate", str(folder / "mae/seed-0"))
     assert refused.returncode == 2
-    assert "has no classes to score" in refused.stderr
+    assert "which has no classes" in refused.stderr
 
 
 def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
@@ -117,7 +117,7 @@ def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
         (["pf-mag", "--evaluate.judge", "nowhere"], "train one with `pfcluster judge`"),
         (["pf-mag", "--pf-mag.identity-net", "facenet", "--pf-mag.identity-net-weights", "no.pt"], "no file no.pt"),
         (["finetune", "--seeds", "1", "1"], "--seeds must differ"),
-        (["report", "nowhere"], "nowhere is no folder"),
+        (["report", "nowhere"], "nowhere is not a folder"),
         (["evaluate", "nowhere"], "neither a run with checkpoints nor a checkpoint"),
     ],
 )
