@@ -40,6 +40,7 @@ def parse_known(
 ) -> tuple[T, list[str]]:
     """Parse the arguments that belong to a dataclass; returns it and the remaining arguments in their order."""
     given: dict[str, Any] = {} if default is None else {"default": default}
+    arguments = join_quoted(arguments)
     if is_help(arguments):
         tyro.cli(kind, args=["--help"], prog=prog, **given)
     text = io.StringIO()
@@ -52,6 +53,17 @@ def parse_known(
             words = f"missing: {', '.join(_missing(kind, arguments))}; `{prog} --help` lists the options"
         raise ConfigError(words) from error
     return options, rest
+
+
+def join_quoted(arguments: Sequence[str]) -> list[str]:
+    """`--build "--size 112"` as `--build="--size 112"`: tyro takes every word that begins with -- for an option."""
+    words: list[str] = []
+    for word in arguments:
+        if word.startswith("-") and " " in word and words and words[-1].startswith("--") and "=" not in words[-1]:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def is_help(arguments: Sequence[str]) -> bool:

@@ -41,6 +41,13 @@ def test_parse_reads_positional_nested_and_repeated_values():
     assert (example.folder, example.mode, example.seeds, example.cluster.nodes) == (Path("runs"), "slow", (1, 2), 3)
 
 
+@pytest.mark.parametrize("build", [["--build", "--size 112 --align none"], ["--build=--size 112 --align none"]])
+def test_quoted_options_are_the_value_of_an_option(build):
+    options = parse_training("pipeline", [*build, "--optim.lr", "1e-3"])
+    assert options.build == ("--size", "112", "--align", "none")
+    assert options.overrides == ("--optim.lr", "1e-3")
+
+
 def test_parse_known_returns_the_other_arguments_in_order():
     words = ["runs", "--optim.betas", "0.9", "0.95", "--count", "2", "--data.shards=x"]
     example, rest = parse_known(Example, words)
