@@ -48,7 +48,7 @@ def test_run_moves_between_slurm_and_ray(work: Work):
     run = work.folder / "moved/scratch/seed-0"
     work.wait_for_step("moved/scratch/seed-0", 30)
     output = work.launch(*options, "--executor", "local", "--output", "moved", code=2)
-    assert f"is SLURM's: job {work.job('moved/scratch/seed-0')} is running; cancel it first" in output
+    assert f"belongs to SLURM: job {work.job('moved/scratch/seed-0')} is running; cancel it first" in output
     work.launch("cancel", "moved/scratch")
     work.wait_for_end("moved/scratch/seed-0")
     kept = newest_checkpoint_step(run)
