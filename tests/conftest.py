@@ -32,10 +32,12 @@ def priority(node_id: str) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests/cluster as `cluster`; under xdist, sort by priority."""
+    """Mark tests/cluster as `cluster` and tests/hostile as `slow`; under xdist, sort by priority."""
     for item in items:
         if item.nodeid.startswith("tests/cluster/"):
             item.add_marker(pytest.mark.cluster)
+        if item.nodeid.startswith("tests/hostile/"):
+            item.add_marker(pytest.mark.slow)
     if XDIST_WORKER:
         items.sort(key=lambda item: priority(item.nodeid))
 

@@ -20,6 +20,8 @@ from pfcluster.data.labels import VOCABULARIES
 from pfcluster.data.synthetic.dataset import SyntheticFaces
 from tests.tiny import ROOT, final_weights
 
+pytestmark = pytest.mark.slow
+
 TINY = shlex.split(
     "--data.size 32 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2 --model.decoder-width 16"
     " --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 8 --max-steps 8 --engine.device cpu"

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tests.smoke.test_launch import TINY, launch, wait_for_step
 from tests.tiny import LAUNCH, ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def test_run_of_two_processes_records_the_engine_and_the_reason(tmp_path):
     done = launch("pretrain", *TINY, "--processes", "2", "--optim.ema", "0.9", "--output", str(tmp_path))

@@ -71,6 +71,7 @@ def test_run_folder_records_command_and_versions(study):
     assert [line["split"] for line in lines].count("test") == 1
 
 
+@pytest.mark.slow
 def test_repeated_command_trains_nothing(study):
     folder, _ = study
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-*/result.json")}
@@ -91,6 +92,7 @@ def test_evaluate_reproduces_the_scores_of_the_run(study):
     assert "which has no classes" in refused.stderr
 
 
+@pytest.mark.slow
 def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
     done = launch("pf-mag", *TINY, "--seeds", "3", "4", "--dry-run", "--output", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
@@ -99,6 +101,7 @@ def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -130,6 +133,7 @@ def test_invalid_commands_end_with_one_sentence(tmp_path, arguments, words):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_shape_is_refused_before_training(study, tmp_path):
     folder, _ = study
     done = launch(
@@ -171,7 +175,10 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> 
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag"])
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param("mae", marks=pytest.mark.slow), "finetune", pytest.param("pf_mag", marks=pytest.mark.slow)],
+)
 def test_killed_and_stopped_runs_resume_bit_exactly(tmp_path, objective):
     run = config(objective, epochs=8)
     assert start(run, tmp_path / "uninterrupted").wait(timeout=600) == 0
@@ -199,6 +206,7 @@ def test_killed_and_stopped_runs_resume_bit_exactly(tmp_path, objective):
     assert resumed_lines == expected_lines
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_launcher_stop_with_a_checkpoint(tmp_path):
     arguments = ["finetune", *TINY, "--epochs", "200", "--output", str(tmp_path)]
     launcher = subprocess.Popen([*LAUNCH, *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -214,6 +222,7 @@ def test_workers_of_a_killed_launcher_stop_with_a_checkpoint(tmp_path):
     assert store.latest(folder / "checkpoints")[1] == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_continues(tmp_path):
     arguments = ["finetune", *TINY, "--epochs", "20", "--output", str(tmp_path)]
     launcher = subprocess.Popen([*LAUNCH, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -227,6 +236,7 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_continues(tmp_path)
     assert json.loads((folder / "result.json").read_text())["steps"] == 120
 
 
+@pytest.mark.slow
 def test_unwritable_checkpoint_is_named_and_the_run_can_continue(tmp_path):
     run = tmp_path / "run"
     (tmp_path / REQUESTED_CONFIG_FILE).write_text(to_json(config("finetune")))
@@ -244,6 +254,7 @@ def test_unwritable_checkpoint_is_named_and_the_run_can_continue(tmp_path):
     assert json.loads((run / "result.json").read_text())["steps"] == 12
 
 
+@pytest.mark.slow
 def test_diverging_run_stops_and_names_its_samples(tmp_path):
     done = launch("finetune", *TINY, "--optim.lr", "1e30", "--optim.warmup-steps", "0", "--output", str(tmp_path))
     assert done.returncode == 1
@@ -258,6 +269,7 @@ def test_diverging_run_stops_and_names_its_samples(tmp_path):
     assert all(value.isfinite().all() for value in weights.values())
 
 
+@pytest.mark.slow
 def test_study_without_a_neutral_class_trains_no_judge(tmp_path):
     for label in ("happy", "sad"):
         (tmp_path / "photos" / label).mkdir(parents=True)

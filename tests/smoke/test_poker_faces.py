@@ -13,6 +13,8 @@ from benchmarks.poker_check import check
 from benchmarks.poker_faces import NAME, RESULTS, configs, markdown, plan
 from benchmarks.poker_residue import COLUMNS, residue
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS, FIGURES = RESULTS / f"{NAME}.safetensors", RESULTS / f"{NAME}.json"
 
 

@@ -6,8 +6,12 @@ import json
 import shlex
 import subprocess
 
+import pytest
+
 from tests.studies import Page
 from tests.tiny import LAUNCH
+
+pytestmark = pytest.mark.slow
 
 TINY = shlex.split(
     "--data.size 32 --data.synthetic.train 96 --data.synthetic.validation 24 --data.synthetic.test 40"

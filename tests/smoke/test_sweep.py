@@ -14,6 +14,8 @@ from pfcluster.sweep.trials import read_failed
 from tests.sweeps import LONG, SWEEP, begin, outcome, reference, resumed, step_of, wait_for
 from tests.tiny import OPTIONS, ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def worker_of(folder: Path) -> int:
     """Process that trains in a folder."""
