@@ -35,16 +35,16 @@ def test_commands_work_from_the_folder_of_the_scripts(raw: Path, built: Path, tm
     ("arguments", "message"),
     [
         (["--input", "{tmp}/nowhere"], "does not exist"),
-        (["--input", "{tmp}/empty"], "holds no photos"),
-        (["--input", "{tmp}/unknown"], "labels found are 'bored'"),
+        (["--input", "{tmp}/empty"], "contains no photos"),
+        (["--input", "{tmp}/unknown"], "labels are 'bored'"),
         (["--input", "{raw}", "--val-share", "1.5"], "--val-share must lie in [0, 1)"),
         (["--input", "{raw}", "--val-share", "0.6", "--test-share", "0.5"], "must be < 1"),
-        (["--input", "{raw}", "--test-input", "{raw}", "--test-share", "0.5"], "give one of them"),
+        (["--input", "{raw}", "--test-input", "{raw}", "--test-share", "0.5"], "give only one of them"),
         (["--input", "{raw}", "--size", "huge"], "invalid"),
         (["--input", "{raw}", "--align", "retina"], "invalid"),
         (["--input", "{raw}", "--speed", "9"], "--speed"),
         (["--input", "{raw}", "--output", "{tmp}/file/out"], "cannot be written"),
-        (["--input", "{raw}", "--output", "{raw}"], "holds other files"),
+        (["--input", "{raw}", "--output", "{raw}"], "contains other files"),
     ],
 )
 def test_invalid_commands_exit_with_2_and_a_message(
