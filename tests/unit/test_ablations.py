@@ -93,6 +93,7 @@ def test_discriminator_without_emotions_depends_on_real_output_only():
     assert adversarial(logits, None, label, 1) < adversarial(logits, logits, label, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -147,6 +148,7 @@ def test_identity_metric_needs_an_identity_classifier(tmp_path):
         run(values, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_library_nets_load_their_weight_files(tmp_path):
     for kind, make in (("facenet", facenet), ("resnet", resnet)):
         net = make("feature_map")

@@ -163,6 +163,7 @@ def start_and_interrupt(
     return process, workers
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path, number: signal.Signals) -> None:

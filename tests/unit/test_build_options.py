@@ -18,6 +18,7 @@ from pfcluster.runs.locks import exclusive_lock
 from tests.photos import ROOT, SIZE, contents, make_folder, options, picture
 
 
+@pytest.mark.slow
 def test_slices_in_any_order_give_the_same_bytes(raw: Path, built: Path, tmp_path: Path) -> None:
     slices = ("2/3", "0/3", "0/3", "1/3")
     results = [build(options(raw, tmp_path / "out", val_share=0.25, slice=part)) for part in slices]
@@ -28,6 +29,7 @@ def test_slices_in_any_order_give_the_same_bytes(raw: Path, built: Path, tmp_pat
     assert build(options(raw, tmp_path / "out", val_share=0.25, slice="1/3")).photos_now == 0
 
 
+@pytest.mark.slow
 def test_concurrent_slices_write_one_manifest(tmp_path: Path) -> None:
     raw = make_folder(tmp_path / "raw", 40)
     build(options(raw, tmp_path / "plain"))
@@ -58,6 +60,7 @@ def test_invalid_slices_are_refused(raw: Path, tmp_path: Path, part: str) -> Non
         options(raw, tmp_path / "out", slice=part)
 
 
+@pytest.mark.slow
 def test_too_many_bad_photos_fail_the_build_and_finished_shards_are_kept(tmp_path: Path) -> None:
     raw = make_folder(tmp_path / "raw", 10, ("happy", "sad"))
     (raw / "sad" / "009.png").write_bytes(b"not an image")
@@ -72,6 +75,7 @@ def test_too_many_bad_photos_fail_the_build_and_finished_shards_are_kept(tmp_pat
     assert result.manifest.left_out == {"unreadable": 1}
 
 
+@pytest.mark.slow
 def test_official_splits_are_kept(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     for index, (split, count) in enumerate((("train", 6), ("val", 3), ("test", 2))):

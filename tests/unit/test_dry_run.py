@@ -27,6 +27,7 @@ def peaks(output: str) -> dict[str, float]:
     return {name: float(cells.split("│")[5].replace(",", "")) for name, cells in rows}
 
 
+@pytest.mark.slow
 def test_memory_of_every_engine_on_512_gpus(capsys, tmp_path):
     options = ["--nodes", "64", "--gpus-per-node", "8", "--batch-size", "1024", "--output", str(tmp_path / "runs")]
     code, output, _ = run(capsys, "pf-mag", *TINY, "--dry-run", "--pf-mag.r1", "0", *options)
@@ -40,6 +41,7 @@ def test_memory_of_every_engine_on_512_gpus(capsys, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_rate_follows_assumed_tflops(capsys):
     options = ["pretrain", *TINY, "--dry-run", "--nodes", "2", "--gpus-per-node", "4", "--batch-size", "64"]
     _, output, _ = run(capsys, *options, "--assumed-tflops", "50")
@@ -78,6 +80,7 @@ def test_impossible_layouts_are_refused(capsys, options, words):
     assert words in errors
 
 
+@pytest.mark.slow
 def test_images_cached_on_the_device_are_counted(capsys):
     code, output, _ = run(capsys, "pretrain", *TINY, "--data.cache-mode", "device", "--dry-run")
     assert code == 0

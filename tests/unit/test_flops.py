@@ -33,6 +33,7 @@ def test_mae_b_stays_within_its_budget():
     assert profile(presets.recipe("vit-b")["mae"], 8).flops <= 57.6 * GIGA
 
 
+@pytest.mark.slow
 def test_pf_mag_b_with_an_identity_net_stays_within_its_budget():
     from facenet_pytorch import InceptionResnetV1
 
@@ -46,12 +47,14 @@ def test_pf_mag_b_with_an_identity_net_stays_within_its_budget():
     assert without < with_net <= 350 * GIGA
 
 
+@pytest.mark.slow
 def test_parameter_counts_of_vit_b_are_near_the_papers():
     recipe = presets.recipe("vit-b")
     assert profile(recipe["pf-vit"], 7).train_parameters / 1e6 == pytest.approx(145.1, rel=0.05)
     assert profile(recipe["pf-vit"], 7).test_parameters / 1e6 == pytest.approx(89.7, rel=0.05)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_and_gradient_accumulation_cost_an_additional_forward_pass():
     config = presets.recipe("mini")["pf-vit"]
 

@@ -182,6 +182,7 @@ def test_enlargements_are_read_from_the_json_records(built: Path) -> None:
     assert enlargements.tolist() == [SIZE / 32] * train.samples
 
 
+@pytest.mark.slow
 def test_inspect_command_writes_pairs_and_can_skip_the_quality_check(built: Path, tmp_path: Path) -> None:
     done = run("inspect.py", built, "--duplicates", tmp_path / "pairs.csv")
     assert done.returncode == 0, done.stderr

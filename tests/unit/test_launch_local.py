@@ -77,6 +77,7 @@ def test_plan_ends_at_the_first_failure(tmp_path: Path) -> None:
     assert outputs(tmp_path) == {"broken"}
 
 
+@pytest.mark.slow
 def test_failed_run_does_not_end_the_runs_beside_it(tmp_path: Path) -> None:
     good = config("finetune", max_steps=1)
     bad = replace(good, name="bad", data=replace(good.data, shards=str(tmp_path / "nowhere")))
@@ -141,6 +142,7 @@ def test_status_and_cancel_of_a_local_run(tmp_path: Path) -> None:
     assert status.cancel(folder) == []
 
 
+@pytest.mark.slow
 def test_status_of_a_run_whose_processes_were_killed(tmp_path: Path) -> None:
     words = ["finetune", *OPTIONS, "--epochs", "200", "--output", str(tmp_path), "--executor", "local"]
     launcher = subprocess.Popen([*LAUNCH, *words], cwd=ROOT, start_new_session=True)

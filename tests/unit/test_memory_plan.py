@@ -137,6 +137,7 @@ def test_offloading_moves_master_weights_and_moments_to_the_host(backend):
     assert offloaded.peak < on_device.peak
 
 
+@pytest.mark.slow
 def test_pf_mag_includes_both_engines_and_the_identity_net():
     config = parity.tiny_config("pf_mag", EngineConfig(device="cpu"))
     planned = plan(config, CLASSES, 2, "ddp")
@@ -155,6 +156,7 @@ def test_activations_are_linear_in_the_micro_batch():
     assert max(event.peak_bytes for event in trace_step(mae(), CLASSES, 16)) == max(step.live_bytes)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_halves_activations_and_retains_little_per_further_part():
     config = parity.tiny_config("pf_mag", EngineConfig(device="cpu"), batch_size=48)
 
@@ -176,6 +178,7 @@ def test_ddp_holds_gradients_of_local_passes_outside_its_buckets():
     assert plan(mae(grad_accumulation_steps=2), CLASSES, 2, "ddp").gradients == 8 * total(mae())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mae", "pf_mag"])
 def test_activation_checkpointing_and_autocast_reduce_activations(objective):
     plain = parity.tiny_config(objective, EngineConfig(device="cpu"), batch_size=32)
@@ -189,12 +192,14 @@ def _bf16(config: RunConfig) -> MemoryPlan:
     return plan(replace(config, engine=EngineConfig(device="cpu", precision="bf16")), CLASSES, 2, "ddp")
 
 
+@pytest.mark.slow
 def test_r1_increases_activations():
     config = parity.tiny_config("pf_mag", EngineConfig(device="cpu"), r1=1.0)
     without = replace(config, pf_mag=replace(config.pf_mag, r1=0.0))
     assert plan(config, CLASSES, 2, "fsdp2").activations > plan(without, CLASSES, 2, "fsdp2").activations
 
 
+@pytest.mark.slow
 def test_plan_for_512_processes_of_a_net_larger_than_this_machine():
     giant = ModelConfig(patch=16, width=16384, depth=24, heads=128, decoder_width=512, decoder_depth=1)
     config = replace(presets.recipe("vit-b")["mae"], model=giant, batch_size=4096)

@@ -204,6 +204,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_pictures_of_several_runs_are_on_a_page_and_in_the_report(study, capsys):
     folders = [study / name / "seed-0" for name in ("scratch", "pf-vit", "mae")]
     assert main(["pictures", *map(str, folders), "--images", "3"]) == 0

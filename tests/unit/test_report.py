@@ -111,6 +111,7 @@ def test_report_is_deterministic(full: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_report_folder_is_not_read_as_runs(full: Path) -> None:
     assert len(write_report(full).report.runs) == len(write_report(full).report.runs) == 7
     assert write_report(full).html == full / "report" / "report.html"

@@ -74,6 +74,7 @@ def test_tar_members_have_no_times_and_fixed_owners(built: Path) -> None:
     assert {(m.mtime, m.uname, m.gname, m.mode, m.uid) for m in members} == {(0, "pfcluster", "pfcluster", 0o444, 0)}
 
 
+@pytest.mark.slow
 def test_greyscale_jpegs_of_the_right_size_are_stored_unchanged_and_decode_to_three_channels(tmp_path: Path) -> None:
     for label in ("sad", "happy"):
         (tmp_path / "raw" / label).mkdir(parents=True)

@@ -31,6 +31,7 @@ def test_commands_work_from_the_folder_of_the_scripts(raw: Path, built: Path, tm
         assert written.size[0] > 4 * SIZE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -64,6 +65,7 @@ def test_invalid_commands_exit_with_2_and_a_message(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_inspect_names_damage_and_exits_with_2(damaged: Path) -> None:
     tar = damaged / "train-00000.tar"
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")

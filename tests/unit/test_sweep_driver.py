@@ -68,6 +68,7 @@ def test_stopped_trial_is_scored_at_its_rung(complete):
         assert sweep_outcome["scores"][number] == max(value for step, value in points if step <= stop.step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_outcome_does_not_depend_on_the_order_of_completion(complete, tmp_path, seed):
     done, _ = sweep(SPEC, tmp_path, InProcess(max_parallel=3, order=random.Random(seed)))
@@ -75,6 +76,7 @@ def test_outcome_does_not_depend_on_the_order_of_completion(complete, tmp_path, 
     assert outcome(tmp_path) == complete[1]
 
 
+@pytest.mark.slow
 def test_restarted_driver_keeps_finished_runs(complete, tmp_path):
     """The driver is replaced twice, once while runs are interrupted; finished runs are not trained again."""
     first, second, third = InProcess(), InProcess(interrupt_after=3), InProcess()
@@ -91,6 +93,7 @@ def test_complete_sweep_trains_nothing(complete):
     assert again.trained == []
 
 
+@pytest.mark.slow
 def test_diverging_trial_is_reported_and_the_sweep_continues(tmp_path):
     spec = replace(SPEC, space=(parse("optim.lr=choice:1e-3,1e30"),), search="grid", scheduler="none", confirm=0)
     done, log = sweep(spec, tmp_path, InProcess())
@@ -111,6 +114,7 @@ def test_sweep_fails_if_every_trial_fails(tmp_path):
         sweep(spec, tmp_path, InProcess())
 
 
+@pytest.mark.slow
 def test_score_is_the_mean_over_seeds(tmp_path):
     spec = replace(SPEC, trials=2, seeds=(0, 1), confirm=0, scheduler="none")
     assert sweep(spec, tmp_path, InProcess())[0]
@@ -119,6 +123,7 @@ def test_score_is_the_mean_over_seeds(tmp_path):
         assert score == pytest.approx(sum(each) / 2)
 
 
+@pytest.mark.slow
 def test_trial_with_its_own_pretraining_starts_from_it(tmp_path):
     mae = config("mae", name="mae")
     mae = replace(mae, evaluate=replace(mae.evaluate, final_split="validation"))
@@ -133,6 +138,7 @@ def test_trial_with_its_own_pretraining_starts_from_it(tmp_path):
     assert scores[0] == scores[2], "the baseline and the equal grid point are the same run"
 
 
+@pytest.mark.slow
 def test_population_continues_from_checkpoints(tmp_path):
     spec = replace(SPEC, scheduler="pbt", trials=4, generations=2, search="random", fresh_seeds=(7,))
     done, _ = sweep(spec, tmp_path, InProcess(order=random.Random(0)))

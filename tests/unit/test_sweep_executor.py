@@ -124,6 +124,7 @@ def test_early_stop_ends_a_run_and_can_be_cleared(tmp_path):
     assert again["test"] == uninterrupted["test"]
 
 
+@pytest.mark.slow
 def test_test_split_is_measured_only_on_request(tmp_path):
     tiny = config("pf_mag")
     without_test = replace(tiny, evaluate=replace(tiny.evaluate, final_split="validation"))

@@ -66,6 +66,7 @@ def test_the_winner_is_compared_on_fresh_seeds(files: SweepFiles) -> None:
     assert "On the test split, which was not used for any selection, accuracy: trial-011 is better" in text(files)
 
 
+@pytest.mark.slow
 def test_insignificant_difference_is_stated_as_such(tmp_path: Path) -> None:
     write_sweep(tmp_path, fresh={0: (0.561, 0.548, 0.570), 11: (0.571, 0.579, 0.569), 17: (0.565, 0.572, 0.577)})
     report = text(write_sweep_report(tmp_path))
@@ -198,6 +199,7 @@ def test_markdown_has_no_html(files: SweepFiles) -> None:
     assert not re.search(r"(?<!\\)<", prose)
 
 
+@pytest.mark.slow
 def test_report_is_deterministic(files: SweepFiles) -> None:
     first = files.html.read_bytes()
     assert write_sweep_report(files.data.folder).html.read_bytes() == first
@@ -219,6 +221,7 @@ def test_front_by_hand(files: SweepFiles) -> None:
     assert [one.poker_face["mse_inside"] for one in front(rows, "mse_inside")] == pytest.approx([0.1, 0.15])
 
 
+@pytest.mark.slow
 def test_unfinished_sweep(tmp_path: Path) -> None:
     write_sweep(tmp_path, running=(28, 29), identity=False)
     files = write_sweep_report(tmp_path)
@@ -276,6 +279,7 @@ def test_failed_confirmation_is_a_warning(tmp_path: Path) -> None:
     assert files.data.winner.row.trial.number == 17
 
 
+@pytest.mark.slow
 def test_strings_are_escaped(tmp_path: Path) -> None:
     state = write_sweep(tmp_path, failed=())
     script = "<script>alert(1)</script>"
@@ -286,6 +290,7 @@ def test_strings_are_escaped(tmp_path: Path) -> None:
     assert script in "".join(page.words)
 
 
+@pytest.mark.slow
 def test_many_values_have_a_separate_table(tmp_path: Path) -> None:
     write_sweep(tmp_path, "--space", "everything", fresh=FRESH)
     files = write_sweep_report(tmp_path)

@@ -13,6 +13,7 @@ from pfcluster.sweep.space import Parameter, applied, baseline, check, named_spa
 CONFIGS = {None: presets.recipe("mini")["pf-vit"], "mae": presets.recipe("mini")["mae"]}
 
 
+@pytest.mark.slow
 def test_named_spaces_are_valid_for_every_preset():
     names = "loss_weights learning_rates mask_ratio discriminator everything adversarial stabilisers"
     assert set(named_spaces()) == set(names.split())
