@@ -42,7 +42,7 @@ def test_lost_worker_and_killed_driver_do_not_change_the_outcome(tmp_path):
     assert outcome(folder) == expected
     assert (first / "result.json").stat().st_mtime == finished
     assert "trial-000 (baseline)" not in output, "it was proposed before"
-    assert not processes_logging_to(folder)
+    wait_for(lambda: not processes_logging_to(folder), "the end of the sweep's workers")
 
 
 def test_stopped_sweep_saves_its_trials_and_continues(tmp_path):

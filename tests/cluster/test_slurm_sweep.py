@@ -60,7 +60,8 @@ def test_run_moves_between_slurm_and_ray(work: Work):
     under_ray = attempts.read(run)[-1]
     assert (under_ray.job, under_ray.outcome, under_ray.from_step) == ("ray", "stopped", kept)
     work.launch(*options, "--executor", "slurm", "--output", "moved", "--wait")
-    assert attempts.read(run)[-1].from_step == under_ray.checkpoint_step
+    after_ray = attempts.read(run)[under_ray.number]
+    assert after_ray.from_step == under_ray.checkpoint_step
     one, other = final_weights(run), final_weights(work.folder / "uninterrupted/scratch/seed-0")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
