@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
@@ -18,6 +17,7 @@ from pfcluster.cli.inspect import left_out_table, splits_table
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.build.pipeline import BuildResult, Progress, build
 from pfcluster.launch.command_line import parse
+from pfcluster.runs.terminal import labelled, plain_column, plain_console
 
 STAGES = {"reading": "reading photos", "faces": "making shards"}
 
@@ -34,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns the exit code: 0, 2 for an error of the user, 130 if interrupted.
     """
-    messages = Console(stderr=True)
+    messages = plain_console(stderr=True)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         options = parse(BuildOptions, sys.argv[1:] if arguments is None else arguments, prog="pfcluster build")
         result, seconds = _run(options, messages)
     except ValueError as error:
-        messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        messages.print(labelled("error", "red", str(error)), soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         messages.print("stopped; finished shards are kept, and the same command continues from them")
@@ -55,7 +55,7 @@ def _interrupt(*_: Any) -> NoReturn:
 
 def _run(options: BuildOptions, messages: Console) -> tuple[BuildResult, float]:
     """Build with a progress bar. Returns the result and the seconds that the shards took."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    columns = (plain_column("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Bar(*columns, console=messages) as bar:
         started = time.perf_counter()
 
@@ -71,10 +71,10 @@ def _run(options: BuildOptions, messages: Console) -> tuple[BuildResult, float]:
 
 
 def _print_result(options: BuildOptions, result: BuildResult, seconds: float) -> None:
-    console, manifest = Console(), result.manifest
+    console, manifest = plain_console(), result.manifest
     if manifest is None:
         rate = f"{result.photos_now} photos in {seconds:.1f} s: {result.photos_now / seconds:.1f} photos/s"
-        console.print(f"slice {options.slice} is built ({rate})", soft_wrap=True, highlight=False)
+        console.print(f"slice {options.slice} is built ({rate})", soft_wrap=True)
         console.print(f"{result.shards_left} shards of other slices are missing; the last slice writes the manifest")
         return
     samples = sum(split.samples for split in manifest.splits.values())
@@ -83,15 +83,15 @@ def _print_result(options: BuildOptions, result: BuildResult, seconds: float) ->
         console.print(left_out_table(manifest))
     read = manifest.source["input"]
     votes = f", its votes counted by {read['votes']}" if read["votes"] else ""
-    console.print(f"{read['name']} was read as {read['kind']}{votes} (--kind overrides this)", highlight=False)
+    console.print(f"{read['name']} was read as {read['kind']}{votes} (--kind overrides this)")
     others = sum(source["other_files"] for source in manifest.source.values() if isinstance(source, dict))
     if others:
         console.print(f"{others} files without an image suffix were skipped")
     for warning in result.warnings:
-        console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
+        console.print(labelled("note", "yellow", warning), soft_wrap=True)
     if result.photos_now:
         rate = f"{result.photos_now} of them now, in {seconds:.1f} s: {result.photos_now / seconds:.1f} photos/s"
     else:
         rate = "finished before; nothing was done"
-    console.print(f"{manifest.photos} photos in, {samples} faces out ({rate})", soft_wrap=True, highlight=False)
-    console.print(f"written to {escape(str(options.output))}", soft_wrap=True, highlight=False)
+    console.print(f"{manifest.photos} photos in, {samples} faces out ({rate})", soft_wrap=True)
+    console.print(f"written to {options.output}", soft_wrap=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from pfcluster.config import presets
 from pfcluster.launch.command_line import parse
 from pfcluster.profiling.model_cost import measure_model_cost
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.terminal import plain_console
 
 COLUMNS = (
     "M par.\ntrain",
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         recipe = presets.recipe(preset)
         for role in options.roles:
             models[f"{preset} {role}"] = asdict(measure_model_cost(recipe[role], options.classes, torch.device(device)))
-    Console().print(costs_table(models, device))
+    plain_console().print(costs_table(models, device))
     if options.json is not None:
         write_atomically(options.json, json.dumps(models, indent=1) + "\n")
     return 0

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as torch_dist
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pfcluster.config import Backend, ConfigError, EngineConfig
 from pfcluster.distributed.hosts import host_name
@@ -31,6 +32,7 @@ from pfcluster.engine.factory import choose_backend
 from pfcluster.launch.command_line import parse
 from pfcluster.launch.local import run_ranks
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.terminal import plain_console
 from pfcluster.training.parity import compare
 
 BACKENDS = tuple(name for name in get_args(Backend) if name != "auto")
@@ -201,12 +203,13 @@ def show(results: dict[str, Any], console: Console) -> None:
     """Print the results as tables."""
     hosts = ", ".join(f"{count} on {name}" for name, count in results["hosts"].items())
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in results["versions"].items())
-    console.print(f"{results['ranks']} ranks: {hosts}; {versions}", highlight=False)
+    console.print(f"{results['ranks']} ranks: {hosts}; {versions}")
     table = Table(
         "engine", "micro-batches", "difference to one process", "", "seconds", title="PF-MAG, four steps, fp32"
     )
     for row in results["parity"]:
-        mark = "[green]right[/]" if row["ok"] else f"[yellow]{row['problem']}[/]" if row["problem"] else "[red]wrong[/]"
+        right_or_wrong = Text("right", "green") if row["ok"] else Text("wrong", "red")
+        mark = Text(row["problem"], "yellow") if row["problem"] else right_or_wrong
         value = "" if row["weights"] is None else f"{max(row['weights'], row['metrics']):.1e}"
         table.add_row(row["backend"], str(row["grad_accumulation_steps"]), value, mark, str(row.get("seconds", "")))
     console.print(table)
@@ -224,12 +227,9 @@ def show(results: dict[str, Any], console: Console) -> None:
             if missing
             else "seen by all"
         ),
-        highlight=False,
         soft_wrap=True,
     )
-    console.print(
-        f"engine auto takes {results['auto']['backend']}: {results['auto']['reason']}", highlight=False, soft_wrap=True
-    )
+    console.print(f"engine auto takes {results['auto']['backend']}: {results['auto']['reason']}", soft_wrap=True)
 
 
 def launch(arguments: list[str]) -> int:
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str]) -> int:
         ensure_group(here, 120)
         results = examine(here, options.folder, options.backends)
         if here.is_main:
-            show(results, Console())
+            show(results, plain_console())
             if options.json is not None:
                 write_atomically(options.json, json.dumps(results, indent=2) + "\n")
     return 0 if healthy(results) else 1

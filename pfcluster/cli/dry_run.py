@@ -55,16 +55,16 @@ def dry_run(waves: Sequence[Sequence[TrainRun]], options: Options, console: Cons
             f"{cost.flops / 1e9:.2f}",
         )
     counts = ", ".join(f"{name} {count}" for name, count in dataset.counts().items())
-    console.print(f"data: {dataset.name}, {len(dataset.classes)} classes; {counts}", highlight=False)
+    console.print(f"data: {dataset.name}, {len(dataset.classes)} classes; {counts}")
     console.print(table)
     for name, same in configs.items():
         _print_memory(same[0], len(dataset.classes), micro_batches[name], options, console)
         _print_rate(same[0], costs[name], options, console)
     if any(same[0].data.cache_mode == "device" for same in configs.values()):
         size = _mib(decoded_bytes(dataset.train))
-        console.print(f"plus {size} MiB of each GPU for the images of data.cache_mode device", highlight=False)
-    console.print(f"folders: {' '.join(str(run.folder) for run in runs)}", highlight=False)
-    console.print(EXPLANATION, highlight=False, style="dim")
+        console.print(f"plus {size} MiB of each GPU for the images of data.cache_mode device")
+    console.print(f"folders: {' '.join(str(run.folder) for run in runs)}")
+    console.print(EXPLANATION, style="dim")
 
 
 def _micro_batch(config: RunConfig, options: Options) -> int:
@@ -95,7 +95,7 @@ def _print_memory(config: RunConfig, classes: int, images: int, options: Options
     if host:
         notes.append(f"plus MiB of host memory per GPU: {', '.join(host)}")
     for note in notes:
-        console.print(note, highlight=False, style="dim")
+        console.print(note, style="dim")
 
 
 def _memory_table(title: str, by_backend: dict[str, MemoryPlan]) -> Table:
@@ -120,7 +120,6 @@ def _print_rate(config: RunConfig, cost: Profile, options: Options, console: Con
         f"{config.name}: {rate:,.0f} images/s in total, if each of {gpus} GPUs sustains"
         f" {options.assumed_tflops:g} TFLOP/s (--assumed-tflops; 300 is typical of an H100 in bf16{slower}) and scaling"
         f" is perfect; {cost.flops / 1e9:,.1f} GFLOP per image",
-        highlight=False,
     )
 
 

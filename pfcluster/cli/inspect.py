@@ -10,7 +10,6 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from pfcluster.cli.inspect_quality import show_quality
@@ -18,6 +17,7 @@ from pfcluster.data.inspect.contact_sheet import contact_sheet
 from pfcluster.data.manifest import Manifest, ShardError, check_shard, load_manifest
 from pfcluster.data.shards import ShardSplit
 from pfcluster.launch.command_line import parse
+from pfcluster.runs.terminal import labelled, plain_console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns the exit code: 0, or 2 for an error of the user or a damagedd folder.
     """
-    messages = Console(stderr=True)
+    messages = plain_console(stderr=True)
     try:
         options = parse(InspectOptions, sys.argv[1:] if arguments is None else arguments, prog="pfcluster inspect")
-        _show(options, Console())
+        _show(options, plain_console())
     except (ValueError, OSError) as error:
-        messages.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        messages.print(labelled("error", "red", str(error)), soft_wrap=True)
         return 2
     return 0
 
@@ -91,7 +91,7 @@ def left_out_table(manifest: Manifest) -> Table:
 def _values_table(title: str, values: dict[str, object]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in values.items():
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, str(value))
     return table
 
 
@@ -104,13 +104,13 @@ def _show(options: InspectOptions, console: Console) -> None:
     console.print(_values_table("source", manifest.source))
     console.print(_values_table("options", manifest.options))
     console.print(_values_table("versions", dict(manifest.versions)))
-    console.print(f"{manifest.photos} photos in, {samples} faces out", highlight=False)
+    console.print(f"{manifest.photos} photos in, {samples} faces out")
     if options.verify:
         _verify(options.folder, manifest, console)
     if options.sheet:
         sheet = contact_sheet(ShardSplit(options.folder, options.split), options.per_class)
         sheet.save(options.sheet)
-        console.print(f"contact sheet written to {escape(str(options.sheet))}", soft_wrap=True, highlight=False)
+        console.print(f"contact sheet written to {options.sheet}", soft_wrap=True)
     if options.quality:
         show_quality(options.folder, manifest, console, options.duplicates)
 
@@ -126,4 +126,4 @@ def _verify(folder: Path, manifest: Manifest, console: Console) -> None:
             damaged.append(str(error))
     if damaged:
         raise ShardError("\n".join(damaged))
-    console.print(f"{len(shards)} shards have the manifest's checksums", highlight=False)
+    console.print(f"{len(shards)} shards have the manifest's checksums")

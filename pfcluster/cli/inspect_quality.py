@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from pfcluster.data.inspect.quality import DuplicatePair, Percentiles, Quality, measure_quality, read_enlargements
 from pfcluster.data.inspect.quality_warnings import quality_warnings
 from pfcluster.data.manifest import Manifest
 from pfcluster.data.shards import ShardSplit
+from pfcluster.runs.terminal import labelled
 
 EXAMPLES = 5
 
@@ -38,10 +38,10 @@ def show_quality(folder: Path, manifest: Manifest, console: Console, duplicates:
     leaks = [f"{leak.identity}: {' '.join(leak.keys.values())}" for leak in quality.leaks[:EXAMPLES]]
     _print_count(console, "identities in several splits", len(quality.leaks), leaks)
     for warning in quality_warnings(quality):
-        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
+        console.print(labelled("warning", "yellow", warning), soft_wrap=True)
     if duplicates:
         write_pairs(duplicates, quality.pairs)
-        console.print(f"near-duplicates written to {escape(str(duplicates))}", soft_wrap=True, highlight=False)
+        console.print(f"near-duplicates written to {duplicates}", soft_wrap=True)
 
 
 def quality_table(quality: Quality) -> Table:
@@ -76,5 +76,5 @@ def _examples(pairs: Sequence[DuplicatePair]) -> list[str]:
 
 
 def _print_count(console: Console, what: str, count: int, examples: Sequence[str]) -> None:
-    suffix = f" ({escape(', '.join(examples))})" if examples else ""
-    console.print(f"{what}: {count}{suffix}", soft_wrap=True, highlight=False)
+    suffix = f" ({', '.join(examples)})" if examples else ""
+    console.print(f"{what}: {count}{suffix}", soft_wrap=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from pfcluster.cli.reproduce_plan import Reproduction
 from pfcluster.cli.reproduce_settings import dataset_settings
@@ -22,6 +21,7 @@ from pfcluster.launch.command_line import parse_known
 from pfcluster.launch.options import ClusterOptions, InlineCluster, resolve_cluster
 from pfcluster.launch.overrides import apply_overrides
 from pfcluster.launch.training_options import Options, command_text, require_seeds
+from pfcluster.runs.terminal import plain_console
 
 CELL_NAMES = tuple(cell.name for cell in CELLS)
 TIMM = "timm:vit_base_patch16_224.augreg_in1k"
@@ -90,7 +90,7 @@ class ReproduceOptions:
 
 def main(arguments: list[str]) -> int:
     """Run the paper's experiments; returns the exit code. Raises ValueError, LaunchError."""
-    reproduction, console = parse(arguments), Console()
+    reproduction, console = parse(arguments), plain_console()
     plan = reproduction.plan()
     reproduction.print_missing(console)
     if reproduction.options.dry_run:

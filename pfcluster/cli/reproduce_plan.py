@@ -112,4 +112,4 @@ class Reproduction:
             if reason is not None:
                 reasons.setdefault(reason, []).append(cell.name)
         for reason, names in reasons.items():
-            console.print(f"not run: {', '.join(names)}: {reason}", style="yellow", highlight=False, soft_wrap=True)
+            console.print(f"not run: {', '.join(names)}: {reason}", style="yellow", soft_wrap=True)

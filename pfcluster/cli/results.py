@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from pfcluster.launch.command_line import parse
+from pfcluster.runs.terminal import plain_console
 
 Split = Literal["train", "validation", "test"]
 
@@ -35,11 +35,11 @@ def report(arguments: list[str]) -> int:
 
     options = parse(ReportOptions, arguments, prog="pfcluster report")
     files = write_report(options.study, options.output, baseline=options.baseline)
-    console = Console()
+    console = plain_console()
     console.print(main_table(files.report))
     for sentence in findings(files.report):
-        console.print(f"- {sentence}", highlight=False, markup=False)
-    console.print(f"report: {files.html}", highlight=False, soft_wrap=True)
+        console.print(f"- {sentence}")
+    console.print(f"report: {files.html}", soft_wrap=True)
     return 0
 
 
@@ -61,14 +61,14 @@ def evaluate(arguments: list[str]) -> int:
 
     options = parse(EvaluateOptions, arguments, prog="pfcluster evaluate")
     scores = evaluate_run(options.run, options.split, options.shards)
-    console = Console()
+    console = plain_console()
     console.print(_score_table(f"{options.run} on {scores['dataset']}, {options.split}", scores))
     if scores["dropped"]:
         counts = ", ".join(f"{count} {name}" for name, count in scores["dropped"].items())
-        console.print(f"left out, because the run has no such class: {counts}", highlight=False)
+        console.print(f"left out, because the run has no such class: {counts}")
     if scores["missing_classes"]:
         names = ", ".join(scores["missing_classes"])
-        console.print(f"the data has no {names}: these classes were excluded from the predictions", highlight=False)
+        console.print(f"the data has no {names}: these classes were excluded from the predictions")
     return 0
 
 
@@ -107,10 +107,10 @@ def pictures(arguments: list[str]) -> int:
     if not options.runs:
         raise ValueError("missing: RUN; `pfcluster pictures --help` lists the options")
     files = write_pictures(options.runs, options.output, images=options.images, seed=options.seed, split=options.split)
-    console = Console()
+    console = plain_console()
     for note in files.notes:
-        console.print(f"- {note}", highlight=False, markup=False)
-    console.print(f"pictures: {files.html}", highlight=False, soft_wrap=True)
+        console.print(f"- {note}")
+    console.print(f"pictures: {files.html}", soft_wrap=True)
     return 0
 
 
@@ -133,7 +133,7 @@ def measure(arguments: list[str]) -> int:
     if options.what not in MEASURES:
         raise ValueError(f"no measurement {options.what!r}; there are {', '.join(sorted(MEASURES))}")
     path = write_measurement(options.what, options.output)
-    Console().print(f"{options.what}: {path}", highlight=False, soft_wrap=True)
+    plain_console().print(f"{options.what}: {path}", soft_wrap=True)
     return 0
 
 
@@ -150,10 +150,10 @@ def tables(arguments: list[str]) -> int:
     from pfcluster.experiments.write import write_tables
 
     options = parse(TablesOptions, arguments, prog="pfcluster tables")
-    files, console = write_tables(options.output), Console()
+    files, console = write_tables(options.output), plain_console()
     for sentence in files.sentences:
-        console.print(f"- {sentence}", highlight=False, markup=False)
-    console.print(f"tables: {files.html}", highlight=False, soft_wrap=True)
+        console.print(f"- {sentence}")
+    console.print(f"tables: {files.html}", soft_wrap=True)
     return 0
 
 
@@ -178,5 +178,5 @@ def consolidate(arguments: list[str]) -> int:
     output = output if output.suffix == ".safetensors" else output.with_name(output.name + ".safetensors")
     record = store.consolidate(options.run, output, everything=options.everything)
     size = output.stat().st_size / 2**20
-    Console().print(f"step {record.step}: {output} ({size:,.1f} MiB)", highlight=False, soft_wrap=True)
+    plain_console().print(f"step {record.step}: {output} ({size:,.1f} MiB)", soft_wrap=True)
     return 0

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from pfcluster.cli.watch import table, watch
 from pfcluster.launch import status as plans
 from pfcluster.launch.command_line import parse
+from pfcluster.runs.terminal import plain_console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class StatusOptions:
 def status(arguments: list[str]) -> int:
     """Print the state of plans."""
     options = parse(StatusOptions, arguments, prog="pfcluster status")
-    console = Console()
+    console = plain_console()
     if options.name is None:
         folders = plans.plan_folders(options.output)
         if not folders:
@@ -65,7 +65,7 @@ def logs(arguments: list[str]) -> int:
     """Print the end of a rank's log."""
     options = parse(LogsOptions, arguments, prog="pfcluster logs")
     path = plans.log_of(plans.find_plan(options.name, options.output), options.rank, options.task)
-    Console(stderr=True).print(f"{path}", highlight=False, style="dim", soft_wrap=True)
+    plain_console(stderr=True).print(f"{path}", style="dim", soft_wrap=True)
     plans.show_log(path, options.lines, options.follow)
     return 0
 
@@ -85,5 +85,5 @@ def cancel(arguments: list[str]) -> int:
     options = parse(CancelOptions, arguments, prog="pfcluster cancel")
     labels = plans.cancel(plans.find_plan(options.name, options.output))
     message = f"cancelled: {', '.join(labels)}" if labels else "nothing was queued or running"
-    Console().print(message, highlight=False, soft_wrap=True)
+    plain_console().print(message, soft_wrap=True)
     return 0

@@ -19,6 +19,7 @@ from pfcluster.launch.plan import Command, Plan, Stage
 from pfcluster.launch.slurm.submit import submit as submit_to_slurm
 from pfcluster.launch.study_plan import BUILD_COMMAND, build_stage
 from pfcluster.launch.training_options import command_text
+from pfcluster.runs.terminal import plain_console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def run_or_submit(command: str, arguments: list[str]) -> int:
         stage = Stage(command, (Command(command, folder / command, tuple(rest), module="pfcluster.cli.doctor"),))
     else:
         stage = Stage(command, (Command(command, folder / command, (command, *rest)),), single_process=True)
-    return submit(Plan(name, folder, (stage,), command_text(command, arguments)), cluster, Console())
+    return submit(Plan(name, folder, (stage,), command_text(command, arguments)), cluster, plain_console())
 
 
 def job_name(command: str, arguments: Sequence[str]) -> str:
@@ -71,9 +72,9 @@ def submit(plan: Plan, cluster: Cluster, console: Console) -> int:
         table.add_row(stage.name, counts, layout, " ".join(stage.after), " ".join(arrays))
     console.print(table)
     for note in dict.fromkeys(stage.layout.note for stage in stages if stage.layout.note):
-        console.print(note, highlight=False)
+        console.print(note)
     for command in ("status", "logs", "cancel"):
-        console.print(f"pfcluster {command} {plan.folder}", highlight=False, style="dim", soft_wrap=True)
+        console.print(f"pfcluster {command} {plan.folder}", style="dim", soft_wrap=True)
     if not cluster.wait:
         return 0
     try:

@@ -21,6 +21,7 @@ from pfcluster.launch.plan import Plan, Stage, TrainRun, stages_of
 from pfcluster.launch.preflight import preflight
 from pfcluster.launch.redaction import redact
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.terminal import plain_console
 from pfcluster.sweep import search
 from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.driver import Sweep
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def sweep(arguments: Sequence[str]) -> int:
     """Search, confirm, report; returns the exit code."""
-    options, console = read(arguments), Console()
+    options, console = read(arguments), plain_console()
     spec, folder = options.spec, options.output
     schedule_of = evaluation_schedules()
     preflight(_first_runs(spec, folder), options.cluster)
@@ -70,7 +71,6 @@ def sweep(arguments: Sequence[str]) -> int:
             console.print(
                 f"{executor.max_parallel} runs fit, but TPE with --lag {spec.lag} keeps at most {spec.lag} trials in"
                 f" progress; --lag {executor.max_parallel} in a new sweep would use all resources",
-                highlight=False,
             )
         if not run(spec, folder, executor, schedule_of, console):
             console.print("stopped; the same command continues from here")
@@ -84,7 +84,7 @@ def run(spec: Spec, folder: Path, executor: Executor, schedule_of: ScheduleOf, c
 
     def log(message: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - start), 60)
-        console.print(f"{minutes:3d}:{seconds:02d}  {message}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{minutes:3d}:{seconds:02d}  {message}", soft_wrap=True)
 
     driver = Sweep(SweepState(spec, folder, schedule_of), executor, log)
     with StopRequest() as stop:
@@ -142,10 +142,10 @@ def _describe(spec: Spec, folder: Path, schedule_of: ScheduleOf, console: Consol
     elif spec.scheduler == "pbt":
         how = f"a population of {spec.trials} over {spec.generations} generations of {schedule.total} steps"
     seeds = " ".join(map(str, spec.seeds))
-    console.print(f"{how}; {spec.metric} on validation, seeds {seeds}", highlight=False)
+    console.print(f"{how}; {spec.metric} on validation, seeds {seeds}")
     if spec.confirm:
         fresh = " ".join(map(str, spec.fresh_seeds))
-        console.print(f"then the best {spec.confirm} and the baseline on fresh seeds {fresh}", highlight=False)
+        console.print(f"then the best {spec.confirm} and the baseline on fresh seeds {fresh}")
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -154,9 +154,9 @@ def report(arguments: Sequence[str]) -> int:
 
     options = parse(SweepReportOptions, arguments, prog="pfcluster sweep report")
     files = write_sweep_report(options.folder)
-    console = Console()
+    console = plain_console()
     console.print(terminal_table(files.data))
     for sentence in files.findings:
-        console.print(f"- {sentence}", highlight=False, markup=False)
-    console.print(f"report: {files.html}", highlight=False, soft_wrap=True)
+        console.print(f"- {sentence}")
+    console.print(f"report: {files.html}", soft_wrap=True)
     return 0

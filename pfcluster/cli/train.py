@@ -15,6 +15,7 @@ from pfcluster.launch.preflight import preflight
 from pfcluster.launch.study_plan import make_plan, unbuilt_shards
 from pfcluster.launch.training_options import TRAINING, Options, parse_training
 from pfcluster.runs.folder import RESULT_FILE
+from pfcluster.runs.terminal import plain_console
 
 INTERRUPTED = 130
 """Exit code after SIGINT or SIGTERM."""
@@ -28,10 +29,10 @@ def train(command: str, arguments: list[str]) -> int:
         from pfcluster.cli.dry_run import dry_run
 
         if not unbuilt_shards(plan):
-            dry_run(plan.train_runs(), options, Console())
-        print_plan(plan, options.cluster, Console())
+            dry_run(plan.train_runs(), options, plain_console())
+        print_plan(plan, options.cluster, plain_console())
         return 0
-    return execute(command, plan, options, Console())
+    return execute(command, plan, options, plain_console())
 
 
 pipeline, demo, study = partial(train, "pipeline"), partial(train, "demo"), partial(train, "study")
@@ -59,14 +60,13 @@ def execute(
             console.print(
                 f"--nodes {cluster.nodes}: {cluster.nodes} groups of {cluster.per_node} processes on this machine"
                 f" ({cluster.reason})",
-                highlight=False,
             )
         completed = run_plan(plan, processes=cluster.world_size, max_parallel=options.max_parallel)
     if not completed:
         return INTERRUPTED
     if command in TRAINING:  # a study has printed its report instead
         for run in plan.train_runs()[-1]:
-            console.print(f"{run.label}: {run.folder / RESULT_FILE}", highlight=False, soft_wrap=True)
+            console.print(f"{run.label}: {run.folder / RESULT_FILE}", soft_wrap=True)
     return 0
 
 

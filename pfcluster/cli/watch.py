@@ -110,7 +110,7 @@ def _print_changes(plan: Overview, console: Console) -> Overview:
         plan = overview(plan.folder)
         for task, before in zip(plan.tasks, states, strict=True):
             if task.state != before:
-                console.print(f"{_clock()} {task.label}: {task.state}  {task.reason}", highlight=False, soft_wrap=True)
+                console.print(f"{_clock()} {task.label}: {task.state}  {task.reason}", soft_wrap=True)
     console.print(table(plan, console.width))
     return plan
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
 from pfcluster.distributed.signals import StopRequest
@@ -24,6 +24,7 @@ from pfcluster.launch.processes import RunProcesses, rank_environments, start_ru
 from pfcluster.launch.waves import OnFailure, run_waves
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
 from pfcluster.runs.folder import logged_error, read_progress
+from pfcluster.runs.terminal import plain_column, plain_console
 
 POLL_SECONDS = 0.25
 TAIL_LINES = 15
@@ -53,7 +54,7 @@ class _Supervisor:
         self.processes, self.max_parallel = processes, max_parallel
         self.command, self.title, self.on_failure = command, title, on_failure
         self.threads = max(1, (os.cpu_count() or 1) // (processes * max_parallel))
-        self.console = Console(stderr=True)
+        self.console = plain_console(stderr=True)
         self.bars = _progress_bars(self.console)
         self.running: dict[TaskID, RunProcesses] = {}
         self.failure: LaunchError | None = None
@@ -112,7 +113,7 @@ class _Supervisor:
                 self._print(f"{self.title}failed: {failure}", style="red")
 
     def _print(self, message: str, style: str | None = None) -> None:
-        self.console.print(message, style=style, highlight=False, soft_wrap=True)
+        self.console.print(message, style=style, soft_wrap=True)
 
 
 def unfinished(runs: Sequence[TrainRun], console: Console) -> list[TrainRun]:
@@ -120,7 +121,7 @@ def unfinished(runs: Sequence[TrainRun], console: Console) -> list[TrainRun]:
     remaining = [run for run in runs if not run.finished()]
     for run in runs:
         if run not in remaining:
-            console.print(f"{run.label}: finished already in {run.folder}", highlight=False, soft_wrap=True)
+            console.print(f"{run.label}: finished already in {run.folder}", soft_wrap=True)
     return remaining
 
 
@@ -163,12 +164,12 @@ def run_ranks(module: str, arguments: Sequence[str], processes: int) -> int:
 
 def _progress_bars(console: Console) -> Progress:
     columns = (
-        TextColumn("{task.description}"),
+        plain_column("{task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[values]}"),
+        plain_column("{task.fields[values]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        plain_column("left"),
         TimeLeft(),
     )
     return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pfcluster.report import tables
 from pfcluster.report.rendering import Table
 from pfcluster.report.study import Report
+from pfcluster.runs.terminal import plain_console
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -30,13 +31,11 @@ def main_table(report: Report, width: int | None = None) -> RichTable:
 
     Without classification runs: the table of pre-training runs, else of all runs.
     """
-    from rich.console import Console
-
     table = tables.main_table(report.groups) or tables.mae_table(report.groups) or tables.runs_table(report.runs, ())
     on_test = any(group.selection_split == "test" for group in report.groups)
     droppable = [name for name in DROPPED_COLUMNS if not (on_test and name == "selected on")]
     available = width or shutil.get_terminal_size().columns
-    ruler = Console(width=10_000)
+    ruler = plain_console(width=10_000)
     for n_dropped in range(2, len(droppable) + 1):
         fitted = rich_table(table, droppable[:n_dropped])
         if ruler.measure(fitted).maximum <= available:

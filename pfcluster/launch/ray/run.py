@@ -29,7 +29,7 @@ def run_plan(plan: Plan, cluster: Cluster, max_parallel: int, console: Console) 
     """
     layouts = {stage.name: (1, 1) if stage.single_process else cluster.layout_of(stage.name) for stage in plan.stages}
     with connected(cluster.address, plan.folder) as ray_cluster:
-        console.print(ray_cluster.text(), highlight=False)
+        console.print(ray_cluster.text())
         workers = workers_of(cluster, ray_cluster, max_parallel)
 
         def train_wave(runs: Sequence[TrainRun], _: str, on_failure: OnFailure | None) -> bool:
@@ -113,7 +113,7 @@ class _Supervisor:
         monitor.read_metrics()
         (run.folder / STOP_FILE).unlink(missing_ok=True)
         if status.code == FINISHED:
-            self.console.print(f"{run.label}: {monitor.summary()}", highlight=False, soft_wrap=True)
+            self.console.print(f"{run.label}: {monitor.summary()}", soft_wrap=True)
         if status.code in (FINISHED, INTERRUPTED):
             return
         failure = _launch_error(run, status)
