@@ -1,19 +1,25 @@
 """Access to the files of a shard folder: on this machine, or at a URL, downloaded once into a cache.
 
-Cached files are named by their SHA-256, which is verified after the download. So the cache never holds outdated or
-partial files, and all datasets and processes of a machine can share it.
+Cached files are named by their SHA-256, which is verified after the download; a `.verified` file beside each records
+the file's size and time at that moment. An entry that has changed since is verified again and, if it is damaged,
+downloaded again. So all datasets and processes of a machine can share the cache.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
-from pfcluster.runs.atomic_files import sha256, write_via_temporary
+from pfcluster.config import ConfigError
+from pfcluster.config.urls import hide_credentials, refuse_credentials, with_variables
+from pfcluster.runs.atomic_files import sha256, write_atomically, write_via_temporary
 from pfcluster.runs.locks import exclusive_lock
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs")
@@ -23,6 +29,8 @@ FIRST_DELAY = 1.0
 """Seconds before the second attempt; doubled for each further one."""
 MAX_METADATA_BYTES = 2**30
 """Larger manifests and indexes are rejected."""
+BLOCK = 1 << 20
+T = TypeVar("T")
 
 
 class StoreError(ValueError):
@@ -74,40 +82,65 @@ class RemoteStore:
     is_local = False
 
     def __init__(self, url: str, cache: Path) -> None:
+        """`url` may name environment variables as `${NAME}`: their values are used, and appear in no message."""
         self.name = url.rstrip("/")
         self.cache = cache
+        self._url = with_variables(self.name)
 
     def read_metadata(self, file: str, checksum: str | None = None) -> bytes:
         """See `Store`. Without a checksum the file is downloaded on each call."""
-        if checksum is not None:
-            return self.local_path(file, checksum).read_bytes()
-        with self._open(file) as remote:
-            data: bytes = remote.read(MAX_METADATA_BYTES + 1)
-        if len(data) > MAX_METADATA_BYTES:
-            raise StoreError(
-                f"{self.name}/{file} has more than {MAX_METADATA_BYTES} bytes, too many for a manifest or an index"
-            )
+        if checksum is None:
+            return self._retried(file, lambda: self._read(file))
+        data = self.local_path(file, checksum).read_bytes()
+        if hashlib.sha256(data).hexdigest() != checksum:
+            _stamp(self._cached(file, checksum)).unlink(missing_ok=True)
+            data = self.local_path(file, checksum).read_bytes()
         return data
 
     def local_path(self, file: str, checksum: str) -> Path:
         """See `Store`."""
-        if not re.fullmatch("[0-9a-f]{64}", checksum):
-            raise StoreError(f"the checksum of {self.name}/{file} is not a SHA-256")
-        cached = self.cache / checksum[:2] / checksum
-        if cached.exists():
+        cached = self._cached(file, checksum)
+        if _is_verified(cached) or _verify(cached, checksum):
             return cached
         cached.parent.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(cached.with_suffix(".lock")):
-            for attempt in range(ATTEMPTS):
-                if cached.exists():
-                    break
-                try:
-                    self._download(file, checksum, cached)
-                except OSError as error:
-                    if attempt == ATTEMPTS - 1 or isinstance(error, FileNotFoundError):
-                        raise StoreError(f"{self.name}/{file} cannot be downloaded: {error or type(error)}") from error
-                    time.sleep(FIRST_DELAY * 2**attempt)
+            if not _is_verified(cached):  # another process may have downloaded it meanwhile
+                self._retried(file, lambda: self._download(file, checksum, cached))
         return cached
+
+    def _cached(self, file: str, checksum: str) -> Path:
+        """Where the cache keeps a file."""
+        if not re.fullmatch("[0-9a-f]{64}", checksum):
+            raise StoreError(f"the checksum of {self.name}/{file} is not a SHA-256")
+        return self.cache / checksum[:2] / checksum
+
+    def _retried(self, file: str, fetch: Callable[[], T]) -> T:
+        """The result of `fetch`, tried ATTEMPTS times. Raises FileNotFoundError, StoreError."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return fetch()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if attempt == ATTEMPTS - 1:
+                    reason = self._public(str(error) or type(error).__name__)
+                    raise StoreError(f"{self.name}/{file} cannot be downloaded: {reason}") from None
+            time.sleep(FIRST_DELAY * 2**attempt)
+        raise AssertionError("unreachable: ATTEMPTS is positive")
+
+    def _read(self, file: str) -> bytes:
+        """The whole content of a remote file. A stream of unknown length returns less than was asked for."""
+        blocks, size = [], 0
+        with self._open(file) as remote:
+            while block := remote.read(BLOCK):
+                blocks.append(block)
+                size += len(block)
+                if size > MAX_METADATA_BYTES:
+                    raise StoreError(
+                        f"{self.name}/{file} has more than {MAX_METADATA_BYTES} bytes, too many for a manifest or an"
+                        " index"
+                    )
+        return b"".join(blocks)
 
     def _download(self, file: str, checksum: str, target: Path) -> None:
         """Download one file; move it to `target` if its SHA-256 is `checksum`, else raise OSError."""
@@ -115,7 +148,7 @@ class RemoteStore:
 
         def copy(local: BinaryIO) -> None:
             with self._open(file) as remote:
-                shutil.copyfileobj(remote, local, 1 << 20)
+                shutil.copyfileobj(remote, local, BLOCK)
 
         try:
             write_via_temporary(staging, copy)
@@ -123,18 +156,67 @@ class RemoteStore:
             if actual != checksum:
                 raise OSError(f"the download has the SHA-256 {actual[:12]}..., the manifest says {checksum[:12]}...")
             os.replace(staging, target)
+            _record_state(target)
         finally:
             staging.unlink(missing_ok=True)
 
-    def _open(self, file: str) -> Any:
+    @contextmanager
+    def _open(self, file: str) -> Iterator[Any]:
+        """A remote file, opened for reading. Raises OSError, whatever the protocol's library raises; StoreError."""
         import fsspec
 
         try:
-            return fsspec.open(f"{self.name}/{file}", "rb").open()
+            with fsspec.open(f"{self._url}/{file}", "rb").open() as remote:
+                yield remote
         except ImportError as error:
             raise StoreError(
                 f"{self.name} needs a package that is not installed ({error}); run pip install 'pfcluster[remote]'"
             ) from error
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.name}/{file} does not exist") from None
+        except (OSError, StoreError):
+            raise
+        except Exception as error:  # every protocol's library has errors of its own, such as aiohttp.ClientPayloadError
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+    def _public(self, message: str) -> str:
+        """A library's message with the name of the store instead of its URL, and without credentials."""
+        return hide_credentials(message.replace(self._url, self.name))
+
+
+def _stamp(cached: Path) -> Path:
+    return cached.with_suffix(".verified")
+
+
+def _state(cached: Path) -> str:
+    """Size and modification time of a file, which change when something writes to it."""
+    status = cached.stat()
+    return f"{status.st_size} {status.st_mtime_ns}\n"
+
+
+def _is_verified(cached: Path) -> bool:
+    """Whether a cached file is as it was when its checksum was verified."""
+    try:
+        return _stamp(cached).read_text() == _state(cached)
+    except (OSError, ValueError):
+        return False
+
+
+def _verify(cached: Path, checksum: str) -> bool:
+    """Whether a cached file exists and has its checksum; records that it has."""
+    try:
+        intact = sha256(cached) == checksum
+    except OSError:
+        return False
+    if intact:
+        _record_state(cached)
+    return intact
+
+
+def _record_state(cached: Path) -> None:
+    """Note that a file has its checksum; in a cache that cannot be written it is verified each time."""
+    with suppress(OSError):
+        write_atomically(_stamp(cached), _state(cached))
 
 
 def open_store(place: str | Path, cache: str | Path | None = None) -> Store:
@@ -144,8 +226,13 @@ def open_store(place: str | Path, cache: str | Path | None = None) -> Store:
     if scheme is None or os.path.isdir(text):
         return LocalStore(Path(text))
     if scheme[1] not in SCHEMES or not text.startswith(f"{scheme[1]}://"):
-        raise StoreError(f"{text} is neither a folder nor a supported URL ({', '.join(SCHEMES)}://...)")
-    return RemoteStore(text, Path(cache) if cache is not None else default_cache())
+        shown = hide_credentials(text)
+        raise StoreError(f"{shown} is neither a folder nor a supported URL ({', '.join(SCHEMES)}://...)")
+    try:
+        refuse_credentials("the URL", text)
+        return RemoteStore(text, Path(cache) if cache is not None else default_cache())
+    except ConfigError as error:
+        raise StoreError(str(error)) from error
 
 
 def default_cache() -> Path:

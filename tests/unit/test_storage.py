@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.shards import ShardSplit
 from pfcluster.data.storage import StoreError, open_store
 from pfcluster.data.types import DataError
+from pfcluster.runs.atomic_files import sha256
 
 CPU = torch.device("cpu")
 
@@ -40,9 +43,67 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class StreamingHandler(Handler):
+    """Serves files as proxies and dynamic servers may: without Content-Length, in small pieces, closing at the end."""
+
+    fail_first = 0
+    """Number of GET requests of each file whose connection is closed after half of the announced body."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Server)
+        path, name = Path(self.directory, self.path.lstrip("/")), self.path.lstrip("/")
+        self.server.requests.append(name)
+        data = path.read_bytes() if path.is_file() else b""
+        cut_off = self.server.requests.count(name) <= self.fail_first
+        if self._answer(len(data) if cut_off else None):
+            data = data[: len(data) // 2] if cut_off else data
+            for start in range(0, len(data), 1000):
+                self.wfile.write(data[start : start + 1000])
+                self.wfile.flush()
+        self.close_connection = True
+
+    def _answer(self, length: int | None = None) -> bool:
+        exists = Path(self.directory, self.path.lstrip("/")).is_file()
+        self.send_response(200 if exists else 404)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        return exists
+
+
+class CutHandler(StreamingHandler):
+    fail_first = 1
+
+
+class LoginHandler(Handler):
+    """Asks for the user `reader` with the password `s3cret/pw`."""
+
+    def do_HEAD(self) -> None:
+        if self._allowed():
+            super().do_HEAD()
+
+    def do_GET(self) -> None:
+        if self._allowed():
+            super().do_GET()
+
+    def _allowed(self) -> bool:
+        login = base64.b64encode(b"reader:s3cret/pw").decode()
+        if self.headers.get("Authorization") == f"Basic {login}":
+            return True
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return False
+
+
 @pytest.fixture
-def server(damaged: Path) -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(damaged)))
+def server(damaged: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server of a copy of the shards; `indirect` gives another handler."""
+    handler = getattr(request, "param", Handler)
+    server = Server(("127.0.0.1", 0), functools.partial(handler, directory=str(damaged)))
     server.requests = []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -69,6 +130,56 @@ def test_remote_split_equals_local_split_and_downloads_files_once(server: Server
     again = ShardSplit(url(server), "train", cache=tmp_path / "cache")
     assert torch.equal(again.images(range(27)), local.images(range(27)))
     assert server.requests == [MANIFEST, MANIFEST][: len(server.requests)]
+
+
+@pytest.mark.parametrize("server", [StreamingHandler, CutHandler], indirect=True)
+def test_bodies_without_a_length_are_read_whole_and_cut_ones_again(
+    server: Server, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FIRST_DELAY", 0.0)
+    assert (built / MANIFEST).stat().st_size > 1000  # more than one piece
+    remote, local = ShardSplit(url(server), "train", cache=tmp_path / "cache"), ShardSplit(built, "train")
+    assert torch.equal(remote.images(range(27)), local.images(range(27)))
+    assert remote.key(26) == local.key(26)
+
+
+def _damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    path.write_bytes(
+        {"cut": data[: len(data) // 2], "empty": b"", "flipped": data[:-1] + b"\1", "grown": data + b"x"}[how]
+    )
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "flipped", "grown", "old"])
+def test_a_damaged_cache_entry_is_fetched_again(server: Server, built: Path, tmp_path: Path, how: str) -> None:
+    cache = tmp_path / "cache"
+    local = ShardSplit(built, "train")
+    assert torch.equal(ShardSplit(url(server), "train", cache=cache).images(range(27)), local.images(range(27)))
+    entries = [path for path in cache.glob("*/*") if path.suffix == ""]
+    assert len(entries) == 2 * len(local._files)
+    for entry in entries:
+        if how == "old":  # of a version that recorded no state
+            entry.with_suffix(".verified").unlink()
+        else:
+            _damage(entry, how)
+    server.requests.clear()
+    again = ShardSplit(url(server), "train", cache=cache)
+    assert torch.equal(again.images(range(27)), local.images(range(27)))
+    fetched = [name for name in server.requests if name != MANIFEST]
+    assert len(set(fetched)) == (0 if how == "old" else len(entries))
+    for entry in entries:
+        assert sha256(entry) == entry.name
+
+
+def test_an_index_that_is_damaged_without_a_trace_is_fetched_again(server: Server, built: Path, tmp_path: Path) -> None:
+    cache, local = tmp_path / "cache", ShardSplit(built, "train")
+    ShardSplit(url(server), "train", cache=cache)
+    for shard in local._files:
+        entry = cache / shard.index_sha256[:2] / shard.index_sha256
+        before = entry.stat()
+        entry.write_bytes(entry.read_bytes()[:-1] + b"x")
+        os.utime(entry, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert ShardSplit(url(server), "train", cache=cache).key(5) == local.key(5)
 
 
 def test_a_corrupt_download_is_not_cached(
@@ -138,3 +249,25 @@ def test_decoded_split_is_reused_and_a_truncated_file_is_decoded_again(built: Pa
     dataset = cache_train_split(open_dataset(config, 0), config, CPU)
     streamed = open_dataset(DataConfig(shards=str(built), size=24), 0)
     assert torch.equal(dataset.train.batch(torch.arange(5)).images, streamed.train.batch(torch.arange(5)).images)
+
+
+@pytest.mark.parametrize("server", [LoginHandler], indirect=True)
+def test_credentials_come_from_the_environment(
+    server: Server, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FIRST_DELAY", 0.0)
+    place = f"http://${{SHARDS_LOGIN}}@127.0.0.1:{server.server_address[1]}"
+    with pytest.raises(ShardError, match="needs the environment variable SHARDS_LOGIN, which is not set"):
+        load_manifest(place)
+    monkeypatch.setenv("SHARDS_LOGIN", "reader:s3cret%2Fpw")
+    remote, local = ShardSplit(place, "train", cache=tmp_path), ShardSplit(built, "train")
+    assert torch.equal(remote.images([3]), local.images([3]))
+    monkeypatch.setenv("SHARDS_LOGIN", "reader:wr0ng")
+    with pytest.raises(ShardError) as raised:
+        load_manifest(place)
+    assert "SHARDS_LOGIN" in str(raised.value)
+    assert "wr0ng" not in str(raised.value)
+    server.server_close()
+    with pytest.raises(ShardError) as raised:
+        load_manifest(place)
+    assert "wr0ng" not in str(raised.value)
