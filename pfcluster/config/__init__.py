@@ -5,7 +5,7 @@ from pfcluster.config.engine import Backend, CheckpointConfig, EngineConfig
 from pfcluster.config.evaluate import EvaluateConfig
 from pfcluster.config.model import ClassifierConfig, MaeConfig, ModelConfig
 from pfcluster.config.optim import OptimConfig
-from pfcluster.config.pf_mag import DiscriminatorTransform, LossWeights, PfMagConfig
+from pfcluster.config.pf_mag import LossWeights, PfMagConfig
 from pfcluster.config.run import Objective, RunConfig
 from pfcluster.config.validation import ConfigError
 
@@ -16,7 +16,6 @@ __all__ = [
     "ClassifierConfig",
     "ConfigError",
     "DataConfig",
-    "DiscriminatorTransform",
     "EngineConfig",
     "EvaluateConfig",
     "LossWeights",

@@ -143,6 +143,17 @@ class AugmentConfig:
         require_min(0, "augment", self, "mixup", "cutmix")
 
     @property
+    def transforms(self) -> bool:
+        """Whether single images are changed."""
+        unchanged = (self.crop_scale, self.crop_ratio) == ((1.0, 1.0), (1.0, 1.0))
+        return not unchanged or any(value > 0 for value in (self.flip, self.rotation, self.jitter, self.erasing))
+
+    @property
     def mixes(self) -> bool:
         """Whether images are mixed in pairs."""
         return self.mixup > 0 or self.cutmix > 0
+
+
+def no_augment() -> AugmentConfig:
+    """Augmentation that leaves images as they are."""
+    return AugmentConfig(flip=0.0, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), rotation=0.0, jitter=0.0)

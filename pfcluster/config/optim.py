@@ -32,6 +32,8 @@ class OptimConfig:
     layer_decay: float = 1.0
     """Factor between the learning rates of a block and of the block above it, in fine-tuning (Clark et al. 2020; MAE
     uses 0.65 to 0.75); 1 gives all layers the same rate."""
+    encoder_lr_factor: float = 1.0
+    """Learning rate of the encoder over `lr`. PF-MAG only."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 disables clipping."""
     ema: float = 0.0
@@ -41,6 +43,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require_fraction("optim", self, "ema", below_one=True)
         require(self.lr > 0, "optim.lr", self.lr, "be positive")
+        require(self.encoder_lr_factor >= 0, "optim.encoder_lr_factor", self.encoder_lr_factor, "be at least 0")
         require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "lie in (0, 1]")
         require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "lie in [0, 1)")
         require_min(0, "optim", self, "weight_decay", "warmup_steps", "clip_norm")

@@ -7,8 +7,6 @@ from typing import Literal
 
 from pfcluster.config.validation import require, require_fraction, require_min, require_positive
 
-DiscriminatorTransform = Literal["flip", "colour", "translation", "cutout"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
@@ -27,9 +25,12 @@ class LossWeights:
     confusion: float = 0.0
     """Domain confusion against an auxiliary net that classifies the emotion from f_p (docs/guides/pf-mag.md); 0
     builds no such net. Not in the paper."""
+    anchor: float = 0.0
+    """Mean absolute difference between the poker face and the reconstruction, which is held fixed: what is no
+    expression stays as it is (docs/guides/pf-mag.md). Not in the paper."""
 
     def __post_init__(self) -> None:
-        require_min(0, "pf_mag.weights", self, "cls", "adv", "rec", "ort", "confusion")
+        require_min(0, "pf_mag.weights", self, "cls", "adv", "rec", "ort", "confusion", "anchor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,10 @@ class PfMagConfig:
     """PF-MAG: PF-ViT and its discriminator (docs/concepts/method.md, section 3)."""
 
     weights: LossWeights = field(default_factory=LossWeights)
+    decoder_init: str | None = None
+    """Weights of the MAE whose decoder starts the generator, where `model.init` is a fine-tuned classifier: a run
+    folder, a checkpoint folder or file. None takes the decoder of `model.init` if it has one. A classifier in
+    `model.init` starts PF-ViT's encoder and classification head."""
     loss_balancing: Literal["auto", "fixed"] = "auto"
     """"auto" divides each loss term by its mean magnitude over the first `loss_balancing_steps` steps after the
     warm-up, then keeps the divisors; "fixed" uses the weights as they are."""
@@ -50,6 +55,17 @@ class PfMagConfig:
     """Weight of the reconstruction loss (mean squared error) during the warm-up."""
     warmup_cls: float = 0.3
     """Weight of the classification loss during the warm-up."""
+    warmup_lr: float | None = None
+    """Learning rate during the warm-up, reached after `optim.warmup_steps` and then constant; the schedule of `optim`
+    begins after the warm-up. None follows the schedule of `optim` from the first step."""
+    warmup_discriminator: bool = True
+    """Whether the discriminator trains during the warm-up."""
+    generate_every: int = 1
+    """Images are generated from every n-th image of a batch; all images of the batch count in the classification
+    loss. Divides `batch_size`."""
+    encoder_grad_share: float = 1.0
+    """Factor, in [0, 1], of the gradient that reaches the encoder from generated images and L_ort; the gradient of
+    the classification loss reaches it in full."""
     adv_ramp_steps: int = 0
     """Steps after the warm-up over which the adversarial weight grows linearly from 0; 0 applies it in full at once."""
     identity_net: Literal["facenet", "resnet", "run", "tokens"] = "tokens"
@@ -67,6 +83,9 @@ class PfMagConfig:
     fusion: Literal["cross", "self"] = "cross"
     """"self" replaces the generator's cross-attention from mask tokens with self-attention over the encoder's tokens
     (docs/concepts/method.md, Ablations 3)."""
+    fusion_bias: float | None = None
+    """Initial value, at a patch's own place, of a learned relative position bias in the attention of the cross fusion;
+    4 starts with each mask token attending mostly to the token of its own patch. None adds no bias."""
     mask_ratio: float = 0.0
     """Fraction of patches hidden from the encoder in training and replaced by mask tokens, in [0, 1): Multi-Task MAE
     (docs/concepts/method.md, Ablations 4). Only with fusion "self"."""
@@ -76,46 +95,44 @@ class PfMagConfig:
     emotion in poker faces."""
     r1: float = 0.0
     """Weight of the R1 gradient penalty on real images (Mescheder et al. 2018); 0 is off. Not with ZeRO-3."""
+    r1_every: int = 1
+    """Steps between two computations of the R1 penalty, whose weight is multiplied by this number: lazy regularisation
+    (Karras et al. 2020)."""
     separator_ratio: float = 0.25
     """Hidden width of the separator's two layers over the encoder's width. 0 removes the separator, and with it the
     poker face and the orthogonality loss (docs/concepts/method.md, Ablations 2)."""
     class_mask_bias: float | None = None
     """Initial value of an additional learned bias in the class token's mask a = σ(...); 3 starts with f_e = 0.95 f for
     the class token, while patch tokens start at 0.5 f. None adds no bias."""
-    refine_channels: int = 0
-    """Hidden channels of a residual 3x3 convolution over the generated image, which sees across patch borders and
-    is initialised to the identity; 0 has none."""
+    patch_overlap: int = 0
+    """Pixels by which the generator's output for a patch extends over each neighbour; overlapping outputs are added
+    up. At most `model.patch`. 0 generates each patch separately."""
+    discriminator_init: Literal["decoder", "classifier"] = "decoder"
+    """Initial discriminator: a copy of the MAE decoder with a new patch embedding, as in the paper; or a copy of the
+    fine-tuned classifier in `model.init`, which recognises emotions from the start, with a real/fake output for each
+    patch token, averaged."""
     discriminator_patch_gain: float = 1.0
-    """As model.patch_gain, for the discriminator's patch embedding."""
+    """As model.patch_gain, for the patch embedding of a discriminator that starts from the decoder."""
     discriminator_emotion_weight: float = 1.0
     """Weight of each emotion output for real images in the discriminator's loss, relative to 1 for their real/fake
     output."""
-    discriminator_pretrain_steps: int = 0
-    """First steps of the warm-up in which the discriminator trains only on the emotions of real images."""
     discriminator_updates: int = 1
-    """Discriminator updates per update of PF-ViT, on the same batch and generated images with new noise and
-    augmentation."""
+    """Discriminator updates per update of PF-ViT, on the same batch and generated images with new augmentation."""
     real_label_smoothing: float = 0.0
     """One-sided label smoothing, in [0, 1): the real/fake target of real images is 1 minus this (Salimans et al.
     2016)."""
-    discriminator_augment: tuple[DiscriminatorTransform, ...] = ()
-    """DiffAugment transforms of the discriminator's inputs, real and generated alike (Zhao et al. 2020)."""
-    instance_noise: float = 0.0
-    """Standard deviation of Gaussian noise added to the discriminator's inputs, which lie in -1..1 (Sønderby et al.
-    2017)."""
     grad_norms_every: int = 100
     """Steps between two measurements of each loss term's gradient norm at tokens and images (docs/guides/pf-mag.md).
     One costs about two steps and does not change training; 0 is off."""
 
     def __post_init__(self) -> None:
         require_min(0, "pf_mag", self, "grad_norms_every", "warmup_steps", "warmup_cls", "r1", "separator_ratio")
-        require_min(1, "pf_mag", self, "loss_balancing_steps", "discriminator_updates")
-        require_min(0, "pf_mag", self, "adv_ramp_steps", "refine_channels", "discriminator_pretrain_steps")
-        require_min(0, "pf_mag", self, "instance_noise")
+        require_min(1, "pf_mag", self, "loss_balancing_steps", "discriminator_updates", "r1_every", "generate_every")
+        require_min(0, "pf_mag", self, "adv_ramp_steps", "patch_overlap")
+        require(self.warmup_lr is None or self.warmup_lr > 0, "pf_mag.warmup_lr", self.warmup_lr, "be positive")
+        require_fraction("pf_mag", self, "encoder_grad_share")
         require_positive("pf_mag", self, "warmup_rec", "discriminator_patch_gain", "discriminator_emotion_weight")
         require_fraction("pf_mag", self, "mask_ratio", "real_label_smoothing", below_one=True)
-        unique = len(set(self.discriminator_augment)) == len(self.discriminator_augment)
-        require(unique, "pf_mag.discriminator_augment", self.discriminator_augment, "name each transform once")
         self._check_model()
         self._check_discriminator()
 
@@ -123,6 +140,8 @@ class PfMagConfig:
         """Combinations of separator, fusion and identity net."""
         mask_tokens = 'be "self" with pf_mag.mask_ratio: the cross fusion has mask tokens for all patches'
         require(self.mask_ratio == 0 or self.fusion == "self", "pf_mag.fusion", self.fusion, mask_tokens)
+        own_bias = 'be None with pf_mag.fusion "self": only the cross fusion has a position bias'
+        require(self.fusion_bias is None or self.fusion == "cross", "pf_mag.fusion_bias", self.fusion_bias, own_bias)
         net, weights = self.identity_net, self.identity_net_weights
         unused = 'be "tokens" with pf_mag.separator_ratio 0: without a separator there is no L_ort to use it'
         require(self.separator_ratio > 0 or net == "tokens", "pf_mag.identity_net", net, unused)
@@ -132,6 +151,7 @@ class PfMagConfig:
         require(net != "run" or weights is not None, "pf_mag.identity_net", net, missing)
         for name, value, off in (
             ("weights.confusion", self.weights.confusion, 0),
+            ("weights.anchor", self.weights.anchor, 0),
             ("class_mask_bias", self.class_mask_bias, None),
         ):
             requirement = f"be {off} with pf_mag.separator_ratio 0: there is no separator"
@@ -139,15 +159,10 @@ class PfMagConfig:
 
     def _check_discriminator(self) -> None:
         """Combinations of the discriminator's options."""
-        unused = "with pf_mag.discriminator_emotions off: there are no emotion outputs"
-        for name, off in (("discriminator_emotion_weight", 1), ("discriminator_pretrain_steps", 0)):
-            value = getattr(self, name)
-            require(self.discriminator_emotions or value == off, f"pf_mag.{name}", value, f"be {off} {unused}")
-        steps = self.discriminator_pretrain_steps
-        within = f"be at most pf_mag.warmup_steps = {self.warmup_steps}: they are part of the warm-up"
-        require(steps <= self.warmup_steps, "pf_mag.discriminator_pretrain_steps", steps, within)
-
-    @property
-    def transforms_discriminator_input(self) -> bool:
-        """Whether the discriminator's inputs are augmented or noisy."""
-        return bool(self.discriminator_augment) or self.instance_noise > 0
+        weight = self.discriminator_emotion_weight
+        unused = "be 1 with pf_mag.discriminator_emotions off: there are no emotion outputs"
+        used = self.discriminator_emotions or weight == 1
+        require(used, "pf_mag.discriminator_emotion_weight", weight, unused)
+        gain, origin = self.discriminator_patch_gain, self.discriminator_init
+        own = 'be 1 with pf_mag.discriminator_init "classifier": its patch embedding is that of the classifier'
+        require(origin == "decoder" or gain == 1, "pf_mag.discriminator_patch_gain", gain, own)

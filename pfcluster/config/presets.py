@@ -36,16 +36,27 @@ MAE_AUGMENT = AugmentConfig(crop_scale=(0.5, 1.0), rotation=0.0, jitter=0.0)
 """Random resized crop and flip suffice for MAE (He et al. 2021, section 4)."""
 DISCRIMINATOR = OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
 
-FAST_DISCRIMINATOR = replace(DISCRIMINATOR, lr=1e-3)
-STABILISED_RECIPE = PfMagConfig(
-    weights=LossWeights(cls=1.0, adv=1.0, rec=3.0, ort=0.1),
+FAST_DISCRIMINATOR = replace(DISCRIMINATOR, lr=5e-4)
+DISCRIMINATOR_AUGMENT = AugmentConfig(crop_scale=(0.6, 1.0))
+FROM_CLASSIFIER = PfMagConfig(
+    weights=LossWeights(cls=2.0, adv=2.0, rec=150.0, ort=0.1, anchor=4.0),
+    loss_balancing="fixed",
+    warmup_rec=150.0,
+    warmup_cls=2.0,
+    warmup_lr=3e-3,
+    warmup_discriminator=False,
+    generate_every=4,
+    encoder_grad_share=0.1,
+    fusion_bias=4.0,
+    patch_overlap=2,
+    class_mask_bias=3.0,
+    discriminator_init="classifier",
     fake_class_targets="source",
-    discriminator_patch_gain=4.0,
     r1=0.1,
-    refine_channels=32,
+    r1_every=8,
 )
-"""PF-MAG options with which small nets on synthetic faces learn poker faces (docs/results/poker_face_search.md). The
-number of warm-up steps depends on the length of the run."""
+"""PF-MAG from a fine-tuned classifier, with which small nets separate the expression (docs/results/poker_faces.md). The
+number of warm-up steps depends on the length of the run; `discriminator_augment` goes with it."""
 
 PLAIN: Mapping[str, Any] = {
     "augment.flip": 0.0,
@@ -77,12 +88,8 @@ def demo() -> Recipe:
     weak_augment = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
     epochs = {"judge": 7, "mae": 40, "finetune": 10, "pf_mag": 7}
     recipe = _small(DataConfig(size=48, synthetic=faces), model, weak_augment, epochs, batch_size=32, warmup_steps=400)
-    # without R1, which takes a quarter of a step's FLOPs
-    stabilised = replace(STABILISED_RECIPE, r1=0.0, warmup_steps=400, discriminator_pretrain_steps=400)
-    optim = replace(recipe["pf-vit"].optim, ema=0.99)
-    return recipe | {
-        "pf-vit": replace(recipe["pf-vit"], pf_mag=stabilised, optim=optim, discriminator_optim=FAST_DISCRIMINATOR)
-    }
+    mae_vit = replace(recipe["mae-vit"], epochs=24, batch_size=128, optim=replace(recipe["mae-vit"].optim, lr=1e-3))
+    return recipe | {"mae-vit": mae_vit, "pf-vit": _from_classifier(recipe["pf-vit"], epochs=22, warmup_steps=400)}
 
 
 def poker_face() -> Recipe:
@@ -92,12 +99,8 @@ def poker_face() -> Recipe:
     docs/results/poker_face_search.md.
     """
     recipe = demo()
-    long = replace(
-        recipe["pf-vit"],
-        epochs=24,
-        pf_mag=replace(STABILISED_RECIPE, warmup_steps=1000, discriminator_pretrain_steps=1000),
-    )
-    recipe["pf-vit"] = replace(long, optim=replace(long.optim, ema=0.998), discriminator_optim=FAST_DISCRIMINATOR)
+    recipe["mae-vit"] = replace(recipe["mae-vit"], epochs=90)
+    recipe["pf-vit"] = _from_classifier(recipe["pf-vit"], epochs=60, warmup_steps=900)
     cached = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
     return _with_evaluation(cached, EvaluateConfig(every_epochs=4, grid_every=8))
 
@@ -244,6 +247,19 @@ def _small(
         "mae-vit": replace(finetune, name="mae-vit", optim=replace(finetune.optim, lr=5e-4)),
         "pf-vit": pf_mag,
     }
+
+
+def _from_classifier(pf_vit: RunConfig, *, epochs: float, warmup_steps: int) -> RunConfig:
+    """PF-ViT by the recipe FROM_CLASSIFIER, which starts from MAE-ViT of the same seed."""
+    return replace(
+        pf_vit,
+        epochs=epochs,
+        batch_size=128,
+        pf_mag=replace(FROM_CLASSIFIER, warmup_steps=warmup_steps),
+        optim=replace(pf_vit.optim, lr=1.5e-3, encoder_lr_factor=0.6, ema=0.998),
+        discriminator_optim=FAST_DISCRIMINATOR,
+        discriminator_augment=DISCRIMINATOR_AUGMENT,
+    )
 
 
 def _paper(model: ModelConfig) -> Recipe:

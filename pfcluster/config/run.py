@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pfcluster.config.data import AugmentConfig, DataConfig
+from pfcluster.config.data import AugmentConfig, DataConfig, no_augment
 from pfcluster.config.engine import CheckpointConfig, EngineConfig
 from pfcluster.config.evaluate import EvaluateConfig
 from pfcluster.config.model import ClassifierConfig, MaeConfig, ModelConfig
@@ -46,6 +46,9 @@ class RunConfig:
     pf_mag: PfMagConfig = field(default_factory=PfMagConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     discriminator_optim: OptimConfig = field(default_factory=default_discriminator_optim)
+    discriminator_augment: AugmentConfig = field(default_factory=no_augment)
+    """Augmentation of all that PF-MAG's discriminator sees: a photo and the images generated from it alike, drawn anew
+    for each update. Differentiable, so PF-ViT learns through it (Zhao et al. 2020). Off by default."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -59,6 +62,8 @@ class RunConfig:
         require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "be at least 1")
         self._check_batch()
         self._check_pf_mag()
+        if self.objective == "pf_mag":
+            self._check_generation()
         self._check_optimizers()
         self._check_architecture()
 
@@ -84,6 +89,18 @@ class RunConfig:
         emotions = 'be "emotion" for pf_mag: poker faces are images without emotion'
         require(self.objective != "pf_mag" or target == "emotion", "data.target", target, emotions)
 
+    def _check_generation(self) -> None:
+        """PF-MAG's options of generated images against batch, patches and augmentation."""
+        parts = self.engine.grad_accumulation_steps
+        every, overlap = self.pf_mag.generate_every, self.pf_mag.patch_overlap
+        multiple = f"be a multiple of pf_mag.generate_every = {every} times engine.grad_accumulation_steps = {parts}"
+        require(self.batch_size % (every * parts) == 0, "batch_size", self.batch_size, multiple)
+        within = f"be at most model.patch = {self.model.patch}"
+        require(overlap <= self.model.patch, "pf_mag.patch_overlap", overlap, within)
+        for name in ("mixup", "cutmix"):
+            value = getattr(self.discriminator_augment, name)
+            require(value == 0, f"discriminator_augment.{name}", value, "be 0: the discriminator sees single faces")
+
     def _check_optimizers(self) -> None:
         """Optimizer options that only some modules support."""
         vit = self.objective == "finetune" and self.model.architecture == "vit"
@@ -92,6 +109,11 @@ class RunConfig:
             ("optim.layer_decay", self.optim.layer_decay, 1.0),
         ):
             require(vit or value == off, name, value, f"be {off:g}: only the fine-tuning of a ViT supports it")
+        factors = {"optim": self.optim, "discriminator_optim": self.discriminator_optim}
+        for name, optim in factors.items():
+            factor = optim.encoder_lr_factor
+            for_pf_mag = "be 1: only PF-MAG has parts beside the encoder to set apart"
+            require(self.objective == "pf_mag" or factor == 1, f"{name}.encoder_lr_factor", factor, for_pf_mag)
         ema, decay = self.discriminator_optim.ema, self.discriminator_optim.layer_decay
         require(ema == 0, "discriminator_optim.ema", ema, "be 0: the discriminator's average is not used")
         uniform = "be 1: all blocks of the discriminator have the same learning rate"

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data import transforms
-from pfcluster.data.diffaugment import DiscriminatorAugment, draw_discriminator_augment
 from pfcluster.data.mixup import draw_mix_params, mix_pairs, swap_pairs
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World, generator
@@ -34,8 +33,9 @@ class Batch:
     """With mixup or cutmix: labels of the images mixed in, b, and the weight of the image's label, 0..1."""
     drop_path_scales: Tensor | None = None
     """Stochastic depth: factor of each block's two branches for each sample, l 2 b; 0 skips the branch."""
-    discriminator_augments: tuple[DiscriminatorAugment, ...] = ()
-    """One per discriminator update, then one for PF-ViT's update. Empty if the discriminator's input is not changed."""
+    discriminator_augments: tuple[transforms.AugmentParams, ...] = ()
+    """One per discriminator update, then one for PF-ViT's update, for the images of `every(pf_mag.generate_every)`.
+    Empty if the discriminator's input is not changed."""
 
     @property
     def main_labels(self) -> Tensor:
@@ -57,8 +57,18 @@ class Batch:
             chunk(self.order),
             partners,
             chunk(self.drop_path_scales, 2),
-            tuple(augment.part(number, parts) for augment in self.discriminator_augments),
+            tuple(params.part(number, parts) for params in self.discriminator_augments),
         )
+
+    def every(self, number: int) -> Batch:
+        """Images, labels and order of every n-th sample, and the augmentations of the discriminator's input, which are
+        those of these samples.
+        """
+        if number == 1:
+            return self
+        order = None if self.order is None else self.order[::number]
+        augments = self.discriminator_augments
+        return Batch(self.images[::number], self.labels[::number], order, discriminator_augments=augments)
 
     def augment_for_discriminator(self, images: Tensor, update: int) -> Tensor:
         """Augment the discriminator's input: (v b) 3 h w -> (v b) 3 h w, v images of each sample of the batch, all
@@ -66,8 +76,8 @@ class Batch:
         """
         if not self.discriminator_augments:
             return images
-        augment = self.discriminator_augments[update]
-        return torch.cat([augment(chunk) for chunk in images.split(len(self.images))])
+        params = self.discriminator_augments[update]
+        return torch.cat([transforms.augment(chunk.float(), params) for chunk in images.split(len(self.images))])
 
 
 def make_micro_batches(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[Batch]:
@@ -89,14 +99,40 @@ def make_micro_batches(raw: RawBatch, config: RunConfig, step: int, world: World
     scales = None
     if config.model.drop_path > 0:
         scales = draw_drop_path_scales(config, step)[:, :, rank_slice].to(world.device, non_blocking=True)
-    batch = Batch(images, labels, order, partners, scales, draw_discriminator_augment(config, step, world))
+    batch = Batch(images, labels, order, partners, scales, draw_discriminator_augments(config, step, world))
     parts = config.engine.grad_accumulation_steps
     return [batch.part(number, parts) for number in range(parts)]
 
 
-def require_even_micro_batch(config: RunConfig, world_size: int) -> None:
-    """Raises ConfigError if images are mixed in pairs and a rank's micro-batch has an odd number of them."""
+def draw_discriminator_augments(config: RunConfig, step: int, world: World) -> tuple[transforms.AugmentParams, ...]:
+    """Augmentation of what the discriminator sees of this rank's samples in a step: one per discriminator update, then
+    one for PF-ViT's update. Empty if the config does not augment it.
+
+    Random draws cover the global batch, independent of rank count.
+    """
+    if config.objective != "pf_mag" or not config.discriminator_augment.transforms:
+        return ()
+    count = config.batch_size // config.pf_mag.generate_every
+    drawn = []
+    for update in range(config.pf_mag.discriminator_updates + 1):
+        rng = generator(config.seed, f"discriminator-augment-{update}", step)
+        params = transforms.draw_params(config.discriminator_augment, count, rng)
+        drawn.append(params[world.slice_of(count)].to(world.device))
+    return tuple(drawn)
+
+
+def require_fitting_micro_batch(config: RunConfig, world_size: int) -> None:
+    """Raises ConfigError if images are mixed in pairs and a rank's micro-batch has an odd number of them, or if PF-MAG
+    generates from every n-th image and n does not divide the micro-batch.
+    """
     micro_batch = config.batch_size // (world_size * config.engine.grad_accumulation_steps)
+    every = config.pf_mag.generate_every
+    if config.objective == "pf_mag" and micro_batch % every:
+        raise ConfigError(
+            f"pf_mag.generate_every must divide the images of a micro-batch, {micro_batch} here: batch_size"
+            f" {config.batch_size} over {world_size} processes times engine.grad_accumulation_steps"
+            f" {config.engine.grad_accumulation_steps}; got {every}"
+        )
     if config.augment.mixes and micro_batch % 2:
         raise ConfigError(
             f"augment.mixup and augment.cutmix mix pairs of a micro-batch, which has {micro_batch} images here:"

@@ -51,6 +51,17 @@ class AugmentParams:
     def __getitem__(self, samples: slice) -> AugmentParams:
         return AugmentParams(self.affine[samples], self.colour[samples], self.erased[samples])
 
+    def part(self, number: int, parts: int) -> AugmentParams:
+        """Chunk `number` of `parts` equal chunks."""
+        return AugmentParams(*(values.chunk(parts)[number] for values in (self.affine, self.colour, self.erased)))
+
+    def to(self, device: torch.device) -> AugmentParams:
+        """The parameters on a device."""
+        affine, colour, erased = (
+            values.to(device, non_blocking=True) for values in (self.affine, self.colour, self.erased)
+        )
+        return AugmentParams(affine, colour, erased)
+
 
 def draw_params(config: AugmentConfig, count: int, generator: torch.Generator) -> AugmentParams:
     """Draw the parameters of `count` images.

@@ -23,7 +23,8 @@ def optimizers_of(config: RunConfig) -> dict[str, OptimConfig]:
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW on the trainable parameters, without weight decay for vectors (biases, norms) and single tokens.
+    """Adam or AdamW on the trainable parameters, without weight decay for vectors (biases, norms), single tokens and
+    position biases.
 
     Each parameter group has the factor `lr_scale` of its learning rate, which `set_rates` applies.
     """
@@ -31,8 +32,9 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     scales = layer_scales([name for name, _ in trained], config.layer_decay)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in trained:
-        decays = parameter.ndim > 1 and not name.endswith("_token")
-        groups.setdefault((scales[name], decays), []).append(parameter)
+        decays = parameter.ndim > 1 and not name.endswith("_token") and ".position_bias." not in name
+        factor = config.encoder_lr_factor if name.startswith("encoder.") else 1.0
+        groups.setdefault((scales[name] * factor, decays), []).append(parameter)
     order = sorted(groups, key=lambda key: (key[0], not key[1]))
     algorithm = torch.optim.AdamW if config.algorithm == "adamw" else torch.optim.Adam
     return algorithm(
@@ -78,7 +80,19 @@ def set_learning_rates(
     """Give every engine the learning rate of a 0-based step."""
     optimizers = optimizers_of(config)
     for name, engine in engines.items():
-        engine.set_lr(learning_rate(optimizers[name], step, total_steps, plateau))
+        if name == "model" and config.objective == "pf_mag" and config.pf_mag.warmup_lr is not None:
+            engine.set_lr(_rate_around_warmup(config, config.pf_mag.warmup_lr, step, total_steps, plateau))
+        else:
+            engine.set_lr(learning_rate(optimizers[name], step, total_steps, plateau))
+
+
+def _rate_around_warmup(config: RunConfig, warmup_lr: float, step: int, total_steps: int, plateau: Plateau) -> float:
+    """PF-ViT's learning rate with `pf_mag.warmup_lr`: constant in the warm-up, then the schedule of `optim`."""
+    warmup_steps = config.pf_mag.warmup_steps
+    if step < warmup_steps:
+        return learning_rate(replace(config.optim, lr=warmup_lr, schedule="constant"), step, warmup_steps, plateau)
+    after = replace(config.optim, warmup_steps=0) if warmup_steps else config.optim
+    return learning_rate(after, step - warmup_steps, total_steps - warmup_steps, plateau)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pfcluster.models.mae import Decoder
-from pfcluster.models.vit import init_linear, patchify
+from pfcluster.models.vit import ViT, init_linear, patchify
 
 ADVERSARY_CHANNELS = 16
 """Channels to which the emotion adversary projects each token."""
@@ -100,3 +100,35 @@ class Discriminator(nn.Module):
     def shard_units(self) -> list[nn.Module]:
         """The blocks."""
         return list(self.blocks)
+
+
+class ViTDiscriminator(nn.Module):
+    """A copy of a fine-tuned classifier that maps an image to k + 1 logits: emotions off the class token, real or
+    generated off each patch token, averaged. Not in the paper; it recognises emotions from the start.
+    """
+
+    def __init__(
+        self, encoder: ViT, *, width: int, classes: int, adversary_tokens: tuple[int, int] | None = None
+    ) -> None:
+        """`adversary_tokens`, number and width of PF-ViT's tokens, adds an EmotionAdversary."""
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(width, classes)
+        self.real_head = nn.Linear(width, 1)
+        for layer in (self.head, self.real_head):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.adversary = None if adversary_tokens is None else EmotionAdversary(*adversary_tokens, classes)
+
+    def forward(self, images: Tensor, tokens: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """As Discriminator: b 3 h w -> logits b (k + 1). With tokens b t d also the adversary's logits b k."""
+        seen = self.encoder(images)
+        logits = torch.cat([self.head(seen[:, 0]), self.real_head(seen[:, 1:]).mean(1)], dim=1)
+        if tokens is None:
+            return logits
+        assert self.adversary is not None
+        return logits, self.adversary(tokens)
+
+    def shard_units(self) -> list[nn.Module]:
+        """The encoder's blocks."""
+        return self.encoder.shard_units()

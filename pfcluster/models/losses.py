@@ -56,7 +56,7 @@ def inverse_frequency(counts: Tensor) -> Tensor:
 
 def discriminator(
     logits_real: Tensor,
-    logits_fake: Tensor | None,
+    logits_fake: Tensor,
     labels: Tensor,
     *,
     fake_class_targets: str = "ignore",
@@ -70,8 +70,7 @@ def discriminator(
     Targets of real images: one-hot(y) for emotions, 1 - real_label_smoothing for real. Generated images: 0 for real;
     their emotions are left out ("ignore"), all 0 ("zero") or those of their source photo ("source"). Without
     `emotions` only the real/fake outputs count (Ablations 2). `emotion_weight` w turns a mean over outputs with
-    emotion targets into (w Σ BCE of emotions + BCE of real) / (k + 1). Without generated images only the emotions
-    count, because real images alone do not train the real/fake output.
+    emotion targets into (w Σ BCE of emotions + BCE of real) / (k + 1).
     """
     classes = logits_real.shape[1] - 1
     target = functional.one_hot(labels, classes + 1).float()
@@ -79,13 +78,11 @@ def discriminator(
     target[:, classes] = 1.0 - real_label_smoothing
     used = slice(0 if emotions else classes, None)
     weights = None
-    if logits_fake is None or emotion_weight != 1:
+    if emotion_weight != 1:
         weights = torch.full_like(target[0], emotion_weight)
-        weights[classes] = 0.0 if logits_fake is None else 1.0
+        weights[classes] = 1.0
         weights = weights[used]
     real = functional.binary_cross_entropy_with_logits(logits_real.float()[:, used], target[:, used], weights)
-    if logits_fake is None:
-        return real
     if emotions and fake_class_targets == "source":
         source_target = source_target.repeat(len(logits_fake) // len(source_target), 1)
         return real + functional.binary_cross_entropy_with_logits(logits_fake.float(), source_target, weights)
@@ -135,6 +132,11 @@ def orthogonality(emotion: Tensor, poker: Tensor) -> Tensor:
     """L_ort = |cos(φ(I_e), φ(I_p))| (section 3) of features b f, or tokens, flattened -> scalar, mean over images."""
     cosine = functional.cosine_similarity(emotion.float().flatten(1), poker.float().flatten(1), dim=1)
     return cosine.abs().mean()
+
+
+def anchor(poker: Tensor, reconstruction: Tensor) -> Tensor:
+    """|I_p - sg(I_rec)| of images b 3 h w twice -> scalar, mean over pixels; no gradient reaches the reconstruction."""
+    return (poker.float() - reconstruction.detach().float()).abs().mean()
 
 
 def confusion(logits: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """PF-ViT: separates emotion from identity and generates the face without emotion (docs/concepts/method.md, section 3).
 
-Legend: b images, n patches, k visible patches, t = k + 1 tokens with the class token first, d encoder, c decoder
-channels, p patch side.
+Legend: b images, g images of them to generate from, n patches, k visible patches, t = k + 1 tokens with the class token
+first, d encoder, c decoder channels, h heads, p patch side, v overlap of patches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pfcluster.models.vit import Attention, ViT, attend, init_linear, take, unpa
 
 
 class PFViTOutput(NamedTuple):
-    """Outputs of PF-ViT. Images are b 3 h w with values around -1..1, tokens b t d.
+    """Outputs of PF-ViT. Images are g 3 h w with values around -1..1, tokens g t d.
 
     A tuple, because FSDP2 and ZeRO find the tensors in tuples but not in dataclasses.
     """
@@ -35,7 +35,7 @@ class PFViTOutput(NamedTuple):
     face_tokens: Tensor | None
     """f_p."""
     mask: Tensor | None = None
-    """The separator's mask a, b t d in 0..1, detached."""
+    """The separator's mask a, g t d in 0..1, detached."""
 
 
 def visible_count(patches: int, mask_ratio: float) -> int:
@@ -67,15 +67,51 @@ class Separator(nn.Module):
         return emotion, tokens - emotion, mask
 
 
+def scale_gradient(values: Tensor, share: float) -> Tensor:
+    """The values unchanged; their gradient multiplied by `share`."""
+    return values if share == 1 else share * values + (1 - share) * values.detach()
+
+
+class RelativePositionBias(nn.Module):
+    """Learned bias of an attention from n patches to a class token and n patches: for each head a table over the offset
+    between the two patches (Liu et al. 2021, Swin), and one entry for the class token.
+
+    Starts at `own` for a patch's own place and at 0 elsewhere.
+    """
+
+    index: Tensor
+
+    def __init__(self, side: int, heads: int, own: float) -> None:
+        super().__init__()
+        offsets = 2 * side - 1
+        self.table = nn.Parameter(torch.zeros(heads, offsets**2))
+        self.class_token = nn.Parameter(torch.zeros(heads, 1))
+        with torch.no_grad():
+            self.table[:, offsets**2 // 2] = own
+        places = torch.arange(side)
+        rows, columns = places.repeat_interleave(side), places.repeat(side)
+        difference = rows[:, None] - rows[None] + side - 1, columns[:, None] - columns[None] + side - 1
+        self.register_buffer("index", difference[0] * offsets + difference[1], persistent=False)
+
+    def forward(self) -> Tensor:
+        """-> h n (1 + n)."""
+        pairs = self.table[:, self.index]
+        return torch.cat([self.class_token.unsqueeze(1).expand(-1, pairs.shape[1], -1), pairs], dim=2)
+
+
 class CrossFusion(nn.Module):
     """F(t) = softmax(Q Kᵀ / √d) V: cross-attention from one mask token per patch to the encoder's tokens.
 
     Q is computed from mask token + position, K and V from the tokens projected to the decoder's width plus their
     positions, as in the pre-trained decoder. The paper's parameter count would fit an MLP after it, but its equation
     has none; without it the FLOPs of a training step match the paper's (benchmarks/flops.py).
+
+    With a position bias B, which is not in the paper, softmax(Q Kᵀ / √d + B): which token belongs to which place need
+    not be learned from the content (docs/guides/pf-mag.md).
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, side: int = 0, own_bias: float | None = None) -> None:
+        """`own_bias` adds a RelativePositionBias that starts at this value for a patch's own place."""
         super().__init__()
         self.heads = heads
         self.norm_query = nn.LayerNorm(width, eps=1e-6)
@@ -84,6 +120,7 @@ class CrossFusion(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
         self.apply(init_linear)
+        self.position_bias = None if own_bias is None else RelativePositionBias(side, heads, own_bias)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """1 n c, b t c -> b n c."""
@@ -91,7 +128,8 @@ class CrossFusion(nn.Module):
         query = self.query(self.norm_query(queries)).view(1, n, self.heads, -1).transpose(1, 2).expand(b, -1, -1, -1)
         key_value = self.key_value(self.norm_tokens(tokens)).view(b, tokens.shape[1], 2, self.heads, -1)
         key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
-        return queries + self.proj(attend(query, key, value))
+        bias = None if self.position_bias is None else self.position_bias().to(query.dtype)
+        return queries + self.proj(attend(query, key, value, bias))
 
 
 class SelfFusion(nn.Module):
@@ -108,26 +146,6 @@ class SelfFusion(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """b (1 + n) c -> b (1 + n) c."""
         return tokens + self.attn(self.norm(tokens))
-
-
-class RefinementConv(nn.Module):
-    """Two residual 3x3 convolutions over the generated image. The pixel head generates each patch separately;
-    convolutions see across patch borders. Not in the paper. The second layer starts at zero, so that the module starts
-    as the identity.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, 3, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        assert self.second.bias is not None
-        nn.init.zeros_(self.second.bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """b 3 h w -> b 3 h w."""
-        images = images.contiguous(memory_format=torch.channels_last)  # else the convolutions make uncounted copies
-        return images + self.second(functional.gelu(self.first(images)))
 
 
 class Generator(nn.Module):
@@ -148,54 +166,76 @@ class Generator(nn.Module):
         heads: int,
         patch: int,
         self_fusion: bool = False,
-        refine_channels: int = 0,
+        fusion_bias: float | None = None,
+        overlap: int = 0,
     ) -> None:
-        """`self_fusion` takes SelfFusion instead of CrossFusion; `refine_channels` > 0 adds a RefinementConv."""
+        """`self_fusion` takes SelfFusion instead of CrossFusion, `fusion_bias` is the latter's `own_bias`. With
+        `overlap` v the head generates (p + 2 v)² pixels around each patch, and overlapping ones are added up; it starts
+        as the head of p² pixels.
+        """
         super().__init__()
-        self.patch = patch
+        self.patch, self.overlap = patch, overlap
         self.embed = decoder.embed
         self.mask_token = decoder.mask_token
         self.register_buffer("positions", decoder.positions, persistent=False)
-        self.fusion = SelfFusion(width, heads) if self_fusion else CrossFusion(width, heads)
+        side = int(len(self.positions) ** 0.5)
+        self.fusion = (
+            SelfFusion(width, heads) if self_fusion else CrossFusion(width, heads, side=side, own_bias=fusion_bias)
+        )
         self.blocks = decoder.blocks
         self.norm = decoder.norm
         self.head = nn.Linear(width, 3 * patch * patch)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        with torch.random.fork_rng(devices=[]):  # the other modules are initialised as without it
-            self.smooth = RefinementConv(refine_channels) if refine_channels else None
+        if overlap:
+            self.head = overlapping_head(self.head, patch, overlap)
 
     def forward(self, tokens: Tensor, order: Tensor | None = None) -> Tensor:
         """b (1 + k) d -> images b 3 h w, unbounded. order b n: the patches, the k visible ones first, as the tokens
         are; None if all are visible.
         """
-        images = self._generate(self.embed(tokens), order)
-        return images if self.smooth is None else self.smooth(images)
-
-    def _generate(self, embedded: Tensor, order: Tensor | None) -> Tensor:
-        """b (1 + k) c -> b 3 h w, without refinement."""
+        embedded = self.embed(tokens)
         if isinstance(self.fusion, SelfFusion):
-            return self._generate_with_self_fusion(embedded, order)
+            return self._assemble(self._generate_with_self_fusion(embedded, order))
         assert order is None
         positions = functional.pad(self.positions, (0, 0, 1, 0)).to(embedded.dtype)
-        patches = self._decode(self.fusion(self.mask_token + self.positions, embedded + positions))
-        return unpatchify(patches, self.patch)
+        return self._assemble(self._decode(self.fusion(self.mask_token + self.positions, embedded + positions)))
 
     def _generate_with_self_fusion(self, embedded: Tensor, order: Tensor | None) -> Tensor:
-        """Append mask tokens for hidden patches, fuse, decode, and restore the order of the patches."""
+        """Append mask tokens for hidden patches, fuse, decode, and restore the order of the patches: -> b n outputs."""
         b, kept = len(embedded), embedded.shape[1] - 1
         positions = self.positions.expand(b, -1, -1) if order is None else self.positions[order]
         visible = embedded[:, 1:] + positions[:, :kept]
         hidden = self.mask_token.to(embedded.dtype) + positions[:, kept:]
         tokens = torch.cat([embedded[:, :1], visible, hidden.to(embedded.dtype)], dim=1)
         patches = self._decode(self.fusion(tokens), skip=1)
-        return unpatchify(patches if order is None else take(patches, order.argsort(dim=1)), self.patch)
+        return patches if order is None else take(patches, order.argsort(dim=1))
 
     def _decode(self, hidden: Tensor, skip: int = 0) -> Tensor:
-        """G without its fusion: b (skip + n) c -> patches b n (3 p p)."""
+        """G without its fusion: b (skip + n) c -> patches b n (3 (p + 2 v)²)."""
         for block in self.blocks:
             hidden = block(hidden)
         return self.head(self.norm(hidden[:, skip:]))
+
+    def _assemble(self, patches: Tensor) -> Tensor:
+        """b n (3 (p + 2 v)²) -> images b 3 h w; sums overlapping pixels."""
+        if not self.overlap:
+            return unpatchify(patches, self.patch)
+        size = self.patch * int(patches.shape[1] ** 0.5)
+        kernel = self.patch + 2 * self.overlap
+        return functional.fold(patches.transpose(1, 2), size, kernel, stride=self.patch, padding=self.overlap)
+
+
+def overlapping_head(head: nn.Linear, patch: int, overlap: int) -> nn.Linear:
+    """A head for (p + 2 v)² pixels around each patch that generates what `head` does on the patch, and 0 around it."""
+    side = patch + 2 * overlap
+    wide = nn.Linear(head.in_features, 3 * side**2, device="meta").to_empty(device=head.weight.device)
+    inside = slice(overlap, overlap + patch)
+    with torch.no_grad():
+        for old, new in ((head.weight, wide.weight), (head.bias, wide.bias)):
+            new.zero_()
+            new.view(3, side, side, -1)[:, inside, inside] = old.view(3, patch, patch, -1)
+    return wide
 
 
 class PFViT(nn.Module):
@@ -210,10 +250,12 @@ class PFViT(nn.Module):
         classes: int,
         separator_ratio: float = 0.25,
         mask_ratio: float = 0.0,
+        encoder_grad_share: float = 1.0,
     ) -> None:
         """`separator_ratio` 0 removes the separator (docs/concepts/method.md, Ablations 2): the classifier reads the
         encoder's class token, and only the reconstruction is generated. `mask_ratio` is the fraction of patches hidden
-        in training (Ablations 4).
+        in training (Ablations 4), `encoder_grad_share` scales the gradient that reaches the encoder from the generated
+        images and from the tokens f_e and f_p.
         """
         super().__init__()
         self.encoder = encoder
@@ -222,23 +264,29 @@ class PFViT(nn.Module):
         self.classifier = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
-        self.mask_ratio = mask_ratio
+        self.mask_ratio, self.encoder_grad_share = mask_ratio, encoder_grad_share
 
-    def forward(self, images: Tensor, order: Tensor | None = None, *, emotion_view: bool = True) -> PFViTOutput:
-        """b 3 h w -> all outputs; the two or three images per face are generated in one batch.
+    def forward(
+        self, images: Tensor, order: Tensor | None = None, *, emotion_view: bool = True, generate_every: int = 1
+    ) -> PFViTOutput:
+        """b 3 h w -> all outputs; the two or three images per face are generated in one batch, from every
+        `generate_every`-th image of `images`.
 
         order: a permutation of the patches b n, visible ones first; None if all are visible.
         """
         tokens = self.encoder(images, None if order is None else order[:, : self.kept])
+        share = self.encoder_grad_share if tokens.requires_grad else 1.0
+        chosen = scale_gradient(tokens[::generate_every] if generate_every > 1 else tokens, share)
+        order = order if order is None or generate_every == 1 else order[::generate_every]
         if self.separator is None:
-            reconstruction = self.generator(tokens, order)
-            return PFViTOutput(self.classifier(tokens[:, 0]), reconstruction, None, None, tokens, None)
-        emotion, face, mask = self.separator(tokens)
-        sources = [tokens, face, emotion] if emotion_view else [tokens, face]
+            return PFViTOutput(self.classifier(tokens[:, 0]), self.generator(chosen, order), None, None, chosen, None)
+        emotion, face, mask = self.separator(chosen)
+        class_tokens = emotion[:, :1] if chosen is tokens else self.separator(tokens[:, :1])[0]
+        sources = [chosen, face, emotion] if emotion_view else [chosen, face]
         orders = None if order is None else order.repeat(len(sources), 1)
         generated = self.generator(torch.cat(sources), orders).chunk(len(sources))
         return PFViTOutput(
-            logits=self.classifier(emotion[:, 0]),
+            logits=self.classifier(class_tokens[:, 0]),
             reconstruction=generated[0],
             poker=generated[1],
             emotion=generated[2] if emotion_view else None,

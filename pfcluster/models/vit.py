@@ -84,9 +84,9 @@ class Attention(nn.Module):
         return projected.view(b, t, count, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(Q Kᵀ / √d) V with concatenated heads: b h q d, b h t d, b h t d -> b q (h d)."""
-    mixed = functional.scaled_dot_product_attention(query, key, value)
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(Q Kᵀ / √d + B) V with concatenated heads: b h q d, b h t d, b h t d, bias h q t -> b q (h d)."""
+    mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     return mixed.transpose(1, 2).flatten(2)
 
 

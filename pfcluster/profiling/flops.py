@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pfcluster.checkpoint.tensor_shards import TensorShards
 from pfcluster.config import RunConfig
 from pfcluster.data.batch import Batch
-from pfcluster.data.diffaugment import empty_discriminator_augment
+from pfcluster.data.transforms import AugmentParams
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine, StateDict
 from pfcluster.engine.factory import prepare_module
@@ -80,13 +80,16 @@ class CountingEngine(Engine):
         return {}
 
 
-def profile(config: RunConfig, classes: int, *, identity_net: nn.Module | None = None) -> Profile:
-    """Count one training step. φ is included if `identity_net` is given (on the meta device).
+def profile(config: RunConfig, classes: int, *, identity_net: nn.Module | None = None, warmup: bool = False) -> Profile:
+    """Count one training step, of PF-MAG's adversarial part or of its warm-up. φ is included if `identity_net` is given
+    (on the meta device).
 
     With gradient accumulation PF-MAG runs the forward pass of PF-ViT twice per micro-batch. All micro-batches cost the
-    same, so at most two are counted.
+    same, so at most two are counted. FLOPs of an R1 penalty at every k-th step count as 1/k; the saved bytes are those
+    of a step with it.
     """
     parts = min(config.engine.grad_accumulation_steps, 2)
+    images = SAMPLE * (config.pf_mag.generate_every if config.objective == "pf_mag" else 1)
     with torch.device("meta"):
         modules = factory.build(config, classes, load_init=False)
         engines = {
@@ -95,14 +98,23 @@ def profile(config: RunConfig, classes: int, *, identity_net: nn.Module | None =
             )
             for name, module in modules.items()
         }
-        batches = empty_batches(config, SAMPLE, parts)
-        flops, saved = count_step(lambda: run_step(config, engines, batches, identity_net), modules)
+        batches = empty_batches(config, images, parts)
+
+        def count(*, with_r1: bool) -> tuple[int, int]:
+            return count_step(
+                lambda: run_step(config, engines, batches, identity_net, warmup=warmup, with_r1=with_r1), modules
+            )
+
+        flops, saved = count(with_r1=True)
+        every = config.pf_mag.r1_every
+        if every > 1:
+            flops = (flops + (every - 1) * count(with_r1=False)[0]) // every
     counts = factory.parameter_counts(config, modules)
     return Profile(
         train_parameters=counts["train"],
         test_parameters=counts["test"],
-        flops=flops / (SAMPLE * parts),
-        saved_bytes=saved / (SAMPLE * parts),
+        flops=flops / (images * parts),
+        saved_bytes=saved / (images * parts),
     )
 
 
@@ -123,15 +135,32 @@ def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
         torch.empty(count, 3, config.data.size, config.data.size),
         torch.empty(count, dtype=torch.long),
         torch.empty(count, patches, dtype=torch.long) if config.hides_patches else None,
-        discriminator_augments=empty_discriminator_augment(config, count),
+        discriminator_augments=_empty_discriminator_augments(config, count),
     )
     return [batch.part(number, parts) for number in range(parts)]
 
 
+def _empty_discriminator_augments(config: RunConfig, count: int) -> tuple[AugmentParams, ...]:
+    if config.objective != "pf_mag" or not config.discriminator_augment.transforms:
+        return ()
+    generated = count // config.pf_mag.generate_every
+    shapes = (generated, 2, 3), (generated, 3), (generated, 4)
+    updates = config.pf_mag.discriminator_updates + 1
+    return tuple(AugmentParams(*(torch.empty(shape) for shape in shapes)) for _ in range(updates))
+
+
 def run_step(
-    config: RunConfig, engines: Mapping[str, Engine], batches: Sequence[Batch], identity_net: nn.Module | None
+    config: RunConfig,
+    engines: Mapping[str, Engine],
+    batches: Sequence[Batch],
+    identity_net: nn.Module | None,
+    *,
+    warmup: bool = False,
+    with_r1: bool = True,
 ) -> None:
-    """Run a step of the config's objective, past the warm-up, without data loading and logging."""
+    """Run a step of the config's objective, without data loading and logging: of PF-MAG's adversarial part with the R1
+    penalty that the config may have, or of its `warmup`.
+    """
     engine = engines["model"]
     model = engine.module
     if isinstance(model, MAE):
@@ -141,7 +170,7 @@ def run_step(
     else:
         settings = loss_settings(config.pf_mag, 0, None, 0.0, identity_net)
         balance = LossBalancer(config.pf_mag.weights, False, 1, 1.0, 1.0, engine.world)
-        pf_mag_step(batches, engine, engines["discriminator"], settings, balance, warmup=False)
+        pf_mag_step(batches, engine, engines["discriminator"], settings, balance, warmup=warmup, with_r1=with_r1)
 
 
 def count_step(step: Callable[[], None], modules: dict[str, nn.Module]) -> tuple[int, int]:

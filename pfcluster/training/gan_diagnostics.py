@@ -36,9 +36,9 @@ DISCRETE_METRICS = frozenset(
 """Metrics of this module that are fractions of images or of mask values."""
 TERMS_BY_TENSOR = {
     "emotion": ("cls", "ort"),
-    "face": ("adv", "rec", "ort", "confusion"),
+    "face": ("adv", "rec", "ort", "confusion", "anchor"),
     "rec": ("adv", "rec"),
-    "poker": ("adv", "rec", "ort"),
+    "poker": ("adv", "rec", "ort", "anchor"),
 }
 """Tensors at which gradients are measured (f_e, f_p, I_rec, I_p), and the terms with a gradient there. The gradient of
 terms on I_rec with respect to f = f_e + f_p is left out, because it is the same for both summands."""

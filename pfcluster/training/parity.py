@@ -24,6 +24,7 @@ from pfcluster.config import (
     PfMagConfig,
     RunConfig,
 )
+from pfcluster.config.data import no_augment
 from pfcluster.data.batch import make_micro_batches
 from pfcluster.data.labels import CANONICAL
 from pfcluster.data.types import RawBatch
@@ -38,24 +39,25 @@ MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decod
 SMALLEST_METRIC = 1e-3
 """Differences of metrics are relative to their magnitude, but at least to this: a loss near zero is all rounding."""
 ALL_STABILISERS = PfMagConfig(
-    weights=LossWeights(confusion=0.1),
+    weights=LossWeights(confusion=0.1, anchor=0.5),
     fake_class_targets="source",
     adv_ramp_steps=2,
-    discriminator_pretrain_steps=1,
-    discriminator_patch_gain=2.0,
+    discriminator_init="classifier",
     discriminator_emotion_weight=3.0,
     discriminator_updates=2,
     real_label_smoothing=0.1,
-    discriminator_augment=("flip", "translation", "cutout"),
-    instance_noise=0.1,
-    refine_channels=4,
+    fusion_bias=4.0,
+    patch_overlap=2,
+    generate_every=2,
+    encoder_grad_share=0.25,
+    r1_every=2,
     class_mask_bias=1.0,
     warmup_steps=1,
+    warmup_lr=2e-3,
+    warmup_discriminator=False,
     loss_balancing_steps=2,
 )
-"""PF-MAG with all options of docs/guides/pf-mag.md except the colour transform, which with the convolution amplifies
-rounding to 1e-6 of a gradient's norm.
-"""
+"""PF-MAG with all options of docs/guides/pf-mag.md."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def tiny_config(
     """
     pf_mag = replace(ALL_STABILISERS if stabilised else PfMagConfig(warmup_steps=1, loss_balancing_steps=2), r1=r1)
     finetune = objective == "finetune"
+    seen = AugmentConfig(crop_scale=(0.6, 1.0), erasing=0.5) if stabilised else no_augment()
     return RunConfig(
         objective=objective,
         batch_size=batch_size,
@@ -95,7 +98,14 @@ def tiny_config(
         augment=AugmentConfig(mixup=0.8, cutmix=1.0) if finetune else AugmentConfig(),
         model=replace(MODEL, drop_path=0.3 if finetune else 0.0),
         classifier=ClassifierConfig(label_smoothing=0.1 if finetune else 0.0),
-        optim=OptimConfig(lr=1e-3, schedule="constant", clip_norm=0.5, layer_decay=0.65 if finetune else 1.0),
+        discriminator_augment=seen,
+        optim=OptimConfig(
+            lr=1e-3,
+            schedule="constant",
+            clip_norm=0.5,
+            layer_decay=0.65 if finetune else 1.0,
+            encoder_lr_factor=0.5 if stabilised else 1.0,
+        ),
         discriminator_optim=OptimConfig(
             algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant", clip_norm=0.5
         ),

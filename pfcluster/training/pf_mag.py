@@ -44,12 +44,22 @@ class LossSettings:
     identity_net: nn.Module | None
     """φ of L_ort; None takes the cosine of the tokens."""
     r1: float = 0.0
+    """Weight of the R1 penalty where it is computed, `r1_every` times that of the config."""
+    r1_every: int = 1
+    generate_every: int = 1
     discriminator_emotions: bool = True
     discriminator_emotion_weight: float = 1.0
     real_label_smoothing: float = 0.0
     discriminator_updates: int = 1
     has_adversary: bool = False
     """Whether the discriminator's module holds an EmotionAdversary, which adds the confusion term to L_PFViT."""
+    has_anchor: bool = False
+    """Whether L_PFViT has the anchor term."""
+    warmup_discriminator: bool = True
+
+    def has_term(self, name: str) -> bool:
+        """Whether a term is part of L_PFViT after the warm-up."""
+        return {"confusion": self.has_adversary, "anchor": self.has_anchor}.get(name, True)
 
 
 def loss_settings(
@@ -66,12 +76,16 @@ def loss_settings(
         label_smoothing,
         config.fake_class_targets,
         identity_net,
-        r1=config.r1,
+        r1=config.r1 * config.r1_every,
+        r1_every=config.r1_every,
+        generate_every=config.generate_every,
         discriminator_emotions=config.discriminator_emotions,
         discriminator_emotion_weight=config.discriminator_emotion_weight,
         real_label_smoothing=config.real_label_smoothing,
         discriminator_updates=config.discriminator_updates,
         has_adversary=config.weights.confusion > 0,
+        has_anchor=config.weights.anchor > 0,
+        warmup_discriminator=config.warmup_discriminator,
     )
 
 
@@ -82,31 +96,30 @@ def discriminator_terms(
     settings: LossSettings,
     *,
     update: int,
-    with_fakes: bool,
+    with_r1: bool,
     sync: bool,
 ) -> Metrics:
     """L_Δ on real images, reconstructions and poker faces in one forward pass, the adversary's loss if there is one,
-    and accuracies. Without `with_fakes` only the emotions of real images.
+    and accuracies. `with_r1` adds the R1 penalty. The batch is that of the generated images.
 
-    `update` is the number of the discriminator's update within the step: each has its own augmentation and noise.
+    `update` is the number of the discriminator's update within the step: each has its own augmentation.
     """
-    generated = (output.reconstruction, output.poker)
-    fakes = [image.detach() for image in generated if image is not None and with_fakes]
-    real_images = batch.augment_for_discriminator(batch.images.detach(), update).requires_grad_(settings.r1 > 0)
+    fakes = [image.detach() for image in (output.reconstruction, output.poker) if image is not None]
+    real_images = batch.augment_for_discriminator(batch.images.detach(), update).requires_grad_(with_r1)
     inputs = torch.cat([real_images, *[batch.augment_for_discriminator(image, update) for image in fakes]])
     tokens = None if output.face_tokens is None else output.face_tokens.detach()
     logits, adversary_logits = _call_discriminator(discriminator, inputs, tokens, settings, sync=sync)
     real, fake = logits[: len(real_images)], logits[len(real_images) :]
     loss = losses.discriminator(
         real,
-        fake if with_fakes else None,
+        fake,
         batch.labels,
         fake_class_targets=settings.fake_class_targets,
         emotions=settings.discriminator_emotions,
         emotion_weight=settings.discriminator_emotion_weight,
         real_label_smoothing=settings.real_label_smoothing,
     )
-    if settings.r1 > 0:
+    if with_r1:
         gradient = discriminator.input_gradient(real[:, -1].float().sum(), real_images)
         loss = loss + settings.r1 * losses.gradient_penalty(gradient)
     accuracies = discriminator_accuracies(
@@ -134,13 +147,17 @@ def _call_discriminator(
 def pf_vit_terms(
     output: PFViTOutput, batch: Batch, discriminator: Callable[..., Any] | None, settings: LossSettings
 ) -> Metrics:
-    """The terms of L_PFViT. Without a discriminator (warm-up) L_cls and L_rec only; L_ort only with a separator, the
-    confusion term only with an adversary.
+    """The terms of L_PFViT. Without a discriminator (warm-up) L_cls and L_rec only; L_ort and the anchor only with a
+    separator, the confusion term only with an adversary. L_cls is over all images of the batch, the other terms are
+    over those from which images were generated.
     """
     terms = {
-        "cls": losses.classification(output.logits, batch.labels, settings.class_weights, settings.label_smoothing),
-        "rec": losses.reconstruction(batch.images, output.reconstruction, output.poker, batch.labels, settings.neutral),
+        "cls": losses.classification(output.logits, batch.labels, settings.class_weights, settings.label_smoothing)
     }
+    batch = batch.every(len(output.logits) // len(output.reconstruction))
+    terms["rec"] = losses.reconstruction(
+        batch.images, output.reconstruction, output.poker, batch.labels, settings.neutral
+    )
     if discriminator is None:
         return terms
     size = len(batch.images)
@@ -155,6 +172,8 @@ def pf_vit_terms(
     )
     if output.poker is None or output.face_tokens is None:
         return terms
+    if settings.has_anchor:
+        terms["anchor"] = losses.anchor(output.poker, output.reconstruction)
     if settings.identity_net is None:
         terms["ort"] = losses.orthogonality(output.emotion_tokens, output.face_tokens)
     else:
@@ -173,36 +192,49 @@ def pf_mag_step(
     *,
     warmup: bool,
     adv_ramp: float = 1.0,
-    with_fakes: bool = True,
+    with_r1: bool = True,
 ) -> Metrics:
     """Update the discriminator, then PF-ViT. Batches: images b 3 h w, labels b, order b n if patches are hidden.
 
     With one micro-batch a single forward pass of PF-ViT serves both updates, which is exact because the discriminator's
     update does not change PF-ViT. With several, all must pass the discriminator before PF-ViT's update begins, so
     PF-ViT runs forward twice: the same update as with the whole batch at once, with less memory. Further discriminator
-    updates use the same generated images; the metrics are those of the first update. `adv_ramp` scales λ_adv; without
-    `with_fakes` the discriminator trains on real images only.
+    updates use the same generated images; the metrics are those of the first update. `adv_ramp` scales λ_adv;
+    `with_r1` adds the R1 penalty if its weight is positive.
     """
-    emotion_view = settings.identity_net is not None and not warmup
+    emotion_view, every = settings.identity_net is not None and not warmup, settings.generate_every
+
+    def generate(batch: Batch, **named: bool) -> PFViTOutput:
+        output: PFViTOutput = pf_vit(
+            batch.images, batch.order, emotion_view=emotion_view, generate_every=every, **named
+        )
+        return output
+
     shared = len(batches) == 1
     outputs: list[PFViTOutput] = []
     for batch in batches:
         with nullcontext() if shared else torch.no_grad():
-            outputs.append(pf_vit(batch.images, batch.order, emotion_view=emotion_view))
-    metrics, norm = _update_discriminator(batches, outputs, discriminator, settings, with_fakes=with_fakes)
+            outputs.append(generate(batch))
+    metrics: list[Metrics] = [mask_statistics(output.mask) for output in outputs]
+    norms: Metrics = {}
+    if settings.warmup_discriminator or not warmup:
+        of_discriminator, norms["disc_grad_norm"] = _update_discriminator(
+            batches, outputs, discriminator, settings, with_r1=with_r1 and settings.r1 > 0
+        )
+        metrics = [ours | theirs for ours, theirs in zip(metrics, of_discriminator, strict=True)]
 
     with discriminator.frozen() as frozen_discriminator:
         if balancer.measuring and not warmup:
             balancer.observe(_magnitudes(outputs, batches, frozen_discriminator, settings))
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            output = outputs[0] if shared else pf_vit(batch.images, batch.order, emotion_view=emotion_view, sync=last)
+            output = outputs[0] if shared else generate(batch, sync=last)
             terms = pf_vit_terms(output, batch, None if warmup else frozen_discriminator, settings)
             total = balancer.total(terms, warmup=warmup, adv_ramp=adv_ramp)
             pf_vit.backward(total / len(batches))
             accuracy = (output.logits.argmax(1) == batch.labels).float().mean()
             metrics[index] |= {**terms, "loss": total, "train_accuracy": accuracy}
-    return {**mean(metrics), "grad_norm": pf_vit.step(), "disc_grad_norm": norm}
+    return {**mean(metrics), "grad_norm": pf_vit.step(), **norms}
 
 
 def _update_discriminator(
@@ -211,7 +243,7 @@ def _update_discriminator(
     discriminator: Engine,
     settings: LossSettings,
     *,
-    with_fakes: bool,
+    with_r1: bool,
 ) -> tuple[list[Metrics], Tensor]:
     """All updates of the discriminator in a step; -> metrics of each micro-batch and gradient norm of the first."""
     metrics: list[Metrics] = []
@@ -219,13 +251,14 @@ def _update_discriminator(
     for update in range(settings.discriminator_updates):
         for index, (batch, output) in enumerate(zip(batches, outputs, strict=True)):
             last = index == len(batches) - 1
+            generated = batch.every(settings.generate_every)
             terms = discriminator_terms(
-                discriminator, output, batch, settings, update=update, with_fakes=with_fakes, sync=last
+                discriminator, output, generated, settings, update=update, with_r1=with_r1, sync=last
             )
             loss = terms["disc_loss"] + terms["adversary_loss"] if settings.has_adversary else terms["disc_loss"]
             discriminator.backward(loss / len(batches))
             if update == 0:
-                metrics.append(terms | mask_statistics(output.mask))
+                metrics.append(terms)
         norms.append(discriminator.step(more_updates_follow=update < settings.discriminator_updates - 1))
     return metrics, norms[0]
 
@@ -263,7 +296,7 @@ class PfMagObjective:
             self.balancer,
             warmup=warmup,
             adv_ramp=ramp,
-            with_fakes=step >= config.discriminator_pretrain_steps,
+            with_r1=step % config.r1_every == 0,
         )
         if config.grad_norms_every and (step + 1) % config.grad_norms_every == 0:
             metrics |= self._gradient_norms(batches[0], warmup=warmup, ramp=ramp)
@@ -277,11 +310,7 @@ class PfMagObjective:
             constants = {other: term.detach() for other, term in terms.items()}
             return self.balancer.total(constants | {name: terms[name]}, warmup=warmup, adv_ramp=ramp)
 
-        names = (
-            ("cls", "rec")
-            if warmup
-            else tuple(name for name in TERMS if name != "confusion" or self.settings.has_adversary)
-        )
+        names = ("cls", "rec") if warmup else tuple(name for name in TERMS if self.settings.has_term(name))
         emotion_view = self.settings.identity_net is not None and not warmup
         model, discriminator = self.engines["model"], self.engines["discriminator"]
         return gradient_norms(batch, model, discriminator, names, single_term_loss, emotion_view=emotion_view)

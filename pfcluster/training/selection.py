@@ -28,6 +28,10 @@ class PeriodicEvaluation:
         self.classes = dataset.classes
         self.total_steps = total_steps
         self.every_steps = evaluation_steps(config, len(dataset.train))
+        warmup_steps = config.pf_mag.warmup_steps if config.objective == "pf_mag" else 0
+        self.uncounted_steps = warmup_steps if warmup_steps < total_steps else 0
+        """Evaluations up to here select no checkpoint: before PF-MAG's adversarial part begins, PF-ViT generates no
+        poker faces, but from a fine-tuned classifier its accuracy may be highest then."""
         self.tracked_faces = TrackedFaces(config, self.split, world) if config.objective == "pf_mag" else None
 
     def due(self, step: int) -> bool:
@@ -43,6 +47,8 @@ class PeriodicEvaluation:
             if grid_due(self.config, state.step // self.every_steps) or state.step == self.total_steps:
                 self.tracked_faces.draw(model, self.folder, state.step)
         model.to("cpu")
+        if state.step <= self.uncounted_steps:
+            return metrics, False
         state.plateau = state.plateau.after(score, self.config.optim)
         if state.best is not None and score <= state.best["score"]:
             return metrics, False

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.data.batch import draw_augment_params, make_micro_batches, require_even_micro_batch
+from pfcluster.data.batch import draw_augment_params, make_micro_batches, require_fitting_micro_batch
 from pfcluster.data.dataset import cache_train_split, open_dataset, require_labels, sample_order
 from pfcluster.data.sampler import read_ahead
 from pfcluster.data.transforms import crop_on_host
@@ -86,7 +86,7 @@ class Trainer:
         self.config, self.folder, self.world, self.stop, self.heartbeat = config, folder, world, stop, heartbeat
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config.objective)
-        require_even_micro_batch(config, world.size)
+        require_fitting_micro_batch(config, world.size)
         self.dataset = cache_train_split(dataset, config.data, world.device)
         self.order = sample_order(config.data, dataset, config.seed)
         modules = factory.build(config, len(self.dataset.classes))
@@ -203,8 +203,9 @@ class Trainer:
 
     def _forward_seconds(self) -> float:
         """Time of the last step from its first forward pass to its first backward pass."""
-        engines = list(self.engines.values())
-        began, ended = engines[0].forward_began, engines[-1].backward_began  # the discriminator updates first
+        began = self.engines["model"].forward_began
+        first = [engine.backward_began for engine in reversed(self.engines.values())]  # the discriminator updates first
+        ended = next((time for time in first if time is not None), None)
         assert began is not None
         assert ended is not None
         return elapsed_seconds(began, ended)
