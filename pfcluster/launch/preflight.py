@@ -41,7 +41,7 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
 
 def _check_layout(config: RunConfig, world_size: int) -> None:
     """Raises ConfigError for a batch or an engine that does not fit the number of processes."""
-    from pfcluster.data.batch import require_even_micro_batch
+    from pfcluster.data.batch import require_fitting_micro_batch
     from pfcluster.engine.factory import check_backend
 
     if config.batch_size % (world_size * config.engine.grad_accumulation_steps):
@@ -50,7 +50,7 @@ def _check_layout(config: RunConfig, world_size: int) -> None:
             f" engine.grad_accumulation_steps {config.engine.grad_accumulation_steps},"
             f" got {config.batch_size} for {config.name}"
         )
-    require_even_micro_batch(config, world_size)
+    require_fitting_micro_batch(config, world_size)
     check_backend(config.engine, world_size)
 
 
