@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pfcluster.launch.local import run_plan
 from pfcluster.launch.options import Cluster
-from pfcluster.launch.plan import Plan, TrainRun
+from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.launch.preflight import preflight
 from pfcluster.launch.study_plan import make_plan, unbuilt_shards
 from pfcluster.launch.training_options import TRAINING, Options, parse_training
@@ -70,6 +70,10 @@ def execute(
     return 0
 
 
+def _predecessors(stage: Stage) -> str:
+    return " ".join([*stage.after, *(f"{name} (same seed)" for name in stage.same_seed)])
+
+
 def print_plan(plan: Plan, cluster: Cluster, console: Console) -> None:
     """Print the stages of a plan, and its batch scripts for SLURM."""
     table = Table(
@@ -80,7 +84,7 @@ def print_plan(plan: Plan, cluster: Cluster, console: Console) -> None:
             {str(task.folder.parent if isinstance(task, TrainRun) else task.folder) for task in stage.tasks}
         )
         todo = f"{sum(not task.finished() for task in stage.tasks)} of {len(stage.tasks)} to do"
-        table.add_row(stage.name, todo, " ".join(stage.after), "\n".join(folders))
+        table.add_row(stage.name, todo, _predecessors(stage), "\n".join(folders))
     console.print(table)
     if cluster.executor != "slurm":
         return

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
@@ -21,6 +22,7 @@ from pfcluster.launch.errors import LaunchError
 from pfcluster.launch.plan import Plan, TrainRun
 from pfcluster.launch.plan_record import launching
 from pfcluster.launch.processes import RunProcesses, rank_environments, start_run
+from pfcluster.launch.run_queue import RunQueue
 from pfcluster.launch.waves import OnFailure, run_waves
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
 from pfcluster.runs.folder import logged_error, read_progress
@@ -38,7 +40,7 @@ def run_plan(plan: Plan, *, processes: int, max_parallel: int) -> bool:
 
     def train(runs: Sequence[TrainRun], title: str, on_failure: OnFailure | None) -> bool:
         supervisor = _Supervisor(processes, max_parallel, plan.command, title, on_failure)
-        return supervisor.train(runs)
+        return supervisor.train(runs, plan.same_seed_runs())
 
     layouts = {stage.name: (1, 1 if stage.single_process else processes) for stage in plan.stages}
     with launching(plan, "local", layouts):
@@ -57,20 +59,25 @@ class _Supervisor:
         self.console = plain_console(stderr=True)
         self.bars = _progress_bars(self.console)
         self.running: dict[TaskID, RunProcesses] = {}
+        self.queue = RunQueue((), {})
         self.failure: LaunchError | None = None
         """The first failure, where there is no `on_failure`: the other runs are then stopped."""
 
-    def train(self, runs: Sequence[TrainRun]) -> bool:
-        """Train all runs; True once all have ended, False if a signal stopped them with checkpoints.
+    def train(self, runs: Sequence[TrainRun], before: Mapping[Path, Sequence[TrainRun]]) -> bool:
+        """Train all runs, each after those that `before` names; True once all have ended, False if a signal stopped
+        them with checkpoints.
 
         Raises the first LaunchError if there is no `on_failure`, after the other runs were stopped.
         """
-        waiting = unfinished(runs, self.console)
+        self.queue = RunQueue(unfinished(runs, self.console), before)
         with StopRequest() as stop, self.bars:
             signalled = False
-            while self.running or (waiting and not stop.requested and self.failure is None):
-                while waiting and len(self.running) < self.max_parallel and not (stop.requested or self.failure):
-                    self._start(waiting.pop(0))
+            while self.running or (self.queue and not stop.requested and self.failure is None):
+                while len(self.running) < self.max_parallel and not (stop.requested or self.failure):
+                    run = self.queue.next()
+                    if run is None:
+                        break
+                    self._start(run)
                 for bar in list(self.running):
                     self._check(bar)
                 if (stop.requested or self.failure) and not signalled:
@@ -101,10 +108,13 @@ class _Supervisor:
             return
         del self.running[bar]
         if code == FINISHED:
+            self.queue.finished(each.run)
             self.bars.update(bar, completed=each.step, total=each.step)
             if not self.console.is_terminal:
                 self._print(f"{self.title}{each.run.label}: {each.summary()}")
-        elif code != INTERRUPTED:
+            return
+        self.queue.drop_after(each.run)
+        if code != INTERRUPTED:
             failure = launch_error(each, code)
             if self.on_failure is None:
                 self.failure = self.failure or failure

@@ -74,10 +74,18 @@ class Stage:
     name: str
     tasks: tuple[Task, ...]
     after: tuple[str, ...] = ()
+    same_seed: tuple[str, ...] = ()
+    """Stages of training runs with the same seeds in the same order: each run waits only for the one with its own
+    seed."""
     single_process: bool = False
     """Run each task in one process, whatever the layout of the training runs."""
     always_run: bool = False
     """Run once the stages before have ended, even if some of their tasks failed."""
+
+    @property
+    def predecessors(self) -> tuple[str, ...]:
+        """All stages that it waits for, as a whole or seed by seed."""
+        return (*self.after, *self.same_seed)
 
     def finished(self) -> bool:
         return all(task.finished() for task in self.tasks)
@@ -95,11 +103,20 @@ class Plan:
     continue_on_failure: bool = False
     """A failed task ends only the stages that wait for its stage, not the plan. SLURM always continues."""
 
+    def __post_init__(self) -> None:
+        by_name = {stage.name: stage for stage in self.stages}
+        for stage in self.stages:
+            for name in stage.same_seed:
+                assert _seeds(by_name[name]) == _seeds(stage), f"{stage.name} and {name} differ in their seeds"
+
     def waves(self) -> Iterator[list[Stage]]:
-        """Stages that can run at the same time, together."""
+        """Stages that can run at the same time, together. A stage that waits for another seed by seed may be in the
+        same wave, after it.
+        """
         level: dict[str, int] = {}
         for stage in self.stages:
-            level[stage.name] = 1 + max((level[name] for name in stage.after), default=-1)
+            after, beside = [1 + level[name] for name in stage.after], [level[name] for name in stage.same_seed]
+            level[stage.name] = max([0, *after, *beside])
         for number in range(1 + max(level.values())):
             yield [stage for stage in self.stages if level[stage.name] == number]
 
@@ -110,6 +127,21 @@ class Plan:
         ]
         return [runs for runs in waves if runs]
 
+    def same_seed_runs(self) -> dict[Path, list[TrainRun]]:
+        """Folder of each run that waits for runs with its own seed, and those runs."""
+        by_name = {stage.name: stage for stage in self.stages}
+        runs: dict[Path, list[TrainRun]] = {}
+        for stage in self.stages:
+            for name in stage.same_seed:
+                for task, before in zip(stage.tasks, by_name[name].tasks, strict=True):
+                    assert isinstance(before, TrainRun)
+                    runs.setdefault(task.folder, []).append(before)
+        return runs
+
+
+def _seeds(stage: Stage) -> list[int | None]:
+    return [task.config.seed if isinstance(task, TrainRun) else None for task in stage.tasks]
+
 
 class Failures:
     """The failed tasks of a plan that continues on failure, and the stages that therefore cannot run."""
@@ -118,8 +150,13 @@ class Failures:
         self.tasks: list[tuple[str, str]] = []
         """Label and reason of each failed task."""
         self.stages: set[str] = set()
-        """Names of stages that failed or were skipped."""
+        """Names of stages that failed or were skipped, at least in part."""
         self.skipped: list[str] = []
+        """Names of skipped stages, and labels of single skipped runs."""
+        self.folders: set[Path] = set()
+        """Folders of failed and of skipped runs."""
+        self.codes: set[int] = set()
+        """Exit codes of the failed tasks."""
 
     def runnable(self, wave: Sequence[Stage]) -> list[Stage]:
         """The stages of a wave whose predecessors did not fail; the others are recorded as skipped."""
@@ -130,12 +167,21 @@ class Failures:
             else:
                 self.stages.add(stage.name)
                 self.skipped.append(stage.name)
+                self.folders |= {task.folder for task in stage.tasks}
         return runnable
 
-    def add(self, task: Task, reason: str, wave: Sequence[Stage]) -> None:
+    def add(self, task: Task, reason: str, code: int, wave: Sequence[Stage]) -> None:
         """Record a failed task of one of the wave's stages."""
         self.tasks.append((task.label, reason))
+        self.codes.add(code)
+        self.folders.add(task.folder)
         self.stages |= {stage.name for stage in wave if task in stage.tasks}
+
+    def skip(self, run: TrainRun, wave: Sequence[Stage]) -> None:
+        """Record a run of one of the wave's stages that cannot start, because one with its seed failed."""
+        self.skipped.append(run.label)
+        self.folders.add(run.folder)
+        self.stages |= {stage.name for stage in wave if run in stage.tasks}
 
     def text(self) -> str:
         """Error message for the end of the plan."""

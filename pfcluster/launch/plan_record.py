@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +40,13 @@ class StageRecord:
     """Whether the tasks are training runs."""
     nodes: int = 1
     per_node: int = 1
+    same_seed: list[str] = field(default_factory=list)
+    """Stages of which each task waits only for the task at its own position."""
+
+    @property
+    def predecessors(self) -> list[str]:
+        """All stages that it waits for."""
+        return [*self.after, *self.same_seed]
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,16 @@ def read_plan(folder: Path) -> PlanRecord | None:
     return PlanRecord(stages=stages, **values)
 
 
+def folders_before(stages: Mapping[str, StageRecord], name: str, folder: str) -> list[str]:
+    """Folders of the tasks that the task of a stage waits for."""
+    stage = stages[name]
+    folders = [each for before in stage.after for each in stages[before].folders]
+    if stage.same_seed and folder in stage.folders:
+        position = stage.folders.index(folder)
+        folders += [stages[before].folders[position] for before in stage.same_seed]
+    return folders
+
+
 @contextmanager
 def launching(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, int]]) -> Iterator[None]:
     """Record a plan, and hold the launcher's lock while it runs."""
@@ -104,4 +121,5 @@ def _stage_record(stage: Stage, layout: tuple[int, int]) -> StageRecord:
         trains=isinstance(stage.tasks[0], TrainRun),
         nodes=layout[0],
         per_node=layout[1],
+        same_seed=list(stage.same_seed),
     )

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from pfcluster.launch.job_record import read_job
 from pfcluster.launch.local_state import task_state
-from pfcluster.launch.plan_record import LAUNCHER_LOCK, PLAN_FILE, PlanRecord, StageRecord, is_locked, read_plan
+from pfcluster.launch.plan_record import (
+    LAUNCHER_LOCK,
+    PLAN_FILE,
+    PlanRecord,
+    StageRecord,
+    folders_before,
+    is_locked,
+    read_plan,
+)
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
 from pfcluster.launch.slurm.job_state import slurm_task
@@ -181,7 +189,8 @@ def _with_reason(task: TaskStatus, stages: Mapping[str, StageRecord], tasks: Seq
     """Add to a task that waits, or that never runs, the stages that it waits for."""
     if task.state not in ("waiting", "not run"):
         return task
-    before = [other for other in tasks if other.stage in stages[task.stage].after and other.state != "finished"]
+    awaited = set(folders_before(stages, task.stage, str(task.folder)))
+    before = [other for other in tasks if str(other.folder) in awaited and other.state != "finished"]
     if task.state == "waiting":
         names = dict.fromkeys(other.stage for other in before)
         return replace(task, reason=f"for {', '.join(names)}" if names else task.reason)

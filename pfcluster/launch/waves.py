@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.errors import LaunchError
 from pfcluster.launch.plan import Command, Failures, Plan, Stage, TrainRun
+from pfcluster.launch.worker import USER_ERROR
 
 OnFailure = Callable[[TrainRun, LaunchError], None]
 Train = Callable[[Sequence[TrainRun], str, OnFailure | None], bool]
@@ -28,7 +29,7 @@ def run_waves(plan: Plan, train: Train) -> bool:
         if not _run_wave(failures.runnable(wave), plan, train, title, failures):
             return False
     if failures.tasks:
-        raise LaunchError(failures.text(), 1)
+        raise LaunchError(failures.text(), USER_ERROR if failures.codes == {USER_ERROR} else 1)
     return True
 
 
@@ -41,15 +42,25 @@ def _run_wave(wave: Sequence[Stage], plan: Plan, train: Train, title: str, failu
         except LaunchError as error:
             if not plan.continue_on_failure:
                 raise
-            failures.add(command, str(error), wave)
+            failures.add(command, str(error), error.code, wave)
+    before = plan.same_seed_runs()
+
+    def blocked(run: TrainRun) -> bool:
+        return any(each.folder in failures.folders for each in before.get(run.folder, ()))
+
     runs = [task for task in tasks if isinstance(task, TrainRun)]
+    ready = [run for run in runs if not blocked(run)]
     on_failure: OnFailure | None = None
     if plan.continue_on_failure:
 
         def on_failure(run: TrainRun, error: LaunchError) -> None:
-            failures.add(run, str(error), wave)
+            failures.add(run, str(error), error.code, wave)
 
-    return not runs or train(runs, title, on_failure)
+    completed = not ready or train(ready, title, on_failure)
+    for run in runs:
+        if blocked(run):
+            failures.skip(run, wave)
+    return completed
 
 
 def run_command(command: Command) -> bool:

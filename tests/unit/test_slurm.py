@@ -161,9 +161,24 @@ def test_waiting_folders_follow_stages_transitively(tmp_path):
     }
     write_plan_file(tmp_path, stages)
     record = JobRecord("7", plan_folder=str(tmp_path), stage="mae")
-    assert resubmit.waiting_folders(record) == [Path("/p0"), Path("/p1")]
-    assert resubmit.waiting_folders(record, transitive=True) == [Path("/p0"), Path("/p1"), Path("/r")]
-    assert resubmit.waiting_folders(replace(record, stage="pf-vit")) == [Path("/r"), Path("/t")]
+    assert resubmit.waiting_folders(Path("/m"), record) == [Path("/p0"), Path("/p1")]
+    assert resubmit.waiting_folders(Path("/m"), record, transitive=True) == [Path("/p0"), Path("/p1"), Path("/r")]
+    assert resubmit.waiting_folders(Path("/p0"), replace(record, stage="pf-vit")) == [Path("/r"), Path("/t")]
+
+
+def test_only_runs_of_the_same_seed_wait_for_a_run(tmp_path):
+    stages = {
+        "mae": {"folders": ["/m"]},
+        "mae-vit": {"after": ["mae"], "folders": ["/v0", "/v1"]},
+        "pf-vit": {"after": ["judge"], "same_seed": ["mae-vit"], "folders": ["/p0", "/p1"]},
+        "report": {"after": ["mae-vit", "pf-vit"], "folders": ["/r"], "always_run": True},
+    }
+    write_plan_file(tmp_path, stages)
+    record = JobRecord("7", plan_folder=str(tmp_path), stage="mae-vit")
+    assert resubmit.waiting_folders(Path("/v1"), record) == [Path("/p1"), Path("/r")]
+    assert resubmit.waiting_folders(Path("/v1"), record, transitive=True) == [Path("/p1")]
+    everything = [Path(folder) for folder in ("/v0", "/v1", "/p0", "/p1")]
+    assert resubmit.waiting_folders(Path("/m"), replace(record, stage="mae"), transitive=True) == everything
 
 
 def test_waves_follow_the_order_of_stages(tmp_path):
@@ -173,6 +188,19 @@ def test_waves_follow_the_order_of_stages(tmp_path):
     stages = (stage("mae"), stage("judge"), stage("pf-vit", "mae", "judge"), stage("scratch"), stage("end", "pf-vit"))
     waves = [[each.name for each in wave] for wave in Plan("p", tmp_path, stages, "c").waves()]
     assert waves == [["mae", "judge", "scratch"], ["pf-vit"], ["end"]]
+
+
+def test_stage_that_waits_seed_by_seed_is_in_the_same_wave(tmp_path):
+    def stage(name: str, *after: str, same_seed: tuple[str, ...] = ()) -> Stage:
+        runs = tuple(TrainRun(RunConfig(name=name, seed=seed), tmp_path / f"{name}-{seed}") for seed in (3, 1))
+        return Stage(name, runs, after, same_seed)
+
+    first, second = stage("mae-vit"), stage("pf-vit", same_seed=("mae-vit",))
+    plan = Plan("p", tmp_path, (first, second, stage("end", "pf-vit")), "c")
+    assert [[each.name for each in wave] for wave in plan.waves()] == [["mae-vit", "pf-vit"], ["end"]]
+    assert plan.same_seed_runs() == {tmp_path / f"pf-vit-{run.config.seed}": [run] for run in first.tasks}
+    with pytest.raises(AssertionError, match="differ in their seeds"):
+        Plan("p", tmp_path, (replace(first, tasks=first.tasks[:1]), second), "c")
 
 
 def test_command_is_finished_while_its_output_is_newer_than_its_inputs(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from pfcluster.launch.plan_record import launching
 from pfcluster.launch.processes import RunMonitor
 from pfcluster.launch.ray.connect import RayCluster, connected
 from pfcluster.launch.ray.train import Workers, train
+from pfcluster.launch.run_queue import RunQueue
 from pfcluster.launch.waves import OnFailure, run_waves
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR, ExitStatus
 from pfcluster.runs.folder import STOP_FILE, log_path
@@ -34,7 +36,7 @@ def run_plan(plan: Plan, cluster: Cluster, max_parallel: int, console: Console) 
 
         def train_wave(runs: Sequence[TrainRun], _: str, on_failure: OnFailure | None) -> bool:
             supervisor = _Supervisor(workers, cluster.retries, plan.command, max_parallel, console, on_failure)
-            return supervisor.train(runs)
+            return supervisor.train(runs, plan.same_seed_runs())
 
         with launching(plan, "ray", layouts):
             return run_waves(plan, train_wave)
@@ -76,28 +78,36 @@ class _Supervisor:
         self.failure: LaunchError | None = None
         """The first failure, where there is no `on_failure`: the other runs are then stopped."""
 
-    def train(self, runs: Sequence[TrainRun]) -> bool:
-        """Train all runs; True once all have ended, False if a signal stopped them with checkpoints.
+    def train(self, runs: Sequence[TrainRun], before: Mapping[Path, Sequence[TrainRun]]) -> bool:
+        """Train all runs, each after those that `before` names; True once all have ended, False if a signal stopped
+        them with checkpoints.
 
         Raises the first LaunchError if there is no `on_failure`.
         """
         import ray
 
-        waiting = unfinished(runs, self.console)
+        queue = RunQueue(unfinished(runs, self.console), before)
         train_remotely = ray.remote(num_cpus=0, max_retries=0)(_train)
         running: dict[Any, RunMonitor] = {}
         with StopRequest() as stop:
             signalled = False
-            while running or (waiting and not stop.requested and self.failure is None):
-                while waiting and len(running) < self.max_parallel and not (stop.requested or self.failure):
-                    run = waiting.pop(0)
+            while running or (queue and not stop.requested and self.failure is None):
+                while len(running) < self.max_parallel and not (stop.requested or self.failure):
+                    run = queue.next()
+                    if run is None:
+                        break
                     reference = train_remotely.remote(run, self.workers, self.retries, self.command)
                     running[reference] = RunMonitor(run)
                 ended, _ = ray.wait(list(running), timeout=0.5)
                 for monitor in running.values():
                     monitor.read_metrics()
                 for reference in ended:
-                    self._handle_end(running.pop(reference), _exit_status(reference))
+                    monitor, status = running.pop(reference), _exit_status(reference)
+                    if status.code == FINISHED:
+                        queue.finished(monitor.run)
+                    else:
+                        queue.drop_after(monitor.run)
+                    self._handle_end(monitor, status)
                 if (stop.requested or self.failure) and not signalled:
                     signalled = True
                     for monitor in running.values():

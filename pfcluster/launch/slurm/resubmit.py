@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from pfcluster.launch import attempts
 from pfcluster.launch.job_record import JobRecord, read_job, write_job
-from pfcluster.launch.plan_record import StageRecord, read_plan
+from pfcluster.launch.plan_record import StageRecord, folders_before, read_plan
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
 
@@ -41,40 +42,59 @@ def resubmit(folder: Path, exclude: str | None) -> str:
     shutil.copy(scripts / f"{name}_submitted.pkl", scripts / f"{job}_submitted.pkl")
     shutil.copy(script, scripts / f"{number}_submission.sh")
     write_job(folder, replace(record, job=job, resubmissions=record.resubmissions + 1))
-    for waiting in waiting_folders(record):
+    for waiting in waiting_folders(folder, record):
         _update_dependency(waiting)
     return job
 
 
 def cancel_waiting(folder: Path) -> list[str]:
-    """Cancel the jobs that wait for this task and therefore never run; returns the names of their stages."""
-    jobs, stages = [], []
-    for waiting in waiting_folders(read_job(folder), transitive=True):
-        record = read_job(waiting)
-        if record.job:
-            jobs.append(record.job)
-            stages.append(record.stage)
+    """Cancel the jobs that wait for this task and therefore never run; returns the names of their stages, or their
+    labels where only some of a stage wait for it.
+    """
+    record = read_job(folder)
+    stages, jobs, names = _stages(record), [], []
+    for name, folders in _waiting(folder, record, stages, transitive=True).items():
+        stage = stages[name]
+        submitted = [each for each in folders if read_job(Path(each)).job]
+        jobs += [read_job(Path(each)).job for each in submitted]
+        if submitted and len(folders) == len(stage.folders):
+            names.append(name)
+        else:
+            names += [stage.labels[stage.folders.index(each)] for each in submitted]
     try:
         client.cancel(jobs)
     except SlurmError as error:
         print(f"warning: {error}", file=sys.stderr)
-    return list(dict.fromkeys(stages))
+    return names
 
 
-def waiting_folders(record: JobRecord, *, transitive: bool = False) -> list[Path]:
-    """Folders of the tasks whose stages wait for the task's stage. `transitive`: all that can never run without it,
+def waiting_folders(folder: Path, record: JobRecord, *, transitive: bool = False) -> list[Path]:
+    """Folders of the tasks that wait for the task of a folder. `transitive`: all that can never run without it,
     including what waits for those, but no stages that always run.
     """
-    stages = _stages(record)
-    names = {record.stage}
+    waiting = _waiting(folder, record, _stages(record), transitive=transitive)
+    return [Path(each) for folders in waiting.values() for each in folders]
+
+
+def _waiting(
+    folder: Path, record: JobRecord, stages: Mapping[str, StageRecord], *, transitive: bool
+) -> dict[str, list[str]]:
+    """`waiting_folders` by stage."""
+    blocked = {record.stage: {str(folder)}}
     waiting: dict[str, list[str]] = {}
-    while True:
-        new = {name: stage for name, stage in stages.items() if names & set(stage.after)}
-        new = {name: stage for name, stage in new.items() if not (transitive and stage.always_run)}
-        if new.keys() <= waiting.keys():
-            return [Path(folder) for folders in waiting.values() for folder in folders]
-        waiting |= {name: stage.folders for name, stage in new.items()}
-        names = names | set(waiting) if transitive else set()
+    for name, stage in stages.items():  # in an order in which they can run
+        if transitive and stage.always_run:
+            continue
+        if any(before in blocked for before in stage.after):
+            waiting[name] = stage.folders
+        else:
+            rows = zip(stage.folders, *(stages[before].folders for before in stage.same_seed), strict=True)
+            awaited = [blocked.get(before, set()) for before in stage.same_seed]
+            own = [own for own, *before in rows if any(one in some for one, some in zip(before, awaited, strict=True))]
+            waiting |= {name: own} if own else {}
+        if transitive and name in waiting:
+            blocked[name] = set(waiting[name])
+    return waiting
 
 
 def _stages(record: JobRecord) -> dict[str, StageRecord]:
@@ -89,7 +109,7 @@ def _update_dependency(folder: Path) -> None:
     if not record.job or record.stage not in stages:
         return
     stage = stages[record.stage]
-    before = [Path(path) for name in stage.after for path in stages[name].folders]
+    before = [Path(path) for path in folders_before(stages, record.stage, str(folder))]
     jobs = [read_job(path).job for path in before if not finished(path)]
     dependency = ":".join(["afterany" if stage.always_run else "afterok", *(job for job in jobs if job)])
     try:

@@ -111,14 +111,17 @@ def executor_of(
 
 
 def script_of(plan: Plan, stage: Stage, cluster: Cluster) -> str:
-    """The batch script of a stage, for --dry-run; nothing is written."""
+    """The batch script of a stage, for --dry-run; nothing is written. A stage whose runs wait for those of their seeds
+    is submitted with this script once for each seed.
+    """
     layout = layout_of(stage, cluster.site, cluster.processes, query=cluster.slurm_answers)
     folder = plan.folder.resolve()
     kind = "afterany" if stage.always_run else "afterok"
-    more = {"dependency": f"{kind}:<" + ">:<".join(stage.after) + ">"} if stage.after else {}
+    before = [*stage.after, *(f"{name} of the same seed" for name in stage.same_seed)]
+    more = {"dependency": f"{kind}:<" + ">:<".join(before) + ">"} if before else {}
     code, scripts = folder / CODE_DIR / "DIGEST", folder / SCRIPTS_DIR / stage.name
     executor = executor_of(plan, stage, cluster.site, layout, code, scripts, more, dry_run=True)
-    if len(stage.tasks) > 1:
+    if len(stage.tasks) > 1 and not stage.same_seed:
         executor.parameters["map_count"] = len(stage.tasks)
     text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
     return text

@@ -80,6 +80,9 @@ class _Submission:
         self.unfinished = {stage.name: [task for task in stage.tasks if not task.finished()] for stage in plan.stages}
         self.resubmitted: set[str] = set()
         """Stages of which tasks were submitted: what waits for them must be submitted again, too."""
+        self.resubmitted_folders: set[Path] = set()
+        """Folders of those tasks."""
+        self.same_seed = plan.same_seed_runs()
 
     def unfinished_tasks(self) -> list[Task]:
         return [task for tasks in self.unfinished.values() for task in tasks]
@@ -92,19 +95,38 @@ class _Submission:
         new = [
             task
             for task in self.unfinished[stage.name]
-            if not _will_execute(task, self.job_of(task)) or self.resubmitted & set(stage.after)
+            if not _will_execute(task, self.job_of(task)) or self._follows_resubmitted(stage, task)
         ]
         if new:
             self.resubmitted.add(stage.name)
+            self.resubmitted_folders |= {task.folder for task in new}
             previous = [self.records[task.folder].job for task in new]
             replaced = [job for job in previous if job in self.jobs and self.jobs[job].alive]
             client.cancel(replaced)
-            before = [task for name in stage.after for task in self.unfinished[name]]
-            jobs = [read_job(task.folder).job for task in before]
+            for dependency, tasks in self._by_dependency(stage, new, replaced).items():
+                _submit_array(self, stage, tasks, dependency)
+        results = tuple(self._result(task, stage, new) for task in stage.tasks)
+        return SubmittedStage(stage.name, self.layouts[stage.name], stage.predecessors, results)
+
+    def _follows_resubmitted(self, stage: Stage, task: Task) -> bool:
+        """Whether something that the task waits for was submitted just now."""
+        same_seed = self.same_seed.get(task.folder, ())
+        return bool(self.resubmitted & set(stage.after)) or any(
+            before.folder in self.resubmitted_folders for before in same_seed
+        )
+
+    def _by_dependency(self, stage: Stage, tasks: Sequence[Task], replaced: Sequence[str]) -> dict[str, list[Task]]:
+        """Tasks of a stage by sbatch's --dependency. Tasks that wait for a run with their own seed become one job each
+        (`aftercorr` would need arrays with equal indices, which those of a repeated command have not).
+        """
+        common = [read_job(task.folder).job for name in stage.after for task in self.unfinished[name]]
+        by_dependency: dict[str, list[Task]] = {}
+        for task in tasks:
+            own = [before for before in self.same_seed.get(task.folder, ()) if not before.finished()]
+            jobs = [*common, *(read_job(before.folder).job for before in own)]
             dependency = _dependency([], [*jobs, *replaced]) if stage.always_run else _dependency(jobs, replaced)
-            _submit_array(self, stage, new, dependency)
-        tasks = tuple(self._result(task, stage, new) for task in stage.tasks)
-        return SubmittedStage(stage.name, self.layouts[stage.name], stage.after, tasks)
+            by_dependency.setdefault(dependency, []).append(task)
+        return by_dependency
 
     def _result(self, task: Task, stage: Stage, new: Sequence[Task]) -> SubmittedTask:
         if task not in self.unfinished[stage.name]:
