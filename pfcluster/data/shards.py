@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import mmap
 import threading
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfcluster.data.index_rows import UNLABELLED as UNLABELLED
 from pfcluster.data.jpeg import decode_jpeg_into
-from pfcluster.data.manifest import (
-    REBUILD,
-    ShardError,
-    ShardFile,
-    are_strings,
-    as_store,
-    check_shard,
-    is_count,
-    load_manifest,
-    require_checksum,
-)
+from pfcluster.data.manifest import REBUILD, ShardError, ShardFile, as_store, check_shard, load_manifest
+from pfcluster.data.shard_index import load_index
 from pfcluster.data.storage import LocalStore, Store, StoreError
-
-UNLABELLED = -1
-"""Label of all samples if the folder was built without labels."""
 
 
 class BadSampleError(ShardError):
@@ -70,8 +59,8 @@ class ShardSplit:
         if self._store.is_local:
             for number in range(len(self._files)):
                 self._tar(number)
-        rows = [(number, row) for number, shard in enumerate(self._files) for row in _load_index(self._store, shard)]
-        self._read_rows(rows)
+        self._index = load_index(self._store, split, self._files, self.classes, cache)
+        self._labels = torch.from_numpy(self._index.columns["labels"])
 
     @property
     def is_local(self) -> bool:
@@ -91,33 +80,11 @@ class ShardSplit:
                 self._tars[number] = mapped
         return mapped
 
-    def _read_rows(self, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-        """Validate the index rows, given with the number of their tar, and store them by column."""
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        try:
-            self._keys = [row["key"] for _, row in rows]
-            self._identities = [row["identity"] for _, row in rows]
-            labels = [numbers[row["label"]] if numbers else UNLABELLED for _, row in rows]
-            self._labels = torch.tensor(labels, dtype=torch.long)
-            spans = [(shard, row["offset"], row["size"]) for shard, row in rows]
-            if not are_strings(*self._keys, *self._identities):
-                raise TypeError("keys and identities must be strings")
-            if not all(is_count(value) for span in spans for value in span):
-                raise TypeError("offsets and sizes must be counts")
-        except (KeyError, TypeError) as error:
-            raise ShardError(
-                f"an index of {self.folder}/{self.split} has an invalid row ({error!r}); {REBUILD}"
-            ) from error
-        for shard, offset, size in spans:
-            if offset + size > self._files[shard].bytes:
-                raise ShardError(f"{self._files[shard].index_file} points outside its tar; {REBUILD}")
-        self._spans = np.array(spans, dtype=np.int64).reshape(-1, 3)
-
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(ShardSplit, self.folder, self.split, cache=self._cache), ()
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._index)
 
     def labels(self) -> Tensor:
         """Labels of all samples, as indices into `classes`, or UNLABELLED: long (n,)."""
@@ -125,11 +92,11 @@ class ShardSplit:
 
     def identities(self) -> list[str]:
         """Identity of each sample, or the source photo's group if the person is unknown."""
-        return list(self._identities)
+        return self._index.identities()
 
     def key(self, index: int) -> str:
         """The sample's name in its tar."""
-        return self._keys[index]
+        return self._index.key(index)
 
     def jpeg(self, index: int) -> bytes:
         """The sample's JPEG file."""
@@ -157,11 +124,15 @@ class ShardSplit:
             raise BadSampleError(f"{self._describe(index)} does not decode ({error}); {REBUILD}") from error
 
     def _view(self, index: int) -> memoryview:
-        shard, offset, size = self._spans[index].tolist()
-        return memoryview(self._tar(shard))[offset : offset + size]
+        offset, size = (int(self._index.columns[name][index]) for name in ("offsets", "sizes"))
+        return memoryview(self._tar(self._shard_of(index)))[offset : offset + size]
+
+    def _shard_of(self, index: int) -> int:
+        """Number of the shard that holds a sample."""
+        return bisect_right(self._index.first, index) - 1
 
     def _describe(self, index: int) -> str:
-        return f"sample {self._keys[index]} in {self._store.name}/{self._files[self._spans[index, 0]].file}"
+        return f"sample {self.key(index)} in {self._store.name}/{self._files[self._shard_of(index)].file}"
 
 
 def _map_tar(store: Store, shard: ShardFile) -> mmap.mmap:
@@ -177,20 +148,3 @@ def _map_tar(store: Store, shard: ShardFile) -> mmap.mmap:
     except (OSError, StoreError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ShardError(f"{where} cannot be read ({reason}); {REBUILD}") from error
-
-
-def _load_index(store: Store, shard: ShardFile) -> list[dict[str, Any]]:
-    """The rows of a tar's index. Raises ShardError if it cannot be read or does not match the manifest."""
-    where = f"{store.name}/{shard.index_file}"
-    try:
-        data = store.read_metadata(shard.index_file, shard.index_sha256)
-    except (OSError, StoreError) as error:
-        raise ShardError(f"{where} cannot be read ({error}); {REBUILD}") from error
-    require_checksum(where, hashlib.sha256(data).hexdigest(), shard.index_sha256)
-    try:
-        rows = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"{where} cannot be read ({error}); {REBUILD}") from error
-    if not isinstance(rows, list) or len(rows) != shard.samples:
-        raise ShardError(f"{where} does not list the {shard.samples} samples of the manifest; {REBUILD}")
-    return rows
