@@ -26,7 +26,7 @@ def show_quality(folder: Path, manifest: Manifest, console: Console, duplicates:
     }
     quality = measure_quality(splits, enlargements)
     console.print(quality_table(quality))
-    _print_count(console, "near-duplicates", len(quality.pairs), [])
+    _print_count(console, "near-duplicates" + ("" if quality.pairs_complete else ", at least"), len(quality.pairs), [])
     between = quality.pairs_between_splits
     _print_count(console, "  between splits", len(between), _examples(between))
     _print_count(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pfcluster.data.inspect import quality as quality_module
 from pfcluster.data.inspect.near_duplicates import (
     MAX_HASH_DISTANCE,
+    MAX_PAIRS,
     MIN_CORRELATION,
     correlation,
     distances,
@@ -105,11 +110,16 @@ def test_near_pairs_equal_a_brute_force_search(seed: int) -> None:
     values = np.concatenate([values, copies, values[:5]])
     one, other = np.triu_indices(len(values), 1)
     apart = distances(values[one], values[other])
-    pairs, pair_distances = near_pairs(values)
+    pairs, pair_distances, complete = near_pairs(values)
+    assert complete
     assert apart.tolist() == [bin(int(a ^ b)).count("1") for a, b in zip(values[one], values[other], strict=True)]
     assert pairs.tolist() == np.stack([one, other], axis=1)[apart <= MAX_HASH_DISTANCE].tolist()
     assert pair_distances.tolist() == apart[apart <= MAX_HASH_DISTANCE].tolist()
-    assert len(near_pairs(values, max_pairs=3)[0]) == 3
+    assert near_pairs(values, max_pairs=len(pairs)).complete
+    assert near_pairs(values, lambda new: values[new[:, 0]] == values[new[:, 1]]).distances.max() == 0
+    cut = near_pairs(values, max_pairs=3)
+    assert (len(cut.pairs), cut.complete) == (3, False)
+    assert not near_pairs(values, max_candidates=3).complete
 
 
 def test_clean_splits_give_no_warnings() -> None:
@@ -130,6 +140,43 @@ def test_copies_between_and_within_splits_are_found() -> None:
     first, second = quality_warnings(quality)
     assert first.startswith("1 pairs of near-duplicates lie in two splits")
     assert second.startswith("1 pairs of near-duplicates within a split have different labels")
+
+
+def test_a_search_that_was_cut_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where fewer pairs remain than the limit, as most candidates were no duplicates."""
+    train = split(3)
+    train.pixels[:20] = train.pixels[0]
+    assert measure_quality({"train": train}).pairs_complete
+    monkeypatch.setattr(quality_module, "near_pairs", partial(near_pairs, max_candidates=100))
+    quality = measure_quality({"train": train})
+    assert not quality.pairs_complete
+    assert any(
+        warning.startswith("the search for near-duplicates stopped after") for warning in quality_warnings(quality)
+    )
+
+
+@pytest.mark.slow
+def test_100_000_faces_are_searched_in_one_gigabyte() -> None:
+    """Each face stands 50 times in the split, so that the search goes on to its limit of pairs."""
+    code = """
+import resource, numpy as np, torch
+from pfcluster.data.inspect.quality import measure_quality
+generator = np.random.default_rng(0)
+faces = generator.integers(0, 255, (500, 48, 48, 3), dtype=np.uint8)
+class Split:
+    classes = ("happiness",)
+    def __len__(self): return 100_000
+    def image(self, index): return np.roll(faces[index % 500], index // 25_000, axis=1)
+    def labels(self): return torch.zeros(100_000, dtype=torch.long)
+    def identities(self): return ["photo-x"] * 100_000
+    def key(self, index): return f"train-{index:07d}"
+quality = measure_quality({"train": Split()})
+print(len(quality.pairs), quality.pairs_complete, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    pairs, complete, kilobytes = done.stdout.split()
+    assert (pairs, complete) == (str(MAX_PAIRS), "False")
+    assert int(kilobytes) < 950_000, kilobytes
 
 
 def test_identities_in_two_splits_are_found() -> None:

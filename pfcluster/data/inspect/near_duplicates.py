@@ -5,7 +5,8 @@ Legend: n images, h w pixels, p pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,10 @@ MIN_RANGE = 4.0
 """Images whose cells differ by less than this in each of the 8 rows (of 255 levels) are flat: their hash is noise."""
 MAX_PAIRS = 1_000_000
 """The search stops at this many pairs, because a folder of copies has quadratically many."""
+MAX_CANDIDATES = 100_000_000
+"""The search stops after comparing the thumbnails of this many pairs with near hashes, which takes some minutes."""
+BLOCK = 1 << 14
+"""Pairs whose thumbnails are compared at a time: 32 MB."""
 
 THUMBNAIL_SIDE = 16
 _ROWS, _COLUMNS = 8, 9
@@ -54,10 +59,17 @@ def thumbnails(brightness: np.ndarray) -> np.ndarray:
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Correlation of thumbnails, row by row: n 256 twice -> float64 (n,)."""
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return (a * b).sum(axis=1) / np.maximum(norms, 1e-9)
+    """Correlation of thumbnails, row by row: int8 n 256 twice -> float32 (n,). Sums of products of int8 are exact."""
+    a, b = one.astype(np.float32), other.astype(np.float32)
+    norms = np.sqrt(np.einsum("nd,nd->n", a, a) * np.einsum("nd,nd->n", b, b))
+    return np.einsum("nd,nd->n", a, b) / np.maximum(norms, 1e-9)
+
+
+def are_similar(small: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Whether the thumbnails of pairs correlate: int8 n 256 and indices p 2 -> bool (p,)."""
+    blocks = [pairs[start : start + BLOCK] for start in range(0, len(pairs), BLOCK)]
+    parts = [correlation(small[block[:, 0]], small[block[:, 1]]) >= MIN_CORRELATION for block in blocks]
+    return np.concatenate([np.zeros(0, dtype=bool), *parts])
 
 
 def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -69,26 +81,54 @@ def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return ((bits * _SUM) >> np.uint64(56)).astype(np.int64)
 
 
-def near_pairs(values: np.ndarray, max_pairs: int = MAX_PAIRS) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of hashes (n,) at most MAX_HASH_DISTANCE apart: -> indices p 2, the lower one first, sorted, and
-    distances (p,). Memory grows with n and p. The search stops at `max_pairs` pairs.
+class NearPairs(NamedTuple):
+    """Result of a search."""
+
+    pairs: np.ndarray
+    """Indices p 2, the lower one first, sorted."""
+    distances: np.ndarray
+    """Hamming distances of their hashes: int64 (p,)."""
+    complete: bool
+    """False if the search stopped at a limit, so that there may be more pairs."""
+
+
+def near_pairs(
+    values: np.ndarray,
+    keep: Callable[[np.ndarray], np.ndarray] = lambda pairs: np.ones(len(pairs), dtype=bool),
+    *,
+    max_pairs: int = MAX_PAIRS,
+    max_candidates: int = MAX_CANDIDATES,
+) -> NearPairs:
+    """Pairs of hashes (n,) at most MAX_HASH_DISTANCE apart that `keep` (p 2 -> bool (p,)) accepts. Memory grows with n
+    and p. The search stops at `max_pairs` accepted pairs and after `max_candidates` pairs were given to `keep`.
     """
     collected: list[np.ndarray] = [np.zeros((0, 2), dtype=np.int64)]
-    count, shift = 0, 0
+    count = candidates = 0
+    complete = True
+    for new in _new_pairs(values):
+        if candidates + len(new) > max_candidates:
+            complete = False
+            break
+        candidates += len(new)
+        accepted = new[keep(new)]
+        collected.append(accepted[: max_pairs - count])
+        count += len(accepted)
+        if count > max_pairs:
+            complete = False
+            break
+    pairs = np.sort(np.concatenate(collected), axis=1)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    return NearPairs(pairs, distances(values[pairs[:, 0]], values[pairs[:, 1]]), complete)
+
+
+def _new_pairs(values: np.ndarray) -> Iterator[np.ndarray]:
+    """All pairs of near hashes, each once: p 2 at a time."""
+    shift = 0
     for number, width in enumerate(BAND_BITS):
         bands = (values >> np.uint64(shift)) & np.uint64((1 << width) - 1)
         shift += width
         for pairs in _pairs_in_bands(values, bands):
-            new = pairs[~_agree_in_earlier_band(values, pairs, number)][: max_pairs - count]
-            collected.append(new)
-            count += len(new)
-            if count >= max_pairs:
-                break
-        if count >= max_pairs:
-            break
-    pairs = np.sort(np.concatenate(collected), axis=1)
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    return pairs, distances(values[pairs[:, 0]], values[pairs[:, 1]])
+            yield pairs[~_agree_in_earlier_band(values, pairs, number)]
 
 
 def _pairs_in_bands(values: np.ndarray, bands: np.ndarray) -> Iterator[np.ndarray]:

@@ -5,6 +5,7 @@ Legend: n images, h w pixels.
 
 from __future__ import annotations
 
+import functools
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from pfcluster.data.inspect.near_duplicates import (
-    MIN_CORRELATION,
     THUMBNAIL_SIDE,
-    correlation,
+    are_similar,
     grey,
     hashes,
     near_pairs,
@@ -29,7 +29,8 @@ from pfcluster.data.shards import UNLABELLED
 
 UNKNOWN_IDENTITY = "photo-"
 """Prefix of the identity of a photo whose person is unknown."""
-BATCH = 512
+BATCH_PIXELS = 1 << 22
+"""Pixels that are measured at a time; about 100 MB with their brightness."""
 PERCENTILES = (5, 50, 95)
 NEARLY_BLACK, NEARLY_WHITE = 20, 235
 """Mean brightness (0..255) below and above which a face is not recognisable."""
@@ -103,6 +104,8 @@ class Quality:
     pairs: tuple[DuplicatePair, ...]
     """Near-duplicates within and between splits."""
     leaks: tuple[IdentityLeak, ...]
+    pairs_complete: bool = True
+    """False if the search for near-duplicates stopped at a limit: there may be more pairs."""
 
     @property
     def pairs_between_splits(self) -> list[DuplicatePair]:
@@ -122,8 +125,8 @@ def measure_quality(splits: Mapping[str, Faces], enlargements: Mapping[str, np.n
     measured = {
         name: _split_quality(split, stats[name].light, (enlargements or {}).get(name)) for name, split in splits.items()
     }
-    pairs = _duplicate_pairs(splits, list(stats.values())) if splits else ()
-    return Quality(measured, pairs, identity_leaks(splits))
+    pairs, complete = _duplicate_pairs(splits, list(stats.values())) if splits else ((), True)
+    return Quality(measured, pairs, identity_leaks(splits), complete)
 
 
 def read_enlargements(folder: Path, shards: Sequence[ShardFile], size: int) -> np.ndarray:
@@ -170,8 +173,10 @@ def _image_stats(split: Faces) -> _ImageStats:
         np.zeros((0, 2)), np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros((0, THUMBNAIL_SIDE**2), np.int8)
     )
     batches = [empty]
-    for start in range(0, len(split), BATCH):
-        images = np.stack([split.image(index) for index in range(start, min(start + BATCH, len(split)))])
+    pixels = split.image(0).size // 3 if len(split) else 1
+    batch = max(1, BATCH_PIXELS // pixels)
+    for start in range(0, len(split), batch):
+        images = np.stack([split.image(index) for index in range(start, min(start + batch, len(split)))])
         brightness = grey(images)
         light = np.stack([brightness.mean(axis=(1, 2)), brightness.std(axis=(1, 2))], axis=1)
         batches.append(_ImageStats(light, *hashes(brightness), thumbnails(brightness)))
@@ -202,23 +207,25 @@ def _share(flags: np.ndarray) -> float:
     return float(flags.mean()) if len(flags) else 0.0
 
 
-def _duplicate_pairs(splits: Mapping[str, Faces], stats: Sequence[_ImageStats]) -> tuple[DuplicatePair, ...]:
-    """Near-duplicates among all images, numbered in the order of the splits."""
-    places = [(name, index) for name, split in splits.items() for index in range(len(split))]
-    labels = {name: split.labels().tolist() for name, split in splits.items()}
+def _duplicate_pairs(
+    splits: Mapping[str, Faces], stats: Sequence[_ImageStats]
+) -> tuple[tuple[DuplicatePair, ...], bool]:
+    """Near-duplicates among all images, and whether these are all."""
     usable = np.concatenate([each.usable for each in stats]).nonzero()[0]
-    pairs, distance = near_pairs(np.concatenate([each.hashes for each in stats])[usable])
-    pairs = usable[pairs]
-    small = np.concatenate([each.thumbnails for each in stats])
-    similar = correlation(small[pairs[:, 0]], small[pairs[:, 1]]) >= MIN_CORRELATION
-    pairs, distance = pairs[similar], distance[similar]
+    small = np.concatenate([each.thumbnails for each in stats])[usable]
+    values = np.concatenate([each.hashes for each in stats])[usable]
+    pairs, distance, complete = near_pairs(values, lambda candidates: are_similar(small, candidates))
+    names, labels = list(splits), {name: split.labels().tolist() for name, split in splits.items()}
+    starts = np.cumsum([0, *map(len, splits.values())])
 
+    @functools.cache
     def columns(number: int) -> tuple[str, str, str]:
-        name, index = places[number]
+        place = int(np.searchsorted(starts, number, side="right")) - 1
+        name, index = names[place], number - int(starts[place])
         label = labels[name][index]
         return name, splits[name].key(index), "" if label == UNLABELLED else splits[name].classes[label]
 
-    return tuple(
-        DuplicatePair(*columns(one), *columns(other), apart)
-        for (one, other), apart in zip(pairs.tolist(), distance.tolist(), strict=True)
+    rows = (
+        (int(usable[one]), int(usable[other]), int(apart)) for (one, other), apart in zip(pairs, distance, strict=True)
     )
+    return tuple(DuplicatePair(*columns(one), *columns(other), apart) for one, other, apart in rows), complete

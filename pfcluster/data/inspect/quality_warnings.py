@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pfcluster.data.inspect.near_duplicates import MAX_PAIRS
 from pfcluster.data.inspect.quality import Quality, SplitQuality
 
 MAX_UNRECOGNISABLE = 0.01
@@ -41,8 +40,11 @@ def _duplicate_warnings(quality: Quality) -> list[str]:
             f"{len(conflicting)} pairs of near-duplicates within a split have different labels: list them with"
             " --duplicates, and correct the labels or remove the photos"
         )
-    if len(quality.pairs) >= MAX_PAIRS:
-        warnings.append(f"the search stopped at {MAX_PAIRS} pairs of near-duplicates: remove copies and inspect again")
+    if not quality.pairs_complete:
+        warnings.append(
+            f"the search for near-duplicates stopped after {len(quality.pairs)} pairs, so there may be more, also"
+            " between splits: remove copies and inspect again"
+        )
     if quality.leaks:
         warnings.append(
             f"{len(quality.leaks)} identities are in more than one split, so the test does not measure generalisation"
