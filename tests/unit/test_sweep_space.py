@@ -90,13 +90,11 @@ def test_mae_parameter_needs_a_pretraining():
 
 
 def test_choice_may_be_a_list_of_names():
-    space = [parse("pf_mag.discriminator_augment=choice:none,flip+colour")]
-    assert baseline(space, CONFIGS) == {"pf_mag.discriminator_augment": None}
+    space = [parse("data.synthetic.classes=choice:none,anger+neutral")]
+    assert baseline(space, CONFIGS) == {"data.synthetic.classes": None}
     changed = [applied(CONFIGS[None], space, {space[0].name: value}, None) for value in space[0].choices]
-    assert [config.pf_mag.discriminator_augment for config in changed] == [(), ("flip", "colour")]
-    assert baseline(space, {None: changed[1]}) == {"pf_mag.discriminator_augment": "flip+colour"}
-    with pytest.raises(ConfigError, match="discriminator_augment"):
-        check([parse("pf_mag.discriminator_augment=choice:none,flip+sideways")], CONFIGS)
+    assert [config.data.synthetic.classes for config in changed] == [(), ("anger", "neutral")]
+    assert baseline(space, {None: changed[1]}) == {"data.synthetic.classes": "anger+neutral"}
 
 
 def test_duplicate_field_is_refused():
