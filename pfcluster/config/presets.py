@@ -4,7 +4,7 @@ judge      small CNN that rates how neutral poker faces are
 mae        masked-autoencoder pre-training
 scratch    classifier without pre-training
 mae-vit    classifier fine-tuned from the MAE weights
-pf-vit     PF-MAG from the MAE weights
+pf-vit     PF-MAG from the MAE weights, or from MAE-ViT of the same seed (config/starts.py)
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pfcluster.config import (
     RunConfig,
     SyntheticConfig,
 )
+from pfcluster.config.starts import SAME_SEED_MAE_VIT
 
 Recipe = dict[str, RunConfig]
 ROLES = ("judge", "mae", "scratch", "mae-vit", "pf-vit")
@@ -255,6 +256,7 @@ def _from_classifier(pf_vit: RunConfig, *, epochs: float, warmup_steps: int) -> 
         pf_vit,
         epochs=epochs,
         batch_size=128,
+        model=replace(pf_vit.model, init=SAME_SEED_MAE_VIT),
         pf_mag=replace(FROM_CLASSIFIER, warmup_steps=warmup_steps),
         optim=replace(pf_vit.optim, lr=1.5e-3, encoder_lr_factor=0.6, ema=0.998),
         discriminator_optim=FAST_DISCRIMINATOR,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pfcluster.config import RunConfig
 from pfcluster.config.io import with_values
+from pfcluster.config.starts import SAME_SEED_MAE_VIT
 from pfcluster.launch.command_line import parse
 
 
@@ -14,7 +15,7 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     pairs do not give are taken from those weights. Raises ConfigError, WeightsError.
     """
     changed = parse(RunConfig, overrides, prog="pfcluster finetune", default=config) if overrides else config
-    if changed.model.init is None:
+    if changed.model.init in (None, SAME_SEED_MAE_VIT):
         return changed
     return _with_external_sizes(changed, changed.model.init, overrides)
 

@@ -192,7 +192,9 @@ class Failures:
         return "\n".join(lines)
 
 
-def stages_of(runs: Sequence[TrainRun], after: Sequence[str] = ()) -> list[Stage]:
+def stages_of(runs: Sequence[TrainRun], after: Sequence[str] = (), same_seed: Sequence[str] = ()) -> list[Stage]:
     """One stage for each run name; its tasks differ in their seed only."""
-    names = dict.fromkeys(run.config.name for run in runs)
-    return [Stage(name, tuple(run for run in runs if run.config.name == name), tuple(after)) for name in names]
+    by_name: dict[str, list[TrainRun]] = {}
+    for run in runs:
+        by_name.setdefault(run.config.name, []).append(run)
+    return [Stage(name, tuple(tasks), tuple(after), tuple(same_seed)) for name, tasks in by_name.items()]

@@ -60,11 +60,21 @@ def _check_data_and_weights(config: RunConfig, planned: Container[str]) -> None:
 
     dataset = open_dataset(config.data, config.seed)
     require_labels(dataset, config.objective)
-    if config.model.init is not None and config.model.init not in planned:
+    existing = _without_planned_starts(config, planned)
+    if existing.model.init is not None or existing.pf_mag.decoder_init is not None:
         from pfcluster.models import factory
 
-        factory.build(config, len(dataset.classes))
+        factory.build(existing, len(dataset.classes))
     _check_evaluators(config, dataset, planned)
+
+
+def _without_planned_starts(config: RunConfig, planned: Container[str]) -> RunConfig:
+    """The config without the initial weights that runs of this plan are to write."""
+    if config.model.init is not None and config.model.init in planned:
+        config = replace(config, model=replace(config.model, init=None))
+    if config.pf_mag.decoder_init is not None and config.pf_mag.decoder_init in planned:
+        config = replace(config, pf_mag=replace(config.pf_mag, decoder_init=None))
+    return config
 
 
 def _check_identity_net(config: RunConfig, planned: Container[str]) -> None:

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pfcluster.config import RunConfig
+from pfcluster.config import ConfigError, RunConfig
+from pfcluster.config.starts import (
+    MAE_VIT,
+    SAME_SEED_MAE_VIT,
+    from_mae_vit,
+    require_classifier_start,
+    starts_from_mae_vit,
+)
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.labels import canonical_name, neutral_index
 from pfcluster.data.manifest import MANIFEST
@@ -26,6 +33,12 @@ def make_plan(options: Options) -> Plan:
     if options.command in STUDIES:
         return study_plan(options)
     config = apply_overrides(options.recipe()[TRAINING[options.command]], options.overrides)
+    if config.model.init == SAME_SEED_MAE_VIT:
+        raise ConfigError(
+            f"model.init must name a run: PF-ViT of preset {options.preset} starts from a fine-tuned MAE-ViT; give"
+            " --model.init and --pf-mag.decoder-init, the folders of runs of `pfcluster finetune` and `pfcluster"
+            " pretrain`, or train everything with `pfcluster study`"
+        )
     if config.objective == "finetune" and config.model.init is not None and config.name == "scratch":
         config = replace(config, name="mae-vit")
     stages = tuple(stages_of(_seeded(options, config)))
@@ -35,8 +48,9 @@ def make_plan(options: Options) -> Plan:
 def study_plan(options: Options) -> Plan:
     """A whole study: shards if they are missing, runs from random weights, runs from the MAE's weights, the report.
 
-    The MAE and the judge are trained once, with the first seed; each classifier with every seed. Without a neutral
-    class in the data there is no judge. Raises DataError, RawDataError, BuildError.
+    The MAE and the judge are trained once, with the first seed; each classifier with every seed. PF-ViT starts from the
+    MAE, or seed by seed from MAE-ViT. Without a neutral class in the data there is no judge. Raises ConfigError,
+    DataError, RawDataError, BuildError.
     """
     overrides = options.overrides
     stages: list[Stage] = []
@@ -46,22 +60,33 @@ def study_plan(options: Options) -> Plan:
         overrides = (*overrides, "--data.shards", str(shards))
         slices = options.cluster.nodes if options.cluster.executor == "slurm" else 1
         stages.append(build_stage(_build_arguments(options, shards), options.output / SHARDS, slices))
+    seed_by_seed = starts_from_mae_vit(options.recipe())
     recipe = {role: apply_overrides(config, overrides) for role, config in options.recipe().items()}
     recipe = {role: replace(config, name=role) for role, config in recipe.items()}
     start = tuple(stage.name for stage in stages)
     first = options.seeds[0]
     mae, judge = (_train_run(options, replace(recipe[role], seed=first)) for role in ("mae", "judge"))
-    pf_vit = _from_checkpoint(recipe["pf-vit"], mae)
+    mae_vits = _seeded(options, _from_checkpoint(recipe[MAE_VIT], mae))
+    pf_vit = recipe["pf-vit"]
+    if not seed_by_seed:
+        require_classifier_start(pf_vit, "--pf-vit-start")
+        pf_vit = _from_checkpoint(pf_vit, mae)
     once = stages_of([mae], start)
     if _has_neutral(options, pf_vit, shards):
         pf_vit = replace(pf_vit, evaluate=replace(pf_vit.evaluate, judge=str(judge.folder)))
         once += stages_of([judge], start)
     stages += [*once, *stages_of(_seeded(options, recipe["scratch"]), start)]
-    stages += stages_of(_seeded(options, pf_vit), tuple(stage.name for stage in once))
-    stages += stages_of(_seeded(options, _from_checkpoint(recipe["mae-vit"], mae)), ("mae",))
+    stages += stages_of(mae_vits, ("mae",))
+    pf_vits = _seeded(options, pf_vit)
+    if seed_by_seed:
+        pf_vits = [
+            replace(run, config=from_mae_vit(run.config, str(start.folder), str(mae.folder)))
+            for run, start in zip(pf_vits, mae_vits, strict=True)
+        ]
+    stages += stages_of(pf_vits, tuple(stage.name for stage in once), (MAE_VIT,) if seed_by_seed else ())
     stages.append(report_stage(options.output, stages))
     name = options.name or options.output.resolve().name
-    return Plan(name, options.output, tuple(stages), options.command_line)
+    return Plan(name, options.output, tuple(stages), options.command_line, continue_on_failure=True)
 
 
 def build_stage(arguments: Sequence[str], logs: Path, slices: int) -> Stage:

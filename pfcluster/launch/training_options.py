@@ -12,6 +12,7 @@ import tyro
 
 from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.config.overrides import OverridesFile, read_overrides
+from pfcluster.config.starts import PfVitStart, with_start
 from pfcluster.launch.command_line import is_help, parse, parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
 from pfcluster.launch.overrides import override_value
@@ -62,6 +63,9 @@ class StudyOptions(TrainingOptions):
     """Raw photos; shards are built from them first."""
     build: str = ""
     """Options of `pfcluster build`, as one string: "--size 112 --align none"."""
+    pf_vit_start: PfVitStart | None = None
+    """Weights that PF-ViT starts from: the MAE's, as in the paper, or those of the MAE-ViT with the same seed; default:
+    the preset's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +105,11 @@ class Options:
     """`--section.field value` pairs, as given."""
     overrides_file: OverridesFile | None = None
     """Of --overrides."""
+    pf_vit_start: PfVitStart | None = None
 
     def recipe(self) -> presets.Recipe:
         """The preset's configs with the values of the overrides file. Raises ConfigError."""
-        recipe = presets.recipe(self.preset)
+        recipe = with_start(presets.recipe(self.preset), self.pf_vit_start)
         return recipe if self.overrides_file is None else self.overrides_file.apply(recipe)
 
 
@@ -147,6 +152,7 @@ def parse_training(command: str, arguments: Sequence[str]) -> Options:
         resolve_cluster(options.cluster, dry_run=options.dry_run),
         tuple(overrides),
         None if options.overrides is None else read_overrides(options.overrides),
+        study.pf_vit_start,
     )
 
 

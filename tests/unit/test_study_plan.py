@@ -1,0 +1,108 @@
+"""PF-ViT of each seed from MAE-ViT of the same seed: plans of studies, and their execution where a seed fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pfcluster.config import ConfigError
+from pfcluster.launch import status
+from pfcluster.launch.errors import LaunchError
+from pfcluster.launch.local import run_plan
+from pfcluster.launch.plan import Plan, TrainRun, stages_of
+from pfcluster.launch.preflight import preflight
+from pfcluster.launch.run_queue import RunQueue
+from pfcluster.launch.study_plan import make_plan
+from pfcluster.launch.training_options import Options, parse_training
+from tests.tiny import OPTIONS, config
+
+
+def study(output: Path, *arguments: str) -> Options:
+    words = [*arguments, *OPTIONS, "--executor", "local", "--seeds", "3", "1", "--output", str(output)]
+    return parse_training("study", words)
+
+
+def stage(plan: Plan, name: str):
+    return next(stage for stage in plan.stages if stage.name == name)
+
+
+@pytest.mark.parametrize("arguments", [["--preset", "demo"], ["--preset", "small", "--pf-vit-start", "mae-vit"]])
+def test_pf_vit_of_each_seed_starts_from_mae_vit_of_that_seed(tmp_path, arguments):
+    plan = make_plan(study(tmp_path, *arguments))
+    pf_vit = stage(plan, "pf-vit")
+    assert (pf_vit.after, pf_vit.same_seed) == (("mae", "judge"), ("mae-vit",))
+    configs = [run.config for run in pf_vit.tasks]
+    assert [one.model.init for one in configs] == [str(tmp_path / f"mae-vit/seed-{seed}") for seed in (3, 1)]
+    assert {one.pf_mag.decoder_init for one in configs} == {str(tmp_path / "mae/seed-3")}
+    assert {run.config.model.init for run in stage(plan, "mae-vit").tasks} == {str(tmp_path / "mae/seed-3")}
+
+
+@pytest.mark.parametrize("arguments", [["--preset", "small"], ["--preset", "vit-t"]])
+def test_pf_vit_starts_from_the_mae_unless_the_preset_says_otherwise(tmp_path, arguments):
+    pf_vit = stage(make_plan(study(tmp_path, *arguments)), "pf-vit")
+    assert (pf_vit.after, pf_vit.same_seed) == (("mae", "judge"), ())
+    assert {run.config.model.init for run in pf_vit.tasks} == {str(tmp_path / "mae/seed-3")}
+    assert {run.config.pf_mag.decoder_init for run in pf_vit.tasks} == {None}
+
+
+def test_discriminator_from_a_classifier_needs_one(tmp_path):
+    options = study(tmp_path, "--preset", "demo", "--pf-vit-start", "mae")
+    with pytest.raises(ConfigError, match=r"discriminator_init must be \"decoder\".*--pf-vit-start mae-vit"):
+        make_plan(options)
+
+
+def test_single_stage_asks_for_the_run_that_it_starts_from(tmp_path):
+    words = ["--preset", "demo", *OPTIONS, "--executor", "local", "--output", str(tmp_path)]
+    with pytest.raises(ConfigError, match=r"model.init must name a run: PF-ViT of preset demo starts from"):
+        make_plan(parse_training("pf-mag", words))
+    (named,) = make_plan(parse_training("pf-mag", [*words, "--model.init", "runs/mae-vit/seed-0"])).stages
+    assert named.tasks[0].config.model.init == "runs/mae-vit/seed-0"
+
+
+def test_missing_weights_of_the_decoder_are_named_before_anything_trains(tmp_path):
+    options = study(tmp_path, "--preset", "demo", "--pf-mag.decoder-init", "nowhere")
+    with pytest.raises(ValueError, match=r"pf_mag.decoder_init: .*nowhere"):
+        preflight(make_plan(options), options.cluster)
+
+
+def chain(folder: Path) -> tuple[list[TrainRun], Plan]:
+    """Two seeds of a classifier, each continued by a second one; the first of seed 1 cannot find its data."""
+    good = config("finetune", max_steps=1, name="first")
+    broken = replace(good, seed=1, data=replace(good.data, shards=str(folder / "nowhere")))
+    first = [TrainRun(each, folder / f"first-{each.seed}") for each in (broken, replace(good, seed=0))]
+    second = [
+        TrainRun(
+            replace(good, name="second", seed=run.config.seed, model=replace(good.model, init=str(run.folder))),
+            folder / f"second-{run.config.seed}",
+        )
+        for run in first
+    ]
+    stages = [*stages_of(first), *stages_of(second, same_seed=("first",))]
+    return [*first, *second], Plan("plan", folder, tuple(stages), "", continue_on_failure=True)
+
+
+@pytest.mark.slow
+def test_failed_run_blocks_only_the_run_of_its_own_seed(tmp_path):
+    runs, plan = chain(tmp_path)
+    with pytest.raises(LaunchError, match=r"(?s)1 of the plan.*first seed 1: .*nowhere.*not run.*: second seed 1"):
+        run_plan(plan, processes=1, max_parallel=1)
+    assert [run.finished() for run in runs] == [False, True, False, True]
+    tasks = status.overview(tmp_path).tasks
+    assert [(task.state, task.reason) for task in tasks][2] == ("not run", "first failed")
+    with pytest.raises(LaunchError, match="first seed 1"):
+        run_plan(plan, processes=1, max_parallel=2)
+    assert not runs[2].folder.exists(), "a repeated command trains nothing else"
+
+
+def test_queue_starts_runs_after_those_of_their_seeds(tmp_path):
+    runs, plan = chain(tmp_path)
+    first_1, first_0, second_1, second_0 = runs
+    queue = RunQueue(runs, plan.same_seed_runs())
+    assert [queue.next(), queue.next(), queue.next()] == [first_1, first_0, None]
+    queue.finished(first_0)
+    assert queue.next() == second_0
+    queue.drop_after(first_1)
+    assert not queue
+    assert RunQueue([second_1], plan.same_seed_runs()).next() == second_1, "the run before it finished earlier"
