@@ -10,9 +10,16 @@ import tyro
 from rich.table import Table
 
 from pfcluster.launch.command_line import parse
+from pfcluster.runs.folder import RESULT_FILE, find_runs
+from pfcluster.runs.inputs import input_states, record_inputs
 from pfcluster.runs.terminal import plain_console
 
 Split = Literal["train", "validation", "test"]
+
+
+def _results_below(folder: Path) -> list[Path]:
+    """The result files of all runs below a folder."""
+    return [run / RESULT_FILE for run in find_runs(folder)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,9 @@ def report(arguments: list[str]) -> int:
     from pfcluster.report.write import write_report
 
     options = parse(ReportOptions, arguments, prog="pfcluster report")
+    inputs = input_states(_results_below(options.study))
     files = write_report(options.study, options.output, baseline=options.baseline)
+    record_inputs(files.html, inputs)
     console = plain_console()
     console.print(main_table(files.report))
     for sentence in findings(files.report):
@@ -106,7 +115,9 @@ def pictures(arguments: list[str]) -> int:
     options = parse(PicturesOptions, arguments, prog="pfcluster pictures")
     if not options.runs:
         raise ValueError("missing: RUN; `pfcluster pictures --help` lists the options")
+    inputs = input_states(run / RESULT_FILE for run in options.runs)
     files = write_pictures(options.runs, options.output, images=options.images, seed=options.seed, split=options.split)
+    record_inputs(files.html, inputs)
     console = plain_console()
     for note in files.notes:
         console.print(f"- {note}")
@@ -132,7 +143,9 @@ def measure(arguments: list[str]) -> int:
     options = parse(MeasureOptions, arguments, prog="pfcluster measure")
     if options.what not in MEASURES:
         raise ValueError(f"no measurement {options.what!r}; there are {', '.join(sorted(MEASURES))}")
+    inputs = input_states(_results_below(options.output))
     path = write_measurement(options.what, options.output)
+    record_inputs(path, inputs)
     plain_console().print(f"{options.what}: {path}", soft_wrap=True)
     return 0
 
@@ -147,10 +160,14 @@ class TablesOptions:
 
 def tables(arguments: list[str]) -> int:
     """Write the tables of a reproduction."""
+    from pfcluster.experiments.results import MEASURED_DIR
     from pfcluster.experiments.write import write_tables
 
     options = parse(TablesOptions, arguments, prog="pfcluster tables")
+    measured = (options.output / MEASURED_DIR).glob("*.json")
+    inputs = input_states([*_results_below(options.output), *measured])
     files, console = write_tables(options.output), plain_console()
+    record_inputs(files.html, inputs)
     for sentence in files.sentences:
         console.print(f"- {sentence}")
     console.print(f"tables: {files.html}", soft_wrap=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from pfcluster.config import RunConfig
 from pfcluster.runs.early_stop import read_early_stop
 from pfcluster.runs.folder import read_config, read_result
+from pfcluster.runs.inputs import is_made_from
 
 CLI_MODULE = "pfcluster"
 
@@ -54,14 +55,13 @@ class Command:
     produces: Path | None = None
     """File that exists once the command has run. None: it runs every time."""
     reads: tuple[Path, ...] = ()
-    """Files that it reads; it runs again if one of them is newer than `produces`."""
+    """Files that it reads. It records them with `record_inputs`, and runs again if one of them has changed."""
 
     def finished(self) -> bool:
-        """Whether the output exists and is newer than all inputs."""
+        """Whether the output exists and was made from the inputs as they are now."""
         if self.produces is None or not self.produces.exists():
             return False
-        written = self.produces.stat().st_mtime
-        return all(path.exists() and path.stat().st_mtime <= written for path in self.reads)
+        return not self.reads or is_made_from(self.produces, self.reads)
 
 
 Task = TrainRun | Command

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.launch import attempts, redaction, status
 from pfcluster.launch.attempts import Attempt, Failure
 from pfcluster.launch.job_record import JobRecord, write_job
-from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
+from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.launch.plan_record import PLAN_FILE
 from pfcluster.launch.slurm import client, diagnosis, resubmit
 from pfcluster.launch.slurm.client import JobInfo, SlurmError
@@ -201,19 +200,6 @@ def test_stage_that_waits_seed_by_seed_is_in_the_same_wave(tmp_path):
     assert plan.same_seed_runs() == {tmp_path / f"pf-vit-{run.config.seed}": [run] for run in first.tasks}
     with pytest.raises(AssertionError, match="differ in their seeds"):
         Plan("p", tmp_path, (replace(first, tasks=first.tasks[:1]), second), "c")
-
-
-def test_command_is_finished_while_its_output_is_newer_than_its_inputs(tmp_path):
-    output, input_ = tmp_path / "output", tmp_path / "input"
-    command = Command("c", tmp_path, (), produces=output, reads=(input_,))
-    assert not command.finished()
-    for number, path in enumerate((input_, output)):
-        path.touch()
-        os.utime(path, (number, number))
-    assert command.finished()
-    os.utime(input_, (9, 9))
-    assert not command.finished()
-    assert not Command("c", tmp_path, ()).finished()
 
 
 def test_site_file_has_settings_of_single_runs(tmp_path):
