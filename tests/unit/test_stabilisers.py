@@ -276,15 +276,15 @@ def test_r1_at_every_nth_step_has_n_times_the_weight():
     each, lazy = config(r1=1.0), config(r1=1.0, r1_every=4)
     assert settings(lazy).r1 == 4 * settings(each).r1
     values = {}
-    for name, run in (("each", each), ("lazy", lazy)):
-        built = build_engines(run, "ddp", factory.build(run, CLASSES), SINGLE)
-        objective = build_objective(run, built, parity.CLASS_NAMES, SINGLE)
+    for name, options in (("each", each), ("lazy", lazy)):
+        built = build_engines(options, "ddp", factory.build(options, CLASSES), SINGLE)
+        objective = build_objective(options, built, parity.CLASS_NAMES, SINGLE)
         values[name] = []
         for step in range(4, 6):
             # the same weights in every step
             built["discriminator"].set_lr(0.0)
             built["model"].set_lr(0.0)
-            values[name].append(objective.step(make_micro_batches(raw(), run, 4, SINGLE), step)["disc_loss"].item())
+            values[name].append(objective.step(make_micro_batches(raw(), options, 4, SINGLE), step)["disc_loss"].item())
     without = config()
     built = build_engines(without, "ddp", factory.build(without, CLASSES), SINGLE)
     objective = build_objective(without, built, parity.CLASS_NAMES, SINGLE)
