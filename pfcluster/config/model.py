@@ -39,8 +39,11 @@ class ModelConfig:
     decoder_heads: int = 4
     """Number of decoder attention heads."""
     init: str | None = None
-    """Pre-trained weights: a run folder, a checkpoint folder or file, or `timm:NAME` (downloaded unless cached); None
-    trains from scratch."""
+    """Pre-trained weights: a run folder, a checkpoint folder or file, a folder of the Hugging Face hub, or `timm:NAME`
+    (downloaded unless cached); None trains from scratch."""
+    init_normalisation: Literal["auto", "imagenet", "half", "unit"] = "auto"
+    """Normalisation of the images that weights from elsewhere were trained with. "imagenet": its mean and std; "half":
+    images in -1..1; "unit": images in 0..1; "auto" reads it from the weights' config.json, else guesses and says so."""
 
     def __post_init__(self) -> None:
         integers = ("patch", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")

@@ -76,7 +76,7 @@ def _load_pretrained(config: RunConfig, encoder: ViT, decoder: Decoder | None) -
     """Load the encoder, and the decoder if the source has one; -> all weights of the source."""
     source = config.model.init
     assert source is not None
-    values = pretrained.read(source)
+    values = pretrained.read(source, config.model.init_normalisation)
     pretrained.load_part(encoder, values, "encoder", source)
     if decoder is not None and any(name.startswith("decoder.") for name in values):
         pretrained.load_part(decoder, values, "decoder", source)

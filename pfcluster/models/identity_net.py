@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.vit import Classifier
+from pfcluster.models.weight_files import WeightsError, read_weights
 
 Layer = Literal["feature_map", "embedding"]
 FACENET_FILE = "20180402-114759-vggface2.pt"
@@ -149,12 +150,30 @@ def find_weights(kind: Literal["facenet", "resnet"], local: str | None) -> Path 
 def load_weights(net: IdentityNet, weights: Path | None) -> None:
     """Load φ's weights from a file in its library's layout, or with None from timm's hub. Raises IdentityNetError."""
     try:
-        state = _timm_state("") if weights is None else torch.load(weights, map_location="cpu", weights_only=True)
-        state = {name: value for name, value in state.items() if not name.startswith(("logits.", "fc."))}
-        net.net.load_state_dict(state)
-    except (OSError, RuntimeError, AttributeError, ValueError) as error:
-        name = "InceptionResnetV1" if isinstance(net, FaceNet) else "ResNet-50"
-        raise IdentityNetError(f"{weights} holds no weights of {name}: {error}") from error
+        state = _timm_state("") if weights is None else read_weights(weights, "pf_mag.identity_net_weights").tensors
+    except WeightsError as error:
+        raise IdentityNetError(str(error)) from error
+    kind = "InceptionResnetV1" if isinstance(net, FaceNet) else "ResNet-50"
+    net.net.load_state_dict(_matching(state, net.net.state_dict(), f"{weights} holds no weights of {kind}"))
+
+
+def _matching(state: dict[str, Tensor], expected: dict[str, Tensor], problem: str) -> dict[str, Tensor]:
+    """The expected weights, from a state dict with any prefix and other weights. Raises IdentityNetError."""
+    first = next(iter(expected))
+    prefixes = [name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")]
+    if not prefixes:
+        raise IdentityNetError(f"pf_mag.identity_net_weights: {problem}: it has no {first}; give its library's file")
+    matching = {name: state.get(min(prefixes, key=len) + name) for name in expected}
+    for name, value in expected.items():
+        found = matching[name]
+        if found is None and name.endswith("num_batches_tracked"):
+            matching[name] = value
+        elif found is None or found.shape != value.shape or found.is_complex():
+            shape = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {tuple(value.shape)}"
+            raise IdentityNetError(f"pf_mag.identity_net_weights: {problem}: {name} {shape}; give its library's file")
+        elif not torch.isfinite(found).all():
+            raise IdentityNetError(f"pf_mag.identity_net_weights: {problem}: {name} is not finite; download it again")
+    return {name: value for name, value in matching.items() if value is not None}
 
 
 def _timm_state(options: str) -> dict[str, Tensor]:

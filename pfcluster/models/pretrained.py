@@ -1,94 +1,98 @@
-"""Load pre-trained weights: of pfcluster runs, timm's supervised ViTs, and files in the layout of facebookresearch/mae.
+"""Load pre-trained weights: of pfcluster runs, timm's supervised ViTs, and files in the layouts of timm,
+facebookresearch/mae and Hugging Face (`weight_layouts.py`).
 
 Parameters are renamed to `encoder.*` and, if there is one, `decoder.*`. pfcluster's nets take images in -1..1; for nets
 trained with another normalisation the difference is folded exactly into the patch embedding.
 
-Legend: d channels, p patch side, n patches.
+Legend: d channels, p patch side, n patches, c image channels.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pfcluster.checkpoint import store
+from pfcluster.models.weight_files import StateDict, WeightsError, WeightsFile, is_hub_folder, read_weights
+from pfcluster.models.weight_layouts import BLOCK_NAME, ForeignViT, Normalisation, foreign_vit, own_weights
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-BLOCK_NAME = r"(blocks\.\d+\.(?:norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.\w+)$"
-"""Parameters of a block in timm and in facebookresearch/mae."""
-StateDict = dict[str, Tensor]
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be loaded or do not fit. The message says which, why, and the remedy."""
-
-
-def read(source: str) -> StateDict:
-    """Weights by pfcluster's names, from a run or checkpoint folder, a file, or `timm:NAME`. Raises WeightsError."""
-    if source.startswith("timm:"):
-        return _from_timm(source.removeprefix("timm:"))
-    path = Path(source)
-    if path.is_dir():
-        try:
-            return store.load(path).weights()
-        except store.CheckpointError as error:
-            raise WeightsError(f"model.init: {error}") from error
-    if not path.is_file():
-        raise WeightsError(f"model.init: neither a folder nor a file: {source}; give a run, a checkpoint or timm:NAME")
-    state, mean, std = _read_file(path)
-    if any(name.startswith("encoder.") for name in state):
-        return state
-    return _rename(state, mean, std, source)
+TIMM = "timm:"
+RENAMED = (
+    (BLOCK_NAME, r"encoder.\1"),
+    (r"norm\.(\w+)$", r"encoder.norm.\1"),
+    (r"fc_norm\.(\w+)$", r"encoder.norm.\1"),
+    (r"decoder_blocks\.(.+)$", r"decoder.blocks.\1"),
+    (r"decoder_norm\.(\w+)$", r"decoder.norm.\1"),
+    (r"decoder_embed\.(\w+)$", r"decoder.embed.\1"),
+    (r"mask_token$", "decoder.mask_token"),
+)
+"""Names of timm and facebookresearch/mae, which agree on the encoder, and pfcluster's."""
 
 
-def _read_file(path: Path) -> tuple[StateDict, tuple[float, ...], tuple[float, ...]]:
-    """A file's tensors and the image normalisation they were trained with: ImageNet's for files that wrap the weights
-    in `model` or `model_state_dict` (facebookresearch/mae, the paper's authors), 0.5 for bare state dicts (timm's
-    augreg ViTs).
+def read(source: str, normalisation: Normalisation = "auto") -> StateDict:
+    """Weights by pfcluster's names, from a run or checkpoint folder, a file, a folder of the Hugging Face hub, or
+    `timm:NAME`. `normalisation`: of the images that a net from elsewhere was trained with. Raises WeightsError.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path), HALF_MEAN, HALF_STD
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # facebookresearch/mae also stores its options
-            values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises errors of pickle, zip and its own
-        raise WeightsError(f"model.init: {path} holds no plain weights: {error}") from error
-    for wrapper in ("model", "model_state_dict"):
-        if isinstance(values, dict) and wrapper in values:
-            return values[wrapper], IMAGENET_MEAN, IMAGENET_STD
-    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise WeightsError(f"model.init: {path} is no state dict")
-    return values, HALF_MEAN, HALF_STD
+    if not _is_external(source):
+        try:
+            return store.load(Path(source)).weights()
+        except store.CheckpointError as error:
+            raise WeightsError(f"model.init: {error}{_files_hint(Path(source))}") from error
+    file = _open(source, pretrained=True)
+    own = own_weights(file)
+    return _rename(foreign_vit(file, source, normalisation), source) if own is None else own
+
+
+def describe(source: str, normalisation: Normalisation = "auto") -> str | None:
+    """The image normalisation that weights from elsewhere are read with, and why; None for pfcluster's own weights.
+
+    Raises WeightsError.
+    """
+    if not _is_external(source):
+        return None
+    file = _open(source, pretrained=True)
+    if own_weights(file) is not None:
+        return None
+    vit = foreign_vit(file, source, normalisation)
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (vit.mean, vit.std))
+    return (
+        f"model.init {source}: trained on images normalised with mean {mean} and std {std} ({vit.reason});"
+        " model.init_normalisation sets another"
+    )
 
 
 def external_sizes(source: str) -> dict[str, float]:
-    """Model sizes of a third-party file or a timm model, by config field. Empty for pfcluster's own weights and for
-    missing files. Raises WeightsError.
+    """Model sizes of weights from elsewhere, by config field. Empty for pfcluster's own weights and for missing files.
+    Raises WeightsError.
 
-    A file does not contain the number of heads. Assumed are 64 channels per head for ViT-T to ViT-L, 16 heads for
-    ViT-H, and facebookresearch/mae's 32 channels per head for decoders.
+    Files without a config.json do not contain the number of heads. Assumed are 64 channels per head for ViT-T to ViT-L,
+    16 heads for ViT-H, and facebookresearch/mae's 32 channels per head for decoders.
     """
+    if not _is_external(source) or not (source.startswith(TIMM) or Path(source).exists()):
+        return {}
     heads = None
-    if source.startswith("timm:"):
+    if source.startswith(TIMM):
         with torch.device("meta"):
-            model: Any = _timm_model(source.removeprefix("timm:"), pretrained=False)
-        state, heads = model.state_dict(), getattr(getattr(model.blocks[0], "attn", None), "num_heads", None)
-    elif Path(source).is_file():
-        state = _plain_names(_read_file(Path(source))[0])
+            model: Any = _timm_model(source.removeprefix(TIMM), pretrained=False)
+        heads = getattr(getattr(model.blocks[0], "attn", None), "num_heads", None)
+        vit = foreign_vit(WeightsFile(model.state_dict(), nested=False), source)
     else:
-        return {}
-    if any(name.startswith("encoder.") for name in state):
-        return {}
-    _check_supported(state, source)
+        file = _open(source, pretrained=False)
+        if own_weights(file) is not None:
+            return {}
+        vit = foreign_vit(file, source)
+    return _sizes(vit, heads)
+
+
+def _sizes(vit: ForeignViT, heads: int | None) -> dict[str, float]:
+    state = vit.state
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
     side = math.isqrt(state["pos_embed"].shape[1] - 1)
     sizes = {
@@ -96,7 +100,7 @@ def external_sizes(source: str) -> dict[str, float]:
         "model.patch": patch,
         "model.width": width,
         "model.depth": _depth(state, "blocks"),
-        "model.heads": heads or (16 if width == 1280 else max(1, width // 64)),
+        "model.heads": heads or vit.heads or (16 if width == 1280 else max(1, width // 64)),
         "model.mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
     }
     if "decoder_embed.weight" in state:
@@ -111,15 +115,27 @@ def _depth(state: StateDict, blocks: str) -> int:
     return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
 
 
-def _plain_names(state: StateDict) -> StateDict:
-    """Remove the prefix that DistributedDataParallel adds to each name."""
-    return {name.removeprefix("module."): value for name, value in state.items()}
+def _is_external(source: str) -> bool:
+    """Whether a source is a file, a folder of the Hugging Face hub or timm's; else it is a run or a checkpoint."""
+    return source.startswith(TIMM) or not Path(source).is_dir() or is_hub_folder(Path(source))
 
 
-def _from_timm(name: str) -> StateDict:
-    model = _timm_model(name, pretrained=True)
-    setup: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return _rename(model.state_dict(), setup["mean"], setup["std"], f"timm:{name}")
+def _open(source: str, *, pretrained: bool) -> WeightsFile:
+    """The content of an external source. Raises WeightsError."""
+    if source.startswith(TIMM):
+        model = _timm_model(source.removeprefix(TIMM), pretrained=pretrained)
+        setup: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+        stated = {"mean": list(setup["mean"]), "std": list(setup["std"])}
+        return WeightsFile(model.state_dict(), nested=False, config=stated)
+    if not Path(source).exists():
+        raise WeightsError(f"model.init: neither a folder nor a file: {source}; give a run, a checkpoint or timm:NAME")
+    return read_weights(Path(source))
+
+
+def _files_hint(folder: Path) -> str:
+    """The file of weights in a folder that is no run, for its error message."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".safetensors"))
+    return f"; give a file in it, such as {files[0]}" if files else ""
 
 
 def _timm_model(name: str, *, pretrained: bool) -> nn.Module:
@@ -134,74 +150,54 @@ def _timm_model(name: str, *, pretrained: bool) -> nn.Module:
         ) from error
 
 
-def _check_supported(state: StateDict, source: str) -> None:
-    """Raises WeightsError for architectures that ViT does not implement; ignoring their extra weights would change the
-    output."""
-    for name in ("patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed"):
-        if name not in state:
-            raise WeightsError(f"model.init: {source} is not a supported ViT: it has no {name}")
-    foreign = [name for name in state if re.match(r"(blocks\.|norm_pre|reg_token|dist_token)", name)]
-    foreign = [name for name in foreign if not re.match(BLOCK_NAME, name)]
-    if foreign:
-        raise WeightsError(
-            f"model.init: {source} has {foreign[0]} and {len(foreign) - 1} more weights that pfcluster's ViT"
-            " does not have; without them its output would differ"
-        )
-    places = state["pos_embed"].shape[1] - 1
-    if math.isqrt(places) ** 2 != places:
-        raise WeightsError(
-            f"model.init: {source} is not a supported ViT: {places + 1} position embeddings are not those of"
-            " a class token and a square grid"
-        )
-
-
-def _rename(state: StateDict, mean: tuple[float, ...], std: tuple[float, ...], source: str) -> StateDict:
-    """Rename timm's and facebookresearch/mae's parameters, which agree on the encoder, to pfcluster's names."""
-    state = _plain_names(state)
-    _check_supported(state, source)
+def _rename(vit: ForeignViT, source: str) -> StateDict:
+    """Rename the parameters to pfcluster's names, and fold the images' normalisation into the patch embedding."""
+    state = vit.state
     renamed: StateDict = {}
     kernel = state["patch_embed.proj.weight"]
     renamed["encoder.patch_embed.weight"], renamed["encoder.patch_embed.bias"] = fold_normalisation(
-        kernel, state["patch_embed.proj.bias"], mean, std
+        kernel, state["patch_embed.proj.bias"], vit.mean, vit.std
     )
     positions = state["pos_embed"][0]
     renamed["encoder.cls_token"] = state["cls_token"] + positions[:1]
     renamed["encoder.positions"] = positions[1:]
-    patterns = [
-        (BLOCK_NAME, r"encoder.\1"),
-        (r"norm\.(\w+)$", r"encoder.norm.\1"),
-        (r"fc_norm\.(\w+)$", r"encoder.norm.\1"),
-        (r"decoder_blocks\.(.+)$", r"decoder.blocks.\1"),
-        (r"decoder_norm\.(\w+)$", r"decoder.norm.\1"),
-        (r"decoder_embed\.(\w+)$", r"decoder.embed.\1"),
-        (r"mask_token$", "decoder.mask_token"),
-    ]
     for name, value in state.items():
-        for pattern, replacement in patterns:
+        for pattern, replacement in RENAMED:
             if re.match(pattern, name):
                 renamed[re.sub(pattern, replacement, name)] = value
-    if "decoder_pred.weight" in state:
-        patch = kernel.shape[-1]
-        for part in ("weight", "bias"):
-            renamed[f"decoder.head.{part}"] = _channels_first(state[f"decoder_pred.{part}"], patch)
+    for part in ("weight", "bias"):
+        if f"decoder_pred.{part}" in state:
+            head = state[f"decoder_pred.{part}"]
+            renamed[f"decoder.head.{part}"] = _channels_first(head, kernel.shape[-1], source)
     return renamed
 
 
-def _channels_first(head: Tensor, patch: int) -> Tensor:
-    """Reorder a head's outputs from (p p 3), facebookresearch/mae's order within a patch, to (3 p p)."""
-    return head.reshape(patch, patch, 3, -1).permute(2, 0, 1, 3).reshape(head.shape)
+def _channels_first(head: Tensor, patch: int, source: str) -> Tensor:
+    """Reorder a head's outputs from (p p c), facebookresearch/mae's order within a patch, to (3 p p); the output of a
+    net for grey images becomes all three channels. Raises WeightsError.
+    """
+    channels = len(head) // patch**2
+    if channels not in (1, 3) or len(head) != channels * patch**2:
+        raise WeightsError(
+            f"model.init: the decoder of {source} predicts {len(head)} values per patch, not the {3 * patch**2} of"
+            f" {patch} x {patch} pixels; give the encoder's weights alone"
+        )
+    grid = head.reshape(patch, patch, channels, -1).permute(2, 0, 1, 3).expand(3, -1, -1, -1)
+    return grid.reshape(3 * patch**2, *head.shape[1:])
 
 
 def fold_normalisation(
-    kernel: Tensor, bias: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+    kernel: Tensor, bias: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """A patch embedding for images in -1..1, equivalent to the given one on (image - mean) / std with image in 0..1.
+    One for grey images takes the mean of the three channels.
 
-    kernel d 3 p p, bias d -> weight d (3 p p), bias d.
+    kernel d c p p, bias d; mean and std c -> weight d (3 p p), bias d.
     """
-    precise = kernel.double()
-    deviation = torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1)
-    shift = (0.5 - torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)) / deviation
+    channels = len(mean)
+    precise = kernel.double().expand(-1, 3, -1, -1) * (channels / 3)
+    deviation = torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
+    shift = (0.5 - torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1)) / deviation
     folded = bias.double() + (precise * shift).sum((1, 2, 3))
     return (precise * (0.5 / deviation)).flatten(1).to(kernel.dtype), folded.to(bias.dtype)
 

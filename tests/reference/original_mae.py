@@ -18,7 +18,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from pfcluster.models.pretrained import IMAGENET_MEAN, IMAGENET_STD
+from pfcluster.models.weight_layouts import IMAGENET_MEAN, IMAGENET_STD
 from pfcluster.models.vit import sincos_positions
 
 LAYOUTS = ("model", "model_state_dict", "parallel", "training")

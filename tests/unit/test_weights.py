@@ -15,6 +15,7 @@ from pfcluster.models import factory, pretrained
 from pfcluster.models.mae import Decoder
 from pfcluster.models.pretrained import WeightsError
 from pfcluster.models.vit import ViT
+from pfcluster.models.weight_layouts import IMAGENET_MEAN, IMAGENET_STD
 from tests.reference.original_mae import LAYOUTS, OriginalMae, imagenet_normalised, randomise, save_weights
 from tests.reference.weight_parity import SMALL, decoder_difference, encoder_difference, random_images
 from tests.tiny import write_checkpoint
@@ -46,7 +47,7 @@ def test_imagenet_normalisation_is_folded_into_the_patch_embedding(tmp_path):
     ours = ViT(**SIZES)
     pretrained.load_part(ours, pretrained.read(str(tmp_path / "mae.pth")), "encoder", "mae.pth")
     unit = torch.rand(2, 3, 32, 32)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     assert torch.allclose(ours(unit * 2 - 1), theirs.forward_features((unit - mean) / std), atol=1e-4)
 
 
@@ -172,7 +173,7 @@ def test_checkpoint_of_another_shape_is_rejected_with_its_sizes(tmp_path, change
 
 def test_invalid_checkpoint_is_rejected(tmp_path):
     (tmp_path / "text.pth").write_text("not weights")
-    with pytest.raises(WeightsError, match="holds no plain weights"):
+    with pytest.raises(WeightsError, match="holds no weights that can be read"):
         pretrained.read(str(tmp_path / "text.pth"))
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="not a supported ViT"):
