@@ -6,6 +6,8 @@ engine, reads the ranges that it needs. No pickle is involved.
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +96,7 @@ class _Writer(HuggingFaceStorageWriter):
 
 def write(tensor_shards: TensorShards, folder: Path, commit: Callable[[], None], group: ProcessGroup | None) -> None:
     """Write the shards of all ranks of a group (None: of this process only) into `folder`, then call `commit` on the
-    group's first rank. Raises OSError on all ranks if any of them cannot write.
+    group's first rank. Raises the same OSError on all ranks if any of them cannot write.
     """
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:
@@ -107,7 +109,14 @@ def write(tensor_shards: TensorShards, folder: Path, commit: Callable[[], None],
         )
     except CheckpointException as error:
         rank, cause = _cause(error)
-        raise OSError(f"cannot write {folder} (rank {rank}): {cause}") from error
+        number = getattr(cause, "errno", None)
+        if number is None:  # safetensors' own errors
+            match = re.search(r"os error (\d+)", str(cause))
+            number = int(match.group(1)) if match else None
+        if number is None:
+            raise OSError(f"cannot write {folder} (rank {rank}): {cause}") from error
+        reason = f"the checkpoint cannot be written (rank {rank}): {os.strerror(number)}"
+        raise OSError(number, reason, str(folder)) from error
 
 
 def read(tensor_shards: TensorShards, folder: Path) -> None:

@@ -16,12 +16,14 @@ from pfcluster.checkpoint import dcp, store
 from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards
 from pfcluster.distributed.process_group import World
 from pfcluster.runs.folder import checkpoint_steps, step_folder
+from pfcluster.runs.os_errors import retry_transient
 
 
 class CheckpointManager:
     """Writes one checkpoint at a time, on all ranks together, and keeps the newest `keep` and the best.
 
-    The next `save` or `wait` raises the error of a failed write, as OSError.
+    A write that fails as storage does (EIO, ESTALE, ...) is repeated. The next `save` or `wait` raises the error of a
+    failed write, as OSError.
     """
 
     def __init__(self, folder: Path, world: World, *, keep: int, asynchronous: bool, timeout: float) -> None:
@@ -101,7 +103,8 @@ class CheckpointManager:
 
         began = time.monotonic()
         try:
-            dcp.write(tensor_shards, store.staging_dir(self.folder, step), commit, self.group)
+            staging = store.staging_dir(self.folder, step)
+            retry_transient(lambda: dcp.write(tensor_shards, staging, commit, self.group))  # all ranks see one error
             self.seconds.append(time.monotonic() - began)
         except BaseException as error:  # raised by the next `save` or `wait`
             self._error = error

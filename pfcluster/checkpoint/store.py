@@ -2,16 +2,20 @@
 
     checkpoints/step-00000500/{shard-00001-model-00001-of-00001.safetensors, ..., state.json}
 
-`state.json` holds the training state as JSON, the shape of every tensor and the checksum of every file. A folder
-without it is incomplete and ignored. Any number of ranks, under any engine, can read a checkpoint that another layout
-wrote (`checkpoint/dcp.py`); `consolidate` writes a single file.
+`state.json` holds the training state as JSON, the shape of every tensor, the checksum of every file, and a checksum of
+itself. A folder without it is incomplete and ignored. Any number of ranks, under any engine, can read a checkpoint that
+another layout wrote (`checkpoint/dcp.py`); `consolidate` writes a single file.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import shutil
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +28,11 @@ from pfcluster.checkpoint import dcp
 from pfcluster.checkpoint.tensor_shards import TensorShards, unsharded
 from pfcluster.runs.atomic_files import fsync, sha256, write_atomically
 from pfcluster.runs.folder import CHECKPOINT_FILE, CHECKPOINTS_DIR, checkpoint_steps, step_folder
+from pfcluster.runs.os_errors import retry_transient
 
-FORMAT = 2
+FORMAT = 3
+UNSEALED = 2
+"""Format of checkpoints whose `state.json` has no checksum of its own; read, but no longer written."""
 StateDict = dict[str, Tensor]
 
 
@@ -87,33 +94,78 @@ def commit(folder: Path, step: int, shapes: dict[str, tuple[int, ...]], state: d
         path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in staging.glob("*.safetensors")
     }
     record = {"format": FORMAT, "step": step, "files": files, "shapes": shapes, "state": state}
-    write_atomically(staging / CHECKPOINT_FILE, json.dumps(record) + "\n")
+    write_atomically(staging / CHECKPOINT_FILE, json.dumps(record | {"sha256": _seal(record)}) + "\n")
     fsync(staging)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(staging, final)
     fsync(folder)
 
 
+def _seal(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record without its own seal, whatever the order and spacing of its fields."""
+    values = json.loads(json.dumps({name: value for name, value in record.items() if name != "sha256"}))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def verify(path: Path) -> Checkpoint:
-    """Read `state.json` and compare all files with their checksums. Raises CheckpointError."""
-    try:
-        record = json.loads((path / CHECKPOINT_FILE).read_text())
-        if record["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {record['format']}; this version reads format {FORMAT}")
-        shapes = {key: tuple(shape) for key, shape in record["shapes"].items()}
-        checkpoint, files = Checkpoint(record["step"], path, shapes, record["state"]), dict(record["files"])
-    except OSError as error:
-        raise CheckpointError(f"{path} is not a checkpoint: cannot read state.json ({error.strerror})") from error
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}/state.json is damaged: {error!r}") from error
+    """Read `state.json` and compare it and all files with their checksums. Raises CheckpointError for damage, OSError
+    for a file that cannot be opened.
+    """
+    checkpoint, files = _read_record(path)
     for name, expected in files.items():
         file = path / name
-        if not file.is_file() or sha256(file) != expected["sha256"]:
+        if not file.is_file() or _checksum(file) != expected:
             raise CheckpointError(f"{file} is {'damaged: wrong checksum' if file.is_file() else 'missing'}")
     extra = sorted({file.name for file in path.glob("*.safetensors")} - set(files))
     if extra:
         raise CheckpointError(f"{path / extra[0]} is not part of the checkpoint; remove it")
     return checkpoint
+
+
+def _read_record(path: Path) -> tuple[Checkpoint, dict[str, str]]:
+    """The content of `state.json`, and the checksum of every file. Raises CheckpointError, OSError."""
+    file = path / CHECKPOINT_FILE
+    try:
+        record = json.loads(_read(file))
+        if record["format"] not in (FORMAT, UNSEALED):
+            raise CheckpointError(f"{path} has format {record['format']}; this version reads format {FORMAT}")
+        if (record["format"] != UNSEALED or "sha256" in record) and record["sha256"] != _seal(record):
+            raise CheckpointError(f"{file} is damaged: wrong checksum")
+        shapes = {key: tuple(shape) for key, shape in record["shapes"].items()}
+        files = {name: expected["sha256"] for name, expected in record["files"].items()}
+        is_number = path.name.removeprefix("step-").isdecimal()  # a copy may be called step-00000500.bak
+        if is_number and step_folder(path.parent, record["step"]) != path:
+            raise CheckpointError(f"{file} is that of step {record['step']}: it was copied from another folder")
+        return Checkpoint(record["step"], path, shapes, dict(record["state"])), files
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint: it has no {CHECKPOINT_FILE}") from error
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged: {error!r}") from error
+
+
+def _read(file: Path) -> bytes:
+    """Raises CheckpointError if the medium is defective, OSError if the file cannot be opened."""
+    try:
+        return retry_transient(file.read_bytes)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _checksum(file: Path) -> str:
+    """Raises as `_read`."""
+    try:
+        return retry_transient(lambda: sha256(file))
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> Exception:
+    """EIO after several attempts is a damaged file; every other error may be over later, and is not the file's."""
+    if error.errno == errno.EIO:
+        return CheckpointError(f"{file} is damaged: {error.strerror} (EIO)")
+    return error
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -129,7 +181,8 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             problems.append(str(error))
     if problems:
         raise CheckpointError(
-            f"all checkpoints in {folder} are damaged: {'; '.join(problems)}; remove them to start over"
+            f"all checkpoints in {folder} are damaged: {'; '.join(problems)}; restore one from a backup, or"
+            " move them away to start over"
         )
     return None, problems
 
@@ -149,22 +202,51 @@ def remove_incomplete(folder: Path) -> None:
 
 def find(run: Path) -> Path:
     """The checkpoint folder of a run: the best on validation, else the newest. The path of a checkpoint folder is
-    returned as it is. Raises CheckpointError if there is none.
+    returned as it is. Raises CheckpointError if there is none, OSError.
     """
+    return _candidates(run, lambda problem: None)[0]
+
+
+def load(run: Path, warn: Callable[[str], None] | None = None) -> Checkpoint:
+    """The verified checkpoint of a run or checkpoint folder, as `find` selects it. If the best one is damaged, the
+    newest intact one; `warn` is told, by default stderr. Raises CheckpointError if there is none, OSError.
+    """
+    warn = warn or _print_warning
+    problems: list[str] = []
+    for path in _candidates(run, warn):
+        try:
+            checkpoint = verify(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warn(f"{problems[0]}; the checkpoint of step {checkpoint.step} is used instead")
+        return checkpoint
+    raise CheckpointError("; ".join(problems))
+
+
+def _candidates(run: Path, warn: Callable[[str], None]) -> list[Path]:
+    """Checkpoint folders of a run in order of preference: the best, then the newest first. Never empty."""
     if (run / CHECKPOINT_FILE).is_file():
-        return run
+        return [run]
     folder = run / CHECKPOINTS_DIR
-    steps = checkpoint_steps(folder)
-    if not steps:
+    newest_first = [step_folder(folder, step) for step in reversed(checkpoint_steps(folder))]
+    if not newest_first:
         raise CheckpointError(f"{run} is neither a run with checkpoints nor a checkpoint")
-    newest = step_folder(folder, steps[-1])
-    best = json.loads((newest / CHECKPOINT_FILE).read_text())["state"].get("best") or {}
-    return step_folder(folder, best["step"]) if best.get("step") in steps else newest
+    for path in newest_first:
+        try:
+            best = _read_record(path)[0].state.get("best")
+            preferred = path if best is None else step_folder(folder, int(best["step"]))
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            problem = error if isinstance(error, CheckpointError) else f"{path / CHECKPOINT_FILE} is damaged: {error!r}"
+            warn(f"{problem}; an older checkpoint says which one is the best")
+            continue
+        return sorted(newest_first, key=lambda other: other != preferred)  # stable: the others stay as they are
+    return newest_first
 
 
-def load(run: Path) -> Checkpoint:
-    """The verified checkpoint of a run or checkpoint folder, as `find` selects it. Raises CheckpointError."""
-    return verify(find(run))
+def _print_warning(problem: str) -> None:
+    print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
 def consolidate(run: Path, output: Path, *, everything: bool = False) -> Checkpoint:

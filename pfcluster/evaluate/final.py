@@ -32,8 +32,10 @@ from pfcluster.models.losses import mae as mae_loss
 from pfcluster.models.mae import MAE, hidden_patches, inpaint
 from pfcluster.models.pf_vit import PFViT, visible_count
 from pfcluster.runs.folder import PICTURES_DIR
+from pfcluster.runs.progress import warn
 
 N_GRID_ROWS = 8
+N_TRANSFER_FACES = 4
 
 
 def evaluate_split(
@@ -62,7 +64,8 @@ def final_evaluation(
     Poker faces, probes and grids use the test split if there is one and `evaluate.final_split` is "test", else the
     validation split. Writes predictions.safetensors and the grids on rank 0.
     """
-    model.load_state_dict(store.load(folder).weights())
+    checkpoint = store.load(folder, lambda problem: warn(folder, problem, world.is_main))
+    model.load_state_dict(checkpoint.weights())
     model.to(world.device).eval()
     test = dataset.test if config.evaluate.final_split == "test" else None
     split = dataset.validation if test is None else test
@@ -85,6 +88,8 @@ def final_evaluation(
             result["reconstruction"] = {"mse": figures.pop("mse")}
             result["poker"] = figures
             result["pictures"]["views"] = _views_grid(config, folder, split, model, world)
+            if model.separator is not None and split.classes:
+                result["pictures"]["transfer"] = _transfer_grid(config, folder, split, model, world)
     return result
 
 
@@ -138,6 +143,23 @@ def _views_grid(config: RunConfig, folder: Path, split: Split, model: PFViT, wor
     images, labels = load_images(split, indices, config.data.size, world.device)
     truth = transforms.to_float(split.poker_faces(indices)) if isinstance(split, SyntheticSplit) else None
     return _write_grid(folder, "views", view_columns(model, images, truth), _row_names(split, labels), world)
+
+
+@torch.inference_mode()
+def _transfer_grid(config: RunConfig, folder: Path, split: Split, model: PFViT, world: World) -> str:
+    """Write a grid of expression transfer: a row for each face, a column for each class, whose emotion tokens come from
+    the photo in the first row.
+    """
+    classes = len(split.classes)
+    indices = pick_round_robin(split.labels(), classes, classes + N_TRANSFER_FACES)
+    images, labels = load_images(split, indices, config.data.size, world.device)
+    sources, faces = images[:classes], images[-N_TRANSFER_FACES:]
+    columns = {"face": torch.cat([torch.ones_like(faces[:1]), faces])}
+    for source, label in zip(sources, labels[: len(sources)].tolist(), strict=True):
+        swapped = model.transfer(source.expand_as(faces), faces).float()
+        columns[f"with {split.classes[label]}"] = torch.cat([source[None], swapped])
+    rows = ["emotion of", *_row_names(split, labels[-N_TRANSFER_FACES:])]
+    return _write_grid(folder, "transfer", columns, rows, world)
 
 
 @torch.inference_mode()

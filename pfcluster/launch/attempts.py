@@ -19,10 +19,10 @@ from pfcluster.runs.folder import ATTEMPTS_DIR, last_trained_step, newest_checkp
 Outcome = Literal[
     "running", "finished", "stopped", "failed", "cancelled", "preempted", "time limit", "requeued", "lost"
 ]
-Kind = Literal["user", "training", "memory", "disk", "bug", "device", "lost rank", "killed", "submission"]
+Kind = Literal["user", "training", "memory", "disk", "storage", "bug", "device", "lost rank", "killed", "submission"]
 FINAL: tuple[Kind, ...] = ("user", "training", "memory", "disk")
 """Failures that another attempt would only repeat."""
-INFORMATIVE: tuple[Kind, ...] = ("user", "training", "memory", "disk", "bug", "device", "lost rank")
+INFORMATIVE: tuple[Kind, ...] = ("user", "training", "memory", "disk", "storage", "bug", "device", "lost rank")
 """Failures of ranks, the most informative first."""
 
 

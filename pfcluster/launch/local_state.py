@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.launch import attempts
-from pfcluster.launch.plan_record import is_locked
 from pfcluster.launch.task_status import TaskStatus
 from pfcluster.runs.folder import CONFIG_FILE, LOGS_DIR, RESULT_FILE, TRAINING_LOCK, read_progress, try_read_object
+from pfcluster.runs.locks import is_locked
 
 CONTINUES = "the same command continues it"
 

@@ -99,17 +99,6 @@ def launching(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, i
         yield
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of a file; False if the file is missing or cannot be opened."""
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path) as lock:
-            return not lock.acquire(blocking=False)
-    except OSError:
-        return False
-
-
 def _stage_record(stage: Stage, layout: tuple[int, int]) -> StageRecord:
     produced = [task.produces if isinstance(task, Command) else None for task in stage.tasks]
     return StageRecord(

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pfcluster.distributed.hosts import free_port
+from pfcluster.distributed.hosts import free_port, host_name
+from pfcluster.launch.attempts import now
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, informative_status
-from pfcluster.runs.folder import MetricsTail, exit_status_path, log_path, write_requested_config
+from pfcluster.runs.folder import LOG_HEADER, MetricsTail, exit_status_path, log_path, write_requested_config
 
 SHOWN = ("loss", "accuracy")
 """Validation metrics on the progress line."""
@@ -56,12 +57,17 @@ class RunProcesses(RunMonitor):
     logs: list[Path] = field(default_factory=list)
     failed_rank: int = 0
     """The rank that failed first."""
+    stopping: bool = False
+    """Whether the processes were asked to stop."""
 
     def poll(self) -> int | None:
         """None while all ranks run, else the exit code of the run: that of the first rank that failed, 75 if they were
         interrupted, or 0. Kills the other ranks once one has failed.
         """
         codes = [process.poll() for process in self.processes]
+        if self.stopping and -signal.SIGTERM in codes:  # before that rank handled signals; the others wait for it
+            self.signal(signal.SIGKILL)
+            return INTERRUPTED
         failed = [rank for rank, code in enumerate(codes) if code not in (None, FINISHED, INTERRUPTED)]
         if failed:
             self.failed_rank = failed[0]
@@ -87,6 +93,7 @@ class RunProcesses(RunMonitor):
 
     def signal(self, number: int) -> None:
         """Send a signal to all processes that still run."""
+        self.stopping = self.stopping or number == signal.SIGTERM
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -95,7 +102,8 @@ class RunProcesses(RunMonitor):
 def start_run(
     run: TrainRun, *, processes: int, threads: int, command: str, devices: Sequence[str] | None = None
 ) -> RunProcesses:
-    """Start the processes of a run, with their output in `logs/` of its folder.
+    """Start the processes of a run. Their output is appended to `logs/` of its folder, which another launcher that
+    still trains there also writes.
 
     `devices` gives each process its CUDA_VISIBLE_DEVICES; None leaves all devices visible.
     """
@@ -108,7 +116,9 @@ def start_run(
         exit_status_path(run.folder, rank).unlink(missing_ok=True)
         if devices is not None:
             environment |= {"CUDA_VISIBLE_DEVICES": devices[rank], "LOCAL_RANK": "0"}
-        with open(path, "wb") as log:
+        with open(path, "ab") as log:
+            log.write(f"{LOG_HEADER}{now()} rank {rank} of {processes} on {host_name()}\n".encode())
+            log.flush()
             process = subprocess.Popen(
                 [sys.executable, "-m", "pfcluster.launch.worker", *arguments],
                 env=environment,

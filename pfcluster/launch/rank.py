@@ -12,7 +12,7 @@ from pathlib import Path
 from pfcluster.distributed.hosts import host_name
 from pfcluster.launch import attempts
 from pfcluster.launch.redaction import redact_output
-from pfcluster.runs.folder import log_path
+from pfcluster.runs.folder import LOG_HEADER, log_path
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def redirect_output(folder: Path, info: RankInfo) -> Iterator[None]:
         os.dup2(log.fileno(), 2)
     redact_output()
     restarts = f", restart {info.restart}" if info.restart else ""
-    header = f"--- {attempts.now()} job {info.job}{restarts}, rank {info.rank} of {info.size} on {host_name()}"
+    header = f"{LOG_HEADER}{attempts.now()} job {info.job}{restarts}, rank {info.rank} of {info.size} on {host_name()}"
     print(header, flush=True)
     try:
         yield

@@ -17,7 +17,6 @@ from pfcluster.launch.plan_record import (
     PlanRecord,
     StageRecord,
     folders_before,
-    is_locked,
     read_plan,
 )
 from pfcluster.launch.slurm import client
@@ -32,6 +31,7 @@ from pfcluster.runs.folder import (
     read_progress,
     try_read_object,
 )
+from pfcluster.runs.locks import is_locked
 
 LOG_ORDER = {"failed": 0, "lost": 0, "timed out": 0, "running": 1, "evaluating": 1}
 """Which task's log is shown first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import re
@@ -12,26 +11,25 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.redaction import redact, redact_output
+from pfcluster.launch.training_lock import training_lock
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import TRAINING_LOCK, exit_status_path
-from pfcluster.runs.locks import FileLock
-
-if TYPE_CHECKING:
-    from pfcluster.distributed.signals import StopRequest
+from pfcluster.runs.folder import exit_status_path
+from pfcluster.runs.os_errors import describe, is_full, is_transient, is_users
 
 FINISHED, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 75
 """75 is EX_TEMPFAIL of sysexits.h: the run continues when it is started again."""
 MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 DEVICE = re.compile(r"CUDA error|NCCL|uncorrectable|device-side|cuDNN|CUBLAS|EFA|InfiniBand|EADDRINUSE", re.IGNORECASE)
 """Errors of PyTorch that usually come from a defective GPU or network."""
-Kind = Literal["user", "training", "memory", "disk", "bug", "device", "lost rank", "killed"]
+Kind = Literal["user", "training", "memory", "disk", "storage", "bug", "device", "lost rank", "killed"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ class ExitStatus:
 
     code: int
     kind: Kind | None = None
-    """Kind of failure: an error of the user, a training that became non-finite, out of memory, a disk, a bug, a device,
-    another rank that was lost, or a signal."""
+    """Kind of failure: an error of the user, a training that became non-finite, out of memory, a full disk, storage or
+    network that failed, a bug, a device, another rank that was lost, or a signal."""
     error: str = ""
 
 
@@ -61,9 +59,13 @@ def main() -> int:
     options = parser.parse_args()
     redact_output()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    with _training_lock(options.folder):
-        status = work(options.config, options.folder, options.command, options.threads)
-    path = exit_status_path(options.folder, int(os.environ.get("RANK", "0")))
+    rank = int(os.environ.get("RANK", "0"))
+    main_rank = StopRequest() if rank == 0 else nullcontext()  # a signal ends other ranks until they have joined
+    status = ExitStatus(INTERRUPTED)
+    with main_rank as stop, training_lock(options.folder, lambda: stop is not None and stop.requested) as acquired:
+        if acquired:
+            status = work(options.config, options.folder, options.command, options.threads, stop)
+    path = exit_status_path(options.folder, rank)
     with suppress(OSError):  # disk full: the exit code is enough
         write_atomically(path, json.dumps(asdict(status)) + "\n")
     if status.kind == "lost rank":
@@ -88,9 +90,7 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
     except ValueError as error:
         status = ExitStatus(USER_ERROR, "user", str(error))
     except OSError as error:
-        disk = error.errno in (errno.ENOSPC, errno.EDQUOT) or error.errno is None
-        advice = "earlier checkpoints are complete: repair it and give the same command"
-        status = ExitStatus(FAILED, "disk" if disk else "device", f"{error}; {advice}")
+        status = _status_of(error)
     except TrainingError as error:
         status = ExitStatus(FAILED, "training", str(error))
     except LostRankError as error:
@@ -108,24 +108,17 @@ def _kind_of(error: Exception) -> Kind:
     return "device" if isinstance(error, RuntimeError) and DEVICE.search(str(error)) else "bug"
 
 
-@contextmanager
-def _training_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of the run folder in rank 0. Waits for a process that still trains in it, as one whose launcher was
-    killed does until its next checkpoint. The other ranks wait for rank 0.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    try:
-        lock = FileLock(folder / TRAINING_LOCK)
-    except OSError:  # the run itself reports what is wrong with the folder
-        yield
-        return
-    with lock:
-        if not lock.acquire(blocking=False):
-            print(f"waiting for another process that trains in {folder}", flush=True)
-            lock.acquire()
-        yield
+def _status_of(error: OSError) -> ExitStatus:
+    """A full disk fails again until somebody frees space; failing storage may not; paths and limits are the user's."""
+    advice = "earlier checkpoints are complete"
+    if is_full(error):
+        return ExitStatus(FAILED, "disk", f"{describe(error)}; {advice}, the same command continues from them")
+    if is_users(error):
+        return ExitStatus(USER_ERROR, "user", describe(error))
+    if is_transient(error):
+        return ExitStatus(FAILED, "storage", f"{describe(error)}; {advice}")
+    traceback.print_exc()
+    return ExitStatus(FAILED, "bug", f"{type(error).__name__}: {describe(error)}")
 
 
 def _end_with_parent(parent: int) -> None:

@@ -56,6 +56,8 @@ GRIDS_DIR = f"{PICTURES_DIR}/steps"
 TENSORBOARD_DIR = "tensorboard"
 LOGS_DIR = "logs"
 ATTEMPTS_DIR = "attempts"
+LOG_HEADER = "--- "
+"""Begins the line that every attempt writes at its start into the logs of its ranks."""
 TAIL_BYTES = 1 << 16
 """`last_metrics` reads this much of the end of metrics.jsonl."""
 
@@ -80,9 +82,10 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def checkpoint_steps(checkpoints: Path) -> list[int]:
-    """Steps that have a complete checkpoint, ascending."""
-    names = [path.parent.name.removeprefix("step-") for path in checkpoints.glob(f"step-*/{CHECKPOINT_FILE}")]
-    return sorted(int(name) for name in names if name.isdecimal())
+    """Steps that have a complete checkpoint, ascending. Other folders beside them, such as copies, are ignored."""
+    folders = [path.parent for path in checkpoints.glob(f"step-*/{CHECKPOINT_FILE}")]
+    numbers = [name for path in folders if (name := path.name.removeprefix("step-")).isdecimal()]
+    return sorted(step for step in map(int, numbers) if step_folder(checkpoints, step) in folders)
 
 
 def newest_checkpoint_step(folder: Path) -> int:
@@ -262,9 +265,11 @@ def append_warning(folder: Path, message: str) -> None:
 
 
 def logged_error(folder: Path) -> str | None:
-    """The last `error: ...` line in the log of the lowest rank that has one, without the prefix."""
+    """The last `error: ...` line of the newest attempt, without the prefix; of the lowest rank that has one."""
     for path in sorted((folder / LOGS_DIR).glob("rank-*.log")):
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        starts = [number for number, line in enumerate(lines) if line.startswith(LOG_HEADER)]
+        lines = lines[starts[-1] if starts else 0 :]
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         if errors:
             return errors[-1]

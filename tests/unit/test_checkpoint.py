@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,7 +19,9 @@ from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.checkpoint.store import CheckpointError
 from pfcluster.checkpoint.tensor_shards import TensorShard, unsharded
 from pfcluster.distributed.process_group import World
+from pfcluster.runs import os_errors
 from pfcluster.runs.folder import checkpoint_steps, step_folder
+from tests.syscalls import bound_by_permissions, where_refused
 from tests.tiny import write_checkpoint
 
 TENSORS = {
@@ -74,13 +80,124 @@ def test_a_folder_without_state_json_is_ignored(tmp_path):
     assert checkpoint_steps(tmp_path) == []
 
 
-@pytest.mark.parametrize(("change", "message"), [({"format": 99}, "format 99"), ({"shapes": None}, "is damaged")])
-def test_verify_refuses_another_format(tmp_path, change, message):
-    path = write_checkpoint(tmp_path, 3, TENSORS, {})
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"shapes": None}, r"state\.json is damaged: wrong checksum"),
+        ({"state": {"seconds": 2.0}}, r"state\.json is damaged: wrong checksum"),
+        ({"format": 2}, r"state\.json is damaged: wrong checksum"),
+        ({"sha256": None}, r"state\.json is damaged: wrong checksum"),
+    ],
+)
+def test_verify_refuses_a_changed_state(tmp_path, change, message):
+    path = write_checkpoint(tmp_path, 3, TENSORS, {"seconds": 1.0})
     record = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps(record | change))
     with pytest.raises(CheckpointError, match=message):
         store.verify(path)
+
+
+def test_verify_reads_a_checkpoint_without_a_seal(tmp_path):
+    path = write_checkpoint(tmp_path, 3, TENSORS, {"seconds": 1.0})
+    record = json.loads((path / "state.json").read_text())
+    del record["sha256"]
+    (path / "state.json").write_text(json.dumps(record | {"format": 2}))
+    assert store.verify(path).state == {"seconds": 1.0}
+
+
+DAMAGES = {
+    "empty": b"",
+    "cut": b'{"format": 3, "st',
+    "not UTF-8": b"\xff\xfe{}",
+    "a list": b"[]",
+    "nested": b"[" * 100_000,
+    "zeros": bytes(500),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_state_falls_back_to_the_older_checkpoint(tmp_path, content):
+    folder = tmp_path / "checkpoints"
+    write_checkpoint(folder, 1, TENSORS, {"best": None})
+    (write_checkpoint(folder, 2, TENSORS, {"best": None}) / "state.json").write_bytes(content)
+    checkpoint, problems = store.latest(folder)
+    assert checkpoint.step == 1
+    assert "step-00000002/state.json is damaged" in problems[0]
+    warnings: list[str] = []
+    assert store.load(tmp_path, warnings.append).step == 1
+    assert "step-00000002/state.json is damaged" in warnings[0]
+
+
+def test_no_change_of_a_single_byte_of_a_state_goes_unnoticed(tmp_path):
+    path = write_checkpoint(tmp_path, 1, {"model": {"weight": torch.ones(1)}}, {"best": {"step": 1, "score": 0.5}})
+    content = (path / "state.json").read_bytes()
+    original = store.verify(path)
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        (path / "state.json").write_bytes(bytes(changed))
+        try:
+            assert store.verify(path) == original, position  # white space alone
+        except CheckpointError:
+            continue
+
+
+def test_a_damaged_best_checkpoint_falls_back_to_the_newest_with_a_warning(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        write_checkpoint(folder, step, TENSORS, {"best": {"step": 1, "score": 0.5}})
+    flip_last_byte(step_folder(folder, 1) / SHARD)
+    assert store.load(tmp_path).step == 3
+    assert (
+        f"step-00000001/{SHARD} is damaged: wrong checksum; the checkpoint of step 3 is used" in capsys.readouterr().err
+    )
+    flip_last_byte(step_folder(folder, 2) / SHARD)
+    flip_last_byte(step_folder(folder, 3) / SHARD)
+    with pytest.raises(CheckpointError, match=r"step-00000001/.*step-00000003/.*step-00000002/"):
+        store.load(tmp_path)
+
+
+def test_copies_beside_checkpoints_are_ignored_and_can_be_read(tmp_path):
+    folder = tmp_path / "checkpoints"
+    original = write_checkpoint(folder, 5, TENSORS, {"best": None})
+    for name in ("step-00000005.bak", "step-00000009-copy", "step-7", "step-00000005 (1)"):
+        shutil.copytree(original, folder / name)
+    shutil.copytree(original, folder / "step-00000006")
+    assert checkpoint_steps(folder) == [5, 6]
+    checkpoint, problems = store.latest(folder)
+    assert checkpoint.step == 5
+    assert "is that of step 5" in problems[0]
+    assert store.load(folder / "step-00000005.bak").step == 5
+    store.retain(folder, keep=1, best=None)
+    assert (folder / "step-00000005.bak").is_dir()
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_not_called_damaged(tmp_path):
+    """EACCES is no damage: the run must not fall back to older weights."""
+    write_checkpoint(tmp_path, 1, TENSORS, {})
+    (write_checkpoint(tmp_path, 2, TENSORS, {}) / SHARD).chmod(0)
+    tmp_path.chmod(0o755)
+    code = (
+        "import sys; from pathlib import Path; from pfcluster.checkpoint import store; store.latest(Path(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=bound_by_permissions,
+    )
+    assert "PermissionError: [Errno 13]" in done.stderr
+
+
+def test_a_write_is_repeated_while_the_storage_fails(tmp_path, monkeypatch):
+    """fsync fails with EIO in the kernel: no lie about a full disk, and nothing is left behind."""
+    monkeypatch.setattr(os_errors, "DELAYS", (0.0, 0.0))
+    with pytest.raises(OSError, match=r"cannot be written.*Input/output error") as raised:
+        where_refused("fsync", errno.EIO, lambda: write_checkpoint(tmp_path, 1, TENSORS, {}))
+    assert raised.value.errno == errno.EIO
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_retain_keeps_the_newest_and_the_best(tmp_path):

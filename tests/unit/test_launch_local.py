@@ -18,10 +18,11 @@ from pfcluster.launch import status
 from pfcluster.launch.errors import LaunchError
 from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
-from pfcluster.launch.plan_record import LAUNCHER_LOCK, PLAN_FILE, is_locked, read_plan
+from pfcluster.launch.plan_record import LAUNCHER_LOCK, PLAN_FILE, read_plan
 from pfcluster.launch.processes import RunMonitor
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import METRICS_FILE
+from pfcluster.runs.folder import METRICS_FILE, TRAINING_LOCK, last_trained_step, read_metrics
+from pfcluster.runs.locks import is_locked, lock_owner
 from tests.tiny import LAUNCH, OPTIONS, ROOT, config
 
 
@@ -159,3 +160,32 @@ def test_status_of_a_run_whose_processes_were_killed(tmp_path: Path) -> None:
     task = status.overview(folder).tasks[0]
     assert task.state == "lost"
     assert "the same command continues it" in task.reason
+
+
+@pytest.mark.slow
+def test_a_second_launcher_waits_and_truncates_no_log(tmp_path: Path) -> None:
+    """Two processes each; the other ranks of the waiting group wait, too. It stops when asked, else it continues."""
+    words = ["finetune", *OPTIONS, "--epochs", "60", "--output", str(tmp_path), "--executor", "local"]
+    words += ["--processes", "2"]
+    folder = tmp_path / "scratch/seed-0"
+    log = folder / "logs/rank-0.log"
+    first = subprocess.Popen([*LAUNCH, *words], cwd=ROOT)
+    launchers = [first]
+    try:
+        wait_for(lambda: last_trained_step(folder) > 4, first)
+        begun = log.read_text()
+        for _ in range(2):
+            launchers.append(subprocess.Popen([*LAUNCH, *words], cwd=ROOT))
+            count = len(launchers) - 1
+            wait_for(lambda n=count: log.read_text().count("waiting for another process that trains in") == n, first)
+            assert f"(process {lock_owner(folder / TRAINING_LOCK)['pid']} on " in log.read_text()
+            if count == 1:
+                launchers[1].terminate()
+                assert launchers[1].wait(60) == 130
+        assert log.read_text().startswith(begun)
+        assert (first.wait(400), launchers[2].wait(400)) == (0, 0)
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    steps = [line["step"] for line in read_metrics(folder, "train")]
+    assert steps == sorted(set(steps)), "only one of them trained at a time"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import asdict, replace
 
 import pytest
 
 from pfcluster.config import ConfigError
+from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.processes import RunProcesses
-from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, _kind_of
+from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, USER_ERROR, ExitStatus, _kind_of, _status_of
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, read_early_stop, write_early_stop
 from pfcluster.runs.folder import exit_status_path
 from pfcluster.sweep.executor import Retries, divide_machine
@@ -147,3 +150,32 @@ def test_errors_are_classified():
     assert _kind_of(RuntimeError("NCCL error")) == "device"
     assert _kind_of(RuntimeError("code: -98, name: EADDRINUSE, message: address already in use")) == "device"
     assert _kind_of(KeyError("x")) == "bug"
+
+
+def storage_error(number):
+    """The exit status of a run whose folder gives this error."""
+    return _status_of(OSError(number, os.strerror(number), "/data/run/metrics.jsonl"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_only_a_full_disk_or_quota_is_final_as_such(number):
+    status = storage_error(number)
+    assert (status.kind, status.code) == ("disk", FAILED)
+    assert status.error.startswith(f"/data/run/metrics.jsonl: {os.strerror(number)} ({errno.errorcode[number]}); ")
+    assert not Retries(1).again("run", status)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.EREMOTEIO])
+def test_failing_storage_is_retried(number):
+    status = storage_error(number)
+    assert (status.kind, status.code) == ("storage", FAILED)
+    assert errno.errorcode[number] in status.error
+    assert Retries(1).again("run", status)
+    assert "storage" not in FINAL
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENOENT])
+def test_paths_permissions_and_limits_are_the_users(number):
+    status = storage_error(number)
+    assert (status.kind, status.code) == ("user", USER_ERROR)
+    assert errno.errorcode[number] in status.error

@@ -25,6 +25,7 @@ from pfcluster.launch import attempts
 from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.rank import RankInfo, redirect_output
+from pfcluster.launch.training_lock import training_lock
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, informative_status, work
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, STOP_FILE, exit_status_path, write_requested_config
@@ -150,9 +151,15 @@ def train_rank(
     )
     exit_status_path(folder, rank).unlink(missing_ok=True)
     stop = StopRequest()
-    with redirect_output(folder, ray_rank), _stop_on_file(folder / STOP_FILE, stop, rank):
-        attempt = attempts.begin(folder, RAY_JOB, ray_rank.restart, ray_rank.nodes) if rank == 0 else None
-        status = work(folder / REQUESTED_CONFIG_FILE, folder, command, threads, stop)
+    status, attempt = ExitStatus(INTERRUPTED), None
+    with (
+        redirect_output(folder, ray_rank),
+        _stop_on_file(folder / STOP_FILE, stop, rank),
+        training_lock(folder, lambda: stop.requested) as acquired,
+    ):
+        if acquired:
+            attempt = attempts.begin(folder, RAY_JOB, ray_rank.restart, ray_rank.nodes) if rank == 0 else None
+            status = work(folder / REQUESTED_CONFIG_FILE, folder, command, threads, stop)
     write_atomically(exit_status_path(folder, rank), json.dumps(asdict(status)) + "\n")
     if attempt is not None:
         outcome = {FINISHED: "finished", INTERRUPTED: "stopped"}.get(status.code, "failed")

@@ -26,7 +26,7 @@ from pfcluster.launch.slurm.diagnosis import explain
 from pfcluster.launch.slurm.resubmit import cancel_waiting, resubmit
 from pfcluster.runs.folder import CANCELLED_FILE
 
-NODE_FAILURES = ("killed", "device", "lost rank", "submission")
+NODE_FAILURES = ("killed", "storage", "device", "lost rank", "submission")
 """Kinds of failure after which the node is excluded."""
 
 

@@ -24,6 +24,7 @@ from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Failure
 from pfcluster.launch.rank import RankInfo, redirect_output
 from pfcluster.launch.slurm import client
+from pfcluster.launch.training_lock import training_lock
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, TASK_FILE
 
@@ -52,16 +53,30 @@ def run_task(folder: str) -> None:
     with StopRequest() as stop:
         task_folder, info = Path(folder), rank_info()
         with redirect_output(task_folder, info):
-            status = _run(task_folder, info, stop)
+            status = _run_alone(task_folder, info, stop)
         if status.kind == "lost rank":
             os._exit(status.code)  # exit handlers of libraries would wait for the lost rank
         if status.code not in (FINISHED, INTERRUPTED):
             sys.exit(status.code)
 
 
+def _run_alone(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
+    """`_run` once no other process trains in the folder; a task that only runs a command does not wait."""
+    set_process_group_variables(info)
+    if json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))["module"] is not None:
+        return _run(folder, info, stop)
+    with training_lock(folder, lambda: stop.requested) as acquired:
+        if acquired:
+            return _run(folder, info, stop)
+    if info.rank == 0:  # so that the epilogue sees a stopped attempt, not a failed one
+        attempt = attempts.begin(folder, info.job, info.restart, info.nodes)
+        name = signal.Signals(stop.signal).name if stop.signal else None
+        attempts.end(folder, attempt, "stopped", signal=name)
+    return ExitStatus(INTERRUPTED)
+
+
 def _run(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
     """Execute the task and record how it ended: rank 0 in the attempt, the other ranks in files of their own."""
-    set_process_group_variables(info)
     if info.rank:
         number = _attempt_number(folder, info)
         status = execute(folder, info, stop)
