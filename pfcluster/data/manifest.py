@@ -17,6 +17,7 @@ from typing import Any
 
 from pfcluster.data.storage import LocalStore, Store, StoreError, open_store
 from pfcluster.runs.atomic_files import sha256
+from pfcluster.runs.os_errors import retry_transient
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -24,7 +25,7 @@ BUILD_FOLDER = ".build"
 """Subfolder of a shard folder while a build is running."""
 MAX_SIZE = 1024
 """Largest side of an image in pixels."""
-REBUILD = "delete the folder and build it again with `pfcluster build`"
+REBUILD = "build it again into a new folder with `pfcluster build`"
 
 
 class ShardError(ValueError):
@@ -87,16 +88,18 @@ def index_name(tar: str) -> str:
 
 
 def load_manifest(folder: Path | str | Store) -> Manifest:
-    """Read and validate `manifest.json` of a shard folder or its URL. Raises ShardError."""
+    """Read and validate `manifest.json` of a shard folder or its URL. Raises ShardError, OSError."""
     store = as_store(folder)
     try:
-        values = json.loads(store.read_metadata(MANIFEST))
+        values = json.loads(retry_transient(lambda: store.read_metadata(MANIFEST)))
     except FileNotFoundError as error:
         hint = "give a folder made by `pfcluster build`"
         if isinstance(store, LocalStore) and (store.folder / BUILD_FOLDER).is_dir():
             hint = "its build is unfinished; run the same `pfcluster build` command again"
         raise ShardError(f"{store.name} holds no {MANIFEST}: {hint}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except StoreError as error:
+        raise ShardError(str(error)) from error
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{store.name}/{MANIFEST} cannot be read ({error}); {REBUILD}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         version = values.get("format") if isinstance(values, dict) else None
@@ -180,13 +183,13 @@ def are_strings(*values: object) -> bool:
 
 
 def check_shard(folder: Path, shard: ShardFile) -> None:
-    """Compare a tar and its index with the manifest's checksums. Raises ShardError if they differ."""
+    """Compare a tar and its index with the manifest's checksums. Raises ShardError if they differ, OSError."""
     for name, expected in ((shard.file, shard.sha256), (shard.index_file, shard.index_sha256)):
         path = folder / name
         try:
-            actual = sha256(path)
-        except OSError as error:
-            raise ShardError(f"{path} cannot be read ({error.strerror or error}); {REBUILD}") from error
+            actual = retry_transient(lambda file=path: sha256(file))
+        except FileNotFoundError as error:
+            raise ShardError(f"{path} is missing: copy it there again, or {REBUILD}") from error
         require_checksum(str(path), actual, expected)
 
 

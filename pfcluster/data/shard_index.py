@@ -31,6 +31,7 @@ from pfcluster.data.manifest import REBUILD, ShardError, ShardFile, require_chec
 from pfcluster.data.storage import Store, StoreError, default_cache
 from pfcluster.runs.atomic_files import sha256, write_atomically
 from pfcluster.runs.locks import exclusive_lock
+from pfcluster.runs.os_errors import describe, retry_transient
 
 MAPPED_SAMPLES = 20_000
 """Indexes of splits with at least this many samples are converted into the cache and mapped."""
@@ -78,7 +79,7 @@ def load_index(
     store: Store, split: str, shards: Sequence[ShardFile], classes: Sequence[str], cache: str | Path | None = None
 ) -> SplitIndex:
     """The index of a split; large ones are mapped from `cache` (default: `default_cache()`), and converted into it
-    first if it has none of this content. Raises ShardError.
+    first if it has none of this content. Raises ShardError, OSError.
     """
     first = tuple(accumulate((shard.samples for shard in shards[:-1]), initial=0))
     parts = _decoded(store, split, shards, classes)
@@ -89,8 +90,8 @@ def load_index(
         return SplitIndex(_mapped(folder) or _converted(folder, parts), first)
     except OSError as error:
         warnings.warn(
-            f"the index of {store.name}/{split} cannot be kept in the cache ({error}), so every process holds a copy;"
-            " set data.cache to a folder that can be written",
+            f"the index of {store.name}/{split} cannot be kept in the cache ({describe(error)}), so every process"
+            " holds a copy; set data.cache to a folder that can be written",
             stacklevel=2,
         )
     return SplitIndex(_in_memory(_decoded(store, split, shards, classes)), first)
@@ -112,12 +113,14 @@ def _decoded(store: Store, split: str, shards: Sequence[ShardFile], classes: Seq
 
 
 def _read_shard(store: Store, split: str, shard: ShardFile, classes: Sequence[str]) -> Rows:
-    """The index of a shard. Raises ShardError if it cannot be read, is not the manifest's, or has an invalid row."""
+    """The index of a shard. Raises ShardError if it is missing, not the manifest's, or has an invalid row; OSError."""
     where = f"{store.name}/{shard.index_file}"
     try:
-        data = store.read_metadata(shard.index_file, shard.index_sha256)
-    except (OSError, StoreError) as error:
-        raise ShardError(f"{where} cannot be read ({error}); {REBUILD}") from error
+        data = retry_transient(lambda: store.read_metadata(shard.index_file, shard.index_sha256))
+    except FileNotFoundError as error:
+        raise ShardError(f"{where} is missing: copy it there again, or {REBUILD}") from error
+    except StoreError as error:
+        raise ShardError(f"{where} cannot be read: {error}") from error
     require_checksum(where, hashlib.sha256(data).hexdigest(), shard.index_sha256)
     try:
         rows = decode_rows(data, classes)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import mmap
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -21,8 +20,10 @@ from torch import Tensor
 from pfcluster.data.index_rows import UNLABELLED as UNLABELLED
 from pfcluster.data.jpeg import decode_jpeg_into
 from pfcluster.data.manifest import REBUILD, ShardError, ShardFile, as_store, check_shard, load_manifest
+from pfcluster.data.mapped_file import map_file
 from pfcluster.data.shard_index import load_index
 from pfcluster.data.storage import LocalStore, Store, StoreError
+from pfcluster.runs.os_errors import retry_transient
 
 
 class BadSampleError(ShardError):
@@ -30,14 +31,16 @@ class BadSampleError(ShardError):
 
 
 class ShardSplit:
-    """One split of a shard folder, with memory-mapped tars. Thread-safe; unpickling reopens the folder."""
+    """One split of a shard folder. Each tar is memory-mapped when one of its samples is first read, and keeps no file
+    open. Thread-safe; unpickling reopens the folder.
+    """
 
     def __init__(
         self, folder: Path | str, split: str, *, verify: bool = False, cache: str | Path | None = None
     ) -> None:
         """Open a split of a folder or URL. Verifies the checksums of the indexes and the sizes of local tars, with
         `verify` also their checksums. Remote tars are downloaded into `cache` when one of their samples is first read,
-        and then verified. Raises ShardError.
+        and then verified. Raises ShardError, OSError.
         """
         self.folder = folder
         self.split = split
@@ -54,11 +57,11 @@ class ShardSplit:
         if verify and isinstance(self._store, LocalStore):
             for shard in self._files:
                 check_shard(self._store.folder, shard)
-        self._tars: list[mmap.mmap | None] = [None] * len(self._files)
+        self._tars: list[memoryview | None] = [None] * len(self._files)
         self._map_lock = threading.Lock()
         if self._store.is_local:
-            for number in range(len(self._files)):
-                self._tar(number)
+            for shard in self._files:
+                _local_path(self._store, shard)
         self._index = load_index(self._store, split, self._files, self.classes, cache)
         self._labels = torch.from_numpy(self._index.columns["labels"])
 
@@ -71,7 +74,7 @@ class ShardSplit:
         """Hash of the split's contents: SHA-256 over the checksums of its tars."""
         return hashlib.sha256("".join(shard.sha256 for shard in self._files).encode()).hexdigest()
 
-    def _tar(self, number: int) -> mmap.mmap:
+    def _tar(self, number: int) -> memoryview:
         """The memory-mapped tar, downloaded first if remote."""
         mapped = self._tars[number]
         if mapped is None:
@@ -125,7 +128,7 @@ class ShardSplit:
 
     def _view(self, index: int) -> memoryview:
         offset, size = (int(self._index.columns[name][index]) for name in ("offsets", "sizes"))
-        return memoryview(self._tar(self._shard_of(index)))[offset : offset + size]
+        return self._tar(self._shard_of(index))[offset : offset + size]
 
     def _shard_of(self, index: int) -> int:
         """Number of the shard that holds a sample."""
@@ -135,16 +138,23 @@ class ShardSplit:
         return f"sample {self.key(index)} in {self._store.name}/{self._files[self._shard_of(index)].file}"
 
 
-def _map_tar(store: Store, shard: ShardFile) -> mmap.mmap:
-    """Memory-map a tar. Raises ShardError if it cannot be read or its size is not the manifest's."""
+def _map_tar(store: Store, shard: ShardFile) -> memoryview:
+    """Memory-map a tar. Raises ShardError if its size is not the manifest's, OSError if it cannot be opened."""
+    path = _local_path(store, shard)
+    return retry_transient(lambda: map_file(path, shard.bytes))
+
+
+def _local_path(store: Store, shard: ShardFile) -> Path:
+    """Path of a tar that has the manifest's size, downloaded first if remote. Raises ShardError, OSError."""
     where = f"{store.name}/{shard.file}"
     try:
-        with open(store.local_path(shard.file, shard.sha256), "rb") as file:
-            size = file.seek(0, 2)
-            if size != shard.bytes:
-                problem = "cut off" if size < shard.bytes else "too long"
-                raise ShardError(f"{where} is {problem}: {size} bytes, the manifest says {shard.bytes}; {REBUILD}")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, StoreError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ShardError(f"{where} cannot be read ({reason}); {REBUILD}") from error
+        path = store.local_path(shard.file, shard.sha256)
+        size = retry_transient(path.stat).st_size
+    except FileNotFoundError as error:
+        raise ShardError(f"{where} is missing: copy it there again, or {REBUILD}") from error
+    except StoreError as error:
+        raise ShardError(f"{where} cannot be read: {error}") from error
+    if size != shard.bytes:
+        problem = "cut off" if size < shard.bytes else "too long"
+        raise ShardError(f"{where} is {problem}: {size} bytes, the manifest says {shard.bytes}; {REBUILD}")
+    return path

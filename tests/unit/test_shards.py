@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import io
 import json
+import os
 import pickle
+import resource
 import tarfile
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from pfcluster.data.build.pipeline import build
 from pfcluster.data.jpeg import encode_jpeg
 from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.shards import BadSampleError, ShardSplit
+from pfcluster.runs.os_errors import ADVICE, describe
 from tests.photos import (
     COLOURS,
     SIZE,
@@ -105,6 +110,47 @@ def test_truncated_tar_is_rejected(damaged: Path) -> None:
     with pytest.raises(ShardError, match=r"train-00001.tar is cut off: .*build it again"):
         ShardSplit(damaged, "train")
     ShardSplit(damaged, "validation")
+
+
+def test_missing_tar_is_named_without_advice_to_delete_anything(damaged: Path) -> None:
+    (damaged / "train-00001.tar").unlink()
+    with pytest.raises(ShardError, match=r"train-00001\.tar is missing: copy it there again") as raised:
+        ShardSplit(damaged, "train")
+    assert "delete" not in str(raised.value)
+
+
+def test_mapped_tars_hold_no_file_open(built: Path) -> None:
+    def open_files() -> list[str]:
+        return os.listdir("/proc/self/fd")
+
+    before = open_files()
+    split = ShardSplit(built, "train")
+    images = split.images(range(len(split)))
+    assert open_files() == before
+    tar = str(built / "train-00000.tar")
+    assert tar in Path("/proc/self/maps").read_text()
+    view = split._view(0)
+    first = bytes(view)
+    del split
+    gc.collect()
+    assert bytes(view) == first, "a view outlives the split"
+    del view
+    gc.collect()
+    assert tar not in Path("/proc/self/maps").read_text()
+    assert len(images)
+
+
+def test_too_many_open_files_are_said_to_be_that(built: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    split = ShardSplit(built, "train")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as raised:
+            split.image(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert describe(raised.value).endswith("(EMFILE); " + ADVICE[errno.EMFILE])
+    assert split.image(0).shape == (24, 24, 3), "it is not remembered"
 
 
 def test_changed_bytes_are_found_with_verify(damaged: Path) -> None:
