@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from pfcluster.data.inspect.quality import DuplicatePair, Percentiles, Quality, 
 from pfcluster.data.inspect.quality_warnings import quality_warnings
 from pfcluster.data.manifest import Manifest
 from pfcluster.data.shards import ShardSplit
+from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.csv_tables import csv_table
 from pfcluster.runs.terminal import labelled
 
 EXAMPLES = 5
@@ -61,10 +62,7 @@ def quality_table(quality: Quality) -> Table:
 
 def write_pairs(path: Path, pairs: Sequence[DuplicatePair]) -> None:
     """Write one row per pair of near-duplicates."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(DuplicatePair._fields)
-        writer.writerows(pairs)
+    write_atomically(path, csv_table(DuplicatePair._fields, pairs))
 
 
 def _numbers(spread: Percentiles | None, digits: int) -> str:

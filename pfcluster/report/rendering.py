@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pfcluster.report.formatting import MISSING
+from pfcluster.runs.csv_tables import csv_table
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,4 @@ def latex_text(text: str) -> str:
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows as CSV; columns in order of first appearance; missing values and None are empty cells."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
-    return out.getvalue()
+    return csv_table(columns, [[row.get(name) for name in columns] for row in rows])

@@ -5,9 +5,7 @@ The same samples give the same bytes: no timestamps, a fixed owner and mode, sor
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -17,6 +15,7 @@ from typing import Any, BinaryIO
 
 from pfcluster.data.manifest import ShardFile, index_name
 from pfcluster.runs.atomic_files import sha256, write_atomically, write_via_temporary
+from pfcluster.runs.csv_tables import csv_table
 
 OWNER = "pfcluster"
 MODE = 0o444
@@ -60,11 +59,7 @@ def _checksum(value: Any) -> str:
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a CSV, atomically."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, csv_table(header, rows))
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardFile:
