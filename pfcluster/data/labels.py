@@ -6,6 +6,7 @@ convert codes to names, and a shard folder stores names only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 CANONICAL = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
@@ -116,7 +117,14 @@ def name_of(dataset: str, written: str) -> str:
     A code that is not in the dataset's vocabulary is returned unchanged (stripped); the build later leaves the photo
     out and reports the code as the reason.
     """
-    return VOCABULARIES[dataset].get(written.strip(), written.strip())
+    code = plain_code(written)
+    return VOCABULARIES[dataset].get(code, code)
+
+
+def plain_code(written: str) -> str:
+    """A label as written, stripped; whole numbers without decimals, as spreadsheets add them: `3.0` -> `3`."""
+    match = re.fullmatch(r"(\d+)[.,]0+", written.strip())
+    return match[1] if match else written.strip()
 
 
 def in_canonical_order(names: Sequence[str]) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from typing import Any
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import differences, load, may_change_on_resume, to_json
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.walk import walk_through_links
 
 CONFIG_FILE = "config.json"
 REQUESTED_CONFIG_FILE = "requested_config.json"
@@ -95,13 +96,13 @@ def newest_checkpoint_step(folder: Path) -> int:
 
 def find_runs(study: Path) -> Iterator[Path]:
     """Run folders below `study`, sorted by path: folders with a result.json, and those with a config.json alone, which
-    are unfinished. Run folders are not searched for further runs, and hidden folders are skipped.
+    are unfinished. Run folders are not searched for further runs, hidden folders are skipped, and links are followed.
     """
-    for folder, below, files in os.walk(study):
-        is_run = RESULT_FILE in files or (CONFIG_FILE in files and Path(folder) != study)
+    for folder, below, files in walk_through_links(study, lambda error: None):
+        is_run = RESULT_FILE in files or (CONFIG_FILE in files and folder != study)
         below[:] = [] if is_run else sorted(name for name in below if not name.startswith("."))
         if is_run:
-            yield Path(folder)
+            yield folder
 
 
 def enclosing_run(path: Path) -> Path | None:
@@ -260,7 +261,7 @@ def append_rank_times(folder: Path, step: int, milliseconds: Mapping[str, Sequen
 
 def append_warning(folder: Path, message: str) -> None:
     """Append a line to warnings.log."""
-    with open(folder / WARNINGS_FILE, "a") as file:
+    with open(folder / WARNINGS_FILE, "a", encoding="utf-8") as file:
         file.write(message + "\n")
 
 
@@ -298,7 +299,7 @@ def try_read_object(path: Path) -> dict[str, Any] | None:
 
 
 def _append_line(path: Path, values: Mapping[str, Any]) -> None:
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
 
 

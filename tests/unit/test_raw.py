@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pfcluster.data.raw.base import RawDataError, ReadOptions, label_from_folders, read_bytes
+from pfcluster.data.raw.base import RawDataError, ReadOptions, read_bytes
 from pfcluster.data.raw.readers import read_raw
 
 
@@ -41,12 +41,6 @@ def test_folder_lists_sorted_photos_with_their_class(tmp_path: Path) -> None:
     assert dataset.other_files == 2
     assert (dataset.kind, dataset.name) == ("folder", tmp_path.name)
     assert read_bytes(dataset.photos[1]) == b"two"
-
-
-def test_label_is_the_innermost_folder_that_names_an_emotion() -> None:
-    assert label_from_folders(["train", "happy", "person_7"]) == "happy"
-    assert label_from_folders(["train", "grinning"]) == "grinning"
-    assert label_from_folders([]) == ""
 
 
 def test_tar_photos_are_read_by_offset(tmp_path: Path) -> None:

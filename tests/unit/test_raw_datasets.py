@@ -46,15 +46,35 @@ def test_rafdb_authors_layout(tmp_path: Path) -> None:
     assert rows(read_raw(tmp_path / "basic")) == rows(dataset)
 
 
+def numbered_rafdb(root: Path) -> Path:
+    for split in ("train", "test"):
+        for number in range(1, 8):
+            write(root / "DATASET" / split / str(number) / f"{split}_{number:05d}_aligned.jpg")
+    return root
+
+
 def test_rafdb_numbered_folders(tmp_path: Path) -> None:
-    for split, number in (("train", 1), ("train", 6), ("test", 4)):
-        write(tmp_path / "DATASET" / split / str(number) / f"{split}_{number}.jpg")
+    numbered_rafdb(tmp_path)
     for source in (tmp_path, tmp_path / "DATASET"):
-        assert rows(read_raw(source)) == [
-            ("train/1/train_1.jpg", "surprise", "train"),
-            ("train/6/train_6.jpg", "anger", "train"),
-            ("test/4/test_4.jpg", "happiness", "test"),
-        ]
+        listed = rows(read_raw(source))
+        assert len(listed) == 14
+        assert listed[0] == ("train/1/train_00001_aligned.jpg", "surprise", "train")
+        assert listed[13] == ("test/7/test_00007_aligned.jpg", "neutral", "test")
+
+
+def test_numbered_folders_of_another_dataset_are_not_rafdb(tmp_path: Path) -> None:
+    write(numbered_rafdb(tmp_path / "names") / "DATASET" / "train" / "1" / "happy_1.jpg")
+    (numbered_rafdb(tmp_path / "six") / "DATASET" / "test" / "4" / "test_00004_aligned.jpg").unlink()
+    (tmp_path / "six" / "DATASET" / "test" / "4").rmdir()
+    for name in ("names", "six"):
+        dataset = read_raw(tmp_path / name)
+        assert dataset.kind == "folder"
+        assert {photo.label for photo in dataset.photos} == set("1234567")
+        assert {photo.split for photo in dataset.photos} == {"train", "test"}
+        read = read_raw(tmp_path / name, kind="rafdb")
+        assert (read.kind, read.photos[0].label) == ("rafdb", "surprise")
+    named = read_raw(tmp_path / "names", ReadOptions(classes={"1": "happiness", "7": "none"}))
+    assert [photo.label for photo in named.photos if "/1/" in photo.source] == ["happiness"] * 3
 
 
 @pytest.mark.parametrize("line", ["train_00003.jpg 8", "train_00003.jpg", "other.jpg 3", "train_/../../x.jpg 3"])

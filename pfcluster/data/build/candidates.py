@@ -73,6 +73,8 @@ def list_candidates(
 def _candidate(
     role: str, index: int, photo: RawPhoto, labels: str, exclude_classes: tuple[str, ...]
 ) -> Candidate | LeftOut:
+    if photo.left_out is not None:
+        return LeftOut(role, index, *photo.left_out)
     if not photo.path:
         return LeftOut(role, index, "no image named", "the row has a label only")
     if photo.size < 0:

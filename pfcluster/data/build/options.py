@@ -12,6 +12,7 @@ from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.plan import DEFAULT_VAL_SHARE, PlanOptions
 from pfcluster.data.labels import CANONICAL
 from pfcluster.data.raw.base import ReadOptions, VotingMode
+from pfcluster.data.raw.name_options import class_options, split_options
 
 Kind = Literal[
     "auto",
@@ -53,6 +54,12 @@ class BuildOptions:
     """RAF-DB, SFEW: use the original photos instead of the aligned crops of the dataset's authors."""
     labels: Literal["required", "ignored"] = "required"
     """"ignored" uses all photos and stores no labels, for pre-training."""
+    classes: tuple[str, ...] = ()
+    """Emotions of labels that name none by themselves: `--classes 1=happiness 2=sadness suprise=surprise`, or
+    `NAME=none` for folders that are no label."""
+    splits: tuple[str, ...] = ()
+    """Splits of names that are not understood: `--splits extra=train holdout=test other=train`, or `NAME=none` for a
+    name that is no split; `--splits ignore` splits all photos anew."""
     exclude_classes: tuple[str, ...] = ()
     """Emotions to leave out: `--exclude-classes contempt` turns AffectNet-8 into AffectNet-7."""
     duplicates: Literal["leave-out", "keep"] = "leave-out"
@@ -119,6 +126,7 @@ class BuildOptions:
             if not holds:
                 raise BuildError(f"--{name} must {rule}, got {value}")
         self.slice_of_build()
+        self.read_options()
         if self.landmarks is not None and self.align != "landmarks":
             raise BuildError(f"--landmarks requires --align landmarks, got --align {self.align}")
         if self.test_input and self.test_share:
@@ -159,9 +167,14 @@ class BuildOptions:
         return f"cuda:{os.getpid() % torch.cuda.device_count()}"
 
     def read_options(self) -> ReadOptions:
-        """Options of the readers."""
+        """Options of the readers. Raises RawDataError."""
         names = ("images", "votes", "peak_frames", "originals")
-        return ReadOptions(**{name: getattr(self, name) for name in names})
+        return ReadOptions(
+            classes=class_options(self.classes),
+            splits=split_options(self.splits),
+            labels_ignored=self.labels == "ignored",
+            **{name: getattr(self, name) for name in names},
+        )
 
     def plan_options(self) -> PlanOptions:
         """Options that determine the plan."""
@@ -184,4 +197,5 @@ class BuildOptions:
             "max_bad_share",
         )
         values = {key: value for key, value in vars(self).items() if key not in excluded}
-        return {"name": self.dataset, **values, "exclude_classes": list(self.exclude_classes)}
+        lists = {name: list(values[name]) for name in ("classes", "splits", "exclude_classes")}
+        return {"name": self.dataset, **values, **lists}

@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import tokenize
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,12 +23,13 @@ from pfcluster.data.raw.base import (
     RawDataset,
     RawPhoto,
     ReadOptions,
+    below,
     file_size,
     find_images,
     leaves_folder,
-    read_text,
 )
 from pfcluster.data.raw.landmarks import five_points
+from pfcluster.data.raw.tables import read_text
 
 Box = tuple[float, float, float, float]
 
@@ -52,9 +54,27 @@ ARRAY_ERRORS = (
 
 
 def recognises(source: Path) -> bool:
-    """Whether a folder has both manual CSV files, the automatic one, or `train_set`/`val_set` with annotations."""
+    """Whether a folder has both manual CSV files, the automatic one, or `train_set`/`val_set` with annotations; with
+    AffectNet's columns and array files, as others use these names too.
+    """
     lists = _lists(source, MANUAL)
-    return len(lists) == len(MANUAL) or bool(_lists(source, AUTOMATIC)) or bool(_npy_folders(source))
+    lists = lists if len(lists) == len(MANUAL) else _lists(source, AUTOMATIC)
+    if lists:
+        return all(_has_columns(table) for table, _ in lists)
+    folders = _npy_folders(source)
+    return any(next((source / name / "annotations").glob("*_exp.npy"), None) is not None for name, _ in folders)
+
+
+def _has_columns(table: Path) -> bool:
+    """Whether the first row of a CSV is AffectNet's header, or may be a row of a file without one. A damaged file may
+    be AffectNet's: reading it explains the damage.
+    """
+    try:
+        first = next(csv.reader(io.StringIO(next(iter(read_text(table).splitlines()), ""))), [])
+    except (RawDataError, csv.Error):
+        return True
+    names = [cell.strip() for cell in first]
+    return not names or NAME in names or len(names) == len(HEADER) or {EXPRESSION, LANDMARKS} <= set(names)
 
 
 def read(source: Path, options: ReadOptions) -> RawDataset:
@@ -66,7 +86,7 @@ def read(source: Path, options: ReadOptions) -> RawDataset:
         if lists:
             folder = next((source / name for name in folders if (source / name).is_dir()), source)
             photos = [_photo(location, row, folder, split) for table, split in lists for location, row in _rows(table)]
-            return RawDataset("affectnet", "affectnet", tuple(photos), 0, str(folder))
+            return RawDataset("affectnet", "affectnet", tuple(photos), {}, str(folder))
     raise RawDataError(
         f"{source} is not AffectNet: it has neither {' and '.join(MANUAL)} nor train_set/annotations;"
         " give the folder that contains them"
@@ -167,16 +187,17 @@ def _numbers(cells: Sequence[str]) -> list[float]:
 
 
 def _read_npy(source: Path) -> RawDataset:
-    photos, others = [], 0
+    photos: list[RawPhoto] = []
+    skipped: Counter[str] = Counter()
     for folder, split in _npy_folders(source):
-        images, skipped = find_images(source / folder / "images")
-        others += skipped
+        images, others = find_images(source / folder / "images")
+        skipped += below(f"{folder}/images", others)
         for name, path in images:
             annotation = source / folder / "annotations" / path.stem
             label, landmarks = _npy_label(Path(f"{annotation}_exp.npy")), _npy_landmarks(Path(f"{annotation}_lnd.npy"))
             size, relative = file_size(path), f"{folder}/images/{name}"
             photos.append(RawPhoto(relative, label, None, str(path), 0, size, split=split, landmarks=landmarks))
-    return RawDataset("affectnet", "affectnet", tuple(photos), others, str(source))
+    return RawDataset("affectnet", "affectnet", tuple(photos), skipped, str(source))
 
 
 def _npy_numbers(path: Path) -> list[float]:

@@ -8,12 +8,13 @@ machine.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pfcluster.data.labels import UnknownEmotionError, canonical_name
+from pfcluster.runs.walk import walk_through_links
 
 OfficialSplit = Literal["train", "validation", "test"]
 Form = Literal["file", "pixels", "parquet"]
@@ -26,6 +27,11 @@ IMAGE_SUFFIXES = frozenset(
 """File name suffixes of images; decoding decides what a file really contains."""
 MAX_FILE_BYTES = 256 * 2**20
 """Larger image files are refused without reading them."""
+
+
+HIDDEN = "hidden files"
+NOT_A_LABEL = "none"
+"""In --classes: a name that is no label."""
 
 
 class RawDataError(ValueError):
@@ -56,6 +62,8 @@ class RawPhoto:
     """Fraction of the annotators' votes for each emotion of `labels.CANONICAL`; empty if there are none."""
     box: tuple[float, float, float, float] | None = None
     """Left, top, right, bottom of the labelled face in pixels of the photo, if listed."""
+    left_out: tuple[str, str] | None = None
+    """Reason and detail if the listing itself shows that the photo cannot be used."""
     landmarks: tuple[Point, ...] = ()
     """Both eyes, nose and both mouth corners as (x, y) in pixels of the photo, if listed."""
 
@@ -69,12 +77,19 @@ class RawDataset:
     name: str
     """Base name of the folder, CSV or tar."""
     photos: tuple[RawPhoto, ...]
-    other_files: int = 0
-    """Number of skipped files without an image suffix."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Files that are not listed, as `skipped_as` names them, with their number."""
     folder: str = ""
     """Folder of its photos, for messages."""
     votes: VotingMode | None = None
     """How annotators' votes were turned into labels. Accuracies under different modes are not comparable."""
+    hint: str = ""
+    """What else the source holds and how that is read, for messages."""
+
+    @property
+    def other_files(self) -> int:
+        """Number of files that are not listed."""
+        return sum(self.skipped.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +102,12 @@ class ReadOptions:
     """ferplus: how votes are turned into a label."""
     peak_frames: int = 1
     """ckplus: number of last frames of a sequence that get its label; the first frame is neutral."""
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Emotion of a label as written; NOT_A_LABEL if a name is no label."""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    """folder, tar, csv, parquet, fer2013: what names of splits mean; see `name_options.split_options`."""
+    labels_ignored: bool = False
+    """folder, tar: folders need not name emotions."""
     originals: bool = False
     """rafdb, sfew: original photos instead of the aligned crops of the dataset's authors."""
 
@@ -111,7 +132,7 @@ def read_bytes(photo: RawPhoto) -> bytes:
 def _pgm_from_text(text: bytes) -> bytes:
     """A PGM file from grey values 0..255 as text, which must form a square."""
     try:
-        values = bytes(map(int, text.split()))
+        values = bytes(map(int, text.replace(b"\0", b"").split()))  # zero bytes: ASCII as UTF-16 or UTF-32
     except ValueError as error:
         raise OSError("the pixels are not integers in 0..255") from error
     side = round(len(values) ** 0.5)
@@ -130,74 +151,56 @@ def is_hidden(name: PurePosixPath) -> bool:
     return any(part.startswith(".") for part in name.parts)
 
 
-def find_images(root: Path) -> tuple[list[tuple[str, Path]], int]:
-    """All images below a folder as (relative name, path), sorted by name; and the number of other files."""
-    images, others = [], 0
-    for folder, below, files in os.walk(root):
+def find_images(root: Path) -> tuple[list[tuple[str, Path]], Counter[str]]:
+    """All images below a folder as (relative name, path), sorted by name; and what was skipped, with its count.
+
+    Links are followed. A link to one of its own parent folders is skipped. Raises RawDataError for a link that leads
+    nowhere and may have been a folder of photos, and OSError for a folder that cannot be listed.
+    """
+    images: list[tuple[str, Path]] = []
+    skipped: Counter[str] = Counter()
+    if not root.exists():
+        return images, skipped
+
+    def skip_loop(link: Path) -> None:
+        skipped[f"{_below(link, root)} (a link to a folder that contains it)"] += 1
+
+    for folder, below, files in walk_through_links(root, _raise, skip_loop):
         below.sort()
-        for file in sorted(files):
-            path = Path(folder, file)
+        for file in files:
+            path = folder / file
             name = PurePosixPath(path.relative_to(root).as_posix())
-            if is_hidden(name) or name.suffix.lower() not in IMAGE_SUFFIXES:
-                others += 1
-            else:
+            if not is_hidden(name) and name.suffix.lower() in IMAGE_SUFFIXES:
                 images.append((str(name), path))
-    return sorted(images), others
+                continue
+            if path.is_symlink() and not path.exists():
+                raise RawDataError(f"{path} is a link to {os.readlink(path)}, which does not exist; mend or remove it")
+            skipped[skipped_as(name)] += 1
+    return sorted(images), skipped
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def below(folder: str, skipped: Mapping[str, int]) -> Counter[str]:
+    """Counts of a subfolder's skipped files, by their names in the dataset."""
+    counts = {name if name == HIDDEN else f"{folder}/{name}": count for name, count in skipped.items()}
+    return Counter(counts)
+
+
+def skipped_as(name: PurePosixPath) -> str:
+    """What a skipped file is counted as: `sad/*.heic`."""
+    if is_hidden(name):
+        return HIDDEN
+    return str(name.parent / f"*{name.suffix}") if name.suffix else f"{name.parent / '*'} without a suffix"
 
 
 def leaves_folder(name: str) -> bool:
     """Whether a relative name is absolute or contains `..`, and so may point outside its folder."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts
-
-
-def label_from_folders(folders: Sequence[str]) -> str:
-    """The label of a path: its innermost folder that names an emotion; else its innermost folder; else "".
-
-    `train/happy/person_7` gives `happy`; `train/grinning` gives `grinning`, which is in no vocabulary.
-    """
-    for name in reversed(folders):
-        try:
-            canonical_name(name)
-        except UnknownEmotionError:
-            continue
-        return name
-    return folders[-1] if folders else ""
-
-
-SPLIT_FOLDERS: dict[str, OfficialSplit] = {
-    "train": "train",
-    "training": "train",
-    "trainset": "train",
-    "train_set": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "val_set": "validation",
-    "publictest": "validation",
-    "test": "test",
-    "testing": "test",
-    "test_set": "test",
-    "privatetest": "test",
-}
-"""Split by name of a folder or a CSV cell, in lower case."""
-
-
-def split_from_name(name: str) -> OfficialSplit | None:
-    """The split that a folder or a CSV cell names; None if it names none."""
-    return SPLIT_FOLDERS.get(name.strip().lower())
-
-
-def read_text(path: Path) -> str:
-    """Content of a UTF-8 text file, with or without a byte order mark. Raises RawDataError."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RawDataError(f"{path} is not UTF-8 text ({error}); convert it to UTF-8") from error
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-blank lines of a text file, stripped, with their line numbers from 1. Raises RawDataError."""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if line.strip():
-            yield number, line.strip()

@@ -15,8 +15,8 @@ from pfcluster.data.raw.base import (
     ReadOptions,
     file_size,
     leaves_folder,
-    numbered_lines,
 )
+from pfcluster.data.raw.tables import numbered_lines
 
 FIELDS = (
     *("image_name", "face_id_in_image", "face_box_top", "face_box_left"),
@@ -42,7 +42,7 @@ def read(source: Path, options: ReadOptions) -> RawDataset:
         dataclasses.replace(photo, source=f"{photo.source}#{face}") if faces_per_photo[photo.source] > 1 else photo
         for face, photo in faces
     ]
-    return RawDataset("expw", "expw", tuple(photos), 0, str(folder))
+    return RawDataset("expw", "expw", tuple(photos), {}, str(folder))
 
 
 def _listing(source: Path) -> Path | None:

@@ -4,8 +4,6 @@ arXiv 1608.01041).
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +17,20 @@ from pfcluster.data.raw.base import (
     VotingMode,
     file_size,
     leaves_folder,
-    read_text,
-    split_from_name,
+)
+from pfcluster.data.raw.split_names import column_splits, split_from_name
+from pfcluster.data.raw.tables import (
+    HEAD_BYTES,
+    delimiter_of,
+    encoding_of,
+    header_names,
+    read_table,
+    separator_line,
+    split_cells,
 )
 
 PIXEL_FILES = ("fer2013.csv", "icml_face_data.csv")
+COLUMNS = {"emotion", "pixels"}
 VOTES_FILE = "fer2013new.csv"
 VOTE_COLUMNS = tuple(VOCABULARIES["ferplus"].values())
 """Answers of FERPlus's annotators, in column order; the last `NO_EMOTIONS` are not emotions."""
@@ -36,11 +43,15 @@ def recognises_fer2013(source: Path) -> bool:
     """Whether a CSV has columns emotion and pixels, or a folder contains such a file and no votes."""
     if source.is_dir():
         return not (source / VOTES_FILE).is_file() and any((source / name).is_file() for name in PIXEL_FILES)
-    if not source.is_file() or source.suffix.lower() != ".csv":
+    if not source.is_file() or source.suffix.lower() not in (".csv", ".tsv"):
         return False
     with open(source, "rb") as file:
-        header = file.readline(200)
-    return {b"emotion", b"pixels"} <= set(_cells(header))
+        head = file.read(HEAD_BYTES)
+    encoding = encoding_of(head)
+    lines = head[encoding.mark :].decode(encoding.name, "replace").splitlines()
+    header = next((line for line in lines if line.strip() and separator_line(line) is None), "")
+    names = header_names([cell for _, cell in split_cells(header, delimiter_of(header))])
+    return COLUMNS.issubset(names)
 
 
 def read_fer2013(source: Path, options: ReadOptions) -> RawDataset:
@@ -51,47 +62,79 @@ def read_fer2013(source: Path, options: ReadOptions) -> RawDataset:
         if not tables:
             raise RawDataError(f"{source} is not FER2013: it has neither {' nor '.join(PIXEL_FILES)}")
         table = tables[0]
-    photos = tuple(_pixel_rows(table))
-    return RawDataset("fer2013", "fer2013", photos, 0, str(table))
+    rows = list(_pixel_rows(table))
+    splits = column_splits([usage for _, usage in rows], options.splits, table)
+    photos = tuple(replace(photo, split=split) for (photo, _), split in zip(rows, splits, strict=True))
+    return RawDataset("fer2013", "fer2013", photos, {}, str(table))
 
 
-def _cells(line: bytes) -> list[bytes]:
-    return [cell.strip().strip(b'"').lower() for cell in line.split(b",")]
+def _lines(table: Path) -> Iterator[tuple[int, str, int]]:
+    """Lines of a text file with their offset in bytes and the bytes of a character. Raises RawDataError.
 
-
-def _pixel_rows(table: Path) -> Iterator[RawPhoto]:
-    """A photo per row; its bytes are the row's grey values."""
+    Lines of UTF-8 are decoded as Latin-1, so that positions of characters are those of bytes.
+    """
     with open(table, "rb") as file:
-        header = _cells(file.readline())
-        missing = {b"emotion", b"pixels"} - set(header)
-        if missing:
-            names = " and ".join(sorted(name.decode() for name in missing))
-            raise RawDataError(f"{table} has no column {names}: it is not fer2013.csv")
-        if len(set(header)) != len(header):
-            raise RawDataError(f"{table} has duplicate column names: it is not fer2013.csv")
-        columns, offset = {name: number for number, name in enumerate(header)}, file.tell()
-        for number, line in enumerate(iter(file.readline, b"")):
-            if line.strip():
-                yield _pixel_row(table, columns, number, offset, line)
-            offset += len(line)
+        encoding = encoding_of(file.read(HEAD_BYTES))
+        file.seek(encoding.mark)
+        if encoding.width == 1:
+            offset = encoding.mark
+            for line in iter(file.readline, b""):
+                yield offset, line.decode("latin-1"), 1
+                offset += len(line)
+            return
+        data = file.read()
+    try:
+        text = data.decode(encoding.name)
+    except UnicodeDecodeError as error:
+        raise RawDataError(f"{table} is not {encoding.name.upper()} text ({error}); save it as UTF-8") from error
+    if len(text) * encoding.width != len(data):
+        raise RawDataError(f"{table} holds characters that no FER2013 has; save it as UTF-8")
+    place = 0
+    for line in text.splitlines(keepends=True):
+        yield encoding.mark + place * encoding.width, line, encoding.width
+        place += len(line)
 
 
-def _pixel_row(table: Path, columns: dict[bytes, int], number: int, offset: int, line: bytes) -> RawPhoto:
-    cells = line.rstrip(b"\r\n").split(b",")
+def _pixel_rows(table: Path) -> Iterator[tuple[RawPhoto, str]]:
+    """A photo per row, whose bytes are the row's grey values, and its cell of the column Usage."""
+    lines = ((offset, line, width) for offset, line, width in _lines(table) if line.strip())
+    _, first, _ = next(lines, (0, "", 1))
+    delimiter = separator_line(first)
+    if delimiter is not None:
+        _, first, _ = next(lines, (0, "", 1))
+    delimiter = delimiter or delimiter_of(first)
+    header = header_names([cell for _, cell in split_cells(first, delimiter)])
+    missing = COLUMNS - set(header)
+    if missing:
+        raise RawDataError(
+            f"{table} has no column {' and '.join(sorted(missing))}: its header is {', '.join(header)!r}; FER2013's is"
+            " emotion,pixels,Usage"
+        )
+    if len(set(header)) != len(header):
+        raise RawDataError(f"{table} has duplicate column names: it is not fer2013.csv")
+    columns = {name: number for number, name in enumerate(header)}
+    for number, (offset, line, width) in enumerate(lines):
+        yield _pixel_row(table, columns, number, delimiter, (offset, line, width))
+
+
+def _pixel_row(
+    table: Path, columns: dict[str, int], number: int, delimiter: str, place: tuple[int, str, int]
+) -> tuple[RawPhoto, str]:
+    offset, line, width = place
+    cells = split_cells(line.rstrip("\r\n"), delimiter)
     if len(cells) != len(columns):
         raise RawDataError(
             f"{table}, row {number + 1}: {len(cells)} cells, the header has {len(columns)}; copy the file again"
         )
 
-    def cell(name: bytes) -> str:
-        return cells[columns[name]].decode("ascii", "replace").strip().strip('"') if name in columns else ""
+    def cell(name: str) -> str:
+        return cells[columns[name]][1].strip().strip('"').strip() if name in columns else ""
 
-    pixels = cells[columns[b"pixels"]]
-    start = offset + sum(len(text) + 1 for text in cells[: columns[b"pixels"]])
-    start += pixels.startswith(b'"')
-    size = len(pixels.strip(b'"'))
-    label, split = name_of("fer2013", cell(b"emotion")), split_from_name(cell(b"usage"))
-    return RawPhoto(f"fer{number:07d}.png", label, None, str(table), start, size, "pixels", split)
+    position, pixels = cells[columns["pixels"]]
+    start = offset + width * (position + (len(pixels) - len(pixels.lstrip('"'))))
+    size = width * len(pixels.strip('"'))
+    label = name_of("fer2013", cell("emotion"))
+    return RawPhoto(f"fer{number:07d}.png", label, None, str(table), start, size, "pixels"), cell("usage")
 
 
 def recognises_ferplus(source: Path) -> bool:
@@ -102,19 +145,16 @@ def recognises_ferplus(source: Path) -> bool:
 def read_ferplus(source: Path, options: ReadOptions) -> RawDataset:
     """List FER2013's photos with labels from FERPlus's votes, by the rule `options.votes`. Raises RawDataError."""
     table = source / VOTES_FILE
-    try:
-        rows = list(csv.reader(io.StringIO(read_text(table), newline=""), strict=True))
-    except csv.Error as error:
-        raise RawDataError(f"{table} is not a valid CSV ({error}); download FERPlus again") from error
-    if not rows or len(rows[0]) != len(VOTE_COLUMNS) + 2:
+    votes = read_table(table)
+    if len(votes.header) != len(VOTE_COLUMNS) + 2:
         raise RawDataError(
             f"{table} must have the columns Usage, Image name and ten columns of votes; download FERPlus again"
         )
-    rows = [row for row in rows[1:] if row]
+    rows = votes.rows
     photos = _photos(source, options.images, rows)
     pairs = enumerate(zip(photos, rows, strict=True))
     labelled = tuple(_labelled(table, number, photo, row, options) for number, (photo, row) in pairs)
-    return RawDataset("ferplus", "ferplus", labelled, 0, str(options.images or source), options.votes)
+    return RawDataset("ferplus", "ferplus", labelled, {}, str(options.images or source), options.votes)
 
 
 def _photos(source: Path, images: Path | None, rows: Sequence[Sequence[str]]) -> list[RawPhoto]:
@@ -134,7 +174,7 @@ def _photos(source: Path, images: Path | None, rows: Sequence[Sequence[str]]) ->
                 f"{source / VOTES_FILE} names a photo {invalid[0]!r} outside its folder; download FERPlus again"
             )
         return [_photo_file(folders, name) for name in names]
-    photos = list(_pixel_rows(table))
+    photos = [replace(photo, split=split_from_name(usage)) for photo, usage in _pixel_rows(table)]
     if len(photos) != len(rows):
         raise RawDataError(
             f"{table} has {len(photos)} rows and {VOTES_FILE} {len(rows)}: they must list the same photos"

@@ -1,147 +1,109 @@
-"""Readers of generic layouts: class folders, a tar of class folders, a CSV with photos next to it.
+"""Readers of generic layouts: class folders, and tables of photos (CSV, TSV, JSON Lines).
 
-Photos are listed by name, those of a CSV in row order. Folders and cells that name splits are used as the dataset's
-official splits if "train" and at least one other split occur.
+Photos are listed by name, those of a table in row order. Splits that folders, file names or cells name are kept.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from pfcluster.data.raw.base import (
-    IMAGE_SUFFIXES,
+    OfficialSplit,
     RawDataError,
     RawDataset,
     RawPhoto,
     ReadOptions,
     file_size,
     find_images,
-    is_hidden,
-    label_from_folders,
     leaves_folder,
-    read_text,
-    split_from_name,
 )
+from pfcluster.data.raw.seen import other_content
+from pfcluster.data.raw.split_names import IGNORE, column_splits, official, parse
+from pfcluster.data.raw.tables import TABLE_SUFFIXES, Table, read_table
+from pfcluster.data.raw.tree import Folder, TreeOptions, find_splits, folder_meanings
 
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "image": (
-        *("image", "images", "imagepath", "filename", "file", "filepath"),
-        *("path", "img", "photo", "picture", "pic"),
-    ),
-    "label": ("emotion", "emotions", "label", "labels", "expression", "class", "classname", "target"),
-    "identity": ("identity", "identityid", "person", "personid", "subject", "subjectid", "celebrity", "actor"),
-    "split": ("split", "usage", "partition", "subset"),
-}
-"""Accepted names of CSV columns; the first one present is used."""
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Tables of Hugging Face's `imagefolder`, beside the photos that they describe."""
 
 
 def read_folder(root: Path, options: ReadOptions) -> RawDataset:
-    """List a folder of class folders at any depth."""
-    images, others = find_images(root)
-    photos = [
-        RawPhoto(name, label_from_folders(PurePosixPath(name).parts[:-1]), None, str(path), 0, file_size(path))
-        for name, path in images
-    ]
-    return RawDataset("folder", root.resolve().name, _with_official_splits(photos), others, str(root))
+    """List a folder of class folders at any depth, with Hugging Face's metadata tables if there are any."""
+    images, skipped = find_images(root)
+    tables = _metadata_tables(root, images)
+    for table in tables:
+        skipped -= Counter((str(table.relative_to(root).parent / f"*{table.suffix}"),))
+    photos = [RawPhoto(name, "", None, str(path), 0, file_size(path)) for name, path in images]
+    photos = list(with_tree(photos, options, root))
+    if tables:
+        photos = list(_with_metadata(photos, root, tables, options))
+    hint = other_content(root, photos, skipped)
+    return RawDataset("folder", root.resolve().name, tuple(photos), skipped, str(root), hint=hint)
 
 
-TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError, EOFError)
-"""Raised by Python's tarfile for damaged archives, besides OSError."""
+def with_tree(photos: Sequence[RawPhoto], options: ReadOptions, source: object) -> Iterator[RawPhoto]:
+    """Photos with the labels and splits that the folders of their names give. Raises RawDataError."""
+    folders = _folders(photos)
+    meanings = folder_meanings(Counter(folders), _tree_options(options), source)
+    by_name: list[OfficialSplit] | None = None
+    if all(meaning.split is None for meaning in meanings.values()) and IGNORE not in options.splits:
+        by_name = splits_of_file_names([photo.source for photo in photos])
+    for number, (photo, folder) in enumerate(zip(photos, folders, strict=True)):
+        meaning = meanings[folder]
+        split = by_name[number] if by_name is not None else meaning.split
+        yield dataclasses.replace(photo, label=meaning.label, split=split, left_out=meaning.left_out)
 
 
-def recognises_tar(source: Path) -> bool:
-    """Whether a file starts like a tar, compressed or not."""
-    try:
-        return source.is_file() and tarfile.is_tarfile(source)
-    except TAR_ERRORS:
-        return True  # damaged after a valid start; `read_tar` raises the error
+def _folders(photos: Sequence[RawPhoto]) -> list[Folder]:
+    """The folders in the name of each photo."""
+    parts: dict[str, Folder] = {}
+    folders = []
+    for photo in photos:
+        folder = photo.source.rpartition("/")[0]
+        if folder not in parts:
+            parts[folder] = PurePosixPath(folder).parts
+        folders.append(parts[folder])
+    return folders
 
 
-def read_tar(source: Path, options: ReadOptions) -> RawDataset:
-    """List an uncompressed tar of class folders. Links, sparse files and names outside the archive are skipped."""
-    photos, others, total, last = [], 0, source.stat().st_size, -1
-    try:
-        with tarfile.open(source, "r:") as archive:
-            for member in archive:
-                if member.offset <= last or member.size < 0:  # tarfile would loop forever
-                    raise RawDataError(f"{source} has a negative size for {member.name}; create it again")
-                last = member.offset
-                name = PurePosixPath(member.name)
-                if member.isdir():
-                    continue
-                plain = member.isreg() and not member.issparse() and not leaves_folder(member.name)
-                if not plain or is_hidden(name) or name.suffix.lower() not in IMAGE_SUFFIXES:
-                    others += 1
-                    continue
-                if member.offset_data + member.size > total:
-                    raise RawDataError(f"{source} is truncated within {member.name}; copy it again")
-                label = label_from_folders(name.parts[:-1])
-                photos.append(RawPhoto(str(name), label, None, str(source), member.offset_data, member.size))
-            end = archive.offset
-        _require_end(source, end)
-    except TAR_ERRORS as error:
-        if isinstance(error, RawDataError):
-            raise
-        hint = "unpack it first if it is compressed (.tar.gz), copy it again if it is truncated"
-        raise RawDataError(f"{source} cannot be read as an uncompressed tar ({error}); {hint}") from error
-    photos.sort(key=lambda photo: (photo.source, photo.offset))
-    return RawDataset("tar", source.name, _with_official_splits(photos), others, str(source))
+def _tree_options(options: ReadOptions) -> TreeOptions:
+    return TreeOptions(options.classes, options.splits, options.labels_ignored)
 
 
-def _require_end(source: Path, end: int) -> None:
-    """Raises RawDataError if the headers of a tar stop at a damaged one before its end."""
-    with open(source, "rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise RawDataError(f"{source} has a damaged header at byte {end}; copy it again")
+def splits_of_file_names(names: Sequence[str]) -> list[OfficialSplit] | None:
+    """The splits that file names such as `train_00001.jpg` and `test_0001.jpg` mean; None unless all names mean one,
+    some of them the training split, others not.
+    """
+    meanings = []
+    for name in names:
+        parsed = parse(PurePosixPath(name).stem)
+        if parsed is None or parsed.certainty == 1:
+            return None
+        meanings.append(parsed.meaning)
+    if "train" not in meanings or len(set(meanings)) < 2:
+        return None
+    return [official(meaning, set(meanings)) for meaning in meanings]
 
 
-def _with_official_splits(photos: Sequence[RawPhoto]) -> tuple[RawPhoto, ...]:
-    """Set the splits that the first folders name, if all of them name one, "train" among them, and they differ."""
-    splits = [split_from_name(PurePosixPath(photo.source).parts[0]) for photo in photos]
-    if None in splits or "train" not in splits or len(set(splits)) < 2:
-        return tuple(photos)
-    return tuple(dataclasses.replace(photo, split=split) for photo, split in zip(photos, splits, strict=True))
+def recognises_table(source: Path) -> bool:
+    """Whether a file is a table by its name."""
+    return source.is_file() and source.suffix.lower() in TABLE_SUFFIXES
 
 
 def read_csv(source: Path, options: ReadOptions) -> RawDataset:
-    """List a CSV with columns image and label, optionally identity and split. Photos are next to it or in `images/`."""
-    header_line = read_text(source).partition("\n")[0]
-    delimiter = max(",;\t", key=header_line.count)
-    try:
-        rows = list(csv.reader(io.StringIO(read_text(source), newline=""), delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        raise RawDataError(f"{source} is not a valid CSV ({error})") from error
-    if not rows:
-        raise RawDataError(f"{source} is empty; its first row must name the columns, e.g. image,emotion,identity")
-    columns = _columns(source, rows[0])
+    """List a table with columns image and label, optionally identity and split. Photos are next to it, in `images/`, or
+    in the folder of --images. Raises RawDataError.
+    """
+    table = read_table(source)
     folders = _image_folders(source, options.images)
-    photos = [_csv_photo(source, folders, columns, row) for row in rows[1:] if any(cell.strip() for cell in row)]
-    splits = {photo.split for photo in photos}
-    if len(splits) < 2 or "train" not in splits:
-        photos = [dataclasses.replace(photo, split=None) for photo in photos]
-    return RawDataset("csv", source.name, tuple(photos), 0, " or ".join(str(folder) for folder in folders))
-
-
-def _columns(source: Path, header: Sequence[str]) -> dict[str, int]:
-    """Index of the columns image, label, identity and split. Header names are compared by letters and digits only."""
-    plain = ["".join(letter for letter in cell.lower() if letter.isalnum()) for cell in header]
-    columns = {}
-    for column, names in COLUMNS.items():
-        index = next((plain.index(name) for name in names if name in plain), None)
-        if index is not None:
-            columns[column] = index
-        elif column in ("image", "label"):
-            raise RawDataError(
-                f"{source} has no {column} column: its header is {', '.join(header)!r};"
-                f" rename one of its columns to {' or '.join(names)}"
-            )
-    return columns
+    photos = list(_table_photos(table, folders))
+    photos = [
+        dataclasses.replace(photo, split=split)
+        for photo, split in zip(photos, _table_splits(table, photos, options), strict=True)
+    ]
+    return RawDataset("csv", source.name, tuple(photos), {}, " or ".join(str(folder) for folder in folders))
 
 
 def _image_folders(source: Path, images: Path | None) -> tuple[Path, ...]:
@@ -152,21 +114,88 @@ def _image_folders(source: Path, images: Path | None) -> tuple[Path, ...]:
     return (images,)
 
 
-def _csv_photo(source: Path, folders: Sequence[Path], columns: dict[str, int], row: Sequence[str]) -> RawPhoto:
-    """The photo of a row. An identity that equals the photo's file name is ignored."""
+def _table_splits(table: Table, photos: Sequence[RawPhoto], options: ReadOptions) -> list[OfficialSplit | None]:
+    """The split of each row: of its split column, else of the folders or the file name of its photo."""
+    column = table.find("split")
+    cells = table.cells(column)
+    if column is not None and any(cells):
+        return column_splits(cells, options.splits, table.path)
+    folders = _folders(photos)
+    tree = dataclasses.replace(_tree_options(options), labels_ignored=True)
+    places = find_splits(Counter(folders), tree, table.path)
+    splits: list[OfficialSplit | None] = []
+    for folder in folders:
+        place = places[folder]
+        splits.append(place[1] if isinstance(place, tuple) else None)
+    if None in splits and len(set(splits)) > 1:
+        raise RawDataError(
+            f"{table.path}: {splits.count(None)} photos are in no folder that names a split, while others are; add a"
+            f" column split, or split all photos anew with --splits {IGNORE}"
+        )
+    if set(splits) == {None} and IGNORE not in options.splits:
+        return list(splits_of_file_names([photo.source for photo in photos]) or splits)
+    return splits
 
-    def cell(column: str) -> str:
-        index = columns.get(column, len(row))
-        return row[index].strip() if index < len(row) else ""
 
-    name = cell("image").replace("\\", "/")
-    if "\0" in name:
-        raise RawDataError(f"{source} names an image with a zero byte, {name!r}; it is not a valid CSV of file names")
-    source_name = PurePosixPath(name).name if PurePosixPath(name).is_absolute() else name
-    identity = cell("identity")
-    person = None if identity in ("", name, PurePosixPath(name).name) else identity
-    split = split_from_name(cell("split"))
-    if not name:
-        return RawPhoto(source_name, cell("label"), person, "", split=split)
-    path = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
-    return RawPhoto(source_name, cell("label"), person, str(path), 0, file_size(path), split=split)
+def _table_photos(table: Table, folders: Sequence[Path]) -> Iterator[RawPhoto]:
+    """The photo of each row. An identity that equals the photo's file name is ignored."""
+    columns = [table.cells(table.require(column)) for column in ("image", "label")]
+    for image, label, identity in zip(*columns, table.cells(table.find("identity")), strict=True):
+        name = image.replace("\\", "/")
+        if "\0" in name:
+            raise RawDataError(
+                f"{table.path} names an image with a zero byte, {name!r}; it is not a valid CSV of file names"
+            )
+        source = PurePosixPath(name).name if PurePosixPath(name).is_absolute() else name
+        person = None if identity in ("", name, PurePosixPath(name).name) else identity
+        if not name:
+            yield RawPhoto(source, label, person, "")
+            continue
+        path = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
+        yield RawPhoto(source, label, person, str(path), 0, file_size(path))
+
+
+def _metadata_tables(root: Path, images: Sequence[tuple[str, Path]]) -> list[Path]:
+    """Metadata tables in the folders of the images and in those above."""
+    folders = {root}
+    for _, path in images:
+        for folder in path.parents:
+            if folder in folders:
+                break
+            folders.add(folder)
+    return sorted(folder / name for folder in folders for name in METADATA if (folder / name).is_file())
+
+
+def _with_metadata(
+    photos: Sequence[RawPhoto], root: Path, tables: Sequence[Path], options: ReadOptions
+) -> Iterator[RawPhoto]:
+    """Photos with the labels, persons and splits of their rows in metadata tables; photos without a row are left out
+    if the tables have labels. Raises RawDataError.
+    """
+    rows: dict[str, tuple[str, str, OfficialSplit | None]] = {}
+    labelled = False
+    for path in tables:
+        table = read_table(path)
+        labelled |= table.find("label") is not None
+        columns = [table.cells(table.find(column)) for column in ("label", "identity")]
+        split_column = table.find("split")
+        splits: Sequence[OfficialSplit | None] = [None] * len(table.rows)
+        if split_column is not None:
+            splits = column_splits(table.cells(split_column), options.splits, path)
+        below = path.parent.relative_to(root)
+        for image, label, person, split in zip(table.cells(table.require("image")), *columns, splits, strict=True):
+            name = image.replace("\\", "/")
+            if leaves_folder(name):
+                raise RawDataError(f"{path} names an image outside its folder, {name!r}; correct the row")
+            rows[(below / name).as_posix()] = (label, person, split)
+    for photo in photos:
+        row = rows.pop(photo.source, None)
+        if row is None:
+            missing = ("no row in the metadata", "") if labelled else photo.left_out
+            yield dataclasses.replace(photo, left_out=missing)
+            continue
+        label, person, split = row
+        values = {"identity": person or None, "split": split or photo.split}
+        yield dataclasses.replace(photo, **values, **({"label": label, "left_out": None} if labelled else {}))  # type: ignore[arg-type]
+    for name, (label, person, split) in rows.items():
+        yield RawPhoto(name, label, person or None, str(root / name), split=split)

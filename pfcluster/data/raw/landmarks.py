@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from pfcluster.data.raw.base import Point, RawDataError, RawDataset, read_text
+from pfcluster.data.raw.base import Point, RawDataError, RawDataset
+from pfcluster.data.raw.tables import read_text
 
 POINTS = 68
 """Number of landmarks of the iBUG 300-W markup, which AffectNet and OpenFace use."""

@@ -1,4 +1,5 @@
-"""Parquet files in the layout of Hugging Face datasets: a column of image bytes and a column of labels.
+"""Parquet files in the layout of Hugging Face datasets: columns of image bytes and labels, optionally of persons and
+splits.
 
 pyarrow is an optional dependency, imported when a parquet file is read.
 """
@@ -7,20 +8,26 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pfcluster.data.raw.base import OfficialSplit, RawDataError, RawDataset, RawPhoto, ReadOptions, split_from_name
+from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, ReadOptions, is_hidden
+from pfcluster.data.raw.split_names import column_splits, named_splits
+from pfcluster.data.raw.tables import COLUMNS, plain_name
 
-IMAGE_COLUMNS = ("image", "img", "jpg", "picture")
-LABEL_COLUMNS = ("label", "labels", "emotion", "expression")
+NESTED = ("*/*.parquet", "*/*/*.parquet")
+"""Places of files such as `default/train/0000.parquet`."""
+METADATA = "metadata.parquet"
 BATCH = 512
 """Rows in memory at a time."""
 
 
 def recognises(source: Path) -> bool:
-    """Whether a file has the suffix .parquet, or a folder or its `data` folder contains such files."""
+    """Whether a file has the suffix .parquet, or a folder or its `data` folder contains such files, or folders in it
+    do (`default/train/0000.parquet`).
+    """
     return bool(_files(source))
 
 
@@ -29,11 +36,22 @@ def read(source: Path, options: ReadOptions) -> RawDataset:
     files = _files(source)
     if not files:
         raise RawDataError(f"{source} is not a .parquet file, and neither it nor its data folder contains any")
-    splits: list[OfficialSplit | None] = [split_from_name(file.stem.split("-")[0]) for file in files]
-    if None in splits or "train" not in splits or len(set(splits)) < 2:
-        splits = [None] * len(files)
-    photos = [photo for file, split in zip(files, splits, strict=True) for photo in _rows(file, split)]
-    return RawDataset("parquet", source.resolve().name, tuple(photos), 0, str(source))
+    listed = [list(_rows(file, options.classes)) for file in files]
+    photos = [photo for rows in listed for photo, _ in rows]
+    cells = [cell for rows in listed for _, cell in rows]
+    if any(cells):
+        splits = column_splits(cells, options.splits, source)
+    else:
+        names = [_name(file, source) for file in files]
+        by_file = named_splits(names, options.splits, source)
+        splits = [split for split, rows in zip(by_file, listed, strict=True) for _ in rows]
+    photos = [replace(photo, split=split) for photo, split in zip(photos, splits, strict=True)]
+    return RawDataset("parquet", source.resolve().name, tuple(photos), {}, str(source))
+
+
+def _name(file: Path, source: Path) -> str:
+    """A file's path in the dataset without its suffix: `default/train/0000`."""
+    return (file.relative_to(source) if source.is_dir() else Path(file.name)).with_suffix("").as_posix()
 
 
 def _files(source: Path) -> list[Path]:
@@ -43,12 +61,16 @@ def _files(source: Path) -> list[Path]:
         files = sorted(path for path in folder.glob("*.parquet") if path.is_file() and not path.name.startswith("."))
         if files:
             return files
-    return []
+    nested = {path for pattern in NESTED for path in source.glob(pattern) if path.name != METADATA}
+    return sorted(path for path in nested if path.is_file() and not is_hidden(PurePosixPath(path.relative_to(source))))
 
 
-def _rows(file: Path, split: OfficialSplit | None) -> Iterator[RawPhoto]:
+def _rows(file: Path, classes: Mapping[str, str]) -> Iterator[tuple[RawPhoto, str]]:
+    """The photos of a file, each with its cell of the split column."""
     parquet = open_parquet(file)
-    labels = _labels(file, parquet)
+    names = parquet.schema_arrow.names
+    labels = _texts(file, parquet, _column(file, names, "label"), classes)
+    others = {column: _optional(file, parquet, _find(names, column)) for column in ("identity", "split")}
     sizes = [-1 if data is None else len(data) for data in read_images(file)]
     if not len(labels) == len(sizes) == parquet.metadata.num_rows:
         raise RawDataError(
@@ -57,7 +79,8 @@ def _rows(file: Path, split: OfficialSplit | None) -> Iterator[RawPhoto]:
         )
     for row, (label, size) in enumerate(zip(labels, sizes, strict=True)):
         path = str(file) if size >= 0 else ""
-        yield RawPhoto(f"{file.name}#{row}", label, None, path, row, size, "parquet", split)
+        person, split = (others[column][row] if others[column] else "" for column in ("identity", "split"))
+        yield RawPhoto(f"{file.name}#{row}", label, person or None, path, row, size, "parquet"), split
 
 
 def open_parquet(file: Path) -> Any:
@@ -72,11 +95,18 @@ def open_parquet(file: Path) -> Any:
         raise RawDataError(f"{file} is not a valid parquet file ({error}); download it again") from error
 
 
-def _column(file: Path, names: Sequence[str], accepted: Sequence[str], content: str) -> str:
-    name = next((name for name in accepted if name in names), None)
+def _find(names: Sequence[str], column: str) -> str | None:
+    """The name of a column of COLUMNS; None if there is none."""
+    plain = [plain_name(name) for name in names]
+    return next((names[plain.index(name)] for name in COLUMNS[column] if name in plain), None)
+
+
+def _column(file: Path, names: Sequence[str], column: str) -> str:
+    name = _find(names, column)
     if name is None:
         raise RawDataError(
-            f"{file} has no column of {content}: it has {', '.join(names)}; rename one to {' or '.join(accepted)}"
+            f"{file} has no column of {column}s: it has {', '.join(names)};"
+            f" rename one to {' or '.join(COLUMNS[column])}"
         )
     return name
 
@@ -84,7 +114,7 @@ def _column(file: Path, names: Sequence[str], accepted: Sequence[str], content: 
 def read_images(file: Path) -> Iterator[Any]:
     """Image of each row as a buffer, None if there is none; reads no other column. Raises RawDataError."""
     parquet = open_parquet(file)
-    name = _column(file, parquet.schema_arrow.names, IMAGE_COLUMNS, "images")
+    name = _column(file, parquet.schema_arrow.names, "image")
     kind = parquet.schema_arrow.field(name).type
     types = importlib.import_module("pyarrow.types")
     nested = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
@@ -107,19 +137,37 @@ def _batches(file: Path, parquet: Any, column: str) -> Iterator[Any]:
         raise RawDataError(f"{file} cannot be read completely ({error}); download it again") from error
 
 
-def _labels(file: Path, parquet: Any) -> list[str]:
-    """Label of each row. Numbers become the names in the file's Hugging Face metadata; -1 and null become ""."""
+def _optional(file: Path, parquet: Any, column: str | None) -> list[str]:
+    """Text of each row of a column; empty if there is no such column. Numbers without names stay numbers."""
+    if column is None:
+        return []
+    kind = parquet.schema_arrow.field(column).type
+    metadata = parquet.schema_arrow.metadata or {}
+    numbers = importlib.import_module("pyarrow.types").is_integer(kind) and not _named(metadata, column)
+    return _texts(file, parquet, column, {"": ""} if numbers else {})
+
+
+def _texts(file: Path, parquet: Any, column: str, classes: Mapping[str, str]) -> list[str]:
+    """Text of each row. Numbers become the names in the file's Hugging Face metadata; -1 and null become "". Without
+    names, numbers stay as they are if `classes` says what they mean. Raises RawDataError.
+    """
     schema, types = parquet.schema_arrow, importlib.import_module("pyarrow.types")
-    column = _column(file, schema.names, LABEL_COLUMNS, "labels")
     kind = schema.field(column).type
     values = [value for batch in _batches(file, parquet, column) for value in batch.column(0).to_pylist()]
     if types.is_dictionary(kind):
         kind = kind.value_type
     if types.is_string(kind) or types.is_large_string(kind):
-        return [value or "" for value in values]
+        return [(value or "").strip() for value in values]
     if not types.is_integer(kind):
-        raise RawDataError(f"{file}: column {column} has type {kind}; labels must be strings or integers")
-    names = _class_names(file, schema.metadata or {}, column)
+        raise RawDataError(f"{file}: column {column} has type {kind}; it must hold strings or integers")
+    names = _named(schema.metadata or {}, column)
+    if not names and classes:
+        return ["" if value is None else str(value) for value in values]
+    if not names:
+        raise RawDataError(
+            f"{file}: column {column} holds numbers, and the metadata do not name them; name them with --classes, e.g."
+            " --classes 0=anger 1=disgust"
+        )
     for row, value in enumerate(values):
         if value is not None and not -1 <= value < len(names):
             raise RawDataError(
@@ -128,15 +176,10 @@ def _labels(file: Path, parquet: Any) -> list[str]:
     return ["" if value in (None, -1) else names[value] for value in values]
 
 
-def _class_names(file: Path, metadata: dict[bytes, bytes], column: str) -> list[str]:
-    """The ClassLabel names of an integer column. Raises RawDataError if the metadata have none."""
+def _named(metadata: Mapping[bytes, bytes], column: str) -> list[str]:
+    """The ClassLabel names of an integer column in Hugging Face's metadata; empty if there are none."""
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
-        if isinstance(names, list) and names:
-            return [str(name) for name in names]
+        return [str(name) for name in names] if isinstance(names, list) else []
     except (KeyError, TypeError, ValueError):
-        pass
-    raise RawDataError(
-        f"{file}: column {column} holds numbers, and the metadata do not name them; store the emotions' names instead,"
-        " or make the column a ClassLabel with names"
-    )
+        return []

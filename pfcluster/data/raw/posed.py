@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pfcluster.data.labels import NEUTRAL, name_of
 from pfcluster.data.raw.base import (
@@ -14,16 +15,20 @@ from pfcluster.data.raw.base import (
     RawDataset,
     RawPhoto,
     ReadOptions,
+    below,
     file_size,
     find_images,
-    numbered_lines,
+    skipped_as,
 )
+from pfcluster.data.raw.tables import numbered_lines
 
 CKPLUS_FRAMES = "cohn-kanade-images"
 CKPLUS_LABELS = ("Emotion", "Emotion_labels/Emotion", "Emotion_labels")
 JAFFE_NAME = re.compile(r"([A-Z]{2})\.([A-Z]{2})\d+\.\d+\.(tiff?|jpe?g|png|bmp)", re.IGNORECASE)
 """`KA.AN1.39.tiff`: person, emotion and take, number."""
 JAFFE_CODES = ("AN", "DI", "FE", "HA", "NE", "SA", "SU")
+SFEW_NAME = re.compile(r".+_\d{9}_\d{8}\.\w+")
+"""`AirForceOne_000519240_00000005.png`: film, time, frame."""
 SFEW_CLASSES = frozenset(("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"))
 SFEW_ALIGNED: dict[OfficialSplit, tuple[str, ...]] = {
     "train": ("Train_Aligned_Faces",),
@@ -50,7 +55,7 @@ def ckplus_read(source: Path, options: ReadOptions) -> RawDataset:
         if not file.name.startswith("."):
             sequence = source / CKPLUS_FRAMES / file.parent.relative_to(labels)
             photos += _ckplus_sequence(source, sequence, _ckplus_label(file), options.peak_frames)
-    return RawDataset("ckplus", source.resolve().name, tuple(photos), 0, str(source))
+    return RawDataset("ckplus", source.resolve().name, tuple(photos), {}, str(source))
 
 
 def _ckplus_labels(source: Path) -> Path | None:
@@ -80,8 +85,8 @@ def _ckplus_sequence(source: Path, sequence: Path, label: str, peaks: int) -> It
         raise RawDataError(f"{sequence} has an emotion file but {len(frames)} frames; copy its frames again")
     peak = frames[1:][-peaks:]
     for path, name in [(frames[0][1], NEUTRAL), *((path, label) for _, path in peak)]:
-        below = path.relative_to(source).as_posix()
-        yield RawPhoto(below, name, sequence.parent.name, str(path), 0, file_size(path))
+        listed = path.relative_to(source).as_posix()
+        yield RawPhoto(listed, name, sequence.parent.name, str(path), 0, file_size(path))
 
 
 def jaffe_recognises(source: Path) -> bool:
@@ -91,10 +96,12 @@ def jaffe_recognises(source: Path) -> bool:
 
 def jaffe_read(source: Path, options: ReadOptions) -> RawDataset:
     """List the photos of a flat folder, with person and emotion from their names. Raises RawDataError."""
-    photos, others = [], 0
+    photos: list[RawPhoto] = []
+    skipped: Counter[str] = Counter()
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
-            others += path.is_file()
+            name = PurePosixPath(path.name)
+            skipped[skipped_as(name) if path.is_file() else f"folder {name}"] += 1
             continue
         parts = _jaffe_parts(path.name)
         if parts is None:
@@ -103,7 +110,7 @@ def jaffe_read(source: Path, options: ReadOptions) -> RawDataset:
             )
         person, code = parts
         photos.append(RawPhoto(path.name, name_of("jaffe", code), person, str(path), 0, file_size(path)))
-    return RawDataset("jaffe", source.resolve().name, tuple(photos), others, str(source))
+    return RawDataset("jaffe", source.resolve().name, tuple(photos), skipped, str(source))
 
 
 def _jaffe_parts(name: str) -> tuple[str, str] | None:
@@ -115,10 +122,19 @@ def _jaffe_parts(name: str) -> tuple[str, str] | None:
 
 
 def sfew_recognises(source: Path) -> bool:
-    """Whether a folder contains SFEW's Train and Val with their seven classes, and no labelled Test."""
-    if not source.is_dir():
+    """Whether a folder contains SFEW's folders of aligned faces, or Train and Val with photos that have SFEW's names.
+
+    Train and Val with seven class folders alone may be any dataset.
+    """
+    if not source.is_dir() or _sfew_folder(source, ("Test",)) is not None:
         return False
-    return _sfew_folders(source, originals=False) is not None and _sfew_folder(source, ("Test",)) is None
+    folders = _sfew_folders(source, originals=False)
+    if folders is None:
+        return False
+    if {folder.name for folder in folders.values()} <= {name for names in SFEW_ALIGNED.values() for name in names}:
+        return True
+    images = [path for folder in folders.values() for _, path in find_images(folder)[0]]
+    return bool(images) and all(SFEW_NAME.fullmatch(path.name) for path in images)
 
 
 def sfew_read(source: Path, options: ReadOptions) -> RawDataset:
@@ -129,15 +145,16 @@ def sfew_read(source: Path, options: ReadOptions) -> RawDataset:
             f"{source} is not SFEW: it needs Train and Val, or Train_Aligned_Faces and Val_Aligned_Faces, each with the"
             f" folders {', '.join(sorted(SFEW_CLASSES))}"
         )
-    photos, others = [], 0
+    photos: list[RawPhoto] = []
+    skipped: Counter[str] = Counter()
     for split, folder in folders.items():
         for label in sorted(SFEW_CLASSES):
-            images, other_files = find_images(folder / label)
-            others += other_files
+            images, others = find_images(folder / label)
+            skipped += below(f"{folder.relative_to(source).as_posix()}/{label}", others)
             for _, path in images:
-                below = path.relative_to(source).as_posix()
-                photos.append(RawPhoto(below, label, None, str(path), 0, file_size(path), split=split))
-    return RawDataset("sfew", source.resolve().name, tuple(photos), others, str(source))
+                name = path.relative_to(source).as_posix()
+                photos.append(RawPhoto(name, label, None, str(path), 0, file_size(path), split=split))
+    return RawDataset("sfew", source.resolve().name, tuple(photos), skipped, str(source))
 
 
 def _sfew_folders(source: Path, originals: bool) -> dict[OfficialSplit, Path] | None:

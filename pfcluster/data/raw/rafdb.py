@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 from pfcluster.data.labels import VOCABULARIES, name_of
@@ -11,19 +13,26 @@ from pfcluster.data.raw.base import (
     RawDataset,
     RawPhoto,
     ReadOptions,
+    below,
     file_size,
     find_images,
-    numbered_lines,
 )
+from pfcluster.data.raw.tables import numbered_lines
 
 LISTING = "EmoLabel/list_patition_label.txt"
 NUMBERS = set(VOCABULARIES["rafdb"])
 SPLITS: tuple[OfficialSplit, ...] = ("train", "test")
+RAF_NAME = {split: re.compile(rf"{split}_\d{{4,5}}(_aligned)?\.\w+") for split in SPLITS}
 
 
 def recognises(source: Path) -> bool:
-    """Whether a folder contains RAF-DB, directly or in `basic/` or `DATASET/`."""
-    return _listed(source) is not None or _numbered(source) is not None
+    """Whether a folder contains RAF-DB, directly or in `basic/` or `DATASET/`. Numbered folders are RAF-DB's only if
+    all seven are there and the photos have RAF-DB's names.
+    """
+    if _listed(source) is not None:
+        return True
+    numbered = _numbered(source)
+    return numbered is not None and _has_raf_names(numbered)
 
 
 def read(source: Path, options: ReadOptions) -> RawDataset:
@@ -33,16 +42,17 @@ def read(source: Path, options: ReadOptions) -> RawDataset:
         return _read_listed(listed, options.originals)
     if numbered is None:
         raise RawDataError(f"{source} is not RAF-DB: it has neither {LISTING} nor train/1 ... train/7 and test/1 ...")
-    photos, others = [], 0
+    photos: list[RawPhoto] = []
+    skipped: Counter[str] = Counter()
     for split in SPLITS:
         for number in sorted(NUMBERS):
-            images, other_files = find_images(numbered / split / number)
-            others += other_files
+            images, others = find_images(numbered / split / number)
+            skipped += below(f"{split}/{number}", others)
             for name, path in images:
                 relative = f"{split}/{number}/{name}"
                 label = name_of("rafdb", number)
                 photos.append(RawPhoto(relative, label, None, str(path), 0, file_size(path), split=split))
-    return RawDataset("rafdb", "rafdb", tuple(photos), others, str(numbered))
+    return RawDataset("rafdb", "rafdb", tuple(photos), skipped, str(numbered))
 
 
 def _listed(source: Path) -> Path | None:
@@ -64,6 +74,16 @@ def _numbered(source: Path) -> Path | None:
     return None
 
 
+def _has_raf_names(root: Path) -> bool:
+    """Whether both splits have all seven folders, and all photos names such as `train_00001_aligned.jpg`."""
+    for split in SPLITS:
+        if any(not (root / split / number).is_dir() for number in NUMBERS):
+            return False
+        if not all(RAF_NAME[split].fullmatch(path.name) for _, path in find_images(root / split)[0]):
+            return False
+    return True
+
+
 def _read_listed(root: Path, originals: bool) -> RawDataset:
     aligned = root / "Image" / "aligned"
     folder = root / "Image" / "original" if originals or not aligned.is_dir() else aligned
@@ -79,4 +99,4 @@ def _read_listed(root: Path, originals: bool) -> RawDataset:
             )
         file = folder / (name if folder.name == "original" else f"{Path(name).stem}_aligned{Path(name).suffix}")
         photos.append(RawPhoto(name, name_of("rafdb", label), None, str(file), 0, file_size(file), split=split))
-    return RawDataset("rafdb", "rafdb", tuple(photos), 0, str(folder))
+    return RawDataset("rafdb", "rafdb", tuple(photos), {}, str(folder))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfcluster.data.raw import affectnet, expw, fer2013, generic, parquet, posed, rafdb
-from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, ReadOptions
+from pfcluster.data.labels import plain_code
+from pfcluster.data.raw import affectnet, archives, expw, fer2013, generic, parquet, posed, rafdb
+from pfcluster.data.raw.base import NOT_A_LABEL, RawDataError, RawDataset, RawPhoto, ReadOptions
+from pfcluster.data.raw.split_names import IGNORE
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ READERS: dict[str, Reader] = {
     "jaffe": Reader(posed.jaffe_recognises, posed.jaffe_read),
     "sfew": Reader(posed.sfew_recognises, posed.sfew_read),
     "parquet": Reader(parquet.recognises, parquet.read),
-    "csv": Reader(lambda source: source.is_file() and source.suffix.lower() in (".csv", ".tsv"), generic.read_csv),
-    "tar": Reader(generic.recognises_tar, generic.read_tar),
+    "csv": Reader(generic.recognises_table, generic.read_csv),
+    "tar": Reader(archives.recognises_tar, archives.read_tar),
     "folder": Reader(lambda source: source.is_dir(), generic.read_folder),
 }
 """By name; the first one that recognises a source reads it. Layouts of datasets come before the generic ones."""
+NAMED_SPLITS = ("fer2013", "parquet", "csv", "tar", "folder")
+"""Layouts whose splits have free names, which --splits can explain."""
 
 
 def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "auto") -> RawDataset:
@@ -50,12 +54,48 @@ def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "a
             name = kind
         if name is None:
             raise RawDataError(f"{source} is neither a folder, a .csv nor a tar; unpack other archives first")
-        dataset = READERS[name].read(source, options or ReadOptions())
+        options = options or ReadOptions()
+        named = set(options.splits) - {IGNORE}
+        if named and name not in NAMED_SPLITS:
+            raise RawDataError(f"{source} was read as {name}, whose splits have fixed names; remove --splits")
+        dataset = READERS[name].read(source, options)
     except OSError as error:
         raise RawDataError(f"{source} cannot be read: {error.strerror or error}") from error
     if not dataset.photos:
-        raise RawDataError(f"{source} contains no photos ({dataset.other_files} files without an image suffix)")
-    return dataclasses.replace(dataset, photos=tuple(map(_with_utf8_names, dataset.photos)))
+        raise RawDataError(_no_photos(source, dataset))
+    photos = tuple(_with_utf8_names(photo) for photo in dataset.photos)
+    if IGNORE in options.splits:
+        photos = tuple(dataclasses.replace(photo, split=None) for photo in photos)
+    return dataclasses.replace(dataset, photos=_with_classes(photos, options.classes, source))
+
+
+def _no_photos(source: Path, dataset: RawDataset) -> str:
+    files = "files without an image suffix" if dataset.other_files else "files"
+    most = sorted(dataset.skipped.items(), key=lambda item: -item[1])[:3]
+    seen = f": {', '.join(f'{count} {name}' for name, count in most)}" if most else ""
+    return f"{source} contains no photos ({dataset.other_files} {files}{seen})" + (
+        f"; {dataset.hint}" if dataset.hint else ""
+    )
+
+
+def _with_classes(photos: tuple[RawPhoto, ...], classes: Mapping[str, str], source: Path) -> tuple[RawPhoto, ...]:
+    """Photos with the labels that --classes gives theirs. Raises RawDataError if it names a label that is not there."""
+    if not classes:
+        return photos
+    unused = {name for name, value in classes.items() if value != NOT_A_LABEL} - {
+        form for photo in photos for form in (photo.label, plain_code(photo.label))
+    }
+    if unused:
+        labels = sorted({photo.label for photo in photos})[:12]
+        raise RawDataError(
+            f"--classes names {', '.join(map(repr, sorted(unused)))}, but the labels of {source} are"
+            f" {', '.join(map(repr, labels))}"
+        )
+    return tuple(
+        photo if label is None else dataclasses.replace(photo, label=label)
+        for photo in photos
+        for label in [classes.get(photo.label, classes.get(plain_code(photo.label)))]
+    )
 
 
 def _with_utf8_names(photo: RawPhoto) -> RawPhoto:
