@@ -213,5 +213,5 @@ def test_a_build_with_other_options_is_refused(raw: Path, damaged: Path) -> None
 def test_a_changed_input_is_refused(raw: Path, damaged: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = make_folder(tmp_path_factory.mktemp("other") / "faces", 12)
     picture("sad", 4000, 40).save(other / "sad" / "000.png")
-    with pytest.raises(BuildError, match="photos or labels have changed"):
+    with pytest.raises(BuildError, match="photos, labels, splits or other fields have changed"):
         build(options(other, damaged, val_share=0.25))

@@ -21,8 +21,15 @@ from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.folder import PLAN, build_lock
 from pfcluster.data.build.make_shard import ShardMaker, ShardResult, marker_path
 from pfcluster.data.build.options import BuildOptions
-from pfcluster.data.build.plan import SPLITS, Plan, PlannedShard, subsample
-from pfcluster.data.build.saved_plan import build_identity, load_or_make_plan, package_versions, require_same_build
+from pfcluster.data.build.plan import SPLITS, Plan, PlannedShard, make_plan, subsample
+from pfcluster.data.build.saved_plan import (
+    build_identity,
+    files_state,
+    load_or_make_plan,
+    package_versions,
+    require_same_build,
+    require_same_content,
+)
 from pfcluster.data.build.shard_writer import read_checksummed, write_json, write_table
 from pfcluster.data.build.workers import run_workers
 from pfcluster.data.manifest import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest
@@ -73,12 +80,19 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     identity = build_identity(options, datasets)
     number, count = options.slice_of_build()
     with build_lock(options.output, shared=count > 1):
-        if (options.output / MANIFEST).exists():
-            return _existing_result(options, identity)
         folder = options.output / BUILD_FOLDER
+        if (options.output / MANIFEST).exists():
+            _existing_result(options, identity)  # options first: comparing the contents takes longer
         with exclusive_lock(folder / "plan.lock"):
-            datasets = {role: spool(dataset, folder / f"{role}.spool") for role, dataset in datasets.items()}
-            plan = load_or_make_plan(options, datasets, identity, progress.start, progress.advance)
+            files = files_state(datasets)
+            datasets = {
+                role: spool(dataset, folder / f"{role}-{files[:12]}.spool") for role, dataset in datasets.items()
+            }
+            if (options.output / MANIFEST).exists():
+                progress.start("checking", sum(len(dataset.photos) for dataset in datasets.values()), 0)
+                plan = make_plan(datasets, options.plan_options(), lambda: progress.advance(1))
+                return _existing_result(options, identity, plan)
+            plan = load_or_make_plan(options, datasets, identity, files, progress.start, progress.advance)
         _check_bad(options, plan.left_out, plan.photos)
         in_slice = plan.shards[number::count]
         missing = [shard for shard in in_slice if not _is_finished(options.output, shard)]
@@ -87,7 +101,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         run_workers(functools.partial(_make_maker, options, datasets), missing, options.workers, progress.advance)
         with exclusive_lock(folder / "merge.lock"):
             if (options.output / MANIFEST).exists():  # written by another slice
-                return replace(_existing_result(options, identity), photos_now=now)
+                return replace(_existing_result(options, identity, plan), photos_now=now)
             shards_left = sum(not _is_finished(options.output, shard) for shard in plan.shards)
             if shards_left:
                 return BuildResult(None, now, (), shards_left)
@@ -95,11 +109,15 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
     return BuildResult(manifest, now, _warnings(manifest))
 
 
-def _existing_result(options: BuildOptions, identity: Mapping[str, Any]) -> BuildResult:
-    """The result of a finished build. Raises BuildError if it was made with other options."""
+def _existing_result(options: BuildOptions, identity: Mapping[str, Any], plan: Plan | None = None) -> BuildResult:
+    """The result of a finished build. Raises BuildError if it was made with other options, from another listing, or
+    from files with other contents than those of the plan.
+    """
     manifest = load_manifest(options.output)
-    source = {key: value for key, value in manifest.source.items() if key != "known_identities"}
+    source = {key: value for key, value in manifest.source.items() if key not in ("known_identities", "plan_sha256")}
     require_same_build(options.output, {"options": manifest.options, "source": source}, identity)
+    if plan is not None:
+        require_same_content(options.output, plan.digest(), manifest)
     (options.output / BUILD_FOLDER / PLAN).unlink(missing_ok=True)
     return BuildResult(manifest, 0, _warnings(manifest))
 
@@ -180,7 +198,7 @@ def _finish(
         left_out=dict(sorted(Counter(photo.reason for photo in left_out).items())),
         left_out_file=LEFT_OUT_FILE,
         options=dict(identity["options"]),
-        source={**identity["source"], "known_identities": plan.known_identities},
+        source={**identity["source"], "plan_sha256": plan.digest(), "known_identities": plan.known_identities},
         versions=package_versions(options.align),
     )
     rows = [_left_out_row(datasets, photo) for photo in left_out]

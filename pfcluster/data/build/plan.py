@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 from pfcluster.data.build.candidates import Candidate, LeftOut, list_candidates
@@ -18,7 +18,7 @@ from pfcluster.data.build.dedupe import remove_copies
 from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.split import choose_groups, connected_groups, rank
 from pfcluster.data.labels import CANONICAL, in_canonical_order
-from pfcluster.data.raw.base import RawDataset
+from pfcluster.data.raw.base import RawDataset, RawPhoto
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_VAL_SHARE = 0.1
@@ -66,6 +66,10 @@ class Plan:
         shards = [{"name": shard.name, "split": shard.split, "photos": shard.photos} for shard in self.shards]
         return {**vars(self), "shards": shards}
 
+    def digest(self) -> str:
+        """SHA-256 of the plan: of every photo its shard, label, identity and the checksum of its file."""
+        return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()
+
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Plan:
         shards = tuple(
@@ -90,12 +94,15 @@ class PlanOptions:
 
 
 def listing_digest(datasets: Mapping[str, RawDataset]) -> str:
-    """SHA-256 of the names, labels, identities and sizes of all listed photos; changes if an input changes."""
+    """SHA-256 of all that the inputs list, of every photo: name, label, identity, size, split, votes, box, landmarks.
+
+    Only where a photo is stored does not count, so that an input can be moved.
+    """
+    names = [field.name for field in fields(RawPhoto) if field.name not in ("path", "offset")]
     digest = hashlib.sha256()
     for role, dataset in sorted(datasets.items()):
         for photo in dataset.photos:
-            line = json.dumps([role, photo.source, photo.label, photo.identity, photo.size])
-            digest.update(line.encode())
+            digest.update(json.dumps([role, *(getattr(photo, name) for name in names)]).encode())
     return digest.hexdigest()
 
 

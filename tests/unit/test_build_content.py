@@ -1,0 +1,112 @@
+"""A build is finished only for the input that it was made from: every field that decides the result, and the bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pfcluster.data.build.errors import BuildError
+from pfcluster.data.build.pipeline import build
+from pfcluster.data.build.plan import listing_digest
+from pfcluster.data.manifest import MANIFEST
+from pfcluster.data.raw.base import RawDataset, RawPhoto
+from tests.photos import make_folder, options, picture
+
+PHOTO = RawPhoto("a.png", "happy", "p1", "/data/a.png", 0, 10)
+CHANGES = {
+    "source": "b.png",
+    "label": "sad",
+    "identity": "p2",
+    "size": 11,
+    "form": "pixels",
+    "split": "test",
+    "votes": (1.0,),
+    "box": (0.0, 0.0, 4.0, 4.0),
+    "landmarks": ((1.0, 2.0),),
+}
+
+
+def digest(photo: RawPhoto) -> str:
+    return listing_digest({"input": RawDataset("csv", "faces", (photo,))})
+
+
+def test_every_listed_field_but_the_place_counts() -> None:
+    assert len({digest(PHOTO), *(digest(replace(PHOTO, **{name: value})) for name, value in CHANGES.items())}) == 10
+    assert digest(replace(PHOTO, path="/moved/a.png", offset=7)) == digest(PHOTO)
+
+
+def write_list(root: Path, test_from: int) -> Path:
+    rows = ["image,label,split"]
+    for number in range(12):
+        label = ("happy", "sad")[number % 2]
+        picture(label, number).save(root / f"{number:02d}.png")
+        rows.append(f"{number:02d}.png,{label},{'test' if number >= test_from else 'train'}")
+    (root / "list.csv").write_text("\n".join(rows) + "\n")
+    return root / "list.csv"
+
+
+def test_a_corrected_split_column_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    build(options(write_list(tmp_path / "raw", 8), tmp_path / "out", val_share=0.25))
+    assert build(options(tmp_path / "raw/list.csv", tmp_path / "out", val_share=0.25)).photos_now == 0
+    write_list(tmp_path / "raw", 6)
+    with pytest.raises(BuildError, match="photos, labels, splits or other fields have changed"):
+        build(options(tmp_path / "raw/list.csv", tmp_path / "out", val_share=0.25))
+
+
+def exchange_bytes(first: Path, second: Path) -> None:
+    """Exchange two files of equal size, with the times that they had."""
+    assert first.stat().st_size == second.stat().st_size
+    times = [(path, path.stat()) for path in (first, second)]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    for path, status in times:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def bmp_folder(root: Path) -> Path:
+    """Uncompressed photos, which all have the same size."""
+    folder = make_folder(root, per_class=8)
+    for path in sorted(folder.rglob("*.png")):
+        picture(path.parent.name, int(path.stem) + 100 * len(path.parent.name)).save(path.with_suffix(".bmp"))
+        path.unlink()
+    return folder
+
+
+def test_exchanged_photos_of_a_finished_build_are_noticed(tmp_path: Path) -> None:
+    raw = bmp_folder(tmp_path / "raw")
+    build(options(raw, tmp_path / "out"))
+    exchange_bytes(raw / "happy/000.bmp", raw / "sad/000.bmp")
+    with pytest.raises(BuildError, match="built from other photos"):
+        build(options(raw, tmp_path / "out"))
+    exchange_bytes(raw / "happy/000.bmp", raw / "sad/000.bmp")
+    assert build(options(raw, tmp_path / "out")).photos_now == 0
+    raw.rename(tmp_path / "moved")
+    assert build(options(tmp_path / "moved", tmp_path / "out", name="raw")).photos_now == 0
+
+
+def test_exchanged_photos_of_an_interrupted_build_are_noticed(tmp_path: Path) -> None:
+    raw = bmp_folder(tmp_path / "raw")
+    first = build(options(raw, tmp_path / "out", slice="0/2", samples_per_shard=4))
+    assert first.manifest is None
+    exchange_bytes(raw / "happy/000.bmp", raw / "happy/001.bmp")
+    with pytest.raises(BuildError, match=r"have changed since the build in .* was planned"):
+        build(options(raw, tmp_path / "out", slice="1/2", samples_per_shard=4))
+    exchange_bytes(raw / "happy/000.bmp", raw / "happy/001.bmp")  # the same contents, other times
+    finished = build(options(raw, tmp_path / "out", slice="1/2", samples_per_shard=4))
+    assert finished.manifest is not None
+
+
+def test_a_manifest_without_contents_is_named(tmp_path: Path) -> None:
+    raw = make_folder(tmp_path / "raw")
+    build(options(raw, tmp_path / "out"))
+    values = json.loads((tmp_path / "out" / MANIFEST).read_bytes())
+    del values["source"]["plan_sha256"]
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(BuildError, match="did not record the contents of its input"):
+        build(options(raw, tmp_path / "out"))
