@@ -6,12 +6,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from pfcluster.config import ConfigError, RunConfig
-
-T = TypeVar("T")
+from pfcluster.config.json_files import JsonFileError, parse_json, record_of
 
 
 def to_json(config: RunConfig) -> str:
@@ -19,19 +17,19 @@ def to_json(config: RunConfig) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_json(text: str, source: str = "config") -> RunConfig:
+def from_json(text: str | bytes, source: str = "config") -> RunConfig:
     """Parse the output of `to_json`. Raises ConfigError that names the unknown field, wrong type or invalid value."""
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{source} is not JSON: {error}") from error
-    return _build(RunConfig, values, "", source)
+        values = parse_json(text, source)
+    except JsonFileError as error:
+        raise ConfigError(str(error)) from error
+    return _config_of(values, source)
 
 
 def load(path: Path) -> RunConfig:
     """Read a config file. Raises ConfigError if the file is missing or invalid."""
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     return from_json(text, str(path))
@@ -62,7 +60,7 @@ def with_values(config: RunConfig, values: Mapping[str, Any], source: str = "con
         if not isinstance(section, dict) or last not in section:
             raise ConfigError(f"{source}: no field {name}; `pfcluster finetune --help` lists them all")
         section[last] = _split_list(value) if isinstance(section[last], list) else value
-    return _build(RunConfig, tree, "", source)
+    return _config_of(tree, source)
 
 
 def _split_list(value: Any) -> Any:
@@ -85,36 +83,8 @@ def may_change_on_resume(name: str) -> bool:
     return name in changeable or (name.startswith(("engine.", "checkpoint.")) and name != "engine.precision")
 
 
-def _build(cls: type[T], values: object, prefix: str, source: str) -> T:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{source}: {prefix.rstrip('.') or 'the config'} must be an object, got {values!r}")
-    hints = get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{source}: unknown field {prefix}{unknown[0]}; the fields here are {', '.join(hints)}")
-    converted = {name: _convert(hints[name], value, f"{prefix}{name}", source) for name, value in values.items()}
-    return cls(**converted)
-
-
-def _convert(hint: Any, value: Any, name: str, source: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{name}.", source)  # type: ignore[arg-type]
-    if get_origin(hint) is tuple:
-        parts = get_args(hint)
-        if isinstance(value, list | tuple) and parts[-1] is Ellipsis:
-            parts = parts[:1] * len(value)
-        if isinstance(value, list | tuple) and len(value) == len(parts):
-            return tuple(_convert(part, item, name, source) for part, item in zip(parts, value, strict=True))
-    elif get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        raise ConfigError(f"{source}: {name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
-    elif get_origin(hint) in (Union, UnionType):
-        if value is None:
-            return None
-        return _convert(get_args(hint)[0], value, name, source)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{source}: {name} must be {getattr(hint, '__name__', hint)}, got {value!r}")
+def _config_of(values: object, source: str) -> RunConfig:
+    try:
+        return record_of(RunConfig, values, source)
+    except JsonFileError as error:
+        raise ConfigError(str(error)) from error

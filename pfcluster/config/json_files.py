@@ -77,7 +77,7 @@ def convert(hint: Any, value: Any, source: str, field: str = "") -> Any:
         return _dataclass(hint, value, source, field)
     if origin in (Union, UnionType):
         return _union(hint, value, source, field)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list | tuple):
         parts = get_args(hint)
         parts = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         if len(parts) == len(value):
@@ -147,7 +147,9 @@ def _float(value: float, source: str, field: str) -> float:
 
 def _name(hint: Any) -> str:
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false", NoneType: "null"}
-    return names.get(hint) or {tuple: "a list", list: "a list"}.get(get_origin(hint) or hint, "an object")
+    if get_origin(hint) is tuple and Ellipsis not in get_args(hint):
+        return f"a list of {len(get_args(hint))} values"
+    return names.get(hint) or ("a list" if (get_origin(hint) or hint) in (tuple, list) else "an object")
 
 
 def _shown(value: Any) -> str:

@@ -61,10 +61,12 @@ def test_invalid_value_error_names_the_field(make, field):
     ("change", "words"),
     [
         ({"model": {"dept": 3}}, "unknown field model.dept"),
-        ({"model": {"depth": "3"}}, "model.depth must be int"),
+        ({"model": {"depth": "3"}}, "model.depth must be an integer, got '3'"),
         ({"objective": "gan"}, "objective must be one of mae, finetune, pf_mag"),
-        ({"epochs": True}, "epochs must be float"),
-        ({"optim": {"betas": [0.9]}}, "optim.betas"),
+        ({"epochs": True}, "epochs must be a number"),
+        ({"optim": {"betas": [0.9]}}, "optim.betas must be a list of 2 values"),
+        ({"optim": {"lr": 10**400}}, "optim.lr is too large"),
+        ({"model": {"depth": 0}}, "^config: model.depth must"),
         ({"model": 3}, "model must be an object"),
     ],
 )

@@ -71,8 +71,8 @@ def test_malformed_space_is_refused_with_the_expected_form(text, message):
     ("text", "message"),
     [
         ("optim.learning_rate=uniform:1,2", "no field optim.learning_rate"),
-        ("optim.lr=choice:fast,slow", "optim.lr must be float, got 'fast'"),
-        ("optim.warmup_steps=uniform:0.5,2", "optim.warmup_steps must be int"),
+        ("optim.lr=choice:fast,slow", "optim.lr must be a number, got 'fast'"),
+        ("optim.warmup_steps=uniform:0.5,2", "optim.warmup_steps must be an integer"),
         ("mae.mask_ratio=uniform:0.5,1", r"mae.mask_ratio must lie in \(0, 1\), got 1.0"),
         ("pf_mag.fake_class_targets=choice:ignore,one", "must be one of ignore, zero, source"),
         ("model.patch=int:6,7", "data.size must be a multiple of model.patch = 7"),
