@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error, Image.DecompressionBombError)
 """Exceptions that pillow raises on damaged files and on files that are not images."""
@@ -16,6 +17,14 @@ MAX_PIXELS = 100_000_000
 """Larger photos are rejected before decoding."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are opened, by content, in pillow's names. EPS is excluded: pillow would start Ghostscript."""
+RANGES = (255.0, 1023.0, 4095.0, 16383.0, 32767.0, 65535.0)
+"""Largest values of 8, 10, 12, 14, 15 and 16 bits: cameras store fewer bits than the file's format has."""
+DARK = 128
+"""Of 16-bit images that use 15 bits or fewer, the upper bytes lie below or, rounded, at this."""
+DEEP_FORMATS = ("PNG", "PPM", "TIFF")
+"""Formats with up to 16 bits a channel."""
+NOISE = 0.05
+"""By so much floats of 0..1 may overshoot."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -72,28 +81,62 @@ def decode_photo(data: bytes) -> tuple[np.ndarray, bool]:
 
 
 def _decode_photo(data: bytes) -> tuple[np.ndarray, bool]:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as photo:
+    try:
+        photo = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnreadablePhotoError(f"it is no image of a known format ({', '.join(FORMATS)})") from error
+    with photo:
         width, height = photo.size
         if width * height > MAX_PIXELS:
             raise UnreadablePhotoError(f"{width} x {height} px, more than {MAX_PIXELS} px")
         plain = photo.format == "JPEG" and photo.mode in ("L", "RGB")
+        deep = photo.format in DEEP_FORMATS and any(re.search("16|65535", str(tile.args)) for tile in photo.tile)
         photo.load()  # before reading EXIF: some formats store it at the end; also rotates TIFFs
         orientation = photo.getexif().get(ExifTags.Base.Orientation, 1)
-        turn = TURNS.get(orientation)
-        upright = photo if turn is None else photo.transpose(turn)
+        upright = photo if orientation not in TURNS else photo.transpose(TURNS[orientation])
+        if deep and photo.mode in ("RGB", "RGBA") and np.asarray(photo)[..., :3].max(initial=0) <= DARK:
+            return _deep_colours(data, orientation), False
         return np.array(_to_rgb(upright)), plain and orientation == 1
 
 
+def _deep_colours(data: bytes, orientation: int) -> np.ndarray:
+    """Decode a colour image of 16 bits a channel that uses fewer: pillow keeps the upper 8 bits only, which are dark."""
+    import cv2
+
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.ndim != 3 or values.dtype != np.uint16 or values.shape[2] not in (3, 4):
+        raise UnreadablePhotoError("nearly black: it uses few of its 16 bits a channel; save it with 8 bits")
+    colours = _scaled(values[..., 2::-1].astype(np.float64), whole=True)
+    image = Image.fromarray(np.ascontiguousarray(colours))
+    return np.array(image if orientation not in TURNS else image.transpose(TURNS[orientation]))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any pillow mode to RGB; 16-bit and float images are scaled to 0..255."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
-        top = 255.0 if values.max(initial=0.0) <= 255 else 65535.0
-        return Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
+    """Convert any pillow mode to RGB; images of more than 8 bits are scaled to 0..255."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image).astype(np.float64)
+        return Image.fromarray(_scaled(values, whole=image.mode != "F")).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(background, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _scaled(values: np.ndarray, *, whole: bool) -> np.ndarray:
+    """Scale numbers to uint8 by the smallest range of RANGES that holds them, else by their own.
+
+    8-bit values that were multiplied by 257 are recognised, also if they are dark. Float images of -1..1 and 0..1 are
+    scaled from there.
+    """
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = values.min(initial=0.0), values.max(initial=0.0)
+    if whole and low >= 0 and not (values % 257).any() and high <= 65535:
+        low, high = 0.0, 65535.0
+    elif low < -NOISE:
+        low, high = (-1.0, 1.0) if low >= -1 and high <= 1 and not whole else (low, high)
+    elif high <= 1 + NOISE and not whole:
+        low, high = 0.0, 1.0
+    else:
+        low, high = 0.0, next((top for top in RANGES if high <= top), high)
+    return ((values - low) * (255 / max(high - low, np.finfo(np.float64).tiny)) + 1e-9).clip(0, 255).astype(np.uint8)

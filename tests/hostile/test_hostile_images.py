@@ -143,17 +143,48 @@ def test_every_mode_keeps_the_colour(what: tuple[str, str], colour: tuple[int, i
     assert pixels.shape == (*SHAPE, 3)
     if mode == "1" and pixels.std() > 0:
         return  # dithered
-    if mode == "I" and max(colour) == 0:
-        return
+    if mode == "F" and max(colour) == 1:
+        return  # white, in the range 0..1
     tolerance = 5 if kind in ("JPEG", "WEBP") else 1
     assert np.abs(pixels.astype(int) - np.array(colour)).max() <= tolerance
 
 
 @given(value=st.integers(0, 65535), kind=st.sampled_from(("PNG", "TIFF")))
-def test_sixteen_bit_images_are_scaled_by_257(value: int, kind: str) -> None:
+def test_sixteen_bit_images_are_scaled_by_their_range(value: int, kind: str) -> None:
     pixels = decoded(saved(Image.fromarray(np.full(SHAPE, value, np.uint16)), kind))
     assert pixels is not None
-    assert (pixels == value // 257).all()
+    if value > 32767 or value % 257 == 0:
+        assert (pixels == value // 257).all()
+    else:  # the smallest of 8, 10, 12, 14 and 15 bits
+        assert value // 257 <= pixels.min() == pixels.max() <= value
+        assert value < 64 or pixels.min() >= 63
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 15, 16])
+@pytest.mark.parametrize(("mode", "suffix"), [("L", ".png"), ("L", ".tiff"), ("RGB", ".png"), ("RGB", ".tiff")])
+def test_any_number_of_bits_gives_the_same_image(bits: int, mode: str, suffix: str) -> None:
+    import cv2
+
+    values = np.asarray(drawing(mode)).astype(np.float64)
+    values[0, 0] = 255
+    stored = np.round(values * ((2**bits - 1) / 255)).astype(np.uint16)
+    for alpha in (False, True) if mode == "RGB" else (False,):
+        full = np.dstack([stored[..., ::-1], np.full(SHAPE, stored.max())]) if alpha else stored[..., ::-1]
+        pixels = decoded(cv2.imencode(suffix, np.ascontiguousarray(full if mode == "RGB" else stored))[1].tobytes())
+        assert pixels is not None
+        expected = values if mode == "RGB" else values[..., None]
+        assert np.abs(pixels.astype(float) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 1.0, 257.0, 1e4])
+@pytest.mark.parametrize("centred", [False, True])
+def test_floats_of_any_range_give_the_same_image(scale: float, centred: bool) -> None:
+    values = np.asarray(drawing("L")).astype(np.float32)
+    values[0, :2] = 0, 255
+    stored = (values * 2 - 255 if centred else values) * np.float32(scale)
+    pixels = decoded(saved(Image.fromarray(stored), "TIFF"))
+    assert pixels is not None
+    assert np.abs(pixels.astype(float) - values[..., None]).max() <= 1
 
 
 @given(values=st.lists(st.floats(width=32), min_size=6, max_size=6))
