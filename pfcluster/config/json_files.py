@@ -6,6 +6,7 @@ A record is a dataclass that was written as a JSON object; its fields' type hint
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,14 @@ def read_record(kind: type[T], path: Path) -> T:
     return record_of(kind, read_json(path), str(path))
 
 
+def try_read_record(kind: type[T], path: Path) -> T | None:
+    """A record; None if the file is missing or damaged."""
+    try:
+        return read_record(kind, path)
+    except (FileNotFoundError, JsonFileError):
+        return None
+
+
 def record_of(kind: type[T], values: object, source: str) -> T:
     """A record from a JSON value. Raises JsonFileError that names `source` and the field."""
     record: T = convert(kind, values, source, "")
@@ -106,7 +115,7 @@ def convert(hint: Any, value: Any, source: str, field: str = "") -> Any:
 def _dataclass(kind: Any, value: Any, source: str, field: str) -> Any:
     if not isinstance(value, dict):
         raise JsonFileError(f"{source}: {field or 'the value'} must be an object, got {_shown(value)}")
-    prefix, hints = f"{field}." if field else "", get_type_hints(kind)
+    prefix, hints = f"{field}." if field else "", _hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
         raise JsonFileError(f"{source}: unknown field {prefix}{unknown[0]}; the fields are {', '.join(hints)}")
@@ -123,6 +132,12 @@ def _dataclass(kind: Any, value: Any, source: str, field: str) -> Any:
         raise
     except ValueError as error:  # of the dataclass's own checks
         raise JsonFileError(f"{source}: {error}") from error
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields; getting them takes longer than reading a record."""
+    return get_type_hints(kind)
 
 
 def _union(hint: Any, value: Any, source: str, field: str) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pfcluster.checkpoint import store
 from pfcluster.config import DataConfig, RunConfig
+from pfcluster.config.json_files import JsonFileError
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World, generator
@@ -27,7 +28,7 @@ from pfcluster.evaluate.predictions import checksum
 from pfcluster.models import factory
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.models.vit import Classifier
-from pfcluster.runs.folder import CONFIG_FILE, RunFileError, read_config, read_result
+from pfcluster.runs.folder import CONFIG_FILE, read_config, read_result
 
 
 class PicturesError(ValueError):
@@ -74,7 +75,7 @@ def finished_config(folder: Path) -> RunConfig:
         raise PicturesError(f"{folder} is not a run: it has no {CONFIG_FILE}; give the folder of one run{hint}")
     try:
         result = read_result(folder)
-    except RunFileError as error:
+    except JsonFileError as error:
         raise PicturesError(f"{error}; train the run again") from error
     status = "no result yet" if result is None else result.get("status")
     if status != "finished":

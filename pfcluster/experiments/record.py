@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.experiments.cells import TABLES, Cell, cell_by_name
+from pfcluster.config.json_files import JsonFileError, read_object, record_of
+from pfcluster.experiments.cells import CELLS, Cell, cell_by_name
 from pfcluster.experiments.matrix import PlannedRun, Settings, selected_cells, unavailable_reason
 from pfcluster.runs.atomic_files import write_atomically
 
@@ -89,18 +90,15 @@ def read_record(folder: Path) -> Record:
     file = folder / RECORD_FILE
     remedy = "give the OUTPUT of `pfcluster reproduce`"
     try:
-        values = json.loads(file.read_text())
-        if values.pop("format") != FORMAT:
+        values = read_object(file)
+        if values.pop("format", None) != FORMAT:
             raise RecordError(f"{file} is of another version; give the same reproduce command again")
-        cells = tuple(PlannedCell(**cell) for cell in values.pop("cells"))
-        values |= {name: tuple(values[name]) for name in ("seeds", "datasets")}
-        values |= {"cells": cells, "auxiliary": tuple((dataset, name) for dataset, name in values["auxiliary"])}
-        record = Record(**values)
-        assert all(cell.spec.table in TABLES for cell in record.cells)
-    except OSError as error:
+        record = record_of(Record, values, str(file))
+        unknown = [cell.cell for cell in record.cells if cell.cell not in {each.name for each in CELLS}]
+        if unknown or not record.seeds:
+            raise RecordError(f"{file} names {f'the unknown cell {unknown[0]}' if unknown else 'no seeds'}; {remedy}")
+    except FileNotFoundError as error:
         raise RecordError(f"{folder} holds no {RECORD_FILE}: {remedy}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, RecordError):
-            raise
-        raise RecordError(f"{file} cannot be read: {error!r}; {remedy}") from error
+    except JsonFileError as error:
+        raise RecordError(f"{error}; {remedy}") from error
     return record

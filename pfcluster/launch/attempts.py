@@ -12,9 +12,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+from pfcluster.config.json_files import try_read_record
 from pfcluster.launch.job_record import read_job
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import ATTEMPTS_DIR, last_trained_step, newest_checkpoint_step, try_read_object
+from pfcluster.runs.folder import ATTEMPTS_DIR, last_trained_step, newest_checkpoint_step
 
 Outcome = Literal[
     "running", "finished", "stopped", "failed", "cancelled", "preempted", "time limit", "requeued", "lost"
@@ -78,8 +79,8 @@ def now() -> str:
 def read(folder: Path) -> list[Attempt]:
     """All attempts of a task, oldest first. Damaged files are skipped."""
     paths = [path for path in sorted((folder / ATTEMPTS_DIR).glob("[0-9]*.json")) if ".rank-" not in path.name]
-    records = [try_read_object(path) for path in paths]
-    return [Attempt(**values) for values in records if values is not None]
+    records = [try_read_record(Attempt, path) for path in paths]
+    return [record for record in records if record is not None]
 
 
 def begin(folder: Path, job: str, restart: int, nodes: str) -> Attempt:
@@ -117,8 +118,8 @@ def write_failure(folder: Path, number: int, failure: Failure) -> None:
 
 def failures(folder: Path, number: int) -> list[Failure]:
     """How the ranks of an attempt failed, the most informative first."""
-    records = [try_read_object(path) for path in (folder / ATTEMPTS_DIR).glob(f"{number:03d}.rank-*.json")]
-    failed = [Failure(**values) for values in records if values is not None]
+    records = [try_read_record(Failure, path) for path in (folder / ATTEMPTS_DIR).glob(f"{number:03d}.rank-*.json")]
+    failed = [record for record in records if record is not None]
     return sorted(failed, key=lambda failure: (INFORMATIVE.index(failure.kind), failure.rank))
 
 

@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pfcluster.config.json_files import read_record
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import JOB_FILE, try_read_object
+from pfcluster.runs.folder import JOB_FILE
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,13 @@ class JobRecord:
 
 
 def read_job(folder: Path) -> JobRecord:
-    """The job of a task; one with an empty id if the task was never submitted."""
-    values = try_read_object(folder / JOB_FILE)
-    return JobRecord("") if values is None else JobRecord(**values)
+    """The job of a task; one with an empty id if the task was never submitted. Raises JsonFileError: a damaged record
+    may belong to a job that runs.
+    """
+    try:
+        return read_record(JobRecord, folder / JOB_FILE)
+    except FileNotFoundError:
+        return JobRecord("")
 
 
 def write_job(folder: Path, record: JobRecord) -> None:

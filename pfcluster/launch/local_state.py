@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pfcluster.config.json_files import try_read_object
 from pfcluster.launch import attempts
 from pfcluster.launch.task_status import TaskStatus
-from pfcluster.runs.folder import CONFIG_FILE, LOGS_DIR, RESULT_FILE, TRAINING_LOCK, read_progress, try_read_object
+from pfcluster.runs.folder import CONFIG_FILE, LOGS_DIR, RESULT_FILE, TRAINING_LOCK, read_progress
 from pfcluster.runs.locks import is_locked
 
 CONTINUES = "the same command continues it"

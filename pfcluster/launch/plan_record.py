@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pfcluster.config.json_files import try_read_record
 from pfcluster.launch.attempts import now
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import try_read_object
 from pfcluster.runs.locks import FileLock
 
 PLAN_FILE = "plan.json"
@@ -73,11 +73,7 @@ def write_plan(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, 
 
 def read_plan(folder: Path) -> PlanRecord | None:
     """The plan that was started in a folder; None if there is none or its record is damaged."""
-    values = try_read_object(folder / PLAN_FILE)
-    if values is None:
-        return None
-    stages = {name: StageRecord(**stage) for name, stage in values.pop("stages").items()}
-    return PlanRecord(stages=stages, **values)
+    return try_read_record(PlanRecord, folder / PLAN_FILE)
 
 
 def folders_before(stages: Mapping[str, StageRecord], name: str, folder: str) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pfcluster.config.json_files import try_read_object
 from pfcluster.launch.job_record import read_job
 from pfcluster.launch.local_state import task_state
 from pfcluster.launch.plan_record import (
@@ -29,7 +30,6 @@ from pfcluster.runs.folder import (
     last_metrics,
     log_path,
     read_progress,
-    try_read_object,
 )
 from pfcluster.runs.locks import is_locked
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config.io import flatten
+from pfcluster.config.json_files import JsonFileError, read_object
 from pfcluster.evaluate import predictions as predictions_file
 from pfcluster.evaluate.predictions import Predictions, PredictionsError
 from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.result_schema import check_result
-from pfcluster.runs.folder import CONFIG_FILE, PREDICTIONS_FILE, RESULT_FILE, RunFileError, find_runs, read_object
+from pfcluster.runs.folder import CONFIG_FILE, PREDICTIONS_FILE, RESULT_FILE, find_runs
 
 UNREADABLE = f"its {PREDICTIONS_FILE} cannot be read"
 INCONSISTENT = f"its {PREDICTIONS_FILE} does not agree with the test accuracy in its result.json"
@@ -145,7 +146,7 @@ def _read_predictions(run: Run) -> tuple[Predictions | None, str]:
 def _object(file: Path) -> dict[str, Any]:
     try:
         return read_object(file)
-    except (FileNotFoundError, RunFileError) as error:
+    except (FileNotFoundError, JsonFileError) as error:
         raise ReportError(f"{error}; repair it, or move the run out of the study") from error
 
 

@@ -5,11 +5,11 @@ Separate from gallery.py so that a report does not import torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pfcluster.config.json_files import JsonFileError, read_record
 from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.figures import Picture, inline_picture
 from pfcluster.report.results import Run
@@ -31,11 +31,11 @@ def study_pictures(study: Path) -> tuple[list[Picture], list[Notice]]:
     """Pictures in STUDY/pictures, inlined; empty if there is no such folder."""
     folder = study / "pictures"
     try:
-        saved = [SavedPicture(**item) for item in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))]
+        saved = read_record(list[SavedPicture], folder / INDEX_FILE)
     except FileNotFoundError:
         return [], []
-    except (OSError, ValueError, TypeError) as error:
-        text = f"{folder / INDEX_FILE} cannot be read: {error}; run `pfcluster pictures` again."
+    except JsonFileError as error:
+        text = f"{error}; run `pfcluster pictures` again."
         return [], [Notice("pictures omitted", text)]
     pictures, notices = [], []
     for one in saved:

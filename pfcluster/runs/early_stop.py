@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pfcluster.config.json_files import read_record
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import EARLY_STOP_FILE
 
@@ -21,9 +22,9 @@ class EarlyStop:
 
 
 def read_early_stop(folder: Path) -> EarlyStop | None:
-    """The early stop of a run; None if it has none."""
+    """The early stop of a run; None if it has none. Raises JsonFileError."""
     try:
-        return EarlyStop(**json.loads((folder / EARLY_STOP_FILE).read_text()))
+        return read_record(EarlyStop, folder / EARLY_STOP_FILE)
     except FileNotFoundError:
         return None
 

@@ -31,6 +31,7 @@ from typing import Any
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import differences, load, may_change_on_resume, to_json
+from pfcluster.config.json_files import JsonFileError, parse_json, read_object, try_read_object
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.walk import walk_through_links
 
@@ -61,10 +62,6 @@ LOG_HEADER = "--- "
 """Begins the line that every attempt writes at its start into the logs of its ranks."""
 TAIL_BYTES = 1 << 16
 """`last_metrics` reads this much of the end of metrics.jsonl."""
-
-
-class RunFileError(ValueError):
-    """A file of a run folder that cannot be read: names the file and the reason."""
 
 
 def log_path(folder: Path, rank: int) -> Path:
@@ -144,7 +141,7 @@ def changes_on_resume(folder: Path, config: RunConfig) -> dict[str, tuple[Any, A
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Content of result.json; None if there is no such file. Raises RunFileError if it is damaged."""
+    """Content of result.json; None if there is no such file. Raises JsonFileError if it is damaged."""
     try:
         return read_object(folder / RESULT_FILE)
     except FileNotFoundError:
@@ -185,11 +182,15 @@ def append_metrics(folder: Path, split: str, step: int, epoch: float, values: Ma
 
 
 def truncate_metrics(folder: Path, step: int) -> None:
-    """Drop the lines after `step`, and a line cut by a crash, before a run resumes at that step. Replaces the file."""
+    """Drop the lines after `step`, and lines that cannot be read, before a run resumes at that step. Replaces the file.
+    A last line without its end was cut by a crash; other broken lines are counted in warnings.log.
+    """
     path = folder / METRICS_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    write_atomically(path, "".join(kept))
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    parsed = [(line, _metrics_line(line)) for line in lines if line.endswith(b"\n")]
+    if broken := sum(values is None for _, values in parsed):
+        append_warning(folder, f"{broken} lines of {path} could not be read and were dropped")
+    write_atomically(path, b"".join(line for line, values in parsed if values and values["step"] <= step))
 
 
 def read_metrics(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
@@ -250,7 +251,8 @@ class MetricsTail:
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
-                lines.append(json.loads(line))
+                values = _metrics_line(line)
+                lines += [] if values is None else [values]
         return lines
 
 
@@ -277,27 +279,6 @@ def logged_error(folder: Path) -> str | None:
     return None
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises FileNotFoundError, and RunFileError if it cannot be read or is not an object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise RunFileError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise RunFileError(f"{path} must hold an object, got {type(values).__name__}")
-    return values
-
-
-def try_read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None if the file is missing or damaged."""
-    try:
-        return read_object(path)
-    except (FileNotFoundError, RunFileError):
-        return None
-
-
 def _append_line(path: Path, values: Mapping[str, Any]) -> None:
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
@@ -308,9 +289,16 @@ def _parsed(lines: Iterable[str], split: str | None) -> Iterator[dict[str, Any]]
     for text in lines:
         if split is not None and f'"{split}"' not in text:
             continue
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and split in (None, line.get("split")):
+        line = _metrics_line(text)
+        if line is not None and split in (None, line["split"]):
             yield line
+
+
+def _metrics_line(text: str | bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl: an object with a step and a split; None if it is damaged."""
+    try:
+        line = parse_json(text, METRICS_FILE)
+    except JsonFileError:
+        return None
+    valid = isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("split"), str)
+    return line if valid else None

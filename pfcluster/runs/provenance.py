@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pfcluster.config.json_files import JsonFileError, read_object, try_read_object
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import PROVENANCE_FILE
 
@@ -23,14 +24,17 @@ PACKAGES = ("pfcluster", "torch", "torchvision", "timm", "torchmetrics", "webdat
 def write(folder: Path, command: str | None) -> None:
     """Record how a run was started. Later starts only append their time to `started`."""
     path = folder / PROVENANCE_FILE
-    values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else _collect(command)
+    values = read(folder) if path.exists() else _collect(command)
     values["started"].append(datetime.now(timezone.utc).isoformat(timespec="seconds"))
     write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The record; result.json contains it, too."""
-    values: dict[str, Any] = json.loads((folder / PROVENANCE_FILE).read_text())
+    """The record; result.json contains it, too. Raises JsonFileError."""
+    path = folder / PROVENANCE_FILE
+    values = read_object(path)
+    if not isinstance(values.get("started"), list):
+        raise JsonFileError(f"{path} must have the list `started`; remove it, and the next start writes it anew")
     return values
 
 
@@ -57,7 +61,7 @@ def git_commit() -> str | None:
     """
     snapshot = Path(__file__).parents[2] / SNAPSHOT
     if snapshot.is_file():
-        copied_commit: str | None = json.loads(snapshot.read_text())["git_commit"]
+        copied_commit: str | None = (try_read_object(snapshot) or {}).get("git_commit")
         return copied_commit
     git = ["git", "-C", str(Path(__file__).parent)]
     try:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from pfcluster.config.json_files import JsonFileError, convert, read_object
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import TrialRun, first_failure, result_of
@@ -31,11 +32,13 @@ class Confirmation:
         return selected
 
     def selected(self) -> list[int] | None:
-        """Numbers of the trials, the baseline first; None before the selection."""
+        """Numbers of the trials, the baseline first; None before the selection. Raises JsonFileError."""
         if not self.path.exists():
             return None
-        numbers: list[int] = json.loads(self.path.read_text())["trials"]
-        return numbers
+        numbers = convert(list[int], read_object(self.path).get("trials"), str(self.path), "trials")
+        if unknown := [number for number in numbers if not 0 <= number < len(self.state.trials)]:
+            raise JsonFileError(f"{self.path}: trials names trial {unknown[0]}, which does not exist")
+        return list(numbers)
 
     def chains(self) -> Iterator[list[TrialRun]]:
         """What to run: seed by seed, so that comparable results exist early; then the test split of the winner and the

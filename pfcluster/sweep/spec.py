@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config.io import from_json
+from pfcluster.config.json_files import read_record
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.space import MAE, Parameter, check
 
@@ -180,18 +180,12 @@ def save(spec: Spec, folder: Path) -> None:
 
 
 def load(folder: Path) -> Spec:
-    """The sweep of a folder. Raises ConfigError if there is none."""
+    """The sweep of a folder. Raises ConfigError if there is none, JsonFileError if its file is damaged."""
     path = folder / SPEC
     try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{folder} holds no sweep: cannot read {path.name} ({error.strerror})") from error
-    config = from_json(json.dumps(values.pop("config")), str(path))
-    before = {name: from_json(json.dumps(one), str(path)) for name, one in values.pop("before").items()}
-    space = tuple(Parameter(**{**one, "choices": tuple(one["choices"])}) for one in values.pop("space"))
-    for name in ("seeds", "fresh_seeds", "overrides"):
-        values[name] = tuple(values.get(name, ()))
-    return Spec(config=config, before=before, space=space, **values)
+        return read_record(Spec, path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder} holds no sweep: it has no {path.name}") from error
 
 
 def _as_json(spec: Spec) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pfcluster.config.json_files import JsonFileError, read_record, try_read_object
 from pfcluster.launch.plan import TrainRun
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, write_early_stop
@@ -24,7 +25,6 @@ from pfcluster.runs.folder import (
     RESULT_FILE,
     metric_series,
     read_metrics,
-    try_read_object,
 )
 from pfcluster.sweep.space import MAE, applied
 from pfcluster.sweep.spec import FINAL_METRICS, Spec
@@ -147,14 +147,15 @@ def _generation_folder(folder: Path, number: int) -> Path:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """A sweep's trials, by number."""
+    """A sweep's trials, by number. Raises JsonFileError."""
     path = folder / TRIALS
     if not path.exists():
         return []
-    return [
-        Trial(**{**values, "stop": None if values["stop"] is None else Stop(**values["stop"])})
-        for values in json.loads(path.read_text())
-    ]
+    trials = read_record(list[Trial], path)
+    for number, trial in enumerate(trials):
+        if trial.number != number or not (trial.parent is None or 0 <= trial.parent < number):
+            raise JsonFileError(f"{path}: trial {number} has the number {trial.number} and the parent {trial.parent}")
+    return trials
 
 
 def write_trials(folder: Path, trials: Sequence[Trial]) -> None:
@@ -168,9 +169,9 @@ def stop_run(folder: Path, stop: Stop) -> None:
 
 
 def read_failed(folder: Path) -> Failed | None:
-    """Why a run failed; None if it did not."""
+    """Why a run failed; None if it did not. Raises JsonFileError."""
     path = folder / FAILED
-    return Failed(**json.loads(path.read_text())) if path.exists() else None
+    return read_record(Failed, path) if path.exists() else None
 
 
 def write_failed(folder: Path, failed: Failed) -> None:

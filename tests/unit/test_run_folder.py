@@ -11,6 +11,7 @@ import pytest
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import flatten
+from pfcluster.config.json_files import JsonFileError, read_object, try_read_object
 from pfcluster.runs import folder as run_folder
 from pfcluster.runs.folder import (
     CHECKPOINT_FILE,
@@ -20,7 +21,6 @@ from pfcluster.runs.folder import (
     REQUESTED_CONFIG_FILE,
     RESULT_FILE,
     MetricsTail,
-    RunFileError,
     append_metrics,
     append_rank_times,
     append_warning,
@@ -37,12 +37,10 @@ from pfcluster.runs.folder import (
     newest_checkpoint_step,
     read_config,
     read_metrics,
-    read_object,
     read_progress,
     read_result,
     step_folder,
     truncate_metrics,
-    try_read_object,
     write_config,
     write_failure,
     write_progress,
@@ -92,11 +90,11 @@ def test_result_is_none_before_the_end(tmp_path: Path) -> None:
     assert read_result(tmp_path) == {"status": "finished", "test": {"n": 4}}
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ("[1]", "must hold an object, got list")])
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "must hold an object, got")])
 def test_a_damaged_result_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / RESULT_FILE
     path.write_text(text)
-    with pytest.raises(RunFileError, match=message) as error:
+    with pytest.raises(JsonFileError, match=message) as error:
         read_result(tmp_path)
     assert str(path) in str(error.value)
     assert try_read_object(path) is None
