@@ -9,6 +9,7 @@ steps trained beyond its stop are ignored.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right, insort
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,7 @@ def decide(trials: Sequence[Progress], reduction: int, number: int) -> tuple[dic
     passed: dict[int, int] = dict.fromkeys(range(len(trials)), 0)
     for rung in range(number):
         reached: list[float] = []
+        """In ascending order."""
         for index, trial in enumerate(trials):
             if index in stopped:
                 continue
@@ -78,8 +80,9 @@ def decide(trials: Sequence[Progress], reduction: int, number: int) -> tuple[dic
             if passed[index] < rung:
                 break  # not decided at the rung below yet
             score = trial.at_rungs[rung]
-            reached.append(score)
-            better = sum(other > score for other in reached)
+            rank = -math.inf if math.isnan(score) else score
+            insort(reached, rank)
+            better = len(reached) - bisect_right(reached, rank)
             if better >= math.ceil(len(reached) / reduction):
                 stopped[index] = StopDecision(rung, better, len(reached))
             else:

@@ -18,7 +18,7 @@ from pfcluster.sweep.executor import Executor
 from pfcluster.sweep.search import Observation
 from pfcluster.sweep.space import baseline
 from pfcluster.sweep.state import SweepState, first_step
-from pfcluster.sweep.trials import Failed, Trial, TrialRun, read_failed, write_failed
+from pfcluster.sweep.trials import Failed, Trial, TrialRun, write_failed
 
 Log = Callable[[str], None]
 
@@ -33,6 +33,7 @@ class Sweep:
         self.active: set[Path] = set()
         """Folders of runs in progress."""
         self.baseline = baseline(self.spec.space, self.spec.stages())
+        self.trial_count = search.trial_count(self.spec)
         self.state.refresh(self.active)
         self._reported = {number for number, status in enumerate(self.state.statuses) if status.settled}
 
@@ -42,8 +43,11 @@ class Sweep:
             self._run_ended(run, exit_status)
         self.state.refresh(self.active)
         self._report_trials()
+        proposed = len(self.state.trials)
         while trials := self._proposals():
             self.state.add(trials)
+        if len(self.state.trials) > proposed:
+            self.state.save()
         complete = self._search_complete()
         if complete and self.confirmation.selected() is None:
             self._start_confirmation()
@@ -60,18 +64,17 @@ class Sweep:
         """Everything to be run now, most urgent first; the runs of a chain follow each other."""
         shared = [[TrialRun(run)] for run in self.runs.shared.values()]
         yield from shared
-        if not all(chain[0].run.finished() for chain in shared):
+        if not all(self.state.files.finished(chain[0].run) for chain in shared):
             return
         for trial, status in zip(self.state.trials, self.state.statuses, strict=True):
             if not status.settled:
-                for seed in self.spec.seeds:
-                    yield self.runs.search_runs(trial, seed)
+                yield from self.state.search_runs(trial)
         yield from self.confirmation.chains()
 
     def _next(self, chain: list[TrialRun]) -> TrialRun | None:
         """The run of a chain that can start; None if one is in progress or failed, or all are done."""
         for trial_run in chain:
-            if trial_run.run.folder in self.active or read_failed(trial_run.run.folder) is not None:
+            if trial_run.run.folder in self.active or self.state.files.failed(trial_run.run.folder) is not None:
                 return None
             if not self.state.done(trial_run):
                 return trial_run
@@ -119,7 +122,7 @@ class Sweep:
         number, statuses = len(self.state.trials), self.state.statuses
         unsettled = len(self.spec.seeds) * sum(not status.settled for status in statuses)
         required = statuses[: search.required_trials(self.spec, number)]
-        if number >= search.trial_count(self.spec) or unsettled >= self.executor.max_parallel:
+        if number >= self.trial_count or unsettled >= self.executor.max_parallel:
             return []
         if not all(status.settled for status in required):
             return []
@@ -157,7 +160,7 @@ class Sweep:
         if self.spec.scheduler == "pbt":
             all_failed = all(status.score is None for status in statuses[-self.spec.trials :])
             return all_failed or len(statuses) >= self.spec.trials * self.spec.generations
-        return len(statuses) >= search.trial_count(self.spec)
+        return len(statuses) >= self.trial_count
 
     def _start_confirmation(self) -> None:
         if all(status.score is None for status in self.state.statuses):

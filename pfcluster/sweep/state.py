@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean
 
 from pfcluster.launch.plan import TrainRun
-from pfcluster.runs.early_stop import read_early_stop
 from pfcluster.sweep import asha
 from pfcluster.sweep.asha import EvalSchedule, Progress, StopDecision
+from pfcluster.sweep.run_files import RunFiles
 from pfcluster.sweep.spec import FINAL_METRICS, Spec
 from pfcluster.sweep.trials import (
     Failed,
@@ -20,10 +20,9 @@ from pfcluster.sweep.trials import (
     Stop,
     Trial,
     TrialRun,
-    curve,
-    first_failure,
-    metric_of,
+    poker_face_metric,
     read_trials,
+    result_of,
     stop_run,
     write_trials,
 )
@@ -46,37 +45,40 @@ class SweepState:
     def __init__(self, spec: Spec, folder: Path, schedule_of: Callable[[TrainRun], EvalSchedule]) -> None:
         self.spec, self.folder, self.schedule_of = spec, folder, schedule_of
         self.runs = Runs(spec, folder)
+        self.files = RunFiles(spec.metric)
         self.trials: list[Trial] = read_trials(folder)
         self.statuses: list[TrialStatus] = []
-        self._settled: dict[int, tuple[TrialStatus, Progress]] = {}
-        """Of trials whose outcome is final: their files are not read again."""
+        self._ended: dict[int, tuple[Failed | None, Progress]] = {}
+        """Of trials whose runs will not continue."""
+        self._settled: dict[int, TrialStatus] = {}
+        """Of trials whose outcome is final."""
+        self._rungs: dict[int, list[int]] = {}
+        self._search_runs: dict[int, list[list[TrialRun]]] = {}
 
     def add(self, trials: list[Trial]) -> None:
-        """Add new trials."""
+        """Add new trials; `save` writes them."""
         self.trials += trials
-        write_trials(self.folder, self.trials)
         self.statuses += [TrialStatus(settled=False) for _ in trials]
+
+    def save(self) -> None:
+        """Write all trials; needed before runs of new ones start."""
+        write_trials(self.folder, self.trials)
 
     def refresh(self, active: Container[Path]) -> None:
         """Read the status of all trials that are not settled, and stop those that ASHA rejects. `active`: folders of
         runs that are in progress.
         """
-        failures = [self._failure(trial) for trial in self.trials]
-        ended = [self._ended(trial, active, failed) for trial, failed in zip(self.trials, failures, strict=True)]
-        if not self.spec.uses_asha:
-            self.statuses = [self._status(*one) for one in zip(self.trials, ended, failures, strict=True)]
-            return
-        rungs = [self.rungs(trial) for trial in self.trials]
-        progress = [self._progress(*one) for one in zip(self.trials, rungs, ended, strict=True)]
+        rungs = [self.rungs(trial) if self.spec.uses_asha else [] for trial in self.trials]
+        observed = [self._observe(trial, active, rungs[index]) for index, trial in enumerate(self.trials)]
+        progress = [one for _, one in observed]
         stopped, passed = asha.decide(progress, self.spec.reduction, max(map(len, rungs), default=0))
         self._stop({index: (decision, rungs[index][decision.rung]) for index, decision in stopped.items()})
         self.statuses = []
         for index, (trial, one) in enumerate(zip(self.trials, progress, strict=True)):
             settled = asha.is_settled(one, index, stopped, passed)
-            status = self._status(trial, settled, None if trial.stop else failures[index])
-            self.statuses.append(status)
-            if settled:
-                self._settled[index] = status, one
+            if settled and index not in self._settled:
+                self._settled[index] = self._status(trial, None if trial.stop else observed[index][0])
+            self.statuses.append(self._settled.get(index) or TrialStatus(settled=False))
 
     def _stop(self, stopped: dict[int, tuple[StopDecision, int]]) -> None:
         """Record new stops, for the sweep and in the folders of the runs."""
@@ -91,13 +93,11 @@ class SweepState:
                 self.trials[index] = replace(trial, stop=stop)
                 changed = True
         if changed:
-            write_trials(self.folder, self.trials)
+            self.save()
 
-    def _status(self, trial: Trial, settled: bool, failed: Failed | None) -> TrialStatus:
-        if trial.number in self._settled:
-            return self._settled[trial.number][0]
-        score = self.score(trial, self.spec.seeds) if settled and failed is None else None
-        return TrialStatus(settled, score, failed if settled else None)
+    def _status(self, trial: Trial, failed: Failed | None) -> TrialStatus:
+        """Status of a trial whose outcome is final."""
+        return TrialStatus(True, self.score(trial, self.spec.seeds) if failed is None else None, failed)
 
     def score(self, trial: Trial, seeds: tuple[int, ...]) -> float | None:
         """Mean over seeds of the metric up to the step where the trial was stopped, higher being better; None if a seed
@@ -116,45 +116,58 @@ class SweepState:
         """
         folders = self.runs.lineage_folders(lineage, seed)
         if self.spec.metric in FINAL_METRICS:
-            return metric_of(folders[-1], self.spec.metric)
-        values = [metric_of(folder, self.spec.metric, until) for folder in folders]
-        return max((value for value in values if value is not None), default=None)
+            return poker_face_metric(result_of(folders[-1]), self.spec.metric)
+        values = [
+            value for folder in folders for step, value in self.files.curve(folder) if until is None or step <= until
+        ]
+        return max(values, default=None)
 
     def done(self, trial_run: TrialRun) -> bool:
         """Whether a run has trained as far as the sweep needs it."""
-        if trial_run.run.finished():
+        if self.files.finished(trial_run.run):
             return True
-        early_stop = None if trial_run.until is not None else read_early_stop(trial_run.run.folder)
+        early_stop = None if trial_run.until is not None else self.files.early_stop(trial_run.run.folder)
         if early_stop is None:
             return False
-        points = curve(trial_run.run.folder, self.spec.metric)
+        points = self.files.curve(trial_run.run.folder)
         return bool(points) and points[-1][0] >= early_stop.step  # stopped before it could write a result
 
-    def _search_runs(self, trial: Trial) -> list[TrialRun]:
-        return [one for seed in self.spec.seeds for one in self.runs.search_runs(trial, seed)]
+    def search_runs(self, trial: Trial) -> list[list[TrialRun]]:
+        """The runs of a trial in the search, in order, for each seed."""
+        if trial.number not in self._search_runs:
+            self._search_runs[trial.number] = [self.runs.search_runs(trial, seed) for seed in self.spec.seeds]
+        return self._search_runs[trial.number]
 
-    def _failure(self, trial: Trial) -> Failed | None:
-        return None if trial.number in self._settled else first_failure(self._search_runs(trial))
-
-    def _ended(self, trial: Trial, active: Container[Path], failed: Failed | None) -> bool:
-        """Whether none of its runs will continue."""
-        if trial.number in self._settled:
-            return True
-        runs = self._search_runs(trial)
+    def _observe(self, trial: Trial, active: Container[Path], rungs: list[int]) -> tuple[Failed | None, Progress]:
+        """Why a trial failed, and its progress. Files of a trial that has ended, and results of active runs, are not
+        read.
+        """
+        if trial.number in self._ended:
+            return self._ended[trial.number]
+        runs = [one for chain in self.search_runs(trial) for one in chain]
         if any(one.run.folder in active for one in runs):
-            return False
-        return failed is not None or all(self.done(one) for one in runs)
+            return None, self._progress(trial, rungs, ended=False)
+        failures = (self.files.failed(one.run.folder) for one in runs)
+        failed = next((failed for failed in failures if failed is not None), None)
+        ended = failed is not None or all(self.done(one) for one in runs)
+        observed = failed, self._progress(trial, rungs, ended)
+        if ended:
+            self._ended[trial.number] = observed
+        return observed
 
     def rungs(self, trial: Trial) -> list[int]:
         """Steps at which ASHA compares a trial."""
-        run = self.runs.run_of(trial, self.spec.seeds[0])
-        return asha.rungs(self.schedule_of(run), first_step(run), self.spec.reduction, self.spec.rungs)
+        if trial.number not in self._rungs:
+            run = self.runs.run_of(trial, self.spec.seeds[0])
+            schedule, first = self.schedule_of(run), first_step(run)
+            self._rungs[trial.number] = asha.rungs(schedule, first, self.spec.reduction, self.spec.rungs)
+        return self._rungs[trial.number]
 
     def _progress(self, trial: Trial, rungs: list[int], ended: bool) -> Progress:
         """A trial's scores at the rungs that all its seeds have passed."""
-        if trial.number in self._settled:
-            return self._settled[trial.number][1]
-        curves = [curve(self.runs.folder_of(trial, seed), self.spec.metric) for seed in self.spec.seeds]
+        if not rungs:
+            return Progress((), ended)
+        curves = [self.files.curve(chain[-1].run.folder) for chain in self.search_runs(trial)]
         reached = min(points[-1][0] if points else 0 for points in curves)
         scores = [
             self.spec.sign * fmean(max(value for at, value in points if at <= step) for points in curves)

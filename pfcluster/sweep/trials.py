@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pfcluster.runs.folder import (
     read_metrics,
 )
 from pfcluster.sweep.space import MAE, applied
-from pfcluster.sweep.spec import FINAL_METRICS, Spec
+from pfcluster.sweep.spec import Spec
 
 TRIALS, FAILED = "trials.json", "failed.json"
 JUDGE = "judge"
@@ -92,6 +92,7 @@ class Runs:
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.spec, self.folder = spec, folder
+        self._made: dict[tuple[Any, ...], TrainRun] = {}
         self.shared = {
             name: TrainRun(config, folder / name / f"seed-{config.seed}") for name, config in spec.shared().items()
         }
@@ -102,6 +103,17 @@ class Runs:
 
     def run_of(self, trial: Trial, seed: int, *, test: bool = False) -> TrainRun:
         """A trial's run with a seed; with `test` its final evaluation uses the test split."""
+        return self._once(
+            ("run", trial.number, *trial.values.items(), seed, test), lambda: self._run(trial, seed, test)
+        )
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], TrainRun]) -> TrainRun:
+        """A run is made once: the driver asks for those of all trials again and again."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _run(self, trial: Trial, seed: int, test: bool) -> TrainRun:
         config = applied(self.spec.config, self.spec.space, trial.values, None)
         config = replace(config, name=trial.name, seed=seed)
         if MAE in self.spec.before:
@@ -112,6 +124,10 @@ class Runs:
         return TrainRun(replace(config, evaluate=evaluate), self.folder_of(trial, seed))
 
     def _pretraining_of(self, trial: Trial, seed: int) -> TrainRun:
+        key = ("pretraining", trial.number, *trial.values.items(), seed)
+        return self._once(key, lambda: self._pretraining(trial, seed))
+
+    def _pretraining(self, trial: Trial, seed: int) -> TrainRun:
         config = applied(self.spec.before[MAE], self.spec.space, trial.values, MAE)
         folder = self.folder_of(trial, seed)
         return TrainRun(replace(config, name=f"{trial.name}-mae", seed=seed), folder.with_name(f"mae-{folder.name}"))
@@ -212,13 +228,3 @@ def poker_face_metric(result: dict[str, Any] | None, metric: str) -> float | Non
     rows = (values.get("poker") or {}).get("rows") or {}
     value = rows.get("poker face", {}).get(metric)
     return None if value is None else float(value)
-
-
-def metric_of(folder: Path, metric: str, until: int | None = None) -> float | None:
-    """A run's metric, not sign-adjusted: the best of its validation scores up to step `until`, or its value at the end
-    of the run for `FINAL_METRICS`. None if there is none.
-    """
-    if metric in FINAL_METRICS:
-        return poker_face_metric(result_of(folder), metric)
-    values = [value for step, value in curve(folder, metric) if until is None or step <= until]
-    return max(values, default=None)
