@@ -37,7 +37,8 @@ COLUMNS = (
     "mse_inside",
     "mse_outside",
 )
-ROWS = ("input", "reconstruction", "poker face", "truth")
+TRANSFER = "expression transfer"
+ROWS = ("input", "reconstruction", "poker face", TRANSFER, "truth")
 
 
 def expression_region(inputs: Tensor, truth: Tensor) -> Tensor:
@@ -66,13 +67,17 @@ def measure(config: RunConfig, model: PFViT, split: Split, evaluators: Evaluator
       -1..1) inside and outside the expression region.
     - fid, fid_neutral: Fréchet distance to all inputs and to the neutral inputs.
 
+    The row expression transfer has faces with the emotion tokens of another sample (half the samples further on):
+    emotion_agreement with that sample's emotion, identity_cosine to the face's own photo.
+
     Also n, and the mse of the reconstruction. A metric is None where it cannot be computed; a model without a
     separator has no row poker face.
     """
     count = min(config.evaluate.n_poker_faces, len(split))
     with_truth = isinstance(split, SyntheticSplit)
-    rows = [row for row in ROWS if (row != "poker face" or model.separator) and (row != "truth" or with_truth)]
-    features = _FrechetFeatures(split, count, rows, evaluators, world)
+    separated = ("poker face", TRANSFER)
+    rows = [row for row in ROWS if (row not in separated or model.separator) and (row != "truth" or with_truth)]
+    features = _FrechetFeatures(split, count, [row for row in rows if row != TRANSFER], evaluators, world)
     means = _Means([f"{row}/{column}" for row in ROWS for column in COLUMNS] + ["mse"])
     for indices in rank_batches(count, config.evaluate.batch_size, world):
         images, labels = load_images(split, indices, config.data.size, world.device)
@@ -86,6 +91,8 @@ def measure(config: RunConfig, model: PFViT, split: Split, evaluators: Evaluator
             features.add(row, face, indices)
             if "truth" in faces:
                 _add_distances(means, row, face, faces["truth"], images)
+        if model.separator is not None and evaluators.judge is not None:
+            _add_transfer(means, config, model, split, (indices, images), count, evaluators, world)
     values = means.over_ranks(world)
     figures = {row: {column: values[f"{row}/{column}"] for column in COLUMNS} for row in rows}
     if "poker face" in figures:
@@ -104,6 +111,26 @@ def _views(model: PFViT, images: Tensor) -> dict[str, Tensor]:
     if views.poker is not None:
         faces["poker face"] = views.poker.float().clamp(-1, 1)
     return faces
+
+
+def _add_transfer(
+    means: _Means,
+    config: RunConfig,
+    model: PFViT,
+    split: Split,
+    faces: tuple[Tensor, Tensor],
+    count: int,
+    evaluators: Evaluators,
+    world: World,
+) -> None:
+    """Metrics of expression transfer to `faces` (indices, images) from the samples half of `count` further on."""
+    indices, images = faces
+    sources, emotions = load_images(split, (indices + count // 2) % count, config.data.size, world.device)
+    swapped = model.transfer(sources, images).float().clamp(-1, 1)
+    assert evaluators.judge is not None
+    predicted = evaluators.judge.classify(transforms.resize(swapped, evaluators.judge.size)).argmax(1)
+    means.add(f"{TRANSFER}/emotion_agreement", (predicted == emotions).sum(), len(images))
+    _add_identity(means, TRANSFER, swapped, images, evaluators)
 
 
 class _Means:

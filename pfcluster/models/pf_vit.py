@@ -148,6 +148,26 @@ class SelfFusion(nn.Module):
         return tokens + self.attn(self.norm(tokens))
 
 
+class RefinementConv(nn.Module):
+    """Two residual 3x3 convolutions over the generated image. The pixel head generates each patch separately;
+    convolutions see across patch borders. Not in the paper. The second layer starts at zero, so that the module starts
+    as the identity.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, 3, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        assert self.second.bias is not None
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """b 3 h w -> b 3 h w."""
+        images = images.contiguous(memory_format=torch.channels_last)  # else the convolutions make uncounted copies
+        return images + self.second(functional.gelu(self.first(images)))
+
+
 class Generator(nn.Module):
     """Fusion F and generator G: tokens to pixels.
 
@@ -168,10 +188,11 @@ class Generator(nn.Module):
         self_fusion: bool = False,
         fusion_bias: float | None = None,
         overlap: int = 0,
+        refine_channels: int = 0,
     ) -> None:
         """`self_fusion` takes SelfFusion instead of CrossFusion, `fusion_bias` is the latter's `own_bias`. With
         `overlap` v the head generates (p + 2 v)² pixels around each patch, and overlapping ones are added up; it starts
-        as the head of p² pixels.
+        as the head of p² pixels. `refine_channels` > 0 adds a RefinementConv.
         """
         super().__init__()
         self.patch, self.overlap = patch, overlap
@@ -189,12 +210,18 @@ class Generator(nn.Module):
         nn.init.zeros_(self.head.bias)
         if overlap:
             self.head = overlapping_head(self.head, patch, overlap)
+        with torch.random.fork_rng(devices=[]):  # the other modules are initialised as without it
+            self.smooth = RefinementConv(refine_channels) if refine_channels else None
 
     def forward(self, tokens: Tensor, order: Tensor | None = None) -> Tensor:
         """b (1 + k) d -> images b 3 h w, unbounded. order b n: the patches, the k visible ones first, as the tokens
         are; None if all are visible.
         """
-        embedded = self.embed(tokens)
+        images = self._generate(self.embed(tokens), order)
+        return images if self.smooth is None else self.smooth(images)
+
+    def _generate(self, embedded: Tensor, order: Tensor | None) -> Tensor:
+        """b (1 + k) c -> b 3 h w, without refinement."""
         if isinstance(self.fusion, SelfFusion):
             return self._assemble(self._generate_with_self_fusion(embedded, order))
         assert order is None
@@ -301,6 +328,16 @@ class PFViT(nn.Module):
         """
         tokens = self.encoder(images, keep)
         return (tokens, tokens, None) if self.separator is None else (tokens, *self.separator(tokens)[:2])
+
+    def transfer(self, emotion_images: Tensor, face_images: Tensor) -> Tensor:
+        """Expression transfer: images of the faces in `face_images` with the emotions of `emotion_images`, from f_e of
+        one and f_p of the other: b 3 h w twice -> b 3 h w. Needs a separator.
+        """
+        assert self.separator is not None
+        emotion = self.separator(self.encoder(emotion_images))[0]
+        face = self.separator(self.encoder(face_images))[1]
+        images: Tensor = self.generator(emotion + face)
+        return images
 
     def classify(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Inference with E, S and C only: b 3 h w -> logits b classes."""

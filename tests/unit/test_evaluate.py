@@ -17,6 +17,7 @@ from pfcluster.evaluate.evaluators import Evaluators, Judge
 from pfcluster.evaluate.image_grid import pick_round_robin
 from pfcluster.evaluate.poker_faces import expression_region, masked_squared_error, measure
 from pfcluster.evaluate.shared_classes import SharedClasses
+from pfcluster.models import factory
 from pfcluster.models.pf_vit import PFViTOutput
 from tests.tiny import config
 
@@ -131,6 +132,10 @@ class FixedPokerFaces(nn.Module):
         self.offset += len(images)
         return PFViTOutput(torch.zeros(len(images), 8), images, poker, None, images, images)
 
+    def transfer(self, emotion_images, face_images):
+        """A transfer that ignores the face."""
+        return emotion_images
+
 
 def constant_judge(label):
     return Judge(lambda batch: torch.eye(8)[[label] * len(batch)], 32, neutral=0)
@@ -159,6 +164,30 @@ def test_neutralised_rate_counts_expressive_inputs_only(faces):
     assert row["neutral_rate"] == row["neutralised_rate"] == 1.0
     assert row["emotion_agreement"] == pytest.approx(float((labels == 0).float().mean()))
     assert 0 < row["emotion_agreement"] < 1
+
+
+def test_transferred_emotion_is_that_of_another_sample(faces):
+    images = to_float(faces.test.batch(torch.arange(24)).images)
+
+    def knows(batch):
+        nearest = (batch.flatten(1).unsqueeze(1) - images.flatten(1)).abs().sum(2).argmin(1)
+        return nn.functional.one_hot(faces.test.labels()[nearest], 8).float()
+
+    rows = rows_of(faces, FixedPokerFaces(), Judge(knows, 32, neutral=0))
+    assert rows["expression transfer"]["emotion_agreement"] == 1.0
+    assert rows["expression transfer"]["mse_inside"] is None
+
+
+def test_transfer_takes_emotion_tokens_of_one_image_and_identity_tokens_of_the_other():
+    model = factory.build(config("pf_mag"), 8)["model"].eval()
+    first, second = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        assert torch.allclose(model.transfer(first, first), model(first).reconstruction, atol=1e-5)
+        swapped = model.transfer(first, second)
+        _, emotion, _ = model.separate(first)
+        _, _, face = model.separate(second)
+        assert torch.allclose(swapped, model.generator(emotion + face), atol=1e-5)
+    assert not torch.allclose(swapped, model(second).reconstruction, atol=1e-3)
 
 
 def test_true_poker_face_has_zero_error(faces):
