@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pfcluster.cli.commands import COMMANDS, SLURM_COMMANDS, help_text, similar
 from pfcluster.launch.errors import LaunchError
 from pfcluster.launch.redaction import redact_output
+from pfcluster.runs.os_errors import describe
+from pfcluster.runs.streams import accept_all_characters
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE, as a shell reports it."""
@@ -22,7 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns the exit code: 0 done, 1 a run failed, 2 the command cannot run as given, 130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    accept_all_characters()
     redact_output()
+    return report_errors(lambda: _run_words(words))
+
+
+def _run_words(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0 if words else 2
@@ -30,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(version_text())
         return 0
     command, rest = ("pipeline", words) if words[0].startswith("-") else (words[0], words[1:])
-    return report_errors(lambda: run_command(command, rest))
+    return run_command(command, rest)
 
 
 def run_command(command: str, arguments: list[str]) -> int:
@@ -52,9 +59,13 @@ def load_command(command: str) -> Callable[[list[str]], int]:
 
 
 def report_errors(run: Callable[[], int]) -> int:
-    """Return the exit code of `run`. Errors of the user and failed runs are printed as one sentence on stderr."""
+    """Return the exit code of `run`. Errors of the user and failed runs are printed as one sentence on stderr; a file
+    that cannot be read or written is an error of the user.
+    """
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()
+        return code
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
@@ -64,8 +75,24 @@ def report_errors(run: Callable[[], int]) -> int:
     except SystemExit as error:  # tyro exits after --help
         return error.code if isinstance(error.code, int) else 0
     except BrokenPipeError:  # the reader of stdout has closed it, as in `pfcluster status | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return BROKEN_PIPE
+    except OSError as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
+        _discard_unwritable_output()
+        return 2
+
+
+def _discard_output() -> None:
+    """Let nothing fail that Python still writes to stdout at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _discard_unwritable_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
 
 
 def version_text() -> str:

@@ -46,7 +46,7 @@ class OverridesFile:
 def read_overrides(path: Path) -> OverridesFile:
     """Read a file of overrides. Raises ConfigError if it is missing or malformed."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the overrides {path}: {error.strerror}") from error
     except ValueError as error:

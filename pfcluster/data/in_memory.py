@@ -5,6 +5,7 @@ Legend: n samples of the split, b images, h w pixels.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from pfcluster.data.types import DataError, RawBatch, Split
-from pfcluster.runs.atomic_files import write_via_temporary
+from pfcluster.runs.atomic_files import fsync, write_via_temporary
 from pfcluster.runs.locks import exclusive_lock
+from pfcluster.runs.os_errors import describe
 
 CHUNK = 256
 """Samples decoded per task of a thread."""
@@ -95,7 +97,8 @@ def load_in_host_memory(split: Split, folder: Path, fingerprint: str, workers: i
         mapped = np.memmap(pixels, dtype=np.uint8, mode="c", shape=(shape[0], *shape[2:], 3))
         targets = torch.from_numpy(np.load(labels, allow_pickle=False))
     except OSError as error:
-        raise DataError(f"data.cache {folder} cannot be used: {error.strerror or error}") from error
+        reason = f"{describe(error)}, or set data.cache_mode to stream"
+        raise DataError(f"data.cache {folder} cannot be used: {reason}") from error
     return InMemorySplit(split, torch.from_numpy(mapped).permute(0, 3, 1, 2), targets)
 
 
@@ -110,7 +113,9 @@ def _decode_into(split: Split, shape: tuple[int, int, int, int], pixels: Path, l
     targets = np.empty(shape[0], dtype=np.int64)
     staging = pixels.with_suffix(".part")
     try:
-        mapped = np.memmap(staging, dtype=np.uint8, mode="w+", shape=(shape[0], *shape[2:], 3))
+        with open(staging, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, needed)  # else a full disk ends the process with SIGBUS
+        mapped = np.memmap(staging, dtype=np.uint8, mode="r+", shape=(shape[0], *shape[2:], 3))
 
         def load(chunk: Tensor) -> None:
             batch = split.batch(chunk)
@@ -119,6 +124,7 @@ def _decode_into(split: Split, shape: tuple[int, int, int, int], pixels: Path, l
 
         _each_chunk(shape[0], load, workers)
         mapped.flush()
+        fsync(staging)
         write_via_temporary(labels, lambda file: np.save(file, targets, allow_pickle=False))
         staging.rename(pixels)
     finally:

@@ -20,7 +20,9 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from pfcluster.config import ConfigError
 from pfcluster.config.urls import hide_credentials, refuse_credentials, with_variables
 from pfcluster.runs.atomic_files import sha256, write_atomically, write_via_temporary
+from pfcluster.runs.home import home_folder
 from pfcluster.runs.locks import exclusive_lock
+from pfcluster.runs.os_errors import describe, is_full
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs")
 """URL schemes that are allowed. `pipe:`, `ssh:` and the like are rejected: no URL can start another program."""
@@ -102,10 +104,15 @@ class RemoteStore:
         cached = self._cached(file, checksum)
         if _is_verified(cached) or _verify(cached, checksum):
             return cached
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(cached.with_suffix(".lock")):
-            if not _is_verified(cached):  # another process may have downloaded it meanwhile
-                self._retried(file, lambda: self._download(file, checksum, cached))
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with exclusive_lock(cached.with_suffix(".lock")):
+                if not _is_verified(cached):  # another process may have downloaded it meanwhile
+                    self._retried(file, lambda: self._download(file, checksum, cached))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(f"data.cache {self.cache} cannot be used: {describe(error)}") from error
         return cached
 
     def _cached(self, file: str, checksum: str) -> Path:
@@ -122,6 +129,8 @@ class RemoteStore:
             except FileNotFoundError:
                 raise
             except OSError as error:
+                if is_full(error):
+                    raise StoreError(f"data.cache {self.cache} cannot be used: {describe(error)}") from error
                 if attempt == ATTEMPTS - 1:
                     reason = self._public(str(error) or type(error).__name__)
                     raise StoreError(f"{self.name}/{file} cannot be downloaded: {reason}") from None
@@ -236,6 +245,15 @@ def open_store(place: str | Path, cache: str | Path | None = None) -> Store:
 
 
 def default_cache() -> Path:
-    """$PFCLUSTER_CACHE, else `pfcluster` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("PFCLUSTER_CACHE") or Path(home) / "pfcluster")
+    """$PFCLUSTER_CACHE, else `pfcluster` in the user's cache folder. Raises StoreError if there is no home folder."""
+    if os.environ.get("PFCLUSTER_CACHE"):
+        return Path(os.environ["PFCLUSTER_CACHE"])
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "pfcluster"
+    home = home_folder()
+    if home is None:
+        raise StoreError(
+            "there is no folder for the cache: HOME is not set, and the system does not know this user; set"
+            " PFCLUSTER_CACHE, or data.cache, to a folder that can be written"
+        )
+    return home / ".cache" / "pfcluster"

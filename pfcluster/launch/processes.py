@@ -80,7 +80,7 @@ class RunProcesses(RunMonitor):
         if code in (FINISHED, INTERRUPTED):
             return ExitStatus(code)
         paths = [exit_status_path(self.run.folder, rank) for rank in range(len(self.processes))]
-        statuses = [ExitStatus(**json.loads(path.read_text())) for path in paths if path.exists()]
+        statuses = [ExitStatus(**json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists()]
         failure = informative_status(statuses)
         if failure is not None:
             return failure

@@ -13,6 +13,7 @@ from pfcluster.distributed.hosts import host_name
 from pfcluster.launch import attempts
 from pfcluster.launch.redaction import redact_output
 from pfcluster.runs.folder import LOG_HEADER, log_path
+from pfcluster.runs.streams import accept_all_characters
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def redirect_output(folder: Path, info: RankInfo) -> Iterator[None]:
     with open(path, "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    accept_all_characters()
     redact_output()
     restarts = f", restart {info.restart}" if info.restart else ""
     header = f"{LOG_HEADER}{attempts.now()} job {info.job}{restarts}, rank {info.rank} of {info.size} on {host_name()}"

@@ -23,6 +23,7 @@ from pfcluster.launch.training_lock import training_lock
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import exit_status_path
 from pfcluster.runs.os_errors import describe, is_full, is_transient, is_users
+from pfcluster.runs.streams import accept_all_characters
 
 FINISHED, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 75
 """75 is EX_TEMPFAIL of sysexits.h: the run continues when it is started again."""
@@ -57,6 +58,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--command", default=None)
     options = parser.parse_args()
+    accept_all_characters()
     redact_output()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     rank = int(os.environ.get("RANK", "0"))

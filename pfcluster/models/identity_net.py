@@ -135,8 +135,9 @@ def find_weights(kind: Literal["facenet", "resnet"], local: str | None) -> Path 
     if kind == "resnet":
         _timm_state(options)
         return None
-    home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
-    cached = home / "checkpoints" / FACENET_FILE
+    cached = Path(torch.hub.get_dir()).parent / "checkpoints" / FACENET_FILE
+    if str(cached).startswith("~"):
+        raise IdentityNetError(f"HOME is not set, so the identity net has no folder: set TORCH_HOME; {options}")
     if cached.is_file():
         return cached
     try:

@@ -2,6 +2,7 @@
 
 config.json              config of the run, written when the run claims the folder
 requested_config.json    config that a launcher hands to its workers
+inputs.json              data and weights that the run reads, by content; see runs/run_inputs.py
 provenance.json          command, versions, commit and machine
 progress.json            number of steps, and the stage that the run is in
 metrics.jsonl            one line per logged training step and per evaluation
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ REQUESTED_CONFIG_FILE = "requested_config.json"
 PROVENANCE_FILE = "provenance.json"
 PROGRESS_FILE = "progress.json"
 METRICS_FILE = "metrics.jsonl"
+INPUTS_FILE = "inputs.json"
 RANKS_FILE = "ranks.jsonl"
 RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.safetensors"
@@ -125,12 +127,20 @@ def write_requested_config(folder: Path, config: RunConfig) -> Path:
     return path
 
 
-def changes_on_resume(folder: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
+def changes_on_resume(
+    folder: Path, config: RunConfig, is_moved: Callable[[str, Any, Any], bool] = lambda name, old, new: False
+) -> dict[str, tuple[Any, Any]]:
     """Fields that differ between the run recorded in a folder and a config that is to resume it: (old, new) by dotted
     name. Raises ConfigError if any of them may not change on resume, as the folder then belongs to another run.
+
+    `is_moved`: whether the two values of a field are paths of the same content, which may change.
     """
     changed = differences(read_config(folder), config) if (folder / CONFIG_FILE).exists() else {}
-    others = {name: values for name, values in changed.items() if not may_change_on_resume(name)}
+    others = {
+        name: (old, new)
+        for name, (old, new) in changed.items()
+        if not may_change_on_resume(name) and not is_moved(name, old, new)
+    }
     if others:
         name, (old, new) = next(iter(others.items()))
         raise ConfigError(

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -122,6 +122,8 @@ def _open(path: Path) -> io.FileIO:
 
 
 def _record(file: io.FileIO, owner: dict[str, Any]) -> None:
+    """Only messages need it: a full disk is no reason to refuse the lock."""
     text = json.dumps(owner) + "\n"
-    os.pwrite(file.fileno(), text.encode(), 0)
-    os.ftruncate(file.fileno(), len(text))
+    with suppress(OSError):
+        os.pwrite(file.fileno(), text.encode(), 0)
+        os.ftruncate(file.fileno(), len(text))

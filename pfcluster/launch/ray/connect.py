@@ -17,6 +17,7 @@ from typing import Any
 from pfcluster.config import ConfigError
 from pfcluster.launch.code_snapshot import snapshot
 from pfcluster.launch.redaction import VARIABLE
+from pfcluster.runs.home import home_folder
 
 OBJECT_STORE = 200 * 2**20
 """Bytes of Ray's object store; only configs and exit statuses pass through it."""
@@ -56,7 +57,8 @@ def connected(address: str | None, folder: Path) -> Iterator[RayCluster]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; avoids a warning
     if address is not None:
         _check_address(address)
-        if (Path.home() / ".ray/auth_token").is_file() or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        home = home_folder()
+        if (home is not None and (home / ".ray/auth_token").is_file()) or os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start --head` requires it, ray.init does not set it
     import ray
 

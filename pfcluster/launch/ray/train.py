@@ -104,7 +104,7 @@ def _lost_worker(error: Exception) -> str:
 def _reported_status(folder: Path, count: int) -> ExitStatus | None:
     """The exit status that the last group's ranks reported; None if some reported none and no other failed."""
     paths = [exit_status_path(folder, rank) for rank in range(count)]
-    statuses = [ExitStatus(**json.loads(path.read_text())) for path in paths if path.exists()]
+    statuses = [ExitStatus(**json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists()]
     failure = informative_status(statuses)
     if failure is not None:
         return failure

@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--status", type=int, required=True, help="exit status of srun")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it to end the job; the epilogue must complete
-    folders = options.folders.read_text().splitlines()
+    folders = options.folders.read_text(encoding="utf-8").splitlines()
     folder = Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
     job, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     attempt = conclude(folder, job, restart, options.status)

@@ -26,14 +26,15 @@ from typing import Any
 
 from pfcluster.config import ConfigError
 from pfcluster.launch.slurm.client import SlurmError, minutes
+from pfcluster.runs.home import home_folder
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-PLACES = ("pfcluster.toml", "~/.config/pfcluster.toml")
-"""Places of the file, if neither --site nor $PFCLUSTER_SITE names one."""
+PLACES = (Path("pfcluster.toml"), Path(".config/pfcluster.toml"))
+"""Places of the file, if neither --site nor $PFCLUSTER_SITE names one: in the working and in the home folder."""
 SUSPICIOUS = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 LAUNCHER_OPTIONS = (
     "job-name",
@@ -164,12 +165,14 @@ def _typed(name: str, value: Any, kind: str, source: str) -> Any:
 def load_site(path: Path | None) -> Site:
     """Read the site file: `path`, else $PFCLUSTER_SITE, else the first of PLACES that exists. Raises ConfigError."""
     named = path or (Path(os.environ["PFCLUSTER_SITE"]) if os.environ.get("PFCLUSTER_SITE") else None)
-    existing = [Path(place).expanduser() for place in PLACES if Path(place).expanduser().is_file()]
+    home = home_folder()
+    places = (PLACES[0], *(() if home is None else (home / PLACES[1],)))
+    existing = [place for place in places if place.is_file()]
     if named is None and not existing:
         return Site()
     file = named or existing[0]
     try:
-        values = tomllib.loads(file.read_text())
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"site file {file} cannot be read: {error.strerror}; give --site FILE") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

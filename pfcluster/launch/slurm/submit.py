@@ -184,7 +184,7 @@ def _current_job(task: Task) -> JobRecord:
         "squeue", "--noheader", "--array", "--states=all", "--format=%i|%k", "--me", retry_seconds=10
     )
     jobs = [line.split("|")[0] for line in text.splitlines() if line.endswith(f"pfcluster:{record.token}")]
-    folders = (Path(record.scripts) / FOLDERS_FILE).read_text().splitlines()
+    folders = (Path(record.scripts) / FOLDERS_FILE).read_text(encoding="utf-8").splitlines()
     if len(folders) > 1:
         index = str(folders.index(str(task.folder.resolve())))
         jobs = [job for job in jobs if job.split("_")[-1] == index]

@@ -99,7 +99,7 @@ def _run(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
 
 def execute(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
     """Execute the task: train in this process, or run a command in another."""
-    task = json.loads((folder / TASK_FILE).read_text())
+    task = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
     if task["module"] is None:
         return work(folder / REQUESTED_CONFIG_FILE, folder, task["command"], info.threads, stop)
     return run_command([sys.executable, "-m", task["module"], *task["arguments"]], stop)
