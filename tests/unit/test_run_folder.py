@@ -191,11 +191,11 @@ def test_a_tail_gives_each_complete_line_once(tmp_path: Path) -> None:
     assert [line["step"] for line in tail.new_lines()] == [1, 2]
     assert tail.new_lines() == []
     with open(tmp_path / METRICS_FILE, "a") as file:
-        file.write('{"step": 3')
+        file.write('{"split": "train", "step": 3')
     assert tail.new_lines() == []
     with open(tmp_path / METRICS_FILE, "a") as file:
         file.write("}\n")
-    assert tail.new_lines() == [{"step": 3}]
+    assert [line["step"] for line in tail.new_lines()] == [3]
 
 
 def test_a_tail_starts_over_when_a_resumed_run_replaces_the_file(tmp_path: Path) -> None:
