@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +14,7 @@ from pfcluster.cli.reproduce_plan import Reproduction
 from pfcluster.cli.reproduce_settings import dataset_settings
 from pfcluster.cli.train import execute, print_plan
 from pfcluster.config import ConfigError, RunConfig
+from pfcluster.config.starts import PfVitStart
 from pfcluster.experiments.cells import CELLS, TABLES
 from pfcluster.experiments.matrix import plan_runs
 from pfcluster.experiments.miniature import miniature
@@ -43,6 +44,9 @@ class ReproduceOptions:
     """vit: the paper's sizes vit-t, vit-s, vit-b; or one preset for all sizes."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each cell is trained with each seed."""
+    pf_vit_start: PfVitStart | None = None
+    """Weights that PF-ViT starts from: the MAE's, as in the paper, or those of the MAE-ViT with the same seed; default:
+    the presets'."""
     tables: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Only these tables: {', '.join(sorted(TABLES))}.")] = ()
     cells: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Only these cells: {', '.join(CELL_NAMES)}.")] = ()
     ablated: tuple[str, ...] | None = None
@@ -113,6 +117,7 @@ def parse(arguments: Sequence[str]) -> Reproduction:
         if given.miniature
         else dataset_settings(given, output, change)
     )
+    settings = replace(settings, pf_vit_start=given.pf_vit_start)
     options = Options(
         command="reproduce",
         command_line=command_text("reproduce", arguments),

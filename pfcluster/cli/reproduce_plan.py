@@ -36,6 +36,7 @@ class Reproduction:
                 f"{dataset}-{name}",
                 tuple(TrainRun(run.config, run.folder, study=dataset) for run in runs),
                 tuple(f"{other}-{its}" for other, its in runs[0].dependencies),
+                tuple(f"{other}-{its}" for other, its in runs[0].same_seed),
             )
             for (dataset, name), runs in runs_by_cell(self.runs).items()
         ]

@@ -146,6 +146,11 @@ def _multi_task() -> list[Cell]:
 CELLS = (*_baselines(), *_sizes(), *_identity_nets(), *_separator(), *_losses(), *_multi_task())
 
 
+def mae_vit_name(size: str) -> str:
+    """Name of the MAE-ViT of a size."""
+    return "mae-vit" if size == DEFAULT_SIZE else f"mae-vit-{size}"
+
+
 def cell_by_name(name: str) -> Cell:
     """Raises KeyError."""
     return {cell.name: cell for cell in CELLS}[name]

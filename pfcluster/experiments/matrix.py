@@ -1,7 +1,8 @@
 """Every run of the paper's experiments: its config, folder and dependencies, from the settings of a reproduction.
 
 Runs of one seed share sample order, augmentation, masks and, where modules are equal, initial weights. All cells of a
-size start from one MAE, so the variance over seeds excludes that of pre-training.
+size start from one MAE, so the variance over seeds excludes that of pre-training; where a preset's PF-ViT starts from
+MAE-ViT, from the one with its own seed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import with_values
-from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, Cell
+from pfcluster.config.starts import PfVitStart, require_classifier_start, starts_from_mae_vit, with_start
+from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, Cell, cell_by_name, mae_vit_name
 
 PRETRAINING, JUDGE, IDENTITY_NET = "pretraining", "judge", "identity-net"
 """Folder of the runs that all datasets share, and names of the auxiliary runs."""
@@ -43,6 +45,8 @@ class Settings:
     init_weights: Mapping[str, str] = field(default_factory=dict)
     """Weights by `Cell.init`: "timm", "imagenet-mae", "released-mae"."""
     resnet_weights: str | None = None
+    pf_vit_start: PfVitStart | None = None
+    """What PF-ViT starts from; None for what the presets say."""
     fid: str | None = None
     """"inception", a file with its weights, or None for the judge's features."""
     n_probe_images: int = 2000
@@ -68,6 +72,8 @@ class PlannedRun:
     folder: Path
     dependencies: tuple[tuple[str, str], ...] = ()
     """Runs that must finish first, by dataset (or "pretraining") and name."""
+    same_seed: tuple[tuple[str, str], ...] = ()
+    """Runs of which only the one with the same seed must finish first."""
     cell: Cell | None = None
 
 
@@ -104,13 +110,33 @@ def plan_runs(settings: Settings) -> list[PlannedRun]:
     for dataset in settings.datasets:
         if dataset in settings.with_neutral:
             runs.append(_auxiliary(settings, dataset, JUDGE, settings.datasets[dataset]))
-        for cell in cells[dataset]:
+        for cell in _with_starts(settings, cells[dataset]):
             runs += [_cell_run(settings, cell, dataset, seed) for seed in settings.seeds]
     return runs
 
 
+def _recipe(settings: Settings, size: str) -> presets.Recipe:
+    return with_start(presets.recipe(settings.presets[size]), settings.pf_vit_start)
+
+
 def _preset(settings: Settings, size: str, role: str, data: Mapping[str, Any]) -> RunConfig:
-    return settings.change(with_values(presets.recipe(settings.presets[size])[role], data))
+    return settings.change(with_values(_recipe(settings, size)[role], data))
+
+
+def _with_starts(settings: Settings, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells, each PF-ViT after the MAE-ViT that it starts from, which is added where it was not selected."""
+    ordered: dict[str, Cell] = {}
+    for cell in cells:
+        if _starts_from_mae_vit(settings, cell):
+            start = cell_by_name(mae_vit_name(cell.size))
+            ordered[start.name] = start
+        ordered[cell.name] = cell
+    return list(ordered.values())
+
+
+def _starts_from_mae_vit(settings: Settings, cell: Cell) -> bool:
+    in_question = cell.role == "pf-vit" and cell.init == "mae"
+    return in_question and starts_from_mae_vit(_recipe(settings, cell.size))
 
 
 def _pretraining(settings: Settings, size: str) -> PlannedRun:
@@ -143,9 +169,16 @@ def _cell_run(settings: Settings, cell: Cell, dataset: str, seed: int) -> Planne
         return str(_folder(settings, dataset, name, first_seed))
 
     config = _preset(settings, cell.size, cell.role, settings.datasets[dataset])
+    start: tuple[tuple[str, str], ...] = ()
     values: dict[str, Any] = {"name": cell.name, "seed": seed}
     if cell.init == "mae":
         values["model.init"] = weights_of(PRETRAINING, f"mae-{cell.size}")
+        if _starts_from_mae_vit(settings, cell):
+            start = ((dataset, mae_vit_name(cell.size)),)
+            folder = _folder(settings, *start[0], seed)
+            values |= {"model.init": str(folder), "pf_mag.decoder_init": values["model.init"]}
+        elif cell.role == "pf-vit":
+            require_classifier_start(config, "--pf-vit-start")
     elif cell.init != "nothing":
         values["model.init"] = settings.init_weights[cell.init]
     if cell.role != "scratch":
@@ -160,7 +193,7 @@ def _cell_run(settings: Settings, cell: Cell, dataset: str, seed: int) -> Planne
         values |= _identity_net_options(settings, cell)
     values |= cell.changes
     folder = _folder(settings, dataset, cell.name, seed)
-    return PlannedRun(dataset, cell.name, with_values(config, values), folder, tuple(dependencies), cell)
+    return PlannedRun(dataset, cell.name, with_values(config, values), folder, tuple(dependencies), start, cell)
 
 
 def _identity_net(settings: Settings, cell: Cell) -> str:

@@ -217,3 +217,17 @@ def test_overrides_apply_to_every_run_before_the_changes_of_cells():
     plan = reproduction.plan()
     assert plan.continue_on_failure
     assert {group.name for group in plan.stages if group.always_run} >= {"tables", "cross", "costs", "studio-report"}
+
+
+def test_pf_vit_starts_from_mae_vit_of_its_seed_and_size():
+    words = ["--miniature", "--executor", "local", "--seeds", "0", "1", "--pf-vit-start", "mae-vit"]
+    reproduction = parse([*words, "--cells", "pf-vit", "pf-vit-t", "sl-vit", "--output", "out"])
+    stages = {stage.name: stage for stage in reproduction.plan().stages}
+    for name, start, mae in (("pf-vit", "mae-vit", "mae-b"), ("pf-vit-t", "mae-vit-t", "mae-t")):
+        stage = stages[f"studio-{name}"]
+        assert stage.same_seed == (f"studio-{start}",), "MAE-ViT is trained although it was not selected"
+        configs = [run.config for run in stage.tasks]
+        assert [config.model.init for config in configs] == [f"out/studio/{start}/seed-{seed}" for seed in (0, 1)]
+        assert {config.pf_mag.decoder_init for config in configs} == {f"out/pretraining/{mae}/seed-0"}
+    from_mae = parse([*words[:-1], "mae", "--cells", "pf-vit", "--output", "out"])
+    assert {run.config.model.init for run in from_mae.runs if run.name == "pf-vit"} == {"out/pretraining/mae-b/seed-0"}
