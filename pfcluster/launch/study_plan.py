@@ -17,6 +17,7 @@ from pfcluster.config.starts import (
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.labels import canonical_name, neutral_index
 from pfcluster.data.manifest import MANIFEST
+from pfcluster.launch.budget_controls import budget_controls
 from pfcluster.launch.command_line import parse
 from pfcluster.launch.overrides import apply_overrides, override_value
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun, stages_of
@@ -58,6 +59,7 @@ def study_plan(options: Options) -> Plan:
     if options.input is not None:
         shards = Path(override_value(overrides, "--data.shards") or options.output / "data")
         overrides = (*overrides, "--data.shards", str(shards))
+        _require_size(options, shards)
         slices = options.cluster.nodes if options.cluster.executor == "slurm" else 1
         stages.append(build_stage(_build_arguments(options, shards), options.output / SHARDS, slices))
     seed_by_seed = starts_from_mae_vit(options.recipe())
@@ -66,7 +68,8 @@ def study_plan(options: Options) -> Plan:
     start = tuple(stage.name for stage in stages)
     first = options.seeds[0]
     mae, judge = (_train_run(options, replace(recipe[role], seed=first)) for role in ("mae", "judge"))
-    mae_vits = _seeded(options, _from_checkpoint(recipe[MAE_VIT], mae))
+    mae_vit = _from_checkpoint(recipe[MAE_VIT], mae)
+    mae_vits = _seeded(options, mae_vit)
     pf_vit = recipe["pf-vit"]
     if not seed_by_seed:
         require_classifier_start(pf_vit, "--pf-vit-start")
@@ -77,6 +80,8 @@ def study_plan(options: Options) -> Plan:
         once += stages_of([judge], start)
     stages += [*once, *stages_of(_seeded(options, recipe["scratch"]), start)]
     stages += stages_of(mae_vits, ("mae",))
+    for config in budget_controls(options.budget_controls, mae_vit, pf_vit, starts_from_mae_vit=seed_by_seed):
+        stages += stages_of(_seeded(options, config), ("mae",))
     pf_vits = _seeded(options, pf_vit)
     if seed_by_seed:
         pf_vits = [
@@ -140,6 +145,16 @@ def _has_neutral(options: Options, config: RunConfig, shards: Path | None) -> bo
     build = parse(BuildOptions, _build_arguments(options, shards), prog=f"pfcluster {BUILD_COMMAND}")
     raw = read_raw(build.input, build.read_options(), kind=build.kind)
     return "neutral" in {canonical_name(photo.label) for photo in raw.photos}
+
+
+def _require_size(options: Options, shards: Path) -> None:
+    """Raises ConfigError if --budget-controls depends on shards that are not built."""
+    if options.budget_controls and not (shards / MANIFEST).exists():
+        raise ConfigError(
+            "--budget-controls: the length of these runs depends on the number of training images, and the shards are"
+            f" not built; build them first with `pfcluster build --input {options.input} --output {shards}`, then give"
+            f" --data.shards {shards} instead of --input"
+        )
 
 
 def _seeded(options: Options, config: RunConfig) -> list[TrainRun]:

@@ -13,6 +13,7 @@ import tyro
 from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.config.overrides import OverridesFile, read_overrides
 from pfcluster.config.starts import PfVitStart, with_start
+from pfcluster.launch.budget_controls import BudgetControl
 from pfcluster.launch.command_line import is_help, parse, parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
 from pfcluster.launch.overrides import override_value
@@ -66,6 +67,9 @@ class StudyOptions(TrainingOptions):
     pf_vit_start: PfVitStart | None = None
     """Weights that PF-ViT starts from: the MAE's, as in the paper, or those of the MAE-ViT with the same seed; default:
     the preset's."""
+    budget_controls: tuple[BudgetControl, ...] = ()
+    """Additional rows: MAE-ViT trained for as many epochs, or for as many FLOPs, as PF-ViT and the MAE-ViT that it
+    starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,7 @@ class Options:
     overrides_file: OverridesFile | None = None
     """Of --overrides."""
     pf_vit_start: PfVitStart | None = None
+    budget_controls: tuple[BudgetControl, ...] = ()
 
     def recipe(self) -> presets.Recipe:
         """The preset's configs with the values of the overrides file. Raises ConfigError."""
@@ -153,6 +158,7 @@ def parse_training(command: str, arguments: Sequence[str]) -> Options:
         tuple(overrides),
         None if options.overrides is None else read_overrides(options.overrides),
         study.pf_vit_start,
+        study.budget_controls,
     )
 
 

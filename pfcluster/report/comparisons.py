@@ -58,7 +58,15 @@ def compare(groups: Sequence[RunGroup], baseline: RunGroup | None) -> list[Compa
     """Compare every other classification group with the baseline; Holm's correction covers all comparisons."""
     if baseline is None:
         return []
-    comparisons = [_compare(group, baseline) for group in groups if group.classifies and group is not baseline]
+    return _corrected([_compare(group, baseline) for group in groups if group.classifies and group is not baseline])
+
+
+def compare_with_each(group: RunGroup, baselines: Sequence[RunGroup]) -> list[Comparison]:
+    """Compare one classification group with several baselines; Holm's correction covers these comparisons."""
+    return _corrected([_compare(group, baseline) for baseline in baselines])
+
+
+def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
     p_values = {
         index: one.accuracy.t_p
         for index, one in enumerate(comparisons)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
+from pfcluster.report.budget import Budget
 from pfcluster.report.comparisons import Comparison
 from pfcluster.report.groups import RunGroup
 from pfcluster.report.resampling import BootstrapInterval
@@ -44,9 +46,9 @@ def _metric_paths(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     return list(paths)
 
 
-def group_row(group: RunGroup) -> dict[str, object]:
+def group_row(group: RunGroup, budget: Budget | None = None) -> dict[str, object]:
     """summary.csv: a group's metrics as NAME.n, NAME.mean, NAME.std, NAME.low, NAME.high (95 % interval over seeds),
-    and the accuracy's interval over seeds and samples.
+    the accuracy's interval over seeds and samples, and the training budget of a run, alone and in all.
     """
     row: dict[str, object] = {"name": group.label, "objective": group.objective, "seeds": len(group.runs)}
     row |= {"selection_split": group.selection_split, "comparable": group.comparable}
@@ -56,6 +58,8 @@ def group_row(group: RunGroup) -> dict[str, object]:
             row |= {f"{'.'.join(path)}.{name}": getattr(summary, name) for name in Summary.__dataclass_fields__}
     bootstrap, reason = group.bootstrap_accuracy
     row |= {"no_predictions": reason}
+    for name, cost in (("budget", budget.own), ("budget_in_all", budget.total)) if budget is not None else ():
+        row |= {f"{name}.{key}": value for key, value in asdict(cost).items()}
     return row | (_bootstrap_cells("test.accuracy", bootstrap, 0.01) if bootstrap else {})
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pfcluster.report import figures, gan_curves, tables
+from pfcluster.report import budget, figures, gan_curves, tables
 from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.figures import Picture
 from pfcluster.report.findings import findings, summed_confusion
@@ -132,6 +132,8 @@ def _context(report: Report) -> tuple[dict[str, Any], list[Notice]]:
         "findings": findings(report),
         "main": tables.main_table(others),
         "comparison": tables.comparison_table(report.comparisons),
+        "on_budgets": budget.equal_budget_table(report.on_budgets, report.budgets),
+        "budget": budget.budget_table(report.groups, report.budgets),
         "per_class": tables.per_class_table(others),
         "confusions": confusion_figures(others),
         "curves": curve_figures(others),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pfcluster.report.budget import Budget, budgets, equal_budget_comparisons
 from pfcluster.report.comparisons import Comparison, choose_baseline, compare
 from pfcluster.report.errors import Notice
 from pfcluster.report.figures import Picture
@@ -26,6 +28,10 @@ class Report:
     notices: tuple[Notice, ...]
     pictures: tuple[Picture, ...] = ()
     """Pictures that `gallery.write_pictures` wrote into the study's folder."""
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    """Training budgets of the groups by label."""
+    on_budgets: tuple[Comparison, ...] = ()
+    """PF-ViT against MAE-ViT and its controls."""
 
 
 def read_report(study: Path, baseline: str | None = None) -> Report:
@@ -46,4 +52,6 @@ def read_report(study: Path, baseline: str | None = None) -> Report:
         comparisons=tuple(compare(groups, reference)),
         notices=(*group_notices, *notices, *picture_notices),
         pictures=tuple(pictures),
+        budgets=budgets(groups),
+        on_budgets=tuple(equal_budget_comparisons(groups)),
     )

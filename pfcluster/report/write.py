@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfcluster.report import page, tables
+from pfcluster.report import budget, page, tables
 from pfcluster.report.csv_rows import comparison_row, group_row, run_rows
 from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.findings import findings
@@ -32,7 +32,8 @@ class ReportFiles:
     summary_csv: Path
     """One row per group: n, mean, std (n - 1) and 95 % interval of each metric."""
     comparisons_csv: Path
-    """One row per group except the baseline: differences in percentage points, intervals and tests."""
+    """One row per group except the baseline, and for PF-ViT against its controls of equal budget: differences in
+    percentage points, intervals and tests."""
     latex: Path
     report: Report
     notices: tuple[Notice, ...]
@@ -53,8 +54,8 @@ def write_report(study: Path, output: Path | None = None, *, baseline: str | Non
         "report.html": html,
         "report.md": report_markdown(report, notices),
         "results.csv": csv_text(run_rows(report)),
-        "summary.csv": csv_text([group_row(group) for group in report.groups]),
-        "comparisons.csv": csv_text([comparison_row(one) for one in report.comparisons]),
+        "summary.csv": csv_text([group_row(group, report.budgets.get(group.label)) for group in report.groups]),
+        "comparisons.csv": csv_text([comparison_row(one) for one in (*report.comparisons, *report.on_budgets)]),
         "table.tex": latex(main) if main else "% no run has a test accuracy\n",
     }
     folder = study / "report" if output is None else Path(output)
@@ -88,6 +89,8 @@ def report_markdown(report: Report, notices: Sequence[Notice]) -> str:
     recognition = (
         tables.main_table(groups),
         tables.comparison_table(report.comparisons),
+        budget.equal_budget_table(report.on_budgets, report.budgets),
+        budget.budget_table(groups, report.budgets),
         tables.per_class_table(groups),
     )
     parts += [markdown(table) for table in recognition if table]
