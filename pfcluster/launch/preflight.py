@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from pfcluster.config import ConfigError, RunConfig
+from pfcluster.data.build.options import BuildOptions
+from pfcluster.data.fingerprints import check_inputs
 from pfcluster.data.types import Dataset
+from pfcluster.launch.command_line import parse
 from pfcluster.launch.job_record import read_job
 from pfcluster.launch.options import Cluster
-from pfcluster.launch.plan import Plan, TrainRun
+from pfcluster.launch.plan import Command, Plan, TrainRun
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
-from pfcluster.launch.study_plan import unbuilt_shards
-from pfcluster.runs.folder import changes_on_resume
+from pfcluster.launch.study_plan import BUILD_COMMAND, SHARDS, unbuilt_shards
 
 
 def preflight(plan: Plan, cluster: Cluster) -> None:
@@ -27,16 +29,29 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
         _require_not_queued([run for run in runs if not run.finished()])
     planned = {str(run.folder) for run in runs}
     unbuilt = {str(path.parent) for path in unbuilt_shards(plan)}
+    _require_same_input(plan)
     checked: set[tuple[str, str]] = set()
     for run in runs:
-        if (run.study, run.config.name) in checked or run.finished():
+        finished = run.finished()
+        check_inputs(run.folder, run.config, finished=finished or run.config.data.shards in unbuilt)
+        if (run.study, run.config.name) in checked or finished:
             continue
         checked.add((run.study, run.config.name))
         _check_layout(run.config, cluster.size_of(run.config.name))
-        changes_on_resume(run.folder, run.config)
         _check_identity_net(run.config, planned)
         if run.config.data.shards not in unbuilt:
             _check_data_and_weights(run.config, planned)
+
+
+def _require_same_input(plan: Plan) -> None:
+    """Raises BuildError if the plan's shards exist and were built from another input than its build now names."""
+    commands = [task for stage in plan.stages if stage.name == SHARDS for task in stage.tasks]
+    for command in commands[:1]:
+        assert isinstance(command, Command)
+        if command.finished():
+            from pfcluster.data.build.pipeline import require_same_listing
+
+            require_same_listing(parse(BuildOptions, command.arguments[1:], prog=f"pfcluster {BUILD_COMMAND}"))
 
 
 def _check_layout(config: RunConfig, world_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pfcluster.data.types import Dataset
 from pfcluster.engine.factory import BackendChoice
 from pfcluster.runs import provenance
 from pfcluster.runs.folder import read_result
+from pfcluster.runs.run_inputs import read_inputs
 from pfcluster.training.resume import TrainState
 
 FORMAT = 1
@@ -27,7 +29,7 @@ def training_result(
     processes: int,
 ) -> dict[str, Any]:
     """The fields that describe a run's training; the final evaluation adds its own."""
-    best = state.best
+    best, inputs = state.best, read_inputs(folder)
     return {
         "format": FORMAT,
         "name": config.name,
@@ -43,6 +45,7 @@ def training_result(
             "votes": dataset.votes,
             **dataset.counts(),
         },
+        "inputs": None if inputs is None else {"data": asdict(inputs.data)["splits"], **inputs.weights},
         "selection_split": config.evaluate.selection_split,
         "best": None if best is None else {"step": best["step"], "value": best["score"]},
         "processes": processes,

@@ -12,11 +12,14 @@ from pfcluster.checkpoint import store
 from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.checkpoint.tensor_shards import TensorShards
 from pfcluster.config import RunConfig
+from pfcluster.data.fingerprints import check_inputs, run_inputs
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
 from pfcluster.engine.optimizer import Plateau
+from pfcluster.models.pretrained import describe
 from pfcluster.runs import provenance
-from pfcluster.runs.folder import changes_on_resume, read_result, write_config
+from pfcluster.runs.folder import CONFIG_FILE, read_result, write_config
+from pfcluster.runs.run_inputs import read_inputs, write_inputs
 from pfcluster.runs.progress import warn
 from pfcluster.training.objective import Objective
 
@@ -37,18 +40,30 @@ class TrainState:
 def claim_folder(config: RunConfig, folder: Path, command: str | None) -> dict[str, Any] | None:
     """Write config and provenance into the run folder; -> the result if the run has already finished.
 
-    Raises ConfigError if the folder belongs to another config.
+    Raises ConfigError if the folder belongs to another config, or to other data or weights in the same place.
     """
-    changes = changes_on_resume(folder, config)
     result = read_result(folder)
-    if result is not None and result["status"] == "finished" and not _test_is_missing(config, result):
+    finished = result is not None and result["status"] == "finished" and not _test_is_missing(config, result)
+    changes = check_inputs(folder, config, finished=finished)
+    if finished:
         return result
     folder.mkdir(parents=True, exist_ok=True)
+    _record_inputs(config, folder)
     for name, (old, new) in changes.items():
         warn(folder, f"{name} was {old!r} and is {new!r} from here on", True)
     write_config(folder, config)
     provenance.write(folder, command)
     return None
+
+
+def _record_inputs(config: RunConfig, folder: Path) -> None:
+    """Write inputs.json at the first start, and say how weights from elsewhere are read. Raises WeightsError."""
+    if (folder / CONFIG_FILE).exists() and read_inputs(folder) is not None:
+        return
+    note = None if config.model.init is None else describe(config.model.init, config.model.init_normalisation)
+    write_inputs(folder, run_inputs(config, () if note is None else (note,)))
+    if note is not None:
+        warn(folder, note, True)
 
 
 def _test_is_missing(config: RunConfig, result: dict[str, Any]) -> bool:

@@ -72,11 +72,7 @@ class BuildResult:
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:
     """Build or complete a shard folder, or one slice of it. Raises BuildError, RawDataError, ShardError."""
     progress = progress or Progress()
-    inputs = {"input": options.input} | ({"test_input": options.test_input} if options.test_input else {})
-    datasets = {role: _list_photos(options, source) for role, source in inputs.items()}
-    if options.name is None:
-        kind = datasets["input"].kind
-        options = replace(options, name=options.dataset if kind in GENERIC else kind)
+    options, datasets = _list_inputs(options)
     identity = build_identity(options, datasets)
     number, count = options.slice_of_build()
     with build_lock(options.output, shared=count > 1):
@@ -107,6 +103,24 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
                 return BuildResult(None, now, (), shards_left)
             manifest = _finish(options, datasets, identity, plan)
     return BuildResult(manifest, now, _warnings(manifest))
+
+
+def require_same_listing(options: BuildOptions) -> None:
+    """Compare a finished build with its input as it is listed now, without opening a photo. Raises BuildError,
+    RawDataError, ShardError.
+    """
+    options, datasets = _list_inputs(options)
+    _existing_result(options, build_identity(options, datasets))
+
+
+def _list_inputs(options: BuildOptions) -> tuple[BuildOptions, dict[str, RawDataset]]:
+    """The photos of each input, and the options with the dataset's name."""
+    inputs = {"input": options.input} | ({"test_input": options.test_input} if options.test_input else {})
+    datasets = {role: _list_photos(options, source) for role, source in inputs.items()}
+    if options.name is None:
+        kind = datasets["input"].kind
+        options = replace(options, name=options.dataset if kind in GENERIC else kind)
+    return options, datasets
 
 
 def _existing_result(options: BuildOptions, identity: Mapping[str, Any], plan: Plan | None = None) -> BuildResult:

@@ -1,0 +1,142 @@
+"""Fingerprints of a run's inputs: its data, and the weights that it reads. Two paths are the same input if their
+fingerprints are equal. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pfcluster.config import ConfigError, DataConfig, RunConfig
+from pfcluster.config.io import flatten
+from pfcluster.data.labels import CANONICAL, in_canonical_order
+from pfcluster.data.manifest import Manifest, ShardError, load_manifest
+from pfcluster.runs.atomic_files import sha256
+from pfcluster.runs.folder import CHECKPOINT_FILE, CHECKPOINTS_DIR, CONFIG_FILE, changes_on_resume
+from pfcluster.runs.run_inputs import DataRecord, RunInputs, SplitRecord, read_inputs
+
+DATA_FIELD = "data.shards"
+WEIGHT_FIELDS = (
+    "model.init",
+    "pf_mag.decoder_init",
+    "pf_mag.identity_net_weights",
+    "evaluate.judge",
+    "evaluate.identity_net",
+    "evaluate.fid",
+)
+"""Fields that name a run, a checkpoint or a file of weights."""
+
+
+def split_fingerprint(manifest: Manifest, split: str) -> str:
+    """Hash of a split's contents: the checksums of its tars and indexes, and the classes that its labels index."""
+    files = [(shard.sha256, shard.index_sha256) for shard in manifest.splits[split].shards]
+    return hashlib.sha256(json.dumps([manifest.classes, files]).encode()).hexdigest()
+
+
+def data_record(config: DataConfig) -> DataRecord:
+    """The content of the data that a config names; reads only the manifest of shards. Raises ShardError, OSError."""
+    if config.shards is None:
+        options = config.synthetic
+        classes = in_canonical_order(options.classes or CANONICAL)
+        digest = hashlib.sha256(json.dumps(asdict(options)).encode()).hexdigest()
+        splits = {name: SplitRecord(getattr(options, name), digest) for name in ("train", "validation", "test")}
+        return DataRecord("synthetic", classes, None, None, splits)
+    manifest = load_manifest(config.shards)
+    splits = {
+        name: SplitRecord(split.samples, split_fingerprint(manifest, name)) for name, split in manifest.splits.items()
+    }
+    plan = manifest.source.get("plan_sha256")
+    return DataRecord(manifest.name, manifest.classes, manifest.votes, plan, splits)
+
+
+def weights_fingerprint(place: str) -> str | None:
+    """Fingerprint of a run, a checkpoint, a file or a folder of weights. What is no path, such as `timm:NAME`, is its
+    own; None if there is nothing yet.
+    """
+    path = Path(place)
+    try:
+        if path.is_file():
+            return sha256(path)
+        if not path.is_dir():
+            return place if place.startswith("timm:") or place == "inception" else None
+        if (path / CHECKPOINT_FILE).is_file() or (path / CHECKPOINTS_DIR).is_dir():
+            from pfcluster.checkpoint import store
+
+            return sha256(store.find(path) / CHECKPOINT_FILE)  # holds the checksums of all files of the checkpoint
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest() if files else None
+    except (OSError, ValueError):
+        return None
+
+
+def run_inputs(config: RunConfig, notes: tuple[str, ...] = ()) -> RunInputs:
+    """The inputs of a run as they are now. Raises ShardError, OSError."""
+    places = _places(config)
+    weights = {name: weights_fingerprint(place) for name, place in places.items() if name in WEIGHT_FIELDS}
+    return RunInputs(data_record(config.data), {name: one for name, one in weights.items() if one is not None}, notes)
+
+
+def require_same_data(folder: Path, recorded: RunInputs | None, config: RunConfig) -> None:
+    """Raises ConfigError if a config's data are not those that the run in a folder was trained on; ShardError, OSError.
+
+    Synthetic faces are determined by the config.
+    """
+    if recorded is None or config.data.shards is None:
+        return
+    now = data_record(config.data)
+    before = recorded.data
+    if (now.splits, now.classes) == (before.splits, before.classes):
+        return
+    what = now.describe() if now.describe() != before.describe() else "as many, but other, photos or labels"
+    raise ConfigError(
+        f"data.shards: {folder} was trained on {before.describe()}, and {config.data.shards} holds other data now:"
+        f" {what}; restore that data, or train in another folder"
+    )
+
+
+def check_inputs(folder: Path, config: RunConfig, *, finished: bool = False) -> dict[str, tuple[Any, Any]]:
+    """Compare a config with the run recorded in a folder: -> the fields that may and do change on resume, as
+    `changes_on_resume`. Paths may differ if they hold the same data and weights.
+
+    Of a finished run missing data are not an error. Raises ConfigError, also for the same path with other contents;
+    ShardError, OSError, JsonFileError.
+    """
+    recorded = read_inputs(folder) if (folder / CONFIG_FILE).exists() else None
+    try:
+        require_same_data(folder, recorded, config)
+    except (ShardError, OSError):
+        if not finished:
+            raise
+    changes = changes_on_resume(folder, config, partial(_is_moved, recorded))
+    if recorded is not None and not finished:
+        for name, place in _places(config).items():
+            before, now = recorded.weights.get(name), weights_fingerprint(place)
+            if name in WEIGHT_FIELDS and None not in (before, now) and before != now:
+                raise ConfigError(
+                    f"{name}: {place} holds other weights now than when {folder} was started with them; restore"
+                    " them, or train in another folder"
+                )
+    return changes
+
+
+def _is_moved(recorded: RunInputs | None, name: str, old: Any, new: Any) -> bool:
+    """Whether the two values of a field are paths of the same data or weights."""
+    if name not in (DATA_FIELD, *WEIGHT_FIELDS) or not isinstance(old, str) or not isinstance(new, str):
+        return False
+    if "://" not in old + new and Path(old).resolve() == Path(new).resolve():
+        return True
+    if recorded is None:
+        return False
+    if name == DATA_FIELD:
+        return True  # `require_same_data` has compared them
+    return name in recorded.weights and recorded.weights[name] == weights_fingerprint(new)
+
+
+def _places(config: RunConfig) -> dict[str, str]:
+    """The paths and names of inputs by field."""
+    values = flatten(asdict(config))
+    return {name: values[name] for name in (DATA_FIELD, *WEIGHT_FIELDS) if isinstance(values.get(name), str)}
