@@ -3,7 +3,9 @@
 sweep.json               the spec
 trials.json              the trials: values, parents, where and why they were stopped
 mae/ judge/              runs that all trials start from
-trials/007/seed-0/       a run; mae-seed-0/ its pre-training if the space changes it; failed.json why it has no result
+mae-vit/seed-0/          the run that PF-ViT with this seed starts from, where the preset says so
+trials/007/seed-0/       a run; mae-seed-0/ its pre-training if the space changes it, mae-vit-seed-0/ the MAE-ViT from
+                         that; failed.json why it has no result
 confirmed.json           the trials that are trained again on fresh seeds
 """
 
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config.json_files import JsonFileError, read_record, try_read_object
+from pfcluster.config.starts import MAE_VIT, from_mae_vit
 from pfcluster.launch.plan import TrainRun
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, write_early_stop
@@ -118,7 +121,11 @@ class Runs:
         config = replace(config, name=trial.name, seed=seed)
         if MAE in self.spec.before:
             pretraining = self._pretraining_of(trial, seed) if self.spec.pretrains_per_trial else self.shared[MAE]
-            config = replace(config, model=replace(config.model, init=str(pretraining.folder)))
+            if MAE_VIT in self.spec.before:
+                mae_vit = self._mae_vit_of(trial, seed)
+                config = from_mae_vit(config, str(mae_vit.folder), str(pretraining.folder))
+            else:
+                config = replace(config, model=replace(config.model, init=str(pretraining.folder)))
         judge = str(self.shared[JUDGE].folder) if JUDGE in self.shared else config.evaluate.judge
         evaluate = replace(config.evaluate, judge=judge, final_split="test" if test else "validation")
         return TrainRun(replace(config, evaluate=evaluate), self.folder_of(trial, seed))
@@ -132,6 +139,32 @@ class Runs:
         folder = self.folder_of(trial, seed)
         return TrainRun(replace(config, name=f"{trial.name}-mae", seed=seed), folder.with_name(f"mae-{folder.name}"))
 
+    def _mae_vit_of(self, trial: Trial, seed: int) -> TrainRun:
+        if not self.spec.pretrains_per_trial:
+            return self._once((MAE_VIT, seed), lambda: self._mae_vit(self.shared[MAE], self.folder / MAE_VIT, seed))
+        key = (MAE_VIT, trial.number, *trial.values.items(), seed)
+        folder = self.folder_of(trial, seed).parent
+        return self._once(key, lambda: self._mae_vit(self._pretraining_of(trial, seed), folder, seed, trial))
+
+    def _mae_vit(self, mae: TrainRun, folder: Path, seed: int, trial: Trial | None = None) -> TrainRun:
+        """The MAE-ViT of a seed, of one trial or of all."""
+        config = self.spec.before[MAE_VIT]
+        config = replace(config, seed=seed, model=replace(config.model, init=str(mae.folder)))
+        if trial is None:
+            return TrainRun(config, folder / f"seed-{seed}")
+        return TrainRun(replace(config, name=f"{trial.name}-{MAE_VIT}"), folder / f"{MAE_VIT}-seed-{seed}")
+
+    def starts(self, trial: Trial, seed: int) -> list[TrainRun]:
+        """What a trial's run with a seed starts from, in order, without what all runs start from."""
+        runs = [self._pretraining_of(trial, seed)] if self.spec.pretrains_per_trial else []
+        return [*runs, self._mae_vit_of(trial, seed)] if MAE_VIT in self.spec.before else runs
+
+    def starts_all_trials(self, run: TrainRun) -> bool:
+        """Whether no trial of the search can be trained without this run."""
+        shared_mae_vit = MAE_VIT in self.spec.before and not self.spec.pretrains_per_trial
+        seeds = self.spec.seeds if shared_mae_vit else ()
+        return run in self.shared.values() or any(run == self._mae_vit_of(Trial(0, {}), seed) for seed in seeds)
+
     def lineage_folders(self, lineage: Sequence[Trial], seed: int) -> list[Path]:
         """Folders of a lineage's runs with one seed, of the search or a fresh one, in training order."""
         last = self.folder_of(lineage[-1], seed)
@@ -142,13 +175,13 @@ class Runs:
     def search_runs(self, trial: Trial, seed: int) -> list[TrialRun]:
         """The runs of a trial in the search, in order."""
         start = None if trial.parent is None else self.folder_of(Trial(trial.parent, {}), seed)
-        runs = [TrialRun(self._pretraining_of(trial, seed))] if self.spec.pretrains_per_trial else []
+        runs = [TrialRun(run) for run in self.starts(trial, seed)]
         return [*runs, TrialRun(self.run_of(trial, seed), start, trial.until)]
 
     def confirmation_runs(self, lineage: Sequence[Trial], seed: int) -> list[TrialRun]:
         """The runs of a lineage's last trial on a fresh seed: all its generations again, in folders of that trial."""
         trial = lineage[-1]
-        runs = [TrialRun(self._pretraining_of(trial, seed))] if self.spec.pretrains_per_trial else []
+        runs = [TrialRun(run) for run in self.starts(trial, seed)]
         start: Path | None = None
         for ancestor, folder in zip(lineage, self.lineage_folders(lineage, seed), strict=True):
             config = replace(self.run_of(ancestor, seed).config, name=trial.name)
@@ -175,8 +208,9 @@ def read_trials(folder: Path) -> list[Trial]:
 
 
 def write_trials(folder: Path, trials: Sequence[Trial]) -> None:
-    """Write all trials."""
-    write_atomically(folder / TRIALS, json.dumps([asdict(trial) for trial in trials], indent=1) + "\n")
+    """Write all trials, one a line."""
+    lines = [json.dumps({**vars(trial), "stop": trial.stop and asdict(trial.stop)}) for trial in trials]
+    write_atomically(folder / TRIALS, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def stop_run(folder: Path, stop: Stop) -> None:
