@@ -25,6 +25,8 @@ FINAL: tuple[Kind, ...] = ("user", "training", "memory", "disk")
 """Failures that another attempt would only repeat."""
 INFORMATIVE: tuple[Kind, ...] = ("user", "training", "memory", "disk", "storage", "bug", "device", "lost rank")
 """Failures of ranks, the most informative first."""
+CONTINUES = "the same command continues"
+"""Ends `Attempt.next` of a task that could neither be requeued nor submitted again."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,12 @@ def reason_to_give_up(attempts: list[Attempt], retries: int) -> str | None:
     if len(failed) > retries:
         return f"it failed {len(failed)} times (--retries {retries})"
     return None
+
+
+def is_given_up(attempt: Attempt) -> bool:
+    """Whether a failed attempt was the last one by decision, not because SLURM refused another job."""
+    follows = attempt.next or ""
+    return attempt.outcome == "failed" and follows.startswith("given up") and not follows.endswith(CONTINUES)
 
 
 def lost_repeatedly(attempts: list[Attempt]) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pfcluster.config.json_files import try_read_object
-from pfcluster.launch.job_record import read_job
 from pfcluster.launch.local_state import task_state
 from pfcluster.launch.plan_record import (
     LAUNCHER_LOCK,
@@ -21,8 +20,7 @@ from pfcluster.launch.plan_record import (
     read_plan,
 )
 from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import SlurmError
-from pfcluster.launch.slurm.job_state import slurm_task
+from pfcluster.launch.slurm.job_state import slurm_tasks
 from pfcluster.launch.task_status import BAD, ENDED, TaskStatus
 from pfcluster.runs.folder import (
     CANCELLED_FILE,
@@ -157,13 +155,7 @@ def _slurm_tasks(plan: PlanRecord) -> tuple[list[TaskStatus], str | None]:
         for name, stage in plan.stages.items()
         for label, place in zip(stage.labels, stage.folders, strict=True)
     ]
-    ids = {place: read_job(place).job for _, _, place in tasks}
-    try:
-        jobs, warning = client.job_states(ids.values()), None
-    except SlurmError as error:
-        jobs, warning = {}, f"{error}; the states are those recorded in the folders"
-    queried = warning is None
-    return [slurm_task(name, label, place, jobs.get(ids[place]), queried) for name, label, place in tasks], warning
+    return slurm_tasks(tasks)
 
 
 def _with_metrics(task: TaskStatus) -> TaskStatus:

@@ -20,7 +20,9 @@ def make_executor(options: SweepOptions, command: str) -> Iterator[Executor]:
 
         if options.gpus_per_trial is not None:
             raise ConfigError("--gpus-per-trial: SLURM allocates whole GPUs; use --gpus-per-node")
-        yield SlurmExecutor(options.output, options.name, cluster, command, options.max_parallel)
+        yield SlurmExecutor(
+            options.output, options.name, cluster, command, options.max_parallel, retry_failed=options.retry_failed
+        )
         return
     if cluster.executor == "ray":
         from pfcluster.launch.ray.connect import connected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,13 +16,17 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.launch import attempts, redaction, status
 from pfcluster.launch.attempts import Attempt, Failure
 from pfcluster.launch.job_record import JobRecord, write_job
+from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.launch.plan_record import PLAN_FILE
 from pfcluster.launch.slurm import client, diagnosis, resubmit
 from pfcluster.launch.slurm.client import JobInfo, SlurmError
 from pfcluster.launch.slurm.job_state import slurm_task
 from pfcluster.launch.slurm.site import Site, load_site
+from pfcluster.sweep.slurm import SlurmExecutor
+from tests.tiny import config
 
+CLUSTER = Cluster("slurm", "a test", Site(), nodes=1, per_node=1, processes=1, retries=2, wait=False)
 SCONTROL_LINE = (
     "JobId=31 ArrayJobId=30 ArrayTaskId=1 JobName=x UserId=root(0) JobState={state} Reason=None Dependency=(null)"
     " Requeue=1 Restarts={restarts} BatchFlag=1 Reboot=0 RunTime=00:00:03 EndTime=2026-11-25T13:30:44"
@@ -263,6 +268,38 @@ def test_hopeless_and_alive_states():
     assert JobInfo("1", "PENDING", "DependencyNeverSatisfied").hopeless
     assert JobInfo("1", "COMPLETING").alive
     assert not JobInfo("1", "NODE_FAIL").alive
+
+
+def test_a_failed_attempt_that_is_followed_by_another_is_not_the_end_while_slurm_does_not_answer(tmp_path):
+    write_job(tmp_path, JobRecord("7", 1))
+    attempts.write(tmp_path, failed(1, next="requeued"))
+    assert slurm_task("s", "run", tmp_path, None, False).state == "unknown"
+    attempts.write(tmp_path, failed(1, next="given up: it failed twice in the same way"))
+    assert slurm_task("s", "run", tmp_path, None, False).state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("follows", "submission", "is_reported"),
+    [
+        ("given up: another attempt would fail in the same way", 1, True),
+        (f"given up: neither requeued (no) nor submitted again (no); {attempts.CONTINUES}", 1, False),
+        ("given up: another attempt would fail in the same way", 2, False),
+        ("requeued", 1, False),
+    ],
+)
+def test_a_run_that_was_given_up_while_no_driver_was_there_is_reported(tmp_path, follows, submission, is_reported):
+    """Without asking SLURM, which is not there."""
+    run = TrainRun(config("finetune"), tmp_path / "run")
+    write_job(run.folder, JobRecord("7", submission))
+    attempts.write(run.folder, failed(1, kind="training", error="not finite", next=follows))
+    executor = SlurmExecutor(tmp_path, "sweep", CLUSTER, "", _next_try=math.inf)
+    executor.start([run])
+    ended = [(ended.folder, status.kind, status.error) for ended, status in executor.poll()]
+    assert ended == ([(run.folder, "training", "not finite")] if is_reported else [])
+    assert executor.poll() == []
+    retrying = SlurmExecutor(tmp_path, "s", CLUSTER, "", retry_failed=True, _next_try=math.inf)
+    retrying.start([run])
+    assert retrying.poll() == []
 
 
 def test_status_without_slurm_reads_the_folders(tmp_path, monkeypatch):

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-UNREACHABLE = ("Unable to contact slurm controller", "Connection refused", "timed out", "Zero Bytes were transmitted")
+UNREACHABLE = (
+    "Unable to contact slurm controller",
+    "Connection refused",
+    "timed out",
+    "Zero Bytes were transmitted",
+    "in standby mode",
+    "temporarily unable",
+)
 RETRY_SECONDS = 300.0
 """Seconds for which a command is repeated while the controller does not answer, as during its restart."""
 FIELDS = ("ArrayJobId", "ArrayTaskId", "JobId", "JobState", "Restarts", "PreemptTime", "EndTime", "NodeList", "Reason")
@@ -27,6 +34,15 @@ SignalCause = Literal["cancelled", "requeued", "preempted", "warned"]
 
 class SlurmError(ValueError):
     """A SLURM command failed: the command, its error, and what to do."""
+
+
+class UnreachableError(SlurmError):
+    """The controller does not answer."""
+
+
+def is_unreachable(message: str) -> bool:
+    """Whether a message of a SLURM command means that the controller does not answer."""
+    return any(phrase in message for phrase in UNREACHABLE)
 
 
 @dataclass(frozen=True)
@@ -72,8 +88,10 @@ def run_command(*arguments: str, retry_seconds: float = RETRY_SECONDS) -> str:
             raise SlurmError(f"no {arguments[0]} on this machine's PATH") from error
         except subprocess.TimeoutExpired:
             message = f"{arguments[0]} timed out"
-        if not any(phrase in message for phrase in UNREACHABLE) or time.monotonic() > deadline:
-            raise SlurmError(f"{' '.join(arguments)}: {message or 'failed without a message'}")
+        unreachable = is_unreachable(message)
+        if not unreachable or time.monotonic() > deadline:
+            kind = UnreachableError if unreachable else SlurmError
+            raise kind(f"{' '.join(arguments)}: {message or 'failed without a message'}")
         time.sleep(2)
 
 
@@ -87,12 +105,12 @@ def available() -> tuple[bool, str]:
         return False, f"inside SLURM job {os.environ['SLURM_JOB_ID']}"
     try:
         run_command("sinfo", "--noheader", "--format=%P", retry_seconds=5)
+    except UnreachableError as error:
+        raise SlurmError(
+            f"sbatch is installed, but the controller does not answer ({error}); try again later, or run on this"
+            " machine with --executor local"
+        ) from error
     except SlurmError as error:
-        if any(phrase in str(error) for phrase in UNREACHABLE):
-            raise SlurmError(
-                f"sbatch is installed, but the controller does not answer ({error}); try again later, or run on this"
-                " machine with --executor local"
-            ) from error
         return False, f"sbatch is installed, but no cluster answers ({error})"
     return True, "sbatch is installed and a cluster answers"
 

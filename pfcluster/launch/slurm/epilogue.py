@@ -107,8 +107,7 @@ def _run_again(folder: Path, attempt: Attempt, job: str, node: str | None = None
         try:
             follows = f"submitted again as {resubmit(folder, exclude)}"
         except (SlurmError, OSError) as error:
-            advice = "the same command continues"
-            follows = f"given up: neither requeued ({refused}) nor submitted again ({error}); {advice}"
+            follows = f"given up: neither requeued ({refused}) nor submitted again ({error}); {attempts.CONTINUES}"
     attempt = replace(attempt, next=follows, excluded=exclude)
     attempts.write(folder, attempt)
     return attempt

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.job_record import read_job
-from pfcluster.launch.slurm.client import JobInfo
+from pfcluster.launch.slurm import client
+from pfcluster.launch.slurm.client import JobInfo, SlurmError
 from pfcluster.launch.task_status import BAD, TaskStatus
 from pfcluster.runs.folder import CANCELLED_FILE, is_finished, read_progress
+
+FOLLOWED = ("requeued", "submitted")
+"""Beginnings of `Attempt.next` if another attempt follows."""
+
+
+def slurm_tasks(tasks: Sequence[tuple[str, str, Path]], **options: Any) -> tuple[list[TaskStatus], str | None]:
+    """The states of tasks, given as stage, label and folder, and a warning if SLURM cannot be queried. `options`: those
+    of `client.job_states`.
+    """
+    ids = {folder: read_job(folder).job for _, _, folder in tasks}
+    try:
+        jobs, warning = client.job_states(ids.values(), **options), None
+    except SlurmError as error:
+        jobs, warning = {}, f"{error}; the states are those recorded in the folders"
+    queried = warning is None
+    states = [slurm_task(stage, label, folder, jobs.get(ids[folder]), queried) for stage, label, folder in tasks]
+    return states, warning
 
 
 def slurm_task(stage: str, label: str, folder: Path, job: JobInfo | None, queried: bool) -> TaskStatus:
@@ -48,7 +68,8 @@ def _state(folder: Path, newest: Attempt | None, job: JobInfo | None, submitted:
         return ("not run", "") if submitted and queried else ("not started", "")
     if newest.job and submitted and newest.job != submitted and job is not None and job.state == "CANCELLED":
         return "not run", ""
-    if newest.outcome in ("failed", "cancelled"):
+    continues = (newest.next or "").startswith(FOLLOWED)
+    if newest.outcome in ("failed", "cancelled") and (queried or not continues):
         return newest.outcome, newest.next or ""
     if job is None and not queried:
         return "unknown", ""
@@ -65,7 +86,7 @@ def _alive_state(folder: Path, newest: Attempt | None, job: JobInfo) -> tuple[st
     if job.state == "PENDING":
         if job.reason == "Dependency":
             return "waiting", ""
-        restarting = newest is not None and (newest.next or "").startswith(("requeued", "submitted"))
+        restarting = newest is not None and (newest.next or "").startswith(FOLLOWED)
         return "queued", f"{newest.outcome}, again" if restarting and newest is not None else job.reason
     if job.state == "COMPLETING":
         return "ending", newest.outcome if newest is not None and newest.outcome != "running" else ""

@@ -15,7 +15,7 @@ from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, Stage
 from pfcluster.launch.redaction import VARIABLE
 from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import SlurmError
+from pfcluster.launch.slurm.client import SlurmError, UnreachableError
 from pfcluster.launch.slurm.diagnosis import ATTEMPT_MARK
 from pfcluster.launch.slurm.site import Site
 
@@ -41,7 +41,7 @@ class Layout:
 def layout_of(stage: Stage, site: Site, processes: int, *, query: bool = True) -> Layout:
     """The layout of a stage's jobs. Without `query`, SLURM is not asked for the limits of the partition.
 
-    Raises ConfigError for a partition that does not exist or has too few nodes.
+    Raises ConfigError for a partition that does not exist or has too few nodes, UnreachableError.
     """
     settings = site.for_run(stage.name)
     nodes = 1 if stage.single_process else settings.nodes or 1
@@ -50,6 +50,8 @@ def layout_of(stage: Stage, site: Site, processes: int, *, query: bool = True) -
         limits = client.partition(settings.partition) if query else {}
         allowed = client.minutes(limits.get("MaxTime", "UNLIMITED"))
         requested = client.minutes(settings.time) if settings.time else None
+    except UnreachableError:
+        raise
     except SlurmError as error:
         raise ConfigError(f"--partition {settings.partition or '(default)'}: {error}") from error
     total = limits.get("TotalNodes", "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from pfcluster.launch.job_record import JobRecord, read_job, write_job
 from pfcluster.launch.plan import Plan, Stage, Task, TrainRun
 from pfcluster.launch.plan_record import write_plan
 from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import JobInfo
+from pfcluster.launch.slurm.client import JobInfo, UnreachableError
 from pfcluster.launch.slurm.script import FOLDERS_FILE, SCRIPTS_DIR, Layout, executor_of, layout_of
 from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.task import run_task
@@ -53,15 +53,20 @@ class SubmittedStage:
     tasks: tuple[SubmittedTask, ...]
 
 
-def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[SubmittedStage]:
-    """Submit a plan to SLURM; returns what was done for each stage. Raises ConfigError, SlurmError."""
+def submit(
+    plan: Plan, site: Site, *, processes: int, retries: int, only: Collection[Path] | None = None
+) -> list[SubmittedStage]:
+    """Submit a plan to SLURM; returns what was done for each stage. `only`: folders of the tasks to be submitted; the
+    others are only recorded, for `pfcluster status`. Raises ConfigError, SlurmError; UnreachableError while the
+    controller does not answer: submitting again then attaches to what it has accepted.
+    """
     missing = [name for name in site.secrets if name not in os.environ]
     if missing:
         raise ConfigError(f"{site.source}: secrets names {missing[0]}, which is not set in this shell; export it first")
     layouts = {stage.name: layout_of(stage, site, processes) for stage in plan.stages}
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _submit_lock(plan.folder):
-        submission = _Submission(plan, site, layouts, retries)
+        submission = _Submission(plan, site, layouts, retries, only)
         for task in submission.unfinished_tasks():
             _check_same_config(task, submission.job_of(task))
         write_plan(plan, "slurm", {name: (layout.nodes, layout.per_node) for name, layout in layouts.items()})
@@ -72,12 +77,23 @@ def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Subm
 class _Submission:
     """The state of a plan's tasks while its stages are submitted one after the other."""
 
-    def __init__(self, plan: Plan, site: Site, layouts: Mapping[str, Layout], retries: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        site: Site,
+        layouts: Mapping[str, Layout],
+        retries: int,
+        only: Collection[Path] | None,
+    ) -> None:
         self.plan, self.site, self.layouts, self.retries = plan, site, layouts, retries
         self.code = Path()
-        self.records = {task.folder: _current_job(task) for stage in plan.stages for task in stage.tasks}
+        self.chosen = {
+            stage.name: [task for task in stage.tasks if only is None or task.folder in only] for stage in plan.stages
+        }
+        """The tasks of each stage that are to be submitted if they have not finished."""
+        self.records = {task.folder: _current_job(task) for tasks in self.chosen.values() for task in tasks}
         self.jobs = client.job_states(record.job for record in self.records.values())
-        self.unfinished = {stage.name: [task for task in stage.tasks if not task.finished()] for stage in plan.stages}
+        self.unfinished = {name: [task for task in tasks if not task.finished()] for name, tasks in self.chosen.items()}
         self.resubmitted: set[str] = set()
         """Stages of which tasks were submitted: what waits for them must be submitted again, too."""
         self.resubmitted_folders: set[Path] = set()
@@ -135,7 +151,9 @@ class _Submission:
 
 
 def _submit_array(submission: _Submission, stage: Stage, tasks: Sequence[Task], dependency: str) -> None:
-    """Write the files that the tasks need, then submit them as one array. Raises ConfigError if sbatch refuses."""
+    """Write the files that the tasks need, then submit them as one array. Raises ConfigError if sbatch refuses,
+    UnreachableError if the controller does not answer.
+    """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     plan, token = submission.plan, uuid.uuid4().hex[:12]
@@ -144,7 +162,8 @@ def _submit_array(submission: _Submission, stage: Stage, tasks: Sequence[Task], 
     write_atomically(scripts / FOLDERS_FILE, "".join(f"{task.folder.resolve()}\n" for task in tasks))
     for task in tasks:
         _write_task(task, plan.command)
-        number = read_job(task.folder).submission + 1
+        previous = read_job(task.folder)
+        number = previous.submission + (previous.job != "" or not previous.submission)  # one never accepted is repeated
         plan_folder = str(plan.folder.resolve())
         record = JobRecord("", number, submission.retries, plan_folder, stage.name, str(scripts), token=token)
         write_job(task.folder, record)
@@ -157,6 +176,8 @@ def _submit_array(submission: _Submission, stage: Stage, tasks: Sequence[Task], 
         with _without_job_variables():
             jobs = executor.map_array(run_task, [str(task.folder.resolve()) for task in tasks])
     except (FailedJobError, FailedSubmissionError) as error:
+        if client.is_unreachable(str(error)):
+            raise UnreachableError(f"sbatch: {' '.join(str(error).split())[-200:]}") from error
         lines = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if "sbatch:" in line]
         raise ConfigError(f"SLURM refused {stage.name}: {'; '.join(lines) or error}") from error
     for task, job in zip(tasks, jobs, strict=True):
