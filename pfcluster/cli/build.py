@@ -84,10 +84,7 @@ def _print_result(options: BuildOptions, result: BuildResult, seconds: float) ->
     read = manifest.source["input"]
     votes = f", its votes counted by {read['votes']}" if read["votes"] else ""
     console.print(f"{read['name']} was read as {read['kind']}{votes} (--kind overrides this)")
-    others = sum(source["other_files"] for source in manifest.source.values() if isinstance(source, dict))
-    if others:
-        console.print(f"{others} files without an image suffix were skipped")
-    for warning in result.warnings:
+    for warning in (*result.left_out, *result.warnings):
         console.print(labelled("note", "yellow", warning), soft_wrap=True)
     if result.photos_now:
         rate = f"{result.photos_now} of them now, in {seconds:.1f} s: {result.photos_now / seconds:.1f} photos/s"

@@ -100,7 +100,7 @@ def _decode_photo(data: bytes) -> tuple[np.ndarray, bool]:
 
 
 def _deep_colours(data: bytes, orientation: int) -> np.ndarray:
-    """Decode a colour image of 16 bits a channel that uses fewer: pillow keeps the upper 8 bits only, which are dark."""
+    """Decode a colour image of 16 bits a channel that uses fewer: pillow keeps the upper 8 only, which are dark."""
     import cv2
 
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

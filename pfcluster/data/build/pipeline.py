@@ -19,9 +19,10 @@ from pfcluster.data.build.candidates import LeftOut
 from pfcluster.data.build.detect import FaceAligner
 from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.folder import PLAN, build_lock
+from pfcluster.data.build.left_out import left_out_notes, skipped_note
 from pfcluster.data.build.make_shard import ShardMaker, ShardResult, marker_path
 from pfcluster.data.build.options import BuildOptions
-from pfcluster.data.build.plan import SPLITS, Plan, PlannedShard, make_plan, subsample
+from pfcluster.data.build.plan import SPLITS, Plan, PlannedShard, make_plan, require_training_photos, subsample
 from pfcluster.data.build.saved_plan import (
     build_identity,
     files_state,
@@ -67,6 +68,8 @@ class BuildResult:
     warnings: tuple[str, ...]
     shards_left: int = 0
     """Missing shards of all slices."""
+    left_out: tuple[str, ...] = ()
+    """What the listing leaves out, by name."""
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildResult:
@@ -87,9 +90,9 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
             if (options.output / MANIFEST).exists():
                 progress.start("checking", sum(len(dataset.photos) for dataset in datasets.values()), 0)
                 plan = make_plan(datasets, options.plan_options(), lambda: progress.advance(1))
-                return _existing_result(options, identity, plan)
+                return replace(_existing_result(options, identity, plan), left_out=_left_out(datasets, plan))
             plan = load_or_make_plan(options, datasets, identity, files, progress.start, progress.advance)
-        _check_bad(options, plan.left_out, plan.photos)
+        _check_bad(options, datasets, plan.left_out)
         in_slice = plan.shards[number::count]
         missing = [shard for shard in in_slice if not _is_finished(options.output, shard)]
         total, now = (sum(len(shard.photos) for shard in shards) for shards in (in_slice, missing))
@@ -97,12 +100,19 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         run_workers(functools.partial(_make_maker, options, datasets), missing, options.workers, progress.advance)
         with exclusive_lock(folder / "merge.lock"):
             if (options.output / MANIFEST).exists():  # written by another slice
-                return replace(_existing_result(options, identity, plan), photos_now=now)
+                done = _existing_result(options, identity, plan)
+                return replace(done, photos_now=now, left_out=_left_out(datasets, plan))
             shards_left = sum(not _is_finished(options.output, shard) for shard in plan.shards)
             if shards_left:
                 return BuildResult(None, now, (), shards_left)
             manifest = _finish(options, datasets, identity, plan)
-    return BuildResult(manifest, now, _warnings(manifest))
+    return BuildResult(manifest, now, _warnings(manifest), left_out=_left_out(datasets, plan))
+
+
+def _left_out(datasets: Mapping[str, RawDataset], plan: Plan) -> tuple[str, ...]:
+    """What the listings skip and what the plan leaves out, by name."""
+    skipped = [f"{source.name}: {note}" for source in datasets.values() if (note := skipped_note(source))]
+    return (*left_out_notes(datasets, plan.left_out), *skipped)
 
 
 def require_same_listing(options: BuildOptions) -> None:
@@ -136,13 +146,15 @@ def _existing_result(options: BuildOptions, identity: Mapping[str, Any], plan: P
     return BuildResult(manifest, 0, _warnings(manifest))
 
 
-def _check_bad(options: BuildOptions, left_out: Sequence[LeftOut], photos: int) -> None:
+def _check_bad(options: BuildOptions, datasets: Mapping[str, RawDataset], left_out: Sequence[LeftOut]) -> None:
     """Raises BuildError if too many photos are missing or unreadable."""
+    photos = sum(len(dataset.photos) for dataset in datasets.values())
     bad = [photo for photo in left_out if photo.reason in BAD]
     if len(bad) > options.max_bad_share * photos:
         reasons = _counts(Counter(photo.reason for photo in bad))
+        first = datasets[bad[0].role].photos[bad[0].number].path
         raise BuildError(
-            f"{len(bad)} of {photos} photos cannot be read ({reasons}), more than --max-bad-share"
+            f"{len(bad)} of {photos} photos cannot be read ({reasons}; the first is {first}), more than --max-bad-share"
             f" {options.max_bad_share}: check the input folder and --images, or raise it; finished shards are kept"
         )
 
@@ -150,6 +162,8 @@ def _check_bad(options: BuildOptions, left_out: Sequence[LeftOut], photos: int) 
 def _list_photos(options: BuildOptions, source: Path) -> RawDataset:
     """List the photos of an input, with the landmarks of --landmarks."""
     dataset = read_raw(source, options.read_options(), kind=options.kind)
+    if source is options.input:
+        require_training_photos(dataset)
     if options.landmarks is not None:
         dataset = with_openface(dataset, options.landmarks)
     return subsample(dataset, options.limit, options.seed)
@@ -192,7 +206,7 @@ def _finish(
         shard: ShardResult.from_json(read_checksummed(marker_path(options.output, shard.name))) for shard in plan.shards
     }
     left_out = sorted([*plan.left_out, *(photo for result in results.values() for photo in result.left_out)])
-    _check_bad(options, left_out, plan.photos)
+    _check_bad(options, datasets, left_out)
     if not any(result.file.samples for result in results.values()):
         reasons = Counter(photo.reason for photo in left_out)
         raise BuildError(f"no face was found in any photo ({_counts(reasons)}); --align none skips detection")
@@ -256,6 +270,8 @@ def _warnings(manifest: Manifest) -> tuple[str, ...]:
         )
     if known_identities == 0:
         warnings.append("no photo has an identity: splits share no photo, but may share persons")
+    if len(manifest.classes) == 1:
+        warnings.append(f"there is one class only, {manifest.classes[0]}")
     for name, split in manifest.splits.items():
         empty = [label for label in manifest.classes if not split.per_class[label]]
         if empty:

@@ -146,6 +146,17 @@ def _validation_share(datasets: Mapping[str, RawDataset], options: PlanOptions) 
     return 0.0
 
 
+def require_training_photos(dataset: RawDataset) -> None:
+    """Raises BuildError if all photos are in official splits, and none in the training split."""
+    splits = {photo.split for photo in dataset.photos if photo.left_out is None}
+    if splits and splits <= {"validation", "test"}:
+        names = " and ".join(sorted(str(split) for split in splits))
+        raise BuildError(
+            f"{dataset.name} has photos of the {names} split only, and none for training; give it as --test-input, or"
+            " split its photos anew with --splits ignore"
+        )
+
+
 def subsample(dataset: RawDataset, limit: int | None, seed: int) -> RawDataset:
     """The dataset reduced to `limit` photos drawn by `seed`, in the original order."""
     if limit is None or limit >= len(dataset.photos):
@@ -204,7 +215,13 @@ def _no_photos_message(datasets: Mapping[str, RawDataset], left_out: Sequence[Le
     hint = f"the first is {dataset.photos[first.number].source} ({first.detail or 'not found'})"
     if reason == "unknown label":
         labels = sorted({dataset.photos[photo.number].label for photo in left_out if photo.reason == reason})[:8]
-        hint = f"labels are {', '.join(map(repr, labels))}; supported are {', '.join(CANONICAL)}"
+        known = (
+            f"supported are {', '.join(CANONICAL)}; name others with --classes, e.g. --classes {labels[0] or 1}=anger"
+        )
+        hint = f"labels are {', '.join(map(repr, labels))}; {known}"
     if reason == "missing file":
-        hint += f", searched in {dataset.folder}; --images sets the folder of a CSV's photos"
+        path = dataset.photos[first.number].path
+        hint += f", searched in {dataset.folder} (as {path}); --images sets the folder of a CSV's photos"
+    if dataset.hint:
+        hint += f"; {dataset.hint}"
     return f"no photos remain ({counts}); {hint}"

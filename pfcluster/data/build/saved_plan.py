@@ -17,6 +17,7 @@ from typing import Any
 from pfcluster.config.io import flatten
 from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.folder import PLAN
+from pfcluster.data.build.left_out import skipped_files
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.build.plan import Plan, listing_digest, make_plan
 from pfcluster.data.build.shard_writer import read_checksummed, write_checksummed
@@ -34,6 +35,7 @@ def build_identity(options: BuildOptions, datasets: Mapping[str, RawDataset]) ->
             "kind": dataset.kind,
             "photos": len(dataset.photos),
             "other_files": dataset.other_files,
+            "skipped": skipped_files(dataset),
             "votes": dataset.votes,
         }
         for role, dataset in datasets.items()
