@@ -28,12 +28,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import differences, load, may_change_on_resume, to_json
 from pfcluster.config.json_files import JsonFileError, parse_json, read_object, try_read_object
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.atomic_files import write_atomically, write_via_temporary
 from pfcluster.runs.walk import walk_through_links
 
 CONFIG_FILE = "config.json"
@@ -196,20 +196,37 @@ def truncate_metrics(folder: Path, step: int) -> None:
     A last line without its end was cut by a crash; other broken lines are counted in warnings.log.
     """
     path = folder / METRICS_FILE
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    parsed = [(line, _metrics_line(line)) for line in lines if line.endswith(b"\n")]
-    if broken := sum(values is None for _, values in parsed):
+    path.touch()
+    broken = 0
+
+    def fill(kept: BinaryIO) -> None:
+        nonlocal broken
+        with open(path, "rb") as lines:
+            for line in lines:
+                values = _metrics_line(line)
+                if values is not None and line.endswith(b"\n") and values["step"] <= step:
+                    kept.write(line)
+                broken += values is None and line.endswith(b"\n")
+
+    write_via_temporary(path, fill)
+    if broken:
         append_warning(folder, f"{broken} lines of {path} could not be read and were dropped")
-    write_atomically(path, b"".join(line for line, values in parsed if values and values["step"] <= step))
 
 
 def read_metrics(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, of one split or of all; empty if there is no file. Lines cut by a crash are skipped."""
+    """All lines of `iter_metrics`."""
+    return list(iter_metrics(folder, split))
+
+
+def iter_metrics(folder: Path, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Lines of metrics.jsonl one by one, of one split or of all; none if there is no file. Lines cut by a crash are
+    skipped.
+    """
     try:
-        text = (folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace")
+        with open(folder / METRICS_FILE, encoding="utf-8", errors="replace") as lines:
+            yield from _parsed(lines, split)
     except OSError:
-        return []
-    return list(_parsed(text.splitlines(), split))
+        return
 
 
 def last_metrics(folder: Path, split: str) -> dict[str, Any] | None:
@@ -247,11 +264,10 @@ class MetricsTail:
         self._offset = 0
         self._inode = 0
 
-    def new_lines(self) -> list[dict[str, Any]]:
+    def new_lines(self) -> Iterator[dict[str, Any]]:
         """Complete lines appended since the last call. Starts over if the file was replaced, as by a resumed run."""
         if not self.path.exists():
-            return []
-        lines = []
+            return
         with open(self.path, "rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             if inode != self._inode:
@@ -262,8 +278,8 @@ class MetricsTail:
                     break
                 self._offset += len(line)
                 values = _metrics_line(line)
-                lines += [] if values is None else [values]
-        return lines
+                if values is not None:
+                    yield values
 
 
 def append_rank_times(folder: Path, step: int, milliseconds: Mapping[str, Sequence[float]]) -> None:

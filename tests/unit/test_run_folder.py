@@ -186,13 +186,13 @@ def test_a_series_ascends_and_later_lines_win(tmp_path: Path) -> None:
 
 def test_a_tail_gives_each_complete_line_once(tmp_path: Path) -> None:
     tail = MetricsTail(tmp_path)
-    assert tail.new_lines() == []
+    assert list(tail.new_lines()) == []
     append_lines(tmp_path, ("train", 1, 0.5), ("train", 2, 0.4))
     assert [line["step"] for line in tail.new_lines()] == [1, 2]
-    assert tail.new_lines() == []
+    assert list(tail.new_lines()) == []
     with open(tmp_path / METRICS_FILE, "a") as file:
         file.write('{"split": "train", "step": 3')
-    assert tail.new_lines() == []
+    assert list(tail.new_lines()) == []
     with open(tmp_path / METRICS_FILE, "a") as file:
         file.write("}\n")
     assert [line["step"] for line in tail.new_lines()] == [3]
@@ -201,7 +201,7 @@ def test_a_tail_gives_each_complete_line_once(tmp_path: Path) -> None:
 def test_a_tail_starts_over_when_a_resumed_run_replaces_the_file(tmp_path: Path) -> None:
     append_lines(tmp_path, ("train", 1, 0.5), ("train", 2, 0.4))
     tail = MetricsTail(tmp_path)
-    tail.new_lines()
+    list(tail.new_lines())
     truncate_metrics(tmp_path, 1)
     append_lines(tmp_path, ("train", 2, 0.4))
     assert [line["step"] for line in tail.new_lines()] == [1, 2]
