@@ -16,8 +16,15 @@ from pfcluster.config.io import flatten
 from pfcluster.data.labels import CANONICAL, in_canonical_order
 from pfcluster.data.manifest import Manifest, ShardError, load_manifest
 from pfcluster.runs.atomic_files import sha256
-from pfcluster.runs.folder import CHECKPOINT_FILE, CHECKPOINTS_DIR, CONFIG_FILE, changes_on_resume
-from pfcluster.runs.run_inputs import DataRecord, RunInputs, SplitRecord, read_inputs
+from pfcluster.runs.folder import (
+    CHECKPOINT_FILE,
+    CHECKPOINTS_DIR,
+    CONFIG_FILE,
+    changes_on_resume,
+    enclosing_run,
+    read_config,
+)
+from pfcluster.runs.run_inputs import DataRecord, RunInputs, SplitRecord, read_inputs, recorded_classes
 
 DATA_FIELD = "data.shards"
 WEIGHT_FIELDS = (
@@ -96,6 +103,37 @@ def require_same_data(folder: Path, recorded: RunInputs | None, config: RunConfi
         f"data.shards: {folder} was trained on {before.describe()}, and {config.data.shards} holds other data now:"
         f" {what}; restore that data, or train in another folder"
     )
+
+
+def require_same_build(config: RunConfig, run: Path, option: str) -> None:
+    """Raises ConfigError if the classifier in a run folder was trained on another build of a config's dataset: what is
+    test data here may have been training data there. Raises ShardError, OSError.
+    """
+    recorded = read_inputs(enclosing_run(run) or run)
+    if recorded is None or config.data.shards is None:
+        return
+    data = data_record(config.data)
+    if recorded.data.name == data.name and not data.same_samples(recorded.data, "train"):
+        raise ConfigError(
+            f"{option}: {run} was trained on another build of {data.name} than {config.data.shards}, so it may have"
+            " been trained on faces of this test split; train it on these shards"
+        )
+
+
+def require_fitting_start(config: RunConfig) -> None:
+    """Raises ConfigError if PF-ViT would start from the head of other classes, or from a classifier of another build of
+    its dataset; ShardError, OSError. The head of another number of classes is left out (models/factory.py).
+    """
+    run = None if config.model.init is None else enclosing_run(Path(config.model.init))
+    if run is None or config.objective != "pf_mag" or read_config(run).objective != "finetune":
+        return
+    theirs, ours = recorded_classes(run), data_record(config.data).classes
+    if theirs is not None and theirs != ours and len(theirs) == len(ours):
+        raise ConfigError(
+            f"model.init: {run} classifies {', '.join(theirs)}, and the data has {', '.join(ours)}: its head cannot"
+            " start PF-ViT's; give a classifier of the same classes, or weights of pre-training"
+        )
+    require_same_build(config, run, "model.init")
 
 
 def check_inputs(folder: Path, config: RunConfig, *, finished: bool = False) -> dict[str, tuple[Any, Any]]:

@@ -147,3 +147,11 @@ def identities_of(split: Split) -> list[str]:
         identities = identities_of(split.split)
         return [identities[index] for index in split.indices.tolist()]
     return [""] * len(split)
+
+
+def sample_ids(split: Split) -> list[str]:
+    """Names of all samples that tell different builds apart: name and person, or the photo's content hash where the
+    person is unknown. The names alone are numbers. Equal for builds of the same photos at another size.
+    """
+    keys = split.keys(torch.arange(len(split)))
+    return [f"{key} {identity}" for key, identity in zip(keys, identities_of(split), strict=True)]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pfcluster.config import ConfigError, RunConfig
+from pfcluster.data.fingerprints import require_same_build
 from pfcluster.data.labels import neutral_index
 from pfcluster.data.types import Dataset
 from pfcluster.distributed.process_group import World
@@ -80,7 +81,8 @@ def load_evaluators(config: RunConfig, dataset: Dataset, identity_net: IdentityN
 def load_judge(config: RunConfig, dataset: Dataset, world: World) -> Judge | None:
     """Load the judge from its run folder; None where the config names none.
 
-    Raises ConfigError if the dataset has no neutral class or another number of classes than the judge.
+    Its classes are met by name. Raises ConfigError if the dataset has no neutral class or other classes than the judge,
+    or if the judge was trained on another build of the same dataset, which may share photos with this one's test split.
     """
     if config.objective != "pf_mag" or config.evaluate.judge is None:
         return None
@@ -88,12 +90,17 @@ def load_judge(config: RunConfig, dataset: Dataset, world: World) -> Judge | Non
     neutral = neutral_index(dataset.classes)
     if neutral is None:
         raise ConfigError(f"evaluate.judge: {dataset.name} has no neutral class; leave evaluate.judge out")
-    if classifier.classes != len(dataset.classes):
+    judges = dataset.classes if classifier.classes is None else classifier.classes
+    if set(judges) != set(dataset.classes) or classifier.outputs != len(judges):
+        known = f"{classifier.outputs} classes" if classifier.classes is None else f"the classes {', '.join(judges)}"
         raise ConfigError(
-            f"evaluate.judge: {config.evaluate.judge} has {classifier.classes} classes, {dataset.name} has"
-            f" {len(dataset.classes)}; train a judge on the same data"
+            f"evaluate.judge: {config.evaluate.judge} has {known}, {dataset.name} has {', '.join(dataset.classes)};"
+            " train a judge on the same data"
         )
-    return Judge(classifier.net.to(world.device), classifier.config.data.size, neutral)
+    require_same_build(config, Path(config.evaluate.judge), "evaluate.judge")
+    columns = torch.tensor([judges.index(name) for name in dataset.classes], device=world.device)
+    net = classifier.net.to(world.device)
+    return Judge(lambda images: net(images)[:, columns], classifier.config.data.size, neutral)
 
 
 def _identity_net(config: RunConfig, identity_net: IdentityNet | None, world: World) -> IdentityNet | None:

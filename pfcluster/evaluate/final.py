@@ -12,7 +12,7 @@ from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
 from pfcluster.data import transforms
 from pfcluster.data.batch import patch_order
-from pfcluster.data.splits import SyntheticSplit
+from pfcluster.data.splits import SyntheticSplit, sample_ids
 from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.precision import autocast
@@ -99,7 +99,7 @@ def _test_scores(
     """Scores on the test split; writes the logits to predictions.safetensors."""
     logits, labels = predict_run(config, model, test, len(classes), world)
     if world.is_main:
-        samples = predictions.checksum(test.keys(torch.arange(len(test))))
+        samples = predictions.checksum(sample_ids(test))
         predictions.write(folder, predictions.Predictions(logits.numpy(), labels.numpy(), classes, samples))
     return scores(confusion_matrix(logits, labels), classes)
 

@@ -37,7 +37,7 @@ class Predictions:
     """n; indices into `classes`."""
     classes: tuple[str, ...]
     samples: str
-    """`checksum` of the sample names: equal for two runs only if they were evaluated on the same samples."""
+    """`checksum` of `splits.sample_ids`: equal for two runs only if they were evaluated on the same samples."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:

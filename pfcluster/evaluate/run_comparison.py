@@ -20,6 +20,8 @@ from pfcluster.checkpoint import store
 from pfcluster.config import DataConfig, RunConfig
 from pfcluster.config.json_files import JsonFileError
 from pfcluster.data.dataset import open_dataset
+from pfcluster.data.fingerprints import require_same_data
+from pfcluster.data.splits import sample_ids
 from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World, generator
 from pfcluster.evaluate.classification import load_images, predict_run
@@ -29,6 +31,7 @@ from pfcluster.models import factory
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.models.vit import Classifier
 from pfcluster.runs.folder import CONFIG_FILE, read_config, read_result
+from pfcluster.runs.run_inputs import read_inputs
 
 
 class PicturesError(ValueError):
@@ -99,6 +102,7 @@ def open_runs(folders: Sequence[Path], split: str = "test", device: torch.device
     for (folder, config), label in zip(configs.items(), run_labels(configs), strict=True):
         if config.data not in datasets:
             datasets[config.data] = open_dataset(config.data, config.seed)
+        require_same_data(folder, read_inputs(folder), config)
         dataset = datasets[config.data]
         evaluated = {"validation": dataset.validation, "test": dataset.test}[split]
         if evaluated is None:
@@ -175,7 +179,7 @@ def _require_same_faces(runs: Sequence[ComparedRun], datasets: Sequence[Dataset]
 
     def fingerprint(run: ComparedRun, dataset: Dataset) -> tuple[Any, ...]:
         rendered = run.config.data.synthetic if run.config.data.shards is None else None
-        names = checksum(run.split.keys(torch.arange(len(run.split))))
+        names = checksum(sample_ids(run.split))
         return dataset.name, dataset.votes, run.classes, rendered, names, run.split.labels().tolist()
 
     def describe(run: ComparedRun, dataset: Dataset) -> str:

@@ -13,7 +13,8 @@ from pfcluster.distributed.process_group import World
 from pfcluster.models import factory
 from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.identity_net import ClassifierFeatures, IdentityNet, facenet, find_weights, load_weights, resnet
-from pfcluster.runs.folder import read_config
+from pfcluster.runs.folder import CONFIG_FILE, read_config
+from pfcluster.runs.run_inputs import recorded_classes
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class TrainedClassifier:
 
     config: RunConfig
     net: nn.Module
-    classes: int
+    classes: tuple[str, ...] | None
+    """In the order of its outputs; None for a run that recorded none."""
+    outputs: int
 
 
 def load_classifier(folder: Path, option: str, command: str = "judge") -> TrainedClassifier:
@@ -36,10 +39,22 @@ def load_classifier(folder: Path, option: str, command: str = "judge") -> Traine
         raise ConfigError(f"{option}: {error}; train one with `pfcluster {command}`") from error
     if config.objective != "finetune":
         raise ConfigError(f"{option}: {folder} is a run of {config.objective}, but a classifier is required")
-    classes = len(state["head.weight"])
-    net = factory.build(config, classes, load_init=False)["model"]
-    net.load_state_dict(state)
-    return TrainedClassifier(config, net.eval().requires_grad_(False), classes)
+    classes = recorded_classes(folder)
+    try:
+        net = factory.build(config, len(state["head.weight"]), load_init=False)["model"]
+        net.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        raise ConfigError(
+            f"{option}: the weights in {folder} are not those of its {CONFIG_FILE} ({str(error).splitlines()[0]});"
+            f" train it again with `pfcluster {command}`"
+        ) from error
+    outputs = len(state["head.weight"])
+    if classes is not None and len(classes) != outputs:
+        raise ConfigError(
+            f"{option}: {folder} has {outputs} outputs, and records the classes {', '.join(classes)}; train it again"
+            f" with `pfcluster {command}`"
+        )
+    return TrainedClassifier(config, net.eval().requires_grad_(False), classes, outputs)
 
 
 def load_identity_classifier(folder: Path, option: str) -> TrainedClassifier:

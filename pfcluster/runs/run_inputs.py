@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pfcluster.config import ConfigError
 from pfcluster.config.json_files import JsonFileError, read_record
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import INPUTS_FILE, RESULT_FILE, try_read_object
+from pfcluster.runs.folder import INPUTS_FILE, RESULT_FILE, read_config, try_read_object
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ def write_inputs(folder: Path, inputs: RunInputs) -> None:
 
 
 def recorded_classes(folder: Path) -> tuple[str, ...] | None:
-    """The classes of a run's outputs, in their order: of its result, else of its inputs; None if neither tells."""
+    """The classes of a run's outputs, in their order: of its result, else of its data; None if neither tells."""
     dataset = (try_read_object(folder / RESULT_FILE) or {}).get("dataset")
     classes = dataset.get("classes") if isinstance(dataset, Mapping) else None
     if isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes):
         return tuple(classes)
     try:
-        inputs = read_inputs(folder)
-    except JsonFileError:
+        inputs, target = read_inputs(folder), read_config(folder).data.target
+    except (JsonFileError, ConfigError):
         return None
-    return None if inputs is None else inputs.data.classes
+    return None if inputs is None or target != "emotion" else inputs.data.classes

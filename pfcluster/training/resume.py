@@ -12,15 +12,15 @@ from pfcluster.checkpoint import store
 from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.checkpoint.tensor_shards import TensorShards
 from pfcluster.config import RunConfig
-from pfcluster.data.fingerprints import check_inputs, run_inputs
+from pfcluster.data.fingerprints import check_inputs, require_fitting_start, run_inputs
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
 from pfcluster.engine.optimizer import Plateau
 from pfcluster.models.pretrained import describe
 from pfcluster.runs import provenance
 from pfcluster.runs.folder import CONFIG_FILE, read_result, write_config
-from pfcluster.runs.run_inputs import read_inputs, write_inputs
 from pfcluster.runs.progress import warn
+from pfcluster.runs.run_inputs import read_inputs, write_inputs
 from pfcluster.training.objective import Objective
 
 
@@ -60,6 +60,7 @@ def _record_inputs(config: RunConfig, folder: Path) -> None:
     """Write inputs.json at the first start, and say how weights from elsewhere are read. Raises WeightsError."""
     if (folder / CONFIG_FILE).exists() and read_inputs(folder) is not None:
         return
+    require_fitting_start(config)
     note = None if config.model.init is None else describe(config.model.init, config.model.init_normalisation)
     write_inputs(folder, run_inputs(config, () if note is None else (note,)))
     if note is not None:
