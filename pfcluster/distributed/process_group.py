@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+from torch.distributed import Store, TCPStore
 
 T = TypeVar("T")
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,34 @@ def world(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
 
 
 def ensure_group(world: World, timeout: float) -> None:
-    """Initialize the process group if tworld is none. Engines that shard need one even for a single process."""
+    """Initialize the process group if there is none. Engines that shard need one even for a single process."""
     if torch_dist.is_initialized():
         return
     backend = "nccl" if world.device.type == "cuda" else "gloo"
-    store = torch_dist.HashStore() if world.size == 1 else None
-    torch_dist.init_process_group(
-        backend, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout), store=store
+    limit = timedelta(seconds=timeout)
+    store = torch_dist.HashStore() if world.size == 1 else _loopback_store(world, limit)
+    torch_dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=limit, store=store)
+
+
+def _loopback_store(world: World, timeout: timedelta) -> Store | None:
+    """The store of ranks on one machine, whose server listens on the loopback interface alone; torch's own listens on
+    all. None where MASTER_ADDR is no loopback address, or where torchrun runs the store.
+    """
+    host, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
+    if host not in LOOPBACK or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    if not world.is_main:
+        return TCPStore(host, port, world.size, is_master=False, timeout=timeout)
+    with socket.create_server((LOOPBACK[0], port), backlog=max(128, world.size)) as server:
+        descriptor = server.detach()  # the store closes it
+    return TCPStore(
+        host,
+        port,
+        world.size,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=descriptor,
     )
 
 

@@ -17,6 +17,7 @@ from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, informative_status
 from pfcluster.runs.folder import LOG_HEADER, MetricsTail, exit_status_path, log_path, write_requested_config
 
+LOOPBACK_INTERFACE = "lo"
 SHOWN = ("loss", "accuracy")
 """Validation metrics on the progress line."""
 
@@ -133,7 +134,9 @@ def start_run(
 
 
 def rank_environments(processes: int, threads: int) -> list[dict[str, str]]:
-    """The environment variables of each process of a process group on this machine."""
+    """The environment variables of each process of a process group on this machine, which talks over the loopback
+    interface alone: gloo and NCCL accept data from whoever connects.
+    """
     shared = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED="1")
     shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns about an option that is intended (engine/ddp.py)
     if processes == 1:
@@ -141,4 +144,5 @@ def rank_environments(processes: int, threads: int) -> list[dict[str, str]]:
             shared.pop(name, None)
         return [shared]
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    shared |= {"GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE, "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]

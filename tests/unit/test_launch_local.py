@@ -165,27 +165,39 @@ def test_status_of_a_run_whose_processes_were_killed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_second_launcher_waits_and_truncates_no_log(tmp_path: Path) -> None:
     """Two processes each; the other ranks of the waiting group wait, too. It stops when asked, else it continues."""
-    words = ["finetune", *OPTIONS, "--epochs", "60", "--output", str(tmp_path), "--executor", "local"]
+    words = ["finetune", *OPTIONS, "--epochs", "5000", "--output", str(tmp_path), "--executor", "local"]
     words += ["--processes", "2"]
     folder = tmp_path / "scratch/seed-0"
     log = folder / "logs/rank-0.log"
-    first = subprocess.Popen([*LAUNCH, *words], cwd=ROOT)
-    launchers = [first]
+    launchers: list[subprocess.Popen[bytes]] = []
+
+    def launch() -> subprocess.Popen[bytes]:
+        launchers.append(subprocess.Popen([*LAUNCH, *words], cwd=ROOT))
+        return launchers[-1]
+
+    def waits(times: int) -> bool:
+        return log.read_text().count("waiting for another process that trains in") == times
+
     try:
+        first = launch()
         wait_for(lambda: last_trained_step(folder) > 4, first)
         begun = log.read_text()
-        for _ in range(2):
-            launchers.append(subprocess.Popen([*LAUNCH, *words], cwd=ROOT))
-            count = len(launchers) - 1
-            wait_for(lambda n=count: log.read_text().count("waiting for another process that trains in") == n, first)
-            assert f"(process {lock_owner(folder / TRAINING_LOCK)['pid']} on " in log.read_text()
-            if count == 1:
-                launchers[1].terminate()
-                assert launchers[1].wait(60) == 130
-        assert log.read_text().startswith(begun)
-        assert (first.wait(400), launchers[2].wait(400)) == (0, 0)
+        second = launch()
+        wait_for(lambda: waits(1), first)
+        assert f"(process {lock_owner(folder / TRAINING_LOCK)['pid']} on " in log.read_text()
+        second.terminate()
+        assert second.wait(60) == 130
+        third = launch()
+        wait_for(lambda: waits(2), first)
+        first.terminate()
+        assert first.wait(240) == 130
+        stopped_at = last_trained_step(folder)
+        wait_for(lambda: last_trained_step(folder) > stopped_at, third)
+        third.terminate()
+        assert third.wait(240) == 130
     finally:
         for launcher in launchers:
             launcher.kill()
+    assert log.read_text().startswith(begun)
     steps = [line["step"] for line in read_metrics(folder, "train")]
-    assert steps == sorted(set(steps)), "only one of them trained at a time"
+    assert steps == list(range(1, len(steps) + 1)), "only one of them trained at a time"
