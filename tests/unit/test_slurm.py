@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,6 +23,7 @@ from pfcluster.launch.plan_record import PLAN_FILE
 from pfcluster.launch.slurm import client, diagnosis, resubmit
 from pfcluster.launch.slurm.client import JobInfo, SlurmError
 from pfcluster.launch.slurm.job_state import slurm_task
+from pfcluster.launch.slurm.script import script_of
 from pfcluster.launch.slurm.site import Site, load_site
 from pfcluster.sweep.slurm import SlurmExecutor
 from tests.tiny import config
@@ -347,6 +349,22 @@ def test_dry_run_prints_scripts_without_slurm(tmp_path, monkeypatch, capsys, ava
     assert "pfcluster.launch.slurm.epilogue" in output
     assert ("SLURM cannot be queried here" in output) is not available
     assert list(tmp_path.iterdir()) == []
+
+
+def test_percent_signs_of_a_path_are_escaped_in_patterns_only(tmp_path):
+    """SLURM expands `%x` in --output; `%%` is a percent sign there, and nowhere else."""
+    folder = tmp_path / "50% lr=1%x"
+    tasks = tuple(TrainRun(config("finetune"), folder / name) for name in "ab")
+    for stage in (Stage("scratch", tasks), Stage("scratch", tasks[:1])):
+        script = script_of(Plan("p", folder, (stage,), ""), stage, replace(CLUSTER, slurm_answers=False))
+        patterns = re.findall(r"--output[= ]'([^']*)'", script)
+        assert len(patterns) == 2
+        for pattern in patterns:
+            assert pattern.startswith(f"{tmp_path}/50%% lr=1%%x/slurm/scratch/%")
+        assert f"submitit.core._submit '{folder}/slurm/scratch'" in script
+        assert f"epilogue '{folder}/slurm/scratch/folders.txt'" in script
+    with pytest.raises(ConfigError, match="contains %j, which submitit replaces"):
+        script_of(Plan("p", tmp_path / "lr%j", (stage,), ""), stage, replace(CLUSTER, slurm_answers=False))
 
 
 def test_submission_without_slurm_is_refused(tmp_path, monkeypatch, capsys):

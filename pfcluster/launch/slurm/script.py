@@ -24,6 +24,10 @@ SCRIPTS_DIR = "slurm"
 FOLDERS_FILE = "folders.txt"
 """The folders of an array's tasks, one per line."""
 MINUTES_PER_DAY = 24 * 60
+SUBMITIT_TOKENS = ("%j", "%t", "%a", "%A")
+"""submitit replaces these anywhere in the paths of its files, escaped or not."""
+PERCENT = "\ue000"
+"""Stands for an escaped `%` (a character for private use)."""
 FREE_PORT = "from pfcluster.distributed.hosts import free_port; print(free_port())"
 
 
@@ -82,13 +86,14 @@ def executor_of(
     dry_run: bool = False,
 ) -> Any:
     """submitit's executor for a stage. `code`: folder for PYTHONPATH; `scripts`: folder of submitit's files; `more`:
-    further parameters. For a dry run srun need not be installed.
+    further parameters. For a dry run srun need not be installed. Raises ConfigError for a folder that submitit cannot
+    use.
     """
-    from submitit import SlurmExecutor
-
-    kind = type("DryRunExecutor", (SlurmExecutor,), {"affinity": classmethod(lambda cls: 2)})
+    token = next((token for token in SUBMITIT_TOKENS if token in str(scripts)), None)
+    if token is not None:
+        raise ConfigError(f"--output: {plan.folder} contains {token}, which submitit replaces; choose another name")
     settings = site.for_run(stage.name)
-    executor = (kind if dry_run else SlurmExecutor)(folder=scripts, python=settings.python)
+    executor = _executor_class(dry_run)(folder=scripts, python=settings.python)
     options = ("partition", "account", "qos", "constraint", "exclude", "mem")
     given = {name: getattr(settings, name) for name in options if getattr(settings, name) is not None}
     cpus, gpus = settings.cpus_per_task, settings.gpus_per_node
@@ -110,6 +115,26 @@ def executor_of(
         **more,
     )
     return executor
+
+
+def _executor_class(dry_run: bool) -> Any:
+    """submitit's executor, with a `%` in its folder's path escaped where SLURM expands file name patterns."""
+    from submitit import SlurmExecutor
+
+    class EscapingExecutor(SlurmExecutor):
+        def _make_submission_file_text(self, command: str, uid: str) -> str:
+            folder, self.folder = self.folder, Path(str(self.folder).replace("%", PERCENT))
+            try:
+                text: str = super()._make_submission_file_text(command, uid)
+            finally:
+                self.folder = folder
+            return text.replace(PERCENT, "%%")
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 2 if dry_run else SlurmExecutor.affinity()
+
+    return EscapingExecutor
 
 
 def script_of(plan: Plan, stage: Stage, cluster: Cluster) -> str:
