@@ -62,7 +62,9 @@ def cache_train_split(dataset: Dataset, config: DataConfig, device: torch.device
         return replace(dataset, train=load_on_device(train, device, config.workers))
     sharded = train.split if isinstance(train, Subset) else train
     assert isinstance(sharded, ShardedSplit)
-    cached = load_in_host_memory(sharded, decoded_folder(config), sharded.shards.fingerprint(), config.workers)
+    cached = load_in_host_memory(
+        sharded, decoded_folder(config), sharded.shards.fingerprint(), config.workers, sharded.damaged
+    )
     return replace(dataset, train=Subset(cached, train.indices) if isinstance(train, Subset) else cached)
 
 

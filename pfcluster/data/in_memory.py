@@ -5,6 +5,7 @@ Legend: n samples of the split, b images, h w pixels.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfcluster.config.json_files import try_read_object
 from pfcluster.data.types import DataError, RawBatch, Split
-from pfcluster.runs.atomic_files import fsync, write_via_temporary
+from pfcluster.runs.atomic_files import fsync, write_atomically, write_via_temporary
 from pfcluster.runs.locks import exclusive_lock
 from pfcluster.runs.os_errors import describe
 
@@ -81,19 +83,27 @@ def load_on_device(split: Split, device: torch.device, workers: int) -> InMemory
     return InMemorySplit(split, images, targets)
 
 
-def load_in_host_memory(split: Split, folder: Path, fingerprint: str, workers: int) -> InMemorySplit:
+def load_in_host_memory(
+    split: Split, folder: Path, fingerprint: str, workers: int, damaged: dict[str, str] | None = None
+) -> InMemorySplit:
     """Decode a split into a file in `folder`, which all processes of the machine map and later runs reuse.
 
     The page cache keeps the file in memory as far as there is room. `fingerprint` identifies the split's contents.
+    `damaged`: the split's damaged samples, which are kept beside the file, and read again where the file is reused.
     Raises DataError if the disk is too small or the folder cannot be used.
     """
     shape = _shape(split)
     pixels, labels = folder / f"{fingerprint[:32]}.u8", folder / f"{fingerprint[:32]}.labels.npy"
+    names = folder / f"{fingerprint[:32]}.damaged.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / f"{fingerprint[:32]}.lock"):
             if not (labels.exists() and pixels.exists() and pixels.stat().st_size == int(np.prod(shape))):
                 _decode_into(split, shape, pixels, labels, workers)
+                if damaged is not None:
+                    write_atomically(names, json.dumps(damaged) + "\n")
+            if damaged is not None:
+                damaged |= try_read_object(names) or {}
         mapped = np.memmap(pixels, dtype=np.uint8, mode="c", shape=(shape[0], *shape[2:], 3))
         targets = torch.from_numpy(np.load(labels, allow_pickle=False))
     except OSError as error:

@@ -2,6 +2,7 @@
 
 <split>-00000.tar           plain WebDataset: <key>.jpg and <key>.json per sample
 <split>-00000.index.json    key, offset and size of each JPEG, label, identity
+<split>-00000.crc32         CRC-32 of each JPEG, four bytes each
 manifest.json               classes, counts, checksums, options, numbers of photos left out; written last
 left_out.csv                every photo that is in no shard, with the reason
 """
@@ -12,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,16 @@ class ShardFile:
     sha256: str
     bytes: int
     index_sha256: str
+    crc32_sha256: str | None = None
+    """Of the checksums of its samples; None for shards of earlier versions, which have none."""
 
     @property
     def index_file(self) -> str:
         return index_name(self.file)
+
+    @property
+    def crc32_file(self) -> str:
+        return crc32_name(self.file)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,11 @@ class Manifest:
 def index_name(tar: str) -> str:
     """`train-00000.tar` -> `train-00000.index.json`."""
     return tar.removesuffix(".tar") + ".index.json"
+
+
+def crc32_name(tar: str) -> str:
+    """`train-00000.tar` -> `train-00000.crc32`."""
+    return tar.removesuffix(".tar") + ".crc32"
 
 
 def load_manifest(folder: Path | str | Store) -> Manifest:
@@ -163,7 +176,8 @@ def _shard_file(values: Mapping[str, Any]) -> ShardFile:
         raise ValueError("the file of a shard lies outside its folder, or is not a tar")
     if not is_count(shard.samples) or not is_count(shard.bytes) or shard.bytes == 0:
         raise ValueError("samples and bytes of a shard must be counts, and bytes must not be 0")
-    if not all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in (shard.sha256, shard.index_sha256)):
+    checksums = [shard.sha256, shard.index_sha256, *([] if shard.crc32_sha256 is None else [shard.crc32_sha256])]
+    if not all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in checksums):
         raise ValueError("a checksum is not a SHA-256")
     return shard
 
@@ -183,11 +197,13 @@ def are_strings(*values: object) -> bool:
 
 
 def check_shard(folder: Path, shard: ShardFile) -> None:
-    """Compare a tar and its index with the manifest's checksums. Raises ShardError if they differ, OSError."""
-    for name, expected in ((shard.file, shard.sha256), (shard.index_file, shard.index_sha256)):
+    """Compare a shard's files with the manifest's checksums. Raises ShardError if they differ, OSError."""
+    files = [(shard.file, shard.sha256), (shard.index_file, shard.index_sha256)]
+    files += [] if shard.crc32_sha256 is None else [(shard.crc32_file, shard.crc32_sha256)]
+    for name, expected in files:
         path = folder / name
         try:
-            actual = retry_transient(lambda file=path: sha256(file))
+            actual = retry_transient(partial(sha256, path))
         except FileNotFoundError as error:
             raise ShardError(f"{path} is missing: copy it there again, or {REBUILD}") from error
         require_checksum(str(path), actual, expected)

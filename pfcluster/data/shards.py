@@ -6,7 +6,6 @@ Legend: n samples of the split, b samples of a batch, h w pixels (both the manif
 from __future__ import annotations
 
 import functools
-import hashlib
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -17,17 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfcluster.data.fingerprints import split_fingerprint
 from pfcluster.data.index_rows import UNLABELLED as UNLABELLED
 from pfcluster.data.jpeg import decode_jpeg_into
 from pfcluster.data.manifest import REBUILD, ShardError, ShardFile, as_store, check_shard, load_manifest
 from pfcluster.data.mapped_file import map_file
+from pfcluster.data.sample_checksums import SampleChecksums
 from pfcluster.data.shard_index import load_index
 from pfcluster.data.storage import LocalStore, Store, StoreError
 from pfcluster.runs.os_errors import retry_transient
 
 
 class BadSampleError(ShardError):
-    """A single sample cannot be decoded."""
+    """A single sample is damaged or cannot be decoded."""
 
 
 class ShardSplit:
@@ -54,6 +55,8 @@ class ShardSplit:
         self.name = manifest.name
         self.votes = manifest.votes
         self._files = manifest.splits[split].shards
+        self._fingerprint = split_fingerprint(manifest, split)
+        self._checksums = SampleChecksums(self._store, self._files)
         if verify and isinstance(self._store, LocalStore):
             for shard in self._files:
                 check_shard(self._store.folder, shard)
@@ -71,8 +74,8 @@ class ShardSplit:
         return self._store.is_local
 
     def fingerprint(self) -> str:
-        """Hash of the split's contents: SHA-256 over the checksums of its tars."""
-        return hashlib.sha256("".join(shard.sha256 for shard in self._files).encode()).hexdigest()
+        """Hash of the split's images and labels; see `fingerprints.split_fingerprint`."""
+        return self._fingerprint
 
     def _tar(self, number: int) -> memoryview:
         """The memory-mapped tar, downloaded first if remote."""
@@ -121,8 +124,14 @@ class ShardSplit:
 
     def _decode(self, index: int, pixels: np.ndarray) -> None:
         """Decode a sample into `pixels`, uint8 h w 3."""
+        jpeg, shard = self._view(index), self._shard_of(index)
+        if not self._checksums.matches(shard, index - self._index.first[shard], jpeg):
+            raise BadSampleError(
+                f"{self._describe(index)} has other bytes than when it was built: its tar is damaged, or of another"
+                f" build; {REBUILD}"
+            )
         try:
-            decode_jpeg_into(self._view(index), pixels)
+            decode_jpeg_into(jpeg, pixels)
         except ValueError as error:
             raise BadSampleError(f"{self._describe(index)} does not decode ({error}); {REBUILD}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,11 +67,12 @@ class SyntheticSplit:
 
 @dataclass
 class ShardedSplit:
-    """A split of a shard folder. An unreadable sample is recorded in `bad_keys` and replaced by the next one."""
+    """A split of a shard folder. A damaged sample is recorded in `damaged` and replaced by the next one."""
 
     shards: ShardSplit
     max_bad_share: float
-    bad_keys: set[str] = field(default_factory=set)
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Key -> reason, of the damaged samples that this process has met."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -94,19 +96,24 @@ class ShardedSplit:
     def keys(self, indices: Tensor) -> list[str]:
         return [self.shards.key(i) for i in indices.tolist()]
 
+    def require_few(self, damaged: Mapping[str, str]) -> None:
+        """Raises DataError if more than `max_bad_share` of the split's samples are damaged."""
+        if len(damaged) > self.max_bad_share * len(self):
+            names = ", ".join(sorted(damaged)[:5])
+            raise DataError(
+                f"{len(damaged)} of {len(self)} samples of the {self.shards.split} split cannot be read ({names}, ...),"
+                f" more than data.max_bad_share = {self.max_bad_share}: {next(iter(damaged.values()))}; check with"
+                " `pfcluster inspect --verify`"
+            )
+
     def _next_readable(self, index: int) -> int:
         """`index`, or the next sample that can be read. Raises DataError if too many cannot."""
         for candidate in range(index, index + len(self)):
             try:
                 self.shards.image(candidate % len(self))
             except BadSampleError as error:
-                self.bad_keys.add(self.shards.key(candidate % len(self)))
-                if len(self.bad_keys) > self.max_bad_share * len(self):
-                    names = ", ".join(sorted(self.bad_keys)[:5])
-                    raise DataError(
-                        f"{len(self.bad_keys)} of {len(self)} samples cannot be read ({names}, ...), more than"
-                        f" data.max_bad_share = {self.max_bad_share}: {error}; check with `pfcluster inspect --verify`"
-                    ) from error
+                self.damaged[self.shards.key(candidate % len(self))] = str(error)
+                self.require_few(self.damaged)
             else:
                 return candidate % len(self)
         raise DataError("no sample of this split can be read; check with `pfcluster inspect --verify`")
@@ -135,6 +142,13 @@ class Subset:
 
     def keys(self, indices: Tensor) -> list[str]:
         return self.split.keys(self.indices[indices])
+
+
+def sharded(split: Split | None) -> ShardedSplit | None:
+    """The split of a shard folder that a split takes its samples from; None for synthetic faces."""
+    while split is not None and not isinstance(split, ShardedSplit):
+        split = getattr(split, "split", None)
+    return split
 
 
 def identities_of(split: Split) -> list[str]:

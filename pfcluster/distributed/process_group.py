@@ -77,6 +77,14 @@ class World:
             raise outcome[1]
         return outcome[0]
 
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, on all ranks. A collective."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch_dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait until all ranks have called this."""
         if self.size > 1:

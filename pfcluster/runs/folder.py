@@ -14,6 +14,7 @@ result.json              status and final figures
 predictions.safetensors  logits of the test split; see evaluate/predictions.py
 early_stop.json          step at which the run ends early; see runs/early_stop.py
 failure.json             the batch at which training became non-finite
+damaged_samples.json     samples that could not be read, by split: key and reason
 warnings.log             warnings of all attempts
 logs/                    rank-N.log: output of a rank; exit-status-N.json: how it exited
 attempts/                one file per attempt and per failed rank; see launch/attempts.py
@@ -32,7 +33,7 @@ from typing import Any, BinaryIO
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import differences, load, may_change_on_resume, to_json
-from pfcluster.config.json_files import JsonFileError, parse_json, read_object, try_read_object
+from pfcluster.config.json_files import JsonFileError, convert, parse_json, read_json, read_object, try_read_object
 from pfcluster.runs.atomic_files import write_atomically, write_via_temporary
 from pfcluster.runs.walk import walk_through_links
 
@@ -47,6 +48,7 @@ RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.safetensors"
 EARLY_STOP_FILE = "early_stop.json"
 FAILURE_FILE = "failure.json"
+DAMAGED_FILE = "damaged_samples.json"
 WARNINGS_FILE = "warnings.log"
 JOB_FILE = "job.json"
 TASK_FILE = "task.json"
@@ -174,6 +176,19 @@ def write_failure(folder: Path, record: Mapping[str, Any]) -> Path:
     path = folder / FAILURE_FILE
     write_atomically(path, json.dumps(record, indent=2) + "\n")
     return path
+
+
+def write_damaged(folder: Path, damaged: Mapping[str, Mapping[str, str]]) -> None:
+    """Write damaged_samples.json: split -> key -> reason."""
+    write_atomically(folder / DAMAGED_FILE, json.dumps(damaged, indent=1) + "\n")
+
+
+def read_damaged(folder: Path) -> dict[str, dict[str, str]]:
+    """The damaged samples of earlier attempts; empty if there are none. Raises JsonFileError."""
+    try:
+        return dict(convert(dict[str, dict[str, str]], read_json(folder / DAMAGED_FILE), str(folder / DAMAGED_FILE)))
+    except FileNotFoundError:
+        return {}
 
 
 def read_progress(folder: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from pfcluster.runs.folder import (
 )
 from pfcluster.runs.metrics_log import MetricsLog
 from pfcluster.runs.progress import Progress
+from pfcluster.training.damaged_samples import DamagedSamples
 from pfcluster.training.errors import TrainingError, is_communication_error
 from pfcluster.training.factory import build_class_weights, build_engines, build_objective
 from pfcluster.training.objective import Metrics
@@ -114,6 +115,7 @@ class Trainer:
             timeout=config.engine.timeout,
         )
         self.stragglers = StragglerMonitor(world)
+        self.damaged = DamagedSamples(self.dataset, folder, world)
         self.state = TrainState()
         self.early_stop: EarlyStop | None = None
         """Read by rank 0 only."""
@@ -139,6 +141,7 @@ class Trainer:
                 if "test" in result:
                     scalars = {name: value for name, value in result["test"].items() if isinstance(value, float)}
                     log.write("test", self.state.step, self._epoch(), scalars)
+            result["damaged_samples"] = self.damaged.collect()
         if self.world.is_main:
             write_result(self.folder, result)
         self.world.barrier()
@@ -220,6 +223,7 @@ class Trainer:
         if rank_times is not None and self.world.is_main:
             append_rank_times(self.folder, self.state.step, rank_times)
         self._read_early_stop()
+        self.damaged.collect()
 
     def _evaluate(self, log: MetricsLog, progress: Progress) -> bool:
         """Evaluate and log; whether the score is the best so far."""

@@ -193,7 +193,9 @@ def _is_finished(output: Path, shard: PlannedShard) -> bool:
     """Whether a shard's marker and the files that it names exist."""
     try:
         file = ShardResult.from_json(read_checksummed(marker_path(output, shard.name))).file
-        return (output / file.file).stat().st_size == file.bytes and (output / file.index_file).is_file()
+        return (output / file.file).stat().st_size == file.bytes and all(
+            (output / name).is_file() for name in (file.index_file, file.crc32_file)
+        )
     except (OSError, ValueError):
         return False
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pfcluster.data.manifest import ShardFile, index_name
+import numpy as np
+
+from pfcluster.data.manifest import ShardFile, crc32_name, index_name
 from pfcluster.runs.atomic_files import sha256, write_atomically, write_via_temporary
 from pfcluster.runs.csv_tables import csv_table
 
@@ -63,11 +66,15 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardFile:
-    """Write `<name>.tar` and its index into `folder`, consuming samples one by one. Returns sizes and checksums."""
+    """Write `<name>.tar`, its index and its samples' checksums into `folder`, consuming samples one by one.
+
+    Returns sizes and checksums.
+    """
     from webdataset.writer import TarWriter
 
     tar = folder / f"{name}.tar"
     records: dict[str, dict[str, Any]] = {}
+    checksums: list[int] = []
 
     def fill(file: BinaryIO) -> None:
         with TarWriter(file, user=OWNER, group=OWNER, mode=MODE, mtime=0, encoder=False) as writer:
@@ -75,11 +82,14 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardFile
                 text = json.dumps(sample.record, ensure_ascii=False, sort_keys=True)
                 writer.write({"__key__": sample.key, "jpg": sample.jpeg, "json": text.encode()})
                 records[sample.key] = sample.record
+                checksums.append(zlib.crc32(sample.jpeg))
 
     write_via_temporary(tar, fill)
     index = folder / index_name(tar.name)
     write_atomically(index, _index(tar, records))
-    return ShardFile(tar.name, len(records), sha256(tar), tar.stat().st_size, sha256(index))
+    crc32 = folder / crc32_name(tar.name)
+    write_atomically(crc32, np.array(checksums, "<u4").tobytes())
+    return ShardFile(tar.name, len(records), sha256(tar), tar.stat().st_size, sha256(index), sha256(crc32))
 
 
 def _index(tar: Path, records: dict[str, dict[str, Any]]) -> bytes:
