@@ -5,29 +5,34 @@ Text, axes and grids use the page's text colour (`currentColor`); the background
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from pfcluster.report.errors import ReportError
+import numpy as np
+from numpy.typing import NDArray
+
 from pfcluster.report.statistics import row_shares
 
-Points = Sequence[tuple[float, float]]
+Points = Sequence[tuple[float, float]] | NDArray[np.float64]
+"""(step, value) pairs."""
 
 COLOURS = ("#3b82d6", "#e0762f", "#2f9e6e", "#b05cc6", "#c9a227", "#d64f5c", "#3aa6b9", "#8a7a66")
 """Mid tones with a contrast of at least 3:1 on white and near-black (except ochre on white)."""
+GREY = "#8c8c8c66"
 INK = "#010203"
 """Placeholder that `svg_of` replaces by `currentColor`."""
 MAX_POINTS = 300
 """Longer curves are downsampled to this many points by averaging neighbours."""
-MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+MAX_FIGURE_POINTS = 24_000
+"""Points of all curves in a figure: where there are many curves, each has fewer."""
+MIN_POINTS = 12
+MAX_LEGEND = 8
+"""A longer legend stands beside the curves."""
 
 
 def plot_curves(
@@ -37,23 +42,36 @@ def plot_curves(
     *,
     limits: tuple[float, float] | None = None,
     logarithmic: bool = False,
+    labelled: Collection[str] | None = None,
 ) -> str:
     """Learning curves: one thin line per seed, a thick line for their mean. Groups without points are omitted.
 
     groups: label -> one curve of (step, value) per seed. `limits` of the value axis; a logarithmic axis omits
-    non-positive values. Returns an SVG, or "" if there are no points.
+    non-positive values. `labelled`: groups in colour and in the legend, default all; of the others the means are drawn
+    thin and grey. Returns an SVG, or "" if there are no points.
     """
-    with_points = {label: [downsample(curve) for curve in seeds if finite(curve)] for label, seeds in groups.items()}
+    limit = points_per_curve(sum(map(len, groups.values())))
+    with_points = {
+        label: [points for curve in seeds if (points := downsample(curve, limit))] for label, seeds in groups.items()
+    }
     with_points = {label: seeds for label, seeds in with_points.items() if seeds}
     if not with_points:
         return ""
-    figure, axes = new_figure(5.2, 3.0)
-    for label, seeds in with_points.items():
-        index = list(groups).index(label)
+    names = [label for label in with_points if labelled is None or label in labelled]
+    figure, axes = new_figure(5.2 if len(names) <= MAX_LEGEND else 7.4, 3.0)
+    others = [seeds for label, seeds in with_points.items() if label not in names]
+    for number, seeds in enumerate(others):
+        label = f"{len(others)} others" if number == 0 else None
+        axes.plot(*zip(*downsample(mean_curve(seeds), limit), strict=True), color=GREY, linewidth=0.5, label=label)
+    indices = {
+        label: index for index, label in enumerate(name for name in groups if labelled is None or name in labelled)
+    }
+    for label, seeds in ((label, with_points[label]) for label in names):
+        index = indices[label]
         colour, dash = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
         for curve in seeds if len(seeds) > 1 else []:
             axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.8, alpha=0.45, linestyle=dash)
-        mean = mean_curve(seeds)
+        mean = downsample(mean_curve(seeds), MAX_POINTS)
         marker = "o" if len(mean) == 1 else None
         axes.plot(
             *zip(*mean, strict=True),
@@ -72,19 +90,28 @@ def plot_curves(
         axes.tick_params(which="minor", colors=INK, labelsize=7)
     axes.grid(color=INK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, ncols=1 + (len(with_points) > 4))
-    return svg_of(figure, f"{title}: {unit} over steps for {', '.join(with_points)}")
+    place: dict[str, Any] = {"ncols": 1 + (len(names) > 4)}
+    if len(names) > MAX_LEGEND:
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place)
+    drawn = [*names, f"{len(others)} others"] if others else names
+    return svg_of(figure, f"{title}: {unit} over steps for {', '.join(drawn)}")
+
+
+def points_per_curve(curves: int) -> int:
+    """How many points each of the curves in a figure may have."""
+    return max(MIN_POINTS, min(MAX_POINTS, MAX_FIGURE_POINTS // max(1, curves)))
 
 
 def finite(curve: Points) -> list[tuple[float, float]]:
     """The points with a finite value."""
-    return [(step, value) for step, value in curve if math.isfinite(value)]
+    return [(float(step), float(value)) for step, value in curve if math.isfinite(value)]
 
 
-def downsample(curve: Points) -> list[tuple[float, float]]:
-    """The finite points; means of neighbours if there are more than `MAX_POINTS`."""
+def downsample(curve: Points, limit: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """The finite points; means of neighbours if there are more than `limit`."""
     points = finite(curve)
-    size = math.ceil(len(points) / MAX_POINTS)
+    size = math.ceil(len(points) / limit)
     if size <= 1:
         return points
     bins = [points[start : start + size] for start in range(0, len(points), size)]
@@ -93,8 +120,6 @@ def downsample(curve: Points) -> list[tuple[float, float]]:
 
 def mean_curve(seeds: Sequence[Points]) -> list[tuple[float, float]]:
     """Mean over seeds at every step within the range of all seeds, with linear interpolation between points."""
-    import numpy as np
-
     first, last = max(curve[0][0] for curve in seeds), min(curve[-1][0] for curve in seeds)
     steps = sorted({step for curve in seeds for step, _ in curve if first <= step <= last})
     if not steps:
@@ -130,29 +155,6 @@ def plot_confusion(title: str, classes: Sequence[str], counts: Sequence[Sequence
     axes.spines[:].set_visible(False)
     axes.set(title=escape_mathtext(title), xlabel="predicted class", ylabel="true class")
     return svg_of(figure, f"{title}: row-normalised confusion matrix over {', '.join(classes)}")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A bitmap as a data: URI."""
-
-    uri: str
-    caption: str
-
-
-def inline_picture(folder: Path, relative_path: str) -> str:
-    """A picture of a run as a data: URI. Raises ReportError if it is missing, outside the folder, or not a bitmap."""
-    file = (folder / relative_path).resolve()
-    if not file.is_relative_to(folder.resolve()):
-        raise ReportError(f"the picture {relative_path} is outside the run folder {folder}; it is omitted")
-    mime_type = MIME_TYPES.get(file.suffix.lower())
-    if mime_type is None:
-        raise ReportError(f"the picture {file} is none of {', '.join(MIME_TYPES)}; it is omitted")
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ReportError(f"the picture {file} cannot be read: {error.strerror}; it is omitted") from error
-    return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"
 
 
 def new_figure(width: float, height: float) -> tuple[Any, Any]:

@@ -23,8 +23,8 @@ from pfcluster.evaluate.run_comparison import (
     open_runs,
 )
 from pfcluster.report import page
-from pfcluster.report.figures import Picture, inline_picture
 from pfcluster.report.groups import group_runs
+from pfcluster.report.page_pictures import PagePictures, PictureFile
 from pfcluster.report.results import Run, read_run
 from pfcluster.report.saved_pictures import INDEX_FILE, SavedPicture, run_pictures
 from pfcluster.runs.atomic_files import write_atomically
@@ -132,13 +132,15 @@ def _draw_failures(gallery: _Gallery) -> tuple[list[SavedPicture], list[str]]:
 
 def _page(gallery: _Gallery, results: Sequence[Run], pictures: Sequence[SavedPicture], notes: Sequence[str]) -> str:
     groups, _ = group_runs(results)
-    generated, notices = run_pictures(results)
+    shown = PagePictures(gallery.folder)
     sections = {
         name: [
-            Picture(inline_picture(gallery.folder, one.file), one.caption) for one in pictures if one.section == name
+            shown.picture(PictureFile(gallery.folder, one.file, one.caption)) for one in pictures if one.section == name
         ]
         for name in ("attention", "features", "failures")
     }
+    generated, notices = run_pictures(results, shown)
+    shown.remove_outdated()
     context: dict[str, Any] = {
         **sections,
         "runs": results,

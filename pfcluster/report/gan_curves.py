@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pfcluster.report.curves import Curve, Metric, curve_of, read_curves
 from pfcluster.report.errors import Notice, ReportError
-from pfcluster.report.figures import inline_picture, plot_curves
+from pfcluster.report.figures import plot_curves
 from pfcluster.report.groups import RunGroup
+from pfcluster.report.page_pictures import PagePictures
 from pfcluster.report.results import Run
-from pfcluster.runs.folder import GRIDS_DIR, metric_series, read_metrics
+from pfcluster.runs.folder import GRIDS_DIR
 
 MAX_GRIDS = 6
 """Number of grids in a timeline: the first, the last, and evenly spaced ones between them."""
@@ -43,7 +44,7 @@ class PanelFigures:
 
 @dataclass(frozen=True)
 class GridTimeline:
-    """Image grids of one run over training, each as (data URI, step)."""
+    """Image grids of one run over training, each as (URI, step)."""
 
     caption: str
     grids: tuple[tuple[str, int], ...]
@@ -145,30 +146,28 @@ PANELS = (
 def panel_figures(groups: Sequence[RunGroup]) -> list[PanelFigures]:
     """Every panel with a figure for each group of PF-MAG runs that logged its metrics; panels without are omitted."""
     pf_mag = [group for group in groups if group.objective == "pf_mag"]
-    metrics = {run.folder: read_metrics(run.folder) for group in pf_mag for run in group.runs}
+    metrics = [(panel.split, name) for panel in PANELS for name in panel.lines]
+    curves = {run.folder: read_curves(run.folder, metrics) for group in pf_mag for run in group.runs}
     panels = []
     for panel in PANELS:
-        svgs = [svg for group in pf_mag if (svg := _draw(panel, group, metrics))]
+        svgs = [svg for group in pf_mag if (svg := _draw(panel, group, curves))]
         if svgs:
             panels.append(PanelFigures(panel, tuple(svgs)))
     return panels
 
 
-def _draw(panel: CurvePanel, group: RunGroup, metrics: Mapping[Path, Sequence[Mapping[str, Any]]]) -> str:
-    """SVG of a panel for one group, "" if no run logged the metrics. metrics: lines of metrics.jsonl by run folder."""
+def _draw(panel: CurvePanel, group: RunGroup, curves: Mapping[Path, Mapping[Metric, Curve]]) -> str:
+    """SVG of a panel for one group, "" if no run logged the metrics. curves: by run folder."""
     scale = 100 if panel.unit == PERCENT else 1
     by_label = {
-        label: [
-            [(step, scale * value) for step, value in metric_series(metrics[run.folder], panel.split, metric)]
-            for run in group.runs
-        ]
+        label: [curve_of(curves[run.folder], (panel.split, metric), scale) for run in group.runs]
         for metric, label in panel.lines.items()
     }
     limits = {PERCENT: (0, 100), MASK_VALUE: (0, 1)}.get(panel.unit)
     return plot_curves(group.label, panel.unit, by_label, limits=limits, logarithmic=panel.unit == GRADIENT_NORM)
 
 
-def grid_timelines(groups: Sequence[RunGroup]) -> tuple[list[GridTimeline], list[Notice]]:
+def grid_timelines(groups: Sequence[RunGroup], page: PagePictures) -> tuple[list[GridTimeline], list[Notice]]:
     """Grids over training of each PF-MAG group's first seed that has any; a notice for each unreadable file."""
     timelines, notices = [], []
     for group in groups:
@@ -178,7 +177,7 @@ def grid_timelines(groups: Sequence[RunGroup]) -> tuple[list[GridTimeline], list
         grids = []
         for file in evenly_spaced(_grid_files(run)):
             try:
-                uri = inline_picture(run.folder, file.relative_to(run.folder).as_posix())
+                uri = page.uri(run.folder, file.relative_to(run.folder).as_posix())
             except ReportError as error:
                 notices.append(Notice("picture omitted", str(error)))
                 continue

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pfcluster.report import budget, figures, gan_curves, tables
+from pfcluster.report.curves import curve_of, read_curves
 from pfcluster.report.errors import Notice, ReportError
-from pfcluster.report.figures import Picture
 from pfcluster.report.findings import findings, summed_confusion
 from pfcluster.report.formatting import MISSING
 from pfcluster.report.groups import RunGroup
+from pfcluster.report.page_pictures import PagePictures, Picture, PictureFile
 from pfcluster.report.poker_faces import poker_sentences
 from pfcluster.report.rendering import Table
 from pfcluster.report.results import Run
 from pfcluster.report.study import Report
-from pfcluster.runs.folder import metric_series, read_metrics
 
 LOSSES = {
     "loss": "Training loss",
@@ -27,6 +27,10 @@ LOSSES = {
     "discriminator": "Discriminator loss",
 }
 """Training metrics that are plotted, and their titles."""
+VALIDATION = {"accuracy": "Validation accuracy", "macro_f1": "Validation macro F1"}
+"""Metrics of the validation split that are plotted in %, and their titles."""
+MAX_GROUPS = 16
+"""With more groups, only this many have figures of their own, and a colour in the figures of all."""
 
 
 def confusion_figures(groups: Sequence[RunGroup]) -> list[str]:
@@ -40,39 +44,63 @@ def confusion_figures(groups: Sequence[RunGroup]) -> list[str]:
     return svgs
 
 
-def curve_figures(groups: Sequence[RunGroup]) -> list[str]:
-    """Validation accuracy and macro F1 (in %), then the training metrics of `LOSSES`, as far as logged."""
-    metrics = {run.folder: read_metrics(run.folder) for group in groups for run in group.runs}
+def curve_figures(groups: Sequence[RunGroup], shown: Collection[str] | None = None) -> list[str]:
+    """Validation accuracy and macro F1 (in %), then the training metrics of `LOSSES`, as far as logged. `shown`: labels
+    of the groups that have a colour and stand in the legend; default: all.
+    """
+    metrics = [("validation", name) for name in VALIDATION] + [("train", name) for name in LOSSES]
+    limit = figures.points_per_curve(sum(len(group.runs) for group in groups))
+    curves = {run.folder: read_curves(run.folder, metrics, limit) for group in groups for run in group.runs}
 
     def plot(split: str, metric: str, title: str, unit: str, scale: float = 1) -> str:
-        by_label = {}
-        for group in groups:
-            seeds = [metric_series(metrics[run.folder], split, metric) for run in group.runs]
-            by_label[group.label] = [[(step, scale * value) for step, value in curve] for curve in seeds]
-        return figures.plot_curves(title, unit, by_label)
+        by_label = {
+            group.label: [curve_of(curves[run.folder], (split, metric), scale) for run in group.runs]
+            for group in groups
+        }
+        return figures.plot_curves(title, unit, by_label, labelled=shown)
 
     svgs = [
-        plot("validation", "accuracy", "Validation accuracy", "%", 100),
-        plot("validation", "macro_f1", "Validation macro F1", "%", 100),
+        *(plot("validation", metric, title, "%", 100) for metric, title in VALIDATION.items()),
         *(plot("train", metric, title, "loss") for metric, title in LOSSES.items()),
     ]
     return [svg for svg in svgs if svg]
 
 
-def image_grids(groups: Sequence[RunGroup]) -> tuple[list[Picture], list[Notice]]:
+def shown_groups(groups: Sequence[RunGroup], baseline: RunGroup | None) -> list[RunGroup]:
+    """The groups that have figures of their own: the baseline and those with the highest test accuracy, in order."""
+    if len(groups) <= MAX_GROUPS:
+        return list(groups)
+
+    def rank(group: RunGroup) -> tuple[bool, float]:
+        summary = group.summary("test", "accuracy")
+        return group is not baseline, -summary.mean if summary else 0.0
+
+    best = {id(group) for group in sorted(groups, key=rank)[:MAX_GROUPS]}
+    return [group for group in groups if id(group) in best]
+
+
+def image_grids(groups: Sequence[RunGroup], page: PagePictures) -> tuple[list[Picture], list[Notice]]:
     """Image grids of each group's first seed that has any; a notice for each unreadable file."""
+    runs = [next((run for run in group.runs if run.values.get("pictures")), None) for group in groups]
+    return _pictures(
+        (
+            PictureFile(run.folder, str(file), f"{group.label}, seed {run.seed}: {kind}")
+            for group, run in zip(groups, runs, strict=True)
+            if run is not None
+            for kind, file in run.values["pictures"].items()
+        ),
+        page,
+    )
+
+
+def _pictures(files: Iterable[PictureFile], page: PagePictures) -> tuple[list[Picture], list[Notice]]:
+    """The pictures of a page; a notice for each unreadable file."""
     pictures, notices = [], []
-    for group in groups:
-        run = next((run for run in group.runs if run.values.get("pictures")), None)
-        if run is None:
-            continue
-        for kind, relative_path in run.values["pictures"].items():
-            try:
-                uri = figures.inline_picture(run.folder, str(relative_path))
-            except ReportError as error:
-                notices.append(Notice("picture omitted", str(error)))
-                continue
-            pictures.append(Picture(uri, f"{group.label}, seed {run.seed}: {kind}"))
+    for file in files:
+        try:
+            pictures.append(page.picture(file))
+        except ReportError as error:
+            notices.append(Notice("picture omitted", str(error)))
     return pictures, notices
 
 
@@ -98,10 +126,14 @@ def _config_text(value: Any) -> str:
     return MISSING if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def render(report: Report) -> tuple[str, list[Notice]]:
-    """HTML of the page, and notices about pictures that could not be read."""
-    context, notices = _context(report)
-    return render_template("page.html.j2", context), notices
+def render(report: Report, pictures: PagePictures) -> tuple[str, list[Notice]]:
+    """HTML of the page, and notices about pictures that could not be read and groups that are not shown. Pictures that
+    the page has no room for are written beside it.
+    """
+    context, notices = _context(report, pictures)
+    html = render_template("page.html.j2", context)
+    pictures.remove_outdated()
+    return html, notices
 
 
 def render_template(name: str, context: Mapping[str, Any], package: str = "pfcluster.report") -> str:
@@ -118,13 +150,17 @@ def render_template(name: str, context: Mapping[str, Any], package: str = "pfclu
     return environment.get_template(name).render(context)
 
 
-def _context(report: Report) -> tuple[dict[str, Any], list[Notice]]:
+def _context(report: Report, page: PagePictures) -> tuple[dict[str, Any], list[Notice]]:
     mae = [group for group in report.groups if group.objective == "mae"]
     others = [group for group in report.groups if group.objective != "mae"]
-    mae_pictures, mae_notices = image_grids(mae)
-    pictures, picture_notices = image_grids(others)
-    timelines, timeline_notices = gan_curves.grid_timelines(others)
-    notices = [*mae_notices, *picture_notices, *timeline_notices]
+    shown, shown_mae = shown_groups(others, report.baseline), shown_groups(mae, None)
+    mae_pictures, mae_notices = image_grids(shown_mae, page)
+    pictures, picture_notices = image_grids(shown, page)
+    study_pictures, study_notices = _pictures(report.pictures, page)
+    timelines, timeline_notices = gan_curves.grid_timelines(shown, page)
+    notices = [*mae_notices, *picture_notices, *study_notices, *timeline_notices]
+    if len(shown) + len(shown_mae) < len(report.groups):
+        notices.append(_not_shown(len(shown) + len(shown_mae), len(report.groups)))
     common, differing = config_tables(report.groups)
     return {
         "report": report,
@@ -135,21 +171,30 @@ def _context(report: Report) -> tuple[dict[str, Any], list[Notice]]:
         "on_budgets": budget.equal_budget_table(report.on_budgets, report.budgets),
         "budget": budget.budget_table(report.groups, report.budgets),
         "per_class": tables.per_class_table(others),
-        "confusions": confusion_figures(others),
-        "curves": curve_figures(others),
-        "gan_panels": gan_curves.panel_figures(others),
+        "confusions": confusion_figures(shown),
+        "curves": curve_figures(others, {group.label for group in shown}),
+        "gan_panels": gan_curves.panel_figures(shown),
         "grid_timelines": timelines,
         "poker": tables.poker_table(others),
         "poker_findings": [(group.title, poker_sentences(group)) for group in others if group.has_poker_faces],
         "pictures": pictures,
+        "study_pictures": study_pictures,
         "mae": tables.mae_table(mae),
-        "mae_curves": curve_figures(mae),
+        "mae_curves": curve_figures(mae, {group.label for group in shown_mae}),
         "mae_pictures": mae_pictures,
         "runs": tables.runs_table(report.runs, report.unfinished),
         "common": common,
         "differing": differing,
         **provenance(report.runs),
     }, notices
+
+
+def _not_shown(shown: int, groups: int) -> Notice:
+    return Notice(
+        "figures of some groups",
+        f"{shown} of {groups} groups have figures of their own: the baseline and those with the highest test accuracy."
+        " All are in the tables. For the others, write reports of parts of the study: `pfcluster report STUDY/FOLDER`.",
+    )
 
 
 def provenance(runs: Sequence[Run]) -> dict[str, Any]:

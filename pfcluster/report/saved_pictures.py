@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pfcluster.config.json_files import JsonFileError, read_record
 from pfcluster.report.errors import Notice, ReportError
-from pfcluster.report.figures import Picture, inline_picture
+from pfcluster.report.page_pictures import PagePictures, Picture, PictureFile
 from pfcluster.report.results import Run
 
 INDEX_FILE = "pictures.json"
@@ -27,8 +27,8 @@ class SavedPicture:
     caption: str
 
 
-def study_pictures(study: Path) -> tuple[list[Picture], list[Notice]]:
-    """Pictures in STUDY/pictures, inlined; empty if there is no such folder."""
+def study_pictures(study: Path) -> tuple[list[PictureFile], list[Notice]]:
+    """Pictures in STUDY/pictures; empty if there is no such folder."""
     folder = study / "pictures"
     try:
         saved = read_record(list[SavedPicture], folder / INDEX_FILE)
@@ -37,22 +37,16 @@ def study_pictures(study: Path) -> tuple[list[Picture], list[Notice]]:
     except JsonFileError as error:
         text = f"{error}; run `pfcluster pictures` again."
         return [], [Notice("pictures omitted", text)]
-    pictures, notices = [], []
-    for one in saved:
-        try:
-            pictures.append(Picture(inline_picture(folder, one.file), one.caption))
-        except ReportError as error:
-            notices.append(Notice("picture omitted", str(error)))
-    return pictures, notices
+    return [PictureFile(folder, one.file, one.caption) for one in saved], []
 
 
-def run_pictures(runs: Sequence[Run]) -> tuple[list[Picture], list[Notice]]:
+def run_pictures(runs: Sequence[Run], page: PagePictures) -> tuple[list[Picture], list[Notice]]:
     """Image grids that the runs wrote when they finished; a notice for each that cannot be read."""
     pictures, notices = [], []
     for run in runs:
         for kind, relative_path in (run.values.get("pictures") or {}).items():
             try:
-                uri = inline_picture(run.folder, str(relative_path))
+                uri = page.uri(run.folder, str(relative_path))
             except ReportError as error:
                 notices.append(Notice("picture omitted", str(error)))
                 continue

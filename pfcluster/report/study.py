@@ -9,8 +9,8 @@ from pathlib import Path
 from pfcluster.report.budget import Budget, budgets, equal_budget_comparisons
 from pfcluster.report.comparisons import Comparison, choose_baseline, compare
 from pfcluster.report.errors import Notice
-from pfcluster.report.figures import Picture
 from pfcluster.report.groups import RunGroup, group_runs
+from pfcluster.report.page_pictures import PictureFile
 from pfcluster.report.results import Run, UnfinishedRun, read_runs
 from pfcluster.report.saved_pictures import study_pictures
 
@@ -26,7 +26,7 @@ class Report:
     baseline: RunGroup | None
     comparisons: tuple[Comparison, ...]
     notices: tuple[Notice, ...]
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[PictureFile, ...] = ()
     """Pictures that `gallery.write_pictures` wrote into the study's folder."""
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     """Training budgets of the groups by label."""

@@ -10,6 +10,7 @@ from pfcluster.report import budget, page, tables
 from pfcluster.report.csv_rows import comparison_row, group_row, run_rows
 from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.findings import findings
+from pfcluster.report.page_pictures import PagePictures
 from pfcluster.report.poker_faces import poker_sentences
 from pfcluster.report.rendering import csv_text, latex, markdown, markdown_text
 from pfcluster.report.study import Report, read_report
@@ -48,7 +49,8 @@ def write_report(study: Path, output: Path | None = None, *, baseline: str | Non
     """
     study = Path(study)
     report = read_report(study, baseline)
-    html, picture_notices = page.render(report)
+    folder = study / "report" if output is None else Path(output)
+    html, picture_notices = page.render(report, PagePictures(folder))
     main, notices = tables.main_table(report.groups), (*report.notices, *picture_notices)
     contents = {
         "report.html": html,
@@ -58,7 +60,6 @@ def write_report(study: Path, output: Path | None = None, *, baseline: str | Non
         "comparisons.csv": csv_text([comparison_row(one) for one in (*report.comparisons, *report.on_budgets)]),
         "table.tex": latex(main) if main else "% no run has a test accuracy\n",
     }
-    folder = study / "report" if output is None else Path(output)
     paths = {name: write_file(folder / name, text) for name, text in contents.items()}
     return ReportFiles(
         html=paths["report.html"],
