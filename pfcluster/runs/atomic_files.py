@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from pfcluster.runs.os_errors import retry_transient
+
 TEMPORARY_FILES = ".*.tmp"
 """Glob of the temporary files of `write_via_temporary`; a killed process leaves one behind."""
 
@@ -29,9 +31,9 @@ def write_via_temporary(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """`write_via_temporary` for text (UTF-8) or bytes."""
+    """`write_via_temporary` for text (UTF-8) or bytes; repeated while the storage fails."""
     data = content.encode() if isinstance(content, str) else content
-    write_via_temporary(path, lambda file: file.write(data))
+    retry_transient(lambda: write_via_temporary(path, lambda file: file.write(data)))
 
 
 def fsync(path: Path) -> None:

@@ -20,7 +20,8 @@ logs/                    rank-N.log: output of a rank; exit-status-N.json: how i
 attempts/                one file per attempt and per failed rank; see launch/attempts.py
 job.json, task.json      the SLURM job that the task was submitted as, and what it executes
 cancelled, .stop         markers: cancelled by the user; a running attempt is asked to stop
-.training                lock held by the process that trains in the folder
+.training                lock held by the process that trains in the folder, whichever launcher started it; names it
+.training.lease          the same on a file system without locks; see runs/leases.py
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import differences, load, may_change_on_resume, to_json
 from pfcluster.config.json_files import JsonFileError, convert, parse_json, read_json, read_object, try_read_object
 from pfcluster.runs.atomic_files import write_atomically, write_via_temporary
+from pfcluster.runs.os_errors import retry_transient
 from pfcluster.runs.walk import walk_through_links
 
 CONFIG_FILE = "config.json"
@@ -321,8 +323,13 @@ def logged_error(folder: Path) -> str | None:
 
 
 def _append_line(path: Path, values: Mapping[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    line = json.dumps(values) + "\n"
+
+    def append() -> None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line)
+
+    retry_transient(append)
 
 
 def _parsed(lines: Iterable[str], split: str | None) -> Iterator[dict[str, Any]]:

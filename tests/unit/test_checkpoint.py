@@ -21,8 +21,9 @@ from pfcluster.checkpoint.tensor_shards import TensorShard, unsharded
 from pfcluster.distributed.process_group import World
 from pfcluster.runs import os_errors
 from pfcluster.runs.folder import checkpoint_steps, step_folder
+from pfcluster.training import run
 from tests.syscalls import bound_by_permissions, where_refused
-from tests.tiny import write_checkpoint
+from tests.tiny import config, write_checkpoint
 
 TENSORS = {
     "model": {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(5)},
@@ -284,3 +285,29 @@ def test_consolidate_writes_the_evaluated_weights_to_one_file(tmp_path, averaged
     assert torch.equal(values["weight"], TENSORS["model"]["weight"] + averaged)
     store.consolidate(tmp_path, tmp_path / "all.safetensors", everything=True)
     assert "model_optimizer/weight/exp_avg" in load_file(tmp_path / "all.safetensors")
+
+
+def test_a_run_whose_best_checkpoint_is_damaged_finishes_with_a_warning(tmp_path):
+    tiny = config("finetune", epochs=4)
+    best = run(tiny, tmp_path, "a test")["best"]["step"]
+    (tmp_path / "result.json").unlink()
+    flip_last_byte(step_folder(tmp_path / "checkpoints", best) / SHARD)
+    assert run(tiny, tmp_path, "a test")["status"] == "finished"
+    assert f"step-{best:08d}/{SHARD} is damaged: wrong checksum" in (tmp_path / "warnings.log").read_text()
+
+
+def test_a_full_disk_is_said_to_be_that_and_leaves_the_older_checkpoint(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        write_checkpoint(folder, 1, TENSORS, {})
+        with pytest.raises(OSError, match="No space left on device") as raised:
+            write_checkpoint(folder, 2, {"model": {"weight": torch.zeros(400_000)}}, {})
+        assert os_errors.is_full(raised.value)
+        assert [path.name for path in folder.iterdir()] == ["step-00000001"]
+        assert store.latest(folder)[0].step == 1
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
