@@ -21,7 +21,7 @@ from pfcluster.data.dataset import cache_train_split, open_dataset
 from pfcluster.data.sampler import FullShuffle, SampleOrder, read_ahead
 from pfcluster.data.shards import ShardSplit
 from pfcluster.data.synthetic.dataset import SyntheticFaces
-from pfcluster.distributed.process_group import generator
+from pfcluster.distributed.counter_random import uniform
 
 SIDE = 224
 COUNT = 2048
@@ -154,7 +154,8 @@ def ours(shards: Path, cache: Path, *, augment: bool, cache_mode: str) -> Read:
         images = dataset.train.batch(order.samples(step * BATCH, BATCH)).images
         if not augment:
             return images
-        return transforms.crop_on_host(images, transforms.draw_params(CROP, BATCH, generator(0, "augment", step)), SIDE)
+        drawn = uniform(slice(0, BATCH), transforms.N_DRAWS, 0, "augment", step)
+        return transforms.crop_on_host(images, transforms.params_from(CROP, drawn), SIDE)
 
     steps = len(dataset.train) // BATCH
     return lambda: sum(len(images) for images in read_ahead(load, range(steps), workers=0))

@@ -92,7 +92,7 @@ def steps(here: World, rounds: int) -> dict[str, dict[str, list[float]]]:
         base = presets.recipe("vit-t")[role]
         config = replace(base, engine=EngineConfig(device="cpu"), pf_mag=replace(base.pf_mag, identity_net="tokens"))
         size = config.data.size
-        order = patch_order(config, images, "mask", 0) if role == "mae" else None
+        order = patch_order(config, slice(0, images), "mask", 0) if role == "mae" else None
         batch = Batch(torch.rand(images, 3, size, size) * 2 - 1, torch.randint(0, CLASSES, (images,)), order)
         objectives = {backend: objective(config, backend, here) for backend in ("plain", *BACKENDS)}
         times: dict[str, list[float]] = {backend: [] for backend in objectives}

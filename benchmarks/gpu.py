@@ -32,7 +32,7 @@ ROLES = {"MAE": "mae", "PF-MAG": "pf-vit"}
 def random_batch(config: RunConfig, images: int, here: World) -> Batch:
     """Random images, labels and patch orders on the device."""
     size = (images, 3, config.data.size, config.data.size)
-    order = patch_order(config, images, "mask", 0).to(here.device) if config.objective == "mae" else None
+    order = patch_order(config, slice(0, images), "mask", 0).to(here.device) if config.objective == "mae" else None
     labels = torch.randint(0, CLASSES, (images,), device=here.device)
     return Batch(torch.rand(size, device=here.device) * 2 - 1, labels, order)
 

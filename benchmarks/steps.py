@@ -52,7 +52,7 @@ def steps(config: RunConfig, images: int) -> tuple[Callable[[], None], Callable[
     batch = Batch(torch.rand(images, 3, size, size) * 2 - 1, torch.randint(0, CLASSES, (images,)))
     model = modules["model"]
     if isinstance(model, MAE):
-        return _mae(model, batch, patch_order(config, images, "mask", 0), config.model.patch)
+        return _mae(model, batch, patch_order(config, slice(0, images), "mask", 0), config.model.patch)
     return _pf_mag(modules, batch)
 
 

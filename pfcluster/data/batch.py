@@ -1,6 +1,6 @@
 """Micro-batches of a training step: samples on the device, augmented, with all random parameters of the step.
 
-Random draws cover the global batch, independent of rank count; a rank takes its slice of them.
+Random draws are those of a sample's place in the global batch, whatever the rank count (distributed/counter_random.py).
 
 Legend: b images, n patches, l transformer blocks, h w pixels.
 """
@@ -16,6 +16,7 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data import transforms
 from pfcluster.data.mixup import draw_mix_params, mix_pairs, swap_pairs
 from pfcluster.data.types import RawBatch
+from pfcluster.distributed.counter_random import uniform
 from pfcluster.distributed.process_group import World, generator
 
 
@@ -89,7 +90,7 @@ def make_micro_batches(raw: RawBatch, config: RunConfig, step: int, world: World
     images = transforms.resize(raw.images.to(world.device, non_blocking=True), config.data.size)
     images = transforms.augment(images.div_(127.5).sub_(1.0), params, cropped=config.data.augment_on == "host")
     labels = raw.labels.to(world.device, non_blocking=True)
-    order = patch_order(config, config.batch_size, "mask", step)[rank_slice] if config.hides_patches else None
+    order = patch_order(config, rank_slice, "mask", step) if config.hides_patches else None
     if order is not None:
         order = order.to(world.device, non_blocking=True)
     partners = None
@@ -98,7 +99,7 @@ def make_micro_batches(raw: RawBatch, config: RunConfig, step: int, world: World
         images, partners = mix_pairs(images, mix), (swap_pairs(labels), mix.weight)
     scales = None
     if config.model.drop_path > 0:
-        scales = draw_drop_path_scales(config, step)[:, :, rank_slice].to(world.device, non_blocking=True)
+        scales = draw_drop_path_scales(config, step, rank_slice).to(world.device, non_blocking=True)
     batch = Batch(images, labels, order, partners, scales, draw_discriminator_augments(config, step, world))
     parts = config.engine.grad_accumulation_steps
     return [batch.part(number, parts) for number in range(parts)]
@@ -107,18 +108,15 @@ def make_micro_batches(raw: RawBatch, config: RunConfig, step: int, world: World
 def draw_discriminator_augments(config: RunConfig, step: int, world: World) -> tuple[transforms.AugmentParams, ...]:
     """Augmentation of what the discriminator sees of this rank's samples in a step: one per discriminator update, then
     one for PF-ViT's update. Empty if the config does not augment it.
-
-    Random draws cover the global batch, independent of rank count.
     """
     if config.objective != "pf_mag" or not config.discriminator_augment.transforms:
         return ()
-    count = config.batch_size // config.pf_mag.generate_every
-    drawn = []
-    for update in range(config.pf_mag.discriminator_updates + 1):
-        rng = generator(config.seed, f"discriminator-augment-{update}", step)
-        params = transforms.draw_params(config.discriminator_augment, count, rng)
-        drawn.append(params[world.slice_of(count)].to(world.device))
-    return tuple(drawn)
+    samples = world.slice_of(config.batch_size // config.pf_mag.generate_every)
+    drawn = (
+        uniform(samples, transforms.N_DRAWS, config.seed, f"discriminator-augment-{update}", step)
+        for update in range(config.pf_mag.discriminator_updates + 1)
+    )
+    return tuple(transforms.params_from(config.discriminator_augment, each).to(world.device) for each in drawn)
 
 
 def require_fitting_micro_batch(config: RunConfig, world_size: int) -> None:
@@ -142,31 +140,24 @@ def require_fitting_micro_batch(config: RunConfig, world_size: int) -> None:
 
 
 def draw_augment_params(config: RunConfig, step: int, world: World) -> transforms.AugmentParams:
-    """Augmentation parameters of this rank's samples of a step.
-
-    Random draws cover the global batch, independent of rank count.
-    """
-    params = transforms.draw_params(config.augment, config.batch_size, generator(config.seed, "augment", step))
-    return params[world.slice_of(config.batch_size)]
+    """Augmentation parameters of this rank's samples of a step."""
+    drawn = uniform(world.slice_of(config.batch_size), transforms.N_DRAWS, config.seed, "augment", step)
+    return transforms.params_from(config.augment, drawn)
 
 
-def draw_drop_path_scales(config: RunConfig, step: int) -> Tensor:
-    """Stochastic depth of all samples of a step: l 2 b. 0 with the block's probability p, else 1 / (1 - p); p grows
-    linearly from 0 in the first block to `model.drop_path` in the last.
-
-    Random draws cover the global batch, independent of rank count.
+def draw_drop_path_scales(config: RunConfig, step: int, samples: slice) -> Tensor:
+    """Stochastic depth of some samples of a step's global batch: l 2 b. 0 with the block's probability p, else
+    1 / (1 - p); p grows linearly from 0 in the first block to `model.drop_path` in the last.
     """
     depth = config.model.depth
     probability = torch.linspace(0, config.model.drop_path, depth).view(-1, 1, 1)
-    uniform = torch.rand(depth, 2, config.batch_size, generator=generator(config.seed, "drop-path", step))
-    return (uniform >= probability).float() / (1 - probability)
+    drawn = uniform(samples, 2 * depth, config.seed, "drop-path", step).T.reshape(depth, 2, -1)
+    return (drawn >= probability).float() / (1 - probability)
 
 
-def patch_order(config: RunConfig, count: int, stream: str, step: int) -> Tensor:
-    """Random permutations of the patches of `count` images, visible patches first: -> count n.
-
-    Random draws cover all `count` images, independent of rank count. `stream` names the random stream.
+def patch_order(config: RunConfig, samples: slice, stream: str, step: int) -> Tensor:
+    """Random permutations of the patches of some samples of a step's global batch, visible patches first: -> b n.
+    `stream` names the random numbers.
     """
     patches = (config.data.size // config.model.patch) ** 2
-    noise = torch.rand(count, patches, generator=generator(config.seed, stream, step))
-    return noise.argsort(dim=1)
+    return uniform(samples, patches, config.seed, stream, step).argsort(dim=1)

@@ -1,7 +1,5 @@
 """Batched image augmentation on the training device, with parameters drawn on the CPU.
 
-Random draws cover the global batch, independent of rank count.
-
 Legend: b images, h w pixels.
 """
 
@@ -37,6 +35,10 @@ def resize(images: Tensor, size: int) -> Tensor:
     return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
+N_DRAWS = 14
+"""Random numbers that an image's augmentation takes."""
+
+
 @dataclass(frozen=True)
 class AugmentParams:
     """Augmentation parameters of each image of a batch."""
@@ -63,14 +65,12 @@ class AugmentParams:
         return AugmentParams(affine, colour, erased)
 
 
-def draw_params(config: AugmentConfig, count: int, generator: torch.Generator) -> AugmentParams:
-    """Draw the parameters of `count` images.
-
-    Random draws cover the global batch, independent of rank count, if `count` is its size.
-    """
+def params_from(config: AugmentConfig, drawn: Tensor) -> AugmentParams:
+    """The parameters that a config gives to uniform random numbers: b N_DRAWS in [0, 1)."""
+    columns = iter(drawn.unbind(1))
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=generator) * (high - low) + low
+        return next(columns) * (high - low) + low
 
     area = uniform(*config.crop_scale)
     ratio = uniform(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1])).exp()
@@ -81,7 +81,7 @@ def draw_params(config: AugmentConfig, count: int, generator: torch.Generator) -
     cos, sin = angle.cos(), angle.sin()
     affine = torch.stack([cos * width * mirror, -sin * height, left, sin * width * mirror, cos * height, top], dim=1)
     colour = torch.stack([uniform(1 - config.jitter, 1 + config.jitter) for _ in range(3)], dim=1)
-    return AugmentParams(affine.view(count, 2, 3), colour, _draw_erased(config.erasing, uniform))
+    return AugmentParams(affine.view(-1, 2, 3), colour, _draw_erased(config.erasing, uniform))
 
 
 def _draw_erased(probability: float, uniform: Callable[[float, float], Tensor]) -> Tensor:

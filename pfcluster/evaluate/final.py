@@ -107,7 +107,7 @@ def _test_scores(
 @torch.inference_mode()
 def _by_mask_ratio(config: RunConfig, model: PFViT, split: Split, world: World) -> list[dict[str, float]]:
     """Accuracy at each of `evaluate.mask_ratios`, with a random mask per sample."""
-    orders = patch_order(config, len(split), "test-mask", 0)
+    orders = patch_order(config, slice(0, len(split)), "test-mask", 0)
     rows = []
     for ratio in config.evaluate.mask_ratios:
         visible = visible_count(orders.shape[1], ratio)
@@ -124,7 +124,7 @@ def _by_mask_ratio(config: RunConfig, model: PFViT, split: Split, world: World) 
 @torch.inference_mode()
 def _mae_loss(config: RunConfig, model: MAE, split: Split, world: World) -> float:
     """Mean loss over a split, with a random mask per sample that is the same at every evaluation."""
-    orders = patch_order(config, len(split), "validation-mask", 0)
+    orders = patch_order(config, slice(0, len(split)), "validation-mask", 0)
     sums = torch.zeros(2, dtype=torch.float64)
     for indices in rank_batches(len(split), config.evaluate.batch_size, world):
         images, _ = load_images(split, indices, config.data.size, world.device)
@@ -167,7 +167,7 @@ def _mae_grid(config: RunConfig, folder: Path, split: Split, model: MAE, world: 
     """Write a grid of photo, visible patches, and the photo with its hidden patches predicted."""
     indices = pick_round_robin(split.labels(), len(split.classes), N_GRID_ROWS)
     images, labels = load_images(split, indices, config.data.size, world.device)
-    order = patch_order(config, len(indices), "picture-mask", 0).to(world.device)
+    order = patch_order(config, slice(0, len(indices)), "picture-mask", 0).to(world.device)
     patch, kept = config.model.patch, model.kept
     prediction = model(images, order).float()
     grey = torch.zeros_like(prediction)

@@ -13,7 +13,8 @@ from pfcluster.data.batch import make_micro_batches, patch_order
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.sampler import FullShuffle, SampleOrder, read_ahead
 from pfcluster.data.types import DataError, RawBatch
-from pfcluster.distributed.process_group import World, derive_seed, generator
+from pfcluster.distributed.counter_random import uniform
+from pfcluster.distributed.process_group import World, derive_seed
 
 
 def sample_indices(first: int, count: int, *, size: int, seed: int) -> torch.Tensor:
@@ -21,6 +22,10 @@ def sample_indices(first: int, count: int, *, size: int, seed: int) -> torch.Ten
 
 
 TINY = SyntheticConfig(train=20, validation=8, test=8, identities=5)
+
+
+def drawn(options: AugmentConfig, count: int, seed: int) -> transforms.AugmentParams:
+    return transforms.params_from(options, uniform(slice(0, count), transforms.N_DRAWS, seed, "augment", 0))
 
 
 def test_each_epoch_has_every_sample_once_in_another_order():
@@ -56,37 +61,35 @@ def test_derived_seeds_are_repeatable_and_differ_by_seed_and_step():
 def test_augmentation_without_changes_is_the_identity():
     disabled = AugmentConfig(flip=0, crop_scale=(1, 1), crop_ratio=(1, 1), rotation=0, jitter=0, erasing=0)
     images = torch.rand(3, 3, 24, 24) * 2 - 1
-    changed = transforms.augment(images, transforms.draw_params(disabled, 3, generator(0)))
+    changed = transforms.augment(images, drawn(disabled, 3, 0))
     assert torch.allclose(changed, images, atol=1e-5)
 
 
 def test_flip_mirrors_images():
     always = AugmentConfig(flip=1, crop_scale=(1, 1), crop_ratio=(1, 1), rotation=0, jitter=0, erasing=0)
     images = torch.rand(2, 3, 24, 24) * 2 - 1
-    changed = transforms.augment(images, transforms.draw_params(always, 2, generator(0)))
+    changed = transforms.augment(images, drawn(always, 2, 0))
     assert torch.allclose(changed, images.flip(3), atol=1e-5)
 
 
 def test_crop_is_enlarged_to_the_image_size():
     half = AugmentConfig(flip=0, crop_scale=(0.25, 0.25), crop_ratio=(1, 1), rotation=0, jitter=0, erasing=0)
     ramp = torch.linspace(-1, 1, 64).expand(4, 3, 64, 64)
-    changed = transforms.augment(ramp, transforms.draw_params(half, 4, generator(5)))
+    changed = transforms.augment(ramp, drawn(half, 4, 5))
     widths = changed[:, 0, 0, -1] - changed[:, 0, 0, 0]
     assert torch.allclose(widths, torch.ones(4), atol=0.03)
 
 
 def test_erasing_sets_a_rectangle_of_the_configured_area_to_grey():
     erase = AugmentConfig(flip=0, crop_scale=(1, 1), crop_ratio=(1, 1), rotation=0, jitter=0, erasing=1)
-    changed = transforms.augment(torch.ones(50, 3, 64, 64), transforms.draw_params(erase, 50, generator(1)))
+    changed = transforms.augment(torch.ones(50, 3, 64, 64), drawn(erase, 50, 1))
     share = (changed[:, 0] == 0).float().mean((1, 2))
     assert 0.01 < share.min() < share.max() < 0.22
 
 
 def test_jitter_stays_in_range_and_keeps_grey_images_grey():
     strong = AugmentConfig(flip=0, crop_scale=(1, 1), crop_ratio=(1, 1), rotation=0, jitter=0.9, erasing=0)
-    changed = transforms.augment(
-        torch.rand(8, 1, 16, 16).expand(-1, 3, -1, -1) * 2 - 1, transforms.draw_params(strong, 8, generator(2))
-    )
+    changed = transforms.augment(torch.rand(8, 1, 16, 16).expand(-1, 3, -1, -1) * 2 - 1, drawn(strong, 8, 2))
     assert changed.min() >= -1
     assert changed.max() <= 1
     assert torch.allclose(changed[:, 0], changed[:, 2], atol=1e-5)
@@ -102,7 +105,7 @@ def test_crop_on_host_equals_the_crop_on_the_device_up_to_rounding(rotation):
     config = AugmentConfig(flip=0.5, crop_scale=(0.5, 0.9), rotation=rotation, jitter=0)
     smooth = torch.rand(16, 3, 6, 6).mul(255)
     smooth = transforms.resize(smooth, 96).round().clamp(0, 255).to(torch.uint8)
-    params = transforms.draw_params(config, 16, generator(3))
+    params = drawn(config, 16, 3)
     expected = transforms.augment(transforms.to_float(smooth), params)
     cropped = transforms.crop_on_host(smooth, params, 96)
     actual = transforms.augment(transforms.to_float(cropped), params, cropped=True)
@@ -132,7 +135,7 @@ def test_two_ranks_get_the_halves_of_the_batch_of_one_process(grad_accumulation_
 
 
 def test_patch_orders_are_permutations():
-    orders = patch_order(RunConfig(), 5, "mask", 0)
+    orders = patch_order(RunConfig(), slice(0, 5), "mask", 0)
     assert orders.shape == (5, 64)
     assert torch.equal(orders.sort(1).values, torch.arange(64).expand(5, -1))
 
@@ -162,3 +165,27 @@ def test_unusable_data_configs_are_rejected(tmp_path):
         open_dataset(DataConfig(expected_name="rafdb", synthetic=TINY), 0)
     with pytest.raises(DataError, match="32 to 224"):
         open_dataset(DataConfig(size=240, synthetic=TINY), 0)
+
+
+@pytest.mark.parametrize("values", [1, 8, 14, 196])
+def test_random_numbers_belong_to_a_sample_and_not_to_its_rank(values):
+    whole = uniform(slice(0, 24), values, 3, "mask", 5)
+    for ranks in (2, 3, 8, 24):
+        parts = [
+            uniform(World(rank, ranks, torch.device("cpu")).slice_of(24), values, 3, "mask", 5) for rank in range(ranks)
+        ]
+        assert torch.equal(torch.cat(parts), whole)
+    assert len(whole.unique()) == whole.numel()
+    for other in ((4, "mask", 5), (3, "augment", 5), (3, "mask", 6)):
+        assert not torch.isin(uniform(slice(0, 24), values, *other), whole).any()
+
+
+def test_random_numbers_are_uniform_and_uncorrelated():
+    values = uniform(slice(0, 20_000), 14, 0, "augment", 0).double()
+    assert (values.min() >= 0, values.max() < 1) == (True, True)
+    assert values.mean(0).tolist() == pytest.approx([0.5] * 14, abs=0.01)
+    counts = torch.histc(values, 20, 0, 1)
+    assert (counts / values.numel()).tolist() == pytest.approx([0.05] * 20, abs=0.001)
+    correlation = torch.corrcoef(values.T) - torch.eye(14)
+    assert correlation.abs().max() < 0.03
+    assert torch.corrcoef(torch.stack([values[:-1].flatten(), values[1:].flatten()]))[0, 1].abs() < 0.01
