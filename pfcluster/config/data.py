@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pfcluster.config.urls import refuse_credentials
 from pfcluster.config.validation import require, require_fraction, require_min
 
 
@@ -48,7 +49,7 @@ class DataConfig:
 
     shards: str | None = None
     """Folder written by `pfcluster build`, or its URL (http, https, s3, gs); None takes the built-in synthetic
-    faces."""
+    faces. Credentials come from environment variables, which the URL names: 'https://${LOGIN}@host/folder'."""
     size: int = 48
     """Side of the square input in pixels; shards of another size are resized."""
     expected_name: str | None = None
@@ -84,6 +85,8 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
+        if self.shards is not None:
+            refuse_credentials("data.shards", self.shards)
         require(8 <= self.size <= 1024, "data.size", self.size, "lie in 8..1024 pixels")
         require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "be at least 1 or left out")
         require_fraction("data", self, "max_bad_share")

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from pfcluster.config.urls import hide_credentials
+
 VARIABLE = "PFCLUSTER_SECRETS"
 """Names of the variables that hold secrets, separated by commas; the launcher sets it for jobs."""
 SHORTEST = 4
@@ -19,12 +21,12 @@ def secret_names(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The text with the values of secrets replaced by `<NAME>`."""
+    """The text with the values of secrets replaced by `<NAME>`, and without the credentials of URLs."""
     for name in secret_names(environment):
         value = environment.get(name, "")
         if len(value) >= SHORTEST:
             text = text.replace(value, f"<{name}>")
-    return text
+    return hide_credentials(text)
 
 
 class RedactedStream:

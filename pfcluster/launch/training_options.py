@@ -17,6 +17,7 @@ from pfcluster.launch.budget_controls import BudgetControl
 from pfcluster.launch.command_line import is_help, parse, parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
 from pfcluster.launch.overrides import override_value
+from pfcluster.launch.redaction import redact
 
 TRAINING = {"pretrain": "mae", "finetune": "scratch", "pf-mag": "pf-vit", "judge": "judge"}
 """Commands that train one stage, and the preset's run that each takes."""
@@ -119,8 +120,8 @@ class Options:
 
 
 def command_text(command: str, arguments: Sequence[str]) -> str:
-    """The shell command that repeats a call."""
-    return shlex.join(["pfcluster", command, *arguments])
+    """The shell command that repeats a call; secrets in it are redacted, as it is recorded."""
+    return redact(shlex.join(["pfcluster", command, *arguments]))
 
 
 def require_seeds(seeds: Sequence[int]) -> None:

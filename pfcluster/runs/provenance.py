@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config.json_files import JsonFileError, read_object, try_read_object
+from pfcluster.config.urls import hide_credentials
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import PROVENANCE_FILE
 
@@ -40,7 +41,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def _collect(command: str | None) -> dict[str, Any]:
     return {
-        "command": command or shlex.join(["python", *sys.argv]),
+        "command": hide_credentials(command or shlex.join(["python", *sys.argv])),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": git_commit(),
         "machine": f"{platform.system()} {platform.machine()}",

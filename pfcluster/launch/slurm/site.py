@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
+from pfcluster.config.urls import hide_credentials
 from pfcluster.launch.slurm.client import SlurmError, minutes
 from pfcluster.runs.home import home_folder
 
@@ -92,10 +93,11 @@ class Site:
     source: str = "no site file"
 
     def __post_init__(self) -> None:
-        for name in self.environment:
-            if SUSPICIOUS.search(name):
+        for name, value in self.environment.items():
+            if SUSPICIOUS.search(name) or hide_credentials(str(value)) != str(value):
                 raise ConfigError(
-                    f"{self.source}: [environment] {name} looks like a secret, and would stand in the job's script;"
+                    f"{self.source}: [environment] {name} looks like a secret or holds one, and would stand in the"
+                    f" job's script;"
                     f' set it in your shell and write secrets = ["{name}"]'
                 )
         reserved = [name for name in self.sbatch if name.replace("_", "-") in LAUNCHER_OPTIONS]

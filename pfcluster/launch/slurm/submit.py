@@ -180,8 +180,18 @@ def _submit_array(submission: _Submission, stage: Stage, tasks: Sequence[Task], 
             raise UnreachableError(f"sbatch: {' '.join(str(error).split())[-200:]}") from error
         lines = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if "sbatch:" in line]
         raise ConfigError(f"SLURM refused {stage.name}: {'; '.join(lines) or error}") from error
+    finally:
+        make_private(scripts)
     for task, job in zip(tasks, jobs, strict=True):
         write_job(task.folder, replace(read_job(task.folder), job=str(job.job_id)))
+
+
+def make_private(scripts: Path) -> None:
+    """Let only the user read the batch scripts, which hold the environment of the jobs. The umask is left as it is:
+    SLURM would pass it on to the jobs, and nobody else could read the runs.
+    """
+    for path in scripts.glob("*.sh"):
+        path.chmod(0o600)
 
 
 def _write_task(task: Task, command: str) -> None:
