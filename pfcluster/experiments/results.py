@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pfcluster.config.json_files import JsonFileError, convert, read_json
 from pfcluster.experiments.cells import cell_by_name
 from pfcluster.experiments.record import PlannedCell, Record, read_record
 from pfcluster.report.errors import ReportError
@@ -15,6 +15,43 @@ from pfcluster.report.results import Run, read_run
 from pfcluster.runs.folder import METRICS_FILE, is_finished, logged_error
 
 MEASURED_DIR = "measured"
+
+
+@dataclass(frozen=True)
+class CrossScore:
+    """A row of cross.json: a run's accuracy on another dataset."""
+
+    cell: str
+    seed: int
+    trained: str
+    tested: str
+    accuracy: float
+    mean_class_accuracy: float
+    n: int
+
+
+@dataclass(frozen=True)
+class CostSpeed:
+    """Times of a batch in costs.json."""
+
+    batch: int
+    forward_ms: float
+    step_ms: float
+
+    def __post_init__(self) -> None:
+        if not (self.batch > 0 and self.forward_ms > 0 and self.step_ms > 0):
+            raise ValueError("batch, forward_ms and step_ms must be positive")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A model's costs in costs.json; see profiling/model_cost.py, which needs torch."""
+
+    train_parameters: int
+    test_parameters: int
+    step_gflop: float
+    test_gflop: float
+    speeds: tuple[CostSpeed, ...]
 
 
 @dataclass(frozen=True)
@@ -59,7 +96,8 @@ def read_results(root: Path) -> Results:
         folder = root / dataset / name / f"seed-{record.seeds[0]}"
         if not is_finished(folder):
             missing[dataset, name] = _missing_reason(folder)
-    cross, costs = _read_measurement(root, "cross", []), _read_measurement(root, "costs", {})
+    cross = _read_measurement(root, "cross", list[CrossScore], [])
+    costs = _read_measurement(root, "costs", dict[str, Cost], {})
     return Results(root, record, groups, missing, cross, costs)
 
 
@@ -88,12 +126,14 @@ def _missing_reason(folder: Path) -> str:
     return "not started: a run that it depends on failed, or it is still waiting"
 
 
-def _read_measurement(root: Path, name: str, default: Any) -> Any:
-    """Content of a measurement's file; `default` if it does not exist."""
+def _read_measurement(root: Path, name: str, kind: Any, default: Any) -> Any:
+    """Content of a measurement's file, checked against the type `kind`; `default` if it does not exist."""
     file = root / MEASURED_DIR / f"{name}.json"
     try:
-        return json.loads(file.read_text())
+        values = read_json(file)
+        convert(kind, values, str(file))
     except FileNotFoundError:
         return default
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{file} cannot be read: {error}; remove it and give the same command again") from error
+    except JsonFileError as error:
+        raise ReportError(f"{error}; remove it and give the same command again") from error
+    return values

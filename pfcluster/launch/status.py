@@ -165,8 +165,9 @@ def _with_metrics(task: TaskStatus) -> TaskStatus:
         return replace(task, total_steps=total)
     rate, seconds = train.get("images_per_second"), None
     if task.state == "running" and total and rate:
-        config = try_read_object(task.folder / REQUESTED_CONFIG_FILE) or {}
-        seconds = (total - train["step"]) * config.get("batch_size", 0) / rate
+        batch_size = (try_read_object(task.folder / REQUESTED_CONFIG_FILE) or {}).get("batch_size")
+        if isinstance(batch_size, int):
+            seconds = (total - train["step"]) * batch_size / rate
     return replace(
         task,
         step=train["step"],

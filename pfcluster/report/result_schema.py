@@ -21,29 +21,51 @@ OBJECT_FIELDS = (
     "pictures",
     "versions",
 )
-NUMBER_FIELDS = (("test", "accuracy"), ("test", "macro_f1"), ("test", "n"), ("reconstruction", "mse"))
+NUMBER_FIELDS = (
+    *((part, name) for part in ("validation", "test") for name in ("accuracy", "macro_f1", "mean_class_accuracy", "n")),
+    *(("dataset", split) for split in ("train", "validation", "test")),
+    ("best", "step"),
+    ("best", "value"),
+    ("reconstruction", "mse"),
+)
+TOP_NUMBERS = ("steps", "seconds", "images_per_second")
+STRINGS = ("status", "command", "git_commit", "selection_split", "measured_on", "warning")
 
 Require = Callable[[bool, str, object, str], None]
 
 
 def check_result(file: Path, values: Mapping[str, Any]) -> None:
     """Raise ReportError that names the first malformed field. Required: format, name, objective, seed and status."""
+    require = _requirement(file)
+    require(values.get("format") == FORMAT, "format", values.get("format"), f"be {FORMAT}")
+    for field in ("name", "status"):
+        require(bool(values.get(field)) and isinstance(values[field], str), field, values.get(field), "be a string")
+    require(values.get("objective") in OBJECTIVES, "objective", values.get("objective"), f"be one of {OBJECTIVES}")
+    require(type(values.get("seed")) is int, "seed", values.get("seed"), "be an integer")
+    check_fields(file, values)
 
+
+def check_fields(file: Path, values: Mapping[str, Any]) -> None:
+    """Raise ReportError that names the first field of another type; all may be missing."""
+    require = _requirement(file)
+    for field in OBJECT_FIELDS:
+        require(_is_object(values.get(field)), field, values.get(field), "be an object or null")
+    for field in STRINGS:
+        require(isinstance(values.get(field), str | None), field, values.get(field), "be a string or null")
+    for field in TOP_NUMBERS:
+        require(_is_number(values.get(field)), field, values.get(field), "be a number or null")
+    _check_numbers(values, require)
+    _check_confusion(values, require)
+
+
+def _requirement(file: Path) -> Require:
     def require(condition: bool, field: str, value: object, expected: str) -> None:
         if not condition:
             raise ReportError(
                 f"{file}: {field} must {expected}, got {value!r}; repair it, or move the run out of the study"
             )
 
-    require(values.get("format") == FORMAT, "format", values.get("format"), f"be {FORMAT}")
-    for field in ("name", "status"):
-        require(bool(values.get(field)) and isinstance(values[field], str), field, values.get(field), "be a string")
-    require(values.get("objective") in OBJECTIVES, "objective", values.get("objective"), f"be one of {OBJECTIVES}")
-    require(type(values.get("seed")) is int, "seed", values.get("seed"), "be an integer")
-    for field in OBJECT_FIELDS:
-        require(_is_object(values.get(field)), field, values.get(field), "be an object or null")
-    _check_numbers(values, require)
-    _check_confusion(values, require)
+    return require
 
 
 def _check_numbers(values: Mapping[str, Any], require: Require) -> None:
@@ -56,8 +78,7 @@ def _check_numbers(values: Mapping[str, Any], require: Require) -> None:
     numbers = {f"{part}.{name}": (values.get(part) or {}).get(name) for part, name in NUMBER_FIELDS}
     numbers |= {f"{field}.{name}": value for field, cells in objects.items() for name, value in _items(cells)}
     for field, value in numbers.items():
-        is_number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-        require(is_number or field in objects, field, value, "be a number or null")
+        require(_is_number(value) or field in objects, field, value, "be a number or null")
 
 
 def _check_confusion(values: Mapping[str, Any], require: Require) -> None:
@@ -76,6 +97,10 @@ def _check_confusion(values: Mapping[str, Any], require: Require) -> None:
 
 def _is_object(value: Any) -> bool:
     return value is None or isinstance(value, dict)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:

@@ -194,8 +194,10 @@ def read_damaged(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """`total_steps` and `stage`; empty before the run has reported them."""
-    return try_read_object(folder / PROGRESS_FILE) or {}
+    """`total_steps` and `stage`; empty before the run has reported them, and if the file is damaged."""
+    values = try_read_object(folder / PROGRESS_FILE) or {}
+    valid = type(values.get("total_steps")) is int and isinstance(values.get("stage"), str)
+    return values if valid else {}
 
 
 def write_progress(folder: Path, total_steps: int, stage: str) -> None:
@@ -343,10 +345,12 @@ def _parsed(lines: Iterable[str], split: str | None) -> Iterator[dict[str, Any]]
 
 
 def _metrics_line(text: str | bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl: an object with a step and a split; None if it is damaged."""
+    """A line of metrics.jsonl: an object with a step, a split and otherwise numbers; None if it is damaged."""
     try:
         line = parse_json(text, METRICS_FILE)
     except JsonFileError:
         return None
-    valid = isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("split"), str)
-    return line if valid else None
+    if not (isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("split"), str)):
+        return None
+    numbers = (value for name, value in line.items() if name != "split")
+    return line if all(isinstance(value, int | float | None) for value in numbers) else None

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config.json_files import read_record
+from pfcluster.config import ConfigError, RunConfig, presets
+from pfcluster.config.json_files import JsonFileError, read_record
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.space import MAE, Parameter, check
 
@@ -183,9 +183,14 @@ def load(folder: Path) -> Spec:
     """The sweep of a folder. Raises ConfigError if there is none, JsonFileError if its file is damaged."""
     path = folder / SPEC
     try:
-        return read_record(Spec, path)
+        spec = read_record(Spec, path)
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} holds no sweep: it has no {path.name}") from error
+    runs = presets.recipe(spec.preset) if spec.preset in presets.PRESETS else {}
+    unknown = [name for name in (spec.config.name, *spec.before) if spec.preset and name not in runs]
+    if unknown:
+        raise JsonFileError(f"{path}: the preset {spec.preset!r} has no run {unknown[0]!r}")
+    return spec
 
 
 def _as_json(spec: Spec) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class SweepState:
         self.spec, self.folder, self.schedule_of = spec, folder, schedule_of
         self.runs = Runs(spec, folder)
         self.files = RunFiles(spec.metric)
-        self.trials: list[Trial] = read_trials(folder)
+        self.trials: list[Trial] = read_trials(folder, self.runs)
         self.statuses: list[TrialStatus] = []
         self._ended: dict[int, tuple[Failed | None, Progress]] = {}
         """Of trials whose runs will not continue."""

@@ -21,6 +21,8 @@ from typing import Any
 from pfcluster.config.json_files import JsonFileError, read_record, try_read_object
 from pfcluster.config.starts import MAE_VIT, from_mae_vit
 from pfcluster.launch.plan import TrainRun
+from pfcluster.report.errors import ReportError
+from pfcluster.report.result_schema import check_fields
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, write_early_stop
 from pfcluster.runs.folder import (
@@ -30,7 +32,7 @@ from pfcluster.runs.folder import (
     read_metrics,
 )
 from pfcluster.sweep.space import MAE, applied
-from pfcluster.sweep.spec import Spec
+from pfcluster.sweep.spec import SPEC, Spec
 
 TRIALS, FAILED = "trials.json", "failed.json"
 JUDGE = "judge"
@@ -195,8 +197,8 @@ def _generation_folder(folder: Path, number: int) -> Path:
     return folder.with_name(f"{folder.name}-generation-{number}")
 
 
-def read_trials(folder: Path) -> list[Trial]:
-    """A sweep's trials, by number. Raises JsonFileError."""
+def read_trials(folder: Path, runs: Runs | None = None) -> list[Trial]:
+    """A sweep's trials, by number. Raises JsonFileError, also if their values do not fit the runs."""
     path = folder / TRIALS
     if not path.exists():
         return []
@@ -204,6 +206,11 @@ def read_trials(folder: Path) -> list[Trial]:
     for number, trial in enumerate(trials):
         if trial.number != number or not (trial.parent is None or 0 <= trial.parent < number):
             raise JsonFileError(f"{path}: trial {number} has the number {trial.number} and the parent {trial.parent}")
+        try:
+            for seed in () if runs is None else runs.spec.seeds:
+                runs.search_runs(trial, seed)
+        except (ValueError, TypeError, KeyError) as error:
+            raise JsonFileError(f"{path}: the values of trial {number} do not fit {SPEC}: {error}") from error
     return trials
 
 
@@ -251,7 +258,13 @@ def curve(folder: Path, metric: str) -> list[tuple[int, float]]:
 
 def result_of(folder: Path) -> dict[str, Any] | None:
     """A run's result.json; None if it is missing or damaged."""
-    return try_read_object(folder / RESULT_FILE)
+    file = folder / RESULT_FILE
+    result = try_read_object(file)
+    try:
+        check_fields(file, result or {})
+    except ReportError:
+        return None
+    return result
 
 
 def poker_face_metric(result: dict[str, Any] | None, metric: str) -> float | None:
