@@ -25,6 +25,7 @@ from pfcluster.runs.terminal import plain_console
 from pfcluster.sweep import search
 from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.driver import Sweep
+from pfcluster.sweep.evaluations import require_counted_evaluations
 from pfcluster.sweep.executor import Executor
 from pfcluster.sweep.executors import make_executor
 from pfcluster.sweep.options import read
@@ -56,6 +57,7 @@ def sweep(arguments: Sequence[str]) -> int:
     spec, folder = options.spec, options.output
     schedule_of = evaluation_schedules()
     preflight(_first_runs(spec, folder), options.cluster)
+    require_counted_evaluations(spec, Runs(spec, folder), schedule_of)
     if options.dry_run:
         _describe(spec, folder, schedule_of, console)
         return 0

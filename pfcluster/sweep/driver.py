@@ -51,7 +51,8 @@ class Sweep:
         complete = self._search_complete()
         if complete and self.confirmation.selected() is None:
             self._start_confirmation()
-        ready = [trial_run for chain in self._chains() if (trial_run := self._next(chain)) is not None]
+        first = [trial_run for chain in self._chains() if (trial_run := self._next(chain)) is not None]
+        ready = list({trial_run.run.folder: trial_run for trial_run in first}.values())  # chains share their MAE-ViT
         starting = ready[: max(0, self.executor.max_parallel - len(self.active))]
         for trial_run in starting:
             trial_run.prepare()
@@ -84,7 +85,7 @@ class Sweep:
         self.active.discard(run.folder)
         if exit_status.code in (FINISHED, INTERRUPTED):
             return
-        if run in self.runs.shared.values():
+        if self.runs.starts_all_trials(run):
             code = USER_ERROR if exit_status.code == USER_ERROR else FAILED
             raise LaunchError(f"{run.label}, which all trials start from, failed: {exit_status.error}", code)
         write_failed(run.folder, Failed(exit_status.kind or "bug", exit_status.error))

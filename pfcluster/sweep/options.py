@@ -10,6 +10,13 @@ from typing import Annotated, Literal
 import tyro
 
 from pfcluster.config import ConfigError, RunConfig, presets
+from pfcluster.config.starts import (
+    MAE_VIT,
+    SAME_SEED_MAE_VIT,
+    PfVitStart,
+    require_classifier_start,
+    with_start,
+)
 from pfcluster.data.labels import neutral_index
 from pfcluster.launch.command_line import parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
@@ -50,6 +57,8 @@ class SweepCommand:
             " --data.shards, else mini."
         ),
     ] = None
+    pf_vit_start: PfVitStart | None = None
+    """Weights that PF-ViT starts from: the MAE's, or those of the MAE-ViT with the same seed; default: the preset's."""
     search: Search = "tpe"
     """How values are proposed. one-at-a-time: the baseline with one value changed in each trial."""
     scheduler: Scheduler | None = None
@@ -133,7 +142,8 @@ def _spec(command: SweepCommand, overrides: Sequence[str]) -> Spec:
     parameters, role = _space(command)
     preset = command.preset or ("small" if override_value(overrides, "--data.shards") else "mini")
     recipe = {
-        name: replace(apply_overrides(config, overrides), name=name) for name, config in presets.recipe(preset).items()
+        name: replace(apply_overrides(config, overrides), name=name)
+        for name, config in with_start(presets.recipe(preset), command.pf_vit_start).items()
     }
     config, before = recipe[role], _before(recipe, role)
     on_curve = command.metric in CURVE_METRICS
@@ -193,8 +203,12 @@ def _before(recipe: presets.Recipe, role: str) -> dict[str, RunConfig]:
 
     config = recipe[role]
     before = {}
-    if role in ("mae-vit", "pf-vit") and config.model.init is None:
+    if role in (MAE_VIT, "pf-vit") and config.model.init in (None, SAME_SEED_MAE_VIT):
         before[MAE] = recipe[MAE]
+    if config.model.init == SAME_SEED_MAE_VIT:
+        before[MAE_VIT] = recipe[MAE_VIT]
+    elif role == "pf-vit" and MAE in before:
+        require_classifier_start(config, "--pf-vit-start")
     needs_judge = role == "pf-vit" and config.evaluate.judge is None
     if needs_judge and neutral_index(open_dataset(config.data, config.seed).classes) is not None:
         before[JUDGE] = recipe[JUDGE]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.config.json_files import JsonFileError, read_record
+from pfcluster.config.starts import MAE_VIT
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.space import MAE, Parameter, check
 
@@ -54,7 +55,7 @@ class Spec:
     """The run that is searched, with the baseline's values."""
     before: dict[str, RunConfig]
     """"mae" and "judge" where the run needs them; each is trained once, except for a pre-training that the space
-    changes.
+    changes. "mae-vit" where PF-ViT starts from it; trained once for each seed.
     """
     space: tuple[Parameter, ...]
     search: Search = "tpe"
@@ -156,7 +157,8 @@ class Spec:
 
     def shared(self) -> dict[str, RunConfig]:
         """Runs that all trials start from."""
-        return {name: config for name, config in self.before.items() if not (name == MAE and self.pretrains_per_trial)}
+        own = {MAE_VIT, MAE} if self.pretrains_per_trial else {MAE_VIT}
+        return {name: config for name, config in self.before.items() if name not in own}
 
 
 def save(spec: Spec, folder: Path) -> None:

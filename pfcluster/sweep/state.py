@@ -4,11 +4,13 @@ be stopped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from pfcluster.config import RunConfig
 from pfcluster.launch.plan import TrainRun
 from pfcluster.sweep import asha
 from pfcluster.sweep.asha import EvalSchedule, Progress, StopDecision
@@ -26,6 +28,7 @@ from pfcluster.sweep.trials import (
     stop_run,
     write_trials,
 )
+from pfcluster.training.schedule import adversarial_start
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,17 @@ class SweepState:
         selects as the best.
         """
         folders = self.runs.lineage_folders(lineage, seed)
+        runs = [self.runs.run_of(trial, seed) for trial in lineage]
         if self.spec.metric in FINAL_METRICS:
             return poker_face_metric(result_of(folders[-1]), self.spec.metric)
-        values = [
-            value for folder in folders for step, value in self.files.curve(folder) if until is None or step <= until
-        ]
+        curves = [self.counted(folder, run.config) for folder, run in zip(folders, runs, strict=True)]
+        values = [value for points in curves for step, value in points if until is None or step <= until]
         return max(values, default=None)
+
+    def counted(self, folder: Path, config: RunConfig) -> list[tuple[int, float]]:
+        """A run's validation scores that count: those after the warm-up of PF-MAG."""
+        start = adversarial_start(config)
+        return [point for point in self.files.curve(folder) if point[0] > start]
 
     def done(self, trial_run: TrialRun) -> bool:
         """Whether a run has trained as far as the sweep needs it."""
@@ -167,10 +175,12 @@ class SweepState:
         """A trial's scores at the rungs that all its seeds have passed."""
         if not rungs:
             return Progress((), ended)
-        curves = [self.files.curve(chain[-1].run.folder) for chain in self.search_runs(trial)]
+        runs = [chain[-1].run for chain in self.search_runs(trial)]
+        curves = [self.counted(run.folder, run.config) for run in runs]
         reached = min(points[-1][0] if points else 0 for points in curves)
         scores = [
-            self.spec.sign * fmean(max(value for at, value in points if at <= step) for points in curves)
+            self.spec.sign
+            * fmean(max((value for at, value in points if at <= step), default=math.nan) for points in curves)
             for step in rungs
             if step <= reached
         ]

@@ -264,7 +264,7 @@ def result_of(folder: Path) -> dict[str, Any] | None:
         check_fields(file, result or {})
     except ReportError:
         return None
-    return result
+    return result if result and isinstance(result.get("status"), str) else None
 
 
 def poker_face_metric(result: dict[str, Any] | None, metric: str) -> float | None:

@@ -16,6 +16,13 @@ def evaluation_steps(config: RunConfig, samples: int) -> int:
     return max(1, round(config.evaluate.every_epochs * samples / config.batch_size))
 
 
+def adversarial_start(config: RunConfig) -> int:
+    """Length of PF-MAG's warm-up, 0 for other objectives. Evaluations up to this step say nothing about poker faces:
+    they select no checkpoint and are no scores of a sweep.
+    """
+    return config.pf_mag.warmup_steps if config.objective == "pf_mag" else 0
+
+
 def grid_due(config: RunConfig, evaluation: int) -> bool:
     """Whether the evaluation with this 1-based number draws an image grid."""
     every = config.evaluate.grid_every

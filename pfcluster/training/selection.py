@@ -13,7 +13,7 @@ from pfcluster.engine.base import Engine
 from pfcluster.evaluate.final import evaluate_split
 from pfcluster.evaluate.tracked_faces import TrackedFaces
 from pfcluster.training.resume import TrainState
-from pfcluster.training.schedule import evaluation_steps, grid_due
+from pfcluster.training.schedule import adversarial_start, evaluation_steps, grid_due
 
 
 class PeriodicEvaluation:
@@ -28,8 +28,8 @@ class PeriodicEvaluation:
         self.classes = dataset.classes
         self.total_steps = total_steps
         self.every_steps = evaluation_steps(config, len(dataset.train))
-        warmup_steps = config.pf_mag.warmup_steps if config.objective == "pf_mag" else 0
-        self.uncounted_steps = warmup_steps if warmup_steps < total_steps else 0
+        start = adversarial_start(config)
+        self.uncounted_steps = start if start < total_steps else 0
         """Evaluations up to here select no checkpoint: before PF-MAG's adversarial part begins, PF-ViT generates no
         poker faces, but from a fine-tuned classifier its accuracy may be highest then."""
         self.tracked_faces = TrackedFaces(config, self.split, world) if config.objective == "pf_mag" else None

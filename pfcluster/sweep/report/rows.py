@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pfcluster.sweep.spec import FINAL_METRICS, Spec
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Failed, Trial, curve, first_failure, result_of
+from pfcluster.training.schedule import adversarial_start
 
 State = Literal["completed", "stopped", "generation", "failed", "running"]
 Points = tuple[tuple[int, float], ...]
@@ -55,6 +56,8 @@ def read_row(state: SweepState, trial: Trial, *, has_schedule: bool) -> Row:
     until = None if trial.stop is None else trial.stop.step
     metric = curve_metric(spec)
     curves = [[point for point in curve(folder, metric) if until is None or point[0] <= until] for folder in folders]
+    start = adversarial_start(state.runs.run_of(trial, spec.seeds[0]).config)
+    counted = [[point for point in points if point[0] > start] for points in curves]
     reached = [points[-1][0] if points else 0 for points in curves]
     score = state.score(trial, spec.seeds)
     trial_state = _state(trial, results, reached, failed)
@@ -72,7 +75,7 @@ def read_row(state: SweepState, trial: Trial, *, has_schedule: bool) -> Row:
         seconds=sum(seconds) if seconds else None,
         failed=failed if trial_state == "failed" else None,
         curve=_mean_curve(curves),
-        first_rung=next((_best_until(curves, step) for step in rungs), None) if trial_state != "failed" else None,
+        first_rung=next((_best_until(counted, step) for step in rungs), None) if trial_state != "failed" else None,
         accuracy=fmean(accuracy) if accuracy and completed else None,
         poker=_poker_metrics(on_validation) if completed else {},
     )

@@ -12,6 +12,7 @@ from typing import Any
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import differences, may_change_on_resume
 from pfcluster.config.overrides import OverridesFile
+from pfcluster.config.starts import MAE_VIT, starts_from_mae_vit
 from pfcluster.launch.overrides import apply_overrides
 from pfcluster.launch.training_options import TRAINING
 from pfcluster.sweep.report.data import SweepData
@@ -144,6 +145,8 @@ def _commands(data: SweepData, best: Row, overrides: Mapping[str, Any]) -> list[
     config, shared = configs[run], Runs(spec, data.folder).shared
     file = OverridesFile(data.folder / "report" / WINNER_FILE, spec.preset, overrides)
     output = Path("runs") / f"{data.folder.resolve().name}-winner"
+    if MAE_VIT in spec.before:
+        return [_study_command(file, config)]
     commands = []
     if MAE in spec.before:
         if MAE in configs:
@@ -154,6 +157,20 @@ def _commands(data: SweepData, best: Row, overrides: Mapping[str, Any]) -> list[
         config = replace(config, evaluate=replace(config.evaluate, judge=str(shared[JUDGE].folder)))
     command = next((name for name, trained in TRAINING.items() if trained == run), "finetune")
     return [*commands, _command(command, file, config, output, SEEDS)]
+
+
+def _study_command(file: OverridesFile, config: RunConfig) -> str:
+    """The study that trains PF-ViT of each seed from its MAE-ViT."""
+    assert file.preset is not None
+    words = ["pfcluster", "study", "--overrides", str(file.path)]
+    if not starts_from_mae_vit(presets.recipe(file.preset)):
+        words += ["--pf-vit-start", MAE_VIT]
+    if config.data.shards is not None:
+        words += option("data.shards", config.data.shards)
+    if config.pf_mag.identity_net_weights is not None:
+        words += option("pf_mag.identity_net_weights", config.pf_mag.identity_net_weights)
+    output = Path("runs") / f"{file.path.resolve().parents[1].name}-winner"
+    return shlex.join([*words, "--output", str(output), "--seeds", *map(str, SEEDS)])
 
 
 def _command(command: str, file: OverridesFile, config: RunConfig, output: Path, seeds: tuple[int, ...]) -> str:
