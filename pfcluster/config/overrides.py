@@ -7,7 +7,6 @@ A field holds for every run of the preset; with `RUN:` before it for that run on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.config.io import with_values
+from pfcluster.config.json_files import JsonFileError, read_json
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class OverridesFile:
 def read_overrides(path: Path) -> OverridesFile:
     """Read a file of overrides. Raises ConfigError if it is missing or malformed."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        content = read_json(path)
+    except FileNotFoundError as error:
         raise ConfigError(f"cannot read the overrides {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
+    except JsonFileError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(content, dict) or not isinstance(content.get("overrides"), dict):
         raise ConfigError(f'{path} must be a JSON object with the key "overrides"')
     preset = content.get("preset")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from pfcluster.config.json_files import JsonFileError, parse_json
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import PREDICTIONS_FILE
 
@@ -71,8 +72,8 @@ def read(folder: Path) -> Predictions:
         with safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-        classes = json.loads(metadata.get("classes", "null"))
-    except (SafetensorError, OSError, TypeError, json.JSONDecodeError) as error:
+        classes = parse_json(metadata.get("classes", "null"), "the list of classes")
+    except (SafetensorError, OSError, TypeError, JsonFileError) as error:
         raise PredictionsError(f"{file} cannot be read: {error}; remove it, or train the run again") from error
     problem = _format_problem(metadata, tensors, classes)
     if problem:

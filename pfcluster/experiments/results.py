@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config.json_files import JsonFileError, convert, read_json
-from pfcluster.experiments.cells import cell_by_name
+from pfcluster.experiments.cells import CELLS, cell_by_name
 from pfcluster.experiments.record import PlannedCell, Record, read_record
 from pfcluster.report.errors import ReportError
 from pfcluster.report.groups import RunGroup, group_runs
@@ -28,6 +28,10 @@ class CrossScore:
     accuracy: float
     mean_class_accuracy: float
     n: int
+
+    def __post_init__(self) -> None:
+        if self.cell not in {each.name for each in CELLS}:
+            raise ValueError(f"there is no cell {self.cell!r}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pfcluster.config.json_files import try_read_record
 from pfcluster.distributed.hosts import free_port, host_name
 from pfcluster.launch.attempts import now
 from pfcluster.launch.plan import TrainRun
@@ -81,7 +81,7 @@ class RunProcesses(RunMonitor):
         if code in (FINISHED, INTERRUPTED):
             return ExitStatus(code)
         paths = [exit_status_path(self.run.folder, rank) for rank in range(len(self.processes))]
-        statuses = [ExitStatus(**json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists()]
+        statuses = [status for path in paths if (status := try_read_record(ExitStatus, path)) is not None]
         failure = informative_status(statuses)
         if failure is not None:
             return failure

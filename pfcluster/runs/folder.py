@@ -222,7 +222,7 @@ def truncate_metrics(folder: Path, step: int) -> None:
         nonlocal broken
         with open(path, "rb") as lines:
             for line in lines:
-                values = _metrics_line(line)
+                values = metrics_line(line)
                 if values is not None and line.endswith(b"\n") and values["step"] <= step:
                     kept.write(line)
                 broken += values is None and line.endswith(b"\n")
@@ -296,7 +296,7 @@ class MetricsTail:
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
-                values = _metrics_line(line)
+                values = metrics_line(line)
                 if values is not None:
                     yield values
 
@@ -339,12 +339,12 @@ def _parsed(lines: Iterable[str], split: str | None) -> Iterator[dict[str, Any]]
     for text in lines:
         if split is not None and f'"{split}"' not in text:
             continue
-        line = _metrics_line(text)
+        line = metrics_line(text)
         if line is not None and split in (None, line["split"]):
             yield line
 
 
-def _metrics_line(text: str | bytes) -> dict[str, Any] | None:
+def metrics_line(text: str | bytes) -> dict[str, Any] | None:
     """A line of metrics.jsonl: an object with a step, a split and otherwise numbers; None if it is damaged."""
     try:
         line = parse_json(text, METRICS_FILE)

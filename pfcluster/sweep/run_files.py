@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 from pfcluster.config import RunConfig
 from pfcluster.launch.plan import TrainRun
 from pfcluster.runs.early_stop import EarlyStop, read_early_stop
-from pfcluster.runs.folder import CONFIG_FILE, EARLY_STOP_FILE, METRICS_FILE, RESULT_FILE, metric_series
+from pfcluster.runs.folder import CONFIG_FILE, EARLY_STOP_FILE, METRICS_FILE, RESULT_FILE, metric_series, metrics_line
 from pfcluster.sweep.trials import FAILED, Failed, read_failed
 
 Version = tuple[int, int, int] | None
@@ -102,16 +101,8 @@ def _new_lines(path: str, curve: _Curve) -> list[dict[str, Any]]:
                 if not text.endswith(b"\n"):
                     break
                 curve.read_bytes += len(text)
-                if b'"validation"' in text and (line := _parsed(text)) is not None:
+                if b'"validation"' in text and (line := metrics_line(text)) is not None:
                     lines.append(line)
     except OSError:
         curve.version = None  # look again
     return lines
-
-
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) else None

@@ -78,7 +78,7 @@ def test_errors_name_the_folder_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="1 unfinished: runs/scratch-seed0-0"):
         write_report(tmp_path)
     (folder / "result.json").write_text("{")
-    with pytest.raises(ReportError, match=r"result\.json cannot be read"):
+    with pytest.raises(ReportError, match=r"result\.json is not JSON"):
         write_report(tmp_path)
 
 

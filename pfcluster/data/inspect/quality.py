@@ -6,7 +6,6 @@ Legend: n images, h w pixels.
 from __future__ import annotations
 
 import functools
-import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from pfcluster.config.json_files import parse_json
 from pfcluster.data.inspect.near_duplicates import (
     THUMBNAIL_SIDE,
     are_similar,
@@ -137,10 +137,10 @@ def read_enlargements(folder: Path, shards: Sequence[ShardFile], size: int) -> n
             with tarfile.open(folder / shard.file, "r:") as tar:
                 for member in tar:
                     file = tar.extractfile(member) if member.name.endswith(".json") else None
-                    box = json.load(file).get("box") if file else None
+                    box = parse_json(file.read(), member.name).get("box") if file else None
                     if box:
                         enlargements.append(size / max(1e-6, min(box[2] - box[0], box[3] - box[1])))
-        except (tarfile.TarError, ValueError, TypeError, AttributeError, IndexError) as error:
+        except (tarfile.TarError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
             raise ShardError(f"a JSON record of {folder / shard.file} cannot be read ({error!r})") from error
     return np.array(enlargements, dtype=np.float64)
 

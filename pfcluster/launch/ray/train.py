@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pfcluster.config.json_files import try_read_record
 from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch import attempts
@@ -104,7 +105,7 @@ def _lost_worker(error: Exception) -> str:
 def _reported_status(folder: Path, count: int) -> ExitStatus | None:
     """The exit status that the last group's ranks reported; None if some reported none and no other failed."""
     paths = [exit_status_path(folder, rank) for rank in range(count)]
-    statuses = [ExitStatus(**json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists()]
+    statuses = [status for path in paths if (status := try_read_record(ExitStatus, path)) is not None]
     failure = informative_status(statuses)
     if failure is not None:
         return failure

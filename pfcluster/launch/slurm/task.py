@@ -7,7 +7,6 @@ may be too late, a thread of rank 0 (`SignalWatcher`) requeues the job itself.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -15,9 +14,11 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from pfcluster.config.json_files import read_record
 from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch import attempts
@@ -60,10 +61,27 @@ def run_task(folder: str) -> None:
             sys.exit(status.code)
 
 
+@dataclass(frozen=True)
+class TaskRecord:
+    """What a task executes; written by the submission into its `task.json`."""
+
+    label: str
+    command: str
+    """The shell command that repeats the plan."""
+    module: str | None
+    """Module that is run with `arguments`; None trains the requested config."""
+    arguments: tuple[str, ...]
+
+
+def read_task(folder: Path) -> TaskRecord:
+    """What the task of a folder executes. Raises FileNotFoundError, JsonFileError."""
+    return read_record(TaskRecord, folder / TASK_FILE)
+
+
 def _run_alone(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
     """`_run` once no other process trains in the folder; a task that only runs a command does not wait."""
     set_process_group_variables(info)
-    if json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))["module"] is not None:
+    if read_task(folder).module is not None:
         return _run(folder, info, stop)
     with training_lock(folder, lambda: stop.requested) as acquired:
         if acquired:
@@ -99,10 +117,10 @@ def _run(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
 
 def execute(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
     """Execute the task: train in this process, or run a command in another."""
-    task = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
-    if task["module"] is None:
-        return work(folder / REQUESTED_CONFIG_FILE, folder, task["command"], info.threads, stop)
-    return run_command([sys.executable, "-m", task["module"], *task["arguments"]], stop)
+    task = read_task(folder)
+    if task.module is None:
+        return work(folder / REQUESTED_CONFIG_FILE, folder, task.command, info.threads, stop)
+    return run_command([sys.executable, "-m", task.module, *task.arguments], stop)
 
 
 def run_command(command: list[str], stop: StopRequest) -> ExitStatus:
