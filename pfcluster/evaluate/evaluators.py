@@ -20,6 +20,7 @@ from pfcluster.data.types import Dataset
 from pfcluster.distributed.process_group import World
 from pfcluster.models.from_runs import load_classifier, load_identity_classifier
 from pfcluster.models.identity_net import ClassifierFeatures, FaceNet, IdentityNet
+from pfcluster.models.weight_files import read_weights
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Inception(nn.Module):
 
         super().__init__()
         try:
+            if weights is not None:
+                read_weights(Path(weights), "evaluate.fid")  # names what is wrong with a damaged file
             self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
         except (OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise ConfigError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pfcluster.data.fingerprints import DATA_FIELD
 from pfcluster.report.errors import Notice
 from pfcluster.report.prediction_stats import accuracy_interval, sample_mismatch
 from pfcluster.report.resampling import BootstrapInterval
@@ -102,7 +103,8 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[RunGroup], list[Notice]]:
 def config_differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
     """Config fields in which two runs differ, apart from the seed: dotted name -> both values.
 
-    Output folders, and strings that differ only by the run's seed (e.g. initial weights in `mae-seed1`), are ignored.
+    Output folders, strings that differ only by the run's seed (e.g. initial weights in `mae-seed1`), and paths of the
+    same data or weights are ignored.
     Empty if either run has no config.
     """
     if not a.config or not b.config:
@@ -111,6 +113,7 @@ def config_differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
     for name in sorted({*a.config, *b.config}):
         left, right = a.config.get(name), b.config.get(name)
         ignored = name == "seed" or name.split(".")[0] in OUTPUT_FIELDS
+        ignored |= _inputs(a).get(name) is not None and _inputs(a).get(name) == _inputs(b).get(name)
         if not ignored and left != right and _without_seed(left, a.seed) != _without_seed(right, b.seed):
             differences[name] = (left, right)
     return differences
@@ -148,7 +151,7 @@ def _mismatch(runs: Sequence[Run]) -> str:
         pair = f"{first.relative_path} and {run.relative_path}"
         if fields:
             reasons.append(f"{pair} differ in more than the seed: {_listed(fields)}.")
-        elif _dataset(first) != _dataset(run):
+        elif _dataset(first) != _dataset(run) or _has_other_data(first, run):
             reasons.append(f"{pair} were trained on different data.")
         elif _selection_split(first) != _selection_split(run):
             reasons.append(f"{pair} selected their checkpoints on different splits.")
@@ -165,6 +168,17 @@ def _listed(fields: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _dataset(run: Run) -> Mapping[str, Any]:
     return run.values.get("dataset") or {}
+
+
+def _inputs(run: Run) -> Mapping[str, Any]:
+    """Fingerprints of a run's data and weights by config field."""
+    return run.values.get("inputs") or {}
+
+
+def _has_other_data(a: Run, b: Run) -> bool:
+    """Whether two runs have recorded the fingerprints of their data, and these differ."""
+    left, right = (_inputs(run).get(DATA_FIELD) for run in (a, b))
+    return left is not None and right is not None and left != right
 
 
 def _selection_split(run: Run) -> str:

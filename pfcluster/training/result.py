@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import RunConfig
+from pfcluster.data.fingerprints import DATA_FIELD
 from pfcluster.data.types import Dataset
 from pfcluster.engine.factory import BackendChoice
 from pfcluster.runs import provenance
@@ -45,7 +46,7 @@ def training_result(
             "votes": dataset.votes,
             **dataset.counts(),
         },
-        "inputs": None if inputs is None else {"data": asdict(inputs.data)["splits"], **inputs.weights},
+        "inputs": None if inputs is None else {DATA_FIELD: asdict(inputs.data)["splits"], **inputs.weights},
         "selection_split": config.evaluate.selection_split,
         "best": None if best is None else {"step": best["step"], "value": best["score"]},
         "processes": processes,
