@@ -1,0 +1,106 @@
+"""Damaged samples: noticed by their checksum, replaced, named in the run's folder and result, and limited."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pfcluster.config import DataConfig, EvaluateConfig
+from pfcluster.data.build.pipeline import build
+from pfcluster.data.manifest import load_manifest
+from pfcluster.data.shards import BadSampleError, ShardError, ShardSplit
+from pfcluster.data.types import DataError
+from pfcluster.runs.folder import DAMAGED_FILE, WARNINGS_FILE
+from pfcluster.training import run
+from tests.photos import make_folder, options
+from tests.tiny import config
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("damaged")
+    build(options(make_folder(root / "raw", per_class=16), root / "shards", val_share=0.25, samples_per_shard=16))
+    return root / "shards"
+
+
+@pytest.fixture
+def shards(built: Path, tmp_path: Path) -> Path:
+    shutil.copytree(built, tmp_path / "shards")
+    for path in (tmp_path / "shards").iterdir():
+        path.chmod(0o644)
+    return tmp_path / "shards"
+
+
+def damage(folder: Path, rows: list[int]) -> list[str]:
+    """Change one pixel value of samples of the first training shard: they still decode. Returns their keys."""
+    index = json.loads((folder / "train-00000.index.json").read_text())
+    tar = folder / "train-00000.tar"
+    data = bytearray(tar.read_bytes())
+    for row in rows:
+        data[index[row]["offset"] + index[row]["size"] - 10] ^= 1
+    tar.write_bytes(data)
+    return [index[row]["key"] for row in rows]
+
+
+def finetune(folder: Path, **data: object):
+    settings = {"shards": str(folder), "size": 24, "max_bad_share": 0.2, **data}
+    return config("finetune", data=DataConfig(**settings), epochs=2, evaluate=EvaluateConfig())
+
+
+def test_a_changed_sample_is_noticed_though_it_decodes(shards: Path) -> None:
+    before = ShardSplit(shards, "train").image(3)
+    assert before.shape == (24, 24, 3)
+    damage(shards, [3])
+    with pytest.raises(BadSampleError, match="has other bytes than when it was built"):
+        ShardSplit(shards, "train").image(3)
+    assert ShardSplit(shards, "train").image(4).shape == (24, 24, 3)
+
+
+@pytest.mark.parametrize("mode", ["stream", "host"])
+def test_damaged_samples_are_named_in_folder_and_result(shards: Path, tmp_path: Path, mode: str) -> None:
+    keys = damage(shards, [1, 5])
+    settings = finetune(shards, cache_mode=mode, cache=str(tmp_path / "cache"))
+    for attempt in ("first", "second"):  # the second reuses the decoded file
+        result = run(settings, tmp_path / attempt)
+        assert result["damaged_samples"] == {"train": {"count": 2, "of": 36, "names": sorted(keys)}}
+        named = json.loads((tmp_path / attempt / DAMAGED_FILE).read_text())
+        assert set(named["train"]) == set(keys)
+        assert keys[0] in (tmp_path / attempt / WARNINGS_FILE).read_text()
+
+
+def test_an_intact_run_names_none(shards: Path, tmp_path: Path) -> None:
+    assert run(finetune(shards), tmp_path / "run")["damaged_samples"] == {}
+    assert not (tmp_path / "run" / DAMAGED_FILE).exists()
+
+
+def test_exchanged_tars_of_equal_size_are_caught(shards: Path, tmp_path: Path) -> None:
+    first, second = shards / "train-00000.tar", shards / "train-00001.tar"
+    sizes = {shard.file: shard.bytes for shard in load_manifest(shards).splits["train"].shards}
+    assert sizes[first.name] == sizes[second.name]
+    first.rename(shards / "other")
+    second.rename(first)
+    (shards / "other").rename(second)
+    with pytest.raises(DataError, match=r"samples of the train split cannot be read .*has other bytes"):
+        run(finetune(shards), tmp_path / "run")
+
+
+def test_damaged_checksums_are_named(shards: Path) -> None:
+    (shards / "train-00000.crc32").write_bytes(b"1234")
+    with pytest.raises(ShardError, match=r"train-00000\.crc32 has changed since it was built"):
+        ShardSplit(shards, "train").image(0)
+    with pytest.raises(ShardError, match=r"train-00000\.crc32 has changed"):
+        ShardSplit(shards, "train", verify=True)
+    (shards / "train-00000.crc32").unlink()
+    with pytest.raises(ShardError, match=r"train-00000\.crc32 is missing"):
+        ShardSplit(shards, "train").image(0)
+
+
+def test_shards_of_earlier_versions_are_read_without_checksums(shards: Path) -> None:
+    values = json.loads((shards / "manifest.json").read_text())
+    for shard in (shard for split in values["splits"].values() for shard in split["shards"]):
+        del shard["crc32_sha256"]
+    (shards / "manifest.json").write_text(json.dumps(values))
+    assert ShardSplit(shards, "train", verify=True).image(0).shape == (24, 24, 3)

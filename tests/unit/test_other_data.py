@@ -1,0 +1,111 @@
+"""A run meets other data: classes by name, another build of its dataset is refused by evaluate, judge and start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pfcluster.config import ConfigError, DataConfig, EvaluateConfig, RunConfig
+from pfcluster.data.build.pipeline import build
+from pfcluster.data.dataset import open_dataset
+from pfcluster.data.fingerprints import require_fitting_start
+from pfcluster.distributed.process_group import world
+from pfcluster.evaluate.evaluate_run import evaluate_run
+from pfcluster.evaluate.evaluators import load_judge
+from pfcluster.evaluate.run_comparison import open_runs
+from pfcluster.runs.folder import RESULT_FILE
+from pfcluster.training import run
+from tests.photos import make_folder, options
+from tests.tiny import config
+
+pytestmark = pytest.mark.slow
+FIRST, SECOND = ("happy", "sad", "neutral"), ("happy", "fear", "neutral")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Builds of three datasets of one name, and a classifier of the first in `run`."""
+    root = tmp_path_factory.mktemp("other")
+    raw = {name: make_folder(root / f"raw-{name}", labels=labels) for name, labels in (("a", FIRST), ("b", SECOND))}
+    for name, source, changes in (
+        ("a", "a", {}),
+        ("b", "b", {}),
+        ("seed", "a", {"seed": 1}),
+        ("large", "a", {"size": 32}),
+    ):
+        build(options(raw[source], root / name, name="faces", val_share=0.25, test_share=0.25, **changes))
+    run(on(root / "a"), root / "run")
+    return root
+
+
+def on(shards: Path, objective: str = "finetune", **changes: object) -> RunConfig:
+    return config(objective, data=DataConfig(shards=str(shards), size=24), epochs=1, **changes)
+
+
+def test_evaluation_on_other_data_meets_classes_by_name(root: Path) -> None:
+    own = evaluate_run(root / "run")
+    assert own["missing_classes"] == []
+    other = evaluate_run(root / "run", data=str(root / "b"))
+    assert set(other["per_class"]) == {"neutral", "happiness"}
+    assert list(other["dropped"]) == ["fear"]
+    assert other["missing_classes"] == ["sadness"]
+
+
+def test_other_data_in_the_place_of_its_own_is_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "run", tmp_path / "run")
+    shutil.copytree(root / "a", tmp_path / "shards")
+    text = (
+        (tmp_path / "run/config.json")
+        .read_text()
+        .replace(json.dumps(str(root / "a")), json.dumps(str(tmp_path / "shards")))
+    )
+    (tmp_path / "run/config.json").write_text(text)
+    assert evaluate_run(tmp_path / "run")["accuracy"] == evaluate_run(root / "run")["accuracy"]
+    shutil.rmtree(tmp_path / "shards")
+    shutil.copytree(root / "seed", tmp_path / "shards")
+    with pytest.raises(ConfigError, match=r"holds other data now.*--shards FOLDER"):
+        evaluate_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="holds other data now"):
+        open_runs([root / "run", tmp_path / "run"], "test")
+    with pytest.raises(ConfigError, match="holds other data now"):
+        run(on(tmp_path / "shards"), tmp_path / "run")
+
+
+def judge_of(shards: Path, judge: Path) -> object:
+    settings = on(shards, "pf_mag", evaluate=EvaluateConfig(judge=str(judge)))
+    with world("cpu") as here:
+        return load_judge(settings, open_dataset(settings.data, 0), here)
+
+
+def test_a_judge_has_the_same_classes_and_has_not_seen_the_test_faces(root: Path) -> None:
+    assert judge_of(root / "a", root / "run") is not None
+    assert judge_of(root / "large", root / "run") is not None  # the same photos in the same splits
+    with pytest.raises(
+        ConfigError, match=r"has the classes neutral, happiness, sadness, faces has neutral, happiness, fear"
+    ):
+        judge_of(root / "b", root / "run")
+    with pytest.raises(ConfigError, match="trained on another build of faces"):
+        judge_of(root / "seed", root / "run")
+
+
+def test_pf_vit_starts_from_a_classifier_of_its_classes_and_splits(root: Path) -> None:
+    def start(shards: str) -> RunConfig:
+        settings = on(root / shards, "pf_mag")
+        return replace(settings, model=replace(settings.model, init=str(root / "run")))
+
+    require_fitting_start(start("a"))
+    require_fitting_start(start("large"))
+    with pytest.raises(ConfigError, match=r"model\.init: .* classifies neutral, happiness, sadness, and the data has"):
+        require_fitting_start(start("b"))
+    with pytest.raises(ConfigError, match=r"model\.init: .*another build of faces"):
+        require_fitting_start(start("seed"))
+
+
+def test_the_result_records_what_was_read(root: Path) -> None:
+    result = json.loads((root / "run" / RESULT_FILE).read_text())
+    assert set(result["inputs"]) == {"data.shards"}
+    assert result["inputs"]["data.shards"]["train"]["samples"] == result["dataset"]["train"]
