@@ -12,6 +12,7 @@ FORMAT = 1
 OBJECTIVES = ("mae", "finetune", "pf_mag")
 OBJECT_FIELDS = (
     "dataset",
+    "inputs",
     "parameters",
     "best",
     "validation",
