@@ -11,10 +11,11 @@ import sys
 
 import pytest
 
+from pfcluster.config.io import to_json
 from tests.cluster.slurm import Slurm
 from tests.cluster.work import TINY, Work
 from tests.photos import make_folder
-from tests.tiny import LAUNCH, ROOT
+from tests.tiny import LAUNCH, ROOT, config
 
 TASKS = (
     "mae/seed-0",
@@ -78,12 +79,35 @@ def test_jobs_run_a_snapshot_of_the_code(pipeline):
 
 def test_stages_are_arrays_under_one_name(pipeline):
     jobs = {task: pipeline.job(f"runs/pipeline/{task}") for task in TASKS}
-    for name in ("scratch", "mae-vit", "pf-vit"):
+    for name in ("scratch", "mae-vit"):
         first, second = (jobs[f"{name}/seed-{seed}"] for seed in (0, 1))
         assert first.split("_")[0] == second.split("_")[0]
         assert (first.split("_")[1], second.split("_")[1]) == ("0", "1")
     shown = pipeline.cluster.run("scontrol", "-o", "show", "job", jobs["pf-vit/seed-0"])
     assert "JobName=pipeline.pf-vit" in shown
+
+
+def test_failed_mae_vit_blocks_only_the_pf_vit_of_its_seed(work):
+    """The folder of one MAE-ViT holds another run. Once it is moved away, the same command trains what is missing."""
+    other = work.folder / "runs/study/mae-vit/seed-1"
+    other.mkdir(parents=True)
+    (other / "config.json").write_text(to_json(config("finetune", name="other")))
+    arguments = ["study", "--preset", "demo", *TINY, "--seeds", "0", "1"]
+    work.launch(*arguments)
+    failed = work.wait_for_end("runs/study/mae-vit/seed-1")
+    assert (failed.outcome, failed.kind) == ("failed", "user")
+    assert "pf-vit seed 1, report will not run" in failed.next
+    assert work.wait_for_end("runs/study/pf-vit/seed-0").outcome == "finished"
+    work.wait_for(lambda: not work.queue(), "an empty queue")
+    status = " ".join(work.launch("status", "study").split())
+    assert "pf-vit seed 1 not run mae-vit failed" in status
+    shutil.rmtree(other)
+    output = " ".join(work.launch(*arguments).split())
+    assert "pf-vit 1 submitted, 1 finished" in output
+    assert work.wait_for_end("runs/study/pf-vit/seed-1").outcome == "finished"
+    start = json.loads((work.folder / "runs/study/pf-vit/seed-1/config.json").read_text())["model"]["init"]
+    assert start.endswith("runs/study/mae-vit/seed-1")
+    work.wait_for_end("runs/study/report")
 
 
 def test_status_lists_every_task_and_a_repeated_command_submits_nothing(pipeline):

@@ -52,6 +52,14 @@ def test_study_writes_a_report(study):
     assert 'src="/' not in page
 
 
+def test_pf_vit_of_each_seed_starts_from_mae_vit_of_that_seed(study):
+    folder, _ = study
+    for seed in (0, 1):
+        values = json.loads((folder / f"pf-vit/seed-{seed}/config.json").read_text())
+        assert values["model"]["init"] == str(folder / f"mae-vit/seed-{seed}")
+        assert values["pf_mag"]["decoder_init"] == str(folder / "mae/seed-0")
+
+
 def test_run_folder_records_command_and_versions(study):
     folder, _ = study
     run = folder / "pf-vit/seed-1"
