@@ -6,6 +6,7 @@ convert codes to names, and a shard folder stores names only.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -109,6 +110,20 @@ def canonical_name(label: str) -> str:
             f" or the spellings {', '.join(sorted(ALIASES))}"
         )
     return name
+
+
+def emotion_or_none(label: str) -> str | None:
+    """The canonical name of one label; None if it is not a known emotion."""
+    try:
+        return canonical_name(label)
+    except UnknownEmotionError:
+        return None
+
+
+def nearest_emotion(label: str, likeness: float = 0.6) -> str | None:
+    """The known name that is most like a label, e.g. for `suprise`; None if none is that much alike (0 to 1)."""
+    close = difflib.get_close_matches(label.strip().lower(), [*CANONICAL, *ALIASES], n=1, cutoff=likeness)
+    return close[0] if close else None
 
 
 def name_of(dataset: str, written: str) -> str:

@@ -15,7 +15,7 @@ from pfcluster.config.starts import (
     starts_from_mae_vit,
 )
 from pfcluster.data.build.options import BuildOptions
-from pfcluster.data.labels import canonical_name, neutral_index
+from pfcluster.data.labels import NEUTRAL, emotion_or_none, neutral_index
 from pfcluster.data.manifest import MANIFEST
 from pfcluster.launch.budget_controls import budget_controls
 from pfcluster.launch.command_line import parse
@@ -144,7 +144,7 @@ def _has_neutral(options: Options, config: RunConfig, shards: Path | None) -> bo
         return neutral_index(open_dataset(config.data, config.seed).classes) is not None
     build = parse(BuildOptions, _build_arguments(options, shards), prog=f"pfcluster {BUILD_COMMAND}")
     raw = read_raw(build.input, build.read_options(), kind=build.kind)
-    return "neutral" in {canonical_name(photo.label) for photo in raw.photos}
+    return NEUTRAL in {emotion_or_none(label) for label in {photo.label for photo in raw.photos}}
 
 
 def _require_size(options: Options, shards: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
 from pfcluster.data.build.candidates import LeftOut
-from pfcluster.data.labels import ALIASES, CANONICAL, VOCABULARIES
+from pfcluster.data.labels import CANONICAL, VOCABULARIES, nearest_emotion
 from pfcluster.data.raw.base import RawDataset
 from pfcluster.data.raw.tree import CONFLICT, OUTSIDE
 
@@ -38,19 +37,19 @@ def left_out_notes(datasets: Mapping[str, RawDataset], left_out: Iterable[LeftOu
         elif one.reason == "missing file":
             missing.append(photo.path)
     notes = [*_label_notes(labels)]
-    notes += _counted("left out, as they lie in no folder that names a split", folders)
-    notes += _counted("left out, as two levels of folders name an emotion (--classes NAME=none settles it)", conflicts)
+    notes += _counted("left out, in no folder that names a split", folders)
+    notes += _counted("left out, two levels of folders name an emotion (--classes NAME=none settles it)", conflicts)
     if missing:
-        notes.append(f"{len(missing)} photos are missing; the first was looked for at {missing[0]}")
+        notes.append(f"{len(missing)} missing; the first was looked for at {missing[0]}")
     return tuple(notes)
 
 
 def _label_notes(labels: Counter[str]) -> Iterator[str]:
     for label, count in labels.most_common(SHOWN):
-        yield f"{count} photos are left out: {unknown_label(label)}"
+        yield f"{count} left out: {unknown_label(label)}"
     if len(labels) > SHOWN:
         rest = sum(labels.values()) - sum(count for _, count in labels.most_common(SHOWN))
-        yield f"{rest} photos are left out with {len(labels) - SHOWN} other unknown labels (left_out.csv lists them)"
+        yield f"{rest} left out with {len(labels) - SHOWN} other unknown labels (left_out.csv lists them)"
 
 
 def unknown_label(label: str) -> str:
@@ -67,18 +66,12 @@ def unknown_label(label: str) -> str:
     return f"label {label!r} is no known emotion, the nearest is {nearest!r}: rename it, or --classes {label}={nearest}"
 
 
-def nearest_emotion(label: str) -> str | None:
-    """The known name that is most like a label; None if none is."""
-    close = difflib.get_close_matches(label.strip().lower(), [*CANONICAL, *ALIASES], n=1, cutoff=0.6)
-    return close[0] if close else None
-
-
 def _counted(what: str, names: Counter[str]) -> list[str]:
     if not names:
         return []
     shown = ", ".join(f"{name}: {count}" for name, count in names.most_common(SHOWN))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return [f"{sum(names.values())} photos are {what}: {shown}{more}"]
+    return [f"{sum(names.values())} {what}: {shown}{more}"]
 
 
 def skipped_files(dataset: RawDataset) -> dict[str, int]:
@@ -96,4 +89,4 @@ def skipped_note(dataset: RawDataset) -> str:
         return ""
     shown = ", ".join(f"{count} {name}" for name, count in skipped[:SHOWN])
     more = f" and {sum(count for _, count in skipped[SHOWN:])} others" if len(skipped) > SHOWN else ""
-    return f"{dataset.other_files} files are no images by their names and were skipped: {shown}{more}"
+    return f"{dataset.other_files} skipped that are no images by their names: {shown}{more}"

@@ -37,6 +37,7 @@ from pfcluster.data.manifest import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, Sp
 from pfcluster.data.raw.base import RawDataset
 from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import read_raw
+from pfcluster.data.raw.split_names import IGNORE
 from pfcluster.data.raw.spool import spool
 from pfcluster.runs.atomic_files import TEMPORARY_FILES
 from pfcluster.runs.locks import exclusive_lock
@@ -161,7 +162,10 @@ def _check_bad(options: BuildOptions, datasets: Mapping[str, RawDataset], left_o
 
 def _list_photos(options: BuildOptions, source: Path) -> RawDataset:
     """List the photos of an input, with the landmarks of --landmarks."""
-    dataset = read_raw(source, options.read_options(), kind=options.kind)
+    read_options = options.read_options()
+    if source is not options.input:  # all of it is the test split
+        read_options = replace(read_options, splits={IGNORE: IGNORE}, all_names_occur=False)
+    dataset = read_raw(source, read_options, kind=options.kind)
     if source is options.input:
         require_training_photos(dataset)
     if options.landmarks is not None:

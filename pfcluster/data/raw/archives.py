@@ -31,13 +31,22 @@ MAX_CLASS_BYTES = 1000
 
 
 def recognises_tar(source: Path) -> bool:
-    """Whether a file starts like a tar, compressed or not, or a folder contains tars and no manifest of a build."""
+    """Whether a file starts like a tar, compressed or not, or a folder contains tars and neither photos, folders nor a
+    manifest of a build.
+    """
     if source.is_dir():
-        return bool(_tars(source)) and not (source / "manifest.json").is_file()
+        return bool(_tars(source)) and not any(map(_is_other_content, source.iterdir()))
     try:
         return source.is_file() and tarfile.is_tarfile(source)
     except TAR_ERRORS:
         return True  # damaged after a valid start; `read_tar` raises the error
+
+
+def _is_other_content(path: Path) -> bool:
+    """Whether a path beside tars says that the tars are not the dataset."""
+    if path.name.startswith("."):
+        return False
+    return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES or path.name == "manifest.json"
 
 
 def _tars(folder: Path) -> list[Path]:

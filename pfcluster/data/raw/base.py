@@ -106,6 +106,8 @@ class ReadOptions:
     """Emotion of a label as written; NOT_A_LABEL if a name is no label."""
     splits: Mapping[str, str] = field(default_factory=dict)
     """folder, tar, csv, parquet, fer2013: what names of splits mean; see `name_options.split_options`."""
+    all_names_occur: bool = True
+    """Whether a name of `classes` that does not occur is an error."""
     labels_ignored: bool = False
     """folder, tar: folders need not name emotions."""
     originals: bool = False

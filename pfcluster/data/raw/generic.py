@@ -19,6 +19,7 @@ from pfcluster.data.raw.base import (
     file_size,
     find_images,
     leaves_folder,
+    skipped_as,
 )
 from pfcluster.data.raw.seen import other_content
 from pfcluster.data.raw.split_names import IGNORE, column_splits, official, parse
@@ -34,7 +35,7 @@ def read_folder(root: Path, options: ReadOptions) -> RawDataset:
     images, skipped = find_images(root)
     tables = _metadata_tables(root, images)
     for table in tables:
-        skipped -= Counter((str(table.relative_to(root).parent / f"*{table.suffix}"),))
+        skipped -= Counter((skipped_as(PurePosixPath(table.path.relative_to(root).as_posix())),))
     photos = [RawPhoto(name, "", None, str(path), 0, file_size(path)) for name, path in images]
     photos = list(with_tree(photos, options, root))
     if tables:
@@ -155,38 +156,38 @@ def _table_photos(table: Table, folders: Sequence[Path]) -> Iterator[RawPhoto]:
         yield RawPhoto(source, label, person, str(path), 0, file_size(path))
 
 
-def _metadata_tables(root: Path, images: Sequence[tuple[str, Path]]) -> list[Path]:
-    """Metadata tables in the folders of the images and in those above."""
+def _metadata_tables(root: Path, images: Sequence[tuple[str, Path]]) -> list[Table]:
+    """Tables of this name in the folders of the images and in those above, if they name images."""
     folders = {root}
     for _, path in images:
         for folder in path.parents:
             if folder in folders:
                 break
             folders.add(folder)
-    return sorted(folder / name for folder in folders for name in METADATA if (folder / name).is_file())
+    paths = sorted(folder / name for folder in folders for name in METADATA if (folder / name).is_file())
+    return [table for table in map(read_table, paths) if table.find("image") is not None]
 
 
 def _with_metadata(
-    photos: Sequence[RawPhoto], root: Path, tables: Sequence[Path], options: ReadOptions
+    photos: Sequence[RawPhoto], root: Path, tables: Sequence[Table], options: ReadOptions
 ) -> Iterator[RawPhoto]:
     """Photos with the labels, persons and splits of their rows in metadata tables; photos without a row are left out
     if the tables have labels. Raises RawDataError.
     """
     rows: dict[str, tuple[str, str, OfficialSplit | None]] = {}
     labelled = False
-    for path in tables:
-        table = read_table(path)
+    for table in tables:
         labelled |= table.find("label") is not None
         columns = [table.cells(table.find(column)) for column in ("label", "identity")]
         split_column = table.find("split")
         splits: Sequence[OfficialSplit | None] = [None] * len(table.rows)
         if split_column is not None:
-            splits = column_splits(table.cells(split_column), options.splits, path)
-        below = path.parent.relative_to(root)
+            splits = column_splits(table.cells(split_column), options.splits, table.path)
+        below = table.path.parent.relative_to(root)
         for image, label, person, split in zip(table.cells(table.require("image")), *columns, splits, strict=True):
             name = image.replace("\\", "/")
             if leaves_folder(name):
-                raise RawDataError(f"{path} names an image outside its folder, {name!r}; correct the row")
+                raise RawDataError(f"{table.path} names an image outside its folder, {name!r}; correct the row")
             rows[(below / name).as_posix()] = (label, person, split)
     for photo in photos:
         row = rows.pop(photo.source, None)
@@ -197,5 +198,8 @@ def _with_metadata(
         label, person, split = row
         values = {"identity": person or None, "split": split or photo.split}
         yield dataclasses.replace(photo, **values, **({"label": label, "left_out": None} if labelled else {}))  # type: ignore[arg-type]
+    of_folder = {PurePosixPath(photo.source).parent: photo.split for photo in photos}
     for name, (label, person, split) in rows.items():
+        folder = next((folder for folder in PurePosixPath(name).parents if folder in of_folder), None)
+        split = split or (of_folder[folder] if folder is not None else None)
         yield RawPhoto(name, label, person or None, str(root / name), split=split)

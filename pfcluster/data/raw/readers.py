@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "a
     photos = tuple(_with_utf8_names(photo) for photo in dataset.photos)
     if IGNORE in options.splits:
         photos = tuple(dataclasses.replace(photo, split=None) for photo in photos)
-    return dataclasses.replace(dataset, photos=_with_classes(photos, options.classes, source))
+    return dataclasses.replace(dataset, photos=_with_classes(photos, options, source))
 
 
 def _no_photos(source: Path, dataset: RawDataset) -> str:
@@ -78,14 +78,15 @@ def _no_photos(source: Path, dataset: RawDataset) -> str:
     )
 
 
-def _with_classes(photos: tuple[RawPhoto, ...], classes: Mapping[str, str], source: Path) -> tuple[RawPhoto, ...]:
+def _with_classes(photos: tuple[RawPhoto, ...], options: ReadOptions, source: Path) -> tuple[RawPhoto, ...]:
     """Photos with the labels that --classes gives theirs. Raises RawDataError if it names a label that is not there."""
+    classes = options.classes
     if not classes:
         return photos
     unused = {name for name, value in classes.items() if value != NOT_A_LABEL} - {
         form for photo in photos for form in (photo.label, plain_code(photo.label))
     }
-    if unused:
+    if unused and options.all_names_occur:
         labels = sorted({photo.label for photo in photos})[:12]
         raise RawDataError(
             f"--classes names {', '.join(map(repr, sorted(unused)))}, but the labels of {source} are"

@@ -153,10 +153,10 @@ def _cell_meaning(cell: str, given: Mapping[str, str]) -> str | None:
 
 
 def unknown_names(source: object, meanings: Mapping[str, str | None], unknown: Mapping[str, int], place: str) -> str:
-    """Error message for names that mean no split beside names that do. `unknown`: number of photos by name."""
+    """Error message for names that mean no split beside names that do. `unknown`: number of photos by name, or 0."""
     known = ", ".join(f"{name!r} ({meaning})" for name, meaning in list(meanings.items())[:8] if meaning is not None)
     shown = list(unknown.items())[:8]
-    names = ", ".join(f"{name!r}" + (f" ({count} photos)" if count else "") for name, count in shown)
+    names = ", ".join(f"{name!r}" + (f": {count}" if count else "") for name, count in shown)
     more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
     first = next((name for name in unknown if name), "")
     example = f"--splits {first}=test" if first else f"--splits {OTHER}=train"

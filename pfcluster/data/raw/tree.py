@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pfcluster.data.labels import UnknownEmotionError, canonical_name
+from pfcluster.data.labels import emotion_or_none, nearest_emotion
 from pfcluster.data.raw.base import NOT_A_LABEL, OfficialSplit, RawDataError
 from pfcluster.data.raw.split_names import (
     IGNORE,
@@ -29,6 +29,8 @@ Folders = Mapping[Folder, int]
 """Number of photos directly in each folder."""
 OUTSIDE = "outside the splits"
 CONFLICT = "conflicting labels"
+MISSPELT = 0.88
+"""Likeness from which a folder counts as the misspelt name of an emotion: `suprise`, but not `fer`."""
 CERTAIN_CLASSES = 3
 """A level with at least so many emotions is taken for the classes where another complete level names only one."""
 
@@ -55,10 +57,15 @@ class TreeOptions:
     def emotion(self, name: str) -> str | None:
         """The canonical emotion that a folder names; None if it names none."""
         name = self.classes.get(name, name)
-        try:
-            return None if name == NOT_A_LABEL else canonical_name(name)
-        except UnknownEmotionError:
-            return None
+        return None if name == NOT_A_LABEL else emotion_or_none(name)
+
+    def likely_emotion(self, name: str) -> str | None:
+        """The emotion that a folder names or, misspelt, seems to name."""
+        emotion = self.emotion(name)
+        if emotion is not None or name in self.classes:
+            return emotion
+        nearest = nearest_emotion(name, MISSPELT)
+        return None if nearest is None else emotion_or_none(nearest)
 
 
 def folder_meanings(folders: Folders, options: TreeOptions, source: object) -> dict[Folder, FolderMeaning]:
@@ -186,7 +193,7 @@ class _Level:
     from_photo: bool
     place: int
     photos: int
-    """With a folder at this level that names an emotion."""
+    """With a folder at this level that names an emotion, perhaps misspelt."""
     emotions: frozenset[str]
     names: frozenset[str]
     told: bool
@@ -244,10 +251,11 @@ def _levels(folders: Folders, places: Mapping[Folder, Sequence[Place]], options:
     photos: Counter[tuple[bool, int]] = Counter()
     emotions: dict[tuple[bool, int], set[str]] = {}
     names: dict[tuple[bool, int], set[str]] = {}
+    likely = {name: options.likely_emotion(name) for folder in folders for name in folder}
     for folder, count in folders.items():
         for index, top, bottom in places[folder]:
             name = folder[index]
-            emotion = options.emotion(name)
+            emotion = likely[name]
             for key in ((False, top), (True, bottom)):
                 names.setdefault(key, set()).add(name)
                 if emotion is not None:
@@ -274,6 +282,7 @@ def _of_complete_levels(
         complete = [level for level in complete if len(level.emotions) > 1]
     label = _at(folder, places, best)
     labels = {options.emotion(name): name for level in complete if (name := _at(folder, places, level))}
+    labels.pop(None, None)  # misspelt
     if not labels or set(labels) == {options.emotion(label)}:
         return (label,)
     return tuple(sorted({*labels.values(), label}))
