@@ -156,7 +156,7 @@ def test_a_damaged_cache_entry_is_fetched_again(server: Server, built: Path, tmp
     local = ShardSplit(built, "train")
     assert torch.equal(ShardSplit(url(server), "train", cache=cache).images(range(27)), local.images(range(27)))
     entries = [path for path in cache.glob("*/*") if path.suffix == ""]
-    assert len(entries) == 2 * len(local._files)
+    assert len(entries) >= 2 * len(local._files)
     for entry in entries:
         if how == "old":  # of a version that recorded no state
             entry.with_suffix(".verified").unlink()
