@@ -17,6 +17,7 @@ from pfcluster.data.inspect.contact_sheet import contact_sheet
 from pfcluster.data.manifest import Manifest, ShardError, check_shard, load_manifest
 from pfcluster.data.shards import ShardSplit
 from pfcluster.launch.command_line import parse
+from pfcluster.runs.os_errors import describe
 from pfcluster.runs.terminal import labelled, plain_console
 
 
@@ -116,7 +117,7 @@ def _show(options: InspectOptions, console: Console) -> None:
 
 
 def _verify(folder: Path, manifest: Manifest, console: Console) -> None:
-    """Compare all shards with their checksums. Raises ShardError that names every damagedd one."""
+    """Compare all shards with their checksums. Raises ShardError that names every one that is damaged or unreadable."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     damaged = []
     for shard in shards:
@@ -124,6 +125,8 @@ def _verify(folder: Path, manifest: Manifest, console: Console) -> None:
             check_shard(folder, shard)
         except ShardError as error:
             damaged.append(str(error))
+        except OSError as error:
+            damaged.append(describe(error))
     if damaged:
         raise ShardError("\n".join(damaged))
     console.print(f"{len(shards)} shards have the manifest's checksums")

@@ -105,7 +105,7 @@ def load_manifest(folder: Path | str | Store) -> Manifest:
     store = as_store(folder)
     try:
         values = json.loads(retry_transient(lambda: store.read_metadata(MANIFEST)))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         hint = "give a folder made by `pfcluster build`"
         if isinstance(store, LocalStore) and (store.folder / BUILD_FOLDER).is_dir():
             hint = "its build is unfinished; run the same `pfcluster build` command again"
