@@ -207,8 +207,8 @@ def read_trials(folder: Path, runs: Runs | None = None) -> list[Trial]:
         if trial.number != number or not (trial.parent is None or 0 <= trial.parent < number):
             raise JsonFileError(f"{path}: trial {number} has the number {trial.number} and the parent {trial.parent}")
         try:
-            for seed in () if runs is None else runs.spec.seeds:
-                runs.search_runs(trial, seed)
+            if runs is not None:
+                runs.search_runs(trial, runs.spec.seeds[0])
         except (ValueError, TypeError, KeyError) as error:
             raise JsonFileError(f"{path}: the values of trial {number} do not fit {SPEC}: {error}") from error
     return trials
