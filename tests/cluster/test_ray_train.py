@@ -132,7 +132,7 @@ def test_run_continues_on_another_executor(ray, uninterrupted, tmp_path):
 
 @pytest.mark.parametrize("command", ["pretrain", "pf-mag"])
 def test_objective_trains_on_ray(ray, tmp_path, command):
-    launch(ray, command, "--preset", "demo", *TINY, "--processes", "2", "--output", str(tmp_path))
+    launch(ray, command, "--preset", "small", *TINY, "--processes", "2", "--output", str(tmp_path))
     (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/seed-0/result.json"))
     assert (result["status"], result["processes"], result["engine"]["backend"]) == ("finished", 2, "zero2")
 
