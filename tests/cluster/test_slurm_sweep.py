@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from pathlib import Path
 
 import torch
 
 from pfcluster.launch import attempts
+from pfcluster.launch.job_record import read_job
 from pfcluster.runs.folder import newest_checkpoint_step
+from pfcluster.sweep.slurm import RETRY_SECONDS
 from pfcluster.sweep.trials import read_trials, result_of
 from tests.cluster.work import TINY as LAUNCH_TINY
 from tests.cluster.work import Work
@@ -26,6 +30,38 @@ def test_outcome_is_that_of_any_executor(work: Work, tmp_path):
     first = [json.loads((work.folder / f"sweep/trials/00{n}/seed-0/job.json").read_text())["job"] for n in range(4)]
     assert len({job.split("_")[0] for job in first}) == 1, "four trials that can run in parallel are one array"
     assert output.count("stopped at step") == sum(trial[3] is not None for trial in expected["trials"])
+
+
+def test_each_run_is_submitted_once_also_while_the_controller_is_away(work: Work):
+    """Five trials, two at a time, in a folder whose name SLURM would expand. One diverges and is not trained again when
+    later ones start. The controller is killed with two jobs running, so that the next ones cannot be submitted.
+    """
+    options = ["--space", "optim.lr=choice:1e-3,1e30,2e-3,3e-3", "--search", "grid", "--scheduler", "none"]
+    options += ["--confirm", "0", "--max-parallel", "2", "--executor", "slurm", "--cpus-per-task", "1"]
+    folder = work.folder / "50%x"
+    arguments = [*SWEEP, *TINY, *options, "--output", folder.name]
+    with open(work.folder / "log", "wb") as log:
+        driver = subprocess.Popen(
+            arguments, cwd=work.folder, env=work.cluster.environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    output = work.folder / "log"
+    try:
+        work.wait_for(lambda: step_of(folder / "trials/000/seed-0") > 0, "a step of the first trial")
+        work.cluster.kill("slurmctld")
+        work.wait_for(lambda: "SLURM does not answer" in output.read_text(), "a submission that fails")
+        time.sleep(2 * RETRY_SECONDS)
+        assert driver.poll() is None, output.read_text()
+        work.cluster.start("slurmctld")
+        assert driver.wait(900) == 0, output.read_text()
+    finally:
+        driver.kill()
+    assert outcome(folder)["failed"] == [None, None, "training", None, None]
+    for number in range(5):
+        run = folder / f"trials/{number:03d}/seed-0"
+        assert read_job(run).submission == 1
+        assert [attempt.outcome for attempt in attempts.read(run)] == ["failed" if number == 2 else "finished"]
+        log_file = Path(read_job(run).scripts) / f"{read_job(run).job}_0_log.out"
+        assert log_file.is_file(), "SLURM wrote it where the path says"
 
 
 def test_trial_may_have_several_nodes(work: Work):

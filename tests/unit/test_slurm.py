@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +22,7 @@ from pfcluster.launch.plan_record import PLAN_FILE
 from pfcluster.launch.slurm import client, diagnosis, resubmit
 from pfcluster.launch.slurm.client import JobInfo, SlurmError
 from pfcluster.launch.slurm.job_state import slurm_task
-from pfcluster.launch.slurm.script import script_of
+from pfcluster.launch.slurm.script import script_of, scripts_folder
 from pfcluster.launch.slurm.site import Site, load_site
 from pfcluster.sweep.slurm import SlurmExecutor
 from tests.tiny import config
@@ -351,20 +350,28 @@ def test_dry_run_prints_scripts_without_slurm(tmp_path, monkeypatch, capsys, ava
     assert list(tmp_path.iterdir()) == []
 
 
-def test_percent_signs_of_a_path_are_escaped_in_patterns_only(tmp_path):
-    """SLURM expands `%x` in --output; `%%` is a percent sign there, and nowhere else."""
-    folder = tmp_path / "50% lr=1%x"
+def test_paths_with_percent_signs_reach_slurm_as_a_link_without(tmp_path):
+    """SLURM expands `%x` in --output, for arrays twice; submitit replaces `%j` in all of its paths."""
+    folder = tmp_path / "50% lr=1%x" / "%j"
     tasks = tuple(TrainRun(config("finetune"), folder / name) for name in "ab")
-    for stage in (Stage("scratch", tasks), Stage("scratch", tasks[:1])):
-        script = script_of(Plan("p", folder, (stage,), ""), stage, replace(CLUSTER, slurm_answers=False))
-        patterns = re.findall(r"--output[= ]'([^']*)'", script)
-        assert len(patterns) == 2
-        for pattern in patterns:
-            assert pattern.startswith(f"{tmp_path}/50%% lr=1%%x/slurm/scratch/%")
-        assert f"submitit.core._submit '{folder}/slurm/scratch'" in script
-        assert f"epilogue '{folder}/slurm/scratch/folders.txt'" in script
-    with pytest.raises(ConfigError, match="contains %j, which submitit replaces"):
-        script_of(Plan("p", tmp_path / "lr%j", (stage,), ""), stage, replace(CLUSTER, slurm_answers=False))
+    stage = Stage("scratch%A", tasks)
+    plan = Plan("p", folder, (stage,), "")
+    assert not list(tmp_path.iterdir())
+    script = script_of(plan, stage, replace(CLUSTER, slurm_answers=False))
+    assert not list(tmp_path.iterdir()), "a dry run writes nothing"
+    (folder / "slurm").mkdir(parents=True)
+    scripts = scripts_folder(plan, stage, create=True)
+    scripts.mkdir()
+    assert list((folder / "slurm").iterdir()) == [folder / "slurm/scratch_A"]
+    assert scripts_folder(plan, stage, create=True) == scripts
+    assert scripts.parent.parent == tmp_path
+    assert "%" not in str(scripts)
+    for line in script.splitlines():
+        if "--output" in line or "submitit.core._submit" in line:
+            assert str(scripts) in line
+            assert str(folder) not in line
+    plain = Plan("p", tmp_path, (stage,), "")
+    assert scripts_folder(plain, stage, create=True) == tmp_path / "slurm/scratch_A"
 
 
 def test_submission_without_slurm_is_refused(tmp_path, monkeypatch, capsys):

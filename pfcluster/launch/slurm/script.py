@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -18,16 +20,13 @@ from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError, UnreachableError
 from pfcluster.launch.slurm.diagnosis import ATTEMPT_MARK
 from pfcluster.launch.slurm.site import Site
+from pfcluster.runs.os_errors import describe
 
 SCRIPTS_DIR = "slurm"
 """Folder of submitit's files in the plan's folder."""
 FOLDERS_FILE = "folders.txt"
 """The folders of an array's tasks, one per line."""
 MINUTES_PER_DAY = 24 * 60
-SUBMITIT_TOKENS = ("%j", "%t", "%a", "%A")
-"""submitit replaces these anywhere in the paths of its files, escaped or not."""
-PERCENT = "\ue000"
-"""Stands for an escaped `%` (a character for private use)."""
 FREE_PORT = "from pfcluster.distributed.hosts import free_port; print(free_port())"
 
 
@@ -86,14 +85,13 @@ def executor_of(
     dry_run: bool = False,
 ) -> Any:
     """submitit's executor for a stage. `code`: folder for PYTHONPATH; `scripts`: folder of submitit's files; `more`:
-    further parameters. For a dry run srun need not be installed. Raises ConfigError for a folder that submitit cannot
-    use.
+    further parameters. For a dry run srun need not be installed.
     """
-    token = next((token for token in SUBMITIT_TOKENS if token in str(scripts)), None)
-    if token is not None:
-        raise ConfigError(f"--output: {plan.folder} contains {token}, which submitit replaces; choose another name")
+    from submitit import SlurmExecutor
+
+    kind = type("DryRunExecutor", (SlurmExecutor,), {"affinity": classmethod(lambda cls: 2)})
     settings = site.for_run(stage.name)
-    executor = _executor_class(dry_run)(folder=scripts, python=settings.python)
+    executor = (kind if dry_run else SlurmExecutor)(folder=scripts, python=settings.python)
     options = ("partition", "account", "qos", "constraint", "exclude", "mem")
     given = {name: getattr(settings, name) for name in options if getattr(settings, name) is not None}
     cpus, gpus = settings.cpus_per_task, settings.gpus_per_node
@@ -117,24 +115,32 @@ def executor_of(
     return executor
 
 
-def _executor_class(dry_run: bool) -> Any:
-    """submitit's executor, with a `%` in its folder's path escaped where SLURM expands file name patterns."""
-    from submitit import SlurmExecutor
+def path_without_percent(folder: Path, *, create: bool) -> Path:
+    """The folder, or a link to it if its path contains `%`: SLURM expands patterns in the paths of output files, those
+    of arrays twice, so that no escape holds. The link lies beside the first folder whose name contains one; with
+    `create` it is made. Raises ConfigError if it cannot be.
+    """
+    place = next((parent for parent in reversed([folder, *folder.parents]) if "%" in parent.name), None)
+    if place is None:
+        return folder
+    link = place.parent / f".pfcluster-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
+    if create and not link.is_symlink():
+        try:
+            link.symlink_to(folder)
+        except FileExistsError:  # another launcher has just made it
+            pass
+        except OSError as error:
+            raise ConfigError(
+                f"--output: SLURM expands the % in {folder}, and a link without it cannot be made ({describe(error)});"
+                " choose another name"
+            ) from error
+    return link
 
-    class EscapingExecutor(SlurmExecutor):
-        def _make_submission_file_text(self, command: str, uid: str) -> str:
-            folder, self.folder = self.folder, Path(str(self.folder).replace("%", PERCENT))
-            try:
-                text: str = super()._make_submission_file_text(command, uid)
-            finally:
-                self.folder = folder
-            return text.replace(PERCENT, "%%")
 
-        @classmethod
-        def affinity(cls) -> int:
-            return 2 if dry_run else SlurmExecutor.affinity()
-
-    return EscapingExecutor
+def scripts_folder(plan: Plan, stage: Stage, suffix: str = "", *, create: bool) -> Path:
+    """Folder of submitit's files for a stage, as SLURM is told. `create` as in `path_without_percent`."""
+    parent = path_without_percent(plan.folder.resolve() / SCRIPTS_DIR, create=create)
+    return parent / f"{stage.name.replace('%', '_')}{suffix}"
 
 
 def script_of(plan: Plan, stage: Stage, cluster: Cluster) -> str:
@@ -146,7 +152,7 @@ def script_of(plan: Plan, stage: Stage, cluster: Cluster) -> str:
     kind = "afterany" if stage.always_run else "afterok"
     before = [*stage.after, *(f"{name} of the same seed" for name in stage.same_seed)]
     more = {"dependency": f"{kind}:<" + ">:<".join(before) + ">"} if before else {}
-    code, scripts = folder / CODE_DIR / "DIGEST", folder / SCRIPTS_DIR / stage.name
+    code, scripts = folder / CODE_DIR / "DIGEST", scripts_folder(plan, stage, create=False)
     executor = executor_of(plan, stage, cluster.site, layout, code, scripts, more, dry_run=True)
     if len(stage.tasks) > 1 and not stage.same_seed:
         executor.parameters["map_count"] = len(stage.tasks)

@@ -23,7 +23,7 @@ from pfcluster.launch.plan import Plan, Stage, Task, TrainRun
 from pfcluster.launch.plan_record import write_plan
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import JobInfo, UnreachableError
-from pfcluster.launch.slurm.script import FOLDERS_FILE, SCRIPTS_DIR, Layout, executor_of, layout_of
+from pfcluster.launch.slurm.script import FOLDERS_FILE, SCRIPTS_DIR, Layout, executor_of, layout_of, scripts_folder
 from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.task import run_task
 from pfcluster.runs.atomic_files import write_atomically
@@ -157,8 +157,9 @@ def _submit_array(submission: _Submission, stage: Stage, tasks: Sequence[Task], 
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     plan, token = submission.plan, uuid.uuid4().hex[:12]
-    scripts = plan.folder.resolve() / SCRIPTS_DIR / f"{stage.name}-{token}"
-    scripts.mkdir(parents=True)
+    (plan.folder / SCRIPTS_DIR).mkdir(parents=True, exist_ok=True)
+    scripts = scripts_folder(plan, stage, f"-{token}", create=True)
+    scripts.mkdir()
     write_atomically(scripts / FOLDERS_FILE, "".join(f"{task.folder.resolve()}\n" for task in tasks))
     for task in tasks:
         _write_task(task, plan.command)
