@@ -63,10 +63,15 @@ def require_same_build(output: Path, before: Mapping[str, Any], now: Mapping[str
     old, new = flatten(before), flatten(now)
     moved = {f"source.{role}.name" for role in ("input", "test_input")}
     differing = sorted(key for key in (old.keys() | new.keys()) - moved if old.get(key) != new.get(key))
-    if differing:
-        lines = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differing if not key.endswith("sha256")]
-        changes = "; ".join(lines) or "the input's photos, labels, splits or other fields have changed"
+    lines = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differing if not key.endswith("sha256")]
+    if lines:
+        changes = "; ".join(lines)
         raise BuildError(f"{output} contains a build with other options: {changes}. Use the same options, or {DELETE}")
+    if differing:
+        raise BuildError(
+            f"{output} contains a build of another input: the input's photos, labels, splits or other fields have"
+            f" changed since; {DELETE}"
+        )
 
 
 def require_same_content(output: Path, plan_digest: str, manifest: Manifest) -> None:
@@ -78,7 +83,7 @@ def require_same_content(output: Path, plan_digest: str, manifest: Manifest) -> 
             f" cannot be told whether they have changed; {DELETE}"
         )
     if recorded != plan_digest:
-        raise BuildError(f"{output} was built from other photos: files of the input have changed since. {DELETE}")
+        raise BuildError(f"{output} was built from other photos: files of the input have changed since; {DELETE}")
 
 
 def files_state(datasets: Mapping[str, RawDataset]) -> str:
