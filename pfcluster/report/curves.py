@@ -34,12 +34,19 @@ class _Series:
         """Steps, values and number of the points since the last mean."""
 
     def add(self, step: float, value: float) -> None:
+        if self.size == 1:
+            self.steps.append(step)
+            self.values.append(value)
+        else:
+            self._add_to_mean(step, value)
+        if len(self.steps) > CAPACITY:
+            self._halve()
+
+    def _add_to_mean(self, step: float, value: float) -> None:
         step_sum, value_sum, count = self._sums
         self._sums = step_sum + step, value_sum + value, count + 1
         if count + 1 == self.size:
             self._append_mean()
-        if len(self.steps) > CAPACITY:
-            self._halve()
 
     def _append_mean(self) -> None:
         step_sum, value_sum, count = self._sums
@@ -74,14 +81,19 @@ def read_curves(folder: Path, metrics: Collection[Metric], limit: int = MAX_POIN
     names: dict[str, list[str]] = {}
     for split, name in metrics:
         names.setdefault(split, []).append(name)
-    series: dict[Metric, _Series] = {}
+    series = {split: {name: _Series() for name in of_split} for split, of_split in names.items()}
     for line in iter_metrics(folder):
-        step, split = line["step"], line["split"]
-        for name in names.get(split, ()):
+        step = line["step"]
+        for name, one in series.get(line["split"], {}).items():
             value = line.get(name)
-            if isinstance(value, int | float) and math.isfinite(value):
-                series.setdefault((split, name), _Series()).add(step, value)
-    return {metric: np.array(downsample(one.curve(), limit)) for metric, one in series.items()}
+            if value is not None and math.isfinite(value):
+                one.add(step, value)
+    return {
+        (split, name): np.array(downsample(one.curve(), limit))
+        for split, of_split in series.items()
+        for name, one in of_split.items()
+        if len(one.steps)
+    }
 
 
 def curve_of(curves: Mapping[Metric, Curve], metric: Metric, scale: float = 1) -> Curve:

@@ -66,6 +66,8 @@ LOGS_DIR = "logs"
 ATTEMPTS_DIR = "attempts"
 LOG_HEADER = "--- "
 """Begins the line that every attempt writes at its start into the logs of its ranks."""
+LINE_TYPES = frozenset((str, int, float, bool, type(None)))
+"""Types of the values of a line of metrics.jsonl; its split is the only string."""
 TAIL_BYTES = 1 << 16
 """`last_metrics` reads this much of the end of metrics.jsonl."""
 
@@ -352,5 +354,5 @@ def metrics_line(text: str | bytes) -> dict[str, Any] | None:
         return None
     if not (isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("split"), str)):
         return None
-    numbers = (value for name, value in line.items() if name != "split")
-    return line if all(isinstance(value, int | float | None) for value in numbers) else None
+    types = list(map(type, line.values()))
+    return line if types.count(str) == 1 and LINE_TYPES.issuperset(types) else None
