@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pfcluster.cli.reproduce_plan import Reproduction
-from pfcluster.cli.reproduce_settings import dataset_settings
+from pfcluster.cli.reproduce_settings import dataset_settings, downloads
 from pfcluster.cli.train import execute, print_plan
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.starts import PfVitStart
@@ -98,6 +98,7 @@ def main(arguments: list[str]) -> int:
     plan = reproduction.plan()
     reproduction.print_missing(console)
     if reproduction.options.dry_run:
+        reproduction.print_downloads(console)
         print_plan(plan, reproduction.options.cluster, console)
         return 0
     return execute("reproduce", plan, reproduction.options, console, before=reproduction.record)
@@ -133,4 +134,5 @@ def parse(arguments: Sequence[str]) -> Reproduction:
         cluster=resolve_cluster(given.cluster, dry_run=given.dry_run),
         overrides=tuple(overrides),
     )
-    return Reproduction(settings, tuple(plan_runs(settings)), options, given.miniature)
+    unchecked = () if given.miniature or not given.dry_run else tuple(downloads(given, settings))
+    return Reproduction(settings, tuple(plan_runs(settings)), options, given.miniature, unchecked)

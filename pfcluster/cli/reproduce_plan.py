@@ -28,6 +28,8 @@ class Reproduction:
     runs: tuple[PlannedRun, ...]
     options: Options
     miniature: bool
+    unchecked: tuple[str, ...] = ()
+    """Weights that --dry-run did not look for, because that would use the network."""
 
     def plan(self) -> Plan:
         """Pre-training and judges, the cells of all tables, then what is computed from them even if runs failed."""
@@ -101,6 +103,12 @@ class Reproduction:
         """Write which cells were planned, so that the tables can name those that are missing."""
         record = make_record(self.settings, self.runs, self.options.command_line, miniature=self.miniature)
         write_record(self.settings.output, record)
+
+    def print_downloads(self, console: Console) -> None:
+        """Print which weights a real run would download."""
+        if self.unchecked:
+            text = f"not checked without the network: {', '.join(self.unchecked)}"
+            console.print(text, style="yellow", soft_wrap=True)
 
     def print_missing(self, console: Console) -> None:
         """Print which cells cannot be trained, and why."""

@@ -13,10 +13,10 @@ from pfcluster.data.labels import neutral_index
 from pfcluster.data.manifest import MANIFEST
 from pfcluster.data.types import Dataset
 from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, SIZES
-from pfcluster.experiments.matrix import Settings
+from pfcluster.experiments.matrix import Settings, selected_cells
 from pfcluster.models import factory
 from pfcluster.models.identity_net import IdentityNetError, find_weights
-from pfcluster.models.pretrained import WeightsError
+from pfcluster.models.pretrained import TIMM, WeightsError, external_sizes
 
 if TYPE_CHECKING:
     from pfcluster.cli.reproduce import ReproduceOptions
@@ -81,12 +81,43 @@ def _starting_weights(
         elif source is None:
             missing[start] = f"no weights were given: --{start} FILE"
         else:
-            problem = _weights_problem(source, preset, change)
+            problem = (
+                _name_problem(source) if _is_download(options, source) else _weights_problem(source, preset, change)
+            )
             if problem is None:
                 starts[start] = source
             else:
                 missing[start] = problem
     return starts, missing
+
+
+def downloads(options: ReproduceOptions, needed: Settings) -> list[str]:
+    """Weights that only a real run downloads, so that --dry-run could not check them."""
+    cells = [cell for dataset in needed.datasets for cell in selected_cells(needed, dataset)]
+    nets = {
+        options.identity_net if cell.identity_net == "default" else cell.identity_net
+        for cell in cells
+        if cell.role == "pf-vit"
+    }
+    names = [options.sl_weights] if any(cell.init == "timm" for cell in cells) else []
+    names = [name for name in names if _is_download(options, name)]
+    local = {"resnet": options.resnet_weights, "face": options.identity_net_weights}
+    texts = {"resnet": "timm's resnet50", "face": "the face recognition net"}
+    return [*names, *(texts[net] for net in local if net in nets and local[net] is None)]
+
+
+def _is_download(options: ReproduceOptions, source: str) -> bool:
+    """Whether weights would be fetched from the network, which --dry-run leaves alone."""
+    return options.dry_run and source.startswith(TIMM)
+
+
+def _name_problem(source: str) -> str | None:
+    """Why timm has no net of this name; None if it has. Needs no network."""
+    try:
+        external_sizes(source)
+    except WeightsError as error:
+        return str(error)
+    return None
 
 
 def _weights_problem(source: str, preset: str, change: Change) -> str | None:
@@ -100,15 +131,17 @@ def _weights_problem(source: str, preset: str, change: Change) -> str | None:
 
 
 def _missing_identity_nets(options: ReproduceOptions, needed: set[str]) -> dict[str, str]:
-    """Reasons why needed identity nets are missing. Raises IdentityNetError if every PF-ViT needs the missing one."""
+    """Reasons why needed identity nets are missing. Raises IdentityNetError if every PF-ViT needs the missing one. With
+    --dry-run those that would be downloaded are taken to be there.
+    """
     missing = {}
     try:
-        if "resnet" in needed:
+        if "resnet" in needed and not (options.dry_run and options.resnet_weights is None):
             find_weights("resnet", options.resnet_weights)
     except IdentityNetError as error:
         missing["resnet"] = str(error)
     try:
-        if "face" in needed:
+        if "face" in needed and not (options.dry_run and options.identity_net_weights is None):
             find_weights("facenet", options.identity_net_weights)
     except IdentityNetError as error:
         if options.identity_net == "face":
