@@ -175,9 +175,9 @@ def test_random_numbers_belong_to_a_sample_and_not_to_its_rank(values):
             uniform(World(rank, ranks, torch.device("cpu")).slice_of(24), values, 3, "mask", 5) for rank in range(ranks)
         ]
         assert torch.equal(torch.cat(parts), whole)
-    assert len(whole.unique()) == whole.numel()
+    assert len(whole.unique()) > 0.99 * whole.numel()  # of 2^24 values some repeat by chance
     for other in ((4, "mask", 5), (3, "augment", 5), (3, "mask", 6)):
-        assert not torch.isin(uniform(slice(0, 24), values, *other), whole).any()
+        assert torch.isin(uniform(slice(0, 24), values, *other), whole).float().mean() < 0.01
 
 
 def test_random_numbers_are_uniform_and_uncorrelated():
