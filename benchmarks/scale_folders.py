@@ -91,7 +91,8 @@ def _write_run(folder: Path, name: str, seed: int, lines: int, grid: bytes) -> N
     scores = {"n": TEST_SAMPLES, "accuracy": accuracy, "mean_class_accuracy": accuracy, "macro_f1": accuracy}
     result = {
         "format": 1, "name": name, "seed": seed, "objective": "pf_mag", "status": "finished", "steps": lines,
-        "seconds": 60.0, "images_per_second": 100.0, "selection_split": "validation", "command": f"pfcluster study --name {name}",
+        "seconds": 60.0, "images_per_second": 100.0, "selection_split": "validation",
+        "command": f"pfcluster study --name {name}",
         "dataset": {"name": "fabricated", "classes": list(classes)}, "pictures": {"views": "pictures/views.jpg"},
         "test": {**scores, "per_class": dict.fromkeys(classes, accuracy), "confusion": confusion.tolist()},
         "validation": {"accuracy": accuracy, "macro_f1": accuracy},
