@@ -164,7 +164,7 @@ def test_hugging_faces_imagefolder(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("train.csv", "test.csv"), r"read with --input .*test\.csv \(also seen: train\.csv\)"),
+        (("train.csv", "test.csv"), r"read with --input .*train\.csv \(also seen: test\.csv\)"),
         (("faces.jsonl",), r"read with --input .*faces\.jsonl"),
         (("photos.zip",), r"unpack photos\.zip first"),
         (("labels/train/a.txt", "data.yaml"), "YOLO"),

@@ -61,7 +61,7 @@ def labels_of(dataset: RawDataset) -> dict[str, str]:
         (("public_test", "Public Test", "PublicTest", "public-test", "PUBLICTEST", "dev_set"), "validation"),
         (("test", "Testing", "test_set", "Test Set", "private_test", "PrivateTest", "Private Test", "testset"), "test"),
         (("eval", "evaluation", "holdout", "hold-out", "Hold Out", "held_out", "eval_images"), "test"),
-        (("latest", "contest", "trainer", "valley", "Devon", "Dev Patel", "happy", "train_test", "", "42"), None),
+        (("latest", "contest", "trainer", "valley", "Devon", "Dev Patel", "happy", "train_test", "", "42", "tr"), None),
     ],
 )
 def test_names_of_splits(names: tuple[str, ...], split: str | None) -> None:
@@ -79,6 +79,7 @@ def test_names_of_splits(names: tuple[str, ...], split: str | None) -> None:
         (("TRAIN", "HOLDOUT"), ("train", "test")),
         (("rafdb_train", "rafdb_test"), ("train", "test")),
         (("fertrain", "fertest"), ("train", "test")),
+        (("tr", "te"), ("train", "test")),
         (("FER2013Train", "FER2013Valid", "FER2013Test"), ("train", "validation", "test")),
     ],
 )

@@ -53,7 +53,10 @@ def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "a
         if kind != "auto":
             name = kind
         if name is None:
-            raise RawDataError(f"{source} is neither a folder, a .csv nor a tar; unpack other archives first")
+            raise RawDataError(
+                f"{source} is neither a folder, a .csv nor a tar; unpack other archives first, and save other tables as"
+                " CSV or JSON Lines"
+            )
         options = options or ReadOptions()
         named = set(options.splits) - {IGNORE}
         if named and name not in NAMED_SPLITS:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from pfcluster.data.raw.base import RawPhoto
+from pfcluster.data.raw.split_names import split_from_name
 from pfcluster.data.raw.tables import TABLE_SUFFIXES
 
 SHOWN = 3
@@ -21,7 +22,10 @@ def other_content(root: Path, photos: Sequence[RawPhoto], skipped: Mapping[str, 
             "labels/*.txt looks like YOLO's boxes, which are not read: list the photos in a CSV of image,label and give"
             " it as --input"
         )
-    tables = sorted(path for path in _files(root) if path.suffix.lower() in TABLE_SUFFIXES)
+    tables = sorted(
+        (path for path in _files(root) if path.suffix.lower() in TABLE_SUFFIXES),
+        key=lambda path: (split_from_name(path.stem) != "train", path),
+    )
     if tables:
         others = f" (also seen: {', '.join(path.name for path in tables[1:SHOWN])})" if len(tables) > 1 else ""
         images = f" --images {root}" if photos and tables[0].parent != root else ""

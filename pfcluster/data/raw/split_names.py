@@ -25,6 +25,8 @@ TEST = frozenset(("test", "testing", "tst"))
 SECOND_TEST = frozenset(("eval", "evaluation", "evaluate", "evaluating", "holdout", "heldout"))
 GIVEN_NAMES = frozenset(("dev", "val"))
 """Words that are persons' names as well."""
+SHORT: dict[str, Meaning] = {"tr": "train", "te": "test", "ts": "test", "va": "validation"}
+"""Abbreviations; they count only among names that all mean splits."""
 TOGETHER = {
     "hold out": "holdout",
     "held out": "heldout",
@@ -77,6 +79,8 @@ def parse(name: str) -> SplitName | None:
         others = [other for other in words if other not in meanings and other not in NOISE]
         given = all(_bare(word) in GIVEN_NAMES for word in meanings)
         return SplitName(meaning, (1 if given else 2) if others else 3)
+    if len(words) == 1 and words[0] in SHORT:
+        return SplitName(SHORT[words[0]], 1)
     endings = {word: match[1] for word in words if (match := _ENDING.fullmatch(word))}
     ended = {_meaning(ending) for ending in endings.values()}
     meaning = ended.pop() if len(ended) == 1 else None

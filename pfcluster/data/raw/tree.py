@@ -219,14 +219,14 @@ def find_labels(
     total = sum(count for folder, count in folders.items() if places[folder])
     best = max(named, key=lambda level: (level.told, level.photos, len(level.emotions), not level.from_photo))
     rivals = [level for level in named if level is not best and level.from_photo == best.from_photo]
-    hits = {folder: [index for index, _, _ in places[folder] if options.emotion(folder[index])] for folder in folders}
+    known = {name: options.emotion(name) for name in {name for folder in folders for name in folder}}
+    hits = {folder: [index for index, _, _ in places[folder] if known[folder[index]]] for folder in folders}
     if rivals and not best.told and best.photos == total:
         return {folder: _of_complete_levels(folder, places[folder], best, rivals, total, options) for folder in folders}
     certain = best.told or _is_certain(best, rivals, levels, total)
-    if not certain and all(len(found) == 1 for folder, found in hits.items() if places[folder]):
-        emotions = {options.emotion(folder[found[0]]) for folder, found in hits.items() if found}
-        if len(emotions) > 1:  # at varying depth, but never two
-            return {folder: (folder[found[0]],) if found else ("",) for folder, found in hits.items()}
+    alone = all(len(found) == 1 for folder, found in hits.items() if places[folder])
+    if not certain and alone and len({known[folder[found[0]]] for folder, found in hits.items() if found}) > 1:
+        return {folder: (folder[found[0]],) if found else ("",) for folder, found in hits.items()}  # at varying depth
     if not certain:
         raise RawDataError(_ambiguous_levels(source, best, rivals, levels))
     return {folder: (_at(folder, places[folder], best),) for folder in folders}
@@ -251,7 +251,7 @@ def _levels(folders: Folders, places: Mapping[Folder, Sequence[Place]], options:
     photos: Counter[tuple[bool, int]] = Counter()
     emotions: dict[tuple[bool, int], set[str]] = {}
     names: dict[tuple[bool, int], set[str]] = {}
-    likely = {name: options.likely_emotion(name) for folder in folders for name in folder}
+    likely = {name: options.likely_emotion(name) for name in {name for folder in folders for name in folder}}
     for folder, count in folders.items():
         for index, top, bottom in places[folder]:
             name = folder[index]
