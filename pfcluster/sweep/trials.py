@@ -209,9 +209,17 @@ def read_trials(folder: Path, runs: Runs | None = None) -> list[Trial]:
         try:
             if runs is not None:
                 runs.search_runs(trial, runs.spec.seeds[0])
+                _require_values(trial, runs.spec)
         except (ValueError, TypeError, KeyError) as error:
             raise JsonFileError(f"{path}: the values of trial {number} do not fit {SPEC}: {error}") from error
     return trials
+
+
+def _require_values(trial: Trial, spec: Spec) -> None:
+    """Raises ValueError if a trial lacks the value of a field that is searched."""
+    missing = [one.name for one in spec.space if one.name not in trial.values]
+    if missing:
+        raise ValueError(f"there is none of {missing[0]}")
 
 
 def write_trials(folder: Path, trials: Sequence[Trial]) -> None:

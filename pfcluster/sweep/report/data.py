@@ -21,7 +21,7 @@ from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.report.rows import Row, read_row
 from pfcluster.sweep.spec import FINAL_METRICS, Spec, load
 from pfcluster.sweep.state import SweepState
-from pfcluster.sweep.trials import Failed, Trial, first_failure, result_of
+from pfcluster.sweep.trials import TRIALS, Failed, Trial, first_failure, result_of
 
 COMMAND = "command.txt"
 
@@ -106,7 +106,7 @@ def read_sweep(folder: Path) -> SweepData:
     dataset = _dataset(folder)
     state = SweepState(spec, folder, lambda run: schedule_of(run, dataset))
     if not state.trials:
-        raise ReportError(f"{folder} holds no trial yet: run the sweep first")
+        raise ReportError(f"{folder} holds no trial yet in {TRIALS}: run the sweep first")
     has_schedule = bool(dataset.get("train"))
     rows = tuple(read_row(state, trial, has_schedule=has_schedule) for trial in state.trials)
     confirmation = Confirmation(state)
