@@ -19,7 +19,7 @@ from pfcluster.data.build.pipeline import BuildResult, Progress, build
 from pfcluster.launch.command_line import parse
 from pfcluster.runs.terminal import labelled, plain_column, plain_console
 
-STAGES = {"reading": "reading photos", "faces": "making shards"}
+STAGES = {"reading": "reading photos", "checking": "comparing photos", "faces": "making shards"}
 
 
 class _Speed(ProgressColumn):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pfcluster.cli.build import main
 from pfcluster.data.build.candidates import LeftOut
 from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.left_out import left_out_notes, skipped_note
@@ -17,6 +18,7 @@ from pfcluster.data.raw.base import RawDataError, RawDataset, ReadOptions, read_
 from pfcluster.data.raw.name_options import class_options, split_options
 from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.raw.split_names import split_from_name
+from tests.photos import make_folder, picture
 
 LABELS = ("angry", "happy", "sad")
 
@@ -312,3 +314,18 @@ def test_an_archive_beside_its_unpacked_photos_is_not_read(tmp_path: Path) -> No
     tree(tmp_path, "train", "test")
     dataset = read(tmp_path)
     assert (dataset.kind, len(dataset.photos), dataset.skipped) == ("folder", 6, {"*.tar": 1})
+
+
+def test_a_build_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = make_folder(tmp_path / "raw" / "train", 4, ("happy", "sad")).parent
+    make_folder(raw / "test", 2, ("neutral",))
+    (raw / "train" / "sad").rename(raw / "train" / "sadd")
+    picture("fear", 1).save(raw / "cover.png")
+    arguments = ["--input", str(raw), "--output", str(tmp_path / "out"), "--size", "24", "--align", "none"]
+    for _ in range(2):  # also if it was finished before
+        assert main([*arguments, "--workers", "1"]) == 0
+        screen = capsys.readouterr().out
+        assert "4 left out: label 'sadd' is no known emotion, the nearest is 'sad'" in screen
+        assert "1 left out, in no folder that names a split: .: 1" in screen
+    assert main([*arguments, "--workers", "1", "--splits", "extra=train"]) == 2
+    assert "--splits names 'extra'" in capsys.readouterr().err

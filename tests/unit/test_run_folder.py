@@ -116,6 +116,10 @@ def test_runs_are_found_by_their_files(tmp_path: Path) -> None:
         (tmp_path / name / CONFIG_FILE).write_text("{}")
     places = [path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)]
     assert places == ["a/seed-0", "b/seed-1"], "sorted; neither the study itself nor anything inside a run"
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "runs").symlink_to(tmp_path / "b")
+    (tmp_path / "linked" / "loop").symlink_to(tmp_path)
+    assert tmp_path / "linked" / "runs" / "seed-1" in set(find_runs(tmp_path))
 
 
 def test_a_checkpoint_belongs_to_the_run_around_it(tmp_path: Path) -> None:

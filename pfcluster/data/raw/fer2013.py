@@ -78,9 +78,9 @@ def _lines(table: Path) -> Iterator[tuple[int, str, int]]:
         file.seek(encoding.mark)
         if encoding.width == 1:
             offset = encoding.mark
-            for line in iter(file.readline, b""):
-                yield offset, line.decode("latin-1"), 1
-                offset += len(line)
+            for stored in iter(file.readline, b""):
+                yield offset, stored.decode("latin-1"), 1
+                offset += len(stored)
             return
         data = file.read()
     try:

@@ -75,10 +75,10 @@ def parse(name: str) -> SplitName | None:
     if meanings:
         if len(set(meanings.values())) > 1:
             return None
-        meaning = next(iter(meanings.values()))
+        only = next(iter(meanings.values()))
         others = [other for other in words if other not in meanings and other not in NOISE]
         given = all(_bare(word) in GIVEN_NAMES for word in meanings)
-        return SplitName(meaning, (1 if given else 2) if others else 3)
+        return SplitName(only, (1 if given else 2) if others else 3)
     if len(words) == 1 and words[0] in SHORT:
         return SplitName(SHORT[words[0]], 1)
     endings = {word: match[1] for word in words if (match := _ENDING.fullmatch(word))}

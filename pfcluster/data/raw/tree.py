@@ -209,7 +209,9 @@ def find_labels(
 ) -> dict[Folder, Label]:
     """The label of each folder, from one level of the tree. Raises RawDataError if no level is clearly the one."""
     places = {folder: _places(folder, split_places.get(folder)) for folder in folders}
-    innermost = {folder: (folder[where[-1][0]] if where else "",) for folder, where in places.items()}
+    innermost: dict[Folder, Label] = {
+        folder: (folder[where[-1][0]] if where else "",) for folder, where in places.items()
+    }
     if options.labels_ignored:
         return innermost
     levels = _levels(folders, places, options)
