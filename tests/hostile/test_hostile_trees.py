@@ -26,7 +26,7 @@ SPLITS = {
 """True split -> names; the last ones are not known."""
 PERSONS = ("Ann", "Joy", "Bob", "Dev", "Normal", "calm", "Val", "test subject 1", "happy_feet")
 WRAPPERS = ("", "archive", "test_data/faces", "joy", "images", "train_test_split")
-STRAYS = ("preview.png", "docs/figure.png", "notes.txt", ".hidden/happy/x.jpg")
+STRAYS = ("preview.png", "extra/figure.png", "notes.txt", ".hidden/happy/x.jpg")
 
 
 @st.composite
