@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pfcluster.launch.budget_controls import CONTROL_NAMES
 from pfcluster.report.statistics import Paired, Summary, holm, paired, summarize
 from pfcluster.runs.folder import read_result
 
-RECIPE, NO_ADVERSARY, CLASSIFIER = "pf-vit", "no-adversary", "mae-vit"
+START, RECIPE, NO_ADVERSARY = "mae-vit", "pf-vit", "no-adversary"
+EQUAL_EPOCHS, CLASSIFIER = CONTROL_NAMES["epochs"], CONTROL_NAMES["flops"]
 SIGNIFICANCE = 0.05
 STRICT_SIGNIFICANCE = 0.01
 """For the comparison of the poker face with the reconstruction."""

@@ -67,11 +67,13 @@ def test_residue_shares_add_up_to_one():
 
 def test_runs_differ_only_in_the_compared_options(tmp_path):
     by_name = configs(tmp_path)
-    recipe, no_adversary = by_name["pf-vit"], by_name["no-adversary"]
-    assert (recipe.pf_mag.weights.adv, no_adversary.pf_mag.weights.adv) == (1.0, 0.0)
+    recipe, no_adversary, start = by_name["pf-vit"], by_name["no-adversary"], by_name["mae-vit"]
+    assert recipe.pf_mag.weights.adv > 0 == no_adversary.pf_mag.weights.adv
     assert recipe.evaluate == no_adversary.evaluate
     assert recipe.optim == no_adversary.optim
-    assert by_name["mae-vit"].epochs > 5 * recipe.epochs  # a PF-MAG step costs several fine-tuning steps
+    assert by_name["mae-vit-equal-epochs"].epochs == recipe.epochs + start.epochs
+    assert by_name["mae-vit-equal-flops"].epochs > 2 * recipe.epochs  # a PF-MAG step costs several fine-tuning steps
     stages = plan(tmp_path, (1, 2), ("pf-vit",)).stages
-    assert [stage.name for stage in stages] == ["mae", "judge", "pf-vit"]
-    assert [task.config.seed for task in stages[2].tasks] == [1, 2]
+    assert [stage.name for stage in stages] == ["mae", "judge", "mae-vit", "pf-vit"]
+    assert [task.config.seed for task in stages[3].tasks] == [1, 2]
+    assert [task.config.model.init for task in stages[3].tasks] == [str(task.folder) for task in stages[2].tasks]
