@@ -8,7 +8,6 @@ Legend: b images, f features.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
