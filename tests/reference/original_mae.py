@@ -18,8 +18,8 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from pfcluster.models.weight_layouts import IMAGENET_MEAN, IMAGENET_STD
 from pfcluster.models.vit import sincos_positions
+from pfcluster.models.weight_layouts import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUTS = ("model", "model_state_dict", "parallel", "training")
 """How facebookresearch/mae and projects built on it wrap a state dict; see `save_weights`."""
