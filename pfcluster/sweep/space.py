@@ -171,7 +171,7 @@ def _shown(choice: Any) -> str:
 def named_spaces(path: Path = SPACES) -> dict[str, NamedSpace]:
     """The spaces of a TOML file. Raises ConfigError that names the space and the entry at fault."""
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the spaces {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
