@@ -7,6 +7,7 @@ for the backward pass. The memory of a rank is estimated in profiling/memory_pla
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -135,15 +136,15 @@ def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
         torch.empty(count, 3, config.data.size, config.data.size),
         torch.empty(count, dtype=torch.long),
         torch.empty(count, patches, dtype=torch.long) if config.hides_patches else None,
-        discriminator_augments=_empty_discriminator_augments(config, count),
+        discriminator_augments=_empty_discriminator_augments(config, images, parts),
     )
     return [batch.part(number, parts) for number in range(parts)]
 
 
-def _empty_discriminator_augments(config: RunConfig, count: int) -> tuple[AugmentParams, ...]:
+def _empty_discriminator_augments(config: RunConfig, images: int, parts: int) -> tuple[AugmentParams, ...]:
     if config.objective != "pf_mag" or not config.discriminator_augment.transforms:
         return ()
-    generated = count // config.pf_mag.generate_every
+    generated = parts * math.ceil(images / config.pf_mag.generate_every)
     shapes = (generated, 2, 3), (generated, 3), (generated, 4)
     updates = config.pf_mag.discriminator_updates + 1
     return tuple(AugmentParams(*(torch.empty(shape) for shape in shapes)) for _ in range(updates))

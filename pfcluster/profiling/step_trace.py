@@ -24,7 +24,8 @@ from pfcluster.profiling.flops import CountingEngine, empty_batches, prepare_unc
 from pfcluster.training.factory import needs_double_backward
 
 SIZES = 2, 3
-"""Images per micro-batch of the two traced steps. Not 1, which has other shapes (fewer copies)."""
+"""Images of the two traced micro-batches; PF-MAG's images from which others are generated. Not 1, which has other
+shapes (fewer copies)."""
 MAX_PARTS = 3
 """Most micro-batches that are traced; each further one adds what the second adds to the first."""
 
@@ -64,10 +65,12 @@ def trace_step(config: RunConfig, classes: int, images: int, identity_net: nn.Mo
 
     Each event's bytes are linear in the number of images, so they are extrapolated from two small steps.
     """
-    small, large = (FakeStep(config, classes, size, identity_net) for size in SIZES)
+    every = config.pf_mag.generate_every if config.objective == "pf_mag" else 1
+    sizes = [size * every for size in SIZES]
+    small, large = (FakeStep(config, classes, size, identity_net) for size in sizes)
     assert len(small.live_bytes) == len(large.live_bytes), (len(small.live_bytes), len(large.live_bytes))
     assert [mark[1:] for mark in small.marks] == [mark[1:] for mark in large.marks]
-    share = (images - SIZES[0]) / (SIZES[1] - SIZES[0])
+    share = (images - sizes[0]) / (sizes[1] - sizes[0])
     untraced_parts = config.engine.grad_accumulation_steps - small.parts
     retained = small.retained_bytes + share * (large.retained_bytes - small.retained_bytes)
     live = [

@@ -34,7 +34,11 @@ class Budget:
 
 
 def budgets(groups: Sequence[RunGroup]) -> dict[str, Budget]:
-    """Budget of each group by its label. Groups whose config or data size is unknown are left out."""
+    """Budget of each group by its label; none without PF-ViT, whose budget raises the question, as counting FLOPs needs
+    torch. Groups whose config or data size is unknown are left out.
+    """
+    if not any(group.objective == "pf_mag" for group in groups):
+        return {}
     by_folder = {run.folder.resolve(): run for group in groups for run in group.runs}
     names = {folder.parts[-2:]: run for folder, run in by_folder.items()}
     costs: dict[tuple[str, str], TrainingCost | None] = {}

@@ -101,7 +101,7 @@ def test_pool_tokens_concatenates_class_token_and_patch_mean():
 def test_inception_loads_a_local_file(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:  # the class cannot be constructed without weights
         patched.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
-        torch.save({}, tmp_path / "nothing.pth")
+        torch.save({"nothing": torch.zeros(1)}, tmp_path / "nothing.pth")
         torch.save(Inception(str(tmp_path / "nothing.pth")).net.state_dict(), tmp_path / "inception.pth")
     net = Inception(str(tmp_path / "inception.pth")).eval()
     images = normal(2, 3, 48, 48).clamp(-1, 1)
