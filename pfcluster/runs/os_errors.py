@@ -42,6 +42,7 @@ USERS = (
     errno.ENAMETOOLONG,
     errno.EMFILE,
     errno.ENFILE,
+    errno.EFBIG,
 )
 """Errors of paths, permissions and limits."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -56,6 +57,7 @@ ADVICE = {
     errno.EROFS: "choose a folder that can be written",
     errno.EMFILE: "raise this shell's limit, e.g. `ulimit -n 65536`, and run the same command again",
     errno.ENFILE: "close other programs, or ask the administrator to raise fs.file-max",
+    errno.EFBIG: "raise this shell's limit, e.g. `ulimit -f unlimited`, or choose a file system with larger files",
     errno.ENOMEM: "memory, or the number of mappings of a process (vm.max_map_count), is used up",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "the storage failed: check `dmesg` and the file server, then run the same command again",

@@ -254,8 +254,8 @@ def test_unwritable_checkpoint_is_named_and_the_run_can_continue(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     full = subprocess.run(worker, cwd=ROOT, capture_output=True, text=True, preexec_fn=no_large_files, check=False)
-    assert full.returncode == 1
-    assert "cannot write" in full.stderr
+    assert full.returncode == 2
+    assert "the checkpoint cannot be written (rank 0): File too large (EFBIG); raise this shell's limit" in full.stderr
     assert "Traceback" not in full.stderr
     assert list((run / "checkpoints").iterdir()) == []
     assert subprocess.run(worker, cwd=ROOT, capture_output=True, check=False).returncode == 0
