@@ -9,6 +9,7 @@ left_out.csv                every photo that is in no shard, with the reason
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,10 @@ def load_manifest(folder: Path | str | Store) -> Manifest:
         raise ShardError(f"{store.name} holds no {MANIFEST}: {hint}") from error
     except StoreError as error:
         raise ShardError(str(error)) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ShardError(f"{store.name} is too long for a folder's name; give a folder of `pfcluster build`") from error
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{store.name}/{MANIFEST} cannot be read ({error}); {REBUILD}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:

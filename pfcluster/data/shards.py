@@ -5,6 +5,7 @@ Legend: n samples of the split, b samples of a batch, h w pixels (both the manif
 
 from __future__ import annotations
 
+import errno
 import functools
 import threading
 from bisect import bisect_right
@@ -109,13 +110,13 @@ class ShardSplit:
         return bytes(self._view(index))
 
     def image(self, index: int) -> np.ndarray:
-        """Decode a sample: -> uint8 h w 3, RGB; greyscale gives three equal channels. Raises BadSampleError."""
+        """Decode a sample: -> uint8 h w 3, RGB; greyscale gives equal channels. Raises BadSampleError, ShardError."""
         pixels = np.empty((self.size, self.size, 3), dtype=np.uint8)
         self._decode(index, pixels)
         return pixels
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Decode several samples: -> uint8 b 3 h w, a view of b h w 3. Raises BadSampleError."""
+        """Decode several samples: -> uint8 b 3 h w, a view of b h w 3. Raises BadSampleError, ShardError."""
         numbers = [int(index) for index in indices]
         batch = np.empty((len(numbers), self.size, self.size, 3), dtype=np.uint8)
         for row, index in enumerate(numbers):
@@ -163,6 +164,10 @@ def _local_path(store: Store, shard: ShardFile) -> Path:
         raise ShardError(f"{where} is missing: copy it there again, or {REBUILD}") from error
     except StoreError as error:
         raise ShardError(f"{where} cannot be read: {error}") from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ShardError(f"{where} is too long for a file's name; {REBUILD}") from error
     if size != shard.bytes:
         problem = "cut off" if size < shard.bytes else "too long"
         raise ShardError(f"{where} is {problem}: {size} bytes, the manifest says {shard.bytes}; {REBUILD}")
