@@ -75,8 +75,8 @@ def read_dataset(folder: Path) -> None:
     try:
         dataset = open_dataset(DataConfig(shards=str(folder), size=SIZE), 0)
         dataset.train.batch(torch.arange(min(3, len(dataset.train))))
-    except DataError:
-        pass
+    except (DataError, ShardError) as error:
+        assert_explains(error)
     try:
         manifest = load_manifest(folder)
     except ShardError:

@@ -65,7 +65,7 @@ def test_too_many_bad_photos_fail_the_build_and_finished_shards_are_kept(tmp_pat
     raw = make_folder(tmp_path / "raw", 10, ("happy", "sad"))
     (raw / "sad" / "009.png").write_bytes(b"not an image")
     for limit in (0.0, 0.04):
-        with pytest.raises(BuildError, match=r"1 of 20 photos cannot be read \(unreadable: 1\), more than"):
+        with pytest.raises(BuildError, match=r"1 of 20 photos cannot be read \(unreadable: 1; .*009\.png\), more than"):
             build(options(raw, tmp_path / "out", max_bad_share=limit))
     (tmp_path / "out" / ".train-00000.tar.4711.tmp").write_bytes(b"of a process that was killed")
     result = build(options(raw, tmp_path / "out", max_bad_share=0.05))
