@@ -29,7 +29,8 @@ def peaks(output: str) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_memory_of_every_engine_on_512_gpus(capsys, tmp_path):
-    options = ["--preset", "mini", "--nodes", "64", "--gpus-per-node", "8", "--batch-size", "1024", "--output", str(tmp_path / "runs")]
+    options = ["--preset", "mini", "--nodes", "64", "--gpus-per-node", "8", "--batch-size", "1024"]
+    options += ["--output", str(tmp_path / "runs")]
     code, output, _ = run(capsys, "pf-mag", *TINY, "--dry-run", "--pf-mag.r1", "0", *options)
     assert code == 0
     assert "64 x 8 GPUs, 2 images a step each" in output
