@@ -218,7 +218,7 @@ def test_pictures_of_several_runs_are_on_a_page_and_in_the_report(study, capsys)
     for name in listed:
         assert (study / "pictures" / name).read_bytes().startswith(b"\x89PNG")
     html = (study / "pictures/index.html").read_text()
-    assert html.count("data:image/png") == len(listed) + 2  # and the grids that PF-ViT and MAE wrote
+    assert html.count("data:image/png") == len(listed) + 3  # and the grids that PF-ViT (two) and MAE wrote
     assert "<svg" in html
     assert "http://" not in html + "https://"
     report = write_report(study).html.read_text()
