@@ -254,4 +254,5 @@ def test_builds_resume_from_damaged_files_or_refuse(
         except BuildError as error:
             assert_explains(error, str(path))
         else:
-            assert contents(root / "half") | {name: b""} == before | {name: b""}
+            may_change = dict.fromkeys((name, ".build/plan.json"), b"")  # the plan has the new copies' times
+            assert contents(root / "half") | may_change == before | may_change
