@@ -210,6 +210,8 @@ def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, values: dic
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    if world.device.type == "cpu":  # a reduction for inference, which DeepSpeed would compile for minutes on first use
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         "nccl" if world.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
     )
