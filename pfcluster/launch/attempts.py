@@ -23,6 +23,8 @@ Outcome = Literal[
 Kind = Literal["user", "training", "memory", "disk", "storage", "bug", "device", "lost rank", "killed", "submission"]
 FINAL: tuple[Kind, ...] = ("user", "training", "memory", "disk")
 """Failures that another attempt would only repeat."""
+STORAGE_DELAYS = (15.0, 60.0, 240.0)
+"""Seconds to wait after the first, second and further failures of the storage in a row."""
 INFORMATIVE: tuple[Kind, ...] = ("user", "training", "memory", "disk", "storage", "bug", "device", "lost rank")
 """Failures of ranks, the most informative first."""
 CONTINUES = "the same command continues"
@@ -111,6 +113,21 @@ def end(folder: Path, attempt: Attempt, outcome: Outcome, **more: Any) -> Attemp
     ended = replace(attempt, ended=now(), outcome=outcome, step=step, checkpoint_step=checkpoint_step, **more)
     write(folder, ended)
     return ended
+
+
+def storage_delay(failures: int) -> float:
+    """Seconds to wait before the next attempt after so many failures of the storage in a row."""
+    return STORAGE_DELAYS[min(failures, len(STORAGE_DELAYS)) - 1] if failures else 0.0
+
+
+def storage_failures(folder: Path) -> int:
+    """How many of the last attempts, without a gap, ended with a failure of the storage."""
+    count = 0
+    for attempt in reversed(read(folder)):
+        if attempt.kind != "storage":
+            break
+        count += 1
+    return count
 
 
 def write_failure(folder: Path, number: int, failure: Failure) -> None:

@@ -17,6 +17,7 @@ from pfcluster.launch.plan import Command, Plan, TrainRun
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
 from pfcluster.launch.study_plan import BUILD_COMMAND, SHARDS, unbuilt_shards
+from pfcluster.tracking.trackers import require_trackers
 
 
 def preflight(plan: Plan, cluster: Cluster) -> None:
@@ -37,6 +38,7 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
         if (run.study, run.config.name) in checked or finished:
             continue
         checked.add((run.study, run.config.name))
+        require_trackers(run.config)
         _check_layout(run.config, cluster.size_of(run.config.name))
         _check_identity_net(run.config, planned)
         if run.config.data.shards not in unbuilt:

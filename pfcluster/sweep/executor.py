@@ -5,13 +5,14 @@ ends; an executor allocates resources, retries transient failures, and reports h
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pfcluster.config import ConfigError
-from pfcluster.launch.attempts import FINAL
+from pfcluster.launch.attempts import FINAL, storage_delay
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.worker import ExitStatus
 
@@ -50,17 +51,24 @@ class Resources:
 
 @dataclass
 class Retries:
-    """Counts the failures of each run and decides whether it is tried again."""
+    """Counts the failures of each run and decides whether, and when, it is tried again."""
 
     limit: int
     failures: Counter[TrainRun] = field(default_factory=Counter)
+    _not_before: dict[TrainRun, float] = field(default_factory=dict)
 
     def again(self, run: TrainRun, exit_status: ExitStatus) -> bool:
         """Whether to start a run again: it failed, another attempt may succeed, and the limit is not reached."""
         if exit_status.kind is None or exit_status.kind in FINAL:
             return False
         self.failures[run] += 1
+        if exit_status.kind == "storage":  # a file server takes time to come back
+            self._not_before[run] = time.monotonic() + storage_delay(self.failures[run])
         return self.failures[run] <= self.limit
+
+    def may_start(self, run: TrainRun) -> bool:
+        """Whether the time to wait after a failure of the storage is over."""
+        return time.monotonic() >= self._not_before.get(run, 0.0)
 
 
 def divide_machine(

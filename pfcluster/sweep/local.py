@@ -62,9 +62,11 @@ class LocalExecutor:
 
     def _fill_slots(self) -> None:
         for slot in self._slots:
-            if slot.running is None and self._waiting:
+            run = next((run for run in self._waiting if self._retries.may_start(run)), None)
+            if slot.running is None and run is not None:
+                self._waiting.remove(run)
                 slot.running = start_run(
-                    self._waiting.pop(0),
+                    run,
                     processes=self.resources.processes,
                     threads=self.resources.cpus,
                     command=self.command,

@@ -31,6 +31,8 @@ class RayExecutor:
         self._retries = Retries(retries)
         self._tasks: dict[Any, TrainRun] = {}
         """Runs in progress by their Ray object reference."""
+        self._delayed: list[TrainRun] = []
+        """Runs that wait before their next attempt."""
 
     @property
     def max_parallel(self) -> int:
@@ -58,6 +60,9 @@ class RayExecutor:
     def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
         import ray
 
+        for run in [run for run in self._delayed if self._retries.may_start(run)]:
+            self._delayed.remove(run)
+            self._tasks[self._submit(run)] = run
         if not self._tasks:
             return []
         ended = []
@@ -69,7 +74,7 @@ class RayExecutor:
             except ray.exceptions.RayError as error:
                 exit_status, retried = task_failure(error), False
             if not retried and self._retries.again(run, exit_status):
-                self._tasks[self._submit(run)] = run
+                self._delayed.append(run)
             else:
                 (run.folder / STOP_FILE).unlink(missing_ok=True)
                 ended.append((run, exit_status))
@@ -79,6 +84,7 @@ class RayExecutor:
         for run in self._tasks.values():
             (run.folder / STOP_FILE).touch()
         self._retries.limit = 0
+        self._delayed.clear()
         while self._tasks:
             self.poll()
             time.sleep(self.poll_seconds)

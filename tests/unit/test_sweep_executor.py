@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from pfcluster.config import ConfigError
+from pfcluster.launch import attempts
 from pfcluster.launch.attempts import FINAL
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.processes import RunProcesses
@@ -172,6 +173,25 @@ def test_failing_storage_is_retried(number):
     assert errno.errorcode[number] in status.error
     assert Retries(1).again("run", status)
     assert "storage" not in FINAL
+
+
+def test_storage_is_given_time_between_attempts(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("pfcluster.sweep.executor.time.monotonic", lambda: clock[0])
+    retries, status = Retries(3), storage_error(errno.ESTALE)
+    assert retries.again("run", status)
+    assert not retries.may_start("run")
+    assert retries.may_start("another run")
+    clock[0] += 15
+    assert retries.may_start("run")
+    assert retries.again("run", status)
+    clock[0] += 59
+    assert not retries.may_start("run")
+    for number, kind in enumerate(("storage", "lost rank", "storage", "storage"), start=1):
+        attempt = attempts.Attempt(number, "ray", 0, 0, "node", attempts.now())
+        attempts.write(tmp_path, replace(attempt, outcome="failed", kind=kind))
+    assert attempts.storage_failures(tmp_path) == 2
+    assert attempts.storage_delay(2) == 60
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENOENT])

@@ -159,6 +159,7 @@ def train_rank(
         training_lock(folder, lambda: stop.requested) as acquired,
     ):
         if acquired:
+            _wait_for_storage(folder, stop)
             attempt = attempts.begin(folder, RAY_JOB, ray_rank.restart, ray_rank.nodes) if rank == 0 else None
             status = work(folder / REQUESTED_CONFIG_FILE, folder, command, threads, stop)
     write_atomically(exit_status_path(folder, rank), json.dumps(asdict(status)) + "\n")
@@ -166,6 +167,13 @@ def train_rank(
         outcome = {FINISHED: "finished", INTERRUPTED: "stopped"}.get(status.code, "failed")
         attempts.end(folder, attempt, outcome, kind=status.kind, error=status.error or None)  # type: ignore[arg-type]
     return status
+
+
+def _wait_for_storage(folder: Path, stop: StopRequest) -> None:
+    """Wait if the last attempts ended because the storage failed; a file server takes time to come back."""
+    until = time.monotonic() + attempts.storage_delay(attempts.storage_failures(folder))
+    while time.monotonic() < until and not (stop.requested or (folder / STOP_FILE).exists()):
+        time.sleep(0.5)
 
 
 def _use_visible_gpu() -> None:
