@@ -35,6 +35,11 @@ def resize(images: Tensor, size: int) -> Tensor:
     return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
+def network_input(images: Tensor, size: int) -> Tensor:
+    """What a network gets of stored images, without augmentation: uint8 b 3 h w -> float b 3 size size in -1..1."""
+    return resize(images, size).div_(127.5).sub_(1.0)
+
+
 N_DRAWS = 14
 """Random numbers that an image's augmentation takes."""
 

@@ -26,8 +26,7 @@ def rank_batches(count: int, batch_size: int, world: World) -> list[Tensor]:
 def load_images(split: Split, indices: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Network inputs without augmentation, float b 3 size size in -1..1, and labels b."""
     raw = split.batch(indices)
-    images = transforms.resize(raw.images.to(device), size).div_(127.5).sub_(1.0)
-    return images, raw.labels.to(device)
+    return transforms.network_input(raw.images.to(device), size), raw.labels.to(device)
 
 
 def logits_function(model: nn.Module) -> Callable[[Tensor], Tensor]:

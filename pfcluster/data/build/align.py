@@ -94,12 +94,17 @@ class LandmarkAligner:
         return crop_face(image, Face(box, points, 1.0), 1, self.size)
 
 
-def crop_face(image: np.ndarray, face: Face, faces_in_photo: int, size: int) -> AlignedFace | Rejected:
-    """The crop of one face; rejected if it would have to be enlarged by more than `MAX_ENLARGEMENT`."""
+def crop_face(
+    image: np.ndarray, face: Face, faces_in_photo: int, size: int, targets: np.ndarray | None = None
+) -> AlignedFace | Rejected:
+    """The crop of one face; rejected if it would have to be enlarged by more than `MAX_ENLARGEMENT`. `targets`: where
+    the landmarks come to lie in the crop, p 2; by default `template`.
+    """
     side = shorter_side(face)
     if side * MAX_ENLARGEMENT < size:
         return Rejected("face too small", f"{side:.0f} px for a crop of {size} px")
-    return AlignedFace(warp(image, similarity(face.landmarks, template(size)), size), face, faces_in_photo)
+    matrix = similarity(face.landmarks, template(size) if targets is None else targets)
+    return AlignedFace(warp(image, matrix, size), face, faces_in_photo)
 
 
 def crop_box(matrix: np.ndarray, size: int) -> Box:

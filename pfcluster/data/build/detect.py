@@ -39,6 +39,8 @@ MIN_PROBABILITY = 0.9
 """Detections with a lower probability are dropped."""
 MIN_OVERLAP = 0.2
 """Intersection over union with a given box below which a detection is another face."""
+SAME_FACE = 0.5
+"""Intersection over union from which detections of two searches are the same face."""
 
 
 class FaceAligner:
@@ -102,6 +104,23 @@ class FaceAligner:
         for index, faces in zip(again, self._search([images[i] for i in again], scales, border=True), strict=True):
             detected[index] = faces or detected[index]
         return detected
+
+    def detect_all(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """All faces of each photo, the one that `align` selects first, with the landmarks that `align` uses; the others
+        by area, largest first.
+        """
+        every = self.detect(images)
+        results = []
+        for image, faces, principal in zip(
+            images, every, self.detect_selected(images, [NO_HINT] * len(images)), strict=True
+        ):
+            if not principal:
+                results.append([])
+                continue
+            chosen = choose_face(principal, image.shape[1], image.shape[0], self.rule)
+            others = [face for face in faces if overlap(face.box, chosen.box) < SAME_FACE]
+            results.append([chosen, *sorted(others, key=lambda face: -_area(face))])
+        return results
 
     def _search(self, images: Sequence[np.ndarray], scales: Sequence[int], *, border: bool) -> list[list[Face]]:
         """Faces of each photo that are at least `scale` times MIN_FACE wide.
@@ -226,3 +245,8 @@ def _faces(boxes: Any, probabilities: Any, points: Any, scale: float, shift: int
             left, top, right, bottom = ((np.asarray(box, dtype=np.float64) - shift) / scale).tolist()
             in_photo = (np.asarray(landmarks, dtype=np.float64) - shift) / scale
             yield Face((left, top, right, bottom), in_photo, float(probability))
+
+
+def _area(face: Face) -> float:
+    """Area of a face's box, in square pixels."""
+    return (face.box[2] - face.box[0]) * (face.box[3] - face.box[1])

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pfcluster.data.build.align import AlignedFace, Aligner, Hint, Rejected, resize
+from pfcluster.data.build.align import AlignedFace, Aligner, Hint, Rejected
 from pfcluster.data.build.candidates import LeftOut
 from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.plan import PlannedPhoto, PlannedShard
 from pfcluster.data.build.shard_writer import Sample, write_checksummed, write_shard
-from pfcluster.data.jpeg import UnreadablePhotoError, decode_jpeg, decode_photo, encode_jpeg
+from pfcluster.data.build.stored_images import DecodedPhoto, decode, stored_crop, stored_photo
+from pfcluster.data.jpeg import UnreadablePhotoError
 from pfcluster.data.labels import CANONICAL
 from pfcluster.data.manifest import BUILD_FOLDER, ShardFile
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
@@ -83,17 +82,17 @@ class ShardMaker:
 
     def _windows(
         self, shard: PlannedShard, left_out: list[LeftOut], advance: Callable[[int], None]
-    ) -> Iterator[list[_DecodedPhoto]]:
+    ) -> Iterator[list[_PlannedImage]]:
         """Decoded photos of the shard, in order, a window at a time; undecodable ones are added to `left_out`."""
-        window: list[_DecodedPhoto] = []
+        window: list[_PlannedImage] = []
         count = pixels = 0
         for number, photo in enumerate(shard.photos, 1):
             data = self._read(photo)
             count += 1
             try:
-                image, plain = decode_photo(data)
-                window.append(_DecodedPhoto(photo, data, image, plain))
-                pixels += image.shape[0] * image.shape[1]
+                decoded = decode(data)
+                window.append(_PlannedImage(photo, decoded))
+                pixels += decoded.image.shape[0] * decoded.image.shape[1]
             except UnreadablePhotoError as error:
                 left_out.append(LeftOut(photo.role, photo.number, "unreadable", str(error)))
             if count == WINDOW_PHOTOS or pixels >= WINDOW_PIXELS or number == len(shard.photos):
@@ -112,33 +111,25 @@ class ShardMaker:
             raise BuildError(f"{raw.source} has changed since the build was planned; delete the output and build again")
         return data
 
-    def _samples(self, split: str, window: Sequence[_DecodedPhoto], left_out: list[LeftOut]) -> Iterator[Sample]:
-        images = [decoded.image for decoded in window]
-        raw = [self._raw(decoded.photo) for decoded in window]
+    def _samples(self, split: str, window: Sequence[_PlannedImage], left_out: list[LeftOut]) -> Iterator[Sample]:
+        images = [each.decoded.image for each in window]
+        raw = [self._raw(each.photo) for each in window]
         hints = [Hint(photo.box, photo.landmarks) for photo in raw]
         faces = self.aligner.align(images, hints) if self.aligner else [None] * len(window)
-        for decoded, face in zip(window, faces, strict=True):
-            photo = decoded.photo
+        for planned, face in zip(window, faces, strict=True):
+            photo = planned.photo
             if isinstance(face, Rejected):
                 left_out.append(LeftOut(photo.role, photo.number, face.reason, face.detail))
                 continue
-            jpeg = encode_jpeg(face.image, self.quality) if face else self._resized(decoded)
-            yield Sample(photo.key, jpeg, self._record(split, decoded, face))
-
-    def _resized(self, decoded: _DecodedPhoto) -> bytes:
-        """The photo at the size of the crops; a JPEG that already has that size is copied unchanged."""
-        if decoded.plain and decoded.image.shape[:2] == (self.size, self.size):
-            try:
-                decode_jpeg(decoded.data)
-            except ValueError:  # pillow tolerates more than the training decoder: re-encode
-                pass
+            if face:
+                jpeg = stored_crop(face.image, self.quality)
             else:
-                return decoded.data
-        return encode_jpeg(resize(decoded.image, self.size), self.quality)
+                jpeg = stored_photo(planned.decoded, self.size, self.quality)
+            yield Sample(photo.key, jpeg, self._record(split, planned, face))
 
-    def _record(self, split: str, decoded: _DecodedPhoto, face: AlignedFace | None) -> dict[str, Any]:
+    def _record(self, split: str, planned: _PlannedImage, face: AlignedFace | None) -> dict[str, Any]:
         """JSON of a sample. Box and landmarks are in pixels of the photo after EXIF rotation."""
-        photo, (height, width) = decoded.photo, decoded.image.shape[:2]
+        photo, (height, width) = planned.photo, planned.decoded.image.shape[:2]
         record: dict[str, Any] = {
             "dataset": self.dataset,
             "split": split,
@@ -161,9 +152,6 @@ class ShardMaker:
 
 
 @dataclass(frozen=True)
-class _DecodedPhoto:
+class _PlannedImage:
     photo: PlannedPhoto
-    data: bytes
-    image: np.ndarray
-    """uint8 h w 3, RGB."""
-    plain: bool
+    decoded: DecodedPhoto
