@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns the exit code: 0, 2 for an error of the user, 130 if interrupted.
     """
     messages = plain_console(stderr=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
+        signal.signal(number, _interrupt)
     try:
         options = parse(BuildOptions, sys.argv[1:] if arguments is None else arguments, prog="pfcluster build")
         result, seconds = _run(options, messages)

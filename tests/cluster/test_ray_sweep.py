@@ -29,9 +29,10 @@ def test_lost_worker_and_killed_driver_do_not_change_the_outcome(tmp_path):
     wait_for(lambda: step_of(first) >= 7, "step 7", driver)
     (worker,) = processes_logging_to(first)
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: (result_of(first) or {}).get("status") == "finished", "the first trial's end", driver)
+    wait_for(lambda: attempts.read(first)[-1].outcome == "finished", "the first trial's end", driver)
     assert resumed(first)
     assert [attempt.outcome for attempt in attempts.read(first)] == ["lost", "finished"]
+    assert result_of(first)["status"] == "finished"
     finished = (first / "result.json").stat().st_mtime
     driver.kill()
     driver.wait()
