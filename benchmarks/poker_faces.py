@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.poker_aims import (
-    CLASSIFIER,
     EQUAL_EPOCHS,
+    EQUAL_FLOPS,
     NO_ADVERSARY,
     RECIPE,
     START,
@@ -51,7 +51,7 @@ FACES = 1
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 NAME = "poker_faces"
 SHARED_RUNS = ("mae", "judge")
-COMPARED_RUNS = (START, RECIPE, NO_ADVERSARY, EQUAL_EPOCHS, CLASSIFIER)
+COMPARED_RUNS = (START, RECIPE, NO_ADVERSARY, EQUAL_EPOCHS, EQUAL_FLOPS)
 FROM_START = (RECIPE, NO_ADVERSARY)
 EVALUATION = {"evaluate.n_probe_images": 2000, "evaluate.n_probe_identities": 200, "evaluate.n_poker_faces": 1000}
 FOOTNOTE = (
@@ -59,7 +59,8 @@ FOOTNOTE = (
     "`mse_outside`: mean squared error against the true poker face inside and outside the expression region (values in "
     "-1..1). `neutralised_rate`: share of faces with an expression that the judge classifies as neutral; "
     "`emotion_agreement`: share that it assigns to the input's emotion. `emotion_probe`, `identity_probe`: accuracy of "
-    "linear probes of tokens (f, f_e, f_p) or pixels."
+    "linear probes of tokens (f, f_e, f_p) or pixels. `fid`, `fid_neutral`: Fréchet distance of the judge's features "
+    "to all and to neutral photos, not comparable with an FID."
 )
 
 
@@ -69,7 +70,7 @@ def configs(folder: Path) -> dict[str, RunConfig]:
         role: with_values(config, {"data.synthetic.seed": FACES})
         for role, config in presets.recipe("poker-face").items()
     }
-    judge = {"evaluate.judge": str(folder / "judge" / "seed-0")}
+    judge = {name: str(folder / "judge" / "seed-0") for name in ("evaluate.judge", "evaluate.fid")}
     recipe = with_values(by_role["pf-vit"], {**EVALUATION, **judge})
     start = with_values(by_role["mae-vit"], {"model.init": str(folder / "mae" / "seed-0"), **EVALUATION})
     controls = budget_controls(("epochs", "flops"), start, recipe, starts_from_mae_vit=True)
@@ -108,7 +109,7 @@ def _run(folder: Path, config: RunConfig, name: str, seed: int, *, from_start: b
 def results(folder: Path, seeds: Sequence[int], checkpoint_seed: int) -> dict[str, Any]:
     """Content of poker_faces.json."""
     figures = {name: read_figures(folder, name, seeds) for name in COMPARED_RUNS}
-    aims = evaluate_aims(figures[RECIPE], figures[NO_ADVERSARY], figures[CLASSIFIER])
+    aims = evaluate_aims(figures[RECIPE], figures[NO_ADVERSARY], figures[EQUAL_FLOPS], figures[EQUAL_EPOCHS])
     checkpoint = read_result(folder / RECIPE / f"seed-{checkpoint_seed}")
     assert checkpoint is not None
     runs = {

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from benchmarks.poker_aims import evaluate_aims
+from benchmarks.poker_aims import EQUAL_EPOCHS, EQUAL_FLOPS, evaluate_aims
 from benchmarks.poker_check import check
 from benchmarks.poker_faces import NAME, RESULTS, configs, markdown, plan
 from benchmarks.poker_residue import COLUMNS, residue
@@ -42,7 +42,8 @@ def test_committed_aims_follow_from_the_committed_figures():
         }
         for name, figures in results["runs"].items()
     }
-    aims = evaluate_aims(runs["pf-vit"], runs["no-adversary"], runs["mae-vit"])
+    equal_flops = runs.get(EQUAL_FLOPS, runs["mae-vit"])  # the former recipe had no other control
+    aims = evaluate_aims(runs["pf-vit"], runs["no-adversary"], equal_flops, runs.get(EQUAL_EPOCHS))
     committed = results["aims"]
     texts = [(aim.name, aim.criterion, aim.note, aim.met) for aim in aims]
     assert texts == [(aim["name"], aim["criterion"], aim["note"], aim["met"]) for aim in committed]
