@@ -50,6 +50,7 @@ def _build_encoder(config: RunConfig) -> ViT:
         heads=model.heads,
         mlp_ratio=model.mlp_ratio,
         patch_gain=model.patch_gain,
+        stem_channels=model.stem_channels,
     )
 
 

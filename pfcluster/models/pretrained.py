@@ -245,6 +245,11 @@ def _describe_sizes(weights: StateDict) -> str:
     if "patch_embed.weight" in weights:
         width, inputs = weights["patch_embed.weight"].shape
         sizes += [f"width {width}", f"patch {math.isqrt(inputs // 3)}"]
+    elif "patch_embed.out.weight" in weights:
+        stages = [name for name in weights if re.fullmatch(r"patch_embed\.stages\.\d+\.conv\.bias", name)]
+        channels = ", ".join(str(len(weights[name])) for name in stages)
+        width = len(weights["patch_embed.out.weight"])
+        sizes += [f"width {width}", f"a convolutional stem with model.stem_channels {channels}"]
     elif "embed.weight" in weights:
         decoder_width, encoder_width = weights["embed.weight"].shape
         sizes += [f"decoder width {decoder_width}", f"encoder width {encoder_width}"]

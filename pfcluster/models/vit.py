@@ -7,9 +7,13 @@ be loaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pfcluster.models.conv_stem import ConvStem
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -140,17 +144,19 @@ class ViT(nn.Module):
         heads: int,
         mlp_ratio: float = 4.0,
         patch_gain: float = 1.0,
+        stem_channels: Sequence[int] = (),
     ) -> None:
-        """`patch_gain` scales the initial weights of the patch embedding."""
+        """`patch_gain` scales the initial weights of the patch embedding. `stem_channels` takes a ConvStem."""
         super().__init__()
         self.patch = patch
-        self.patch_embed = nn.Linear(3 * patch * patch, width)
+        self.patch_embed = ConvStem(stem_channels, width) if stem_channels else nn.Linear(3 * patch * patch, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("positions", sincos_positions(size // patch, width))
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.apply(init_linear)
-        nn.init.xavier_uniform_(self.patch_embed.weight, gain=patch_gain)
+        if isinstance(self.patch_embed, nn.Linear):
+            nn.init.xavier_uniform_(self.patch_embed.weight, gain=patch_gain)
         nn.init.normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor, keep: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
@@ -158,15 +164,21 @@ class ViT(nn.Module):
 
         `scales` depth 2 b: factors of each block's two residual branches for each sample (stochastic depth).
         """
-        patches = patchify(images, self.patch)
-        positions = self.positions.unsqueeze(0)
-        if keep is not None:
-            patches, positions = take(patches, keep), self.positions[keep]
-        tokens = self.patch_embed(patches) + positions
+        tokens = self._embed(images, keep)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
         for index, block in enumerate(self.blocks):
             tokens = block(tokens) if scales is None else block(tokens, None, scales[index])
         return self.norm(tokens)
+
+    def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """b 3 h w -> b k d: patch embeddings with their positions."""
+        positions = self.positions.unsqueeze(0) if keep is None else self.positions[keep]
+        if isinstance(self.patch_embed, ConvStem):
+            tokens: Tensor = self.patch_embed(images, keep)
+            return (tokens if keep is None else take(tokens, keep)) + positions
+        patches = patchify(images, self.patch)
+        embedded: Tensor = self.patch_embed(patches if keep is None else take(patches, keep))
+        return embedded + positions
 
     def shard_units(self) -> list[nn.Module]:
         """The modules that an engine may shard, compile or checkpoint separately."""

@@ -26,8 +26,10 @@ NAMED: dict[str, tuple[Mean, Mean]] = {
     "half": (HALF_MEAN, HALF_STD),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-OWN, TIMM, HUGGING_FACE = "encoder.patch_embed.weight", "patch_embed.proj.weight", "patch_embeddings.projection.weight"
-"""Names that end so mark our own nets, timm's and facebookresearch/mae's, and Hugging Face's."""
+OWN = ("encoder.patch_embed.weight", "encoder.patch_embed.stages.0.conv.weight")
+"""Names in our own nets, with a linear patch embedding or a convolutional stem."""
+TIMM, HUGGING_FACE = "patch_embed.proj.weight", "patch_embeddings.projection.weight"
+"""Names that end so mark timm's nets and facebookresearch/mae's, and Hugging Face's."""
 BLOCK_NAME = r"(blocks\.\d+\.(?:norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.(?:weight|bias))$"
 """Parameters of a block in timm and in facebookresearch/mae."""
 CHANGES_THE_OUTPUT = r"(blocks\.|patch_embed\.|norm_pre|reg_token|register_tokens|dist_token|rope|rel_pos|pos_embed_)"
@@ -64,7 +66,7 @@ class ForeignViT:
 def own_weights(file: WeightsFile) -> StateDict | None:
     """The weights of one of pfcluster's nets by its names, as `pfcluster consolidate` writes them; None for others."""
     for group in ("model_ema/", "model/", ""):
-        if group + OWN in file.tensors:
+        if any(group + name in file.tensors for name in OWN):
             names = [name for name in file.tensors if name.startswith(group)]
             return {name.removeprefix(group): file.tensors[name] for name in names}
     return None

@@ -96,7 +96,7 @@ def tiny_config(
         batch_size=batch_size,
         data=DataConfig(size=32),
         augment=AugmentConfig(mixup=0.8, cutmix=1.0) if finetune else AugmentConfig(),
-        model=replace(MODEL, drop_path=0.3 if finetune else 0.0),
+        model=replace(MODEL, drop_path=0.3 if finetune else 0.0, stem_channels=(8, 8, 16) if stabilised else ()),
         classifier=ClassifierConfig(label_smoothing=0.1 if finetune else 0.0),
         discriminator_augment=seen,
         optim=OptimConfig(
