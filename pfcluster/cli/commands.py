@@ -42,6 +42,10 @@ GROUPS: dict[str, dict[str, CommandInfo]] = {
         "consolidate": CommandInfo("pfcluster.cli.results:consolidate", "weights as one safetensors file", "RUN"),
         "costs": CommandInfo("pfcluster.cli.costs:main", "parameters, FLOPs and speed of presets"),
     },
+    "Models": {
+        "predict": CommandInfo("pfcluster.cli.predict:predict", "label faces of photos and videos", "INPUT --model M"),
+        "export": CommandInfo("pfcluster.cli.predict:export", "a run as a model folder", "RUN --output DIR"),
+    },
     "Jobs": {
         "status": CommandInfo("pfcluster.cli.status:status", "state, step and speed of all runs", "[NAME]"),
         "logs": CommandInfo("pfcluster.cli.status:logs", "the end of a rank's log", "NAME"),

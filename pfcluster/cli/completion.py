@@ -11,6 +11,7 @@ from pfcluster.cli.build import BuildOptions
 from pfcluster.cli.costs import CostsOptions
 from pfcluster.cli.doctor import DoctorOptions
 from pfcluster.cli.inspect import InspectOptions
+from pfcluster.cli.predict import ExportOptions, PredictOptions
 from pfcluster.cli.reproduce import ReproduceOptions
 from pfcluster.cli.results import (
     ConsolidateOptions,
@@ -46,6 +47,8 @@ OPTIONS: dict[str, type] = {
     "measure": MeasureOptions,
     "consolidate": ConsolidateOptions,
     "costs": CostsOptions,
+    "predict": PredictOptions,
+    "export": ExportOptions,
     "status": StatusOptions,
     "logs": LogsOptions,
     "cancel": CancelOptions,

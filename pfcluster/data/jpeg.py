@@ -93,10 +93,15 @@ def _decode_photo(data: bytes) -> tuple[np.ndarray, bool]:
         deep = photo.format in DEEP_FORMATS and any(re.search("16|65535", str(tile.args)) for tile in photo.tile)
         photo.load()  # before reading EXIF: some formats store it at the end; also rotates TIFFs
         orientation = photo.getexif().get(ExifTags.Base.Orientation, 1)
-        upright = photo if orientation not in TURNS else photo.transpose(TURNS[orientation])
         if deep and photo.mode in ("RGB", "RGBA") and np.asarray(photo)[..., :3].max(initial=0) <= DARK:
             return _deep_colours(data, orientation), False
-        return np.array(_to_rgb(upright)), plain and orientation == 1
+        return pixels_of(photo), plain and orientation == 1
+
+
+def pixels_of(photo: Image.Image) -> np.ndarray:
+    """A loaded pillow image as uint8 h w 3, RGB: rotated according to EXIF, transparency over white."""
+    orientation = photo.getexif().get(ExifTags.Base.Orientation, 1)
+    return np.array(_to_rgb(photo if orientation not in TURNS else photo.transpose(TURNS[orientation])))
 
 
 def _deep_colours(data: bytes, orientation: int) -> np.ndarray:

@@ -12,10 +12,13 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\n")
 
 def csv_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A header and rows as CSV. None is an empty cell; text that a spreadsheet would run begins with an apostrophe."""
+    return csv_rows([header]) + csv_rows(rows)
+
+
+def csv_rows(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV, with cells as in `csv_table`."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_cell(name) for name in header])
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    csv.writer(out, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
     return out.getvalue()
 
 

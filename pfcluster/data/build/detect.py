@@ -110,7 +110,7 @@ class FaceAligner:
         by area, largest first.
         """
         every = self.detect(images)
-        results = []
+        results: list[list[Face]] = []
         for image, faces, principal in zip(
             images, every, self.detect_selected(images, [NO_HINT] * len(images)), strict=True
         ):

@@ -1,0 +1,185 @@
+"""`pfcluster predict` and `pfcluster export`: use a trained model, and write it as files."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from pfcluster.inference.crops import Cropper, DetectedFaces, WhichFaces, WholePhotos
+from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.prediction import Counts, PredictionOptions, check_options, run_prediction
+from pfcluster.inference.sources import ReadOptions, list_sources
+from pfcluster.launch.command_line import parse
+from pfcluster.runs.terminal import plain_column, plain_console
+
+if TYPE_CHECKING:
+    from pfcluster.inference.torch_predictor import TorchPredictor
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Classify the faces of photos and videos, and write a table with one row per face."""
+
+    inputs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="INPUT [INPUT ...]")]]
+    """Photos, folders (searched recursively), patterns, videos, or the number of a webcam."""
+    model: str
+    """A folder or file of `pfcluster export`, a run, user/name on the Hugging Face hub, or builtin:NAME."""
+    output: Path | None = None
+    """Table to write: .csv, .jsonl or .parquet. Default: print a line for each face."""
+    poker_face: Path | None = None
+    """Folder for pictures of each face beside its poker face."""
+    annotate: Path | None = None
+    """Folder for photos and videos with boxes and labels; for a single video also a name that ends in .mp4."""
+    detect: bool = True
+    """Find faces and align them; with --no-detect every photo is a crop of a face."""
+    faces: WhichFaces = "all"
+    """All faces of a photo, or the one that training would use, which is found faster."""
+    batch_size: int = 32
+    """Faces per batch of the network."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    frame_step: int = 1
+    """Use every n-th frame of videos."""
+    max_frames: int | None = None
+    """Stop videos and webcams at this frame."""
+
+
+def predict(arguments: list[str]) -> int:
+    """Classify the faces of photos and videos."""
+    options = parse(PredictOptions, arguments, prog="pfcluster predict")
+    if not options.inputs:
+        raise ValueError("missing: INPUT; `pfcluster predict --help` lists the options")
+    signal.signal(signal.SIGTERM, _interrupt)
+    sources = list_sources(options.inputs)
+    prediction = PredictionOptions(
+        output=options.output,
+        poker_faces=options.poker_face,
+        annotate=options.annotate,
+        batch_size=options.batch_size,
+        read=ReadOptions(options.frame_step, options.max_frames),
+        how={"detect": options.detect, "faces": options.faces},
+    )
+    predictor = _load(options)
+    check_options(prediction, predictor.info)
+    cropper = _cropper(options, predictor)
+    messages, started = plain_console(stderr=True), time.perf_counter()
+    try:
+        with _progress(messages, len(sources)) as advance:
+            show: Callable[[str], None] = lambda line: plain_console().print(line, soft_wrap=True)  # noqa: E731
+            counts = run_prediction(sources, predictor, cropper, prediction, show=show, advance=advance)
+    except KeyboardInterrupt:
+        kept = "" if options.output is None else "; rows are kept, and the same command continues after them"
+        messages.print(f"stopped{kept}")
+        return INTERRUPTED
+    _print_counts(messages, counts, time.perf_counter() - started, options.output)
+    return 0
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _load(options: PredictOptions) -> TorchPredictor:
+    from pfcluster.inference.load import load
+
+    return load(options.model, device=options.device).predictor
+
+
+def _cropper(options: PredictOptions, predictor: TorchPredictor) -> Cropper:
+    preprocessing = predictor.info.preprocessing
+    if not options.detect:
+        return WholePhotos(preprocessing)
+    return DetectedFaces(preprocessing, str(predictor.device), options.faces)
+
+
+class _progress:
+    """A progress bar over the sources, with faces per second; gives the function that advances it."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), plain_column("{task.description}"), TimeElapsedColumn())
+        self._bar = Bar(*columns, console=console)
+        self._task = self._bar.add_task("", total=total)
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> Callable[[Counts], None]:
+        self._bar.start()
+        return self._advance
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _advance(self, counts: Counts) -> None:
+        rate = counts.faces / max(1e-9, time.perf_counter() - self._started)
+        self._bar.update(self._task, completed=counts.sources, description=f"{counts.faces} faces, {rate:.1f} faces/s")
+
+
+def _print_counts(console: Console, counts: Counts, seconds: float, output: Path | None) -> None:
+    rate = f"{counts.faces / max(seconds, 1e-9):.1f} faces/s"
+    console.print(
+        f"{counts.faces} faces in {counts.frames} photos or frames, in {seconds:.1f} s ({rate})", soft_wrap=True
+    )
+    if counts.kept_rows:
+        console.print(f"{counts.kept_rows} rows were kept of an earlier attempt")
+    if counts.without:
+        console.print(f"{counts.without} rows have a reason instead of a label (column `reason`)")
+    if output is not None:
+        console.print(f"table: {output}", soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write the best checkpoint of a run as a model: weights, config and model card."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or the folder of a checkpoint."""
+    output: Path
+    """Folder to write, or a file that ends in .safetensors, which holds weights and config."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Type of the weights in the file. float32 loads back equal to the bit; float16 has half the size."""
+    discriminator: bool = False
+    """Write the discriminator as well (discriminator.safetensors)."""
+    shards: str | None = None
+    """Where the run's shards are now, if they have been moved: their manifest says how photos were cropped."""
+    license: str | None = None
+    """Licence of the weights, by its name on the Hugging Face hub; default: apache-2.0 for synthetic faces, else
+    other."""
+
+
+def export(arguments: list[str]) -> int:
+    """Write a run as a model."""
+    from pfcluster.inference.export import export_run
+
+    options = parse(ExportOptions, arguments, prog="pfcluster export")
+    if not options.run.exists():
+        raise InferenceError(f"{options.run} does not exist; give a run folder")
+    info = export_run(
+        options.run,
+        options.output,
+        precision=options.precision,
+        discriminator=options.discriminator,
+        shards=options.shards,
+        license=options.license,
+    )
+    console = plain_console()
+    console.print(
+        f"{info.name}: {info.network.kind}, {info.network.size} px, {', '.join(info.classes)}", soft_wrap=True
+    )
+    if info.preprocessing.template_faces is not None:
+        console.print(
+            f"the training data is not aligned: faces are cropped as {info.preprocessing.template_faces} of it lie on"
+            " average",
+            soft_wrap=True,
+        )
+    console.print(f"model: {options.output}", soft_wrap=True)
+    return 0

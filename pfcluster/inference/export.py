@@ -1,0 +1,257 @@
+"""From a finished run to a model: config, evaluated weights, and how its photos were prepared."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfcluster.checkpoint import store
+from pfcluster.config import RunConfig
+from pfcluster.config.json_files import JsonFileError
+from pfcluster.data.build.align import NO_HINT
+from pfcluster.data.build.detect import FaceAligner
+from pfcluster.data.dataset import open_dataset
+from pfcluster.data.manifest import Manifest, ShardError, load_manifest
+from pfcluster.data.types import DataError
+from pfcluster.evaluate.evaluate_run import require_outputs
+from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.model_folder import with_precision, write_model
+from pfcluster.inference.model_info import (
+    Figures,
+    ModelInfo,
+    OverSeeds,
+    Point,
+    Preprocessing,
+    Training,
+    build_template,
+)
+from pfcluster.inference.torch_predictor import network_info, weights_sha256
+from pfcluster.runs.folder import RESULT_FILE, enclosing_run, find_runs, read_config, read_result
+from pfcluster.runs.run_inputs import recorded_classes
+
+TEMPLATE_IMAGES = 32
+"""Images of unaligned training data in which faces are detected for the template."""
+MIN_TEMPLATE_FACES = 8
+DETECTION_SIDE = 160
+"""They are enlarged to this side for the detector, in pixels."""
+OWN_DATA_LICENSE = "apache-2.0"
+POKER_ROW = "poker face"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunModel:
+    """A run as a model."""
+
+    info: ModelInfo
+    weights: dict[str, Tensor]
+    """The weights that are evaluated: the moving average if the run keeps one."""
+
+
+def export_run(
+    run: Path,
+    output: Path,
+    *,
+    precision: str = "float32",
+    discriminator: bool = False,
+    shards: str | None = None,
+    license: str | None = None,
+) -> ModelInfo:
+    """Write the best checkpoint of a run as a model folder or file. Raises InferenceError, CheckpointError, OSError.
+
+    `shards`: where the run's shards are now; `license`: of the weights; `discriminator`: write Δ, too.
+    """
+    model = read_run(run, shards, license)
+    group = store.load(run).tensors("discriminator").get("discriminator") if discriminator else None
+    if discriminator and group is None:
+        raise InferenceError(f"--discriminator: {run} has none, because it is no run of pf-mag; leave the option out")
+    info, weights = with_precision(model.info, model.weights, precision)
+    write_model(output, info, weights, group)
+    return info
+
+
+def read_run(run: Path, shards: str | None = None, license: str | None = None) -> RunModel:
+    """The best checkpoint of a run, or a checkpoint folder, as a model. Raises InferenceError, CheckpointError."""
+    checkpoint = store.load(run)
+    folder = enclosing_run(run) or run
+    config = read_config(folder)
+    _require_classifier(run, config)
+    weights = checkpoint.weights()
+    result = _result(folder)
+    classes = recorded_classes(folder)
+    if classes is None:
+        raise InferenceError(
+            f"{folder} does not record its classes; train the run again with this version of pfcluster"
+        )
+    require_outputs(folder, weights, classes)
+    training = _training(folder, config, result, checkpoint.step)
+    info = ModelInfo(
+        name=f"{config.name}-{training.dataset}",
+        network=network_info(config),
+        classes=classes,
+        preprocessing=_preprocessing(config, shards),
+        training=training,
+        figures=_figures(result, classes),
+        over_seeds=_over_seeds(folder, config),
+        poker_faces=_poker_faces(result),
+        license=license or (OWN_DATA_LICENSE if config.data.shards is None else "other"),
+        weights_sha256=weights_sha256(weights),
+        version=version("pfcluster"),
+    )
+    return RunModel(info, weights)
+
+
+def _require_classifier(run: Path, config: RunConfig) -> None:
+    if config.objective == "mae":
+        raise InferenceError(
+            f"{run} is a run of MAE pre-training: it has no classes and its decoder predicts hidden patches only;"
+            " export a run of finetune or pf-mag that starts from it (`pfcluster finetune --model.init RUN`)"
+        )
+    if config.data.target == "identity":
+        raise InferenceError(
+            f"{run} recognises the identities of its training data, not expressions; export a run of judge, finetune or"
+            " pf-mag without --data.target identity"
+        )
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    try:
+        return read_result(folder) or {}
+    except JsonFileError as error:
+        raise InferenceError(f"{error}; restore {RESULT_FILE}, or train the run again") from error
+
+
+def _training(folder: Path, config: RunConfig, result: Mapping[str, Any], step: int) -> Training:
+    dataset = result.get("dataset") or {}
+    samples = {name: dataset[name] for name in ("train", "validation", "test") if isinstance(dataset.get(name), int)}
+    name = dataset.get("name") or ("synthetic" if config.data.shards is None else Path(config.data.shards).name)
+    return Training(
+        dataset=name,
+        votes=dataset.get("votes"),
+        samples=samples,
+        objective=config.objective,
+        seed=config.seed,
+        step=step,
+        commit=result.get("git_commit"),
+    )
+
+
+def _figures(result: Mapping[str, Any], classes: tuple[str, ...]) -> Figures | None:
+    """Scores of the test split, else of the validation split."""
+    for split in ("test", "validation"):
+        scores = result.get(split)
+        if scores:
+            names = ("accuracy", "mean_class_accuracy", "macro_f1")
+            n = scores.get("n") or (result.get("dataset") or {}).get(split, 0)
+            per_class = {name: value for name, value in scores.get("per_class", {}).items() if name in classes}
+            return Figures(
+                split=split,
+                n=n,
+                per_class=per_class,
+                warning=result.get("warning"),
+                **{name: scores[name] for name in names},
+            )
+    return None
+
+
+def _over_seeds(folder: Path, config: RunConfig) -> OverSeeds | None:
+    """Test accuracy over the finished runs beside this one that share its name; None with fewer than two."""
+    accuracies: dict[int, float] = {}
+    for run in find_runs(folder.parent):
+        try:
+            result = read_result(run) or {}
+        except JsonFileError:
+            continue
+        if result.get("status") == "finished" and result.get("name") == config.name and result.get("test"):
+            accuracies[result["seed"]] = result["test"]["accuracy"]
+    if len(accuracies) < 2 or config.seed not in accuracies:
+        return None
+    values = list(accuracies.values())
+    return OverSeeds(
+        seeds=tuple(sorted(accuracies)),
+        accuracy_mean=statistics.fmean(values),
+        accuracy_std=statistics.stdev(values),
+    )
+
+
+def _poker_faces(result: Mapping[str, Any]) -> dict[str, float | int | str | None] | None:
+    """The figures of the poker faces themselves, without those of the rows that they are compared with."""
+    rows = (result.get("poker") or {}).get("rows") or {}
+    row = rows.get(POKER_ROW, {})
+    values: dict[str, float | int | str | None] = {
+        name: value for name, value in row.items() if isinstance(value, float | int)
+    }
+    return values or None
+
+
+def _preprocessing(config: RunConfig, shards: str | None) -> Preprocessing:
+    """How the run's stored images were made. Raises InferenceError if their manifest cannot be read."""
+    if config.data.shards is None:
+        template, faces = measured_template(config)
+        return Preprocessing(
+            align="none", crop_size=config.data.size, template=template, template_faces=faces, jpeg_quality=None
+        )
+    place = shards or config.data.shards
+    try:
+        manifest = load_manifest(place)
+    except (ShardError, OSError) as error:
+        raise InferenceError(
+            f"how the run's photos were cropped is in the manifest of its shards, which cannot be read: {error}; name"
+            " the folder where they are now with --shards"
+        ) from error
+    options = _build_options(manifest)
+    template, faces = build_template(), None
+    if options["align"] == "none":
+        template, faces = measured_template(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, shards=place))
+        )
+    return Preprocessing(
+        align=options["align"],
+        crop_size=manifest.size,
+        template=template,
+        template_faces=faces,
+        jpeg_quality=options["quality"],
+        face=options["face"],
+    )
+
+
+def _build_options(manifest: Manifest) -> dict[str, Any]:
+    defaults = {"align": "mtcnn", "quality": 95, "face": "largest-central"}
+    return {name: manifest.options.get(name, value) for name, value in defaults.items()}
+
+
+def measured_template(config: RunConfig) -> tuple[tuple[Point, ...], int | None]:
+    """Where the five landmarks lie on average in training data that is not aligned, made symmetric, and the number of
+    faces it is the mean of; the template of `pfcluster build` and None if too few are detected.
+    """
+    try:
+        split = open_dataset(config.data, config.seed).validation
+    except (DataError, ShardError, OSError) as error:
+        raise InferenceError(f"the run's data cannot be read, to see where its faces lie: {error}") from error
+    indices = torch.linspace(0, len(split) - 1, min(TEMPLATE_IMAGES, len(split))).long()
+    images = split.batch(indices).images.permute(0, 2, 3, 1).numpy()
+    landmarks = template_landmarks(images, FaceAligner(DETECTION_SIDE))
+    if len(landmarks) < MIN_TEMPLATE_FACES:
+        return build_template(), None
+    mirrored = landmarks[:, [1, 0, 2, 4, 3]] * (-1, 1) + (1, 0)
+    mean = np.concatenate([landmarks, mirrored]).mean(0).round(4)
+    return tuple((x, y) for x, y in mean.tolist()), len(landmarks)
+
+
+def template_landmarks(images: np.ndarray, aligner: FaceAligner) -> np.ndarray:
+    """Landmarks of the largest face of each image in which one is found, as fractions of its side: uint8 n h h 3 ->
+    f 5 2.
+    """
+    import cv2
+
+    enlarged = [cv2.resize(image, (DETECTION_SIDE,) * 2, interpolation=cv2.INTER_CUBIC) for image in images]
+    faces = aligner.detect_selected(enlarged, [NO_HINT] * len(enlarged))
+    points = [max(each, key=lambda face: face.box[2] - face.box[0]).landmarks for each in faces if each]
+    return (np.array(points).reshape(-1, 5, 2) + 0.5) / DETECTION_SIDE

@@ -1,0 +1,98 @@
+"""Write and read a model folder, or one safetensors file that holds weights and config. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.model_card import model_card
+from pfcluster.inference.model_info import (
+    CARD_FILE,
+    CONFIG_FILE,
+    DISCRIMINATOR_FILE,
+    METADATA_KEY,
+    WEIGHTS_FILE,
+    ModelInfo,
+    parse_info,
+    read_info,
+    to_json,
+)
+from pfcluster.inference.torch_predictor import weights_sha256
+from pfcluster.runs.atomic_files import write_atomically
+
+SUFFIX = ".safetensors"
+StateDict = Mapping[str, Tensor]
+
+
+def with_precision(info: ModelInfo, weights: StateDict, precision: str) -> tuple[ModelInfo, dict[str, Tensor]]:
+    """The weights as "float32" or "float16", and the config with their checksum."""
+    kind = torch.float16 if precision == "float16" else torch.float32
+    converted = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
+    return dataclasses.replace(info, weights_sha256=weights_sha256(converted)), converted
+
+
+def write_model(output: Path, info: ModelInfo, weights: StateDict, discriminator: StateDict | None = None) -> None:
+    """Write a model folder, or a single file if `output` ends in .safetensors; replaces an earlier model there.
+
+    Raises InferenceError if something else is there, OSError.
+    """
+    if output.suffix == SUFFIX:
+        if output.is_dir():
+            raise InferenceError(f"--output {output} is a folder; give a file's name, or a folder's without {SUFFIX}")
+        if discriminator is not None:
+            raise InferenceError("--discriminator needs a folder as --output: one file holds one net")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_weights(output, info, weights)
+        return
+    _require_free(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / DISCRIMINATOR_FILE).unlink(missing_ok=True)
+    write_weights(output / WEIGHTS_FILE, info, weights)
+    write_atomically(output / CONFIG_FILE, to_json(info))
+    write_atomically(output / CARD_FILE, model_card(info))
+    if discriminator is not None:
+        write_atomically(output / DISCRIMINATOR_FILE, save(dict(discriminator), {"format": "pt"}))
+
+
+def write_weights(path: Path, info: ModelInfo, weights: StateDict) -> None:
+    """Write a safetensors file with the model's config in its metadata. Raises OSError."""
+    tensors = {name: value.contiguous() for name, value in weights.items()}
+    write_atomically(path, save(tensors, {"format": "pt", METADATA_KEY: to_json(info)}))
+
+
+def _require_free(output: Path) -> None:
+    """Raises InferenceError if a folder holds something other than a model."""
+    if output.is_file():
+        raise InferenceError(f"--output {output} is a file; give a folder, or a name that ends in {SUFFIX}")
+    if output.is_dir() and any(output.iterdir()):
+        try:
+            read_info(output)
+        except InferenceError as error:
+            raise InferenceError(f"--output {output} holds other files; give a new folder") from error
+
+
+def read_model(place: Path) -> tuple[ModelInfo, dict[str, Tensor]]:
+    """Config and weights of a model folder or file. Raises InferenceError if one is missing, damaged or too old."""
+    file = place / WEIGHTS_FILE if place.is_dir() else place
+    info = read_info(place) if place.is_dir() else None
+    if not file.is_file():
+        raise InferenceError(f"{place} is no model: it has no {file.name}; export one with `pfcluster export`")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata: dict[str, Any] = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, ValueError) as error:
+        raise InferenceError(f"{file} is damaged, or no safetensors file: {error}; copy or export it again") from error
+    if info is None:
+        if METADATA_KEY not in metadata:
+            raise InferenceError(f"{file} holds weights without a model's config; export a run with `pfcluster export`")
+        info = parse_info(metadata[METADATA_KEY], f"the config in {file}")
+    return info, weights

@@ -1,0 +1,222 @@
+"""`pfcluster predict`: runs the pipeline, writes the table and the pictures, continues after an interrupt. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pfcluster.inference.crops import Cropper
+from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.faces import Face, Row
+from pfcluster.inference.model_info import ModelInfo
+from pfcluster.inference.pictures import Annotator, file_stem, make_folder, write_poker_face
+from pfcluster.inference.pipeline import FrameFaces, PipelineOptions, Position, run_pipeline
+from pfcluster.inference.predictor import Predictor
+from pfcluster.inference.sources import ReadOptions, Source
+from pfcluster.inference.tables import PartialTable, describe, require_writable
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionOptions:
+    """What is written, and how photos are read."""
+
+    output: Path | None = None
+    """Table; None prints a line for each face."""
+    poker_faces: Path | None = None
+    """Folder of pictures of originals beside their poker faces."""
+    annotate: Path | None = None
+    """Folder of annotated photos and videos, or one video."""
+    batch_size: int = 32
+    read: ReadOptions = field(default_factory=ReadOptions)
+    how: dict[str, Any] = field(default_factory=dict)
+    """Further options that the rows depend on."""
+
+
+@dataclass
+class Counts:
+    """What a prediction has done, in this process."""
+
+    sources: int = 0
+    """Finished photos and videos, with those of an earlier attempt."""
+    frames: int = 0
+    """Photos and frames that could be read."""
+    faces: int = 0
+    """Faces with a label."""
+    without: int = 0
+    """Rows without a label."""
+    kept_rows: int = 0
+    """Rows of an earlier attempt."""
+
+
+class _Table(Protocol):
+    """Where rows go."""
+
+    start: Position
+
+    def append(self, rows: Sequence[Row], after: Position) -> None:
+        """Add the rows of a frame."""
+
+    def flush(self) -> None:
+        """Keep the rows."""
+
+    def finish(self, classes: Sequence[str]) -> None:
+        """Complete the table."""
+
+    def close(self) -> None:
+        """Close an incomplete table."""
+
+
+class _Lines:
+    """Prints a line for each face."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self.start = Position()
+        self._show = show
+
+    def append(self, rows: Sequence[Row], after: Position) -> None:
+        for row in rows:
+            self._show(describe(row))
+
+    def flush(self) -> None:
+        """Lines are shown at once."""
+
+    def finish(self, classes: Sequence[str]) -> None:
+        """There is nothing to complete."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def check_options(options: PredictionOptions, info: ModelInfo) -> None:
+    """Raises InferenceError for outputs that cannot be written or that the model cannot give, before anything is read.
+
+    Creates the folders of pictures.
+    """
+    if options.batch_size < 1:
+        raise InferenceError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if options.read.frame_step < 1:
+        raise InferenceError(f"--frame-step must be at least 1, got {options.read.frame_step}")
+    if options.read.max_frames is not None and options.read.max_frames < 1:
+        raise InferenceError(f"--max-frames must be at least 1, got {options.read.max_frames}")
+    if options.output is not None:
+        require_writable(options.output)
+    if options.poker_faces is not None:
+        if not info.generates:
+            raise InferenceError(
+                f"--poker-face: the model {info.name} has no generator of poker faces, it classifies only; give a model"
+                " of pf-mag, or leave the option out"
+            )
+        make_folder(options.poker_faces, "--poker-face")
+
+
+def run_prediction(
+    sources: Sequence[Source],
+    predictor: Predictor,
+    cropper: Cropper,
+    options: PredictionOptions,
+    *,
+    show: Callable[[str], None],
+    advance: Callable[[Counts], None],
+) -> Counts:
+    """Predict all faces of the sources. `show` prints a line; `advance` is called after each photo or frame.
+
+    Continues an interrupted prediction into the same table. An interrupt ends a webcam's prediction in the regular way.
+    Raises InferenceError if an output cannot be written, or no source can be read; OSError; KeyboardInterrupt.
+    """
+    table = _open_table(sources, predictor.info, options, show)
+    annotator = None if options.annotate is None else Annotator(options.annotate, sources)
+    counts = Counts(sources=table.start.source)
+    if isinstance(table, PartialTable):
+        counts.kept_rows = table.rows
+    writer = _Writer(sources, predictor.info.classes, table, annotator, options.poker_faces, counts)
+    pipeline = PipelineOptions(
+        batch_size=options.batch_size,
+        read=options.read,
+        keep_images=annotator is not None,
+        poker_faces=options.poker_faces is not None,
+    )
+    try:
+        for frame in run_pipeline(sources, cropper, predictor, pipeline, table.start):
+            writer.write(frame)
+            advance(counts)
+    except KeyboardInterrupt:
+        if sources[min(counts.sources, len(sources) - 1)].kind != "webcam":
+            writer.abandon()
+            raise
+        if annotator is not None:
+            annotator.finish_video()
+    except BaseException:
+        writer.abandon()
+        raise
+    table.finish(predictor.info.classes)
+    if counts.frames == 0 and counts.kept_rows == 0:
+        raise InferenceError(f"none of the {len(sources)} inputs can be read; {writer.last_reason or 'see the table'}")
+    return counts
+
+
+def _open_table(
+    sources: Sequence[Source], info: ModelInfo, options: PredictionOptions, show: Callable[[str], None]
+) -> _Table:
+    if options.output is None:
+        return _Lines(show)
+    names = hashlib.sha256("\n".join(source.name for source in sources).encode(errors="surrogateescape")).hexdigest()
+    command = {
+        "model": info.weights_sha256,
+        "classes": list(info.classes),
+        "inputs": names,
+        "frame_step": options.read.frame_step,
+        "max_frames": options.read.max_frames,
+        "poker_faces": None if options.poker_faces is None else str(options.poker_faces),
+        "annotate": None if options.annotate is None else str(options.annotate),
+        **options.how,
+    }
+    return PartialTable(options.output, command, whole_sources=options.annotate is not None)
+
+
+@dataclass
+class _Writer:
+    """Writes the rows and pictures of frames."""
+
+    sources: Sequence[Source]
+    classes: Sequence[str]
+    table: _Table
+    annotator: Annotator | None
+    poker_faces: Path | None
+    counts: Counts
+    last_reason: str = ""
+
+    def write(self, frame: FrameFaces) -> None:
+        for face in frame.faces:
+            self._count(face)
+            image = frame.poker_faces.get(face.number or 0) if face.crop is not None else None
+            if self.poker_faces is not None and image is not None and face.crop is not None:
+                path = self.poker_faces / self._poker_face_name(frame, face)
+                write_poker_face(path, face.crop, image, face.label or "")
+                face.poker_face = str(path)
+        if self.annotator is not None:
+            self.annotator.add(frame.frame, frame.image, frame.faces)
+        self.table.append([face.to_row(self.classes) for face in frame.faces], frame.after)
+        self.table.flush()
+        self.counts.frames += frame.is_readable
+        self.counts.sources += frame.frame.is_last
+
+    def _count(self, face: Face) -> None:
+        if face.label is None:
+            self.counts.without += 1
+            self.last_reason = f"{face.source}: {face.reason}"
+        else:
+            self.counts.faces += 1
+
+    def _poker_face_name(self, frame: FrameFaces, face: Face) -> str:
+        stem = file_stem(frame.frame.source, self.sources[frame.frame.source])
+        number = "" if face.frame is None else f"_frame{face.frame:07d}"
+        return f"{stem}{number}_face{face.number}.png"
+
+    def abandon(self) -> None:
+        """Keep the rows so far for another attempt; remove an incomplete video."""
+        self.table.close()
+        if self.annotator is not None:
+            self.annotator.discard_video()

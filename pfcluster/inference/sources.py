@@ -1,0 +1,183 @@
+"""The inputs of a prediction: photos, folders, patterns, videos and webcams, and the frames in them. No torch.
+
+Legend: h rows, w columns.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pfcluster.data.build.stored_images import DecodedPhoto, decode
+from pfcluster.data.jpeg import UnreadablePhotoError
+from pfcluster.data.raw.base import IMAGE_SUFFIXES, MAX_FILE_BYTES
+from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.video import VIDEO_SUFFIXES, VideoReader
+from pfcluster.runs.os_errors import describe
+from pfcluster.runs.walk import walk_through_links
+
+READ_AHEAD = 32
+"""Photos that are decoded before they are needed."""
+MAX_DECODERS = 4
+"""Threads that decode photos."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One photo, video or webcam."""
+
+    name: str
+    kind: Literal["photo", "video", "webcam"]
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it has many frames."""
+        return self.kind != "photo"
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A decoded photo or frame; `photo` is None for one that cannot be read, and for the end of a video."""
+
+    source: int
+    """Index in the list of sources."""
+    number: int | None
+    """Number in a video; None for a photo."""
+    time_ms: float | None
+    photo: DecodedPhoto | None
+    reason: str | None = None
+    """Why it cannot be read, or why a video ended early."""
+    is_last: bool = False
+    """Whether no frame of this source follows."""
+    rate: float | None = None
+    """Frames of the video per second, after leaving out those between every n-th."""
+
+
+def list_sources(inputs: Sequence[str]) -> list[Source]:
+    """All photos and videos that the inputs name, without repetition. Raises InferenceError for an input that names
+    none.
+
+    An input is a file, a folder (searched recursively, hidden names skipped), a pattern such as `photos/**/*.jpg`, or
+    the number of a webcam.
+    """
+    sources: dict[str, Source] = {}
+    for text in inputs:
+        for source in _sources_of(text):
+            sources.setdefault(source.name, source)
+    return list(sources.values())
+
+
+def _sources_of(text: str) -> list[Source]:
+    path = Path(text)
+    if text.isdecimal() and not path.exists():
+        return [Source(f"webcam {int(text)}", "webcam")]
+    if path.is_dir():
+        return _folder(path)
+    if path.exists():
+        return [_file(text)]
+    matches = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []
+    files = [match for match in matches if os.path.isfile(match) and _is_readable(match)]
+    if files:
+        return [_file(match) for match in files]
+    if glob.has_magic(text):
+        raise InferenceError(f"no photo and no video matches {text}")
+    raise InferenceError(f"{text} does not exist; give a photo, a folder, a pattern, a video or a webcam's number")
+
+
+def _file(name: str) -> Source:
+    return Source(name, "video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "photo")
+
+
+def _is_readable(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+
+
+def _folder(root: Path) -> list[Source]:
+    names: list[str] = []
+
+    def fail(error: OSError) -> None:
+        raise InferenceError(f"a folder cannot be listed: {describe(error)}") from error
+
+    for folder, below, files in walk_through_links(root, fail):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        names += [str(folder / name) for name in sorted(files) if not name.startswith(".") and _is_readable(name)]
+    if not names:
+        raise InferenceError(f"{root} holds no photo and no video, at any depth; photos end in .jpg, .png, ...")
+    return [_file(name) for name in names]
+
+
+def read_photo(name: str) -> DecodedPhoto:
+    """Read and decode a photo. Raises UnreadablePhotoError."""
+    try:
+        size = os.stat(name).st_size
+        if size == 0:
+            raise UnreadablePhotoError("the file is empty")
+        if size > MAX_FILE_BYTES:
+            raise UnreadablePhotoError(f"the file has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
+        return decode(Path(name).read_bytes())
+    except OSError as error:
+        raise UnreadablePhotoError(error.strerror or str(error)) from error
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What is read of videos."""
+
+    frame_step: int = 1
+    """Every n-th frame is used."""
+    max_frames: int | None = None
+    """The frames of a source from this number on are not read."""
+
+
+def read_frames(sources: Sequence[tuple[int, Source]], options: ReadOptions, first_frame: int = 0) -> Iterator[Frame]:
+    """Frames of the sources, with their indices, in order; photos are decoded ahead by threads. `first_frame`: number
+    of the first frame to be read of the first source.
+
+    Files that cannot be read are frames with a reason. Raises InferenceError for a webcam that cannot be opened.
+    """
+    with ThreadPoolExecutor(min(MAX_DECODERS, os.cpu_count() or 1)) as pool:
+        ahead: deque[tuple[int, Source, Future[Frame] | None]] = deque()
+        remaining = iter(sources)
+        try:
+            while True:
+                while len(ahead) < READ_AHEAD and (item := next(remaining, None)):
+                    index, source = item
+                    ahead.append((index, source, None if source.is_stream else pool.submit(_photo, index, source)))
+                if not ahead:
+                    return
+                index, source, future = ahead.popleft()
+                if future is None:
+                    yield from _stream(index, source, options, first_frame)
+                else:
+                    yield future.result()
+                first_frame = 0
+        finally:
+            for _, _, future in ahead:
+                if future is not None:
+                    future.cancel()
+
+
+def _photo(index: int, source: Source) -> Frame:
+    try:
+        return Frame(index, None, None, read_photo(source.name), is_last=True)
+    except UnreadablePhotoError as error:
+        return Frame(index, None, None, None, str(error), is_last=True)
+
+
+def _stream(index: int, source: Source, options: ReadOptions, first_frame: int) -> Iterator[Frame]:
+    """Frames of a video or webcam, and one without image at the end."""
+    try:
+        with VideoReader(source.name, is_webcam=source.kind == "webcam") as video:
+            rate = video.rate / options.frame_step
+            for number, time_ms, image in video.frames(first_frame, options.frame_step, options.max_frames):
+                yield Frame(index, number, time_ms, DecodedPhoto(b"", image, plain=False), rate=rate)
+            reason = video.cut_off()
+    except UnreadablePhotoError as error:
+        reason = str(error)
+    yield Frame(index, None, None, None, reason, is_last=True)

@@ -1,0 +1,181 @@
+"""Tables of faces: CSV, JSON Lines or parquet, and the file that keeps an unfinished one.
+
+While a prediction runs, its rows go to `OUTPUT.partial`, JSON Lines with a marker after each finished photo or batch of
+frames. The same command continues after the last marker; the table itself is written in one piece at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+from pfcluster.config.json_files import JsonFileError, parse_json
+from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.faces import PROBABILITY, Row, columns
+from pfcluster.inference.pipeline import Position
+from pfcluster.runs.atomic_files import write_via_temporary
+from pfcluster.runs.csv_tables import csv_rows
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+CHUNK = 4096
+"""Rows that are written together."""
+TEXT = ("source", "label", "poker_face", "reason")
+WHOLE_NUMBERS = ("frame", "face", "track")
+
+
+def require_writable(output: Path) -> None:
+    """Raises InferenceError for a table's name that has no known suffix or no folder, or needs a missing package."""
+    if output.suffix not in SUFFIXES:
+        raise InferenceError(f"--output must end in {', '.join(SUFFIXES)}, got {output}")
+    if output.is_dir():
+        raise InferenceError(f"--output {output} is a folder; give a file in it")
+    if not output.parent.is_dir():
+        raise InferenceError(f"--output {output}: there is no folder {output.parent}; create it first")
+    if output.suffix == ".parquet":
+        _pyarrow()
+
+
+class PartialTable:
+    """The rows of an unfinished prediction."""
+
+    def __init__(self, output: Path, command: Mapping[str, Any], *, whole_sources: bool = False) -> None:
+        """Open or create `OUTPUT.partial`. `command`: what the rows depend on. `whole_sources`: continue at the start
+        of a video, not within it. Raises InferenceError if the file belongs to another command, OSError.
+        """
+        self.output = output
+        self.path = output.with_name(f"{output.name}.partial")
+        self.start = Position()
+        """Where to continue."""
+        self.rows = 0
+        """Rows of the earlier attempt that are kept."""
+        header = json.dumps({"command": command}, sort_keys=True)
+        end = self._resume(header, whole_sources) if self.path.exists() else 0
+        self._file = open(self.path, "r+b" if end else "wb")  # noqa: SIM115 (open until `close`)
+        self._file.truncate(end)
+        self._file.seek(end)
+        if not end:
+            self._write(header)
+
+    def _resume(self, header: str, whole_sources: bool) -> int:
+        """Read an existing file; -> the position behind its last valid marker, 0 if it has no header."""
+        end = position = rows = 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    break
+                position += len(line)
+                if number == 0:
+                    self._require_same(line, header)
+                    end = position
+                    continue
+                values = _line(line, self.path)
+                rows += "row" in values
+                if "after" in values:
+                    after = Position(**values["after"])
+                    if after.frame == 0 or not whole_sources:
+                        self.start, self.rows, end = after, rows, position
+        return end
+
+    def _require_same(self, line: bytes, header: str) -> None:
+        if json.dumps(_line(line, self.path), sort_keys=True) != header:
+            raise InferenceError(
+                f"{self.path} belongs to a prediction with another model, other inputs or other options; give that"
+                " command again to finish it, or remove the file to start anew"
+            )
+
+    def append(self, rows: Sequence[Row], after: Position) -> None:
+        """Add the rows of a frame, and a marker."""
+        for row in rows:
+            self._write(json.dumps({"row": row}))
+        self._write(json.dumps({"after": asdict(after)}))
+
+    def flush(self) -> None:
+        """Hand the rows to the system, so that they outlive this process."""
+        self._file.flush()
+
+    def _write(self, line: str) -> None:
+        self._file.write(line.encode() + b"\n")
+
+    def close(self) -> None:
+        """Close the file, which stays."""
+        self._file.close()
+
+    def finish(self, classes: Sequence[str]) -> None:
+        """Write the table and remove the partial file. Raises OSError."""
+        self.close()
+        write_table(self.output, self._read_rows(), classes)
+        self.path.unlink()
+
+    def _read_rows(self) -> Iterator[Row]:
+        with open(self.path, "rb") as file:
+            for line in file:
+                values = _line(line, self.path)
+                if "row" in values:
+                    yield values["row"]
+
+
+def _line(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        values = parse_json(line, str(path))
+    except JsonFileError as error:
+        raise InferenceError(f"{error}; remove the file to start anew") from error
+    if not isinstance(values, dict):
+        raise InferenceError(f"{path} has a line that is no object; remove the file to start anew")
+    return values
+
+
+def write_table(output: Path, rows: Iterator[Row], classes: Sequence[str]) -> None:
+    """Write a table in the format of its suffix. Raises OSError."""
+    names = columns(classes)
+
+    def fill(file: BinaryIO) -> None:
+        if output.suffix == ".parquet":
+            _write_parquet(file, rows, names)
+            return
+        if output.suffix == ".csv":
+            file.write(csv_rows([names]).encode())
+        while chunk := list(islice(rows, CHUNK)):
+            if output.suffix == ".csv":
+                file.write(csv_rows([row[name] for name in names] for row in chunk).encode())
+            else:
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chunk).encode())
+
+    write_via_temporary(output, fill)
+
+
+def _write_parquet(file: BinaryIO, rows: Iterator[Row], names: Sequence[str]) -> None:
+    pyarrow = _pyarrow()
+    kinds = {name: pyarrow.string() for name in TEXT} | {name: pyarrow.int64() for name in WHOLE_NUMBERS}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in names])
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        while chunk := list(islice(rows, CHUNK)):
+            writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
+
+
+def _pyarrow() -> ModuleType:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InferenceError("a parquet table needs pyarrow: pip install 'pfcluster[parquet]'") from error
+    return pyarrow
+
+
+def describe(row: Row) -> str:
+    """A row as one line for a terminal."""
+    where = str(row["source"])
+    if row["frame"] is not None:
+        where += f" frame {row['frame']}"
+    if row["label"] is None:
+        number = "" if row["face"] is None else f" face {row['face']}"
+        return f"{where}{number}: {row['reason']}"
+    values = {name.removeprefix(PROBABILITY): value for name, value in row.items() if name.startswith(PROBABILITY)}
+    best = sorted(values.items(), key=lambda item: -float(item[1] or 0))[:3]
+    return f"{where} face {row['face']}: " + ", ".join(
+        f"{name} {100 * float(value or 0):.1f} %" for name, value in best
+    )

@@ -1,0 +1,177 @@
+"""PyTorch as runtime of a model: builds the net that a model's config describes, and computes with it.
+
+Legend as in predictor.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pfcluster.config import ConfigError, DataConfig, ModelConfig, PfMagConfig, RunConfig
+from pfcluster.data import transforms
+from pfcluster.engine.precision import autocast
+from pfcluster.evaluate.classification import logits_function
+from pfcluster.inference.errors import InferenceError, NoGeneratorError
+from pfcluster.inference.model_info import EncoderInfo, GeneratorInfo, ModelInfo, NetworkInfo
+from pfcluster.models import factory
+from pfcluster.models.cnn import SmallCNN
+from pfcluster.models.pf_vit import PFViT
+from pfcluster.models.vit import Classifier
+
+NO_GENERATOR = (
+    "the model {name} has no generator of poker faces: it is a classifier; export a run of `pfcluster pf-mag` with a"
+    " separator"
+)
+
+
+def network_info(config: RunConfig) -> NetworkInfo:
+    """The net of a run's config, fine-tuning or PF-MAG."""
+    model, pf_mag = config.model, config.pf_mag
+    if model.architecture == "cnn":
+        return NetworkInfo(kind="cnn", size=config.data.size)
+    encoder = EncoderInfo(
+        patch=model.patch,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+        stem_channels=model.stem_channels,
+    )
+    if config.objective == "finetune":
+        return NetworkInfo(kind="vit", size=config.data.size, encoder=encoder)
+    generator = GeneratorInfo(
+        width=model.decoder_width,
+        depth=model.decoder_depth,
+        heads=model.decoder_heads,
+        separator_ratio=pf_mag.separator_ratio,
+        fusion=pf_mag.fusion,
+        fusion_bias=pf_mag.fusion_bias,
+        class_mask_bias=pf_mag.class_mask_bias,
+        patch_overlap=pf_mag.patch_overlap,
+        refine_channels=pf_mag.refine_channels,
+    )
+    return NetworkInfo(kind="pf_vit", size=config.data.size, encoder=encoder, generator=generator)
+
+
+def build_net(info: ModelInfo) -> nn.Module:
+    """The net of a model, with random weights. Raises InferenceError if the sizes do not fit together."""
+    try:
+        return factory.build(_config(info.network), len(info.classes), load_init=False)["model"].eval()
+    except ConfigError as error:
+        raise InferenceError(f"the sizes of the model {info.name} do not fit together: {error}") from error
+
+
+def _config(network: NetworkInfo) -> RunConfig:
+    """A config whose net is the one described. Raises ConfigError."""
+    data, encoder, generator = DataConfig(size=network.size), network.encoder, network.generator
+    if encoder is None:
+        return RunConfig(data=data, model=ModelConfig(architecture="cnn"))
+    sizes = dict(vars(encoder))
+    if generator is None:
+        return RunConfig(data=data, model=ModelConfig(**sizes))
+    sizes |= {f"decoder_{name}": getattr(generator, name) for name in ("width", "depth", "heads")}
+    options = {name: value for name, value in vars(generator).items() if name not in ("width", "depth", "heads")}
+    return RunConfig(objective="pf_mag", data=data, model=ModelConfig(**sizes), pf_mag=PfMagConfig(**options))
+
+
+def load_weights(net: nn.Module, weights: Mapping[str, Tensor], info: ModelInfo, source: str) -> None:
+    """Load weights into a net. Raises InferenceError if they are damaged or do not fit."""
+    actual = weights_sha256(weights)
+    if actual != info.weights_sha256:
+        raise InferenceError(
+            f"{source} is damaged: the checksum of its weights is {actual[:12]}..., its config says"
+            f" {info.weights_sha256[:12]}...; copy or export the model again"
+        )
+    try:
+        net.load_state_dict(
+            {name: value.float() if value.dtype == torch.float16 else value for name, value in weights.items()}
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InferenceError(f"the weights of {source} are not those of its config: {reason}; export it again") from (
+            error
+        )
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of all tensors, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def select_device(name: str) -> torch.device:
+    """ "auto": a GPU if there is one. Raises InferenceError for a GPU that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InferenceError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InferenceError(
+            f"--device is {name}, but torch sees {torch.cuda.device_count()} CUDA devices here; use cpu"
+        )
+    return device
+
+
+class TorchPredictor:
+    """See `Predictor`. On GPUs the network computes in bf16, except for poker faces."""
+
+    def __init__(self, info: ModelInfo, net: nn.Module, device: str = "auto") -> None:
+        """Raises InferenceError."""
+        self.info = info
+        self.device = select_device(device)
+        self.net = net.to(self.device).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See `Predictor`."""
+        with self._autocast():
+            return _array(logits_function(self.net)(self._input(crops)))
+
+    @torch.inference_mode()
+    def features(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See `Predictor`. The class token of a ViT, of PF-ViT the one of its emotion tokens."""
+        images = self._input(crops)
+        with self._autocast():
+            if isinstance(self.net, SmallCNN):
+                return _array(self.net.features(images).mean((2, 3)))
+            if isinstance(self.net, PFViT):
+                return _array(self.net.separate(images)[1][:, 0])
+            assert isinstance(self.net, Classifier)
+            return _array(self.net.encoder(images)[:, 0])
+
+    @torch.inference_mode()
+    def poker_faces(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """See `Predictor`."""
+        if not isinstance(self.net, PFViT) or self.net.separator is None:
+            raise NoGeneratorError(NO_GENERATOR.format(name=self.info.name))
+        face_tokens = self.net.separate(self._input(crops))[2]
+        images = transforms.to_uint8(self.net.generator(face_tokens))
+        return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def network_input(self, crops: NDArray[np.uint8]) -> Tensor:
+        """The network's input: b s s 3 -> b 3 z z in -1..1, on the CPU."""
+        return self._input(crops).cpu()
+
+    def _input(self, crops: NDArray[np.uint8]) -> Tensor:
+        images = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).to(self.device)
+        return transforms.network_input(images, self.info.network.size)
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.device, "bf16" if self.device.type == "cuda" else "fp32")
+
+
+def _array(values: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = values.float().cpu().numpy()
+    return array
