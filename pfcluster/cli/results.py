@@ -39,11 +39,13 @@ def report(arguments: list[str]) -> int:
     from pfcluster.report.findings import findings
     from pfcluster.report.terminal import main_table
     from pfcluster.report.write import write_report
+    from pfcluster.tracking.trackers import send_report
 
     options = parse(ReportOptions, arguments, prog="pfcluster report")
     inputs = input_states(_results_below(options.study))
     files = write_report(options.study, options.output, baseline=options.baseline)
     record_inputs(files.html, inputs)
+    send_report(options.study, files.html)
     console = plain_console()
     console.print(main_table(files.report))
     for sentence in findings(files.report):

@@ -73,6 +73,7 @@ def _split_list(value: Any) -> Any:
 def may_change_on_resume(name: str) -> bool:
     """Whether a field may change when a run resumes: execution, logging and checkpoints, but not precision."""
     changeable = (
+        "tracker",
         "data.cache_mode",
         "data.workers",
         "data.cache",

@@ -19,6 +19,7 @@ from pfcluster.config.pf_mag import PfMagConfig
 from pfcluster.config.validation import require
 
 Objective = Literal["mae", "finetune", "pf_mag"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class RunConfig:
     """Images per step, over all processes together."""
     max_steps: int | None = None
     """Largest number of steps; None runs all epochs."""
+    tracker: tuple[Tracker, ...] = ("tensorboard",)
+    """Experiment trackers that follow the run: tensorboard, wandb, mlflow, trackio; several may be given. All write
+    into the run folder unless their own environment variables name a server."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -59,6 +63,8 @@ class RunConfig:
         require(self.epochs > 0, "epochs", self.epochs, "be positive")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "be at least 1")
         require(0 <= self.seed < 2**31, "seed", self.seed, "lie in 0..2^31-1")
+        twice = len(set(self.tracker)) < len(self.tracker)
+        require(not twice, "tracker", self.tracker, "name each tracker once")
         require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "be at least 1")
         self._check_batch()
         self._check_pf_mag()

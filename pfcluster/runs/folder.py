@@ -10,6 +10,8 @@ ranks.jsonl              milliseconds per rank, one line per logged training ste
 checkpoints/             step-00000500/...; see checkpoint/store.py
 pictures/                image grids; pictures/steps/ those drawn during training
 tensorboard/             event files
+trackers.json            id of the run in each tracker and what it has received; see tracking/follower.py
+trackers/                data of trackers that write to no server
 result.json              status and final figures
 predictions.safetensors  logits of the test split; see evaluate/predictions.py
 early_stop.json          step at which the run ends early; see runs/early_stop.py
@@ -62,6 +64,8 @@ CHECKPOINT_FILE = "state.json"
 PICTURES_DIR = "pictures"
 GRIDS_DIR = f"{PICTURES_DIR}/steps"
 TENSORBOARD_DIR = "tensorboard"
+TRACKERS_FILE = "trackers.json"
+TRACKERS_DIR = "trackers"
 LOGS_DIR = "logs"
 ATTEMPTS_DIR = "attempts"
 LOG_HEADER = "--- "

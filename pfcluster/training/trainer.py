@@ -41,6 +41,7 @@ from pfcluster.runs.folder import (
 )
 from pfcluster.runs.metrics_log import MetricsLog
 from pfcluster.runs.progress import Progress
+from pfcluster.tracking.trackers import open_trackers
 from pfcluster.training.damaged_samples import DamagedSamples
 from pfcluster.training.errors import TrainingError, is_communication_error
 from pfcluster.training.factory import build_class_weights, build_engines, build_objective
@@ -128,23 +129,30 @@ class Trainer:
         progress = Progress(self.config, self.folder, self.total_steps, self.world)
         progress.report(f"engine {self.backend_choice.backend} ({self.backend_choice.reason})")
         progress.report(f"from step {self.state.step} of {self.total_steps}")
-        with MetricsLog(self.folder, self.state.step, self.world) as log:
+        log = MetricsLog(self.folder, self.state.step, self.world)
+        with open_trackers(self.config, self.folder, self.world) as trackers:
             status = self._loop(log, progress)
             self.checkpoints.wait()
             result = self._result(status, progress)
             if status == "finished":
-                progress.report("final evaluation", stage="evaluate")
-                result |= final_evaluation(
-                    self.config, self.folder, self.dataset, self.replica, self.evaluators, self.world
-                )
-                result["on_validation"] = earlier_validation_result(self.folder, result)
-                if "test" in result:
-                    scalars = {name: value for name, value in result["test"].items() if isinstance(value, float)}
-                    log.write("test", self.state.step, self._epoch(), scalars)
+                result = self._final_evaluation(log, progress, result)
             result["damaged_samples"] = self.damaged.collect()
-        if self.world.is_main:
-            write_result(self.folder, result)
+            if self.world.is_main:
+                write_result(self.folder, result)
+            trackers.status = status
         self.world.barrier()
+        return result
+
+    def _final_evaluation(self, log: MetricsLog, progress: Progress, result: dict[str, Any]) -> dict[str, Any]:
+        """The result with the figures of the best checkpoint."""
+        progress.report("final evaluation", stage="evaluate")
+        result = result | final_evaluation(
+            self.config, self.folder, self.dataset, self.replica, self.evaluators, self.world
+        )
+        result["on_validation"] = earlier_validation_result(self.folder, result)
+        if "test" in result:
+            scalars = {name: value for name, value in result["test"].items() if isinstance(value, float)}
+            log.write("test", self.state.step, self._epoch(), scalars)
         return result
 
     def _loop(self, log: MetricsLog, progress: Progress) -> str:

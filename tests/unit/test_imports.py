@@ -19,6 +19,7 @@ ROOMS = (
     "models",
     "engine",
     "evaluate",
+    "tracking",
     "training",
     "inference",
     "profiling",
@@ -50,6 +51,9 @@ ONLY_WHERE_USED = {
     "cv2",
     "sklearn",
     "umap",
+    "wandb",
+    "mlflow",
+    "trackio",
 }
 
 
