@@ -94,12 +94,13 @@ def plan(folder: Path, seeds: Sequence[int], only: Sequence[str]) -> Plan:
         if name not in needed:
             continue
         from_start = name in FROM_START
-        runs = tuple(_run(folder, by_name[name], name, seed, from_start=from_start) for seed in seeds)
+        runs = tuple(seeded_run(folder, by_name[name], name, seed, from_start=from_start) for seed in seeds)
         compared.append(Stage(name, runs, after=SHARED_RUNS, same_seed=(START,) if from_start else ()))
     return Plan(NAME, folder, (*shared, *compared), COMMAND)
 
 
-def _run(folder: Path, config: RunConfig, name: str, seed: int, *, from_start: bool) -> TrainRun:
+def seeded_run(folder: Path, config: RunConfig, name: str, seed: int, *, from_start: bool = False) -> TrainRun:
+    """A run of one seed; `from_start` starts it from MAE-ViT of that seed."""
     config = replace(config, seed=seed)
     if from_start:
         config = from_mae_vit(config, str(folder / START / f"seed-{seed}"), str(folder / "mae" / "seed-0"))

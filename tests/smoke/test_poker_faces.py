@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks import recipe_parts
 from benchmarks.poker_aims import EQUAL_EPOCHS, EQUAL_FLOPS, evaluate_aims
 from benchmarks.poker_check import check
 from benchmarks.poker_faces import NAME, RESULTS, configs, markdown, plan
@@ -78,3 +80,24 @@ def test_runs_differ_only_in_the_compared_options(tmp_path):
     assert [stage.name for stage in stages] == ["mae", "judge", "mae-vit", "pf-vit"]
     assert [task.config.seed for task in stages[3].tasks] == [1, 2]
     assert [task.config.model.init for task in stages[3].tasks] == [str(task.folder) for task in stages[2].tasks]
+
+
+def test_leave_one_out_changes_the_recipe_in_every_part(tmp_path):
+    stages = {stage.name: stage for stage in recipe_parts.plan(tmp_path, (1, 2)).stages}
+    recipe = stages["pf-vit"].tasks[0].config
+    variants = [stage.tasks[0].config for name, stage in stages.items() if name.startswith("without-")]
+    assert len(variants) == len(recipe_parts.parts(recipe))
+    unnamed = [replace(config, name=recipe.name) for config in variants]
+    assert recipe not in unnamed
+    assert all(config not in unnamed[:index] for index, config in enumerate(unnamed))
+    assert {config.model.init for config in variants} == {recipe.model.init}
+
+
+def test_leave_one_out_table_marks_what_differs():
+    figures = {column: {"mean": 0.5, "std": 0.1} for column in recipe_parts.FIGURES}
+    worse = {column: cell | {"difference": -0.2, "p": 0.01} for column, cell in figures.items()}
+    same = {column: cell | {"difference": -0.2, "p": 0.2} for column, cell in figures.items()}
+    values = {"date": "2026-01-01", "seeds": [1, 2], "command": "x", "recipe": figures}
+    table = recipe_parts.markdown(values | {"without": {"anchor": worse, "R1": same}})
+    assert "| anchor | **0.500 ± 0.100** | **0.500 ± 0.100** | **0.500 ± 0.100** | **0.500 ± 0.100** (better)" in table
+    assert "| R1 | 0.500 ± 0.100 |" in table
