@@ -78,7 +78,8 @@ class DataConfig:
     """Where crops, rotations and flips are computed: in floats for the whole batch on the device, or in uint8 by the
     reader threads on the host, which is faster when training on a CPU. The results differ by rounding."""
     workers: int = 2
-    """Reader threads, each prefetching one batch; 0 reads synchronously in the training loop."""
+    """Reader threads, each prefetching one batch; 0 reads synchronously in the training loop. On CUDA with at least
+    one, a further thread copies and augments one batch ahead."""
     cache: str | None = None
     """Folder for shards fetched from a URL and for data.cache_mode host; None takes $PFCLUSTER_CACHE, else
     ~/.cache/pfcluster."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data import transforms
-from pfcluster.data.mixup import draw_mix_params, mix_pairs, swap_pairs
+from pfcluster.data.mixup import MixParams, draw_mix_params, mix_pairs, swap_pairs
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.counter_random import uniform
 from pfcluster.distributed.process_group import World, generator
@@ -61,6 +61,13 @@ class Batch:
             tuple(params.part(number, parts) for params in self.discriminator_augments),
         )
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors on the device."""
+        partners = () if self.mix_partners is None else (self.mix_partners[0],)
+        augments = [each for params in self.discriminator_augments for each in params.tensors()]
+        optional = [each for each in (self.order, self.drop_path_scales) if each is not None]
+        return [self.images, self.labels, *partners, *optional, *augments]
+
     def every(self, number: int) -> Batch:
         """Images, labels and order of every n-th sample, and the augmentations of the discriminator's input, which are
         those of these samples.
@@ -81,33 +88,95 @@ class Batch:
         return torch.cat([transforms.augment(chunk.float(), params) for chunk in images.split(len(self.images))])
 
 
+@dataclass(frozen=True)
+class HostBatch:
+    """This rank's samples of a step and all random parameters of the step, before they are moved to the device."""
+
+    raw: RawBatch
+    """With `data.augment_on host` already cropped. The images may be in device memory (`data.cache_mode device`)."""
+    augment: transforms.AugmentParams
+    order: Tensor | None
+    mix: MixParams | None
+    drop_path_scales: Tensor | None
+    discriminator_augments: tuple[transforms.AugmentParams, ...]
+
+    def pinned(self) -> HostBatch:
+        """A copy in pinned memory, from which copies to a GPU do not block the host."""
+
+        def pin(values: Tensor | None) -> Tensor | None:
+            return values if values is None or values.is_cuda else values.pin_memory()
+
+        def pin_params(params: transforms.AugmentParams) -> transforms.AugmentParams:
+            return transforms.AugmentParams(*(each.pin_memory() for each in params.tensors()))
+
+        images, labels = pin(self.raw.images), pin(self.raw.labels)
+        assert images is not None
+        assert labels is not None
+        return HostBatch(
+            RawBatch(images, labels),
+            pin_params(self.augment),
+            pin(self.order),
+            self.mix,
+            pin(self.drop_path_scales),
+            tuple(pin_params(params) for params in self.discriminator_augments),
+        )
+
+
 def make_micro_batches(raw: RawBatch, config: RunConfig, step: int, world: World) -> list[Batch]:
-    """Move this rank's samples of a step to the device, augment them there and split them into
-    `engine.grad_accumulation_steps` micro-batches.
-    """
+    """The micro-batches of this rank's samples of a step: `draw_host_batch`, then `move_to_device`."""
+    return move_to_device(draw_host_batch(raw, config, step, world), config, world)
+
+
+def draw_host_batch(raw: RawBatch, config: RunConfig, step: int, world: World) -> HostBatch:
+    """Draw the random parameters of this rank's samples of a step, and crop on the host if the config does."""
     rank_slice = world.slice_of(config.batch_size)
     params = draw_augment_params(config, step, world)
-    images = transforms.resize(raw.images.to(world.device, non_blocking=True), config.data.size)
-    images = transforms.augment(images.div_(127.5).sub_(1.0), params, cropped=config.data.augment_on == "host")
-    labels = raw.labels.to(world.device, non_blocking=True)
-    order = patch_order(config, rank_slice, "mask", step) if config.hides_patches else None
-    if order is not None:
-        order = order.to(world.device, non_blocking=True)
-    partners = None
+    if config.data.augment_on == "host":
+        raw = RawBatch(transforms.crop_on_host(raw.images, params, config.data.size), raw.labels)
+    mix = None
     if config.augment.mixes:
         mix = draw_mix_params(config.augment, config.data.size, generator(config.seed, "mix", step))
-        images, partners = mix_pairs(images, mix), (swap_pairs(labels), mix.weight)
-    scales = None
-    if config.model.drop_path > 0:
-        scales = draw_drop_path_scales(config, step, rank_slice).to(world.device, non_blocking=True)
-    batch = Batch(images, labels, order, partners, scales, draw_discriminator_augments(config, step, world))
+    return HostBatch(
+        raw,
+        params,
+        patch_order(config, rank_slice, "mask", step) if config.hides_patches else None,
+        mix,
+        draw_drop_path_scales(config, step, rank_slice) if config.model.drop_path > 0 else None,
+        draw_discriminator_augments(config, step, world),
+    )
+
+
+def move_to_device(host: HostBatch, config: RunConfig, world: World) -> list[Batch]:
+    """Copy a batch to the device, augment it there and split it into `engine.grad_accumulation_steps` micro-batches.
+
+    From pinned memory nothing here waits for the device.
+    """
+
+    def move(values: Tensor) -> Tensor:
+        return values.to(world.device, non_blocking=True)
+
+    images = transforms.resize(move(host.raw.images), config.data.size)
+    cropped = config.data.augment_on == "host"
+    images = transforms.augment(images.div_(127.5).sub_(1.0), host.augment.to(world.device), cropped=cropped)
+    labels = move(host.raw.labels)
+    partners = None
+    if host.mix is not None:
+        images, partners = mix_pairs(images, host.mix), (swap_pairs(labels), host.mix.weight)
+    batch = Batch(
+        images,
+        labels,
+        None if host.order is None else move(host.order),
+        partners,
+        None if host.drop_path_scales is None else move(host.drop_path_scales),
+        tuple(params.to(world.device) for params in host.discriminator_augments),
+    )
     parts = config.engine.grad_accumulation_steps
     return [batch.part(number, parts) for number in range(parts)]
 
 
 def draw_discriminator_augments(config: RunConfig, step: int, world: World) -> tuple[transforms.AugmentParams, ...]:
     """Augmentation of what the discriminator sees of this rank's samples in a step: one per discriminator update, then
-    one for PF-ViT's update. Empty if the config does not augment it.
+    one for PF-ViT's update; on the CPU. Empty if the config does not augment it.
     """
     if config.objective != "pf_mag" or not config.discriminator_augment.transforms:
         return ()
@@ -116,7 +185,7 @@ def draw_discriminator_augments(config: RunConfig, step: int, world: World) -> t
         uniform(samples, transforms.N_DRAWS, config.seed, f"discriminator-augment-{update}", step)
         for update in range(config.pf_mag.discriminator_updates + 1)
     )
-    return tuple(transforms.params_from(config.discriminator_augment, each).to(world.device) for each in drawn)
+    return tuple(transforms.params_from(config.discriminator_augment, each) for each in drawn)
 
 
 def require_fitting_micro_batch(config: RunConfig, world_size: int) -> None:

@@ -9,7 +9,7 @@ Legend: n samples of the split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -131,7 +131,7 @@ class SampleOrder:
         return order
 
 
-def read_ahead(load: Callable[[int], T], steps: range, workers: int = 2) -> Iterator[T]:
+def read_ahead(load: Callable[[int], T], steps: range, workers: int = 2) -> Generator[T, None, None]:
     """Yield `load(step)` for each step in order, computed ahead by `workers` threads (decoding releases the GIL). With
     0 workers, each step is loaded in the caller's thread.
     """

@@ -58,16 +58,17 @@ class AugmentParams:
     def __getitem__(self, samples: slice) -> AugmentParams:
         return AugmentParams(self.affine[samples], self.colour[samples], self.erased[samples])
 
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All fields."""
+        return self.affine, self.colour, self.erased
+
     def part(self, number: int, parts: int) -> AugmentParams:
         """Chunk `number` of `parts` equal chunks."""
-        return AugmentParams(*(values.chunk(parts)[number] for values in (self.affine, self.colour, self.erased)))
+        return AugmentParams(*(values.chunk(parts)[number] for values in self.tensors()))
 
     def to(self, device: torch.device) -> AugmentParams:
         """The parameters on a device."""
-        affine, colour, erased = (
-            values.to(device, non_blocking=True) for values in (self.affine, self.colour, self.erased)
-        )
-        return AugmentParams(affine, colour, erased)
+        return AugmentParams(*(values.to(device, non_blocking=True) for values in self.tensors()))
 
 
 def params_from(config: AugmentConfig, drawn: Tensor) -> AugmentParams:
@@ -148,7 +149,8 @@ def _recolour(images: Tensor, colour: Tensor) -> Tensor:
     unit = (images + 1) * 0.5 * brightness
     mean = unit.mean((1, 2, 3), keepdim=True)
     unit = mean + (unit - mean) * contrast
-    weights = torch.tensor([0.299, 0.587, 0.114], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    # filled on the device: a copy from the host would wait for it
+    weights = torch.stack([images.new_full((), share) for share in (0.299, 0.587, 0.114)]).view(1, 3, 1, 1)
     grey = (unit * weights).sum(1, keepdim=True)
     return ((grey + (unit - grey) * saturation).clamp(0, 1) - 0.5) * 2
 

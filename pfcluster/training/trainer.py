@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.data.batch import draw_augment_params, make_micro_batches, require_fitting_micro_batch
+from pfcluster.data.batch import Batch, require_fitting_micro_batch
 from pfcluster.data.dataset import cache_train_split, open_dataset, require_labels, sample_order
-from pfcluster.data.sampler import read_ahead
-from pfcluster.data.transforms import crop_on_host
+from pfcluster.data.prefetch import micro_batches
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.heartbeat import Heartbeat
 from pfcluster.distributed.process_group import World, world
@@ -163,8 +161,9 @@ class Trainer:
             return self._report_early_stop(progress)
         steps = range(self.state.step, self.total_steps)
         step_began = time.monotonic()
-        for step, raw in zip(steps, read_ahead(self._read_batch, steps, self.config.data.workers), strict=True):
-            metrics = self._train_step(step, raw, step_began)
+        prefetched = micro_batches(self._read_batch, self.config, steps, self.world)
+        for step, batches in zip(steps, prefetched, strict=True):
+            metrics = self._train_step(step, batches, step_began)
             self.state.step = self.heartbeat.step = step + 1
             self.state.seconds = earlier_seconds + time.monotonic() - started
             log.add(metrics)
@@ -183,14 +182,13 @@ class Trainer:
             step_began = time.monotonic()
         return "finished"
 
-    def _train_step(self, step: int, raw: RawBatch, began: float) -> Metrics:
-        """Augment a batch and train on it; `began` includes the wait for the batch.
+    def _train_step(self, step: int, batches: list[Batch], began: float) -> Metrics:
+        """Train on the micro-batches of a step; `began` is when the wait for them began.
 
         Raises TrainingError if a gradient is not finite.
         """
-        set_learning_rates(self.engines, self.config, step, self.total_steps, self.state.plateau)
-        batches = make_micro_batches(raw, self.config, step, self.world)
         data_seconds = time.monotonic() - began
+        set_learning_rates(self.engines, self.config, step, self.total_steps, self.state.plateau)
         updates = [engine.updates for engine in self.engines.values()]
         try:
             metrics = self.objective.step(batches, step)
@@ -201,11 +199,7 @@ class Trainer:
 
     def _read_batch(self, step: int) -> RawBatch:
         """This rank's samples of a step."""
-        raw = self.dataset.train.batch(self._sample_indices(step)[self.world.slice_of(self.config.batch_size)])
-        if self.config.data.augment_on == "device":
-            return raw
-        params = draw_augment_params(self.config, step, self.world)
-        return replace(raw, images=crop_on_host(raw.images, params, self.config.data.size))
+        return self.dataset.train.batch(self._sample_indices(step)[self.world.slice_of(self.config.batch_size)])
 
     def _sample_indices(self, step: int) -> Tensor:
         """Indices of the global batch, (b,)."""
