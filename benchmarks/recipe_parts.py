@@ -145,7 +145,7 @@ def markdown(values: Mapping[str, Any]) -> str:
         "# The recipe without each of its parts",
         "",
         f"{values['date']}, preset `demo` on other faces, seeds {', '.join(map(str, values['seeds']))}, test split, "
-        "mean ± standard deviation. Bold: differs from the whole recipe, p < 0.05 after Holm's correction over the table; "
+        "mean ± standard deviation. Bold: differs from the whole recipe, p < 0.05 (Holm's correction over the table); "
         "(better) where leaving the part out helps. Reproduce with",
         "",
         f"    {values['command']}",
