@@ -1,0 +1,152 @@
+"""Losses that stabilise PF-MAG (docs/guides/pf-mag.md), against values computed by hand, and their gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pfcluster.config import (
+    LossWeights,
+    RunConfig,
+)
+from pfcluster.data.batch import make_micro_batches
+from pfcluster.models import factory, losses
+from pfcluster.training import parity
+from pfcluster.training.factory import build_engines, build_objective
+from pfcluster.training.loss_balancing import adv_ramp
+from pfcluster.training.pf_mag import discriminator_terms, pf_mag_step, pf_vit_terms
+from tests.stabilised import CLASSES, LOG2, MOVING, SINGLE, balancer, config, engines, raw, settings
+
+
+def encoder_gradient(values: RunConfig, *terms: str) -> torch.Tensor:
+    (batch,) = make_micro_batches(raw(), values, 5, SINGLE)
+    modules = factory.build(values, CLASSES)
+    every = values.pf_mag.generate_every
+    output = modules["model"](batch.images, emotion_view=False, generate_every=every)
+    losses_by_name = pf_vit_terms(output, batch, modules["discriminator"], settings(values))
+    sum(losses_by_name[name] for name in terms).backward()
+    return modules["model"].encoder.blocks[0].mlp.fc1.weight.grad
+
+
+@pytest.mark.parametrize("kind", ["fixed", "auto"])
+def test_adversarial_weight_ramps_up_after_warmup(kind):
+    values = config(adv_ramp_steps=4, loss_balancing=kind, loss_balancing_steps=1)
+    built = build_engines(values, "ddp", factory.build(values, CLASSES), SINGLE)
+    objective = build_objective(values, built, parity.CLASS_NAMES, SINGLE)
+    ramps = []
+    for step in range(2 + 6):
+        terms = objective.step(make_micro_batches(raw(), values, step, SINGLE), step)
+        if step >= 2:
+            rest = sum(objective.balancer.weight(name) * terms[name] for name in ("cls", "rec", "ort"))
+            ramps.append(((terms["loss"] - rest) / (objective.balancer.weight("adv") * terms["adv"])).item())
+    assert ramps == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1], abs=2e-5)  # differences of fp32 losses
+    assert adv_ramp(0, 0) == 1
+
+
+def test_emotion_weight_of_real_images():
+    real, fake, labels = torch.zeros(3, CLASSES + 1), torch.full((3, CLASSES + 1), -100.0), torch.arange(3)
+    real[:, CLASSES] = 100.0  # real outputs are right: only the emotions, log 2 each, contribute
+    assert losses.discriminator(real, fake, labels).item() == pytest.approx(4 / 5 * LOG2)
+    assert losses.discriminator(real, fake, labels, emotion_weight=3).item() == pytest.approx(12 / 5 * LOG2)
+    real[:, CLASSES] = 0.0
+    assert losses.discriminator(real, fake, labels, emotion_weight=3).item() == pytest.approx(13 / 5 * LOG2)
+    without_emotions = losses.discriminator(real, fake, labels, emotion_weight=3, emotions=False)
+    assert without_emotions.item() == pytest.approx(LOG2)
+
+
+def test_fake_class_targets_can_be_those_of_the_source():
+    real, labels = torch.full((3, CLASSES + 1), -100.0), torch.arange(3)
+    real[torch.arange(3), labels] = real[:, CLASSES] = 100.0  # correct for every real image
+    fake = real.repeat(2, 1)  # fakes have the emotion of their source
+    fake[:, CLASSES] = -100.0  # and are classified as generated
+    assert losses.discriminator(real, fake, labels, fake_class_targets="source").item() == pytest.approx(0, abs=1e-6)
+    no_emotion = torch.full((6, CLASSES + 1), -100.0)
+    assert losses.discriminator(real, no_emotion, labels, fake_class_targets="zero").item() == pytest.approx(
+        0, abs=1e-6
+    )
+    source = losses.discriminator(real, no_emotion, labels, fake_class_targets="source").item()
+    assert source == pytest.approx(100 / 5)
+    weighted = losses.discriminator(real, no_emotion, labels, fake_class_targets="source", emotion_weight=3).item()
+    assert weighted == pytest.approx(300 / 5)
+
+
+def test_real_label_smoothing_changes_only_the_real_target():
+    logits = torch.full((2, CLASSES + 1), -100.0)
+    logits[:, CLASSES] = math.log(0.9 / 0.1)  # probability 0.9
+    fake, labels = torch.full((4, CLASSES + 1), -100.0), torch.tensor([0, 1])
+    value = {
+        s: losses.discriminator(logits, fake, labels, real_label_smoothing=s, emotions=False).item() for s in (0.0, 0.1)
+    }
+    assert value[0.0] == pytest.approx(-math.log(0.9), rel=1e-5)
+    assert value[0.1] == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1), rel=1e-5)
+    at_target = logits.clone().requires_grad_()
+    losses.discriminator(at_target, fake, labels, real_label_smoothing=0.1).backward()
+    assert at_target.grad is not None
+    assert at_target.grad[:, CLASSES].abs().max() < 1e-7  # the target is 0.9
+    assert at_target.grad[0, 0] < -0.05  # the emotion's target is 1
+
+
+def test_anchor_pulls_the_poker_face_alone():
+    poker, rec = torch.zeros(2, 3, 4, 4, requires_grad=True), torch.full((2, 3, 4, 4), 0.5, requires_grad=True)
+    loss = losses.anchor(poker, rec)
+    loss.backward()
+    assert loss.item() == 0.5
+    assert torch.allclose(poker.grad, torch.full_like(poker, -1 / poker.numel()))
+    assert rec.grad is None
+
+
+def test_encoder_grad_share_scales_all_but_the_classification_loss():
+    full, quarter = config(), config(encoder_grad_share=0.25)
+    for terms, share in ((("adv", "rec", "ort"), 0.25), (("cls",), 1.0)):
+        expected = share * encoder_gradient(full, *terms)
+        assert torch.allclose(encoder_gradient(quarter, *terms), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_confusion_is_smallest_for_uniform_output():
+    uniform, other = torch.full((2, 5), 3.0), torch.tensor([[2.0, 0.0, 0.0, 0.0, 0.0]])
+    assert losses.confusion(uniform).item() == pytest.approx(math.log(5))
+    by_hand = -sum(math.log(math.exp(value) / (math.exp(2) + 4)) for value in other[0].tolist()) / 5
+    assert losses.confusion(other).item() == pytest.approx(by_hand)
+
+
+def test_adversary_trains_with_discriminator_and_pf_vit_against_it():
+    values = config(weights=LossWeights(cls=0.0, adv=0.0, rec=0.0, ort=0.0, confusion=1.0))
+    (batch,) = make_micro_batches(raw(), values, 5, SINGLE)
+    model, discriminator = engines(values)
+    before = discriminator.module.adversary.head.weight.detach().clone()
+    output = model(batch.images, None, emotion_view=False)
+    terms = discriminator_terms(discriminator, output, batch, settings(values), update=0, with_r1=False, sync=True)
+    discriminator.backward(terms["disc_loss"] + terms["adversary_loss"])
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+    model.backward(output.logits.sum() * 0)
+    for engine in (model, discriminator):
+        engine.step()
+    assert not torch.equal(discriminator.module.adversary.head.weight, before)
+
+    model, discriminator = engines(values)
+    for _ in range(3):
+        metrics = pf_mag_step([batch], model, discriminator, settings(values), balancer(values), warmup=False)
+        assert metrics["loss"] == metrics["confusion"] >= math.log(CLASSES)
+    moved = {
+        name for name, value in model.module.named_parameters() if (model.optimizer.state[value]["exp_avg"] != 0).any()
+    }
+    assert {"separator.excite.weight", "encoder.cls_token"} <= moved
+    assert not any(name.startswith(("classifier.", "generator.")) for name in moved)
+
+
+def test_confusion_raises_the_adversarys_loss():
+    """With the confusion loss the adversary's loss stays higher than without, where it memorises the batch."""
+    adversary_loss = {}
+    for weight in (1e-9, 5.0):  # the smaller gradient is below Adam's epsilon
+        values = config(
+            weights=LossWeights(cls=0.0, adv=0.0, rec=0.0, ort=0.0, confusion=weight), discriminator_updates=2
+        )
+        (batch,) = make_micro_batches(raw(), values, 5, SINGLE)
+        model, discriminator = engines(values, replace(MOVING, lr=3e-3))
+        for _ in range(25):
+            metrics = pf_mag_step([batch], model, discriminator, settings(values), balancer(values), warmup=False)
+        adversary_loss[weight] = metrics["adversary_loss"].item()
+    assert adversary_loss[1e-9] < 0.5 * adversary_loss[5.0]
