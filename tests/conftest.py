@@ -1,4 +1,4 @@
-"""Markers by folder, and the scheduling of `-n 2`: files run in parallel, longest first."""
+"""Markers by folder, and the scheduling of `-n`: files run in parallel, longest first."""
 
 from __future__ import annotations
 
@@ -7,8 +7,19 @@ from pathlib import PurePosixPath
 
 import pytest
 
-ORDER = ("slurm", "distributed", "ray", "smoke", "unit/test_sweep_driver.py", "hostile", "unit")
-"""Scheduling order under `-n`. SLURM tests mostly wait, so they start first and the others run beside them."""
+ORDER = (
+    "slurm",
+    "ray",
+    "distributed/test_parity.py",
+    "smoke/test_launch.py",
+    "distributed/test_runs.py",
+    "distributed",
+    "smoke",
+    "unit/test_sweep_driver.py",
+    "hostile",
+    "unit",
+)
+"""Scheduling order under `-n`. Tests of clusters wait much, so they start first and the others run beside them."""
 
 XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if XDIST_WORKER:  # before torch is imported: one thread a worker, so that two tests do not compete for the cores

@@ -24,6 +24,7 @@ from pfcluster.config import (
 )
 from pfcluster.distributed.process_group import World
 from pfcluster.runs.folder import checkpoint_steps, step_folder
+from pfcluster.training import run
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, str(ROOT / "jobs/launch.py")]
@@ -56,6 +57,16 @@ def config(objective: str, **changes: object) -> RunConfig:
         pf_mag=replace(base.pf_mag, warmup_steps=3, loss_balancing_steps=2),
     )
     return replace(tiny, **changes)  # type: ignore[arg-type]
+
+
+def train_here(run_config: RunConfig, folder: Path, threads: int = 1) -> None:
+    """Train to the end in this process, with as many threads as a worker process that is compared with it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert run(run_config, folder)["status"] == "finished"
+    finally:
+        torch.set_num_threads(before)
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:

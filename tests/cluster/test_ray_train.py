@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,27 +131,40 @@ def test_run_continues_on_another_executor(ray, uninterrupted, tmp_path):
     assert equal(final_weights(folder), uninterrupted)
 
 
-@pytest.mark.parametrize("command", ["pretrain", "pf-mag"])
-def test_objective_trains_on_ray(ray, tmp_path, command):
-    launch(ray, command, "--preset", "small", *TINY, "--processes", "2", "--output", str(tmp_path))
+def test_pf_mag_trains_on_ray_with_the_engine_that_auto_takes(ray, tmp_path):
+    launch(ray, "pf-mag", "--preset", "small", *TINY, "--processes", "2", "--output", str(tmp_path))
     (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/seed-0/result.json"))
     assert (result["status"], result["processes"], result["engine"]["backend"]) == ("finished", 2, "zero2")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: no connection"),
-        (["--address", "head"], "write the head node's HOST:PORT"),
-        (["--address", "ray://head:10001"], "run this command on a node of the cluster"),
-        (["--processes", "3", "--batch-size", "18", "--cpus-per-task", "1"], "3 workers with 1 cores each"),
-        (["--nodes", "4"], "--nodes 4: the Ray cluster: 2 nodes, 2 cores, 0 GPUs"),
-        (["--processes", "3"], "batch_size must be a multiple of the processes"),
-    ],
+REFUSED = (
+    (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: no connection"),
+    (["--address", "head"], "write the head node's HOST:PORT"),
+    (["--address", "ray://head:10001"], "run this command on a node of the cluster"),
+    (["--processes", "3", "--batch-size", "18", "--cpus-per-task", "1"], "3 workers with 1 cores each"),
+    (["--nodes", "4"], "--nodes 4: the Ray cluster: 2 nodes, 2 cores, 0 GPUs"),
+    (["--processes", "3"], "batch_size must be a multiple of the processes"),
 )
-def test_impossible_requests_are_refused_before_training(ray, tmp_path, arguments, message):
-    output = launch(ray, *FINETUNE, *arguments, "--output", str(tmp_path), code=2)
-    assert message in output
+RUN_EACH = """
+import json, sys
+from tests.commands import command
+done = [command(*words) for words in json.loads(sys.argv[1])]
+print(json.dumps([[each.returncode, each.stdout + each.stderr] for each in done]))
+"""
+"""Runs commands one after another in one process, and prints the exit code and output of each."""
+
+
+def test_impossible_requests_are_refused_before_training(ray, tmp_path):
+    commands = [[*FINETUNE, *words, "--executor", "ray", "--output", str(tmp_path)] for words, _ in REFUSED]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_EACH, json.dumps(commands)],
+        cwd=ROOT, env=ray.environment, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for (code, output), (_, message) in zip(json.loads(done.stdout.splitlines()[-1]), REFUSED, strict=True):
+        assert code == 2, output
+        assert message in output
+        assert "Traceback" not in output
     assert not (tmp_path / RUN / "checkpoints").exists()
 
 

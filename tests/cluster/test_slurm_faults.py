@@ -16,7 +16,8 @@ import torch
 from pfcluster.runs.folder import step_folder
 from tests.cluster.slurm import Slurm, running
 from tests.cluster.work import LONG, TINY, Work
-from tests.tiny import LAUNCH, final_weights
+from tests.commands import command
+from tests.tiny import final_weights
 
 RUN = "runs/scratch/seed-0"
 FINETUNE = ["finetune", "--preset", "demo", *TINY, *LONG]
@@ -26,9 +27,8 @@ FINETUNE = ["finetune", "--preset", "demo", *TINY, *LONG]
 def uninterrupted(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Final weights of a run without faults, in two processes of this machine."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    subprocess.run(
-        [*LAUNCH, *FINETUNE, "--executor", "local", "--processes", "2"], cwd=folder, check=True, capture_output=True
-    )
+    done = command(*FINETUNE, "--executor", "local", "--processes", "2", folder=folder)
+    assert done.returncode == 0, done.stderr
     return final_weights(folder / RUN)
 
 
@@ -60,18 +60,6 @@ def test_preempted_jobs_are_requeued_with_a_checkpoint(work, uninterrupted):
     status = work.launch("status", "cancelled/scratch")
     assert "finished" in status
     assert "failed" not in status
-
-
-def test_job_with_grace_time_releases_its_nodes_and_continues(work, uninterrupted):
-    work.launch(*FINETUNE, "--nodes", "2", "--partition", "graceful")
-    work.hold_at_step(RUN, 30)
-    blocker = work.occupy()
-    work.wait_for(lambda: work.outcomes(RUN) == ["preempted"], "preemption")
-    work.cluster.run("scancel", blocker)
-    assert work.wait_for_end(RUN).outcome == "finished"
-    assert work.attempts(RUN)[0].next.startswith("requeued")
-    assert_same(uninterrupted, work.folder / RUN)
-    work.note("preempted with grace time", RUN)
 
 
 def test_runs_longer_than_the_time_limit_continue_in_further_jobs(work):
@@ -110,12 +98,11 @@ def test_cancelled_runs_do_not_restart_and_skip_a_damaged_checkpoint(work, unint
     newest = step_folder(work.folder / runs[0] / "checkpoints", work.attempts(runs[0])[-1].checkpoint_step)
     file = next(newest.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
-    for name, run in zip(("ours", "plain"), runs, strict=True):
-        work.launch(*FINETUNE, "--nodes", "2", "--output", name)
-        assert work.wait_for_end(run).outcome == "finished"
-        assert_same(uninterrupted, work.folder / run)
+    work.note("plain `scancel`", runs[1])
+    work.launch(*FINETUNE, "--nodes", "2", "--output", "ours")
+    assert work.wait_for_end(runs[0]).outcome == "finished"
+    assert_same(uninterrupted, work.folder / runs[0])
     work.note("`cancel`, the newest checkpoint cut short, the same command again", runs[0])
-    work.note("plain `scancel`, the same command again", runs[1])
     warnings = (work.folder / runs[0] / "warnings.log").read_text()
     assert f"skipped a damaged checkpoint: {file} is damaged" in warnings
 
@@ -190,7 +177,7 @@ def test_runs_continue_in_new_jobs_where_requeueing_is_forbidden(work, uninterru
     work.note("preempted with grace time, requeueing forbidden", RUN)
 
 
-def test_preemption_by_the_user_signal(tmp_path, uninterrupted):
+def test_job_with_grace_time_is_preempted_by_its_own_signal_and_requeues_itself(tmp_path, uninterrupted):
     with running(tmp_path / "slurm", nodes=2, user_signal=True) as cluster:
         (tmp_path / "work").mkdir()
         work = Work(tmp_path / "work", cluster)
@@ -198,11 +185,13 @@ def test_preemption_by_the_user_signal(tmp_path, uninterrupted):
         work.wait_for_step(RUN, 30)
         blocker = work.occupy()
         work.wait_for(lambda: work.outcomes(RUN) == ["preempted"], "preemption")
-        assert work.attempts(RUN)[0].signal == "SIGUSR2"
         cluster.run("scancel", blocker)
         assert work.wait_for_end(RUN).outcome == "finished"
+        first = work.attempts(RUN)[0]
+        assert first.signal == "SIGUSR2"
+        assert first.next.startswith("requeued")
         assert_same(uninterrupted, work.folder / RUN)
-        work.note("preempted by the job's own signal (SIGUSR2)", RUN)
+        work.note("preempted with grace time by the job's own signal (SIGUSR2)", RUN)
 
 
 def test_full_disk_fails_once_and_keeps_earlier_checkpoints(work, uninterrupted):
@@ -234,8 +223,7 @@ def test_full_disk_fails_once_and_keeps_earlier_checkpoints(work, uninterrupted)
 
 def test_non_finite_loss_fails_once_and_cancels_waiting_stages(work):
     work.launch(
-        "study", "--preset", "demo", *TINY, "--optim.lr", "1e30", "--optim.warmup-steps", "0", "--nodes", "2",
-        "--seeds", "0",
+        "study", "--preset", "demo", *TINY, "--optim.lr", "1e30", "--optim.warmup-steps", "0", "--seeds", "0",
     )  # fmt: skip
     failed = work.wait_for_end("runs/study/mae/seed-0")
     assert (failed.outcome, failed.kind) == ("failed", "training")
@@ -260,7 +248,7 @@ def test_shard_missing_at_the_start_of_a_job_is_named(work):
     build = ["--input", "photos", "--output", "shards", "--align", "none", "--size", "32", "--workers", "1"]
     work.launch("build", *build)
     blocker = work.occupy()
-    arguments = [*FINETUNE, "--epochs", "2", "--batch-size", "4", "--data.shards", "shards", "--nodes", "2"]
+    arguments = [*FINETUNE, "--epochs", "2", "--batch-size", "4", "--data.shards", "shards"]
     work.launch(*arguments)
     shard = min((work.folder / "shards").glob("train-*.tar"))
     shard.rename(work.folder / shard.name)

@@ -23,7 +23,7 @@ from tests.tiny import LAUNCH, final_weights
 def test_outcome_is_that_of_any_executor(work: Work, tmp_path):
     """Trials that can run in parallel are one array. Stopped trials end by themselves; nothing is left in the queue."""
     expected = reference(tmp_path / "reference", TINY)
-    output = work.launch(*TINY, "--executor", "slurm", "--output", "sweep", "--cpus-per-task", "1", launcher=SWEEP)
+    output = work.launch("sweep", *TINY, "--executor", "slurm", "--output", "sweep", "--cpus-per-task", "1")
     assert outcome(work.folder / "sweep") == expected
     record = json.loads((work.folder / "sweep/plan.json").read_text())
     assert "trial-001 seed 0" in record["stages"]["runs"]["labels"]
@@ -67,7 +67,7 @@ def test_each_run_is_submitted_once_also_while_the_controller_is_away(work: Work
 def test_trial_may_have_several_nodes(work: Work):
     """Two nodes per trial, two trials in parallel on four nodes."""
     options = ["--trials", "2", "--scheduler", "none", "--confirm", "0", "--epochs", "2", "--nodes", "2"]
-    work.launch(*TINY, *options, "--executor", "slurm", "--output", "wide", launcher=SWEEP)
+    work.launch("sweep", *TINY, *options, "--executor", "slurm", "--output", "wide")
     assert len(read_trials(work.folder / "wide")) == 2
     for number in range(2):
         result = result_of(work.folder / f"wide/trials/{number:03d}/seed-0")
@@ -78,7 +78,7 @@ def test_run_moves_between_slurm_and_ray(work: Work):
     """Started on SLURM and cancelled, continued on Ray and interrupted, finished on SLURM: the weights are those of an
     uninterrupted run on SLURM.
     """
-    options = ["finetune", "--preset", "demo", *LAUNCH_TINY, "--processes", "2", "--epochs", "300"]
+    options = ["finetune", "--preset", "demo", *LAUNCH_TINY, "--processes", "2", "--epochs", "100"]
     work.launch(*options, "--executor", "slurm", "--output", "uninterrupted", "--wait")
     work.launch(*options, "--executor", "slurm", "--output", "moved")
     run = work.folder / "moved/scratch/seed-0"

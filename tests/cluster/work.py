@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +17,15 @@ from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.job_record import read_job
 from pfcluster.runs.folder import last_trained_step
 from tests.cluster.slurm import Slurm
-from tests.tiny import LAUNCH, OPTIONS
+from tests.commands import command
+from tests.tiny import OPTIONS
 
 TINY = [
     *OPTIONS,
     *shlex.split("--engine.backend ddp --engine.timeout 300 --checkpoint.every-steps 20 --evaluate.every-epochs 10"),
 ]
-LONG = ["--epochs", "60"]
-"""360 steps: about ten seconds with two ranks."""
+LONG = ["--epochs", "30"]
+"""180 steps: about five seconds with two ranks."""
 SITE = """
 signal_seconds = 20
 cpus_per_task = 1
@@ -42,17 +42,9 @@ class Work:
         self.folder, self.cluster = folder, cluster
         (folder / "pfcluster.toml").write_text(SITE)
 
-    def launch(self, *arguments: str, code: int = 0, launcher: list[str] = LAUNCH) -> str:
-        """Run a command, which must exit with `code`; returns its output."""
-        done = subprocess.run(
-            [*launcher, *arguments],
-            cwd=self.folder,
-            env=self.cluster.environment | {"COLUMNS": "160"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+    def launch(self, *arguments: str, code: int = 0) -> str:
+        """Run a command in this process, which must exit with `code`; returns its output."""
+        done = command(*arguments, folder=self.folder, environment=self.cluster.environment | {"COLUMNS": "160"})
         output = done.stdout + done.stderr
         assert done.returncode == code, output
         assert "Traceback" not in output, output

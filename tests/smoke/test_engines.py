@@ -9,14 +9,14 @@ import subprocess
 import pytest
 from safetensors.torch import load_file
 
+from tests.commands import command
 from tests.smoke.test_launch import TINY, launch, wait_for_step
 from tests.tiny import LAUNCH, ROOT
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_run_of_two_processes_records_the_engine_and_the_reason(tmp_path):
-    done = launch("pretrain", *TINY, "--processes", "2", "--optim.ema", "0.9", "--output", str(tmp_path))
+    done = command("pretrain", *TINY, "--processes", "2", "--optim.ema", "0.9", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "mae/seed-0"
     result = json.loads((folder / "result.json").read_text())
@@ -30,15 +30,16 @@ def test_run_of_two_processes_records_the_engine_and_the_reason(tmp_path):
     assert result["checkpoints"]["written"] >= 3
     assert result["checkpoints"]["bytes"] > 0
 
-    made = launch("consolidate", str(folder))
+    made = command("consolidate", str(folder))
     assert made.returncode == 0, made.stderr
     assert str(folder / "weights.safetensors") in made.stdout.replace("\n", "")
     assert "encoder.cls_token" in load_file(folder / "weights.safetensors")
     tuned = ["finetune", *TINY, "--max-steps", "2", "--model.init", str(folder / "weights.safetensors")]
-    started = launch(*tuned, "--output", str(tmp_path))
+    started = command(*tuned, "--output", str(tmp_path))
     assert started.returncode == 0, started.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_run_continues_with_another_engine_and_a_warning(tmp_path):
     common = ["pf-mag", *TINY, "--epochs", "20", "--output", str(tmp_path)]
     first = [*common, "--processes", "2", "--engine.backend", "fsdp2"]
@@ -48,10 +49,10 @@ def test_interrupted_run_continues_with_another_engine_and_a_warning(tmp_path):
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(timeout=300) == 130
     shorter = [*common, "--engine.backend", "ddp", "--max-steps", "30"]
-    refused = launch(*shorter)
+    refused = command(*shorter)
     assert refused.returncode == 2
     assert "belongs to another config: max_steps" in refused.stderr
-    done = launch(*common, "--engine.backend", "ddp", "--engine.grad-accumulation-steps", "2")
+    done = command(*common, "--engine.backend", "ddp", "--engine.grad-accumulation-steps", "2")
     assert done.returncode == 0, done.stderr
     assert "engine.backend was 'fsdp2' and is 'ddp' from here on" in (folder / "warnings.log").read_text()
     result = json.loads((folder / "result.json").read_text())
@@ -60,10 +61,11 @@ def test_interrupted_run_continues_with_another_engine_and_a_warning(tmp_path):
     assert sorted(set(steps)) == list(range(1, 121))
 
 
+@pytest.mark.slow
 def test_doctor_tests_engines_bandwidth_and_folder(tmp_path):
     results = tmp_path / "results.json"
     words = ["doctor", "--processes", "2", "--backends", "ddp", "fsdp2", "zero2", "--device", "cpu"]
-    done = launch(*words, "--folder", str(tmp_path), "--json", str(results))
+    done = launch(*words, "--folder", str(tmp_path), "--json", str(results))  # its ranks print
     assert done.returncode == 0, done.stderr
     for phrase in ("2 ranks", "difference to one process", "all-reduce", "seen by all", "engine auto takes zero2"):
         assert phrase in done.stdout
@@ -94,7 +96,7 @@ def test_doctor_tests_engines_bandwidth_and_folder(tmp_path):
 )
 def test_invalid_commands_end_with_one_sentence(tmp_path, arguments, words):
     options = ["--output", str(tmp_path / "runs")] if arguments[0] not in ("consolidate", "doctor") else []
-    done = launch(*arguments, *options)
+    done = command(*arguments, *options)
     assert done.returncode == 2, done.stdout
     assert words in " ".join(done.stderr.split())
     assert not (tmp_path / "runs").exists()

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from pfcluster.sweep.trials import read_failed
-from tests.sweeps import LONG, SWEEP, begin, outcome, reference, resumed, step_of, wait_for
-from tests.tiny import OPTIONS, ROOT
-
-pytestmark = pytest.mark.slow
+from tests.commands import command
+from tests.sweeps import LONG, begin, outcome, reference, resumed, step_of, wait_for
+from tests.tiny import OPTIONS
 
 
 def worker_of(folder: Path) -> int:
@@ -23,6 +22,7 @@ def worker_of(folder: Path) -> int:
     return int(output.stdout.split()[0])
 
 
+@pytest.mark.slow
 def test_killed_worker_and_killed_driver_do_not_change_the_outcome(tmp_path):
     """A worker is killed and retried, then the driver is killed; the same command ends with the same outcome."""
     expected = reference(tmp_path / "reference", LONG)
@@ -41,13 +41,12 @@ def test_killed_worker_and_killed_driver_do_not_change_the_outcome(tmp_path):
     assert re.search(r"trial-00\d: accuracy 0\.\d+, stopped at step", output)
 
 
+@pytest.mark.slow
 def test_failed_trials_are_reported_and_the_sweep_continues(tmp_path):
     """One trial diverges, others need more memory than there is."""
     space = ["--space", "optim.lr=choice:1e-3,1e30", "--space", "model.width=choice:32,4000000000"]
     options = ["--role", "scratch", "--search", "grid", "--confirm", "0", "--scheduler", "none", "--executor", "local"]
-    done = subprocess.run(
-        [*SWEEP, *OPTIONS, *space, *options, "--output", str(tmp_path)], capture_output=True, text=True, cwd=ROOT
-    )
+    done = command("sweep", *OPTIONS, *space, *options, "--output", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     kinds = [None, None, "memory", "training", "memory"]
     failures = [read_failed(tmp_path / f"trials/{number:03d}/seed-0") for number in range(5)]
@@ -72,13 +71,8 @@ def test_failed_trials_are_reported_and_the_sweep_continues(tmp_path):
     ],
 )
 def test_user_error_is_one_sentence(tmp_path, arguments, message):
-    done = subprocess.run(
-        [*SWEEP, *arguments, "--executor", "local", "--output", str(tmp_path / "sweep")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )
+    words = ["sweep", *arguments, "--executor", "local", "--output", tmp_path / "sweep"]
+    done = command(*words, environment=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

@@ -55,8 +55,9 @@ def test_installed_command_prints_help_and_version(installed, tmp_path):
 
 def test_installed_command_trains_and_reports(installed, tmp_path):
     tiny = [*OPTIONS, "--seeds", "0", "--epochs", "0.5", "--executor", "local", "--output", "study"]
-    done = pfcluster(installed, tmp_path, "demo", *tiny)
-    assert done.returncode == 0, done.stderr
+    for words in (["finetune", "--preset", "demo", *tiny], ["report", "study"]):
+        done = pfcluster(installed, tmp_path, *words)
+        assert done.returncode == 0, done.stderr
     assert (tmp_path / "study/report/report.html").exists()
     assert "finished" in pfcluster(installed, tmp_path, "status", "study").stdout
     module = subprocess.run(
