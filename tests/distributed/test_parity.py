@@ -28,22 +28,14 @@ def case(backend: str, objective: str, *, r1: float = 0.0, stabilised: bool = Fa
 
 PLAIN = [case(*names, grad_accumulation_steps=parts) for *names, parts in product(BACKENDS, OBJECTIVES, (1, 2))]
 OPTIONS = [
-    *[case(backend, "pf_mag", r1=0.5, grad_accumulation_steps=parts) for backend in BACKENDS[:4] for parts in (1, 2)],
-    *[
-        case(backend, objective, activation_checkpointing=True)
-        for backend in BACKENDS
-        for objective in ("mae", "pf_mag")
-    ],
+    *[case(backend, "pf_mag", r1=0.5, grad_accumulation_steps=2) for backend in BACKENDS[:4]],
+    *[case(backend, "pf_mag", activation_checkpointing=True) for backend in BACKENDS],
     *[case(backend, "pf_mag", offload_optimizer=True) for backend in BACKENDS[2:]],
     *[
         case(backend, "pf_mag", activation_checkpointing=True, grad_accumulation_steps=2, r1=0.5)
         for backend in ("fsdp2", "zero2")
     ],
-    *[
-        case(backend, "pf_mag", stabilised=True, grad_accumulation_steps=parts)
-        for backend in BACKENDS
-        for parts in (1, 2)
-    ],
+    *[case(backend, "pf_mag", stabilised=True, grad_accumulation_steps=2) for backend in BACKENDS],
     *[case(backend, "pf_mag", stabilised=True, r1=0.5) for backend in ("ddp", "fsdp2", "zero2")],
 ]
 BF16 = [
@@ -58,6 +50,11 @@ def name(each: dict[str, Any]) -> str:
     values = {"r1": each["r1"], "stabilised": each["stabilised"], **each["options"]}
     options = [f"{key}={value}" for key, value in values.items() if value]
     return "-".join([each["backend"], each["objective"], *options])
+
+
+def is_tested(each: dict[str, Any], ranks: int) -> bool:
+    """Whether a plain case is trained on so many ranks: all on 2, those with accumulation on 1 and 4 too."""
+    return ranks == 2 or each["options"]["grad_accumulation_steps"] == 2
 
 
 def is_quick(each: dict[str, Any], ranks: int) -> bool:
@@ -92,6 +89,7 @@ def differences(
     [
         pytest.param(each, ranks, id=f"{name(each)}-{ranks}", marks=() if is_quick(each, ranks) else pytest.mark.slow)
         for each, ranks in product(PLAIN, RANKS)
+        if is_tested(each, ranks)
     ],
 )
 def test_engine_matches_one_process(differences, each, ranks):

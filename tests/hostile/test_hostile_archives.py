@@ -26,7 +26,7 @@ from tests.hostile.damage import NAMES, Damage, damages
 from tests.hostile.test_hostile_labels import WILD_CELLS, add_landmarks, folder, list_and_plan, put
 from tests.photos import left_out, options, picture
 
-MANY = settings(max_examples=400 * TIMES)
+MANY = settings(max_examples=150 * TIMES)
 FILES = {f"{label}/{i}.jpg": (b"%d " % i) * 150 * i for i, label in enumerate(("happy", "sad", "neutral", "angry"))}
 
 
@@ -127,7 +127,7 @@ def members(draw: st.DrawFn) -> bytes:
     return block + body + bytes(-len(body) % 512)
 
 
-@settings(max_examples=1200 * TIMES)
+@settings(max_examples=400 * TIMES)
 @given(blocks=st.lists(members(), min_size=1, max_size=5), end=st.sampled_from((b"", bytes(1024), complete_tar())))
 def test_malicious_tars(blocks: list[bytes], end: bytes) -> None:
     check_tar(b"".join(blocks) + end)
@@ -165,7 +165,7 @@ def table() -> bytes:
     return buffer.getvalue()
 
 
-@settings(max_examples=600 * TIMES)
+@settings(max_examples=200 * TIMES)
 @given(damage=damages())
 def test_damaged_parquet(table: bytes, damage: Damage) -> None:
     with folder() as root:

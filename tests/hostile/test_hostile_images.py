@@ -36,7 +36,7 @@ MODES = {
     "PPM": ("1", "L", "RGB", "I;16", "I"),
 }
 TRIED = tuple((name, mode) for name, modes in MODES.items() for mode in modes)
-MANY = settings(max_examples=400 * TIMES)
+MANY = settings(max_examples=150 * TIMES)
 
 
 def decoded(data: bytes) -> np.ndarray | None:
@@ -78,13 +78,13 @@ def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-@settings(max_examples=1500 * TIMES)
+@settings(max_examples=500 * TIMES)
 @given(what=st.sampled_from(TRIED), damage=damages())
 def test_damaged_photos(what: tuple[str, str], damage: Damage) -> None:
     decoded(damage(saved(drawing(what[1]), what[0])))
 
 
-@settings(max_examples=600 * TIMES)
+@settings(max_examples=200 * TIMES)
 @given(
     packing=st.sampled_from(("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4")),
     orientation=st.integers(1, 8),
@@ -110,7 +110,7 @@ def exif(orientation: int) -> Image.Exif:
     return values
 
 
-@settings(max_examples=600 * TIMES)
+@settings(max_examples=200 * TIMES)
 @given(kind=st.sampled_from(("JPEG", "PNG", "WEBP")), orientation=st.integers(1, 8), damage=damages())
 def test_damaged_exif(kind: str, orientation: int, damage: Damage) -> None:
     """The image is decoded in some orientation, or refused."""
@@ -130,7 +130,7 @@ def test_every_orientation_is_rotated_upright(kind: str, orientation: int) -> No
     assert np.abs(pixels.astype(int) - np.asarray(upright).astype(int)).max() <= (8 if kind == "JPEG" else 0)
 
 
-@settings(max_examples=300 * TIMES)
+@settings(max_examples=100 * TIMES)
 @given(what=st.sampled_from(TRIED), colour=st.tuples(*[st.integers(0, 255)] * 3))
 def test_every_mode_keeps_the_colour(what: tuple[str, str], colour: tuple[int, int, int]) -> None:
     kind, mode = what

@@ -30,7 +30,7 @@ from tests.hostile.damage import Damage, assert_explains, damages
 MODES: tuple[VotingMode, ...] = get_args(VotingMode)
 EMOTIONS = ("happy", "sad", "neutral", "Fear", "anger")
 PLAN = PlanOptions(val_share=0.2, test_share=0.0, samples_per_shard=4, seed=0)
-MANY = settings(max_examples=250 * TIMES)
+MANY = settings(max_examples=100 * TIMES)
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def check_intact_rows(dataset: RawDataset | None, text: bytes, rows: Mapping[str
 AMOUNTS = st.one_of(st.integers(0, 10), st.floats(0, 1e300, allow_subnormal=True), st.just(1), st.just(5e-324))
 
 
-@settings(max_examples=500 * TIMES)
+@settings(max_examples=150 * TIMES)
 @given(votes=st.lists(AMOUNTS, min_size=10, max_size=10), mode=st.sampled_from(MODES))
 @example(votes=[0] * 10, mode="probability")
 @example(votes=[5, 5, 5, 5, 0, 0, 0, 0, 0, 0], mode="probability")
@@ -165,7 +165,7 @@ HEADERS = {
 }
 
 
-@settings(max_examples=400 * TIMES)
+@settings(max_examples=150 * TIMES)
 @given(
     name=st.sampled_from(sorted(HEADERS)),
     rows=st.lists(st.lists(WILD_CELLS, max_size=12), max_size=5),
@@ -251,7 +251,7 @@ LISTS = {
 }
 
 
-@settings(max_examples=500 * TIMES)
+@settings(max_examples=150 * TIMES)
 @given(name=st.sampled_from(sorted(LISTS)), damage=damages())
 def test_damaged_rafdb_expw_and_affectnet_lists(name: str, damage: Damage) -> None:
     header, rows = LISTS[name]

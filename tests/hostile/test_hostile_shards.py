@@ -31,7 +31,7 @@ from tests.photos import SIZE, contents, make_folder, options, write_index
 
 SHARD = "train-00000"
 TAR, INDEX = f"{SHARD}.tar", f"{SHARD}.index.json"
-MANY = settings(max_examples=300 * TIMES)
+MANY = settings(max_examples=100 * TIMES)
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def test_damaged_manifests(built: Path, damage: Damage) -> None:
         read_dataset(folder)
 
 
-@settings(max_examples=800 * TIMES)
+@settings(max_examples=200 * TIMES)
 @given(data=st.data())
 def test_random_manifest_fields(built: Path, data: st.DataObject) -> None:
     with copied(built) as folder:
