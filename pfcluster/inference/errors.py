@@ -10,6 +10,12 @@ class InferenceError(ValueError):
 class NoGeneratorError(InferenceError):
     """A poker face was asked of a model that classifies only."""
 
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"the model {model} has no generator of poker faces, it classifies only; give a model of `pfcluster pf-mag`"
+            " with a separator"
+        )
+
 
 class NoDetectorError(InferenceError):
     """Faces were to be detected without a detector."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfcluster.inference.crops import Cropper, DetectedFaces, WhichFaces, WholePhotos
-from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.errors import InferenceError, NoGeneratorError
 from pfcluster.inference.faces import Face, Faces
 from pfcluster.inference.images import Images, photos_of
 from pfcluster.inference.model_info import ModelInfo
@@ -71,10 +71,11 @@ class Model:
 
         Raises NoGeneratorError if the model classifies only.
         """
+        if not self.info.generates:
+            raise NoGeneratorError(self.info.name)
         size = self.info.network.size
-        empty = self.predictor.poker_faces(np.zeros((0, *self._crop_shape), np.uint8))
         parts = [self.predictor.poker_faces(crops) for _, crops in self._batches(images, detect, faces, batch_size)]
-        return np.concatenate([empty.reshape(0, size, size, 3), *parts])
+        return np.concatenate([np.zeros((0, size, size, 3), np.uint8), *parts])
 
     def features(
         self, images: Images, *, detect: bool = True, faces: WhichFaces = "all", batch_size: int = 32
@@ -96,11 +97,6 @@ class Model:
         from pfcluster.inference.load import hub_module
 
         return str(hub_module().push(self.info, self.predictor.net, repo_id, **options))
-
-    @property
-    def _crop_shape(self) -> tuple[int, int, int]:
-        size = self.info.preprocessing.crop_size
-        return size, size, 3
 
     def _batches(
         self, images: Images, detect: bool, which: WhichFaces, batch_size: int

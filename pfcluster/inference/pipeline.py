@@ -204,13 +204,20 @@ def _classified(
             live = any(sources[frame.frame.source].kind == "webcam" for frame in window)
             while len(faces) >= options.batch_size or (live and faces):
                 _classify([faces.popleft() for _ in range(min(options.batch_size, len(faces)))], predictor, options)
-            while frames and all(face.label or face.reason for face in frames[0].faces):
-                yield frames.popleft()
+                yield from _complete(frames)
+            yield from _complete(frames)
         while faces:
             _classify([faces.popleft() for _ in range(min(options.batch_size, len(faces)))], predictor, options)
+            yield from _complete(frames)
         yield from frames
     finally:
         windows.close()  # type: ignore[attr-defined]
+
+
+def _complete(frames: deque[FrameFaces]) -> Iterator[FrameFaces]:
+    """Remove the first frames whose faces all have a label or a reason."""
+    while frames and all(face.label or face.reason for face in frames[0].faces):
+        yield frames.popleft()
 
 
 def _classify(batch: Sequence[tuple[FrameFaces, Face]], predictor: Predictor, options: PipelineOptions) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pfcluster.inference.crops import Cropper
-from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.errors import InferenceError, NoGeneratorError
 from pfcluster.inference.faces import Face, Row
 from pfcluster.inference.model_info import ModelInfo
 from pfcluster.inference.pictures import Annotator, file_stem, make_folder, write_poker_face
@@ -105,10 +105,7 @@ def check_options(options: PredictionOptions, info: ModelInfo) -> None:
         require_writable(options.output)
     if options.poker_faces is not None:
         if not info.generates:
-            raise InferenceError(
-                f"--poker-face: the model {info.name} has no generator of poker faces, it classifies only; give a model"
-                " of pf-mag, or leave the option out"
-            )
+            raise NoGeneratorError(info.name)
         make_folder(options.poker_faces, "--poker-face")
 
 

@@ -24,11 +24,6 @@ from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.models.vit import Classifier
 
-NO_GENERATOR = (
-    "the model {name} has no generator of poker faces: it is a classifier; export a run of `pfcluster pf-mag` with a"
-    " separator"
-)
-
 
 def network_info(config: RunConfig) -> NetworkInfo:
     """The net of a run's config, fine-tuning or PF-MAG."""
@@ -155,7 +150,7 @@ class TorchPredictor:
     def poker_faces(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """See `Predictor`."""
         if not isinstance(self.net, PFViT) or self.net.separator is None:
-            raise NoGeneratorError(NO_GENERATOR.format(name=self.info.name))
+            raise NoGeneratorError(self.info.name)
         face_tokens = self.net.separate(self._input(crops))[2]
         images = transforms.to_uint8(self.net.generator(face_tokens))
         return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,0 +1,131 @@
+"""`pfcluster export`: a run's evaluated weights, figures and preprocessing, and runs that are no models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import pfcluster
+from pfcluster.cli.main import main
+from pfcluster.data.dataset import open_dataset
+from pfcluster.evaluate import predictions
+from pfcluster.inference.export import read_run
+from pfcluster.models import factory
+from pfcluster.runs.folder import CHECKPOINTS_DIR, read_result, write_config, write_result
+from pfcluster.training import run
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def pf_vit_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that keeps a moving average of its weights."""
+    config = tiny.config("pf_mag")
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, ema=0.5))
+    folder = tmp_path_factory.mktemp("runs") / "seed-0"
+    run(config, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_an_exported_run_predicts_its_test_split_as_it_was_evaluated(
+    pf_vit_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(pf_vit_run), "--output", str(tmp_path / "model"), "--discriminator"]) == 0
+    assert "pf_vit, 32 px, neutral, happiness" in capsys.readouterr().out
+    model = pfcluster.load(tmp_path / "model", device="cpu")
+    result = read_result(pf_vit_run)
+    assert result is not None
+    config = tiny.config("pf_mag")
+    test = open_dataset(config.data, 0).test
+    assert test is not None
+    crops = test.batch(torch.arange(len(test))).images.permute(0, 2, 3, 1).numpy()
+    recorded = predictions.read(pf_vit_run)
+    faces = model.predict(crops, detect=False)
+    assert [face.label for face in faces] == [recorded.classes[index] for index in recorded.logits.argmax(1)]
+    np.testing.assert_allclose(model.predictor.logits(crops), recorded.logits, atol=1e-5)
+    figures = model.info.figures
+    assert figures is not None
+    assert (figures.accuracy, figures.n) == (result["test"]["accuracy"], len(test))
+    card = (tmp_path / "model" / "README.md").read_text()
+    for part in ("EU AI Act", "Poker faces are synthetic", "How to cite", *figures.per_class):
+        assert part in card
+    assert not any("discriminator" in name for name in load_file(tmp_path / "model" / "model.safetensors"))
+    assert load_file(tmp_path / "model" / "discriminator.safetensors")
+    assert model.poker_face(crops[:3], detect=False).shape == (3, 32, 32, 3)
+    assert main(["export", str(pf_vit_run), "--output", str(tmp_path / "new.safetensors")]) == 0
+    assert pfcluster.load(tmp_path / "new.safetensors").info == model.info  # the earlier option left no trace
+
+
+def fake_run(folder: Path, objective: str, **data: object) -> Path:
+    """A run folder with a checkpoint of random weights."""
+    config = tiny.config(objective)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data))  # type: ignore[arg-type]
+    weights = factory.build(config, 3, load_init=False)["model"].state_dict()
+    tiny.write_checkpoint(folder / CHECKPOINTS_DIR, 5, {"model": weights}, {})
+    write_config(folder, config)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("objective", "data", "reason"),
+    [
+        ("mae", {}, "is a run of MAE pre-training: it has no classes"),
+        ("finetune", {"target": "identity"}, "recognises the identities"),
+        ("finetune", {}, "does not record its classes"),
+        ("finetune", {"shards": "gone"}, "name the folder where they are now with --shards"),
+    ],
+)
+def test_runs_that_are_no_models_say_why(
+    objective: str, data: dict[str, object], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fake_run(tmp_path / "run", objective, **data)
+    if "shards" in data:
+        write_result(folder, {"dataset": {"name": "mine", "classes": ["neutral", "happiness", "fear"]}})
+    assert main(["export", str(folder), "--output", str(tmp_path / "model")]) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_figures_are_also_those_over_the_seeds_of_the_study(built: Path, tmp_path: Path) -> None:
+    scores = {"n": 40, "mean_class_accuracy": 0.5, "macro_f1": 0.5, "per_class": {"neutral": 0.5}}
+    for seed in (0, 1):
+        folder = fake_run(tmp_path / f"seed-{seed}", "finetune", shards=str(built))
+        result = {"name": tiny.config("finetune").name, "status": "finished", "seed": seed}
+        result |= {"dataset": {"name": "mine", "classes": ["neutral", "happiness", "fear"]}}  # type: ignore[dict-item]
+        write_result(folder, {**result, "test": {**scores, "accuracy": 0.5 + 0.2 * seed}})
+    info = read_run(tmp_path / "seed-0").info
+    assert info.figures is not None
+    assert info.over_seeds is not None
+    assert (info.figures.accuracy, info.over_seeds.seeds) == (0.5, (0, 1))
+    assert info.over_seeds.accuracy_mean == pytest.approx(0.6)
+    assert info.over_seeds.accuracy_std == pytest.approx(0.2 / 2**0.5)
+
+
+def test_shards_that_have_moved_are_named(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their manifest says how photos were cropped; the config of the model tells it."""
+    folder = fake_run(tmp_path / "run", "finetune", shards="gone")
+    write_result(folder, {"dataset": {"name": "mine", "classes": ["neutral", "happiness", "sadness"]}})
+    words = ["export", str(folder), "--output", str(tmp_path / "model"), "--shards", str(built)]
+    assert main([*words, "--license", "cc-by-4.0", "--precision", "float16"]) == 0
+    info = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (info["preprocessing"]["crop_size"], info["preprocessing"]["jpeg_quality"]) == (24, 95)
+    assert info["license"] == "cc-by-4.0"
+    assert pfcluster.load(tmp_path / "model", device="cpu").classes == ("neutral", "happiness", "sadness")
+    assert main([*words, "--discriminator"]) == 2
+    assert "has none, because it is no run of pf-mag" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_models_of_synthetic_faces_align_to_where_these_lie(pf_vit_run: Path) -> None:
+    """Detected in the rendered faces: between the eyes and the mouth lies a third of the side."""
+    preprocessing = read_run(pf_vit_run).info.preprocessing
+    assert preprocessing.template_faces is not None
+    points = np.array(preprocessing.template)
+    assert points[0, 0] == pytest.approx(1 - points[1, 0], abs=1e-3)
+    assert 0.3 < points[3:, 1].mean() - points[:2, 1].mean() < 0.4
