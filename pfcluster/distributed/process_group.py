@@ -9,14 +9,14 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
-from torch.distributed import Store, TCPStore
+from torch.distributed import ProcessGroup, Store, TCPStore
 
 T = TypeVar("T")
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -29,6 +29,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    host_group: ProcessGroup | None = None
+    """Group for tensors in host memory, beside NCCL's; None where the default group takes them."""
 
     @property
     def is_main(self) -> bool:
@@ -57,10 +59,12 @@ class World:
         return self.any_of(flag)[0]
 
     def any_of(self, *flags: bool) -> tuple[bool, ...]:
-        """`any` for several flags in one collective."""
+        """`any` for several flags in one collective of the hosts, which does not wait for the devices."""
         if self.size == 1:
             return flags
-        return tuple(count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.float32)).tolist())
+        counts = torch.tensor(flags, dtype=torch.float32)
+        torch_dist.all_reduce(counts, group=self.host_group)
+        return tuple(count > 0 for count in counts.tolist())
 
     def from_main(self, compute: Callable[[], T]) -> T:
         """Call `compute` on rank 0; returns its result, or raises its exception, on all ranks. A collective."""
@@ -106,6 +110,10 @@ def world(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
     ranks = World(rank, size, torch_device)
     if size > 1:
         ensure_group(ranks, timeout)
+        if torch_device.type == "cuda":
+            group = torch_dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            assert isinstance(group, ProcessGroup)
+            ranks = replace(ranks, host_group=group)
     failed = True
     try:
         yield ranks

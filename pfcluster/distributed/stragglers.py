@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ class StragglerMonitor:
     """
 
     world: World
-    pending: list[tuple[float, ...]] = field(default_factory=list)
+    pending: list[tuple[float, Callable[[], float], float]] = field(default_factory=list)
     busy: list[list[float]] = field(default_factory=list)
     """Mean of data + forward of every rank, one list per `flush`."""
 
@@ -35,13 +36,14 @@ class StragglerMonitor:
             self.hosts = [""] * self.world.size
             torch_dist.all_gather_object(self.hosts, host_name())
 
-    def add(self, data: float, forward: float, step: float) -> None:
-        """Seconds of one step on this rank."""
+    def add(self, data: float, forward: Callable[[], float], step: float) -> None:
+        """Seconds of one step on this rank. `forward` is called by `flush`: on a GPU the time is not known before."""
         self.pending.append((data, forward, step))
 
     def flush(self) -> dict[str, list[float]] | None:
         """Mean milliseconds of every rank since the last call, by `COLUMNS`; None for a single rank. A collective."""
-        mine = torch.tensor(self.pending, dtype=torch.float64).mean(0).float().to(self.world.device)
+        seconds = [(data, forward(), step) for data, forward, step in self.pending]
+        mine = torch.tensor(seconds, dtype=torch.float64).mean(0).float().to(self.world.device)
         self.pending = []
         if self.world.size == 1:
             return None

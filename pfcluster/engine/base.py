@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards, unsharded
 from pfcluster.distributed.process_group import World
+from pfcluster.engine.finite import UpdateGuard
 from pfcluster.engine.precision import autocast
 from pfcluster.engine.timing import Timestamp, timestamp
 
@@ -57,6 +58,8 @@ class Engine(ABC):
         self.precision = precision
         self.decay = ema
         self.average: dict[str, Tensor] = {}
+        self.guard: UpdateGuard | None = None
+        """If set, an update whose gradients are not finite is skipped on the device, and `step` raises nothing."""
         self.updates = 0
         """Updates since the start of the process; shows which engines were updated before a training step failed."""
         self.forward_began: Timestamp | None = None
@@ -135,7 +138,8 @@ class Engine(ABC):
         """Clip, update the weights and their moving average, zero the gradients; -> global gradient norm before
         clipping, a scalar. With `more_updates_follow` in the same training step the timestamps of its start are kept.
 
-        Raises NonFiniteError on all ranks and leaves the weights unchanged if a gradient is not finite.
+        If a gradient is not finite, the weights stay unchanged on all ranks: raises NonFiniteError, or with a `guard`
+        nothing here.
         """
         if self._open or not self._closed:
             raise EngineError("step() must follow the backward of a synchronised pass")
@@ -251,7 +255,12 @@ class Engine(ABC):
     def _update_average(self) -> None:
         weights = {name: shard.values for name, shard in self._weights().items()}
         average = self._averaged()
-        torch._foreach_lerp_([average[name] for name in weights], list(weights.values()), 1 - self.decay)
+        if self.guard is None:
+            torch._foreach_lerp_([average[name] for name in weights], list(weights.values()), 1 - self.decay)
+            return
+        skips = self.guard.skips.bool()
+        for name, values in weights.items():  # one by one, as `where` makes a copy
+            average[name].lerp_(torch.where(skips, average[name], values), 1 - self.decay)
 
     def _saved_buffers(self) -> dict[str, Tensor]:
         """Persistent buffers."""

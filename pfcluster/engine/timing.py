@@ -19,9 +19,10 @@ def timestamp(device: torch.device) -> Timestamp:
 
 
 def elapsed_seconds(began: Timestamp, ended: Timestamp) -> float:
-    """Seconds between two timestamps of one device, which must have reached both."""
+    """Seconds between two timestamps of one device. Waits until it has reached both."""
     if isinstance(began, float) or isinstance(ended, float):
         assert isinstance(began, float)
         assert isinstance(ended, float)
         return ended - began
+    ended.synchronize()
     return began.elapsed_time(ended) / 1e3

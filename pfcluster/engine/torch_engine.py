@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,15 @@ class TorchEngine(ConfiguredEngine):
         loss.backward()
 
     def _step(self) -> Tensor:
-        norm = clip_gradients(self.optimizer, list(self.module.parameters()), self.clip_norm)
+        trained = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
+        norm = gradient_norm(trained)
+        if self.guard is not None:
+            self.optimizer.found_inf = self.guard.observe(norm)  # type: ignore[attr-defined]  # of fused optimizers
+        elif not torch.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(f"the gradients' norm is {norm.item()}")
+        if self.clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -84,17 +92,7 @@ class TorchEngine(ConfiguredEngine):
         """Nothing to do: the shards are views of the parameters."""
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
-    """Clip the gradients by their global norm unless `clip_norm` is 0; -> the norm before clipping.
-
-    Raises NonFiniteError, after zeroing the gradients, if the norm is not finite.
-    """
-    trained = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    if not torch.isfinite(norm):
-        optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(f"the gradients' norm is {norm.item()}")
-    if clip_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(trained, clip_norm, norm)
-    return norm
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The global norm of the parameters' gradients, over all ranks where they are sharded: a scalar on the device."""
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from pfcluster.distributed.heartbeat import Heartbeat
 from pfcluster.distributed.process_group import World, world
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.distributed.stragglers import StragglerMonitor
-from pfcluster.engine.base import NonFiniteError
 from pfcluster.engine.factory import choose_backend
 from pfcluster.engine.optimizer import set_learning_rates
 from pfcluster.engine.timing import elapsed_seconds
@@ -48,6 +49,7 @@ from pfcluster.training.result import earlier_validation_result, training_result
 from pfcluster.training.resume import TrainState, claim_folder, load_checkpoint, save_checkpoint
 from pfcluster.training.schedule import total_steps
 from pfcluster.training.selection import PeriodicEvaluation
+from pfcluster.training.step_checks import NonFiniteStep, StepChecks
 
 
 def run(config: RunConfig, folder: Path, command: str | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -104,6 +106,7 @@ class Trainer:
             class_weights=build_class_weights(config, self.dataset.train, world),
             identity_net=identity_net,
         )
+        self.checks = StepChecks(self.engines, self.objective, world.device)
         self.total_steps = total_steps(config, len(self.dataset.train))
         self.evaluation = PeriodicEvaluation(config, folder, self.dataset, self.replica, self.total_steps, world)
         self.checkpoints = CheckpointManager(
@@ -129,7 +132,10 @@ class Trainer:
         progress.report(f"from step {self.state.step} of {self.total_steps}")
         log = MetricsLog(self.folder, self.state.step, self.world)
         with open_trackers(self.config, self.folder, self.world) as trackers:
-            status = self._loop(log, progress)
+            try:
+                status = self._loop(log, progress)
+            except NonFiniteStep as error:
+                raise self._non_finite_error(error) from error
             self.checkpoints.wait()
             result = self._result(status, progress)
             if status == "finished":
@@ -163,16 +169,16 @@ class Trainer:
         step_began = time.monotonic()
         prefetched = micro_batches(self._read_batch, self.config, steps, self.world)
         for step, batches in zip(steps, prefetched, strict=True):
-            metrics = self._train_step(step, batches, step_began)
+            log.add(self._train_step(step, batches, step_began))
             self.state.step = self.heartbeat.step = step + 1
             self.state.seconds = earlier_seconds + time.monotonic() - started
-            log.add(metrics)
-            if self.state.step % self.config.engine.log_every == 0 or self.state.step == self.total_steps:
+            if self._due(self.config.engine.log_every):
+                self.checks.require_finite()
                 self._log(log, progress)
             improved = self.evaluation.due(self.state.step) and self._evaluate(log, progress)
             interrupted, stopped = self.world.any_of(self.stop.requested, self._stops_early())
-            due = self.state.step % self.config.checkpoint.every_steps == 0 or self.state.step == self.total_steps
-            if improved or due or interrupted or stopped:
+            if improved or interrupted or stopped or self._due(self.config.checkpoint.every_steps):
+                self.checks.require_finite()
                 self._save()
             if stopped:
                 return self._report_early_stop(progress)
@@ -183,19 +189,16 @@ class Trainer:
         return "finished"
 
     def _train_step(self, step: int, batches: list[Batch], began: float) -> Metrics:
-        """Train on the micro-batches of a step; `began` is when the wait for them began.
-
-        Raises TrainingError if a gradient is not finite.
-        """
+        """Train on the micro-batches of a step; `began` is when the wait for them began. Raises NonFiniteStep."""
         data_seconds = time.monotonic() - began
         set_learning_rates(self.engines, self.config, step, self.total_steps, self.state.plateau)
-        updates = [engine.updates for engine in self.engines.values()]
-        try:
-            metrics = self.objective.step(batches, step)
-        except NonFiniteError as error:
-            raise self._non_finite_error(step, updates, error) from error
+        metrics = self.checks.run(step, lambda: self.objective.step(batches, step))
         self.stragglers.add(data_seconds, self._forward_seconds(), time.monotonic() - began)
         return metrics
+
+    def _due(self, every: int) -> bool:
+        """Whether something is due after this step that is due every so many steps and at the end."""
+        return self.state.step % every == 0 or self.state.step == self.total_steps
 
     def _read_batch(self, step: int) -> RawBatch:
         """This rank's samples of a step."""
@@ -206,14 +209,14 @@ class Trainer:
         size = self.config.batch_size
         return self.order.samples(step * size, size)
 
-    def _forward_seconds(self) -> float:
-        """Time of the last step from its first forward pass to its first backward pass."""
+    def _forward_seconds(self) -> Callable[[], float]:
+        """Reads the time of the last step from its first forward pass to its first backward pass."""
         began = self.engines["model"].forward_began
         first = [engine.backward_began for engine in reversed(self.engines.values())]  # the discriminator updates first
         ended = next((time for time in first if time is not None), None)
         assert began is not None
         assert ended is not None
-        return elapsed_seconds(began, ended)
+        return partial(elapsed_seconds, began, ended)
 
     def _epoch(self) -> float:
         return self.state.step * self.config.batch_size / len(self.dataset.train)
@@ -229,6 +232,7 @@ class Trainer:
 
     def _evaluate(self, log: MetricsLog, progress: Progress) -> bool:
         """Evaluate and log; whether the score is the best so far."""
+        self.checks.require_finite()
         metrics, improved = self.evaluation.evaluate(self.engines["model"], self.state)
         log.write(self.config.evaluate.selection_split, self.state.step, self._epoch(), metrics)
         progress.update(self.state.step, {f"val {name}": value for name, value in metrics.items()})
@@ -257,10 +261,11 @@ class Trainer:
             progress.report(f"ended early at step {self.state.step}: {self.early_stop.reason}")
         return "stopped"
 
-    def _non_finite_error(self, step: int, updates: list[int], error: NonFiniteError) -> TrainingError:
-        """Record the batch and keep a checkpoint from before it. `updates`: the engines' counts before the step."""
+    def _non_finite_error(self, error: NonFiniteStep) -> TrainingError:
+        """Record the batch and keep a checkpoint from before it."""
+        self.state.step = step = error.step
         keys = self.dataset.train.keys(self._sample_indices(step))
-        if [engine.updates for engine in self.engines.values()] == updates:  # no engine has been updated in this step
+        if error.untouched:
             self._save()
         self.checkpoints.wait()
         saved = checkpoint_steps(self.checkpoints.folder)
