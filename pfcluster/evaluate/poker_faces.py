@@ -23,6 +23,7 @@ from pfcluster.distributed.process_group import World
 from pfcluster.evaluate.classification import load_images, rank_batches
 from pfcluster.evaluate.evaluators import Evaluators
 from pfcluster.evaluate.frechet import frechet_distance
+from pfcluster.evaluate.similarity import psnr, ssim
 from pfcluster.models.pf_vit import PFViT
 
 EXPRESSION_THRESHOLD = 0.25
@@ -198,16 +199,11 @@ def _add_identity(means: _Means, row: str, faces: Tensor, inputs: Tensor, evalua
 
 
 def _add_distances(means: _Means, row: str, faces: Tensor, truth: Tensor, inputs: Tensor) -> None:
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
     region = expression_region(inputs, truth)
     for name, mask in (("mse_inside", region), ("mse_outside", ~region)):
         squared, values = masked_squared_error(faces, truth, mask)
         means.add(f"{row}/{name}", squared.sum(), values.sum())
     if row == "truth":
         return
-    psnr = peak_signal_noise_ratio(faces, truth, data_range=2.0, reduction="none", dim=(1, 2, 3)).clamp(max=100)
-    ssim = structural_similarity_index_measure(faces, truth, data_range=2.0, reduction="none")
-    assert isinstance(ssim, Tensor)
-    means.add(f"{row}/psnr", psnr.sum(), len(faces))
-    means.add(f"{row}/ssim", ssim.sum(), len(faces))
+    means.add(f"{row}/psnr", psnr(faces, truth).clamp(max=100).sum(), len(faces))
+    means.add(f"{row}/ssim", ssim(faces, truth).sum(), len(faces))

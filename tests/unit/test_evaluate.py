@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pfcluster.config import DataConfig, EvaluateConfig, SyntheticConfig
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.transforms import to_float
 from pfcluster.data.types import DataError, RawBatch
 from pfcluster.distributed.process_group import World
+from pfcluster.evaluate import similarity
 from pfcluster.evaluate.classification import confusion_matrix, predict, rank_batches, scores
 from pfcluster.evaluate.evaluators import Evaluators, Judge
 from pfcluster.evaluate.image_grid import pick_round_robin
@@ -42,6 +44,16 @@ def test_scores_equal_torchmetrics():
     assert values["mean_class_accuracy"] == pytest.approx(sum(by_class) / 4)
     assert list(values["per_class"].values()) == pytest.approx(by_class)
     assert values["n"] == 200
+
+
+def test_similarity_of_images_equals_torchmetrics():
+    images, reference = torch.rand(2, 3, 3, 20, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    reference[0] = images[0] + 0.1 * reference[0]
+    expected = peak_signal_noise_ratio(images, reference, data_range=2.0, reduction="none", dim=(1, 2, 3))
+    assert similarity.psnr(images, reference).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    expected = structural_similarity_index_measure(images, reference, data_range=2.0, reduction="none")
+    assert similarity.ssim(images, reference).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    assert similarity.ssim(images, images).tolist() == pytest.approx([1.0] * 3)
 
 
 def test_classes_missing_from_the_split_are_left_out_of_means():
