@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import http.server
 import json
+import os
 import shlex
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 import torch
 
+from pfcluster.config.io import load
 from pfcluster.data.labels import VOCABULARIES
 from pfcluster.data.synthetic.dataset import SyntheticFaces
-from tests.tiny import ROOT, final_weights
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE
+from tests.commands import command
+from tests.tiny import final_weights, train_here
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +31,6 @@ TINY = shlex.split(
     " --engine.log-every 1 --checkpoint.every-steps 4"
 )
 COUNT = 120
-
-
-def command(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
 
 
 def ferplus(root: Path) -> Path:
@@ -58,7 +56,7 @@ def ferplus(root: Path) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     done = command(
-        "shards/build.py",
+        "build",
         *("--input", ferplus(root / "raw"), "--output", root / "shards", "--size", 32, "--align", "none"),
         *("--workers", 1, "--samples-per-shard", 16, "--votes", "probability"),
     )
@@ -70,7 +68,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def streamed(built: Path) -> Path:
     """A run that streams from the folder."""
     output = built.parent / "streamed"
-    done = command("jobs/launch.py", "finetune", *TINY, "--data.shards", built, "--output", output)
+    done = command("finetune", *TINY, "--data.shards", built, "--output", output)
     assert done.returncode == 0, done.stderr
     return output
 
@@ -97,24 +95,18 @@ def test_votes_mode_is_recorded_in_manifest_result_and_report(built: Path, strea
         "validation": 24,
         "test": 24,
     }
-    run = streamed / "scratch/seed-0"
-    assert json.loads((run / "result.json").read_text())["dataset"]["votes"] == "probability"
-    done = command("jobs/launch.py", "report", streamed)
+    assert json.loads((streamed / "scratch/seed-0/result.json").read_text())["dataset"]["votes"] == "probability"
+    done = command("report", streamed)
     assert done.returncode == 0, done.stderr
     assert "ferplus (probability votes)" in (streamed / "report/report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    "reading",
-    ["--data.cache-mode host", "--data.cache-mode device", "--data.workers 0", "--data.workers 5"],
-)
-def test_cache_modes_and_workers_train_the_same_weights(
-    built: Path, streamed: Path, tmp_path: Path, reading: str
-) -> None:
-    options = [*TINY, "--data.shards", built, "--data.cache", tmp_path / "cache", *shlex.split(reading)]
-    done = command("jobs/launch.py", "finetune", *options, "--output", tmp_path / "runs")
-    assert done.returncode == 0, done.stderr
-    expected, actual = final_weights(streamed / "scratch/seed-0"), final_weights(tmp_path / "runs/scratch/seed-0")
+@pytest.mark.parametrize("reading", [{"cache_mode": "host"}, {"cache_mode": "device"}, {"workers": 0}, {"workers": 5}])
+def test_cache_modes_and_workers_train_the_same_weights(streamed: Path, tmp_path: Path, reading: dict) -> None:
+    config = load(streamed / "scratch/seed-0" / REQUESTED_CONFIG_FILE)
+    data = dataclasses.replace(config.data, cache=str(tmp_path / "cache"), **reading)
+    train_here(dataclasses.replace(config, data=data), tmp_path / "run", threads=os.cpu_count() or 1)
+    expected, actual = final_weights(streamed / "scratch/seed-0"), final_weights(tmp_path / "run")
     for name, value in expected.items():
         assert torch.equal(actual[name], value), name
 
@@ -132,31 +124,31 @@ def test_run_from_a_url_resumes_in_another_cache_mode(built: Path, url: str, tmp
         "--data.shuffle-window",
         2,
     ]
-    done = command("jobs/launch.py", "finetune", *common, "--output", tmp_path / "uninterrupted")
+    done = command("finetune", *common, "--output", tmp_path / "uninterrupted")
     assert done.returncode == 0, done.stderr
     interrupted = [*common, "--output", tmp_path / "interrupted"]
-    done = command("jobs/launch.py", "finetune", *interrupted)
+    done = command("finetune", *interrupted)
     assert done.returncode == 0, done.stderr
-    run = tmp_path / "interrupted/scratch/seed-0"
-    (run / "result.json").unlink()
-    for folder in sorted((run / "checkpoints").glob("*"))[1:]:  # as if it had ended after step 4
+    interrupted_run = tmp_path / "interrupted/scratch/seed-0"
+    (interrupted_run / "result.json").unlink()
+    for folder in sorted((interrupted_run / "checkpoints").glob("*"))[1:]:  # as if it had ended after step 4
         for file in folder.glob("*"):
             file.unlink()
         folder.rmdir()
-    done = command("jobs/launch.py", "finetune", *interrupted, "--data.cache-mode", "host", "--data.workers", 3)
+    done = command("finetune", *interrupted, "--data.cache-mode", "host", "--data.workers", 3)
     assert done.returncode == 0, done.stderr
-    expected, actual = final_weights(tmp_path / "uninterrupted/scratch/seed-0"), final_weights(run)
+    expected, actual = final_weights(tmp_path / "uninterrupted/scratch/seed-0"), final_weights(interrupted_run)
     assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_evaluation_on_other_shards_matches_classes_by_name(built: Path, streamed: Path, tmp_path: Path) -> None:
     done = command(
-        "shards/build.py",
+        "build",
         *("--input", built.parent / "raw", "--output", tmp_path / "other", "--size", 32, "--align", "none"),
         *("--workers", 1, "--votes", "majority", "--exclude-classes", "neutral", "fear", "--name", "other"),
     )
     assert done.returncode == 0, done.stderr
-    done = command("jobs/launch.py", "evaluate", streamed / "scratch/seed-0", "--shards", tmp_path / "other")
+    done = command("evaluate", streamed / "scratch/seed-0", "--shards", tmp_path / "other")
     assert done.returncode == 0, done.stderr
     output = " ".join(done.stdout.split())
     assert "other (majority votes)" in output
@@ -165,17 +157,17 @@ def test_evaluation_on_other_shards_matches_classes_by_name(built: Path, streame
 
 def test_shards_without_labels_can_be_used_for_pre_training_only(built: Path, tmp_path: Path) -> None:
     done = command(
-        "shards/build.py",
+        "build",
         *("--input", built.parent / "raw/fer2013.csv", "--output", tmp_path / "faces", "--size", 32),
         *("--align", "none", "--workers", 1, "--labels", "ignored"),
     )
     assert done.returncode == 0, done.stderr
     options = [*TINY, "--data.shards", tmp_path / "faces", "--output", tmp_path / "runs"]
-    done = command("jobs/launch.py", "pretrain", *options)
+    done = command("pretrain", *options)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/mae/seed-0/pictures/mae.png").exists()
-    rejected = command("jobs/launch.py", "finetune", *options)
+    rejected = command("finetune", *options)
     assert rejected.returncode == 2
     assert "was built with --labels ignored" in rejected.stderr
-    rejected = command("jobs/launch.py", "evaluate", tmp_path / "runs/mae/seed-0")
+    rejected = command("evaluate", tmp_path / "runs/mae/seed-0")
     assert rejected.returncode == 2

@@ -20,8 +20,11 @@ from PIL import Image
 from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
 from pfcluster.config.io import to_json
+from pfcluster.launch.worker import work
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE
-from tests.tiny import LAUNCH, OPTIONS, ROOT, config, final_weights
+from pfcluster.training.throughput import FIGURES
+from tests.commands import command
+from tests.tiny import LAUNCH, OPTIONS, ROOT, config, final_weights, train_here
 
 TINY = [*OPTIONS, *shlex.split("--checkpoint.every-steps 4 --evaluate.every-epochs 1")]
 
@@ -79,11 +82,10 @@ def test_run_folder_records_command_and_versions(study):
     assert [line["split"] for line in lines].count("test") == 1
 
 
-@pytest.mark.slow
 def test_repeated_command_trains_nothing(study):
     folder, _ = study
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-*/result.json")}
-    done = launch("demo", *TINY, "--seeds", "0", "1", "--output", str(folder))
+    done = command("demo", *TINY, "--seeds", "0", "1", "--output", str(folder))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("finished already") == 8
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-*/result.json")} == before
@@ -92,24 +94,22 @@ def test_repeated_command_trains_nothing(study):
 def test_evaluate_reproduces_the_scores_of_the_run(study):
     folder, _ = study
     result = json.loads((folder / "mae-vit/seed-0/result.json").read_text())
-    done = launch("evaluate", str(folder / "mae-vit/seed-0"))
+    done = command("evaluate", folder / "mae-vit/seed-0")
     assert done.returncode == 0, done.stderr
     assert f"{100 * result['test']['accuracy']:.2f} %" in done.stdout
-    refused = launch("evaluate", str(folder / "mae/seed-0"))
+    refused = command("evaluate", folder / "mae/seed-0")
     assert refused.returncode == 2
     assert "which has no classes" in refused.stderr
 
 
-@pytest.mark.slow
 def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
-    done = launch("pf-mag", *TINY, "--seeds", "3", "4", "--dry-run", "--output", str(tmp_path / "runs"))
+    done = command("pf-mag", *TINY, "--seeds", "3", "4", "--dry-run", "--output", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     for words in ("GFLOP", "pf-vit", "3 4", "MiB", "train 96"):
         assert words in done.stdout
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -135,25 +135,16 @@ def test_dry_run_prints_costs_and_writes_nothing(tmp_path):
 def test_invalid_commands_end_with_one_sentence(tmp_path, arguments, words):
     if arguments == ["finetune", "--engine.device", "cuda"] and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    done = launch(*arguments, *(["--output", str(tmp_path)] if arguments[0] in ("finetune", "pf-mag") else []))
+    done = command(*arguments, *(["--output", tmp_path] if arguments[0] in ("finetune", "pf-mag") else []))
     assert done.returncode == 2, done.stderr
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_checkpoint_of_another_shape_is_refused_before_training(study, tmp_path):
     folder, _ = study
-    done = launch(
-        "finetune",
-        *TINY,
-        "--model.width",
-        "48",
-        "--model.init",
-        str(folder / "mae/seed-0"),
-        "--output",
-        str(tmp_path / "runs"),
-    )
+    other = ["--model.width", "48", "--model.init", folder / "mae/seed-0"]
+    done = command("finetune", *TINY, *other, "--output", tmp_path / "runs")
     assert done.returncode == 2
     assert "width 32" in done.stderr
     assert not (tmp_path / "runs").exists()
@@ -161,7 +152,7 @@ def test_checkpoint_of_another_shape_is_refused_before_training(study, tmp_path)
 
 def test_folder_of_another_config_is_refused(study):
     folder, _ = study
-    done = launch("finetune", "--preset", "demo", *TINY, "--optim.lr", "0.5", "--output", str(folder))
+    done = command("finetune", "--preset", "demo", *TINY, "--optim.lr", "0.5", "--output", folder)
     assert done.returncode == 2
     assert "optim.lr is" in done.stderr
 
@@ -189,10 +180,10 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> 
 )
 def test_killed_and_stopped_runs_resume_bit_exactly(tmp_path, objective):
     run = config(objective, epochs=8)
-    assert start(run, tmp_path / "uninterrupted").wait(timeout=600) == 0
+    train_here(run, tmp_path / "uninterrupted")
     interrupted = tmp_path / "interrupted"
     codes = []
-    for step, number in ((8, signal.SIGKILL), (23, signal.SIGTERM), (35, signal.SIGINT)):
+    for step, number in ((6, signal.SIGKILL), (15, signal.SIGTERM), (24, signal.SIGINT)):
         process = start(run, interrupted)
         wait_for_step(process, interrupted, step)
         process.send_signal(number)
@@ -210,7 +201,8 @@ def test_killed_and_stopped_runs_resume_bit_exactly(tmp_path, objective):
     )
     for lines in (resumed_lines, expected_lines):
         for line in lines:
-            line.pop("images_per_second", None)
+            for name in FIGURES:
+                line.pop(name, None)
     assert resumed_lines == expected_lines
 
 
@@ -240,7 +232,7 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_continues(tmp_path)
     _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 130
     assert "the same command continues" in errors
-    assert launch(*arguments).returncode == 0
+    assert command(*arguments).returncode == 0
     assert json.loads((folder / "result.json").read_text())["steps"] == 120
 
 
@@ -258,13 +250,13 @@ def test_unwritable_checkpoint_is_named_and_the_run_can_continue(tmp_path):
     assert "the checkpoint cannot be written (rank 0): File too large (EFBIG); raise this shell's limit" in full.stderr
     assert "Traceback" not in full.stderr
     assert list((run / "checkpoints").iterdir()) == []
-    assert subprocess.run(worker, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    assert work(tmp_path / REQUESTED_CONFIG_FILE, run, None, 1).code == 0
     assert json.loads((run / "result.json").read_text())["steps"] == 12
 
 
 @pytest.mark.slow
 def test_diverging_run_stops_and_names_its_samples(tmp_path):
-    done = launch("finetune", *TINY, "--optim.lr", "1e30", "--optim.warmup-steps", "0", "--output", str(tmp_path))
+    done = command("finetune", *TINY, "--optim.lr", "1e30", "--optim.warmup-steps", "0", "--output", tmp_path)
     assert done.returncode == 1
     assert "Nothing was trained on this batch" in done.stderr
     assert "Traceback" not in done.stderr
@@ -285,18 +277,10 @@ def test_study_without_a_neutral_class_trains_no_judge(tmp_path):
             pixels = np.random.default_rng(number + 100 * len(label)).integers(0, 255, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
     shards = tmp_path / "shards"
-    build = [
-        sys.executable,
-        str(ROOT / "shards/build.py"),
-        "--input",
-        str(tmp_path / "photos"),
-        "--output",
-        str(shards),
-    ]
     options = ["--align", "none", "--size", "32", "--val-share", "0.2", "--workers", "1"]
-    assert subprocess.run([*build, *options], capture_output=True, check=False).returncode == 0
-    tiny = [*TINY, "--batch-size", "4", "--data.shards", str(shards)]
-    done = launch("study", *tiny, "--seeds", "0", "--output", str(tmp_path / "study"))
+    assert command("build", "--input", tmp_path / "photos", "--output", shards, *options).returncode == 0
+    tiny = [*TINY, "--batch-size", "4", "--data.shards", shards]
+    done = command("study", *tiny, "--seeds", "0", "--output", tmp_path / "study")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "study/judge").exists()
     rows = json.loads((tmp_path / "study/pf-vit/seed-0/result.json").read_text())["poker"]["rows"]
