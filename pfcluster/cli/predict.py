@@ -75,7 +75,7 @@ def predict(arguments: list[str]) -> int:
     cropper = _cropper(options, predictor)
     messages, started = plain_console(stderr=True), time.perf_counter()
     try:
-        with _progress(messages, len(sources)) as advance:
+        with _Progress(messages, len(sources), shown=options.output is not None) as advance:
             show: Callable[[str], None] = lambda line: plain_console().print(line, soft_wrap=True)  # noqa: E731
             counts = run_prediction(sources, predictor, cropper, prediction, show=show, advance=advance)
     except KeyboardInterrupt:
@@ -103,12 +103,12 @@ def _cropper(options: PredictOptions, predictor: TorchPredictor) -> Cropper:
     return DetectedFaces(preprocessing, str(predictor.device), options.faces)
 
 
-class _progress:
+class _Progress:
     """A progress bar over the sources, with faces per second; gives the function that advances it."""
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, total: int, *, shown: bool) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), plain_column("{task.description}"), TimeElapsedColumn())
-        self._bar = Bar(*columns, console=console)
+        self._bar = Bar(*columns, console=console, disable=not shown, redirect_stdout=False)
         self._task = self._bar.add_task("", total=total)
         self._started = time.perf_counter()
 
@@ -130,9 +130,9 @@ def _print_counts(console: Console, counts: Counts, seconds: float, output: Path
         f"{counts.faces} faces in {counts.frames} photos or frames, in {seconds:.1f} s ({rate})", soft_wrap=True
     )
     if counts.kept_rows:
-        console.print(f"{counts.kept_rows} rows were kept of an earlier attempt")
+        console.print(f"rows kept of an earlier attempt: {counts.kept_rows}")
     if counts.without:
-        console.print(f"{counts.without} rows have a reason instead of a label (column `reason`)")
+        console.print(f"rows with a reason instead of a label (column `reason`): {counts.without}")
     if output is not None:
         console.print(f"table: {output}", soft_wrap=True)
 
