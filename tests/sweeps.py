@@ -27,6 +27,8 @@ from pfcluster.sweep.state import SweepState
 from pfcluster.training.trainer import TrainingError, run
 from tests.tiny import OPTIONS, ROOT
 
+LIMIT = 900
+"""Seconds that anything may take on a loaded machine before a test gives up."""
 SWEEP = [sys.executable, str(ROOT / "tune/sweep.py")]
 TINY = [
     *OPTIONS,
@@ -111,10 +113,10 @@ def begin(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str
 
 def wait_for(condition: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None) -> None:
     """Wait until a condition holds. Fails if the process ends before."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + LIMIT
     while not condition():
         assert process is None or process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"{what} did not happen in 300 s"
+        assert time.monotonic() < deadline, f"{what} did not happen in {LIMIT} s"
         time.sleep(0.05)
 
 

@@ -12,7 +12,7 @@ from pfcluster.launch.ray.connect import connected
 from pfcluster.sweep.executor import Resources
 from pfcluster.sweep.ray import RayExecutor
 from pfcluster.sweep.trials import read_trials, result_of
-from tests.sweeps import LONG, TINY, begin, outcome, processes_logging_to, reference, resumed, step_of, wait_for
+from tests.sweeps import LIMIT, LONG, TINY, begin, outcome, processes_logging_to, reference, resumed, step_of, wait_for
 from tests.tiny import config
 
 RAY = ("--executor", "ray", "--max-parallel", "2")
@@ -38,7 +38,7 @@ def test_lost_worker_and_killed_driver_do_not_change_the_outcome(tmp_path):
     driver.wait()
     wait_for(lambda: not processes_logging_to(folder), "the end of the driver's trials")
     again = begin(folder, *LONG, *RAY)
-    output, _ = again.communicate(timeout=400)
+    output, _ = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, output
     assert outcome(folder) == expected
     assert (first / "result.json").stat().st_mtime == finished
@@ -52,7 +52,7 @@ def test_stopped_sweep_saves_its_trials_and_continues(tmp_path):
     driver = begin(folder, *LONG, *RAY)
     wait_for(lambda: step_of(first) >= 7, "step 7", driver)
     driver.terminate()
-    output, _ = driver.communicate(timeout=300)
+    output, _ = driver.communicate(timeout=LIMIT)
     assert driver.returncode == 130, output
     last = attempts.read(first)[-1]
     assert last.outcome == "stopped"
@@ -63,7 +63,7 @@ def test_stopped_sweep_saves_its_trials_and_continues(tmp_path):
 def test_trial_may_have_several_ray_train_workers(tmp_path):
     options = [*TINY, "--trials", "2", "--scheduler", "none", "--confirm", "0", "--processes", "2", "--epochs", "2"]
     driver = begin(tmp_path, *options, "--executor", "ray", "--max-parallel", "1")
-    output, _ = driver.communicate(timeout=300)
+    output, _ = driver.communicate(timeout=LIMIT)
     assert driver.returncode == 0, output
     assert len(read_trials(tmp_path)) == 2
     for number in range(2):

@@ -18,7 +18,7 @@ from pfcluster.launch import attempts
 from pfcluster.runs.folder import newest_checkpoint_step
 from tests.cluster import ray_cluster
 from tests.cluster.ray_cluster import Ray
-from tests.sweeps import step_of, wait_for
+from tests.sweeps import LIMIT, step_of, wait_for
 from tests.tiny import LAUNCH, OPTIONS, ROOT, final_weights
 
 TINY = [*OPTIONS, *shlex.split("--engine.timeout 90 --checkpoint.every-steps 10 --evaluate.every-epochs 10")]
@@ -43,7 +43,7 @@ def begin(ray: Ray, *arguments: str) -> subprocess.Popen[str]:
 def launch(ray: Ray, *arguments: str, code: int = 0) -> str:
     """Run a command on the cluster; returns its output."""
     process = begin(ray, *arguments)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == code, output
     assert "Traceback" not in output, output
     return output
@@ -88,7 +88,7 @@ def test_killed_worker_restarts_from_the_last_checkpoint(ray, uninterrupted, tmp
     pids = workers_of(folder)
     assert len(pids) == 2
     os.kill(pids[1], signal.SIGKILL)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, output
     first, second = attempts.read(folder)
     assert (first.outcome, second.outcome) == ("lost", "finished")
@@ -116,12 +116,12 @@ def test_run_continues_on_another_executor(ray, uninterrupted, tmp_path):
     here = subprocess.Popen([*LAUNCH, *arguments, "--executor", "local", "--output", str(tmp_path)], cwd=ROOT)
     wait_for(lambda: step_of(folder) >= 15, "step 15")
     here.terminate()
-    assert here.wait(300) == 130
+    assert here.wait(LIMIT) == 130
     process = begin(ray, *arguments, "--output", str(tmp_path))
     stopped = newest_checkpoint_step(folder)
     wait_for(lambda: step_of(folder) >= stopped + 20, "twenty more steps", process)
     process.terminate()
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, output
     assert "the same command continues" in output
     last = attempts.read(folder)[-1]
@@ -158,7 +158,7 @@ def test_impossible_requests_are_refused_before_training(ray, tmp_path):
     commands = [[*FINETUNE, *words, "--executor", "ray", "--output", str(tmp_path)] for words, _ in REFUSED]
     done = subprocess.run(
         [sys.executable, "-c", RUN_EACH, json.dumps(commands)],
-        cwd=ROOT, env=ray.environment, capture_output=True, text=True, timeout=400, check=False,
+        cwd=ROOT, env=ray.environment, capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for (code, output), (_, message) in zip(json.loads(done.stdout.splitlines()[-1]), REFUSED, strict=True):

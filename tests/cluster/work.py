@@ -32,7 +32,7 @@ cpus_per_task = 1
 [sbatch]
 exclusive = true
 """
-SECONDS = 300.0
+SECONDS = 600.0
 
 
 class Work:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 
 import pytest
 
+from tests.commands import command
 from tests.studies import Page
-from tests.tiny import LAUNCH
 
 pytestmark = pytest.mark.slow
 
@@ -22,9 +21,9 @@ TINY = shlex.split(
 
 def test_miniature_writes_tables_and_a_second_run_changes_nothing(tmp_path):
     output = tmp_path / "paper"
-    command = [*LAUNCH, "reproduce", "--miniature", "--executor", "local", "--seeds", "0", "1", "--tables", "separator"]
-    command += ["--output", str(output), *TINY]
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = ["reproduce", "--miniature", "--executor", "local", "--seeds", "0", "1", "--tables", "separator"]
+    words += ["--output", str(output), *TINY]
+    first = command(*words)
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
     values = json.loads((output / "tables/tables.json").read_text())
     assert {(cell["dataset"], cell["cell"]) for cell in values["cells"]} == {
@@ -34,7 +33,7 @@ def test_miniature_writes_tables_and_a_second_run_changes_nothing(tmp_path):
     assert all(len(cell["accuracy"]) == 2 for cell in values["cells"])
     assert not values["missing"]
     page = Page((output / "tables/tables.html").read_text())
-    words = " ".join(page.words)
+    text = " ".join(page.words)
     for caption in (
         "Claims of the paper",
         "Separator, and emotion outputs of the discriminator: studio",
@@ -42,14 +41,14 @@ def test_miniature_writes_tables_and_a_second_run_changes_nothing(tmp_path):
         "Linear probes: studio",
         "Costs",
     ):
-        assert caption in words
+        assert caption in text
     cross = json.loads((output / "measured/cross.json").read_text())
     assert {(row["trained"], row["tested"]) for row in cross} == {("studio", "street"), ("street", "studio")}
     assert (output / "studio/report/report.html").exists()
     assert (output / "studio/pictures/attention.png").exists()
 
     before = (output / "tables/tables.html").stat().st_mtime_ns
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    second = command(*words)
     assert second.returncode == 0, second.stderr[-2000:]
     assert "finished already" in second.stderr
     assert (output / "tables/tables.html").stat().st_mtime_ns == before

@@ -12,7 +12,7 @@ import pytest
 
 from pfcluster.sweep.trials import read_failed
 from tests.commands import command
-from tests.sweeps import LONG, begin, outcome, reference, resumed, step_of, wait_for
+from tests.sweeps import LIMIT, LONG, begin, outcome, reference, resumed, step_of, wait_for
 from tests.tiny import OPTIONS
 
 
@@ -35,7 +35,7 @@ def test_killed_worker_and_killed_driver_do_not_change_the_outcome(tmp_path):
     driver.kill()
     driver.wait()
     again = begin(folder, *LONG, "--executor", "local", "--max-parallel", "2")
-    output, _ = again.communicate(timeout=400)
+    output, _ = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, output
     assert outcome(folder) == expected
     assert re.search(r"trial-00\d: accuracy 0\.\d+, stopped at step", output)
