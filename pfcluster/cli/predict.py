@@ -60,7 +60,8 @@ def predict(arguments: list[str]) -> int:
     options = parse(PredictOptions, arguments, prog="pfcluster predict")
     if not options.inputs:
         raise ValueError("missing: INPUT; `pfcluster predict --help` lists the options")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT, too: a shell lets background jobs ignore it
+        signal.signal(number, _interrupt)
     sources = list_sources(options.inputs)
     prediction = PredictionOptions(
         output=options.output,

@@ -20,6 +20,7 @@ from pfcluster.inference.faces import PROBABILITY, Row, columns
 from pfcluster.inference.pipeline import Position
 from pfcluster.runs.atomic_files import write_via_temporary
 from pfcluster.runs.csv_tables import csv_rows
+from pfcluster.runs.locks import FileLock
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 CHUNK = 4096
@@ -45,7 +46,8 @@ class PartialTable:
 
     def __init__(self, output: Path, command: Mapping[str, Any], *, whole_sources: bool = False) -> None:
         """Open or create `OUTPUT.partial`. `command`: what the rows depend on. `whole_sources`: continue at the start
-        of a video, not within it. Raises InferenceError if the file belongs to another command, OSError.
+        of a video, not within it. Raises InferenceError if the file belongs to another command, or another process is
+        writing it; OSError.
         """
         self.output = output
         self.path = output.with_name(f"{output.name}.partial")
@@ -54,8 +56,16 @@ class PartialTable:
         self.rows = 0
         """Rows of the earlier attempt that are kept."""
         header = json.dumps({"command": command}, sort_keys=True)
-        end = self._resume(header, whole_sources) if self.path.exists() else 0
-        self._file = open(self.path, "r+b" if end else "wb")  # noqa: SIM115 (open until `close`)
+        self._lock = FileLock(self.path)
+        if not self._lock.acquire(blocking=False, record=False):
+            self._lock.__exit__(None, None, None)
+            raise InferenceError(f"another process is writing {output}; wait for it, or give another --output")
+        try:
+            end = self._resume(header, whole_sources)
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        self._file = open(self.path, "r+b")  # noqa: SIM115 (open until `close`)
         self._file.truncate(end)
         self._file.seek(end)
         if not end:
@@ -104,12 +114,14 @@ class PartialTable:
     def close(self) -> None:
         """Close the file, which stays."""
         self._file.close()
+        self._lock.__exit__(None, None, None)
 
     def finish(self, classes: Sequence[str]) -> None:
         """Write the table and remove the partial file. Raises OSError."""
-        self.close()
+        self.flush()
         write_table(self.output, self._read_rows(), classes)
         self.path.unlink()
+        self.close()
 
     def _read_rows(self) -> Iterator[Row]:
         with open(self.path, "rb") as file:

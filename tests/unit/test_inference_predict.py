@@ -308,6 +308,8 @@ def test_a_partial_table_of_another_command_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     table = PartialTable(output, {"model": "a"})
     table.append([{"source": "x"}], Position(1))
+    with pytest.raises(InferenceError, match="another process is writing"):
+        PartialTable(output, {"model": "a"})
     table.close()
     with open(table.path, "ab") as file:
         file.write(b'{"row": {"source": "y"}}\n{"row": ')  # cut by a crash
