@@ -105,6 +105,7 @@ def test_figures_are_also_those_over_the_seeds_of_the_study(built: Path, tmp_pat
     assert (info.figures.accuracy, info.over_seeds.seeds) == (0.5, (0, 1))
     assert info.over_seeds.accuracy_mean == pytest.approx(0.6)
     assert info.over_seeds.accuracy_std == pytest.approx(0.2 / 2**0.5)
+    assert pfcluster.load(tmp_path / "seed-0", device="cpu").info == info  # the run itself is a model
 
 
 def test_shards_that_have_moved_are_named(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,6 +177,13 @@ def test_hub_ids_load_from_the_clients_cache_without_a_network(
         model.push_to_hub("someone/tiny")
 
 
+def test_a_missing_hub_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(sys.modules, "pfcluster.inference.hub")
+    with pytest.raises(InferenceError, match=r"pip install 'pfcluster\[hub\]'"):
+        pfcluster.load("someone/tiny")
+
+
 def test_configs_of_models_describe_every_size_of_a_net() -> None:
     """A new field of a run's config belongs into EncoderInfo or GeneratorInfo, or is named here as one that does not
     change the net at inference.
