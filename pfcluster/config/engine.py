@@ -38,7 +38,13 @@ class EngineConfig:
     log_every: int = 10
     """Steps between two lines of metrics."""
 
+    peak_tflops: float | None = None
+    """Peak TFLOP/s of one device, which MFU is measured against; None takes the data sheet's dense bf16 figure of known
+    GPUs (pfcluster/engine/peak.py). Unknown on CPUs unless given."""
+
     def __post_init__(self) -> None:
+        if self.peak_tflops is not None:
+            require_positive("engine", self, "peak_tflops")
         require_min(1, "engine", self, "grad_accumulation_steps", "log_every")
         require_positive("engine", self, "timeout")
         if self.fsdp_shard_size is not None:

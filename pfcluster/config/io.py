@@ -74,6 +74,7 @@ def may_change_on_resume(name: str) -> bool:
     """Whether a field may change when a run resumes: execution, logging and checkpoints, but not precision."""
     changeable = (
         "tracker",
+        "profile",
         "data.cache_mode",
         "data.workers",
         "data.cache",

@@ -42,6 +42,9 @@ class RunConfig:
     tracker: tuple[Tracker, ...] = ("tensorboard",)
     """Experiment trackers that follow the run: tensorboard, wandb, mlflow, trackio; several may be given. All write
     into the run folder unless their own environment variables name a server."""
+    profile: int = 0
+    """Steps of rank 0 that are traced by torch.profiler, from the fourth of each attempt on (profile/ in the run
+    folder); 0 traces none."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -63,6 +66,7 @@ class RunConfig:
         require(self.epochs > 0, "epochs", self.epochs, "be positive")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "be at least 1")
         require(0 <= self.seed < 2**31, "seed", self.seed, "lie in 0..2^31-1")
+        require(self.profile >= 0, "profile", self.profile, "be at least 0")
         twice = len(set(self.tracker)) < len(self.tracker)
         require(not twice, "tracker", self.tracker, "name each tracker once")
         require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "be at least 1")

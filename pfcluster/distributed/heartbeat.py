@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 
@@ -35,8 +36,9 @@ class Heartbeat:
     sends none for `timeout` seconds. After a failed collective, `diagnose` needs only a few heartbeats.
     """
 
-    def __init__(self, world: World, timeout: float) -> None:
-        self.world, self.timeout = world, timeout
+    def __init__(self, world: World, timeout: float, on_lost: Callable[[], None] = lambda: None) -> None:
+        """`on_lost` is called before this process ends because of another rank, perhaps from the thread."""
+        self.world, self.timeout, self.on_lost = world, timeout, on_lost
         self.interval = min(2.0, timeout / 8)
         self.step = 0
         """Last step that this rank finished; other ranks name it in their messages."""
@@ -74,6 +76,7 @@ class Heartbeat:
         progress. All ranks report the reason of the first rank that found one.
         """
         self._diagnosing = True
+        self.on_lost()
         try:
             self._put("failed", str(self.step))
             for rank in range(self.world.size):
@@ -130,6 +133,7 @@ class Heartbeat:
             if self._reason is not None and not self._diagnosing:
                 # Exit at once: the main thread may block in a collective. Files are written atomically.
                 print(f"error: {self._reason}; {ADVICE}", file=sys.stderr, flush=True)
+                self.on_lost()
                 os._exit(FAILED)
 
     def _monitored(self) -> range:

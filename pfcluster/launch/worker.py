@@ -21,7 +21,7 @@ from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.redaction import redact, redact_output
 from pfcluster.launch.training_lock import training_lock
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import exit_status_path
+from pfcluster.runs.folder import PROFILE_DIR, exit_status_path
 from pfcluster.runs.os_errors import describe, is_full, is_transient, is_users
 from pfcluster.runs.streams import accept_all_characters
 
@@ -81,13 +81,14 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
 
     from pfcluster.config.io import load
     from pfcluster.distributed.heartbeat import LostRankError
+    from pfcluster.profiling.training_cost import step_flops
     from pfcluster.training import run
     from pfcluster.training.errors import TrainingError
 
     if threads:
         torch.set_num_threads(threads)
     try:
-        result = run(load(config), folder, command, stop)
+        result = run(load(config), folder, command, stop, step_flops)
         return ExitStatus(INTERRUPTED if result["status"] == "interrupted" else FINISHED)
     except ValueError as error:
         status = ExitStatus(USER_ERROR, "user", str(error))
@@ -98,8 +99,11 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
     except LostRankError as error:
         status = ExitStatus(FAILED, "lost rank", str(error))
     except Exception as error:  # any bug: classified, and printed with its traceback
-        traceback.print_exc()
-        return ExitStatus(FAILED, _kind_of(error), redact(f"{type(error).__name__}: {error}"))
+        kind = _kind_of(error)
+        if kind != "memory":
+            traceback.print_exc()
+            return ExitStatus(FAILED, kind, redact(f"{type(error).__name__}: {error}"))
+        status = ExitStatus(FAILED, kind, _memory_advice(error, folder))
     print(f"error: {status.error}", file=sys.stderr, flush=True)
     return ExitStatus(status.code, status.kind, redact(status.error))
 
@@ -108,6 +112,26 @@ def _kind_of(error: Exception) -> Kind:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(str(error))):
         return "memory"
     return "device" if isinstance(error, RuntimeError) and DEVICE.search(str(error)) else "bug"
+
+
+def _memory_advice(error: Exception, folder: Path) -> str:
+    """What to do about memory that ran out; writes a snapshot of a GPU's memory."""
+    from pfcluster.training.step_profiler import write_memory_snapshot
+
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    advice = (
+        f"out of memory ({reason}): lower batch_size, or keep it and raise engine.grad_accumulation_steps, set"
+        " engine.activation_checkpointing, or shard the weights over more devices with engine.backend fsdp2;"
+        " --dry-run estimates the memory of each"
+    )
+    import torch
+
+    if torch.cuda.is_initialized():
+        path = folder / PROFILE_DIR / f"out-of-memory-rank-{os.environ.get('RANK', '0')}.pickle"
+        with suppress(Exception):  # the advice matters more
+            write_memory_snapshot(path)
+            advice += f". What the GPU held: {path}, for pytorch.org/memory_viz; with --profile also who allocated it"
+    return advice
 
 
 def _status_of(error: OSError) -> ExitStatus:

@@ -47,7 +47,17 @@ def training_cost(config: RunConfig, classes: int, samples: int, steps: int | No
 
 def _flops_of_steps(config: RunConfig, classes: int, steps: int) -> float:
     """FLOPs of a run's first steps for one image of each batch."""
-    counted = replace(  # what the count does not depend on is set to defaults, so that runs share their counts
+    warmup = min(steps, config.pf_mag.warmup_steps) if config.objective == "pf_mag" else 0
+    flops = 0.0
+    for count, is_warmup in ((warmup, True), (steps - warmup, False)):
+        if count:
+            flops += count * _flops_per_image(_counted(config), classes, warmup=is_warmup)
+    return flops
+
+
+def _counted(config: RunConfig) -> RunConfig:
+    """The config with what the count does not depend on set to defaults, so that runs share their counts."""
+    return replace(
         config,
         name="run",
         seed=0,
@@ -58,12 +68,14 @@ def _flops_of_steps(config: RunConfig, classes: int, steps: int) -> float:
         evaluate=EvaluateConfig(),
         checkpoint=CheckpointConfig(),
     )
-    warmup = min(steps, config.pf_mag.warmup_steps) if config.objective == "pf_mag" else 0
-    flops = 0.0
-    for count, is_warmup in ((warmup, True), (steps - warmup, False)):
-        if count:
-            flops += count * _flops_per_image(counted, classes, warmup=is_warmup)
-    return flops
+
+
+def step_flops(config: RunConfig, classes: int, warmup: bool) -> float:
+    """The model's FLOPs in a step for one of its images, of PF-MAG's warm-up or of its adversarial part; what
+    activation checkpointing computes again does not count.
+    """
+    engine = replace(config.engine, activation_checkpointing=False)
+    return _flops_per_image(_counted(replace(config, engine=engine)), classes, warmup=warmup)
 
 
 @functools.cache

@@ -20,6 +20,7 @@ OBJECT_FIELDS = (
     "poker",
     "reconstruction",
     "pictures",
+    "efficiency",
     "versions",
 )
 NUMBER_FIELDS = (
@@ -28,6 +29,7 @@ NUMBER_FIELDS = (
     ("best", "step"),
     ("best", "value"),
     ("reconstruction", "mse"),
+    *(("efficiency", name) for name in ("tflops_per_device", "mfu", "host_wait", "peak_memory_gb")),
 )
 TOP_NUMBERS = ("steps", "seconds", "images_per_second")
 STRINGS = ("status", "command", "git_commit", "selection_split", "measured_on", "warning")

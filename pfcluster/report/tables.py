@@ -180,8 +180,24 @@ def runs_table(runs: Sequence[Run], unfinished: Sequence[UnfinishedRun]) -> Tabl
         date = run.finished_at.strftime("%Y-%m-%d %H:%M")
         rows.append((
             run.relative_path, run.name, run.status, date, str(run.seed), score, count(run.number("steps")),
-            duration(run.number("seconds")), count(run.number("images_per_second")),
+            duration(run.number("seconds")), count(run.number("images_per_second")), *_efficiency(run),
         ))  # fmt: skip
-    rows += [(one.relative_path, one.name, one.status, MISSING, one.seed, *[MISSING] * 4) for one in unfinished]
-    columns = ("folder", "run", "status", "finished (UTC)", "seed", "test accuracy %", "steps", "time", "images/s")
-    return Table("All runs", columns, tuple(rows), "Dates: modification time of result.json.", labels=4)
+    rows += [(one.relative_path, one.name, one.status, MISSING, one.seed, *[MISSING] * 8) for one in unfinished]
+    columns = (
+        "folder", "run", "status", "finished (UTC)", "seed", "test accuracy %", "steps", "time", "images/s",
+        "TFLOP/s", "MFU %", "host wait %", "peak GB",
+    )  # fmt: skip
+    note = (
+        "Dates: modification time of result.json. TFLOP/s: of the model, per device; MFU: their share of the device's "
+        "peak. Host wait: share of the time in which rank 0 waited for a batch. Peak: memory of rank 0's GPU. These "
+        "are of the last attempt; a dash where they are unknown, as on CPUs without a given peak."
+    )
+    return Table("All runs", columns, tuple(rows), note, labels=4)
+
+
+def _efficiency(run: Run) -> tuple[str, ...]:
+    """TFLOP/s, MFU %, host wait % and peak memory."""
+    tflops, memory = (run.number("efficiency", name) for name in ("tflops_per_device", "peak_memory_gb"))
+    shares = [run.number("efficiency", name) for name in ("mfu", "host_wait")]
+    percent = [number(None if share is None else 100 * share, 1) for share in shares]
+    return number(tflops, 2), *percent, number(memory, 1)

@@ -18,6 +18,8 @@ early_stop.json          step at which the run ends early; see runs/early_stop.p
 failure.json             the batch at which training became non-finite
 damaged_samples.json     samples that could not be read, by split: key and reason
 warnings.log             warnings of all attempts
+profile/                 traces of --profile, snapshots of a GPU's memory
+flight_recorder/         the last collectives of each rank of a run that lost one; see runs/flight_recorder.py
 logs/                    rank-N.log: output of a rank; exit-status-N.json: how it exited
 attempts/                one file per attempt and per failed rank; see launch/attempts.py
 job.json, task.json      the SLURM job that the task was submitted as, and what it executes
@@ -66,6 +68,8 @@ GRIDS_DIR = f"{PICTURES_DIR}/steps"
 TENSORBOARD_DIR = "tensorboard"
 TRACKERS_FILE = "trackers.json"
 TRACKERS_DIR = "trackers"
+PROFILE_DIR = "profile"
+FLIGHT_RECORDER_DIR = "flight_recorder"
 LOGS_DIR = "logs"
 ATTEMPTS_DIR = "attempts"
 LOG_HEADER = "--- "

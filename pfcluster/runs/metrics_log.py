@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +19,6 @@ class MetricsLog:
         """Drops the lines after `step`, from which the run resumes."""
         self.folder, self.world = folder, world
         self.pending: list[dict[str, Tensor]] = []
-        self.since = time.monotonic()
         if world.is_main:
             truncate_metrics(folder, step)
 
@@ -27,17 +26,16 @@ class MetricsLog:
         """Add the scalars of one step; they stay on the device."""
         self.pending.append(metrics)
 
-    def flush(self, step: int, epoch: float, batch_size: int) -> dict[str, float]:
-        """Write the means since the last flush, and images per second; returns the line. A metric that was not logged
-        at every step is averaged over the steps that have it. A collective.
+    def flush(self, step: int, epoch: float, figures: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Write the means since the last flush, and `figures`, which is called once the device has finished the steps;
+        returns the line. A metric that was not logged at every step is averaged over the steps that have it. A
+        collective.
         """
         names = sorted({name for metrics in self.pending for name in metrics})
         means = [torch.stack([m[name].detach().float() for m in self.pending if name in m]).mean() for name in names]
         values = self.world.mean(torch.stack(means)).tolist()
-        elapsed = time.monotonic() - self.since
-        line = dict(zip(names, values, strict=True))
-        line["images_per_second"] = len(self.pending) * batch_size / max(elapsed, 1e-9)
-        self.pending, self.since = [], time.monotonic()
+        line = dict(zip(names, values, strict=True)) | figures()
+        self.pending = []
         self.write("train", step, epoch, line)
         return line
 

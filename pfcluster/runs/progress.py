@@ -9,7 +9,7 @@ from pfcluster.config import RunConfig
 from pfcluster.distributed.process_group import World
 from pfcluster.runs.folder import append_warning, write_progress
 
-SHOWN = ("loss", "val accuracy", "val loss", "images_per_second")
+SHOWN = ("loss", "val accuracy", "val loss", "images_per_second", "tflops_per_device", "mfu", "host_wait")
 """Metrics of a progress line."""
 
 

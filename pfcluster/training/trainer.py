@@ -30,6 +30,7 @@ from pfcluster.evaluate.final import final_evaluation
 from pfcluster.models import factory
 from pfcluster.models.from_runs import load_identity_net
 from pfcluster.runs.early_stop import EarlyStop, read_early_stop
+from pfcluster.runs.flight_recorder import record_collectives, write_collectives
 from pfcluster.runs.folder import (
     CHECKPOINTS_DIR,
     FAILURE_FILE,
@@ -50,18 +51,28 @@ from pfcluster.training.resume import TrainState, claim_folder, load_checkpoint,
 from pfcluster.training.schedule import total_steps
 from pfcluster.training.selection import PeriodicEvaluation
 from pfcluster.training.step_checks import NonFiniteStep, StepChecks
+from pfcluster.training.step_profiler import StepProfiler
+from pfcluster.training.throughput import StepFlops, Throughput
 
 
-def run(config: RunConfig, folder: Path, command: str | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig,
+    folder: Path,
+    command: str | None = None,
+    stop: StopRequest | None = None,
+    step_flops: StepFlops | None = None,
+) -> dict[str, Any]:
     """Train a config in the process group of the environment, resuming if `folder` has a checkpoint.
 
     Returns the content of result.json: status "finished", "interrupted" after a signal, or "stopped" early by
     early_stop.json; all leave a checkpoint. The result of a finished run is returned again, unless its test split is
-    still to be measured. `stop` is an entered StopRequest of a launcher that handles signals itself.
+    still to be measured. `stop` is an entered StopRequest of a launcher that handles signals itself. `step_flops`
+    (profiling/training_cost.py) counts FLOPs; without it FLOP/s and MFU are unknown.
 
     Raises ValueError subclasses for what users can correct, TrainingError, OSError for disks, and LostRankError if
     another rank is lost.
     """
+    record_collectives(folder)
     with world(config.engine.device, config.engine.timeout) as here, contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest()) if stop is None else stop
         if config.batch_size % (here.size * config.engine.grad_accumulation_steps):
@@ -72,9 +83,9 @@ def run(config: RunConfig, folder: Path, command: str | None = None, stop: StopR
         finished = here.from_main(lambda: claim_folder(config, folder, command))
         if finished is not None:
             return finished
-        with Heartbeat(here, config.engine.timeout) as heartbeat:
+        with Heartbeat(here, config.engine.timeout, lambda: write_collectives(folder, here.rank)) as heartbeat:
             try:
-                return Trainer(config, folder, here, stop, heartbeat).train()
+                return Trainer(config, folder, here, stop, heartbeat, step_flops).train()
             except (RuntimeError, ConnectionError) as error:
                 if here.size == 1 or not is_communication_error(error):
                     raise
@@ -84,7 +95,15 @@ def run(config: RunConfig, folder: Path, command: str | None = None, stop: StopR
 class Trainer:
     """One run in one process."""
 
-    def __init__(self, config: RunConfig, folder: Path, world: World, stop: StopRequest, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        world: World,
+        stop: StopRequest,
+        heartbeat: Heartbeat,
+        step_flops: StepFlops | None = None,
+    ) -> None:
         self.config, self.folder, self.world, self.stop, self.heartbeat = config, folder, world, stop, heartbeat
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config.objective)
@@ -117,6 +136,7 @@ class Trainer:
             timeout=config.engine.timeout,
         )
         self.stragglers = StragglerMonitor(world)
+        self.throughput = Throughput(config, len(self.dataset.classes), world, step_flops)
         self.damaged = DamagedSamples(self.dataset, folder, world)
         self.state = TrainState()
         self.early_stop: EarlyStop | None = None
@@ -133,7 +153,8 @@ class Trainer:
         log = MetricsLog(self.folder, self.state.step, self.world)
         with open_trackers(self.config, self.folder, self.world) as trackers:
             try:
-                status = self._loop(log, progress)
+                with StepProfiler(self.config, self.folder, self.state.step, self.world) as profiler:
+                    status = self._loop(log, progress, profiler)
             except NonFiniteStep as error:
                 raise self._non_finite_error(error) from error
             self.checkpoints.wait()
@@ -159,7 +180,7 @@ class Trainer:
             log.write("test", self.state.step, self._epoch(), scalars)
         return result
 
-    def _loop(self, log: MetricsLog, progress: Progress) -> str:
+    def _loop(self, log: MetricsLog, progress: Progress, profiler: StepProfiler) -> str:
         """Run the remaining steps; -> "finished", "interrupted" by a signal, or "stopped" early."""
         started, earlier_seconds = time.monotonic(), self.state.seconds
         self._read_early_stop()
@@ -167,6 +188,7 @@ class Trainer:
             return self._report_early_stop(progress)
         steps = range(self.state.step, self.total_steps)
         step_began = time.monotonic()
+        self.throughput.restart()
         prefetched = micro_batches(self._read_batch, self.config, steps, self.world)
         for step, batches in zip(steps, prefetched, strict=True):
             log.add(self._train_step(step, batches, step_began))
@@ -185,6 +207,7 @@ class Trainer:
             if interrupted and self.state.step < self.total_steps:
                 progress.report(f"stopped at step {self.state.step}; the same command resumes from there")
                 return "interrupted"
+            profiler.step()
             step_began = time.monotonic()
         return "finished"
 
@@ -193,6 +216,7 @@ class Trainer:
         data_seconds = time.monotonic() - began
         set_learning_rates(self.engines, self.config, step, self.total_steps, self.state.plateau)
         metrics = self.checks.run(step, lambda: self.objective.step(batches, step))
+        self.throughput.add(step, data_seconds)
         self.stragglers.add(data_seconds, self._forward_seconds(), time.monotonic() - began)
         return metrics
 
@@ -223,7 +247,7 @@ class Trainer:
 
     def _log(self, log: MetricsLog, progress: Progress) -> None:
         """Write mean metrics and rank times since the last call. A collective."""
-        progress.update(self.state.step, log.flush(self.state.step, self._epoch(), self.config.batch_size))
+        progress.update(self.state.step, log.flush(self.state.step, self._epoch(), self.throughput.flush))
         rank_times = self.stragglers.flush()
         if rank_times is not None and self.world.is_main:
             append_rank_times(self.folder, self.state.step, rank_times)
@@ -300,5 +324,6 @@ class Trainer:
             "ended_early": self.early_stop.reason if stopped and self.early_stop is not None else None,
             "checkpoints": self.checkpoints.summary(),
             "stragglers": stragglers,
+            "efficiency": self.throughput.summary(),
             "device": self.world.device.type,
         }

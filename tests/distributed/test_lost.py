@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import signal
 import subprocess
@@ -79,6 +80,8 @@ def test_a_lost_rank_is_named_and_the_run_resumes(tmp_path, uninterrupted, backe
     assert message in errors[0]
     assert "run the same command again" in errors[0]
     assert read_result(folder) is None
+    recorded = pickle.loads((folder / f"flight_recorder/gloo-rank-{1 - victim}.pickle").read_bytes())
+    assert any("all_reduce" in str(entry["profiling_name"]) for entry in recorded["entries"])
 
     assert [code for code, _ in run(folder)] == [0, 0]
     assert is_finished(folder)
