@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pfcluster.config.validation import require, require_min
+from pfcluster.config.validation import require, require_fraction, require_min
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,9 @@ class EvaluateConfig:
     """Score that selects the checkpoint."""
     selection_split: Literal["validation", "test"] = "validation"
     """Split that selects the checkpoint. "test" is the paper's protocol and optimistic; reports label such runs."""
+    select_from: float = 0.0
+    """Fraction of the steps, in [0, 1), before which evaluations select no checkpoint; for PF-MAG of those after the
+    warm-up. From a fine-tuned start the accuracy of PF-ViT hardly changes while its poker faces still improve."""
     final_split: Literal["test", "validation"] = "test"
     """Split that is measured at the end. "validation" does not touch the test split, as a sweep requires; the same run
     continued with "test" measures it without further training."""
@@ -48,6 +51,7 @@ class EvaluateConfig:
         require_min(1, "evaluate", self, "batch_size", "n_poker_faces")
         require_min(0, "evaluate", self, "n_probe_images", "grid_every")
         require_min(2, "evaluate", self, "n_probe_identities")
+        require_fraction("evaluate", self, "select_from", below_one=True)
         valid = all(0 <= ratio < 1 for ratio in self.mask_ratios)
         require(valid, "evaluate.mask_ratios", self.mask_ratios, "lie in [0, 1)")
         require(

@@ -103,7 +103,7 @@ def poker_face() -> Recipe:
     recipe["mae-vit"] = replace(recipe["mae-vit"], epochs=90)
     recipe["pf-vit"] = _from_classifier(recipe["pf-vit"], epochs=60, warmup_steps=900)
     cached = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
-    return _with_evaluation(cached, EvaluateConfig(every_epochs=4, grid_every=8))
+    return _with_evaluation(cached, every_epochs=4, grid_every=8)
 
 
 def mini() -> Recipe:
@@ -118,7 +118,7 @@ def mini() -> Recipe:
     epochs = {"judge": 5, "mae": 25, "finetune": 6, "pf_mag": 6}
     recipe = _small(DataConfig(size=48, synthetic=faces), model, weak_augment, epochs, batch_size=32, warmup_steps=150)
     recipe["pf-vit"] = replace(recipe["pf-vit"], optim=replace(recipe["pf-vit"].optim, lr=2e-3))
-    return _with_evaluation(recipe, EvaluateConfig(every_epochs=0.5, n_poker_faces=400))
+    return _with_evaluation(recipe, every_epochs=0.5, n_poker_faces=400)
 
 
 def miniature(size: str) -> Recipe:
@@ -136,7 +136,7 @@ def miniature(size: str) -> Recipe:
     weights = LossWeights(adv=0.014, rec=0.54, ort=0.017)  # from the default sweep, on other synthetic faces
     recipe["pf-vit"] = replace(recipe["pf-vit"], pf_mag=replace(recipe["pf-vit"].pf_mag, weights=weights))
     recipe["mae-vit"] = replace(recipe["mae-vit"], optim=recipe["scratch"].optim)
-    return _with_evaluation(recipe, EvaluateConfig(n_poker_faces=400))
+    return _with_evaluation(recipe, n_poker_faces=400)
 
 
 def small() -> Recipe:
@@ -192,9 +192,12 @@ def recipe(name: str) -> Recipe:
     return PRESETS[name]()
 
 
-def _with_evaluation(recipe: Recipe, evaluate: EvaluateConfig) -> Recipe:
-    """The recipe with other evaluation options for all runs but MAE's."""
-    return {role: config if role == "mae" else replace(config, evaluate=evaluate) for role, config in recipe.items()}
+def _with_evaluation(recipe: Recipe, **options: Any) -> Recipe:
+    """The recipe with these evaluation options in all runs but MAE's."""
+    return {
+        role: config if role == "mae" else replace(config, evaluate=replace(config.evaluate, **options))
+        for role, config in recipe.items()
+    }
 
 
 def _small(
@@ -257,6 +260,7 @@ def _from_classifier(pf_vit: RunConfig, *, epochs: float, warmup_steps: int) -> 
         epochs=epochs,
         batch_size=128,
         model=replace(pf_vit.model, init=SAME_SEED_MAE_VIT),
+        evaluate=replace(pf_vit.evaluate, select_from=0.67),
         pf_mag=replace(FROM_CLASSIFIER, warmup_steps=warmup_steps),
         optim=replace(pf_vit.optim, lr=1.5e-3, encoder_lr_factor=0.6, ema=0.998),
         discriminator_optim=FAST_DISCRIMINATOR,

@@ -29,7 +29,8 @@ class PeriodicEvaluation:
         self.total_steps = total_steps
         self.every_steps = evaluation_steps(config, len(dataset.train))
         start = adversarial_start(config)
-        self.uncounted_steps = start if start < total_steps else 0
+        start = start if start < total_steps else 0
+        self.uncounted_steps = start + int(config.evaluate.select_from * (total_steps - start))
         """Evaluations up to here select no checkpoint: before PF-MAG's adversarial part begins, PF-ViT generates no
         poker faces, but from a fine-tuned classifier its accuracy may be highest then."""
         self.tracked_faces = TrackedFaces(config, self.split, world) if config.objective == "pf_mag" else None

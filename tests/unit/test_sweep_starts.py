@@ -7,10 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pfcluster.config import ConfigError
 from pfcluster.config.io import load
 from pfcluster.config.starts import SAME_SEED_MAE_VIT
+from pfcluster.data.dataset import open_dataset
+from pfcluster.distributed.process_group import World
+from pfcluster.models import factory
 from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.evaluations import require_counted_evaluations
 from pfcluster.sweep.options import read
@@ -18,6 +22,7 @@ from pfcluster.sweep.space import parse
 from pfcluster.sweep.spec import Spec
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Runs, Trial
+from pfcluster.training.selection import PeriodicEvaluation
 from tests.sweeps import InProcess, outcome, sweep
 from tests.tiny import OPTIONS, config
 
@@ -113,3 +118,14 @@ def test_run_that_ends_in_its_warm_up_is_refused(tmp_path):
     check(longer, 13)
     with pytest.raises(ConfigError, match=r"12 steps of a run with pf_mag.warmup_steps 12, got 12"):
         check(longer, 12)
+
+
+@pytest.mark.parametrize(("objective", "uncounted"), [("finetune", 6), ("pf_mag", 7)])
+def test_late_evaluations_alone_select_a_checkpoint(tmp_path, objective, uncounted):
+    """Of twelve steps the first half does not count, of PF-MAG the three steps of warm-up and half of the others."""
+    tiny = config(objective)
+    tiny = replace(tiny, evaluate=replace(tiny.evaluate, select_from=0.5))
+    data, world = open_dataset(tiny.data, 0), World(0, 1, torch.device("cpu"))
+    model = factory.build(tiny, len(data.classes))["model"]
+    evaluation = PeriodicEvaluation(tiny, tmp_path, data, model, 12, world)
+    assert evaluation.uncounted_steps == uncounted
