@@ -124,7 +124,7 @@ class CrossFusion(nn.Module):
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """1 n c, b t c -> b n c."""
-        b, n = len(tokens), queries.shape[1]
+        b, n = tokens.shape[0], queries.shape[1]
         query = self.query(self.norm_query(queries)).view(1, n, self.heads, -1).transpose(1, 2).expand(b, -1, -1, -1)
         key_value = self.key_value(self.norm_tokens(tokens)).view(b, tokens.shape[1], 2, self.heads, -1)
         key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
@@ -230,7 +230,7 @@ class Generator(nn.Module):
 
     def _generate_with_self_fusion(self, embedded: Tensor, order: Tensor | None) -> Tensor:
         """Append mask tokens for hidden patches, fuse, decode, and restore the order of the patches: -> b n outputs."""
-        b, kept = len(embedded), embedded.shape[1] - 1
+        b, kept = embedded.shape[0], embedded.shape[1] - 1
         positions = self.positions.expand(b, -1, -1) if order is None else self.positions[order]
         visible = embedded[:, 1:] + positions[:, :kept]
         hidden = self.mask_token.to(embedded.dtype) + positions[:, kept:]

@@ -165,7 +165,8 @@ class ViT(nn.Module):
         `scales` depth 2 b: factors of each block's two residual branches for each sample (stochastic depth).
         """
         tokens = self._embed(images, keep)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        # shape[0], because torch.export takes len() for a constant
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         for index, block in enumerate(self.blocks):
             tokens = block(tokens) if scales is None else block(tokens, None, scales[index])
         return self.norm(tokens)
