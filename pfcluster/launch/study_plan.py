@@ -50,8 +50,8 @@ def study_plan(options: Options) -> Plan:
     """A whole study: shards if they are missing, runs from random weights, runs from the MAE's weights, the report.
 
     The MAE and the judge are trained once, with the first seed; each classifier with every seed. PF-ViT starts from the
-    MAE, or seed by seed from MAE-ViT. Without a neutral class in the data there is no judge. Raises ConfigError,
-    DataError, RawDataError, BuildError.
+    MAE, or seed by seed from MAE-ViT; `model.init` is where the MAE starts. No judge is trained if `evaluate.judge`
+    names one, or without a neutral class in the data. Raises ConfigError, DataError, RawDataError, BuildError.
     """
     overrides = options.overrides
     stages: list[Stage] = []
@@ -65,6 +65,8 @@ def study_plan(options: Options) -> Plan:
     seed_by_seed = starts_from_mae_vit(options.recipe())
     recipe = {role: apply_overrides(config, overrides) for role, config in options.recipe().items()}
     recipe = {role: replace(config, name=role) for role, config in recipe.items()}
+    for role in ("scratch", "judge"):  # trained from random weights, whatever the MAE starts from
+        recipe[role] = replace(recipe[role], model=replace(recipe[role].model, init=None))
     start = tuple(stage.name for stage in stages)
     first = options.seeds[0]
     mae, judge = (_train_run(options, replace(recipe[role], seed=first)) for role in ("mae", "judge"))
@@ -75,7 +77,7 @@ def study_plan(options: Options) -> Plan:
         require_classifier_start(pf_vit, "--pf-vit-start")
         pf_vit = _from_checkpoint(pf_vit, mae)
     once = stages_of([mae], start)
-    if _has_neutral(options, pf_vit, shards):
+    if pf_vit.evaluate.judge is None and _has_neutral(options, pf_vit, shards):
         pf_vit = replace(pf_vit, evaluate=replace(pf_vit.evaluate, judge=str(judge.folder)))
         once += stages_of([judge], start)
     stages += [*once, *stages_of(_seeded(options, recipe["scratch"]), start)]

@@ -67,6 +67,42 @@ def test_missing_weights_of_the_decoder_are_named_before_anything_trains(tmp_pat
         preflight(make_plan(options), options.cluster)
 
 
+def test_weights_of_a_study_are_those_of_the_mae(tmp_path):
+    plan = make_plan(study(tmp_path, "--preset", "demo", "--model.init", "mae.pth"))
+    starts = {run.config.name: run.config.model.init for stage in plan.stages for run in stage.tasks if is_run(run)}
+    assert starts.pop("pf-vit").startswith(str(tmp_path / "mae-vit"))
+    assert starts == {"mae": "mae.pth", "judge": None, "scratch": None, "mae-vit": str(tmp_path / "mae/seed-3")}
+
+
+def test_a_study_uses_the_judge_that_it_is_given(tmp_path):
+    plan = make_plan(study(tmp_path, "--preset", "demo", "--evaluate.judge", "runs/judge"))
+    assert "judge" not in [stage.name for stage in plan.stages]
+    assert {run.config.evaluate.judge for run in stage(plan, "pf-vit").tasks} == {"runs/judge"}
+
+
+def is_run(task: object) -> bool:
+    return isinstance(task, TrainRun)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--evaluate.judge nowhere", r"evaluate.judge: .*nowhere"),
+        ("--evaluate.identity-net nowhere", r"evaluate.identity_net: .*nowhere"),
+        ("--evaluate.fid nowhere", r"evaluate.fid: neither a file nor a folder: nowhere"),
+        ("--pf-mag.identity-net run --pf-mag.identity-net-weights nowhere", r"identity_net_weights.*nowhere"),
+        ("--pf-mag.identity-net facenet --pf-mag.identity-net-weights nowhere.pt", r"nowhere.pt"),
+        ("--processes 3", r"batch_size must be a multiple of the processes of a run, 3, "),
+        ("--data.shards nowhere", r"nowhere"),
+    ],
+)
+def test_what_a_late_run_needs_is_named_before_anything_trains(tmp_path, options, message):
+    options = study(tmp_path, "--preset", "demo", *options.split())
+    with pytest.raises(ValueError, match=message):
+        preflight(make_plan(options), options.cluster)
+    assert not list(tmp_path.iterdir())
+
+
 def chain(folder: Path) -> tuple[list[TrainRun], Plan]:
     """Two seeds of a classifier, each continued by a second one; the first of seed 1 cannot find its data."""
     good = config("finetune", max_steps=1, name="first")
