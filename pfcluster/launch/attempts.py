@@ -7,12 +7,13 @@ rank 0 could not end. Every rank that fails writes a file of its own. Standard l
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from pfcluster.config.json_files import try_read_record
+from pfcluster.config.json_files import JsonFileError, read_record, try_read_record
 from pfcluster.launch.job_record import read_job
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import ATTEMPTS_DIR, last_trained_step, newest_checkpoint_step
@@ -81,10 +82,18 @@ def now() -> str:
 
 
 def read(folder: Path) -> list[Attempt]:
-    """All attempts of a task, oldest first. Damaged files are skipped."""
-    paths = [path for path in sorted((folder / ATTEMPTS_DIR).glob("[0-9]*.json")) if ".rank-" not in path.name]
-    records = [try_read_record(Attempt, path) for path in paths]
-    return [record for record in records if record is not None]
+    """All attempts of a task, oldest first. A damaged file is left out with a warning."""
+    recorded = []
+    for path in sorted((folder / ATTEMPTS_DIR).glob("[0-9]*.json")):
+        if ".rank-" in path.name:
+            continue
+        try:
+            recorded.append(read_record(Attempt, path))
+        except FileNotFoundError:
+            continue
+        except JsonFileError as error:
+            warnings.warn(f"{error}; this attempt counts as one that never was", stacklevel=2)
+    return recorded
 
 
 def begin(folder: Path, job: str, restart: int, nodes: str) -> Attempt:

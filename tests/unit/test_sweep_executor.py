@@ -199,3 +199,11 @@ def test_paths_permissions_and_limits_are_the_users(number):
     status = storage_error(number)
     assert (status.kind, status.code) == ("user", USER_ERROR)
     assert errno.errorcode[number] in status.error
+
+
+def test_a_damaged_attempt_is_named(tmp_path):
+    for number in (1, 2):
+        attempts.write(tmp_path, attempts.Attempt(number, "ray", 0, 0, "node", attempts.now()))
+    (tmp_path / "attempts/001.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"attempts/001\.json is not JSON: .*; this attempt counts as one that never"):
+        assert [attempt.number for attempt in attempts.read(tmp_path)] == [2]
