@@ -85,5 +85,5 @@ def test_pf_mag_and_fine_tuning_start_from_a_mae_with_a_stem(tmp_path):
     with pytest.raises(WeightsError, match="stem_channels 4, 8, 12"):
         factory.build(config("finetune", model=replace(MODEL, init=start)), 7)
     run(config("mae", epochs=1), tmp_path / "plain", "a test")
-    with pytest.raises(WeightsError, match=r"lacks encoder\.patch_embed\.stages"):
+    with pytest.raises(WeightsError, match=r"lacks encoder\.patch_embed\.out"):
         factory.build(config("finetune", model=replace(CONV, init=str(tmp_path / "plain"))), 7)
