@@ -72,6 +72,7 @@ def test_stages_fit_the_patch(values, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_pf_mag_and_fine_tuning_start_from_a_mae_with_a_stem(tmp_path):
     mae = run(config("mae", model=CONV, epochs=1), tmp_path / "mae", "a test")
     assert mae["status"] == "finished"
