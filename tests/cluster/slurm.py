@@ -177,9 +177,10 @@ class Slurm:
         victims = [self.processes.pop(name)]
         if name.startswith("n"):
             victims += self.processes_on(name)
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: none reports the death of another
+            for pid in victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(victims[0], 0)
 
