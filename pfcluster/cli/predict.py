@@ -16,13 +16,15 @@ from rich.progress import Progress as Bar
 
 from pfcluster.inference.crops import Cropper, DetectedFaces, WhichFaces, WholePhotos
 from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.model_card import int8_sentence
 from pfcluster.inference.prediction import Counts, PredictionOptions, check_options, run_prediction
 from pfcluster.inference.sources import ReadOptions, list_sources
 from pfcluster.launch.command_line import parse
 from pfcluster.runs.terminal import plain_column, plain_console
 
 if TYPE_CHECKING:
-    from pfcluster.inference.torch_predictor import TorchPredictor
+    from pfcluster.inference.model_info import ModelInfo
+    from pfcluster.inference.predictor import Predictor
 
 INTERRUPTED = 130
 
@@ -49,6 +51,9 @@ class PredictOptions:
     """Faces per batch of the network."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    engine: Literal["torch", "onnx", "onnx-int8"] = "torch"
+    """What computes the network. onnx: onnxruntime on the CPU, without torch, for crops (--no-detect) and a folder of
+    `pfcluster export --format onnx`; onnx-int8: its quantised classifier."""
     frame_step: int = 1
     """Use every n-th frame of videos."""
     max_frames: int | None = None
@@ -69,7 +74,7 @@ def predict(arguments: list[str]) -> int:
         annotate=options.annotate,
         batch_size=options.batch_size,
         read=ReadOptions(options.frame_step, options.max_frames),
-        how={"detect": options.detect, "faces": options.faces},
+        how={"detect": options.detect, "faces": options.faces, "engine": options.engine},
     )
     predictor = _load(options)
     check_options(prediction, predictor.info)
@@ -91,16 +96,32 @@ def _interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _load(options: PredictOptions) -> TorchPredictor:
-    from pfcluster.inference.load import load
+def _load(options: PredictOptions) -> Predictor:
+    if options.engine == "torch":
+        from pfcluster.inference.load import load
 
-    return load(options.model, device=options.device).predictor
+        return load(options.model, device=options.device).predictor
+    from pfcluster.inference.onnx_predictor import OnnxPredictor
+
+    if options.detect:
+        raise InferenceError(
+            f"--engine {options.engine} works without torch, and MTCNN, which finds faces, needs it: give crops of"
+            " faces and --no-detect, or --engine torch"
+        )
+    if options.device not in ("auto", "cpu"):
+        raise InferenceError(
+            f"--engine {options.engine} computes on the CPU, so --device {options.device} needs --engine torch"
+        )
+    return OnnxPredictor(Path(options.model), int8=options.engine == "onnx-int8")
 
 
-def _cropper(options: PredictOptions, predictor: TorchPredictor) -> Cropper:
+def _cropper(options: PredictOptions, predictor: Predictor) -> Cropper:
     preprocessing = predictor.info.preprocessing
     if not options.detect:
         return WholePhotos(preprocessing)
+    from pfcluster.inference.torch_predictor import TorchPredictor
+
+    assert isinstance(predictor, TorchPredictor)
     return DetectedFaces(preprocessing, str(predictor.device), options.faces)
 
 
@@ -146,6 +167,11 @@ class ExportOptions:
     """Run folder, or the folder of a checkpoint."""
     output: Path
     """Folder to write, or a file that ends in .safetensors, which holds weights and config."""
+    format: Literal["safetensors", "onnx", "torch-export", "timm"] = "safetensors"
+    """safetensors: what pfcluster loads; onnx: graphs for onnxruntime; torch-export: graphs for torch.export.load;
+    timm: the encoder for timm.create_model."""
+    int8: bool = False
+    """With --format onnx: write the classifier with 8-bit weights, too, and measure its accuracy."""
     precision: Literal["float32", "float16"] = "float32"
     """Type of the weights in the file. float32 loads back equal to the bit; float16 has half the size."""
     discriminator: bool = False
@@ -159,19 +185,10 @@ class ExportOptions:
 
 def export(arguments: list[str]) -> int:
     """Write a run as a model."""
-    from pfcluster.inference.export import export_run
-
     options = parse(ExportOptions, arguments, prog="pfcluster export")
     if not options.run.exists():
         raise InferenceError(f"{options.run} does not exist; give a run folder")
-    info = export_run(
-        options.run,
-        options.output,
-        precision=options.precision,
-        discriminator=options.discriminator,
-        shards=options.shards,
-        license=options.license,
-    )
+    info = _export(options)
     console = plain_console()
     console.print(
         f"{info.name}: {info.network.kind}, {info.network.size} px, {', '.join(info.classes)}", soft_wrap=True
@@ -182,5 +199,56 @@ def export(arguments: list[str]) -> int:
             " average",
             soft_wrap=True,
         )
+    for line in _runtime_lines(info, options.output):
+        console.print(line, soft_wrap=True)
     console.print(f"model: {options.output}", soft_wrap=True)
     return 0
+
+
+def _export(options: ExportOptions) -> ModelInfo:
+    if options.int8 and options.format != "onnx":
+        raise InferenceError(f"--int8 needs --format onnx; --format {options.format} has no quantised classifier")
+    if options.format == "safetensors":
+        from pfcluster.inference.export import export_run
+
+        return export_run(
+            options.run,
+            options.output,
+            precision=options.precision,
+            discriminator=options.discriminator,
+            shards=options.shards,
+            license=options.license,
+        )
+    from pfcluster.inference.export_runtimes import export_runtime
+
+    for name, given in (
+        ("--precision float16", options.precision != "float32"),
+        ("--discriminator", options.discriminator),
+    ):
+        if given:
+            raise InferenceError(f"{name} is an option of --format safetensors; leave it out for {options.format}")
+    return export_runtime(
+        options.run,
+        options.output,
+        options.format,
+        int8=options.int8,
+        shards=options.shards,
+        license=options.license,
+    )
+
+
+def _runtime_lines(info: ModelInfo, output: Path) -> list[str]:
+    """Files of another runtime, with their checks."""
+    runtime = info.runtime
+    if runtime is None:
+        return []
+    lines = []
+    for name in runtime.files:
+        difference = runtime.largest_difference.get(name)
+        check = "" if difference is None else f", differs from torch by at most {difference:.1e} ({runtime.checked_on})"
+        lines.append(f"{name}: {(output / name).stat().st_size / 1e6:.2f} MB{check}")
+    if runtime.int8 is not None:
+        lines.append(f"int8: {int8_sentence(runtime.int8)}")
+    if runtime.format != "timm" and not info.generates:
+        lines.append("no graph for poker faces: the model classifies only")
+    return lines

@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 from pfcluster.inference.model_info import Figures, ModelInfo, Preprocessing, Training
+from pfcluster.inference.runtime_info import (
+    CLASSIFIER_EXPORT,
+    CLASSIFIER_ONNX,
+    FEATURES,
+    INPUT,
+    LOGITS,
+    POKER_FACE_EXPORT,
+    POKER_FACE_ONNX,
+    POKER_FACES,
+    TIMM_FILE,
+    Int8Info,
+    RuntimeInfo,
+    TimmInfo,
+)
 
 EMOTION_LAW = (
     "The EU AI Act, Art. 5(1)(f), forbids inferring emotions of people at work and in education, except for medical or"
@@ -49,12 +63,82 @@ def _data(training: Training) -> str:
 
 
 def _usage(info: ModelInfo) -> str:
+    if info.runtime is not None:
+        return _runtime_usage(info, info.runtime)
     lines = ["## Use", "", "    pfcluster predict photos/ --model THIS_FOLDER --output faces.csv", ""]
     lines += ["    import pfcluster", "", '    model = pfcluster.load("THIS_FOLDER")  # or the id on the hub']
     lines += ['    faces = model.predict("photo.jpg")']
     if info.generates:
         lines += ['    poker_faces = model.poker_face("photo.jpg")']
     return "\n".join(lines)
+
+
+def _runtime_usage(info: ModelInfo, runtime: RuntimeInfo) -> str:
+    side = info.preprocessing.crop_size
+    if runtime.format == "timm":
+        assert runtime.timm is not None
+        lines = _timm_lines(runtime.timm, info.network.size)
+    elif runtime.format == "onnx":
+        lines = ["    pfcluster predict crops/ --no-detect --engine onnx --model THIS_FOLDER --output faces.csv", ""]
+        lines += ["    import onnxruntime", ""]
+        lines += [f'    session = onnxruntime.InferenceSession("THIS_FOLDER/{CLASSIFIER_ONNX}")']
+        lines += [f'    logits, features = session.run(["{LOGITS}", "{FEATURES}"], {{"{INPUT}": crops}})']
+        if info.generates:
+            lines += [f'    generator = onnxruntime.InferenceSession("THIS_FOLDER/{POKER_FACE_ONNX}")']
+            lines += [f'    (poker_faces,) = generator.run(["{POKER_FACES}"], {{"{INPUT}": crops}})']
+        lines += ["", f"ONNX opset {runtime.opset}. {_graphs(info, side)}"]
+    else:
+        lines = ["    import torch", ""]
+        lines += [f'    classifier = torch.export.load("THIS_FOLDER/{CLASSIFIER_EXPORT}").module()']
+        lines += ["    logits, features = classifier(crops)"]
+        if info.generates:
+            lines += [f'    generator = torch.export.load("THIS_FOLDER/{POKER_FACE_EXPORT}").module()']
+            lines += ["    poker_faces = generator(crops)"]
+        lines += ["", _graphs(info, side)]
+    checks = ", ".join(f"{name} {value:.1e}" for name, value in runtime.largest_difference.items())
+    lines += ["", f"Largest difference to torch, on {runtime.checked_on}: {checks}."]
+    if runtime.int8 is not None:
+        lines += ["", f"With 8-bit weights: {int8_sentence(runtime.int8)}."]
+    return "\n".join(["## Use", "", *lines])
+
+
+def _graphs(info: ModelInfo, side: int) -> str:
+    size = info.network.size
+    images = f" Poker faces are float32, batch x 3 x {size} x {size}, around -1..1." if info.generates else ""
+    return (
+        f"`{INPUT}` are uint8, batch x {side} x {side} x 3, RGB, of any number; resizing and normalisation are in the"
+        f" graph.{images}"
+    )
+
+
+def _timm_lines(timm: TimmInfo, size: int) -> list[str]:
+    options = ", ".join(f"{name}={value}" for name, value in timm.options.items())
+    head = (
+        "The head is pfcluster's classifier."
+        if timm.options["num_classes"]
+        else "PF-ViT's separator and classifier have no place in timm's ViT, so there is no head."
+    )
+    return [
+        "    import timm",
+        "",
+        f'    model = timm.create_model("{timm.name}", checkpoint_path="THIS_FOLDER/{TIMM_FILE}", {options})',
+        "    tokens = model.eval().forward_features(images)  # class token first",
+        "",
+        f"`images` are float32, batch x 3 x {size} x {size}, pixels / 127.5 - 1. {head}",
+    ]
+
+
+def int8_sentence(int8: Int8Info) -> str:
+    """What quantisation costs in accuracy."""
+    figures = int8.figures
+    if figures is None:
+        return f"accuracy not measured: {int8.reason}"
+    lost = 100 * (figures.accuracy_float32 - figures.accuracy_int8)
+    return (
+        f"accuracy {100 * figures.accuracy_int8:.2f} %, with float32 {100 * figures.accuracy_float32:.2f} % (loss"
+        f" {lost:.2f} points), the same label for {100 * figures.agreement:.2f} % of the {figures.n:,} images of the"
+        f" {figures.split} split"
+    )
 
 
 def _intended(info: ModelInfo) -> str:

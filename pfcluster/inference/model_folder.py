@@ -25,6 +25,7 @@ from pfcluster.inference.model_info import (
     read_info,
     to_json,
 )
+from pfcluster.inference.runtime_info import RUNTIME_FILES
 from pfcluster.inference.torch_predictor import weights_sha256
 from pfcluster.runs.atomic_files import write_atomically
 
@@ -52,23 +53,36 @@ def write_model(output: Path, info: ModelInfo, weights: StateDict, discriminator
         output.parent.mkdir(parents=True, exist_ok=True)
         write_weights(output, info, weights)
         return
-    _require_free(output)
+    files = {WEIGHTS_FILE: _serialised(info, weights)}
+    if discriminator is not None:
+        files[DISCRIMINATOR_FILE] = save(dict(discriminator), {"format": "pt"})
+    write_folder(output, info, files)
+
+
+def write_folder(output: Path, info: ModelInfo, files: Mapping[str, bytes]) -> None:
+    """Write files, config and card into a folder; replaces an earlier model there. Raises InferenceError, OSError."""
+    require_free(output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / DISCRIMINATOR_FILE).unlink(missing_ok=True)
-    write_weights(output / WEIGHTS_FILE, info, weights)
+    for name in (WEIGHTS_FILE, DISCRIMINATOR_FILE, *RUNTIME_FILES):
+        if name not in files:
+            (output / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        write_atomically(output / name, content)
     write_atomically(output / CONFIG_FILE, to_json(info))
     write_atomically(output / CARD_FILE, model_card(info))
-    if discriminator is not None:
-        write_atomically(output / DISCRIMINATOR_FILE, save(dict(discriminator), {"format": "pt"}))
 
 
 def write_weights(path: Path, info: ModelInfo, weights: StateDict) -> None:
     """Write a safetensors file with the model's config in its metadata. Raises OSError."""
+    write_atomically(path, _serialised(info, weights))
+
+
+def _serialised(info: ModelInfo, weights: StateDict) -> bytes:
     tensors = {name: value.contiguous() for name, value in weights.items()}
-    write_atomically(path, save(tensors, {"format": "pt", METADATA_KEY: to_json(info)}))
+    return save(tensors, {"format": "pt", METADATA_KEY: to_json(info)})
 
 
-def _require_free(output: Path) -> None:
+def require_free(output: Path) -> None:
     """Raises InferenceError if a folder holds something other than a model."""
     if output.is_file():
         raise InferenceError(f"--output {output} is a file; give a folder, or a name that ends in {SUFFIX}")
@@ -83,6 +97,12 @@ def read_model(place: Path) -> tuple[ModelInfo, dict[str, Tensor]]:
     """Config and weights of a model folder or file. Raises InferenceError if one is missing, damaged or too old."""
     file = place / WEIGHTS_FILE if place.is_dir() else place
     info = read_info(place) if place.is_dir() else None
+    if info is not None and info.runtime is not None:
+        use = "; `pfcluster predict --engine onnx` reads it" if info.runtime.format == "onnx" else ""
+        raise InferenceError(
+            f"{place} holds the model for another runtime ({info.runtime.format}){use}; for this use export the run"
+            " without --format"
+        )
     if not file.is_file():
         raise InferenceError(f"{place} is no model: it has no {file.name}; export one with `pfcluster export`")
     try:

@@ -17,6 +17,7 @@ import numpy as np
 from pfcluster.config.json_files import JsonFileError, convert, parse_json
 from pfcluster.data.build.align import TEMPLATE_112, FaceRule, template
 from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.runtime_info import RuntimeInfo
 
 FORMAT = 1
 LIBRARY = "pfcluster"
@@ -171,6 +172,8 @@ class ModelInfo:
     """Of the weights, which depends on the data."""
     weights_sha256: str
     """`weights_sha256` of the tensors."""
+    runtime: RuntimeInfo | None = None
+    """Of `--format onnx`, `torch-export` and `timm`."""
     mean: float = MEAN_AND_STD[0]
     std: float = MEAN_AND_STD[1]
     library: str = LIBRARY

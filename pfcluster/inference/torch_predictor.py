@@ -104,6 +104,23 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def features(net: nn.Module, images: Tensor) -> Tensor:
+    """Input of the last layer: images b 3 z z in -1..1 -> b d."""
+    if isinstance(net, SmallCNN):
+        return net.features(images).mean((2, 3))
+    if isinstance(net, PFViT):
+        return net.separate(images)[1][:, 0]
+    assert isinstance(net, Classifier)
+    return net.encoder(images)[:, 0]
+
+
+def head(net: nn.Module) -> nn.Module:
+    """The last layer: features b d -> logits b k."""
+    layer = net.classifier if isinstance(net, PFViT) else net.head
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 def select_device(name: str) -> torch.device:
     """ "auto": a GPU if there is one. Raises InferenceError for a GPU that is not there."""
     if name == "auto":
@@ -139,12 +156,7 @@ class TorchPredictor:
         """See `Predictor`. The class token of a ViT, of PF-ViT the one of its emotion tokens."""
         images = self._input(crops)
         with self._autocast():
-            if isinstance(self.net, SmallCNN):
-                return _array(self.net.features(images).mean((2, 3)))
-            if isinstance(self.net, PFViT):
-                return _array(self.net.separate(images)[1][:, 0])
-            assert isinstance(self.net, Classifier)
-            return _array(self.net.encoder(images)[:, 0])
+            return _array(features(self.net, images))
 
     @torch.inference_mode()
     def poker_faces(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:

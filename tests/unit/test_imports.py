@@ -41,6 +41,7 @@ ONLY_WHERE_USED = {
     "gradio",
     "onnx",
     "onnxruntime",
+    "onnxscript",
     "pandas",
     "pyarrow",
     "webdataset",

@@ -1,0 +1,96 @@
+"""Images on which an exported model is checked: of the run's own data where they can be read, else random ones.
+
+Legend: b images, s side of a stored image, k classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pfcluster.data.dataset import open_dataset
+from pfcluster.data.manifest import ShardError
+from pfcluster.data.types import DataError, Split
+from pfcluster.evaluate.classification import confusion_matrix, scores
+from pfcluster.inference.model_info import ModelInfo
+from pfcluster.inference.runtime_info import Int8Figures
+from pfcluster.runs.folder import enclosing_run, read_config
+
+N_CHECKED = 32
+BATCH = 32
+"""As `pfcluster predict` by default: dynamic quantisation takes one scale of the activations of a batch."""
+Classify = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Stored images b s s 3 -> logits b k."""
+
+
+@dataclass(frozen=True)
+class EvaluationImages:
+    """Images to check with, and the labelled split that they are of."""
+
+    crops: NDArray[np.uint8]
+    """b s s 3."""
+    origin: str
+    split: Split | None
+    name: Literal["test", "validation"]
+    reason: str | None
+    """Why there is no split."""
+
+    def compare(self, float32: Classify, int8: Classify) -> tuple[Int8Figures | None, str | None]:
+        """Accuracy of two classifiers over the split, or the reason why there is none."""
+        if self.split is None:
+            return None, self.reason
+        labels, answers = self.split.labels(), ([], [])  # type: tuple[Tensor, tuple[list[Tensor], list[Tensor]]]
+        for indices in torch.arange(len(self.split)).split(BATCH):
+            crops = _crops(self.split, indices)
+            for classify, logits in zip((float32, int8), answers, strict=True):
+                logits.append(torch.from_numpy(classify(crops)))
+        first, second = (torch.cat(logits) for logits in answers)
+        accuracies = [
+            scores(confusion_matrix(logits, labels), self.split.classes)["accuracy"] for logits in (first, second)
+        ]
+        figures = Int8Figures(
+            split=self.name,
+            n=int((labels != -1).sum()),
+            accuracy_float32=accuracies[0],
+            accuracy_int8=accuracies[1],
+            agreement=(first.argmax(1) == second.argmax(1)).double().mean().item(),
+        )
+        return figures, None
+
+
+def evaluation_images(run: Path, info: ModelInfo, shards: str | None = None) -> EvaluationImages:
+    """Of the run's test split, else of its validation split. `shards`: where the run's shards are now."""
+    side = info.preprocessing.crop_size
+    config = read_config(enclosing_run(run) or run)
+    data = (
+        config.data
+        if config.data.shards is None
+        else dataclasses.replace(config.data, shards=shards or config.data.shards)
+    )
+    name: Literal["test", "validation"] = "test"
+    try:
+        dataset = open_dataset(data, config.seed)
+        split = dataset.test
+        if split is None:
+            split, name = dataset.validation, "validation"
+        reason = None if split.classes == info.classes else "the classes of the run's data are not those of the run"
+        if reason is None and len(split):
+            crops = _crops(split, torch.arange(min(N_CHECKED, len(split))))
+            return EvaluationImages(crops, f"{len(crops)} images of the {name} split", split, name, None)
+        reason = reason or f"the {name} split is empty"
+    except (DataError, ShardError, OSError) as error:
+        reason = f"the run's data cannot be read: {error}"
+    noise = np.random.default_rng(0).integers(0, 256, (N_CHECKED, side, side, 3), np.uint8)
+    return EvaluationImages(noise, f"{N_CHECKED} random images", None, name, reason)
+
+
+def _crops(split: Split, indices: Tensor) -> NDArray[np.uint8]:
+    return split.batch(indices).images.permute(0, 2, 3, 1).contiguous().numpy()
