@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from tests.cluster import slurm
 from tests.cluster.work import Work
+
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside other tests
 
 
 @pytest.fixture(scope="session")
