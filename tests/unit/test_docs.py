@@ -92,7 +92,7 @@ def unknown_options(text: str) -> list[str]:
         if (name.replace("-", "_") not in config_fields() if "." in name else name not in plain_options())
     ]
     named = re.findall(rf"(?<![\w./-])((?:{SECTIONS})\.[a-z_0-9.]+)(?![\w(])", code)
-    files = (".json", ".md", ".py", ".pth", ".png", ".safetensors", ".toml")
+    files = (".json", ".md", ".onnx", ".pt2", ".py", ".pth", ".png", ".safetensors", ".toml")
     return unknown + [name for name in named if not name.endswith(files) and name.rstrip(".") not in config_fields()]
 
 
