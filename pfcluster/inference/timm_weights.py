@@ -6,6 +6,7 @@ Legend: n patches, d channels, p patch side.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -79,5 +80,6 @@ def load_in_timm(described: TimmInfo, path: Path) -> nn.Module:
     """timm's net with the weights of a file."""
     import timm
 
-    model: nn.Module = timm.create_model(described.name, checkpoint_path=str(path), **described.options)
+    options: dict[str, Any] = dict(described.options)
+    model: nn.Module = timm.create_model(described.name, checkpoint_path=str(path), **options)
     return model.eval()
