@@ -1,4 +1,6 @@
-"""Commands of pfcluster in this process: the `main` of the script, without another Python that imports torch."""
+"""Commands of pfcluster in this process: the `main` of the script, without another Python that imports torch. `logs`,
+which replaces its process by `tail`, has a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 from pfcluster.cli.main import main
-from tests.tiny import ROOT
+from tests.tiny import LAUNCH, ROOT
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 
@@ -23,6 +25,10 @@ def command(
     """Run a command in a folder; `environment` replaces all variables. Returns its exit code and output."""
     arguments, output, errors = [str(word) for word in words], io.StringIO(), io.StringIO()
     variables = os.environ.copy() if environment is None else environment
+    if words[0] == "logs":
+        return subprocess.run(
+            [*LAUNCH, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False
+        )
     with (
         _working_folder(folder),
         _signal_handlers_kept(),
