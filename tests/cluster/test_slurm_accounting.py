@@ -35,7 +35,9 @@ def test_state_of_a_forgotten_job_comes_from_the_accounting(tmp_path: Path, monk
         monkeypatch.setattr("os.environ", cluster.environment)
         jobs = client.job_states([job])
         assert jobs[job].state in ("NODE_FAIL", "FAILED")
-        assert f"lost SLURM reports {jobs[job].state}" in " ".join(work.launch("status", "scratch").split())
+        status = " ".join(work.launch("status", "scratch").split())
+        assert "seed 0 lost " in status
+        assert f"{jobs[job].state}; the same command continues it" in status, status
         cluster.start("n1")
         cluster.wait_until_up()
         work.launch("finetune", "--preset", "demo", *TINY, *LONG)
