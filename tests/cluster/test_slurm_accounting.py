@@ -32,7 +32,8 @@ def test_state_of_a_forgotten_job_comes_from_the_accounting(tmp_path: Path, monk
         job = work.job(RUN)
         cluster.kill("n1")
         work.wait_for(lambda: job not in cluster.run("squeue", "-h", "-t", "all", "-o", "%i").split(), "forgetting")
-        monkeypatch.setattr("os.environ", cluster.environment)
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
         jobs = client.job_states([job])
         assert jobs[job].state in ("NODE_FAIL", "FAILED")
         status = " ".join(work.launch("status", "scratch").split())
