@@ -6,6 +6,7 @@ frames. The same command continues after the last marker; the table itself is wr
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -60,16 +61,15 @@ class PartialTable:
         if not self._lock.acquire(blocking=False, record=False):
             self._lock.__exit__(None, None, None)
             raise InferenceError(f"another process is writing {output}; wait for it, or give another --output")
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._lock.__exit__, None, None, None)
             end = self._resume(header, whole_sources)
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
-        self._file = open(self.path, "r+b")  # noqa: SIM115 (open until `close`)
-        self._file.truncate(end)
-        self._file.seek(end)
-        if not end:
-            self._write(header)
+            self._file = on_failure.enter_context(open(self.path, "r+b"))
+            self._file.truncate(end)
+            self._file.seek(end)
+            if not end:
+                self._write(header)
+            on_failure.pop_all()
 
     def _resume(self, header: str, whole_sources: bool) -> int:
         """Read an existing file; -> the position behind its last valid marker, 0 if it has no header."""

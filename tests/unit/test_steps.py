@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pfcluster.config import EngineConfig, LossWeights, ModelConfig, OptimConfig, RunConfig, presets
 from pfcluster.data.batch import Batch
-from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import EngineError, NonFiniteError
 from pfcluster.engine.ddp import DdpEngine
 from pfcluster.engine.factory import build_engine
@@ -19,9 +18,8 @@ from pfcluster.training.finetune import finetune_step
 from pfcluster.training.loss_balancing import LossBalancer
 from pfcluster.training.pf_mag import LossSettings, pf_mag_step
 from tests.reference.plain_steps import plain_pf_mag_step
+from tests.stabilised import CLASSES, SINGLE, engines
 
-SINGLE = World(0, 1, torch.device("cpu"))
-CLASSES = 4
 TINY = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
 STILL = OptimConfig(algorithm="adam", lr=1e-12, weight_decay=0.0, schedule="constant")
 """A rate at which weights do not change, so that both updates have the gradients of the initial weights."""
@@ -30,14 +28,6 @@ STILL = OptimConfig(algorithm="adam", lr=1e-12, weight_decay=0.0, schedule="cons
 def config(**changes: object) -> RunConfig:
     base = presets.recipe("mini")["pf-vit"]
     return replace(base, model=TINY, data=replace(base.data, size=32), **changes)  # type: ignore[arg-type]
-
-
-def engines(run: RunConfig, optim: OptimConfig) -> tuple[DdpEngine, DdpEngine]:
-    modules = factory.build(run, CLASSES)
-    model, discriminator = (
-        DdpEngine(modules[name], optim, EngineConfig(), SINGLE) for name in ("model", "discriminator")
-    )
-    return model, discriminator
 
 
 def batch(images: int = 6) -> Batch:
