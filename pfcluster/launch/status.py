@@ -60,10 +60,18 @@ class Overview:
 
 
 def find_plan(name: str, root: Path = Path("runs")) -> Path:
-    """The folder of a plan, given its path or its name under `root`. Raises StatusError that lists the plans."""
+    """The folder of a plan, given its path, a folder that holds one plan, or its name under `root`.
+
+    Raises StatusError that lists the plans.
+    """
     for folder in (Path(name), root / name):
         if (folder / PLAN_FILE).is_file():
             return folder
+        within = plan_folders(folder)
+        if len(within) == 1:
+            return within[0]
+        if within:
+            raise StatusError(f"{folder} holds several plans: {', '.join(map(str, within))}; name one of them")
     folders = plan_folders(root)
     for folder in folders:
         plan = read_plan(folder)

@@ -332,6 +332,19 @@ def test_status_without_slurm_reads_the_folders(tmp_path, monkeypatch):
         status.find_plan("y", tmp_path)
 
 
+def test_a_plan_is_found_by_the_folder_that_holds_it(tmp_path):
+    """`--output study` puts the plan of one command into study/scratch: `status study` finds it."""
+    stages = {"s": {"labels": [], "folders": [], "outputs": []}}
+    study = tmp_path / "study"
+    (study / "scratch").mkdir(parents=True)
+    write_plan_file(study / "scratch", stages)
+    assert status.find_plan(str(study)) == study / "scratch"
+    (study / "mae-vit").mkdir()
+    write_plan_file(study / "mae-vit", stages)
+    with pytest.raises(ValueError, match=r"study holds several plans: .*name one of them"):
+        status.find_plan(str(study))
+
+
 @pytest.mark.parametrize("available", [False, True])
 def test_dry_run_prints_scripts_without_slurm(tmp_path, monkeypatch, capsys, available):
     """On a machine without sbatch the limits of the partition are not checked; elsewhere they are those of SLURM."""
