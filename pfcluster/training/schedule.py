@@ -23,6 +23,24 @@ def adversarial_start(config: RunConfig) -> int:
     return config.pf_mag.warmup_steps if config.objective == "pf_mag" else 0
 
 
+def lagging_average(config: RunConfig, steps: int) -> str | None:
+    """A sentence if the moving average of the weights reaches so far back that it lags behind the training it
+    evaluates: over more than a fifth of a run's steps, of PF-MAG's adversarial steps where it has some.
+    """
+    decay = config.optim.ema
+    start = adversarial_start(config)
+    counted = steps - start if start < steps else steps
+    if decay == 0 or 1 <= 0.2 * counted * (1 - decay):
+        return None
+    fitting = max(0.0, 1 - 10 / counted)
+    part = "adversarial steps" if counted < steps else "steps"
+    return (
+        f"optim.ema {decay:g} averages the weights over about the last {1 / (1 - decay):.0f} steps, and this run has"
+        f" {counted} {part}: what is evaluated and exported lags behind what is trained. Lower it, e.g. to"
+        f" {fitting:.2g}, or train longer"
+    )
+
+
 def grid_due(config: RunConfig, evaluation: int) -> bool:
     """Whether the evaluation with this 1-based number draws an image grid."""
     every = config.evaluate.grid_every

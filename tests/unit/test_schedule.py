@@ -1,0 +1,30 @@
+"""Numbers of steps, and a moving average that fits them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pfcluster.training.schedule import lagging_average
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("objective", "ema", "steps", "counted"),
+    [("finetune", 0.99, 400, 400), ("pf_mag", 0.98, 203, 200), ("pf_mag", 0.9, 3, 3)],
+)
+def test_an_average_over_much_of_the_run_is_named(objective, ema, steps, counted):
+    config = tiny.config(objective)
+    config = replace(config, optim=replace(config.optim, ema=ema))
+    message = lagging_average(config, steps)
+    assert message is not None
+    assert f"optim.ema {ema:g} averages the weights over about the last {1 / (1 - ema):.0f} steps" in message
+    assert f"has {counted} {'adversarial steps' if counted < steps else 'steps'}" in message
+
+
+def test_a_short_average_and_none_are_fine():
+    config = tiny.config("pf_mag")
+    assert lagging_average(config, 12) is None
+    config = replace(config, optim=replace(config.optim, ema=0.98))
+    assert lagging_average(config, 3 + 251) is None
