@@ -30,7 +30,7 @@ def lagging_average(config: RunConfig, steps: int) -> str | None:
     decay = config.optim.ema
     start = adversarial_start(config)
     counted = steps - start if start < steps else steps
-    if decay == 0 or 1 <= 0.2 * counted * (1 - decay):
+    if decay == 0 or 0.2 * counted * (1 - decay) >= 1:
         return None
     fitting = max(0.0, 1 - 10 / counted)
     part = "adversarial steps" if counted < steps else "steps"
