@@ -74,6 +74,10 @@ class DataConfig:
     """"stream" decodes every batch when it is read; "host" decodes the training split once into a file in `data.cache`
     that all processes of a machine memory-map; "device" keeps it in device memory (3 * size^2 bytes per sample: 41 GB
     for 270,000 samples at 224 px)."""
+    decode_on: Literal["host", "device"] = "host"
+    """Where the training split's JPEGs are decoded: by the reader threads on the host, or on the GPU by nvJPEG
+    (torchvision), which leaves the host's cores free and takes time from the step. Its pixels differ by rounding. On a
+    CPU torchvision decodes to the same pixels as "host"."""
     augment_on: Literal["device", "host"] = "device"
     """Where crops, rotations and flips are computed: in floats for the whole batch on the device, or in uint8 by the
     reader threads on the host, which is faster when training on a CPU. The results differ by rounding."""
@@ -98,6 +102,9 @@ class DataConfig:
             self.augment_on,
             'be "device" with data.cache_mode device: the images are in device memory',
         )
+        on_host = 'be "host" with data.augment_on host and data.cache_mode host: the host needs the pixels'
+        host_reads = self.augment_on == "host" or self.cache_mode == "host"
+        require(self.decode_on == "host" or not host_reads, "data.decode_on", self.decode_on, on_host)
         require(
             self.cache_mode != "host" or self.target == "emotion",
             "data.target",

@@ -14,7 +14,7 @@ from pfcluster.data.labels import CANONICAL, in_canonical_order
 from pfcluster.data.manifest import ShardError, load_manifest
 from pfcluster.data.sampler import Balanced, BlockShuffle, FullShuffle, SampleOrder
 from pfcluster.data.shards import ShardSplit
-from pfcluster.data.splits import ShardedSplit, Subset, SyntheticSplit, identities_of
+from pfcluster.data.splits import ShardedSplit, Subset, SyntheticSplit, identities_of, sharded
 from pfcluster.data.storage import default_cache
 from pfcluster.data.synthetic.dataset import SyntheticFaces
 from pfcluster.data.types import DataError, Dataset
@@ -54,16 +54,20 @@ def sample_order(config: DataConfig, dataset: Dataset, seed: int) -> SampleOrder
 
 
 def cache_train_split(dataset: Dataset, config: DataConfig, device: torch.device) -> Dataset:
-    """The dataset with its training split cached as `data.cache_mode` says. Raises DataError if it does not fit."""
+    """The dataset with its training split decoded and cached as `data.decode_on` and `data.cache_mode` say. Raises
+    DataError if it does not fit.
+    """
+    shards = sharded(dataset.train)
+    if config.decode_on == "device" and shards is not None:
+        shards.decoder = device
     if config.cache_mode == "stream" or (config.cache_mode == "host" and config.shards is None):
         return dataset  # open_dataset caches synthetic faces
     train = dataset.train
     if config.cache_mode == "device":
         return replace(dataset, train=load_on_device(train, device, config.workers))
-    sharded = train.split if isinstance(train, Subset) else train
-    assert isinstance(sharded, ShardedSplit)
+    assert shards is not None
     cached = load_in_host_memory(
-        sharded, decoded_folder(config), sharded.shards.fingerprint(), config.workers, sharded.damaged
+        shards, decoded_folder(config), shards.shards.fingerprint(), config.workers, shards.damaged
     )
     return replace(dataset, train=Subset(cached, train.indices) if isinstance(train, Subset) else cached)
 

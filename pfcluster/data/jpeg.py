@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import struct
 import warnings
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error, Image.DecompressionBombError)
@@ -43,16 +44,46 @@ class UnreadablePhotoError(ValueError):
 
 def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
     """Decode a JPEG file: -> uint8 h w 3, RGB; greyscale gives three equal channels. Raises ValueError if damaged."""
+    if not _has_simplejpeg():
+        return _torchvision_decoder()(data)
+    import simplejpeg
+
     return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
 
 def decode_jpeg_into(data: bytes | memoryview, pixels: np.ndarray) -> None:
     """`decode_jpeg` into `pixels`, contiguous uint8 h w 3. Raises ValueError if damaged or of another size."""
-    height, width = pixels.shape[:2]
-    jpeg_height, jpeg_width = simplejpeg.decode_jpeg_header(data)[:2]
-    if (jpeg_height, jpeg_width) != (height, width):
-        raise ValueError(f"it is {jpeg_width}x{jpeg_height} px, not {width}x{height}")
+    if not _has_simplejpeg():
+        decoded = _torchvision_decoder()(data)
+        require_shape(decoded.shape[:2], pixels.shape[:2])
+        pixels[...] = decoded
+        return
+    import simplejpeg
+
+    require_shape(simplejpeg.decode_jpeg_header(data)[:2], pixels.shape[:2])
     simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=pixels)
+
+
+def require_shape(shape: Sequence[int], expected: Sequence[int]) -> None:
+    """Raises ValueError if heights or widths differ."""
+    if tuple(shape) != tuple(expected):
+        raise ValueError(f"it is {shape[1]}x{shape[0]} px, not {expected[1]}x{expected[0]}")
+
+
+@functools.cache
+def _has_simplejpeg() -> bool:
+    """Whether simplejpeg is installed. Without it torchvision decodes, which is slower and gives the same pixels."""
+    try:
+        import simplejpeg  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _torchvision_decoder() -> Callable[[bytes | memoryview], np.ndarray]:
+    from pfcluster.data.torch_jpeg import decode_with_torchvision  # this module is used without torch, too
+
+    return decode_with_torchvision
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

@@ -25,6 +25,7 @@ from pfcluster.data.mapped_file import map_file
 from pfcluster.data.sample_checksums import SampleChecksums
 from pfcluster.data.shard_index import load_index
 from pfcluster.data.storage import LocalStore, Store, StoreError
+from pfcluster.data.torch_jpeg import decode_jpegs_on
 from pfcluster.runs.os_errors import retry_transient
 
 
@@ -123,18 +124,32 @@ class ShardSplit:
             self._decode(index, batch[row])
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
+    def images_on(self, device: torch.device, indices: Sequence[int] | Tensor) -> Tensor:
+        """`images`, decoded on a device: -> uint8 b 3 h w there. A batch that the device's decoder refuses is decoded on
+        the host, which names a damaged sample. Raises BadSampleError, ShardError.
+        """
+        try:
+            return decode_jpegs_on(device, [self._checked(int(index)) for index in indices], self.size)
+        except ValueError:
+            return self.images(indices).to(device)
+
     def _decode(self, index: int, pixels: np.ndarray) -> None:
         """Decode a sample into `pixels`, uint8 h w 3."""
+        jpeg = self._checked(index)
+        try:
+            decode_jpeg_into(jpeg, pixels)
+        except ValueError as error:
+            raise BadSampleError(f"{self._describe(index)} does not decode ({error}); {REBUILD}") from error
+
+    def _checked(self, index: int) -> memoryview:
+        """A sample's JPEG file. Raises BadSampleError if it does not have its checksum."""
         jpeg, shard = self._view(index), self._shard_of(index)
         if not self._checksums.matches(shard, index - self._index.first[shard], jpeg):
             raise BadSampleError(
                 f"{self._describe(index)} has other bytes than when it was built: its tar is damaged, or of another"
                 f" build; {REBUILD}"
             )
-        try:
-            decode_jpeg_into(jpeg, pixels)
-        except ValueError as error:
-            raise BadSampleError(f"{self._describe(index)} does not decode ({error}); {REBUILD}") from error
+        return jpeg
 
     def _view(self, index: int) -> memoryview:
         offset, size = (int(self._index.columns[name][index]) for name in ("offsets", "sizes"))

@@ -73,6 +73,8 @@ class ShardedSplit:
     max_bad_share: float
     damaged: dict[str, str] = field(default_factory=dict)
     """Key -> reason, of the damaged samples that this process has met."""
+    decoder: torch.device | None = None
+    """The device that decodes; None: the host."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,10 +89,10 @@ class ShardedSplit:
     def batch(self, indices: Tensor) -> RawBatch:
         """Raises DataError if more than `max_bad_share` of the split's samples could not be read so far."""
         try:
-            images = self.shards.images(indices)
+            images = self._decode(indices)
         except BadSampleError:
             indices = torch.tensor([self._next_readable(index) for index in indices.tolist()])
-            images = self.shards.images(indices)
+            images = self._decode(indices)
         return RawBatch(images, self.labels()[indices])
 
     def keys(self, indices: Tensor) -> list[str]:
@@ -105,6 +107,9 @@ class ShardedSplit:
                 f" more than data.max_bad_share = {self.max_bad_share}: {next(iter(damaged.values()))}; check with"
                 " `pfcluster inspect --verify`"
             )
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        return self.shards.images(indices) if self.decoder is None else self.shards.images_on(self.decoder, indices)
 
     def _next_readable(self, index: int) -> int:
         """`index`, or the next sample that can be read. Raises DataError if too many cannot."""

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards, unsharded
 from pfcluster.distributed.process_group import World
+from pfcluster.engine.attention import AttentionKernels
 from pfcluster.engine.finite import UpdateGuard
 from pfcluster.engine.precision import autocast
 from pfcluster.engine.timing import Timestamp, timestamp
@@ -58,6 +59,8 @@ class Engine(ABC):
         self.precision = precision
         self.decay = ema
         self.average: dict[str, Tensor] = {}
+        self.attention: AttentionKernels | None = None
+        """With `double_backward`: the attention kernels of the module's units."""
         self.guard: UpdateGuard | None = None
         """If set, an update whose gradients are not finite is skipped on the device, and `step` raises nothing."""
         self.updates = 0
@@ -92,6 +95,8 @@ class Engine(ABC):
                 raise EngineError("two forward passes wait for one backward: put their inputs into one batch")
         if self._fresh:
             self.forward_began, self.backward_began, self._fresh = timestamp(self.world.device), None, False
+        if self.attention is not None:  # input_gradient differentiates with respect to inputs that require gradients
+            self.attention.twice = any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
         self._calling = True
         try:
             outputs = self._forward(inputs, named, sync=sync)
@@ -170,6 +175,8 @@ class Engine(ABC):
                 return self.module(*inputs, **named)
 
         self._is_frozen = True
+        if self.attention is not None:
+            self.attention.twice = False
         try:
             yield frozen_module
         finally:
@@ -258,9 +265,9 @@ class Engine(ABC):
         if self.guard is None:
             torch._foreach_lerp_([average[name] for name in weights], list(weights.values()), 1 - self.decay)
             return
-        skips = self.guard.skips.bool()
-        for name, values in weights.items():  # one by one, as `where` makes a copy
-            average[name].lerp_(torch.where(skips, average[name], values), 1 - self.decay)
+        share = torch.where(self.guard.skips.bool(), 0.0, 1 - self.decay)
+        for name, values in weights.items():  # torch's foreach takes no share that is on the device
+            average[name].lerp_(values, share)
 
     def _saved_buffers(self) -> dict[str, Tensor]:
         """Persistent buffers."""

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from pfcluster.config import ConfigError, EngineConfig, OptimConfig
 from pfcluster.distributed.process_group import World, ensure_group
 from pfcluster.engine import selfcheck
+from pfcluster.engine.attention import AttentionKernels, attend_with
 from pfcluster.engine.base import Engine
 from pfcluster.engine.ddp import DdpEngine
+from pfcluster.engine.torch_engine import ConfiguredEngine
 
 PREFERRED = ("zero2", "fsdp2", "ddp")
 KNOWN_WARNINGS = (
@@ -92,39 +93,45 @@ def build_engine(
     """Build an engine for a module, which is changed in place. A collective."""
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    prepare_module(module, engine, backend, double_backward=double_backward)
+    attention = prepare_module(module, engine, backend, double_backward=double_backward)
+    if backend != "ddp":
+        ensure_group(world, engine.timeout)
+    built = _engine_class(backend)(module, optim, engine, world, double_backward=double_backward)
+    built.attention = attention
+    return built
+
+
+def _engine_class(backend: str) -> type[ConfiguredEngine]:
     if backend == "ddp":
-        return DdpEngine(module, optim, engine, world, double_backward=double_backward)
-    ensure_group(world, engine.timeout)
+        return DdpEngine
     if backend == "fsdp2":
         from pfcluster.engine.fsdp2 import Fsdp2Engine
 
-        return Fsdp2Engine(module, optim, engine, world, double_backward=double_backward)
+        return Fsdp2Engine
     from pfcluster.engine.zero import Zero1Engine, Zero2Engine, Zero3Engine
 
-    kind = {"zero1": Zero1Engine, "zero2": Zero2Engine, "zero3": Zero3Engine}[backend]
-    return kind(module, optim, engine, world, double_backward=double_backward)
+    kinds: dict[str, type[ConfiguredEngine]] = {"zero1": Zero1Engine, "zero2": Zero2Engine, "zero3": Zero3Engine}
+    return kinds[backend]
 
 
-def prepare_module(module: nn.Module, engine: EngineConfig, backend: str, *, double_backward: bool = False) -> None:
-    """Apply torch.compile and activation checkpointing to a module's units as configured, and with `double_backward`
-    the math attention kernel, because fused kernels cannot be differentiated twice. Parameter names do not change.
+def prepare_module(
+    module: nn.Module, engine: EngineConfig, backend: str, *, double_backward: bool = False
+) -> AttentionKernels | None:
+    """Apply torch.compile and activation checkpointing to a module's units as configured; -> with `double_backward`
+    the choice of their attention kernels, else None. Parameter names do not change.
     """
+    attention = AttentionKernels() if double_backward else None
     for unit in module.shard_units():  # type: ignore[operator]  # all networks in models/ have it
         forward: Any = unit.forward
-        if double_backward:
-            forward = functools.partial(_with_math_attention, forward)
+        if attention is not None:
+            forward = functools.partial(attend_with, attention, forward)
         if engine.compile:
             forward = torch.compile(forward, dynamic=False)
         if engine.activation_checkpointing:
             forward = functools.partial(_checkpointed, forward, reentrant=backend == "zero3")
         if forward != unit.forward:
             unit.forward = forward
-
-
-def _with_math_attention(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
-    with sdpa_kernel(SDPBackend.MATH):
-        return forward(*inputs, **named)
+    return attention
 
 
 def _checkpointed(forward: Callable[..., Any], *inputs: Any, reentrant: bool, **named: Any) -> Any:

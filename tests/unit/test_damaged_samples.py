@@ -59,10 +59,10 @@ def test_a_changed_sample_is_noticed_though_it_decodes(shards: Path) -> None:
     assert ShardSplit(shards, "train").image(4).shape == (24, 24, 3)
 
 
-@pytest.mark.parametrize("mode", ["stream", "host"])
-def test_damaged_samples_are_named_in_folder_and_result(shards: Path, tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize("reading", [{}, {"cache_mode": "host"}, {"decode_on": "device"}])
+def test_damaged_samples_are_named_in_folder_and_result(shards: Path, tmp_path: Path, reading: dict) -> None:
     keys = damage(shards, [1, 5])
-    settings = finetune(shards, cache_mode=mode, cache=str(tmp_path / "cache"))
+    settings = finetune(shards, cache=str(tmp_path / "cache"), **reading)
     for attempt in ("first", "second"):  # the second reuses the decoded file
         result = run(settings, tmp_path / attempt)
         assert result["damaged_samples"] == {"train": {"count": 2, "of": 36, "names": sorted(keys)}}

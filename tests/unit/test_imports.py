@@ -118,7 +118,7 @@ def test_heavy_packages_are_imported_where_they_are_used():
 
 
 def test_the_core_imports_without_the_packages_of_clusters_and_preparation():
-    blocked = "deepspeed ray submitit webdataset facenet_pytorch cv2 tyro"
+    blocked = "deepspeed ray submitit webdataset facenet_pytorch simplejpeg rich cv2 tyro"
     code = (
         f"import sys; [sys.modules.__setitem__(name, None) for name in {blocked!r}.split()];"
         "import pfcluster.training, pfcluster.profiling.flops, pfcluster.config.presets; print('imported')"
