@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from pfcluster.inference.builtin_models import default_model
 from pfcluster.inference.crops import Cropper, DetectedFaces, WhichFaces, WholePhotos
 from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.model_card import int8_sentence
@@ -35,8 +36,9 @@ class PredictOptions:
 
     inputs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="INPUT [INPUT ...]")]]
     """Photos, folders (searched recursively), patterns, videos, or the number of a webcam."""
-    model: str
-    """A folder or file of `pfcluster export`, a run, user/name on the Hugging Face hub, or builtin:NAME."""
+    model: str | None = None
+    """A folder or file of `pfcluster export`, a run, user/name on the Hugging Face hub, or builtin:NAME. Default:
+    builtin:fer2013, if it is installed."""
     output: Path | None = None
     """Table to write: .csv, .jsonl or .parquet. Default: print a line for each face."""
     poker_face: Path | None = None
@@ -100,7 +102,7 @@ def _load(options: PredictOptions) -> Predictor:
     if options.engine == "torch":
         from pfcluster.inference.load import load
 
-        return load(options.model, device=options.device).predictor
+        return load(options.model or _default_model(), device=options.device).predictor
     from pfcluster.inference.onnx_predictor import OnnxPredictor
 
     if options.detect:
@@ -108,11 +110,19 @@ def _load(options: PredictOptions) -> Predictor:
             f"--engine {options.engine} works without torch, and MTCNN, which finds faces, needs it: give crops of"
             " faces and --no-detect, or --engine torch"
         )
+    if options.model is None:
+        raise InferenceError(f"--engine {options.engine} needs --model, a folder of `pfcluster export --format onnx`")
     if options.device not in ("auto", "cpu"):
         raise InferenceError(
             f"--engine {options.engine} computes on the CPU, so --device {options.device} needs --engine torch"
         )
     return OnnxPredictor(Path(options.model), int8=options.engine == "onnx-int8")
+
+
+def _default_model() -> str:
+    name = default_model()
+    plain_console(stderr=True).print(f"no --model: {name} is used", soft_wrap=True)
+    return name
 
 
 def _cropper(options: PredictOptions, predictor: Predictor) -> Cropper:

@@ -7,16 +7,14 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+from pfcluster.inference.builtin_models import BUILTIN, FORMS, builtin_model
 from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.model import Model
 from pfcluster.inference.model_folder import read_model
-from pfcluster.inference.model_info import WEIGHTS_FILE
 from pfcluster.inference.torch_predictor import TorchPredictor, build_net, load_weights
 from pfcluster.runs.folder import CHECKPOINT_FILE, CHECKPOINTS_DIR
 
-BUILTIN = "builtin:"
 HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-FORMS = "a folder or file of `pfcluster export`, a run, user/name on the Hugging Face hub, or builtin:NAME"
 
 
 def load(source: str | Path, *, device: str = "auto") -> Model:
@@ -28,7 +26,7 @@ def load(source: str | Path, *, device: str = "auto") -> Model:
     """
     text, path = str(source), Path(source)
     if text.startswith(BUILTIN):
-        return _from_files(_builtin(text.removeprefix(BUILTIN)), device)
+        return _from_files(builtin_model(text.removeprefix(BUILTIN)), device)
     if path.exists():
         if (path / CHECKPOINTS_DIR).is_dir() or (path / CHECKPOINT_FILE).is_file():
             return _from_run(path, device)
@@ -54,24 +52,6 @@ def _from_run(run: Path, device: str) -> Model:
     net = build_net(model.info)
     load_weights(net, model.weights, model.info, str(run))
     return Model(TorchPredictor(model.info, net, device))
-
-
-def builtin_folder() -> Path:
-    """Folder of the models that come with the package."""
-    return Path(__file__).parent / "builtin"
-
-
-def builtin_names() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.parent.name for path in builtin_folder().glob(f"*/{WEIGHTS_FILE}"))
-
-
-def _builtin(name: str) -> Path:
-    names = builtin_names()
-    if name not in names:
-        there = f"there are {', '.join(names)}" if names else "this installation has none"
-        raise InferenceError(f"no model {BUILTIN}{name}: {there}")
-    return builtin_folder() / name
 
 
 def hub_module() -> ModuleType:

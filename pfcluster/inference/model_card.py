@@ -27,6 +27,7 @@ POKER_FACE_LAW = (
     "Poker faces are synthetic images of a real person: mark them as such (Art. 50(4)). `pfcluster predict"
     " --poker-face` does so in the pixels and in the metadata."
 )
+SPLITS = ("train", "validation", "test")
 KINDS = {
     "cnn": "a small convolutional classifier (the *judge* of pfcluster)",
     "vit": "a vision transformer with a linear head",
@@ -41,6 +42,7 @@ def model_card(info: ModelInfo) -> str:
         _header(info),
         f"# {info.name}\n\nThis model is {KINDS[info.network.kind]}. It was trained with pfcluster {info.version} on"
         f" {_data(info.training)}.\n\nClasses, in the order of the outputs: {', '.join(info.classes)}.",
+        *info.notes,
         _usage(info),
         _intended(info),
         f"## Data and training\n\n{_training(info)}\n\n{_preprocessing(info.preprocessing, info.network.size)}",
@@ -151,11 +153,13 @@ def _intended(info: ModelInfo) -> str:
 
 def _training(info: ModelInfo) -> str:
     training = info.training
-    samples = ", ".join(f"{count:,} {split}" for split, count in training.samples.items())
+    splits = [split for split in SPLITS if split in training.samples]
+    samples = ", ".join(f"{training.samples[split]:,} {split}" for split in splits)
     commit = f", commit {training.commit}" if training.commit else ""
+    command = f"\n\nRepeat the training with\n\n    {training.command}" if training.command else ""
     return (
         f"{_data(training)}: {samples} images. Objective {training.objective}, seed {training.seed}, checkpoint of step"
-        f" {training.step}{commit}."
+        f" {training.step}{commit}.{command}"
     )
 
 
@@ -189,11 +193,12 @@ def _figures(info: ModelInfo) -> str:
         ]
     if figures.per_class:
         lines += ["", "| class | accuracy |", "| --- | ---: |"]
-        lines += [f"| {name} | {100 * value:.1f} % |" for name, value in figures.per_class.items()]
+        names = [name for name in info.classes if name in figures.per_class]
+        lines += [f"| {name} | {100 * figures.per_class[name]:.1f} % |" for name in names]
     if info.poker_faces:
         lines += [
             "",
-            "Poker faces: " + ", ".join(f"{name} {_number(value)}" for name, value in info.poker_faces.items()),
+            "Poker faces: " + ", ".join(f"{name} {_number(value)}" for name, value in sorted(info.poker_faces.items())),
         ]
     return "\n".join(lines)
 

@@ -151,6 +151,8 @@ class Training:
     step: int
     """Of the checkpoint."""
     commit: str | None
+    command: str | None = None
+    """The command that repeats the training, if it is a public one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +176,8 @@ class ModelInfo:
     """`weights_sha256` of the tensors."""
     runtime: RuntimeInfo | None = None
     """Of `--format onnx`, `torch-export` and `timm`."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the model card that only those who trained the model know."""
     mean: float = MEAN_AND_STD[0]
     std: float = MEAN_AND_STD[1]
     library: str = LIBRARY

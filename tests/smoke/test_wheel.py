@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import inference_models
 from tests.tiny import OPTIONS, ROOT
 
 pytestmark = pytest.mark.slow
@@ -67,6 +69,22 @@ def test_installed_command_trains_and_reports(installed, tmp_path):
     assert module.stdout.startswith(str(installed))
 
 
+def test_installed_models_predict_and_name_each_other(installed, tmp_path):
+    """In an empty folder, without a network."""
+    face = inference_models.face_pictures(tmp_path, 1)[0]
+    words = ["predict", face.name, "--device", "cpu", "--output", "faces.csv", "--poker-face", "pictures", "--model"]
+    done = pfcluster(installed, tmp_path, *words, "builtin:synthetic", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "faces.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row[f"p_{row['label']}"]) > 0.125
+    assert (tmp_path / row["poker_face"]).exists()
+    refused = pfcluster(installed, tmp_path, *words, "builtin:none")
+    assert refused.returncode == 2
+    assert "no model builtin:none: this installation has builtin:" in refused.stderr
+    assert "builtin:synthetic" in refused.stderr
+
+
 def test_installed_command_prints_batch_scripts_without_slurm(installed, tmp_path):
     words = ["pretrain", "--preset", "demo", "--nodes", "4", "--executor", "slurm", "--dry-run"]
     done = pfcluster(installed, tmp_path, *words, PATH=str(tmp_path))
@@ -90,7 +108,8 @@ def test_code_snapshot_of_the_installed_package_runs(installed, tmp_path):
     ).stdout.strip()  # fmt: skip
     copied = {path.relative_to(made) for path in Path(made).rglob("*") if path.is_file()}
     packaged = {path.relative_to(installed) for path in (installed / "pfcluster").rglob("*") if path.is_file()}
-    assert {path for path in packaged if path.suffix != ".pyc"} <= copied
+    weights = Path("pfcluster/inference/weights")  # no job predicts
+    assert {path for path in packaged if path.suffix != ".pyc" and weights not in path.parents} <= copied
     done = subprocess.run(
         [sys.executable, "-m", "pfcluster", "--help"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": made}, capture_output=True, text=True, check=False,

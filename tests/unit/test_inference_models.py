@@ -18,7 +18,7 @@ from torch import nn
 
 import pfcluster
 from pfcluster.config import ModelConfig, PfMagConfig
-from pfcluster.inference import load as load_module
+from pfcluster.inference import builtin_models
 from pfcluster.inference.errors import InferenceError, NoGeneratorError
 from pfcluster.inference.hub import HubModel
 from pfcluster.inference.model_folder import with_precision, write_model
@@ -125,9 +125,9 @@ def test_places_without_a_model_are_named(folder: Path, tmp_path: Path, monkeypa
         pfcluster.load("no-such-folder")
     with pytest.raises(InferenceError, match="no model builtin:none"):
         pfcluster.load("builtin:none")
-    monkeypatch.setattr(load_module, "builtin_folder", lambda: folder.parent)
+    monkeypatch.setattr(builtin_models, "builtin_folder", lambda: folder.parent)
     assert pfcluster.load(f"builtin:{folder.name}", device="cpu").classes == models.CLASSES
-    with pytest.raises(InferenceError, match=f"builtin:none: there are {folder.name}"):
+    with pytest.raises(InferenceError, match=f"no model builtin:none: this installation has builtin:{folder.name}"):
         pfcluster.load("builtin:none")
     with pytest.raises(InferenceError, match="torch sees 0 CUDA devices" if not torch.cuda.is_available() else "torch"):
         pfcluster.load(folder, device="cuda:99")
