@@ -32,26 +32,32 @@ Read = Callable[[], int]
 """Reads an epoch; returns the number of images."""
 
 
-def make_photos(root: Path) -> Path:
+def make_photos(root: Path, count: int = COUNT, side: int = SIDE) -> Path:
     """Write class folders of JPEGs at quality 95, as cameras and `shards/build.py` do."""
-    faces = SyntheticFaces(COUNT, size=SIDE, seed=3)
+    faces = SyntheticFaces(count, size=side, seed=3)
     rng = np.random.default_rng(0)
-    for start in range(0, COUNT, 128):
-        chosen = torch.arange(start, min(COUNT, start + 128))
+    for start in range(0, count, 128):
+        chosen = torch.arange(start, min(count, start + 128))
         for index, image in zip(chosen.tolist(), faces.images(chosen), strict=True):
             label = faces.classes[int(faces.labels()[index])]
-            pixels = image.permute(1, 2, 0).numpy() + rng.normal(0, 4, (SIDE, SIDE, 3))
+            pixels = image.permute(1, 2, 0).numpy() + rng.normal(0, 4, (side, side, 3))
             (root / label).mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             picture.save(root / label / f"{index:05d}.jpg", quality=95, subsampling=0)
     return root
 
 
-def make_shards(photos: Path, output: Path) -> Path:
+def make_shards(photos: Path, output: Path, side: int = SIDE, val_share: float = 0.002) -> Path:
     """Write the same JPEGs, byte for byte, into shards."""
     build(
         BuildOptions(
-            input=photos, output=output, size=SIDE, align="none", val_share=0.002, samples_per_shard=512, workers=2
+            input=photos,
+            output=output,
+            size=side,
+            align="none",
+            val_share=val_share,
+            samples_per_shard=512,
+            workers=2,
         )
     )
     return output

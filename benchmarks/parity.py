@@ -37,7 +37,7 @@ from pfcluster.config import (
 )
 from pfcluster.config.io import to_json
 from pfcluster.distributed.process_group import world
-from pfcluster.launch.local import rank_environments
+from pfcluster.launch.processes import rank_environments
 from pfcluster.runs.folder import (
     CHECKPOINTS_DIR,
     METRICS_FILE,

@@ -39,7 +39,6 @@ from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import with_values
 from pfcluster.config.starts import from_mae_vit
 from pfcluster.launch.budget_controls import budget_controls
-from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.runs.folder import PICTURES_DIR, read_result
 from pfcluster.runs.provenance import git_commit
@@ -229,6 +228,8 @@ def main() -> int:
         problems = check(options.output / f"{NAME}.safetensors", options.output / f"{NAME}.json")
         print("\n".join(problems) or "the checkpoint gives the committed figures")
         return 1 if problems else 0
+    from pfcluster.launch.local import run_plan
+
     stages = plan(options.folder, options.seeds, options.only)
     if not run_plan(stages, processes=1, max_parallel=options.max_parallel):
         return 130

@@ -125,8 +125,8 @@ class ShardSplit:
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
     def images_on(self, device: torch.device, indices: Sequence[int] | Tensor) -> Tensor:
-        """`images`, decoded on a device: -> uint8 b 3 h w there. A batch that the device's decoder refuses is decoded on
-        the host, which names a damaged sample. Raises BadSampleError, ShardError.
+        """`images`, decoded on a device: -> uint8 b 3 h w there. A batch that the device's decoder refuses is decoded
+        on the host, which names a damaged sample. Raises BadSampleError, ShardError.
         """
         try:
             return decode_jpegs_on(device, [self._checked(int(index)) for index in indices], self.size)
