@@ -171,15 +171,16 @@ def _print_counts(console: Console, counts: Counts, seconds: float, output: Path
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write the best checkpoint of a run as a model: weights, config and model card."""
+    """Write the best checkpoint of a run, or a model, as a model: weights, config and model card."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder, or the folder of a checkpoint."""
+    """Run folder, the folder of a checkpoint, or a model as `pfcluster predict --model` takes it."""
     output: Path
     """Folder to write, or a file that ends in .safetensors, which holds weights and config."""
-    format: Literal["safetensors", "onnx", "torch-export", "timm"] = "safetensors"
+    format: Literal["safetensors", "onnx", "torch-export", "timm", "space"] = "safetensors"
     """safetensors: what pfcluster loads; onnx: graphs for onnxruntime; torch-export: graphs for torch.export.load;
-    timm: the encoder for timm.create_model."""
+    timm: the encoder for timm.create_model; space: a folder that runs as a Hugging Face Space, with the page of
+    `pfcluster app`."""
     int8: bool = False
     """With --format onnx: write the classifier with 8-bit weights, too, and measure its accuracy."""
     precision: Literal["float32", "float16"] = "float32"
@@ -196,8 +197,6 @@ class ExportOptions:
 def export(arguments: list[str]) -> int:
     """Write a run as a model."""
     options = parse(ExportOptions, arguments, prog="pfcluster export")
-    if not options.run.exists():
-        raise InferenceError(f"{options.run} does not exist; give a run folder")
     info = _export(options)
     console = plain_console()
     console.print(
@@ -229,6 +228,8 @@ def _export(options: ExportOptions) -> ModelInfo:
             shards=options.shards,
             license=options.license,
         )
+    if options.format == "space":
+        return _export_space(options)
     from pfcluster.inference.export_runtimes import export_runtime
 
     for name, given in (
@@ -242,6 +243,20 @@ def _export(options: ExportOptions) -> ModelInfo:
         options.output,
         options.format,
         int8=options.int8,
+        shards=options.shards,
+        license=options.license,
+    )
+
+
+def _export_space(options: ExportOptions) -> ModelInfo:
+    from pfcluster.inference.space import export_space
+
+    if options.discriminator:
+        raise InferenceError("--discriminator is an option of --format safetensors; leave it out for space")
+    return export_space(
+        options.run,
+        options.output,
+        precision=options.precision,
         shards=options.shards,
         license=options.license,
     )

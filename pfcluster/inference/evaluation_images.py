@@ -68,7 +68,6 @@ class EvaluationImages:
 
 def evaluation_images(run: Path, info: ModelInfo, shards: str | None = None) -> EvaluationImages:
     """Of the run's test split, else of its validation split. `shards`: where the run's shards are now."""
-    side = info.preprocessing.crop_size
     config = read_config(enclosing_run(run) or run)
     data = (
         config.data
@@ -88,8 +87,16 @@ def evaluation_images(run: Path, info: ModelInfo, shards: str | None = None) -> 
         reason = reason or f"the {name} split is empty"
     except (DataError, ShardError, OSError) as error:
         reason = f"the run's data cannot be read: {error}"
+    return random_images(info, reason)
+
+
+def random_images(
+    info: ModelInfo, reason: str = "the source is a model, and only runs know their data"
+) -> EvaluationImages:
+    """Noise at the size of the model's crops. `reason`: why there is no split."""
+    side = info.preprocessing.crop_size
     noise = np.random.default_rng(0).integers(0, 256, (N_CHECKED, side, side, 3), np.uint8)
-    return EvaluationImages(noise, f"{N_CHECKED} random images", None, name, reason)
+    return EvaluationImages(noise, f"{N_CHECKED} random images", None, "test", reason)
 
 
 def _crops(split: Split, indices: Tensor) -> NDArray[np.uint8]:

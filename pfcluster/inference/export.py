@@ -23,8 +23,11 @@ from pfcluster.data.manifest import Manifest, ShardError, load_manifest
 from pfcluster.data.types import DataError
 from pfcluster.evaluate.evaluate_run import require_outputs
 from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.load import load
 from pfcluster.inference.model_folder import with_precision, write_model
 from pfcluster.inference.model_info import (
+    CARD_FILE,
+    WEIGHTS_FILE,
     Figures,
     ModelInfo,
     OverSeeds,
@@ -64,17 +67,38 @@ def export_run(
     shards: str | None = None,
     license: str | None = None,
 ) -> ModelInfo:
-    """Write the best checkpoint of a run as a model folder or file. Raises InferenceError, CheckpointError, OSError.
+    """Write the best checkpoint of a run, or a model (see `read_source`), as a model folder or file.
 
-    `shards`: where the run's shards are now; `license`: of the weights; `discriminator`: write Δ, too.
+    `shards`: where the run's shards are now; `license`: of the weights; `discriminator`: write Δ, too. Raises
+    InferenceError, CheckpointError, OSError.
     """
-    model = read_run(run, shards, license)
-    group = store.load(run).tensors("discriminator").get("discriminator") if discriminator else None
+    model = read_source(run, shards, license)
+    group = None
+    if discriminator and not is_model(run):
+        group = store.load(run).tensors("discriminator").get("discriminator")
     if discriminator and group is None:
         raise InferenceError(f"--discriminator: {run} has none, because it is no run of pf-mag; leave the option out")
     info, weights = with_precision(model.info, model.weights, precision)
     write_model(output, info, weights, group)
     return info
+
+
+def is_model(source: Path) -> bool:
+    """Whether `pfcluster.load` takes it as something else than a run: a folder or file of an export, a name on the hub,
+    builtin:NAME.
+    """
+    return not source.is_dir() or any((source / name).exists() for name in (WEIGHTS_FILE, CARD_FILE))
+
+
+def read_source(source: Path, shards: str | None = None, license: str | None = None) -> RunModel:
+    """A run, or a model that `pfcluster.load` takes, in float32. Raises InferenceError, CheckpointError."""
+    if not is_model(source):
+        return read_run(source, shards, license)
+    if shards is not None:
+        raise InferenceError(f"--shards is for runs, and {source} is a model, which knows how its photos were cropped")
+    model = load(str(source), device="cpu")
+    info, weights = with_precision(model.info, model.predictor.net.state_dict(), "float32")
+    return RunModel(dataclasses.replace(info, license=license or info.license), weights)
 
 
 def read_run(run: Path, shards: str | None = None, license: str | None = None) -> RunModel:

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pfcluster.inference.errors import InferenceError
-from pfcluster.inference.evaluation_images import EvaluationImages, evaluation_images
-from pfcluster.inference.export import read_run
+from pfcluster.inference.evaluation_images import EvaluationImages, evaluation_images, random_images
+from pfcluster.inference.export import is_model, read_source
 from pfcluster.inference.graphs import BATCH, ClassifierGraph, graphs, loaded, network_input, traced
 from pfcluster.inference.model_folder import SUFFIX, require_free, write_folder
 from pfcluster.inference.model_info import ModelInfo
@@ -76,7 +76,7 @@ def export_runtime(
     shards: str | None = None,
     license: str | None = None,
 ) -> ModelInfo:
-    """Write the best checkpoint of a run as a folder for another runtime.
+    """Write the best checkpoint of a run, or a model (see `read_source`), as a folder for another runtime.
 
     `int8`: with "onnx", quantise the classifier as well and measure its accuracy. Nothing is written unless the files
     give what torch gives. Raises InferenceError, CheckpointError, OSError.
@@ -86,10 +86,10 @@ def export_runtime(
     require_free(output)
     if format == "onnx":
         _require_onnx()
-    model = read_run(run, shards, license)
+    model = read_source(run, shards, license)
     net = build_net(model.info).requires_grad_(False)
     load_weights(net, model.weights, model.info, str(run))
-    images = evaluation_images(run, model.info, shards)
+    images = random_images(model.info) if is_model(run) else evaluation_images(run, model.info, shards)
     exported = _export(format, model.info, net, images, int8)
     for name, difference in exported.differences.items():
         if not difference <= TOLERANCE:  # NaN, too

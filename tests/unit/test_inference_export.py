@@ -16,9 +16,11 @@ from pfcluster.cli.main import main
 from pfcluster.data.dataset import open_dataset
 from pfcluster.evaluate import predictions
 from pfcluster.inference.export import read_run
+from pfcluster.inference.model_info import read_info
 from pfcluster.models import factory
 from pfcluster.runs.folder import CHECKPOINTS_DIR, read_result, write_config, write_result
 from pfcluster.training import run
+from tests import inference_models as models
 from tests import tiny
 
 
@@ -130,3 +132,24 @@ def test_models_of_synthetic_faces_align_to_where_these_lie(pf_vit_run: Path) ->
     points = np.array(preprocessing.template)
     assert points[0, 0] == pytest.approx(1 - points[1, 0], abs=1e-3)
     assert 0.3 < points[3:, 1].mean() - points[:2, 1].mean() < 0.4
+
+
+def test_models_are_exported_as_runs_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To other forms and runtimes, without their data."""
+    info, net = models.write(tmp_path / "model")
+    words = ["export", str(tmp_path / "model"), "--output"]
+    assert main([*words, str(tmp_path / "half.safetensors"), "--precision", "float16", "--license", "mit"]) == 0
+    half = pfcluster.load(tmp_path / "half.safetensors", device="cpu")
+    assert (half.info.license, half.info.training) == ("mit", info.training)
+    assert torch.equal(half.predictor.net.state_dict()["head.weight"], net.state_dict()["head.weight"].half().float())
+    assert main([*words, str(tmp_path / "timm"), "--format", "timm"]) == 0
+    assert read_info(tmp_path / "timm").runtime.checked_on == "32 random images"  # type: ignore[union-attr]
+    for more, reason in (
+        (["--shards", "gone"], "--shards is for runs, and"),
+        (["--discriminator"], "has none, because it is no run of pf-mag"),
+    ):
+        assert main([*words, str(tmp_path / "x"), *more]) == 2
+        assert reason in capsys.readouterr().err
+    assert main(["export", "runs/none/seed-0", "--output", str(tmp_path / "x")]) == 2
+    assert "no model runs/none/seed-0: give a folder or file of `pfcluster export`, a run" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
