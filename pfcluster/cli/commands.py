@@ -44,6 +44,7 @@ GROUPS: dict[str, dict[str, CommandInfo]] = {
     },
     "Models": {
         "predict": CommandInfo("pfcluster.cli.predict:predict", "label faces of photos and videos", "INPUT --model M"),
+        "app": CommandInfo("pfcluster.cli.app:main", "a web page for a model", "[--model M]"),
         "export": CommandInfo("pfcluster.cli.predict:export", "a run as a model folder", "RUN --output DIR"),
     },
     "Jobs": {

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
+from pfcluster.cli.app import AppOptions
 from pfcluster.cli.build import BuildOptions
 from pfcluster.cli.costs import CostsOptions
 from pfcluster.cli.doctor import DoctorOptions
@@ -48,6 +49,7 @@ OPTIONS: dict[str, type] = {
     "consolidate": ConsolidateOptions,
     "costs": CostsOptions,
     "predict": PredictOptions,
+    "app": AppOptions,
     "export": ExportOptions,
     "status": StatusOptions,
     "logs": LogsOptions,

@@ -26,6 +26,12 @@ XMP = (
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
     f' Iptc4xmpExt:DigitalSourceType="{DIGITAL_SOURCE}"/></rdf:RDF></x:xmpmeta>'
 )
+METADATA = {
+    "Description": MARK,
+    "Software": "pfcluster",
+    "XML:com.adobe.xmp": PngImagePlugin.iTXt(XMP),
+}
+"""Text chunks of a PNG that is marked as synthetic."""
 COLOUR = (64, 220, 96)
 MAX_STEM = 80
 
@@ -57,18 +63,27 @@ def write_poker_face(path: Path, crop: np.ndarray, poker_face: np.ndarray, label
     draw.text((4, 2), f"original: {label}", "black", font)
     draw.text((side + 4, 2), "poker face (synthetic)", "black", font)
     draw.text((4, side + band + 2), MARK, "black", font)
-    _mark_pixels(draw, side, band)
+    _mark_pixels(draw, 2 * side, side + band)
     metadata = PngImagePlugin.PngInfo()
-    metadata.add_text("Description", MARK)
-    metadata.add_text("Software", "pfcluster")
-    metadata.add_itxt("XML:com.adobe.xmp", XMP)
+    for key, text in METADATA.items():
+        metadata.add_text(key, text)
     canvas.save(path, pnginfo=metadata)
 
 
-def _mark_pixels(draw: ImageDraw.ImageDraw, side: int, band: int) -> None:
-    """Write the mark on the poker face itself, so that it stays when the picture is cut."""
+def synthetic_picture(pixels: np.ndarray, side: int) -> Image.Image:
+    """A generated face, uint8 z z 3, at another size and marked as synthetic in its pixels. Its `info` has the metadata
+    that mark a PNG of it.
+    """
+    picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+    _mark_pixels(ImageDraw.Draw(picture), side, side)
+    picture.info |= METADATA
+    return picture
+
+
+def _mark_pixels(draw: ImageDraw.ImageDraw, right: int, bottom: int) -> None:
+    """Write the mark into the corner of the generated face itself, so that it stays when the picture is cut."""
     font = ImageFont.load_default(12)
-    place = (2 * side - 4, side + band - 3)
+    place = (right - 4, bottom - 3)
     draw.text(place, "synthetic", "white", font, anchor="rs", stroke_width=2, stroke_fill="black")
 
 

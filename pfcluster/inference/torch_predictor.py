@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pfcluster.config import ConfigError, DataConfig, ModelConfig, PfMagConfig, RunConfig
 from pfcluster.data import transforms
 from pfcluster.engine.precision import autocast
+from pfcluster.evaluate.attention import attention_maps
 from pfcluster.evaluate.classification import logits_function
 from pfcluster.inference.errors import InferenceError, NoGeneratorError
 from pfcluster.inference.model_info import EncoderInfo, GeneratorInfo, ModelInfo, NetworkInfo
@@ -161,11 +162,33 @@ class TorchPredictor:
     @torch.inference_mode()
     def poker_faces(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """See `Predictor`."""
+        net = self._pf_vit()
+        return _pixels(net.generator(net.separate(self._input(crops))[2]))
+
+    @torch.inference_mode()
+    def emotion_views(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What the generator makes of the emotion tokens alone: b s s 3 -> b z z 3. Raises NoGeneratorError."""
+        net = self._pf_vit()
+        return _pixels(net.generator(net.separate(self._input(crops))[1]))
+
+    @torch.inference_mode()
+    def transfer(self, emotion_crops: NDArray[np.uint8], face_crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The faces of one batch with the expressions of another: b s s 3 twice -> b z z 3. Raises NoGeneratorError."""
+        return _pixels(self._pf_vit().transfer(self._input(emotion_crops), self._input(face_crops)))
+
+    def attention(self, crops: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+        """Grad-CAM++ maps of the predicted class in 0..1: b s s 3 -> b z z; None for a net that is no ViT.
+
+        Not for several threads at once: a hook is in the net while it computes.
+        """
+        if not isinstance(self.net, PFViT | Classifier):
+            return None
+        return _array(attention_maps(self.net, self._input(crops))[0])
+
+    def _pf_vit(self) -> PFViT:
         if not isinstance(self.net, PFViT) or self.net.separator is None:
             raise NoGeneratorError(self.info.name)
-        face_tokens = self.net.separate(self._input(crops))[2]
-        images = transforms.to_uint8(self.net.generator(face_tokens))
-        return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return self.net
 
     def network_input(self, crops: NDArray[np.uint8]) -> Tensor:
         """The network's input: b s s 3 -> b 3 z z in -1..1, on the CPU."""
@@ -177,6 +200,12 @@ class TorchPredictor:
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.device, "bf16" if self.device.type == "cuda" else "fp32")
+
+
+def _pixels(images: Tensor) -> NDArray[np.uint8]:
+    """b 3 z z around -1..1 -> uint8 b z z 3."""
+    pixels: NDArray[np.uint8] = transforms.to_uint8(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return pixels
 
 
 def _array(values: Tensor) -> NDArray[np.float32]:
