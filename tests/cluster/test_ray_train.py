@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from pfcluster.launch import attempts
-from pfcluster.runs.folder import newest_checkpoint_step
 from tests.cluster import ray_cluster
 from tests.cluster.ray_cluster import Ray
 from tests.sweeps import LIMIT, step_of, wait_for
@@ -108,27 +107,6 @@ def test_killed_driver_restarts_from_the_last_checkpoint(ray, uninterrupted, tmp
     assert attempts.read(folder)[-1].from_step >= 10
     assert equal(final_weights(folder), uninterrupted)
     assert "finished already" in launch(ray, *arguments)
-
-
-def test_run_continues_on_another_executor(ray, uninterrupted, tmp_path):
-    """Started on this machine and interrupted, continued on Ray and interrupted, finished on this machine."""
-    arguments, folder = [*FINETUNE, "--processes", "2"], tmp_path / RUN
-    here = subprocess.Popen([*LAUNCH, *arguments, "--executor", "local", "--output", str(tmp_path)], cwd=ROOT)
-    wait_for(lambda: step_of(folder) >= 15, "step 15")
-    here.terminate()
-    assert here.wait(LIMIT) == 130
-    process = begin(ray, *arguments, "--output", str(tmp_path))
-    stopped = newest_checkpoint_step(folder)
-    wait_for(lambda: step_of(folder) >= stopped + 20, "twenty more steps", process)
-    process.terminate()
-    output, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 130, output
-    assert "the same command continues" in output
-    last = attempts.read(folder)[-1]
-    assert (last.outcome, last.from_step) == ("stopped", stopped)
-    assert last.checkpoint_step == last.step, "a run that is asked to stop loses no step"
-    local(tmp_path, *arguments)
-    assert equal(final_weights(folder), uninterrupted)
 
 
 def test_pf_mag_trains_on_ray_with_the_engine_that_auto_takes(ray, tmp_path):
