@@ -44,7 +44,8 @@ def probe_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -
     train, test = (train - mean) / std, (test - mean) / std
     if train.shape[1] > len(train):
         span = torch.linalg.qr(train.T).Q
-        train, test = train @ span, test @ span
+        with torch.autocast("cpu", enabled=False):  # evaluations of bf16 runs on CPUs would project in bf16
+            train, test = train @ span, test @ span
     probe = LogisticRegression(max_iter=500)
     probe.fit(train.numpy(), labels.numpy())
     return float(probe.score(test.numpy(), truth.numpy()))

@@ -91,6 +91,8 @@ def test_projection_onto_the_span_of_the_samples_does_not_change_probe_accuracy(
     expected = float(reference.score(((test - mean) / std).numpy(), labels[60:].numpy()))
     assert 0.4 < expected < 1
     assert probe_accuracy(train, labels[:60], test, labels[60:]) == expected
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as in the evaluation of a bf16 run
+        assert probe_accuracy(train, labels[:60], test, labels[60:]) == expected
 
 
 def test_pool_tokens_concatenates_class_token_and_patch_mean():
