@@ -7,7 +7,7 @@
 Writes DIR/results.json and DIR/results.md after every measurement. A call skips what is done, tries again what failed
 and goes on with what did not fit; a call that is killed loses the measurement in progress only. Exit code 0 if the
 parts are complete, 75 if another call is needed. How to carry packages to a machine without them:
-docs/concepts/performance.md.
+docs/reference/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def parts(options: GpuDayOptions) -> list[Part]:
         Part("PF-MAG steps, compiled", step_measurements(options, "pf-mag", compiled=True)),
         Part("Real data against synthetic data", reading_measurements()),
         Part("Alignment and inference", [*alignment_measurements(), *inference_measurements(options)]),
-        Part("Parity and resume", exactness_measurements()),
+        Part("Parity and resume", exactness_measurements(options)),
         Part("FER2013 at length", fer_measurements(options)),
         Part("Recipe poker-face at length", poker_measurements(options)),
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_parts.measurements import Measurement, Slice
+from benchmarks.gpu_parts.measurements import GpuDayOptions, Measurement, Slice
 from benchmarks.gpu_parts.steps import BACKENDS
 from benchmarks.parity import distance, last_tensors
 from pfcluster.config import CheckpointConfig, EngineConfig, RunConfig, SyntheticConfig, presets
@@ -23,11 +23,12 @@ from pfcluster.training.parity import MODEL, relative_difference, single_process
 
 OBJECTIVES = ("mae", "finetune", "pf_mag")
 PRECISIONS = ("fp32", "bf16")
+MODES = ("default algorithms", "deterministic algorithms")
 STEPS = 12
 ROLES = {"mae": "mae", "pf_mag": "pf-vit"}
 
 
-def exactness_measurements() -> list[Measurement]:
+def exactness_measurements(options: GpuDayOptions) -> list[Measurement]:
     """Engines in a world of one against plain torch; runs against their repetition, whole and interrupted."""
     measurements = [
         Measurement(
@@ -43,7 +44,7 @@ def exactness_measurements() -> list[Measurement]:
     return measurements + [
         Measurement(f"resume/{objective}, {mode}", 40.0, partial(_resume, objective=objective, mode=mode))
         for objective in ROLES
-        for mode in ("default algorithms", "deterministic algorithms")
+        for mode in (MODES[:1] if options.miniature and objective == "mae" else MODES)
     ]
 
 
@@ -109,7 +110,7 @@ def _run_config(here: Slice, objective: str) -> RunConfig:
             log_every=1,
         ),
         checkpoint=CheckpointConfig(every_steps=steps // 2, keep=steps),
-        evaluate=replace(base.evaluate, every_epochs=1000, n_poker_faces=16, n_probe_images=24),
+        evaluate=replace(base.evaluate, every_epochs=1000, n_poker_faces=16),
         pf_mag=replace(base.pf_mag, warmup_steps=1, loss_balancing_steps=1, r1=0.1, r1_every=2, grad_norms_every=0),
     )
 

@@ -60,7 +60,8 @@ Planned = Callable[[Slice, str, int], TrainRun]
 
 def _measurement(study: str, name: str, seed: int, planned: Planned) -> Measurement:
     measure = partial(_train, planned=planned, name=name, seed=seed)
-    return Measurement(f"{study}/{name}, seed {seed}", 300.0, measure, continues=True)
+    needs = ("sklearn",) if study == "poker-face" and name in COMPARED_RUNS else ()  # probes
+    return Measurement(f"{study}/{name}, seed {seed}", 300.0, measure, needs, continues=True)
 
 
 def _train(here: Slice, *, planned: Planned, name: str, seed: int) -> dict[str, Any]:
@@ -141,7 +142,12 @@ def _for_this_device(config: RunConfig, options: GpuDayOptions) -> RunConfig:
         return config
     faces = SyntheticConfig(train=64, validation=24, test=24, identities=12, nuisance=0.3)
     cnn = config.model.architecture == "cnn"
-    evaluate = EvaluateConfig(every_epochs=1000, n_poker_faces=8, n_probe_images=24, judge=config.evaluate.judge)
+    evaluate = EvaluateConfig(
+        every_epochs=1000,
+        n_poker_faces=8,
+        n_probe_images=min(24, config.evaluate.n_probe_images),
+        judge=config.evaluate.judge,
+    )
     return replace(
         config,
         max_steps=2,

@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.gpu_parts.measurements import GpuDayOptions, Measurement, Slice
 from benchmarks.gpu_parts.report import PRODUCT
-from benchmarks.originals import PlainMaeTraining
 from pfcluster.config import DataConfig, EngineConfig, RunConfig, presets
 from pfcluster.data.batch import Batch, patch_order
 from pfcluster.data.labels import CANONICAL
@@ -175,6 +174,8 @@ def _ours(
 
 
 def _plain(here: Slice, *, size: str, fused: bool) -> dict[str, Any]:
+    from benchmarks.originals import PlainMaeTraining  # imports timm
+
     config = step_config(here, "mae", size)
 
     def measure(images: int) -> dict[str, Any]:

@@ -13,16 +13,23 @@ from benchmarks.data_variants import make_photos, make_shards
 from benchmarks.gpu_day import COMPLETE, main
 from tests.tiny import ROOT
 
-MISSING = "deepspeed ray submitit webdataset facenet_pytorch tyro rich simplejpeg cv2 optuna"
+MISSING = (
+    "deepspeed ray submitit webdataset facenet_pytorch tyro rich simplejpeg cv2 optuna sklearn scipy matplotlib"
+    " tensorboard torch_fidelity pyarrow wandb mlflow"
+)
 BARE = f"""
 import sys
-class Missing:
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {MISSING.split()!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Missing())
+        if name.partition(".")[0] not in {MISSING.split()!r}:
+            return self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):  # packages' metadata, which torch looks up
+        return getattr(self.finder, name)
+sys.meta_path[:] = map(Without, sys.meta_path)
 from benchmarks.gpu_day import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main([*sys.argv[1:], "--list"]) or main(sys.argv[1:]))
 """
 
 
@@ -53,17 +60,12 @@ def test_everything_runs_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_it_runs_where_only_torch_timm_and_torchmetrics_are_installed(tmp_path: Path) -> None:
     shards = make_shards(make_photos(tmp_path / "photos", 64, 32), tmp_path / "shards", 32, val_share=0.1)
     words = ["--miniature", "--device", "cpu", "--output", str(tmp_path / "day"), "--shards", str(shards)]
-
-    def call(*more: str) -> str:
-        command = [sys.executable, "-c", BARE, *words, *more]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-        assert done.returncode == COMPLETE, done.stderr
-        return done.stdout
-
-    assert "mae-b/ddp, eager" in call("--list")
-    call("--part", "1", "--part", "5", "--part", "6", "--part", "8")
+    command = [sys.executable, "-c", BARE, *words, "--part", "1", "--part", "5", "--part", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == COMPLETE, done.stderr
+    assert "     fer2013/judge, seed 0\n" in done.stdout  # the list
     results = json.loads((tmp_path / "day" / "results.json").read_text())
-    missing = {"mae-b/zero2, eager": "deepspeed", "alignment": "facenet_pytorch"}
+    missing = {"mae-b/zero2, eager": "deepspeed"}
     missing |= {f"reading/stream, host crops{end}": "cv2" for end in ("", ", compiled")}
     assert {name: problem.split(",")[0] for name, problem in results["problems"].items()} == {
         name: f"needs {package}" for name, package in missing.items()

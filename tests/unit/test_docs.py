@@ -39,6 +39,7 @@ SOURCES = sorted(
 OTHER_PROGRAMS = {  # pip, mkdocs, sbatch, torchrun, apt-get, huggingface-cli, ray, pytest
     *("array", "wrap", "nnodes", "nproc-per-node", "rdzv-backend", "rdzv-endpoint", "no-install-recommends"),
     *("repo-type", "head", "strict", "container-image", "check", "nv", "logdir"),
+    *("dest", "no-deps", "no-index", "find-links", "no-build-isolation"),
 }
 SECTIONS = "|".join(
     field.name for field in dataclasses.fields(RunConfig) if field.default_factory is not dataclasses.MISSING
