@@ -26,6 +26,7 @@ MISSING = [
     if not there
 ]
 needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")
+FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 START_SECONDS = 180
 ANSWER_SECONDS = 120
 """Both are limits for a busy machine."""
@@ -75,8 +76,8 @@ def browser_page(url: str) -> Iterator[Any]:
             handler.abort()
 
     with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*sandbox, *FAKE_CAMERA])
         page = chromium.new_page()
         page.set_default_timeout(1000 * ANSWER_SECONDS)
         page.route("**/*", route)

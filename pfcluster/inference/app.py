@@ -272,7 +272,7 @@ def _attention_picture(original: Image.Image, attention: np.ndarray) -> Image.Im
 
 def _file(photo: dict[str, Any]) -> tuple[str, str]:
     """Path and name of an uploaded photo. Gradio has checked that the path is that of an upload."""
-    return photo["path"], photo.get("orig_name") or "the photo"
+    return photo["path"], photo.get("orig_name") or "image"
 
 
 def _sentence(error: InferenceError) -> str:

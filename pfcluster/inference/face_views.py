@@ -108,7 +108,7 @@ class FaceViewer:
         try:
             decoded = read_photo(photo)
         except UnreadablePhotoError as error:
-            raise InferenceError(f"{name} cannot be read: {error}") from error
+            raise InferenceError(f"the file {name} cannot be read: {error}") from error
         faces: list[Face] = self._cropper.faces([decoded])[0]
         if not faces:
             raise NoFaceError(

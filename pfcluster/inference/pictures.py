@@ -76,7 +76,7 @@ def synthetic_picture(pixels: np.ndarray, side: int) -> Image.Image:
     """
     picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
     _mark_pixels(ImageDraw.Draw(picture), side, side)
-    picture.info |= METADATA
+    picture.info.update(METADATA)
     return picture
 
 
