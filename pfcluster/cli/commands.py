@@ -43,7 +43,7 @@ GROUPS: dict[str, dict[str, CommandInfo]] = {
         "costs": CommandInfo("pfcluster.cli.costs:main", "parameters, FLOPs and speed of presets"),
     },
     "Models": {
-        "predict": CommandInfo("pfcluster.cli.predict:predict", "label faces of photos and videos", "INPUT --model M"),
+        "predict": CommandInfo("pfcluster.cli.predict:predict", "label faces of photos and videos", "INPUT ..."),
         "app": CommandInfo("pfcluster.cli.app:main", "a web page for a model", "[--model M]"),
         "export": CommandInfo("pfcluster.cli.predict:export", "a run as a model folder", "RUN --output DIR"),
     },
