@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.poker_aims import run_figures
-from pfcluster.config import DataConfig, EvaluateConfig, RunConfig
+from pfcluster.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.labels import neutral_index
 from pfcluster.data.types import DataError, Split
@@ -78,7 +78,14 @@ def _logits(model: Model, split: Split, indices: Tensor) -> Tensor:
 def _poker_faces(model: Model, data: DataConfig, split: Split, judge: Model | None) -> dict[str, Any]:
     net = model.predictor.net
     assert isinstance(net, PFViT)
-    config = RunConfig(objective="pf_mag", data=data, evaluate=EvaluateConfig(n_poker_faces=len(split)))
+    encoder = model.info.network.encoder
+    assert encoder is not None
+    config = RunConfig(
+        objective="pf_mag",
+        data=data,
+        model=ModelConfig(patch=encoder.patch),
+        evaluate=EvaluateConfig(n_poker_faces=len(split)),
+    )
     world = World(0, 1, model.predictor.device)
     return poker_faces.measure(config, net, split, Evaluators(_judge(judge, split)), world)
 
