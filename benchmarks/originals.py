@@ -42,7 +42,7 @@ class PlainMaeTraining:
             decoder_heads=model.decoder_heads,
         ).to(device)
         for block in (*self.model.blocks, *self.model.decoder_blocks):
-            block.attn.fused_attn = fused_attention  # type: ignore[union-attr]
+            block.attn.fused_attn = fused_attention
         decayed = [parameter for parameter in self.model.parameters() if parameter.requires_grad and parameter.ndim > 1]
         others = [parameter for parameter in self.model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": config.optim.weight_decay}, {"params": others, "weight_decay": 0}]
