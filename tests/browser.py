@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import shutil
 import socket
 import subprocess
@@ -26,6 +25,8 @@ MISSING = [
     if not there
 ]
 needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")
+IN_CONTAINERS = ("--no-sandbox", "--disable-dev-shm-usage")
+"""Chromium's sandbox refuses root and needs user namespaces; the page is our own."""
 FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 START_SECONDS = 180
 ANSWER_SECONDS = 120
@@ -76,8 +77,7 @@ def browser_page(url: str) -> Iterator[Any]:
             handler.abort()
 
     with sync_playwright() as playwright:
-        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*sandbox, *FAKE_CAMERA])
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*IN_CONTAINERS, *FAKE_CAMERA])
         page = chromium.new_page()
         page.set_default_timeout(1000 * ANSWER_SECONDS)
         page.route("**/*", route)

@@ -121,6 +121,8 @@ def test_a_browser_gets_a_sentence_for_pictures_without_a_face(url: str, tmp_pat
         page.wait_for_function("!document.querySelector('#message p')")
         page.click("#photo button[aria-label='Capture from camera']")
         page.click("#photo button:has-text('Webcam')")
+        page.wait_for_function("document.querySelector('#photo video')?.videoWidth > 0")
+        page.wait_for_function("document.querySelector('#photo video').currentTime > 0")
         page.click("#photo button[aria-label='capture photo']")  # of the browser's fake camera
         page.wait_for_function("document.querySelector('#message')?.innerText.includes('No face')")
 
