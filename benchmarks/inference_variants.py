@@ -33,7 +33,7 @@ CROP_LOOP = "loop: PIL, timm, one by one"
 
 def photo_variants(model: Model, photos: Sequence[str], folder: Path) -> dict[str, Run]:
     """With detection, the loop first."""
-    every, one = (DetectedFaces(model.info.preprocessing, "cpu", which) for which in ("all", "one"))  # type: ignore[arg-type]
+    every, one = (DetectedFaces(model.info.preprocessing, "cpu", which) for which in ("all", "one"))
     return {
         LOOP: photo_loop(model.info, photos),
         "predict, batch 1": predict(model.predictor, every, photos, 1, folder),
