@@ -93,16 +93,22 @@ class FaceAligner:
         weights = [face_weight(face, width, height, self.rule) for face in faces]
         return max(weights, default=0.0) >= min_side**2
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+    def detect(self, images: Sequence[np.ndarray], known: Sequence[Face | None] | None = None) -> list[list[Face]]:
         """All faces of each photo (uint8 h w 3, RGB).
 
         facenet-pytorch clips candidates at the photo's edge, and then places their landmarks as if it had not: if a
         face fills the photo, they can be off by a tenth of its size. A second pass with a grey border therefore repeats
         the search on photos where a face reaches the edge or none was found; in the latter case for smaller faces, too.
+        It is left out where the `known` face alone reaches the edge.
         """
+        known = known or [None] * len(images)
         scales = [1 if min(image.shape[:2]) < 200 else 2 for image in images]
         detected = self._search(images, scales, border=False)
-        again = [i for i, faces in enumerate(detected) if not faces or _reaches_edge(faces, images[i].shape)]
+        again = [
+            i
+            for i, faces in enumerate(detected)
+            if not faces or _reaches_edge(_without(faces, known[i]), images[i].shape)
+        ]
         scales = [_scale_of(detected[i], max(images[i].shape[:2])) for i in again]
         for index, faces in zip(again, self._search([images[i] for i in again], scales, border=True), strict=True):
             detected[index] = faces or detected[index]
@@ -112,17 +118,17 @@ class FaceAligner:
         """All faces of each photo, the one that `align` selects first, with the landmarks that `align` uses; the others
         by area, largest first.
         """
-        every = self.detect(images)
-        results: list[list[Face]] = []
-        for image, faces, principal in zip(
-            images, every, self.detect_selected(images, [NO_HINT] * len(images)), strict=True
-        ):
-            if not principal:
-                results.append([])
-                continue
-            chosen = choose_face(principal, image.shape[1], image.shape[0], self.rule)
-            others = [face for face in faces if overlap(face.box, chosen.box) < SAME_FACE]
-            results.append([chosen, *sorted(others, key=lambda face: -_area(face))])
+        selected = [
+            choose_face(faces, image.shape[1], image.shape[0], self.rule) if faces else None
+            for image, faces in zip(images, self.detect_selected(images, [NO_HINT] * len(images)), strict=True)
+        ]
+        with_faces = [i for i, face in enumerate(selected) if face is not None]
+        every = self.detect([images[i] for i in with_faces], [selected[i] for i in with_faces])
+        results: list[list[Face]] = [[] for _ in images]
+        for index, faces in zip(with_faces, every, strict=True):
+            chosen = selected[index]
+            assert chosen is not None
+            results[index] = [chosen, *sorted(_without(faces, chosen), key=lambda face: -_area(face))]
         return results
 
     def _search(self, images: Sequence[np.ndarray], scales: Sequence[int], *, border: bool) -> list[list[Face]]:
@@ -228,6 +234,11 @@ def _scale_of(faces: Iterable[Face], photo_side: int) -> int:
     """Half the smallest face in multiples of MIN_FACE, rounded down to a power of two; 1 if there is no face."""
     smallest = min(map(shorter_side, faces), default=0) * min(1.0, DETECTION_SIDE / photo_side)
     return 2 ** int(np.log2(max(1.0, smallest / 2 / MIN_FACE)))
+
+
+def _without(faces: Iterable[Face], known: Face | None) -> list[Face]:
+    """The faces that are not the known one."""
+    return [face for face in faces if known is None or overlap(face.box, known.box) < SAME_FACE]
 
 
 def _reaches_edge(faces: Iterable[Face], shape: Sequence[int]) -> bool:
