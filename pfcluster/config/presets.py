@@ -40,7 +40,7 @@ DISCRIMINATOR = OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weigh
 FAST_DISCRIMINATOR = replace(DISCRIMINATOR, lr=5e-4)
 DISCRIMINATOR_AUGMENT = AugmentConfig(crop_scale=(0.6, 1.0))
 FROM_CLASSIFIER = PfMagConfig(
-    weights=LossWeights(cls=2.0, adv=2.0, rec=150.0, ort=0.1, anchor=4.0),
+    weights=LossWeights(cls=2.0, adv=2.0, rec=150.0, ort=0.1, anchor=5.0),
     loss_balancing="fixed",
     warmup_rec=150.0,
     warmup_cls=2.0,
@@ -57,7 +57,7 @@ FROM_CLASSIFIER = PfMagConfig(
     r1_every=8,
 )
 """PF-MAG from a fine-tuned classifier, with which small nets separate the expression (docs/results/poker_faces.md). The
-number of warm-up steps depends on the length of the run; `discriminator_augment` goes with it."""
+number of warm-up steps and the moving average depend on the length of the run; `discriminator_augment` goes with it."""
 
 PLAIN: Mapping[str, Any] = {
     "augment.flip": 0.0,
@@ -90,7 +90,8 @@ def demo() -> Recipe:
     epochs = {"judge": 7, "mae": 40, "finetune": 10, "pf_mag": 7}
     recipe = _small(DataConfig(size=48, synthetic=faces), model, weak_augment, epochs, batch_size=32, warmup_steps=400)
     mae_vit = replace(recipe["mae-vit"], epochs=24, batch_size=128, optim=replace(recipe["mae-vit"].optim, lr=1e-3))
-    return recipe | {"mae-vit": mae_vit, "pf-vit": _from_classifier(recipe["pf-vit"], epochs=22, warmup_steps=400)}
+    pf_vit = _from_classifier(recipe["pf-vit"], epochs=22, warmup_steps=400, ema=0.97)
+    return recipe | {"mae-vit": mae_vit, "pf-vit": pf_vit}
 
 
 def poker_face() -> Recipe:
@@ -101,7 +102,7 @@ def poker_face() -> Recipe:
     """
     recipe = demo()
     recipe["mae-vit"] = replace(recipe["mae-vit"], epochs=90)
-    recipe["pf-vit"] = _from_classifier(recipe["pf-vit"], epochs=60, warmup_steps=900)
+    recipe["pf-vit"] = _from_classifier(recipe["pf-vit"], epochs=90, warmup_steps=1200, ema=0.99)
     cached = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
     return _with_evaluation(cached, every_epochs=4, grid_every=8)
 
@@ -253,8 +254,10 @@ def _small(
     }
 
 
-def _from_classifier(pf_vit: RunConfig, *, epochs: float, warmup_steps: int) -> RunConfig:
-    """PF-ViT by the recipe FROM_CLASSIFIER, which starts from MAE-ViT of the same seed."""
+def _from_classifier(pf_vit: RunConfig, *, epochs: float, warmup_steps: int, ema: float) -> RunConfig:
+    """PF-ViT by the recipe FROM_CLASSIFIER, which starts from MAE-ViT of the same seed. The moving average must be short
+    against the adversarial steps: what it evaluates lags behind by 1 / (1 - ema) steps.
+    """
     return replace(
         pf_vit,
         epochs=epochs,
@@ -262,7 +265,7 @@ def _from_classifier(pf_vit: RunConfig, *, epochs: float, warmup_steps: int) -> 
         model=replace(pf_vit.model, init=SAME_SEED_MAE_VIT),
         evaluate=replace(pf_vit.evaluate, select_from=0.67),
         pf_mag=replace(FROM_CLASSIFIER, warmup_steps=warmup_steps),
-        optim=replace(pf_vit.optim, lr=1.5e-3, encoder_lr_factor=0.6, ema=0.998),
+        optim=replace(pf_vit.optim, lr=1.5e-3, encoder_lr_factor=0.6, ema=ema),
         discriminator_optim=FAST_DISCRIMINATOR,
         discriminator_augment=DISCRIMINATOR_AUGMENT,
     )
