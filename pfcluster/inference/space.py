@@ -29,9 +29,6 @@ from pfcluster.inference.load import load
 if __name__ == "__main__":
     serve(load(Path(__file__).parent / "{MODEL_DIR}"), Address(host=None, port=None))
 '''
-REQUIREMENTS = """# torch for CPUs; without this line, for a Space with a GPU
---extra-index-url https://download.pytorch.org/whl/cpu
-"""
 ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
@@ -48,7 +45,7 @@ def export_space(
     shutil.rmtree(package, ignore_errors=True)
     shutil.copytree(PACKAGE, package, ignore=_left_out)
     write_atomically(output / APP_FILE, APP)
-    write_atomically(output / "requirements.txt", REQUIREMENTS + "\n".join(requirements()) + "\n")
+    write_atomically(output / "requirements.txt", "\n".join(requirements()) + "\n")
     write_atomically(output / ".gitattributes", ATTRIBUTES)
     write_atomically(output / CARD_FILE, space_card(info))
     return info
