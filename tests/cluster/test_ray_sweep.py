@@ -61,14 +61,15 @@ def test_stopped_sweep_saves_its_trials_and_continues(tmp_path):
 
 
 def test_trial_may_have_several_ray_train_workers(tmp_path):
-    options = [*TINY, "--trials", "1", "--scheduler", "none", "--confirm", "0", "--processes", "2", "--epochs", "2"]
+    options = [*TINY, "--trials", "2", "--scheduler", "none", "--confirm", "0", "--processes", "2", "--epochs", "1"]
     driver = begin(tmp_path, *options, "--executor", "ray", "--max-parallel", "1")
     output, _ = driver.communicate(timeout=LIMIT)
     assert driver.returncode == 0, output
-    assert len(read_trials(tmp_path)) == 1
-    result = result_of(tmp_path / "trials/000/seed-0")
-    assert (result["status"], result["processes"]) == ("finished", 2)
-    assert (tmp_path / "trials/000/seed-0/logs/rank-1.log").exists()
+    assert len(read_trials(tmp_path)) == 2
+    for number in range(2):
+        result = result_of(tmp_path / f"trials/{number:03d}/seed-0")
+        assert (result["status"], result["processes"]) == ("finished", 2)
+        assert (tmp_path / f"trials/{number:03d}/seed-0/logs/rank-1.log").exists()
 
 
 def test_runs_share_a_gpu(tmp_path, monkeypatch):
