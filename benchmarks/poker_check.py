@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,13 @@ def evaluate(file: Path) -> dict[str, float]:
 
 
 def check(file: Path, results: Path) -> list[str]:
-    """Differences between a checkpoint's figures and the committed ones; empty if they agree within `TOLERANCE`."""
+    """Differences between a checkpoint's figures and the committed ones."""
+    return differences(evaluate(file), results)
+
+
+def differences(measured: Mapping[str, float], results: Path) -> list[str]:
+    """Differences between figures and the committed ones; empty if they agree within `TOLERANCE`."""
     committed: dict[str, float] = json.loads(results.read_text())["checkpoint"]["figures"]
-    measured = evaluate(file)
     problems = [
         f"{name}: {value:.5f} committed, not measured" for name, value in committed.items() if name not in measured
     ]

@@ -63,7 +63,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[st
 @pytest.mark.parametrize(
     ("backend", "how", "victim", "message"),
     [
-        ("fsdp2", "SIGKILL", 1, "no heartbeat"),
         ("zero2", "SIGKILL", 0, "rank 0 is gone"),
         ("zero2", "SIGSTOP", 1, "no heartbeat"),
         ("fsdp2", "raise", 1, "ended with PermissionError: the tar cannot be opened any more"),

@@ -1,4 +1,6 @@
-"""Every engine trains on 1, 2 and 4 real processes what one process trains: weights, losses, gradient norms."""
+"""Every engine trains on 2 real processes, and PF-MAG on 1 and 4 too, what one process trains: weights, losses,
+gradient norms.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,8 @@ def name(each: dict[str, Any]) -> str:
 
 
 def is_tested(each: dict[str, Any], ranks: int) -> bool:
-    """Whether a plain case is trained on so many ranks: all on 2, those with accumulation on 1 and 4 too."""
-    return ranks == 2 or each["options"]["grad_accumulation_steps"] == 2
+    """Whether a plain case is trained on so many ranks: all on 2, PF-MAG with accumulation on 1 and 4 too."""
+    return ranks == 2 or (each["objective"], each["options"]["grad_accumulation_steps"]) == ("pf_mag", 2)
 
 
 def is_quick(each: dict[str, Any], ranks: int) -> bool:
