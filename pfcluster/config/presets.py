@@ -255,8 +255,8 @@ def _small(
 
 
 def _from_classifier(pf_vit: RunConfig, *, epochs: float, warmup_steps: int, ema: float) -> RunConfig:
-    """PF-ViT by the recipe FROM_CLASSIFIER, which starts from MAE-ViT of the same seed. The moving average must be short
-    against the adversarial steps: what it evaluates lags behind by 1 / (1 - ema) steps.
+    """PF-ViT by the recipe FROM_CLASSIFIER, which starts from MAE-ViT of the same seed. The moving average must be
+    short against the adversarial steps: what it evaluates lags behind by 1 / (1 - ema) steps.
     """
     return replace(
         pf_vit,
