@@ -10,7 +10,6 @@ give. Medians over rounds; ratios are medians of the ratios in each round.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 
 import pfcluster
 from benchmarks.inference_variants import Run, crop_variants, photo_variants, resident_mb, write_crops
+from benchmarks.result_files import write_results
 from benchmarks.steps import processor
 from pfcluster.inference.builtin_models import BUILTIN
 
@@ -179,10 +179,7 @@ def main() -> int:
     options = parser().parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # onnxruntime's, too
     photos = list_photos(options.photos)
-    values = measure(options, photos)
-    (options.output / f"{NAME}.json").write_text(json.dumps(values, indent=1) + "\n")
-    (options.output / f"{NAME}.md").write_text(markdown(values))
-    print(options.output / f"{NAME}.md")
+    print(write_results(options.output, NAME, measure(options, photos), markdown))
     return 0
 
 

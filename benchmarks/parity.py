@@ -105,9 +105,9 @@ def parity(folder: Path) -> str:
     return "\n".join(lines) + f"\n\nLargest of all differences, losses and gradient norms included: {worst:.1e}.\n"
 
 
-def config(backend: str, *, steps: int = 12) -> RunConfig:
-    """A small PF-MAG run with weight averaging, gradient accumulation and gradient clipping."""
-    base = presets.recipe("mini")["pf-vit"]
+def short_run(role: str, steps: int, engine: EngineConfig) -> RunConfig:
+    """A small run on rendered faces with weight averaging and gradient clipping."""
+    base = presets.recipe("mini")[role]
     faces = SyntheticConfig(train=96, validation=32, test=40, identities=12, nuisance=0.3)
     return replace(
         base,
@@ -117,7 +117,16 @@ def config(backend: str, *, steps: int = 12) -> RunConfig:
         data=DataConfig(size=32, synthetic=faces),
         model=MODEL,
         optim=replace(base.optim, clip_norm=1.0, ema=0.8),
-        engine=EngineConfig(backend=backend, device="cpu", grad_accumulation_steps=2, log_every=1, timeout=30),  # type: ignore[arg-type]
+        engine=engine,
+    )
+
+
+def config(backend: str, *, steps: int = 12) -> RunConfig:
+    """A small PF-MAG run with weight averaging, gradient accumulation and gradient clipping."""
+    engine = EngineConfig(backend=backend, device="cpu", grad_accumulation_steps=2, log_every=1, timeout=30)  # type: ignore[arg-type]
+    base = short_run("pf-vit", steps, engine)
+    return replace(
+        base,
         checkpoint=CheckpointConfig(every_steps=3),
         evaluate=EvaluateConfig(n_poker_faces=16),
         pf_mag=replace(base.pf_mag, warmup_steps=3, loss_balancing_steps=2),

@@ -12,7 +12,6 @@ searched with seed 0 on the validation split; this benchmark uses other seeds an
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -34,6 +33,7 @@ from benchmarks.poker_aims import (
     run_figures,
 )
 from benchmarks.poker_check import check, save
+from benchmarks.result_files import write_results
 from benchmarks.steps import processor
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import with_values
@@ -207,9 +207,7 @@ def write(folder: Path, output: Path, seeds: Sequence[int]) -> None:
     """Write results, tables, and the first seed's checkpoint and image grid."""
     values = results(folder, seeds, checkpoint_seed=seeds[0])
     run = folder / RECIPE / f"seed-{seeds[0]}"
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{NAME}.json").write_text(json.dumps(values, indent=1) + "\n")
-    (output / f"{NAME}.md").write_text(markdown(values))
+    write_results(output, NAME, values, markdown)
     save(run, folder / "judge" / "seed-0", output / f"{NAME}.safetensors")
     shutil.copy(run / PICTURES_DIR / "views.png", output / f"{NAME}.png")
 

@@ -9,7 +9,6 @@ over all parts and figures (Holm 1979).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from benchmarks.poker_aims import RECIPE, START, Figures, compare, over_seeds, read_figures
 from benchmarks.poker_faces import FACES, RESULTS, SHARED_RUNS, seeded_run
+from benchmarks.result_files import write_results
 from benchmarks.steps import processor
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.data import no_augment
@@ -189,11 +189,7 @@ def main() -> int:
         parser.error("--seeds: a standard deviation needs at least two seeds")
     if not run_plan(plan(options.folder, options.seeds), processes=1, max_parallel=options.max_parallel):
         return 130
-    values = results(options.folder, options.seeds)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / f"{NAME}.json").write_text(json.dumps(values, indent=1) + "\n")
-    (options.output / f"{NAME}.md").write_text(markdown(values))
-    print(options.output / f"{NAME}.md")
+    print(write_results(options.output, NAME, results(options.folder, options.seeds), markdown))
     return 0
 
 

@@ -14,12 +14,11 @@ import torch
 
 from benchmarks.gpu_parts.measurements import GpuDayOptions, Measurement, Slice
 from benchmarks.gpu_parts.steps import BACKENDS
-from benchmarks.parity import distance, last_tensors
-from pfcluster.config import CheckpointConfig, EngineConfig, RunConfig, SyntheticConfig, presets
-from pfcluster.config.data import DataConfig
+from benchmarks.parity import distance, last_tensors, short_run
+from pfcluster.config import CheckpointConfig, EngineConfig, RunConfig
 from pfcluster.runs.folder import CHECKPOINTS_DIR, RESULT_FILE, checkpoint_steps, step_folder
 from pfcluster.training import run
-from pfcluster.training.parity import MODEL, relative_difference, single_process, tiny_config, train
+from pfcluster.training.parity import relative_difference, single_process, tiny_config, train
 
 OBJECTIVES = ("mae", "finetune", "pf_mag")
 PRECISIONS = ("fp32", "bf16")
@@ -91,24 +90,17 @@ def _forget_end(folder: Path, step: int) -> None:
 
 def _run_config(here: Slice, objective: str) -> RunConfig:
     """A short run in bf16 on rendered faces with weight averaging, accumulation, clipping and, in PF-MAG, R1."""
-    base = presets.recipe("mini")[ROLES[objective]]
     steps = 4 if here.options.miniature else STEPS
-    faces = SyntheticConfig(train=96, validation=32, test=40, identities=12, nuisance=0.3)
+    engine = EngineConfig(
+        device=here.options.device,  # type: ignore[arg-type]
+        precision="bf16",
+        grad_accumulation_steps=2,
+        log_every=1,
+    )
+    base = short_run(ROLES[objective], steps, engine)
     return replace(
         base,
-        epochs=1000,
-        max_steps=steps,
-        batch_size=16,
         tracker=(),
-        data=DataConfig(size=32, synthetic=faces),
-        model=MODEL,
-        optim=replace(base.optim, clip_norm=1.0, ema=0.8),
-        engine=EngineConfig(
-            device=here.options.device,  # type: ignore[arg-type]
-            precision="bf16",
-            grad_accumulation_steps=2,
-            log_every=1,
-        ),
         checkpoint=CheckpointConfig(every_steps=steps // 2, keep=steps),
         evaluate=replace(base.evaluate, every_epochs=1000, n_poker_faces=16),
         pf_mag=replace(base.pf_mag, warmup_steps=1, loss_balancing_steps=1, r1=0.1, r1_every=2, grad_norms_every=0),

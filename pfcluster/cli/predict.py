@@ -217,19 +217,19 @@ def export(arguments: list[str]) -> int:
 def _export(options: ExportOptions) -> ModelInfo:
     if options.int8 and options.format != "onnx":
         raise InferenceError(f"--int8 needs --format onnx; --format {options.format} has no quantised classifier")
+    described: dict[str, str | None] = {"shards": options.shards, "license": options.license}
     if options.format == "safetensors":
         from pfcluster.inference.export import export_run
 
         return export_run(
-            options.run,
-            options.output,
-            precision=options.precision,
-            discriminator=options.discriminator,
-            shards=options.shards,
-            license=options.license,
+            options.run, options.output, precision=options.precision, discriminator=options.discriminator, **described
         )
     if options.format == "space":
-        return _export_space(options)
+        from pfcluster.inference.space import export_space
+
+        if options.discriminator:
+            raise InferenceError("--discriminator is an option of --format safetensors; leave it out for space")
+        return export_space(options.run, options.output, precision=options.precision, **described)
     from pfcluster.inference.export_runtimes import export_runtime
 
     for name, given in (
@@ -238,28 +238,7 @@ def _export(options: ExportOptions) -> ModelInfo:
     ):
         if given:
             raise InferenceError(f"{name} is an option of --format safetensors; leave it out for {options.format}")
-    return export_runtime(
-        options.run,
-        options.output,
-        options.format,
-        int8=options.int8,
-        shards=options.shards,
-        license=options.license,
-    )
-
-
-def _export_space(options: ExportOptions) -> ModelInfo:
-    from pfcluster.inference.space import export_space
-
-    if options.discriminator:
-        raise InferenceError("--discriminator is an option of --format safetensors; leave it out for space")
-    return export_space(
-        options.run,
-        options.output,
-        precision=options.precision,
-        shards=options.shards,
-        license=options.license,
-    )
+    return export_runtime(options.run, options.output, options.format, int8=options.int8, **described)
 
 
 def _runtime_lines(info: ModelInfo, output: Path) -> list[str]:
