@@ -19,6 +19,7 @@ from pfcluster.cli.sweep import evaluation_schedules
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus
+from pfcluster.runs.folder import newest_checkpoint_step
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.driver import Sweep
 from pfcluster.sweep.options import read
@@ -127,6 +128,13 @@ def step_of(folder: Path) -> int:
         return max((json.loads(line)["step"] for line in lines), default=0)
     except (OSError, ValueError):
         return 0
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has a complete checkpoint, from which a killed run goes on. Checkpoints are written beside the
+    training, so a metric of a later step does not tell.
+    """
+    return newest_checkpoint_step(folder) > 0
 
 
 def resumed(folder: Path) -> bool:

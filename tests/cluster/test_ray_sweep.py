@@ -12,7 +12,19 @@ from pfcluster.launch.ray.connect import connected
 from pfcluster.sweep.executor import Resources
 from pfcluster.sweep.ray import RayExecutor
 from pfcluster.sweep.trials import read_trials, result_of
-from tests.sweeps import LIMIT, LONG, TINY, begin, outcome, processes_logging_to, reference, resumed, step_of, wait_for
+from tests.sweeps import (
+    LIMIT,
+    LONG,
+    TINY,
+    begin,
+    has_checkpoint,
+    outcome,
+    processes_logging_to,
+    reference,
+    resumed,
+    step_of,
+    wait_for,
+)
 from tests.tiny import config
 
 RAY = ("--executor", "ray", "--max-parallel", "2")
@@ -26,7 +38,7 @@ def test_lost_worker_and_killed_driver_do_not_change_the_outcome(tmp_path):
     folder = tmp_path / "sweep"
     first = folder / "trials/000/seed-0"
     driver = begin(folder, *LONG, *RAY)
-    wait_for(lambda: step_of(first) >= 7, "step 7", driver)
+    wait_for(lambda: has_checkpoint(first), "a checkpoint", driver)
     (worker,) = processes_logging_to(first)
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: attempts.read(first)[-1].outcome == "finished", "the first trial's end", driver)

@@ -12,7 +12,7 @@ import pytest
 
 from pfcluster.sweep.trials import read_failed
 from tests.commands import command
-from tests.sweeps import LIMIT, LONG, begin, outcome, reference, resumed, step_of, wait_for
+from tests.sweeps import LIMIT, LONG, begin, has_checkpoint, outcome, reference, resumed, wait_for
 from tests.tiny import OPTIONS
 
 
@@ -29,7 +29,7 @@ def test_killed_worker_and_killed_driver_do_not_change_the_outcome(tmp_path):
     folder = tmp_path / "sweep"
     first = folder / "trials/000/seed-0"
     driver = begin(folder, *LONG, "--executor", "local", "--max-parallel", "2")
-    wait_for(lambda: step_of(first) >= 7, "step 7", driver)
+    wait_for(lambda: has_checkpoint(first), "a checkpoint", driver)
     os.kill(worker_of(first), signal.SIGKILL)
     wait_for(lambda: resumed(first), "resuming from a checkpoint", driver)
     driver.kill()
