@@ -21,7 +21,7 @@ from pfcluster.data.manifest import are_strings, is_count
 
 UNLABELLED = -1
 """Label of all samples if the folder was built without labels."""
-CHUNK_BYTES = 1 << 22
+CHUNK_BYTES = 1 << 20
 """Text that is decoded at once, which bounds the memory of temporary arrays."""
 OPENING, CLOSING = b"[\n", b"\n]\n"
 SEPARATOR = b"},\n"
