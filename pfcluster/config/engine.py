@@ -25,7 +25,8 @@ class EngineConfig:
     activation_checkpointing: bool = False
     """Store only the inputs of each block and recompute its activations in the backward pass."""
     compile: bool = False
-    """Apply torch.compile to each block; not with ZeRO-3, which has hooks inside the blocks."""
+    """Apply torch.compile to each block; not with ZeRO-3, which has hooks inside the blocks. The discriminator's passes
+    with the R1 penalty are not compiled: compiled code has no second derivative."""
     offload_optimizer: bool = False
     """Keep the optimizer's moments and fp32 weights in host memory (ZeRO)."""
     fsdp_shard_size: int | None = None

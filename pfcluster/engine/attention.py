@@ -1,4 +1,6 @@
-"""Attention kernels of nets whose input gradient is differentiated (R1). Fused kernels have no second derivative."""
+"""Kernels of nets whose input gradient is differentiated (R1): neither fused attention nor torch.compile has a second
+derivative.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,13 @@ class AttentionKernels:
         return self.twice or not tokens.is_cuda
 
 
-def attend_with(kernels: AttentionKernels, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
-    """Call a unit's forward function, whose first input is a tensor, with the kernels that the pass allows."""
+def attend_with(
+    kernels: AttentionKernels, plain: Callable[..., Any], compiled: Callable[..., Any], *inputs: Any, **named: Any
+) -> Any:
+    """Call a unit's forward function, whose first input is a tensor, with the kernels that the pass allows. A compiled
+    function has no second derivative: a pass that is differentiated twice calls the plain one.
+    """
+    forward = plain if kernels.twice else compiled
     if not kernels.math_only(inputs[0]):
         return forward(*inputs, **named)
     with sdpa_kernel(SDPBackend.MATH):

@@ -123,10 +123,11 @@ def prepare_module(
     attention = AttentionKernels() if double_backward else None
     for unit in module.shard_units():  # type: ignore[operator]  # all networks in models/ have it
         forward: Any = unit.forward
-        if attention is not None:
-            forward = functools.partial(attend_with, attention, forward)
+        plain = forward
         if engine.compile:
             forward = torch.compile(forward, dynamic=False)
+        if attention is not None:
+            forward = functools.partial(attend_with, attention, plain, forward)
         if engine.activation_checkpointing:
             forward = functools.partial(_checkpointed, forward, reentrant=backend == "zero3")
         if forward != unit.forward:

@@ -13,6 +13,8 @@ import pytest
 from tests.distributed.ranks import launch
 
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+R1 = BACKENDS[:4]
+"""ZeRO-3 cannot differentiate twice."""
 OBJECTIVES = ("mae", "finetune", "pf_mag")
 RANKS = (1, 2, 4)
 TOLERANCE = 1e-6
@@ -28,24 +30,24 @@ def case(backend: str, objective: str, *, r1: float = 0.0, stabilised: bool = Fa
     return {"backend": backend, "objective": objective, "r1": r1, "stabilised": stabilised, "options": options}
 
 
-PLAIN = [case(*names, grad_accumulation_steps=parts) for *names, parts in product(BACKENDS, OBJECTIVES, (1, 2))]
+PLAIN = [
+    case(backend, objective, grad_accumulation_steps=parts)
+    for backend, objective, parts in product(BACKENDS, OBJECTIVES, (1, 2))
+    if objective == "pf_mag" or parts == 2
+]
 OPTIONS = [
-    *[case(backend, "pf_mag", r1=0.5, grad_accumulation_steps=2) for backend in BACKENDS[:4]],
-    *[case(backend, "pf_mag", activation_checkpointing=True) for backend in BACKENDS],
+    *[case(backend, "pf_mag", r1=0.5, activation_checkpointing=True, grad_accumulation_steps=2) for backend in R1],
+    case("zero3", "pf_mag", activation_checkpointing=True),
+    *[case(backend, "pf_mag", stabilised=True, r1=0.5, grad_accumulation_steps=2) for backend in R1],
+    case("zero3", "pf_mag", stabilised=True, grad_accumulation_steps=2),
     *[case(backend, "pf_mag", offload_optimizer=True) for backend in BACKENDS[2:]],
-    *[
-        case(backend, "pf_mag", activation_checkpointing=True, grad_accumulation_steps=2, r1=0.5)
-        for backend in ("fsdp2", "zero2")
-    ],
-    *[case(backend, "pf_mag", stabilised=True, grad_accumulation_steps=2) for backend in BACKENDS],
-    *[case(backend, "pf_mag", stabilised=True, r1=0.5) for backend in ("ddp", "fsdp2", "zero2")],
 ]
 BF16 = [
     *[case(backend, "pf_mag", precision="bf16") for backend in BACKENDS],
     *[case(backend, "pf_mag", precision="bf16_params", grad_accumulation_steps=2) for backend in BACKENDS[1:]],
 ]
-HYBRID = [case("fsdp2", objective, fsdp_shard_size=2, grad_accumulation_steps=2) for objective in OBJECTIVES]
-COMPILED = [case("ddp", "pf_mag", compile=True)]
+HYBRID = [case("fsdp2", "pf_mag", fsdp_shard_size=2, grad_accumulation_steps=2)]
+COMPILED = [case("ddp", "pf_mag", r1=0.5, compile=True)]
 
 
 def name(each: dict[str, Any]) -> str:

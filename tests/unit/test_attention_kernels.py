@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -27,8 +28,16 @@ def test_fused_kernels_on_gpus_unless_the_pass_is_differentiated_twice(device: s
     with FakeTensorMode():
         tokens = torch.empty(2, 3, 4, device=device)
         before = torch.backends.cuda.flash_sdp_enabled()
-        inside = attend_with(AttentionKernels(twice), lambda _: torch.backends.cuda.flash_sdp_enabled(), tokens)
+        called: list[str] = []
+
+        def forward(name: str, _: torch.Tensor) -> bool:
+            called.append(name)
+            return torch.backends.cuda.flash_sdp_enabled()
+
+        plain, compiled = partial(forward, "plain"), partial(forward, "compiled")
+        inside = attend_with(AttentionKernels(bool(twice)), plain, compiled, tokens)
     assert (before, inside) == (True, fused)
+    assert called == ["plain" if twice else "compiled"]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
