@@ -21,11 +21,12 @@ from pfcluster.distributed.hosts import free_port
 HERE = Path(__file__).parent
 PRELOADED = [
     "torch._dynamo",
-    "torch.distributed.fsdp",
+    "torch._inductor.compile_fx",  # imported by DeepSpeed's engine
+    "torch.utils.tensorboard",
     "deepspeed",
-    "pfcluster.engine.zero",
+    "pfcluster.engine.fsdp2",
     "pfcluster.training",
-    "pfcluster.launch.worker",
+    "pfcluster.evaluate.evaluators",
     "tests.distributed.ranks",
 ]
 
