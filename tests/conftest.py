@@ -10,10 +10,9 @@ import pytest
 ORDER = (
     "slurm",
     "ray",
-    "distributed/test_parity.py",
-    "smoke/test_launch.py",
-    "distributed/test_runs.py",
     "distributed",
+    "smoke/test_launch.py",
+    "smoke/test_reproduce.py",
     "smoke",
     "unit/test_sweep_driver.py",
     "hostile",
@@ -27,10 +26,12 @@ if XDIST_WORKER:  # before torch is imported: one thread a worker, so that two t
 
 
 def scope_of(node_id: str) -> str:
-    """Scheduling scope of a test: its file (module fixtures are built once), or its cluster, of which a machine runs
-    one at a time: "slurm" or "ray".
+    """Scheduling scope of a test: its file (module fixtures are built once); its cluster, of which a machine runs one
+    at a time, "slurm" or "ray"; or "distributed", whose processes are forked from one server.
     """
     path = PurePosixPath(node_id.split("::")[0]).relative_to("tests")
+    if path.parts[0] == "distributed":
+        return "distributed"
     if path.parts[0] != "cluster":
         return str(path)
     return "ray" if path.name.startswith("test_ray_") else "slurm"
