@@ -1,5 +1,5 @@
-"""Faults injected into jobs of two nodes on a real SLURM: the final weights equal those of an uninterrupted run, and
-the cause is recorded in one sentence.
+"""Faults injected into jobs on a real SLURM, most of two nodes: the final weights equal those of an uninterrupted run,
+and the cause is recorded in one sentence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfcluster.runs.folder import step_folder
+from pfcluster.launch.worker import work as train
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, step_folder
 from tests.cluster.slurm import Slurm, running
 from tests.cluster.work import LONG, TINY, Work
 from tests.commands import command
@@ -39,34 +40,80 @@ def assert_same(expected: dict[str, torch.Tensor], folder: Path) -> None:
         assert torch.equal(value, weights[name]), name
 
 
-def test_preempted_jobs_are_requeued_with_a_checkpoint(work, uninterrupted):
-    """SIGTERM, then SIGKILL: requeued by SLURM, or ended by SLURM and requeued by the job itself."""
+def test_a_run_survives_a_fault_after_another(work, uninterrupted):
+    """One run: a rank is killed, the job preempted (SIGTERM, requeued by SLURM), the run cancelled and its newest
+    checkpoint truncated. Another: preempted (ended by SLURM, requeued by the job itself), requeued by the user.
+    """
     names = ("requeued", "cancelled")
-    runs = [f"{name}/scratch/seed-0" for name in names]
-    for name, run in zip(names, runs, strict=True):
-        work.launch(*FINETUNE, "--nodes", "2", "--partition", name, "--output", name)
-        work.hold_at_step(run, 30)
+    one, other = (f"{name}/scratch/seed-0" for name in names)
+    arguments = [[*FINETUNE, "--nodes", "2", "--partition", name, "--output", name] for name in names]
+    work.launch(*arguments[0])
+    assert_restarted_on_other_nodes_after_a_kill(work, one)
+
+    work.launch(*arguments[1])
+    work.hold_attempt(one, 2)
+    work.hold_attempt(other, 1)
     blocker = work.occupy()
-    for run in runs:
-        work.wait_for(lambda run=run: work.outcomes(run) == ["preempted"], f"preemption of {run}")
+    for run in (one, other):
+        work.wait_for(lambda run=run: work.outcomes(run)[-1:] == ["preempted"], f"preemption of {run}")
     work.cluster.run("scancel", blocker)
-    for run in runs:
+
+    work.hold_attempt(one, 3)
+    assert "cancelled: scratch seed 0" in work.launch("cancel", "requeued/scratch")
+    assert work.wait_for_end(one).outcome == "cancelled"
+    assert "cancelled" in work.launch("status", "requeued/scratch")
+    assert work.attempts(one)[-1].next is None
+    newest = step_folder(work.folder / one / "checkpoints", work.attempts(one)[-1].checkpoint_step)
+    file = next(newest.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    work.launch(*arguments[0])
+
+    work.hold_attempt(other, 2)
+    work.cluster.run("scontrol", "requeue", work.job(other))
+    for run, outcomes in (
+        (one, ["failed", "preempted", "cancelled", "finished"]),
+        (other, ["preempted", "preempted", "finished"]),
+    ):
         assert work.wait_for_end(run).outcome == "finished"
-        first, last = work.attempts(run)
-        assert first.job == last.job
-        assert first.checkpoint_step == first.step > 30, "the checkpoint holds every step that was trained"
+        assert work.outcomes(run) == outcomes
+        stopped = [attempt for attempt in work.attempts(run) if attempt.outcome in ("preempted", "cancelled")]
+        for attempt in stopped:
+            assert attempt.checkpoint_step == attempt.step, "the checkpoint holds every step that was trained"
         assert_same(uninterrupted, work.folder / run)
-        work.note(f"preempted by {'requeueing' if 'requeued' in run else 'cancelling'}", run)
+    warnings = (work.folder / one / "warnings.log").read_text()
+    assert f"skipped a damaged checkpoint: {file} is damaged" in warnings
+    first, second, last = work.attempts(other)
+    assert first.job == second.job == last.job
+    assert second.next == "requeued by SLURM"
     status = work.launch("status", "cancelled/scratch")
     assert "finished" in status
     assert "failed" not in status
+    work.note("kill -9 of a rank, preempted by requeueing, `cancel`, the newest checkpoint cut short", one)
+    work.note("preempted by cancelling, `scontrol requeue`", other)
+
+
+def assert_restarted_on_other_nodes_after_a_kill(work: Work, run: str) -> None:
+    """Kill a rank of the first attempt; the second runs without the rank's node."""
+    work.wait_for_step(run, 50)
+    nodes = work.nodes_of(run)
+    (victim,) = work.ranks_on(nodes[1], work.job(run))
+    os.kill(victim, signal.SIGKILL)
+    work.wait_for(lambda: len(work.attempts(run)) == 2, "the second attempt")
+    failed, second = work.attempts(run)
+    assert (failed.outcome, failed.kind, failed.node) == ("failed", "killed", nodes[1])
+    assert f"on {nodes[1]}: Killed" in failed.error
+    assert failed.excluded == nodes[1]
+    assert nodes[1] not in work.cluster.run("scontrol", "show", "hostnames", second.nodes).split()
+    work.wait_for(lambda: work.attempts(run)[1].from_step is not None, "resuming")
+    assert work.attempts(run)[1].from_step >= 20, (
+        "saves are 20 steps apart; that of step 40 may still have been under way"
+    )
+    assert "1 (1 failed)" in work.launch("status", run.rpartition("/")[0])
 
 
 def test_runs_longer_than_the_time_limit_continue_in_further_jobs(work):
     """`short` ends jobs after a minute; the signal comes 20 seconds before."""
-    output = work.launch(
-        *FINETUNE, "--epochs", "700", "--nodes", "2", "--partition", "short", "--time", "2:00:00", "--retries", "0"
-    )
+    output = work.launch(*FINETUNE, "--epochs", "5000", "--partition", "short", "--time", "2:00:00", "--retries", "0")
     assert "partition short allows 1 minutes of the 120: longer runs continue in further jobs" in output
     work.wait_for(lambda: work.outcomes(RUN)[:1] == ["time limit"], "the limit")
     first = work.attempts(RUN)[0]
@@ -76,53 +123,11 @@ def test_runs_longer_than_the_time_limit_continue_in_further_jobs(work):
         lambda: len(work.attempts(RUN)) > 1 and work.attempts(RUN)[1].from_step == first.step, "the next link"
     )
     work.wait_for_step(RUN, first.step + 5)
-    work.launch("cancel", "scratch")
-    work.wait_for_end(RUN)
-    work.note("the partition's limit of a minute, then `cancel`", RUN)
-
-
-def test_cancelled_runs_do_not_restart_and_skip_a_damaged_checkpoint(work, uninterrupted):
-    """Cancelled by `pfcluster cancel` and by scancel; then the newest checkpoint is truncated."""
-    runs = [f"{name}/scratch/seed-0" for name in ("ours", "plain")]
-    for name, run in zip(("ours", "plain"), runs, strict=True):
-        work.launch(*FINETUNE, "--nodes", "2", "--output", name)
-        work.hold_at_step(run, 50)
-    assert "cancelled: scratch seed 0" in work.launch("cancel", "ours/scratch")
-    work.cluster.run("scancel", work.job(runs[1]))
-    for run in runs:
-        assert work.wait_for_end(run).outcome == "cancelled"
-        last = work.attempts(run)[-1]
-        assert last.checkpoint_step == last.step >= 50
-        assert last.next is None
-    assert "cancelled" in work.launch("status", "ours/scratch")
-    newest = step_folder(work.folder / runs[0] / "checkpoints", work.attempts(runs[0])[-1].checkpoint_step)
-    file = next(newest.glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:-100])
-    work.note("plain `scancel`", runs[1])
-    work.launch(*FINETUNE, "--nodes", "2", "--output", "ours")
-    assert work.wait_for_end(runs[0]).outcome == "finished"
-    assert_same(uninterrupted, work.folder / runs[0])
-    work.note("`cancel`, the newest checkpoint cut short, the same command again", runs[0])
-    warnings = (work.folder / runs[0] / "warnings.log").read_text()
-    assert f"skipped a damaged checkpoint: {file} is damaged" in warnings
-
-
-def test_killed_rank_restarts_the_job_on_other_nodes(work, uninterrupted):
-    work.launch(*FINETUNE, "--nodes", "2")
-    work.wait_for_step(RUN, 50)
-    nodes = work.nodes_of(RUN)
-    (victim,) = work.ranks_on(nodes[1], work.job(RUN))
-    os.kill(victim, signal.SIGKILL)
-    assert work.wait_for_end(RUN).outcome == "finished"
-    failed, last = work.attempts(RUN)
-    assert (failed.outcome, failed.kind, failed.node) == ("failed", "killed", nodes[1])
-    assert f"on {nodes[1]}: Killed" in failed.error
-    assert failed.excluded == nodes[1]
-    assert nodes[1] not in work.cluster.run("scontrol", "show", "hostnames", last.nodes).split()
-    assert last.from_step >= 20, "saves are 20 steps apart; that of step 40 may still have been under way"
-    assert_same(uninterrupted, work.folder / RUN)
-    work.note("kill -9 of a rank", RUN)
-    assert "1 (1 failed)" in work.launch("status", "scratch")
+    work.cluster.run("scancel", work.job(RUN))
+    last = work.wait_for_end(RUN)
+    assert (last.outcome, last.next) == ("cancelled", None)
+    assert last.checkpoint_step == last.step
+    work.note("the partition's limit of a minute, then plain `scancel`", RUN)
 
 
 def test_lost_node_and_restarted_controller_cost_at_most_one_attempt(work, uninterrupted):
@@ -147,24 +152,12 @@ def test_lost_node_and_restarted_controller_cost_at_most_one_attempt(work, unint
         work.cluster.wait_until_up()
 
 
-def test_running_job_can_be_requeued_by_the_user(work, uninterrupted):
-    work.launch(*FINETUNE, "--nodes", "2")
-    work.wait_for_step(RUN, 50)
-    work.cluster.run("scontrol", "requeue", work.job(RUN))
-    assert work.wait_for_end(RUN).outcome == "finished"
-    first = work.attempts(RUN)[0]
-    assert (first.outcome, first.next) == ("preempted", "requeued by SLURM")
-    assert first.checkpoint_step == first.step
-    assert_same(uninterrupted, work.folder / RUN)
-    work.note("`scontrol requeue`", RUN)
-
-
-def test_runs_continue_in_new_jobs_where_requeueing_is_forbidden(work, uninterrupted):
+def test_runs_continue_in_new_jobs_where_requeueing_is_forbidden(work):
     with open(work.folder / "pfcluster.toml", "r+") as file:
         text = file.read()
         file.seek(0)
         file.write("requeue = false\n" + text)
-    work.launch(*FINETUNE, "--nodes", "2", "--partition", "graceful")
+    work.launch(*FINETUNE, "--partition", "graceful")
     work.hold_at_step(RUN, 30)
     first = work.job(RUN)
     blocker = work.occupy()
@@ -173,7 +166,8 @@ def test_runs_continue_in_new_jobs_where_requeueing_is_forbidden(work, uninterru
     assert work.wait_for_end(RUN).outcome == "finished"
     assert work.job(RUN) != first
     assert work.attempts(RUN)[0].next == f"submitted again as {work.job(RUN)}"
-    assert_same(uninterrupted, work.folder / RUN)
+    assert train(work.folder / RUN / REQUESTED_CONFIG_FILE, work.folder / "here", None, 1).code == 0
+    assert_same(final_weights(work.folder / "here"), work.folder / RUN)
     work.note("preempted with grace time, requeueing forbidden", RUN)
 
 

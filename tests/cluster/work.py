@@ -79,6 +79,17 @@ class Work:
             for pid in self.ranks_on(node, self.job(run)):
                 os.kill(pid, signal.SIGSTOP)
 
+    def hold_attempt(self, run: str, number: int) -> None:
+        """Suspend all ranks of the NUMBER-th attempt of a run, as `hold_at_step`, once it has trained some steps."""
+
+        def in_progress() -> bool:
+            recorded = self.attempts(run)
+            return len(recorded) == number and recorded[-1].outcome == "running"
+
+        self.wait_for(in_progress, f"attempt {number} of {run}")
+        before = max((attempt.step or 0 for attempt in self.attempts(run)[:-1]), default=0)
+        self.hold_at_step(run, before + 10)
+
     def nodes_of(self, run: str) -> list[str]:
         """Names of the nodes of the newest attempt."""
         return self.cluster.run("scontrol", "show", "hostnames", self.attempts(run)[-1].nodes).split()
