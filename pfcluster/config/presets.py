@@ -102,7 +102,14 @@ def poker_face() -> Recipe:
     """
     recipe = demo()
     recipe["mae-vit"] = replace(recipe["mae-vit"], epochs=90)
-    recipe["pf-vit"] = _from_classifier(recipe["pf-vit"], epochs=90, warmup_steps=1200, ema=0.99)
+    pf_vit = _from_classifier(recipe["pf-vit"], epochs=100, warmup_steps=1200, ema=0.995)
+    recipe["pf-vit"] = replace(
+        pf_vit,
+        evaluate=replace(pf_vit.evaluate, select_from=0.85),
+        optim=replace(pf_vit.optim, lr=2e-3, encoder_lr_factor=0.45),
+        discriminator_optim=replace(FAST_DISCRIMINATOR, schedule="cosine"),
+        pf_mag=replace(pf_vit.pf_mag, weights=replace(pf_vit.pf_mag.weights, anchor=5.5)),
+    )
     cached = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
     return _with_evaluation(cached, every_epochs=4, grid_every=8)
 
