@@ -30,14 +30,15 @@ pytestmark = pytest.mark.slow
 
 Layout = tuple[str, int]
 LAYOUTS: tuple[Layout, ...] = (("ddp", 1), ("fsdp2", 2), ("zero1", 2), ("zero2", 4), ("zero3", 2), ("ddp", 4))
+SAME = LAYOUTS[:5]
+"""Layouts that resume a checkpoint of their own."""
 RESUMES = (
-    *((layout, layout) for layout in LAYOUTS),
+    *((layout, layout) for layout in SAME),
     (("ddp", 1), ("fsdp2", 2)),
     (("fsdp2", 2), ("zero3", 2)),
     (("zero1", 2), ("zero2", 4)),
     (("zero2", 4), ("ddp", 1)),
 )
-"""Each layout resumes a checkpoint of its own, and some one of another."""
 TOLERANCE = 1e-6
 """Relative, over all weights together, after twelve steps in fp32."""
 DISCRETE = DISCRETE_METRICS | {"train_accuracy", "accuracy", "mean_class_accuracy", "macro_f1"}
@@ -121,7 +122,7 @@ def test_layout_logs_metrics_of_one_process(uninterrupted, layout):
             assert actual[name] == pytest.approx(expected[name], rel=1e-5, abs=absolute), (name, expected["step"])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", SAME, ids=str)
 def test_resume_is_exact_on_the_same_layout(resumed, uninterrupted, layout):
     actual, expected = final_weights(resumed[layout, layout]), final_weights(uninterrupted[layout])
     different = [name for name, value in expected.items() if not torch.equal(actual[name], value)]
