@@ -5,10 +5,10 @@ Legend: p points of a curve.
 
 from __future__ import annotations
 
-import math
-from array import array
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,53 +22,51 @@ Metric = tuple[str, str]
 """Split and name of a metric."""
 CAPACITY = 2048
 """Points of a curve that are kept while it is read."""
+CHUNK_LINES = 512
+"""Lines that are in memory at a time."""
 
 
 class _Series:
     """A growing curve: the means of `size` neighbours each, the size doubled whenever there are too many."""
 
     def __init__(self) -> None:
-        self.steps, self.values = array("d"), array("d")
+        self.kept: Curve = np.zeros((0, 2))
         self.size = 1
-        self._sums = (0.0, 0.0, 0)
-        """Steps, values and number of the points since the last mean."""
+        self._sum, self._count = np.zeros(2), 0
+        """Of the points since the last mean."""
 
-    def add(self, step: float, value: float) -> None:
-        if self.size == 1:
-            self.steps.append(step)
-            self.values.append(value)
-        else:
-            self._add_to_mean(step, value)
-        if len(self.steps) > CAPACITY:
+    def extend(self, points: Curve) -> None:
+        """Add points in the order of the file: p 2."""
+        missing = self.size - self._count
+        if self._count and len(points) >= missing:
+            self._sum, self._count = self._sum + points[:missing].sum(0), self.size
+            self._append_mean()
+            points = points[missing:]
+        if not self._count:
+            whole = len(points) - len(points) % self.size
+            self.kept = np.concatenate([self.kept, points[:whole].reshape(-1, self.size, 2).mean(1)])
+            points = points[whole:]
+        self._sum, self._count = self._sum + points.sum(0), self._count + len(points)
+        while len(self.kept) > CAPACITY:
             self._halve()
 
-    def _add_to_mean(self, step: float, value: float) -> None:
-        step_sum, value_sum, count = self._sums
-        self._sums = step_sum + step, value_sum + value, count + 1
-        if count + 1 == self.size:
-            self._append_mean()
-
     def _append_mean(self) -> None:
-        step_sum, value_sum, count = self._sums
-        if count:
-            self.steps.append(step_sum / count)
-            self.values.append(value_sum / count)
-        self._sums = 0.0, 0.0, 0
+        if self._count:
+            self.kept = np.concatenate([self.kept, self._sum[None] / self._count])
+        self._sum, self._count = np.zeros(2), 0
 
     def _halve(self) -> None:
         curve = self._sorted()
         odd = len(curve) % 2
-        pairs = curve[: len(curve) - odd].reshape(-1, 2, 2).mean(1)
         if odd:  # the last one goes on
-            self._sums = self.size * curve[-1, 0], self.size * curve[-1, 1], self.size
-        self.steps, self.values = array("d", pairs[:, 0]), array("d", pairs[:, 1])
+            self._sum, self._count = self._sum + self.size * curve[-1], self._count + self.size
+        self.kept = curve[: len(curve) - odd].reshape(-1, 2, 2).mean(1)
         self.size *= 2
 
     def _sorted(self) -> Curve:
         """By step; of several points with the same step the last one counts."""
-        steps, values = np.array(self.steps), np.array(self.values)
-        unique, last = np.unique(steps[::-1], return_index=True)
-        return np.stack([unique, values[::-1][last]], 1)
+        unique, last = np.unique(self.kept[::-1, 0], return_index=True)
+        return np.stack([unique, self.kept[::-1, 1][last]], 1)
 
     def curve(self) -> Curve:
         """The curve so far: p 2."""
@@ -81,19 +79,22 @@ def read_curves(folder: Path, metrics: Collection[Metric], limit: int = MAX_POIN
     names: dict[str, list[str]] = {}
     for split, name in metrics:
         names.setdefault(split, []).append(name)
-    series = {split: {name: _Series() for name in of_split} for split, of_split in names.items()}
-    for line in iter_metrics(folder):
-        step = line["step"]
-        for name, one in series.get(line["split"], {}).items():
-            value = line.get(name)
-            if value is not None and math.isfinite(value):
-                one.add(step, value)
-    return {
-        (split, name): np.array(downsample(one.curve(), limit))
-        for split, of_split in series.items()
-        for name, one in of_split.items()
-        if len(one.steps)
-    }
+    series = {metric: _Series() for metric in metrics}
+    for lines in _chunks(iter_metrics(folder), CHUNK_LINES):
+        for split, of_split in names.items():
+            part = [line for line in lines if line["split"] == split]
+            steps = np.array([line["step"] for line in part], float)
+            for name in of_split:
+                values = np.array([line.get(name) for line in part], float)  # None becomes NaN
+                present = np.isfinite(values)
+                series[split, name].extend(np.stack([steps[present], values[present]], 1))
+    curves = {metric: one.curve() for metric, one in series.items()}
+    return {metric: np.array(downsample(curve, limit)) for metric, curve in curves.items() if len(curve)}
+
+
+def _chunks(lines: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while chunk := list(islice(lines, size)):
+        yield chunk
 
 
 def curve_of(curves: Mapping[Metric, Curve], metric: Metric, scale: float = 1) -> Curve:
