@@ -67,7 +67,7 @@ class Release:
 RELEASES = {
     "synthetic": Release("poker-face"),
     "fer2013": Release(
-        "small",
+        "fer2013",
         needs_data=True,
         build=(
             "pfcluster build --input fer2013/train.tar --test-input fer2013/public_test.tar --output SHARDS"
