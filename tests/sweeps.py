@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -15,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pfcluster.cli.sweep import evaluation_schedules
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus
 from pfcluster.runs.folder import newest_checkpoint_step
+from pfcluster.runs.locks import exclusive_lock
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.driver import Sweep
 from pfcluster.sweep.options import read
@@ -37,8 +42,8 @@ TINY = [
     *shlex.split("--confirm 1 --fresh-seeds 7 --epochs 8 --optim.warmup-steps 2 --checkpoint.every-steps 5"),
 ]
 """Four trials of 48 steps, some of them stopped early, one confirmed with the baseline."""
-LONG = [*TINY, "--epochs", "30", "--evaluate.every-epochs", "3", "--search-seed", "3"]
-"""The same with 180 steps: long enough to be killed in the middle."""
+LONG = [*TINY, *shlex.split("--trials 3 --reduction 2 --optim.lr 1e-2 --epochs 15 --evaluate.every-epochs 3")]
+"""Three trials of 90 steps, the first better than the others: long enough to be killed in the middle."""
 
 
 @dataclass
@@ -103,6 +108,19 @@ def reference(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """The outcome of a command line's sweep, trained in this process."""
     spec = read([*arguments, "--executor", "local"]).spec
     assert sweep(spec, folder, InProcess())[0]
+    return outcome(folder)
+
+
+def shared_reference(session: pytest.TempPathFactory, arguments: Sequence[str]) -> dict[str, Any]:
+    """`reference`, trained by the first test of the session that needs it, in whichever worker of pytest-xdist."""
+    base = session.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = root / f"sweep-{hashlib.sha256(repr(arguments).encode()).hexdigest()[:8]}"
+    with exclusive_lock(folder.with_suffix(".lock")):
+        if not folder.with_suffix(".done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            reference(folder, arguments)
+            folder.with_suffix(".done").touch()
     return outcome(folder)
 
 

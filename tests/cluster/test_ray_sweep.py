@@ -20,8 +20,8 @@ from tests.sweeps import (
     has_checkpoint,
     outcome,
     processes_logging_to,
-    reference,
     resumed,
+    shared_reference,
     step_of,
     wait_for,
 )
@@ -30,11 +30,11 @@ from tests.tiny import config
 RAY = ("--executor", "ray", "--max-parallel", "2")
 
 
-def test_lost_worker_and_killed_driver_do_not_change_the_outcome(tmp_path):
+def test_lost_worker_and_killed_driver_do_not_change_the_outcome(tmp_path, tmp_path_factory):
     """The process of a trial's task is killed and the trial is retried; then the driver is killed, together with the
     Ray that it started. The same command ends with the trials and scores of an undisturbed sweep.
     """
-    expected = reference(tmp_path / "reference", LONG)
+    expected = shared_reference(tmp_path_factory, LONG)
     folder = tmp_path / "sweep"
     first = folder / "trials/000/seed-0"
     driver = begin(folder, *LONG, *RAY)

@@ -12,7 +12,7 @@ import pytest
 
 from pfcluster.sweep.trials import read_failed
 from tests.commands import command
-from tests.sweeps import LIMIT, LONG, begin, has_checkpoint, outcome, reference, resumed, wait_for
+from tests.sweeps import LIMIT, LONG, begin, has_checkpoint, outcome, resumed, shared_reference, wait_for
 from tests.tiny import OPTIONS
 
 
@@ -23,9 +23,9 @@ def worker_of(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_killed_worker_and_killed_driver_do_not_change_the_outcome(tmp_path):
+def test_killed_worker_and_killed_driver_do_not_change_the_outcome(tmp_path, tmp_path_factory):
     """A worker is killed and retried, then the driver is killed; the same command ends with the same outcome."""
-    expected = reference(tmp_path / "reference", LONG)
+    expected = shared_reference(tmp_path_factory, LONG)
     folder = tmp_path / "sweep"
     first = folder / "trials/000/seed-0"
     driver = begin(folder, *LONG, "--executor", "local", "--max-parallel", "2")
