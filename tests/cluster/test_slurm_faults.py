@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pfcluster.launch.worker import work as train
-from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, step_folder
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, iter_metrics, step_folder
 from tests.cluster.slurm import Slurm, running
 from tests.cluster.work import LONG, TINY, Work
 from tests.commands import command
@@ -40,13 +40,14 @@ def assert_same(expected: dict[str, torch.Tensor], folder: Path) -> None:
         assert torch.equal(value, weights[name]), name
 
 
-def test_a_run_survives_a_fault_after_another(work, uninterrupted):
+def test_a_run_survives_a_fault_after_another(work, uninterrupted, monkeypatch):
     """One run: a rank is killed, the job preempted (SIGTERM, requeued by SLURM), the run cancelled and its newest
     checkpoint truncated. Another: preempted (ended by SLURM, requeued by the job itself), requeued by the user.
     """
     names = ("requeued", "cancelled")
     one, other = (f"{name}/scratch/seed-0" for name in names)
     arguments = [[*FINETUNE, "--nodes", "2", "--partition", name, "--output", name] for name in names]
+    arguments[1] += ["--tracker", "tensorboard", "mlflow"]
     work.launch(*arguments[0])
     assert_restarted_on_other_nodes_after_a_kill(work, one)
 
@@ -88,8 +89,23 @@ def test_a_run_survives_a_fault_after_another(work, uninterrupted):
     status = work.launch("status", "cancelled/scratch")
     assert "finished" in status
     assert "failed" not in status
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # newer clients read no file store otherwise
+    assert_one_tracker_run(work.folder / other)
     work.note("kill -9 of a rank, preempted by requeueing, `cancel`, the newest checkpoint cut short", one)
     work.note("preempted by cancelling, `scontrol requeue`", other)
+
+
+def assert_one_tracker_run(folder: Path) -> None:
+    """All attempts are one run of mlflow, which has each logged step once."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=(folder / "trackers/mlflow").as_uri())
+    experiment = client.get_experiment_by_name("pfcluster")
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FINISHED"
+    for split in ("train", "validation"):
+        sent = [point.step for point in client.get_metric_history(tracked.info.run_id, f"{split}/loss")]
+        assert sent == sorted({line["step"] for line in iter_metrics(folder, split)})
 
 
 def assert_restarted_on_other_nodes_after_a_kill(work: Work, run: str) -> None:
