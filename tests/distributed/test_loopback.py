@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 from pfcluster.launch.processes import rank_environments
-from tests.tiny import ROOT
+from tests.distributed.ranks import HERE, Rank
 
 LOOPBACK = "0100007F"
 """127.0.0.1 as /proc/net/tcp writes it."""
 
 
 def test_the_ranks_of_a_local_run_listen_on_the_loopback_alone() -> None:
-    worker = Path(__file__).with_name("loopback_worker.py")
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(worker)],
-            env=environment | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for environment in rank_environments(2, 1)
-    ]
+    started = [Rank(HERE / "loopback_worker.py", [], environment) for environment in rank_environments(2, 1)]
     addresses = [process.communicate(timeout=300)[0].split() for process in started]
     assert [process.returncode for process in started] == [0, 0]
     assert len(addresses[0]) == 2, "the store's server and gloo"

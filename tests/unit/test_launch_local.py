@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from pfcluster.launch.processes import RunMonitor
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import METRICS_FILE, TRAINING_LOCK, last_trained_step, read_metrics
 from pfcluster.runs.locks import is_locked, lock_owner
+from tests.commands import command
 from tests.tiny import LAUNCH, OPTIONS, ROOT, config
 
 
@@ -106,6 +106,7 @@ def wait_for(condition, launcher: subprocess.Popen[bytes] | None = None) -> None
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_status_and_cancel_of_a_local_run(tmp_path: Path) -> None:
     """The same command lists runs of this machine as it does those of SLURM."""
     words = ["finetune", *OPTIONS, "--epochs", "200", "--checkpoint.every-steps", "4", "--output", str(tmp_path)]
@@ -127,10 +128,7 @@ def test_status_and_cancel_of_a_local_run(tmp_path: Path) -> None:
         assert read_plan(folder).pid == launcher.pid
         assert is_locked(folder / LAUNCHER_LOCK)
         assert status.log_of(folder, 0, None) == folder / "seed-0/logs/rank-0.log"
-        shown = subprocess.run(
-            [sys.executable, "-m", "pfcluster", "status", "--output", str(tmp_path)],
-            capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | {"COLUMNS": "200"},
-        ).stdout  # fmt: skip
+        shown = command("status", "--output", tmp_path, environment=os.environ | {"COLUMNS": "200"}).stdout
         for word in ("scratch seed 0", "running", "waiting", "images/s"):
             assert word in shown
         assert status.cancel(folder) == ["scratch seed 0", "scratch seed 1"]

@@ -227,7 +227,9 @@ def test_backend_without_an_option_is_rejected():
         with_backend(mae(fsdp_shard_size=2), "ddp")
 
 
-@pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag", "stabilised pf_mag"])
+@pytest.mark.parametrize(
+    "objective", ["mae", "finetune", "pf_mag", pytest.param("stabilised pf_mag", marks=pytest.mark.slow)]
+)
 def test_planned_peak_of_one_process_matches_the_allocations_of_a_real_step(objective):
     name, stabilised = objective.split()[-1], objective.startswith("stabilised")
     config = parity.tiny_config(name, EngineConfig(device="cpu"), batch_size=32, stabilised=stabilised)

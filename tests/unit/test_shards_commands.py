@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.commands import command
 from tests.photos import (
     ROOT,
     SIZE,
@@ -16,6 +17,7 @@ from tests.photos import (
 )
 
 
+@pytest.mark.slow
 def test_commands_work_from_the_folder_of_the_scripts(raw: Path, built: Path, tmp_path: Path) -> None:
     """The folder has an `inspect.py`, like the standard library. Also compares with a build in Python."""
     arguments = ["--size", SIZE, "--align", "none", "--workers", 1, "--samples-per-shard", 8, "--val-share", 0.25]
@@ -58,7 +60,7 @@ def test_invalid_commands_exit_with_2_and_a_message(
     words = [argument.format(tmp=tmp_path, raw=raw) for argument in arguments]
     if "--output" not in words:
         words += ["--output", str(tmp_path / "out")]
-    done = run("build.py", *words)
+    done = command("build", *words)
     assert done.returncode == 2
     assert "Traceback" not in done.stdout + done.stderr
     assert message in " ".join((done.stdout + done.stderr).split())
@@ -69,7 +71,7 @@ def test_invalid_commands_exit_with_2_and_a_message(
 def test_inspect_names_damage_and_exits_with_2(damaged: Path) -> None:
     tar = damaged / "train-00000.tar"
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
-    done = run("inspect.py", damaged, "--verify")
+    done = command("inspect", damaged, "--verify")
     assert done.returncode == 2
     assert "train-00000.tar has changed" in done.stderr
     assert "Traceback" not in done.stderr
@@ -79,6 +81,6 @@ def test_inspect_names_damage_and_exits_with_2(damaged: Path) -> None:
         [damaged, "--sheet", "/nowhere/x.png"],
         [damaged, "--x"],
     ):
-        done = run("inspect.py", *arguments)
+        done = command("inspect", *arguments)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr

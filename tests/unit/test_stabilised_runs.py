@@ -19,6 +19,7 @@ from pfcluster.training.pf_mag import PfMagObjective
 from tests import tiny
 
 
+@pytest.mark.slow
 def test_stabilised_run_resumes_exactly(tmp_path):
     base = tiny.config("pf_mag")
     pf_mag = replace(parity.ALL_STABILISERS, adv_ramp_steps=6, loss_balancing_steps=8)
