@@ -17,6 +17,7 @@ import torch
 from pfcluster.launch import attempts
 from tests.cluster import ray_cluster
 from tests.cluster.ray_cluster import Ray
+from tests.commands import command
 from tests.sweeps import LIMIT, has_checkpoint, step_of, wait_for
 from tests.tiny import LAUNCH, OPTIONS, ROOT, final_weights
 
@@ -48,16 +49,12 @@ def launch(ray: Ray, *arguments: str, code: int = 0) -> str:
     return output
 
 
-def local(folder: Path, *arguments: str) -> None:
-    """Run a command on this machine."""
-    subprocess.run([*LAUNCH, *arguments, "--executor", "local", "--output", str(folder)], cwd=ROOT, check=True)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Final weights of two processes of this machine."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    local(folder, *FINETUNE, "--processes", "2")
+    done = command(*FINETUNE, "--processes", "2", "--executor", "local", "--output", folder)
+    assert done.returncode == 0, done.stderr
     return final_weights(folder / RUN)
 
 

@@ -24,9 +24,9 @@ DEADLINE = 300
 """Seconds after which processes that should have exited are killed."""
 
 
-def prepare(folder: Path, backend: str) -> Path:
+def prepare(folder: Path, backend: str, timeout: float = 60.0) -> Path:
     base = config("pf_mag")
-    engine = replace(base.engine, backend=backend, timeout=16.0)
+    engine = replace(base.engine, backend=backend, timeout=timeout)
     folder.mkdir()
     (folder / REQUESTED_CONFIG_FILE).write_text(to_json(replace(base, engine=engine)))
     return folder
@@ -69,7 +69,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[st
     ],
 )
 def test_a_lost_rank_is_named_and_the_run_resumes(tmp_path, uninterrupted, backend, how, victim, message):
-    folder = prepare(tmp_path / "run", backend)
+    folder = prepare(tmp_path / "run", backend, 16.0 if how == "SIGSTOP" else 60.0)
     step = random.Random(f"{backend}{how}").randint(4, 9)
     code, output = run(folder, victim=victim, how=how, step=step)[1 - victim]
     assert code == 1
