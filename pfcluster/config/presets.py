@@ -81,29 +81,29 @@ STRONG: Mapping[str, Any] = {
 
 
 def demo() -> Recipe:
-    """Synthetic faces at 48 px with clear expressions and moderate nuisance, for two CPU cores.
+    """Synthetic faces at 32 px with clear expressions and moderate nuisance, for two CPU cores.
 
-    Command: `pfcluster demo`. Results: docs/results.
+    Command: `pfcluster demo`. Results: benchmarks/results/demo.md.
     """
-    faces = SyntheticConfig(train=4000, validation=500, test=1000, identities=800, nuisance=0.4, min_intensity=0.5)
-    model = ModelConfig(patch=8, width=64, decoder_width=96, patch_gain=4.0)
-    weak_augment = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
-    epochs = {"judge": 7, "mae": 40, "finetune": 10, "pf_mag": 7}
-    recipe = _small(DataConfig(size=48, synthetic=faces), model, weak_augment, epochs, batch_size=32, warmup_steps=400)
-    mae_vit = replace(recipe["mae-vit"], epochs=24, batch_size=128, optim=replace(recipe["mae-vit"].optim, lr=1e-3))
-    pf_vit = _from_classifier(recipe["pf-vit"], epochs=22, warmup_steps=400, ema=0.97)
-    return recipe | {"mae-vit": mae_vit, "pf-vit": pf_vit}
+    return _rendered_faces(
+        32,
+        {"judge": 6, "mae": 30, "scratch": 8, "mae-vit": 20},
+        pf_vit={"epochs": 30, "warmup_steps": 450, "ema": 0.98},
+    )
 
 
 def poker_face() -> Recipe:
-    """The demo's data and nets, trained long enough for neutral poker faces.
+    """The demo's faces and nets at 48 px, trained long enough for neutral poker faces.
 
     Command: `python -m benchmarks.poker_faces`. Results: docs/results/poker_faces.md; search for the options:
     docs/results/poker_face_search.md.
     """
-    recipe = demo()
-    recipe["mae-vit"] = replace(recipe["mae-vit"], epochs=90)
-    pf_vit = _from_classifier(recipe["pf-vit"], epochs=100, warmup_steps=1200, ema=0.995)
+    recipe = _rendered_faces(
+        48,
+        {"judge": 7, "mae": 40, "scratch": 10, "mae-vit": 90},
+        pf_vit={"epochs": 100, "warmup_steps": 1200, "ema": 0.995},
+    )
+    pf_vit = recipe["pf-vit"]
     recipe["pf-vit"] = replace(
         pf_vit,
         evaluate=replace(pf_vit.evaluate, select_from=0.85),
@@ -113,6 +113,23 @@ def poker_face() -> Recipe:
     )
     cached = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
     return _with_evaluation(cached, every_epochs=4, grid_every=8)
+
+
+def _rendered_faces(size: int, epochs: Mapping[str, float], *, pf_vit: Mapping[str, Any]) -> Recipe:
+    """Small nets on the synthetic faces, PF-ViT from MAE-ViT. epochs: of the other roles; pf_vit: arguments of
+    `_from_classifier`.
+    """
+    faces = SyntheticConfig(train=4000, validation=500, test=1000, identities=800, nuisance=0.4, min_intensity=0.5)
+    model = ModelConfig(patch=8, width=64, decoder_width=96, patch_gain=4.0)
+    weak_augment = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
+    data = DataConfig(size=size, synthetic=faces)
+    small_epochs = {**epochs, "finetune": epochs["scratch"], "pf_mag": pf_vit["epochs"]}
+    recipe = _small(data, model, weak_augment, small_epochs, batch_size=32, warmup_steps=pf_vit["warmup_steps"])
+    mae_vit = recipe["mae-vit"]
+    return recipe | {
+        "mae-vit": replace(mae_vit, epochs=epochs["mae-vit"], batch_size=128, optim=replace(mae_vit.optim, lr=1e-3)),
+        "pf-vit": _from_classifier(recipe["pf-vit"], **pf_vit),
+    }
 
 
 def mini() -> Recipe:
