@@ -103,9 +103,10 @@ def assert_one_tracker_run(folder: Path) -> None:
     experiment = client.get_experiment_by_name("pfcluster")
     (tracked,) = client.search_runs([experiment.experiment_id])
     assert tracked.info.status == "FINISHED"
-    for split in ("train", "validation"):
-        sent = [point.step for point in client.get_metric_history(tracked.info.run_id, f"{split}/loss")]
+    for split, metric in (("train", "loss"), ("validation", "accuracy")):
+        sent = [point.step for point in client.get_metric_history(tracked.info.run_id, f"{split}/{metric}")]
         assert sent == sorted({line["step"] for line in iter_metrics(folder, split)})
+        assert sent
 
 
 def assert_restarted_on_other_nodes_after_a_kill(work: Work, run: str) -> None:
