@@ -85,6 +85,7 @@ def test_impossible_layouts_are_refused(capsys, options, words):
 def test_images_cached_on_the_device_are_counted(capsys):
     code, output, _ = run(capsys, "pretrain", *TINY, "--data.cache-mode", "device", "--dry-run")
     assert code == 0
-    assert f"plus {96 * 3 * 48**2 / 2**20:.1f} MiB of each GPU for the images" in output
+    side = presets.recipe("demo")["mae"].data.size
+    assert f"plus {96 * 3 * side**2 / 2**20:.1f} MiB of each GPU for the images" in output
     _, output, _ = run(capsys, "pretrain", *TINY, "--dry-run")
     assert "of data.cache_mode device" not in output
