@@ -33,6 +33,9 @@ class ModelConfig:
     """Channels of the stages of a convolutional stem in place of the linear patch embedding. Each has stride 2, so
     `model.patch` is 2 to the power of their number. MAE masks the convolutions. Not in the paper; small nets learn real
     faces sooner with it (docs/guides/fine-tuning.md)."""
+    cnn_widths: tuple[int, ...] = (24, 48, 96, 160)
+    """Channels of the stages of the convolutional net, each at half the resolution of the one before; only with
+    architecture "cnn"."""
     drop_path: float = 0.0
     """Stochastic depth in fine-tuning: probability of dropping the last block's residual branches, increasing
     linearly from 0 at the first block (Huang et al. 2016)."""
@@ -62,6 +65,8 @@ class ModelConfig:
         require(min(stages, default=1) >= 1, "model.stem_channels", stages, "be positive")
         fits = not stages or self.patch == 2 ** len(stages)
         require(fits, "model.stem_channels", stages, f"have n stages with 2^n = model.patch = {self.patch}")
+        widths = self.cnn_widths
+        require(len(widths) > 0 and min(widths) >= 1, "model.cnn_widths", widths, "be one or more positive numbers")
         unused = not stages or self.architecture == "vit"
         require(unused, "model.stem_channels", stages, 'be empty with model.architecture "cnn"')
 

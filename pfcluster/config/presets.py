@@ -20,6 +20,7 @@ from pfcluster.config import (
     ClassifierConfig,
     ConfigError,
     DataConfig,
+    EngineConfig,
     EvaluateConfig,
     LossWeights,
     MaeConfig,
@@ -185,20 +186,81 @@ def fer2013() -> Recipe:
     model = ModelConfig(
         patch=8, stem_channels=(32, 64, 96), width=96, depth=3, heads=3, decoder_width=96, patch_gain=1.0
     )
-    epochs = {"judge": 12, "mae": 6, "finetune": 30, "pf_mag": 12}
+    epochs = {"judge": 24, "mae": 6, "finetune": 30, "pf_mag": 12}
+    return _real_faces(
+        model,
+        AugmentConfig(erasing=0.25),
+        epochs,
+        judge_widths=(32, 64, 128, 256),
+        batch_size=128,
+        lr=1.5e-3,
+        warmup_steps=900,
+    )
+
+
+def fer2013_s() -> Recipe:
+    """A ViT of 5 M parameters with a convolutional stem and 144 tokens at 48 px, for FER2013 on a GPU.
+
+    Command: `pfcluster study --preset fer2013-s --data.shards DIR`. Not measured yet.
+    """
+    model = ModelConfig(
+        patch=4,
+        stem_channels=(64, 128),
+        width=256,
+        depth=6,
+        heads=4,
+        decoder_width=192,
+        decoder_depth=2,
+        patch_gain=1.0,
+    )
+    augment = AugmentConfig(crop_scale=(0.6, 1.0), rotation=10.0, erasing=0.25, mixup=0.2)
+    epochs = {"judge": 60, "mae": 60, "finetune": 80, "pf_mag": 20}
+    recipe = _real_faces(
+        model, augment, epochs, judge_widths=(64, 128, 256, 512), batch_size=256, lr=7e-4, warmup_steps=600
+    )
+    for role in ("scratch", "mae-vit"):
+        recipe[role] = replace(recipe[role], model=replace(model, drop_path=0.1))
+    return {role: replace(config, engine=EngineConfig(precision="bf16")) for role, config in recipe.items()}
+
+
+def _real_faces(
+    model: ModelConfig,
+    augment: AugmentConfig,
+    epochs: Mapping[str, float],
+    *,
+    judge_widths: tuple[int, ...],
+    batch_size: int,
+    lr: float,
+    warmup_steps: int,
+) -> Recipe:
+    """Classifiers with label smoothing and weight averaging, PF-ViT from MAE-ViT with a weak anchor, at 48 px."""
     data = DataConfig(size=48, cache_mode="host")
-    recipe = _small(data, model, AugmentConfig(erasing=0.25), epochs, batch_size=128, warmup_steps=900)
+    plain = replace(augment, mixup=0.0)
+    recipe = _small(data, model, plain, epochs, batch_size=batch_size, warmup_steps=warmup_steps)
     smoothed = ClassifierConfig(label_smoothing=0.1)
-    optim = replace(recipe["scratch"].optim, lr=1.5e-3, warmup_steps=300, ema=0.998)
-    scratch = replace(recipe["scratch"], classifier=smoothed, optim=optim)
-    mae = replace(recipe["mae"], batch_size=128, mae=MaeConfig(mask_ratio=0.6))
-    pf_vit = _from_classifier(recipe["pf-vit"], epochs=epochs["pf_mag"], warmup_steps=900, ema=0.99)
+    optim = replace(recipe["scratch"].optim, lr=lr, warmup_steps=300, ema=0.998)
+    scratch = replace(recipe["scratch"], augment=augment, classifier=smoothed, optim=optim)
+    mae = replace(recipe["mae"], batch_size=batch_size, mae=MaeConfig(mask_ratio=0.6))
+    pf_vit = _from_classifier(recipe["pf-vit"], epochs=epochs["pf_mag"], warmup_steps=warmup_steps, ema=0.99)
     weights = replace(FROM_CLASSIFIER.weights, adv=5.0, anchor=0.3)
     return recipe | {
+        "judge": replace(
+            recipe["judge"],
+            augment=augment,
+            classifier=smoothed,
+            model=replace(recipe["judge"].model, cnn_widths=judge_widths),
+            optim=replace(recipe["judge"].optim, ema=0.998),
+        ),
         "mae": mae,
         "scratch": scratch,
-        "mae-vit": replace(scratch, name="mae-vit", optim=replace(optim, lr=1e-3)),
-        "pf-vit": replace(pf_vit, classifier=smoothed, pf_mag=replace(pf_vit.pf_mag, weights=weights)),
+        "mae-vit": replace(scratch, name="mae-vit", optim=replace(optim, lr=lr * 2 / 3)),
+        "pf-vit": replace(
+            pf_vit,
+            batch_size=batch_size,
+            classifier=smoothed,
+            optim=replace(pf_vit.optim, lr=min(lr, pf_vit.optim.lr)),
+            pf_mag=replace(pf_vit.pf_mag, weights=weights),
+        ),
     }
 
 
@@ -233,6 +295,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "miniature-b": partial(miniature, "b"),
     "small": small,
     "fer2013": fer2013,
+    "fer2013-s": fer2013_s,
     "vit-t": vit_t,
     "vit-s": vit_s,
     "vit-b": vit_b,

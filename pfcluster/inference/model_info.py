@@ -70,6 +70,8 @@ class NetworkInfo:
     """"cnn": the judge; "vit": a classifier; "pf_vit": a classifier with a generator of poker faces."""
     size: int
     """Side of the input in pixels."""
+    cnn_widths: tuple[int, ...] = (24, 48, 96, 160)
+    """Channels of the stages of "cnn"."""
     encoder: EncoderInfo | None = None
     """None for "cnn"."""
     generator: GeneratorInfo | None = None

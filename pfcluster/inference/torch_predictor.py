@@ -30,7 +30,7 @@ def network_info(config: RunConfig) -> NetworkInfo:
     """The net of a run's config, fine-tuning or PF-MAG."""
     model, pf_mag = config.model, config.pf_mag
     if model.architecture == "cnn":
-        return NetworkInfo(kind="cnn", size=config.data.size)
+        return NetworkInfo(kind="cnn", size=config.data.size, cnn_widths=model.cnn_widths)
     encoder = EncoderInfo(
         patch=model.patch,
         width=model.width,
@@ -67,7 +67,7 @@ def _config(network: NetworkInfo) -> RunConfig:
     """A config whose net is the one described. Raises ConfigError."""
     data, encoder, generator = DataConfig(size=network.size), network.encoder, network.generator
     if encoder is None:
-        return RunConfig(data=data, model=ModelConfig(architecture="cnn"))
+        return RunConfig(data=data, model=ModelConfig(architecture="cnn", cnn_widths=network.cnn_widths))
     sizes = dict(vars(encoder))
     if generator is None:
         return RunConfig(data=data, model=ModelConfig(**sizes))
