@@ -36,6 +36,8 @@ class ModelConfig:
     cnn_widths: tuple[int, ...] = (24, 48, 96, 160)
     """Channels of the stages of the convolutional net, each at half the resolution of the one before; only with
     architecture "cnn"."""
+    cnn_convolutions: int = 1
+    """Convolutions in each of these stages."""
     drop_path: float = 0.0
     """Stochastic depth in fine-tuning: probability of dropping the last block's residual branches, increasing
     linearly from 0 at the first block (Huang et al. 2016)."""
@@ -53,7 +55,9 @@ class ModelConfig:
     images in -1..1; "unit": images in 0..1; "auto" reads it from the weights' config.json, else guesses and says so."""
 
     def __post_init__(self) -> None:
-        integers = ("patch", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
+        integers = (
+            "patch", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads", "cnn_convolutions"
+        )  # fmt: skip
         require_min(1, "model", self, *integers)
         for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
             channels, count = getattr(self, width), getattr(self, heads)

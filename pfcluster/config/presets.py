@@ -214,10 +214,12 @@ def fer2013_s() -> Recipe:
         patch_gain=1.0,
     )
     augment = AugmentConfig(crop_scale=(0.6, 1.0), rotation=10.0, erasing=0.25, mixup=0.2)
-    epochs = {"judge": 60, "mae": 60, "finetune": 80, "pf_mag": 20}
+    epochs = {"judge": 40, "mae": 30, "finetune": 50, "pf_mag": 12}
     recipe = _real_faces(
-        model, augment, epochs, judge_widths=(64, 128, 256, 512), batch_size=256, lr=7e-4, warmup_steps=600
+        model, augment, epochs, judge_widths=(64, 128, 256, 512), batch_size=256, lr=7e-4, warmup_steps=400
     )
+    judge = recipe["judge"]
+    recipe["judge"] = replace(judge, model=replace(judge.model, cnn_convolutions=2))
     for role in ("scratch", "mae-vit"):
         recipe[role] = replace(recipe[role], model=replace(model, drop_path=0.1))
     return {role: replace(config, engine=EngineConfig(precision="bf16")) for role, config in recipe.items()}
@@ -246,7 +248,7 @@ def _real_faces(
     return recipe | {
         "judge": replace(
             recipe["judge"],
-            augment=augment,
+            augment=plain,
             classifier=smoothed,
             model=replace(recipe["judge"].model, cnn_widths=judge_widths),
             optim=replace(recipe["judge"].optim, ema=0.998),

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from pfcluster.data.manifest import are_strings, is_count
@@ -31,6 +30,8 @@ BETWEEN = (b'", "offset": ', b', "size": ', b', "label": "', b'", "identity": "'
 """Text between the values of a row."""
 QUOTES = 16
 """Quotation marks of a row."""
+WORD = 8
+"""Bytes that are compared at once."""
 MAX_DIGITS = 18
 """Longer numbers may exceed an int64."""
 Positions = NDArray[np.int64]
@@ -159,8 +160,29 @@ def _is_layout(text: NDArray[np.uint8], begins: Sequence[Positions], ends: Seque
 
 def _equals(text: NDArray[np.uint8], begins: Positions, constant: bytes) -> NDArray[np.bool_]:
     """Whether the text at each position is `constant`: (c,). No position is too close to the end."""
-    windows = sliding_window_view(text, len(constant))[begins]
-    return np.asarray(windows.view(f"S{len(constant)}")[:, 0] == constant)
+    size = len(constant)
+    if size < WORD:
+        return np.asarray(_gathered(text, begins, size).view(f"S{size}") == constant)
+    first, last = (_words(text, begins + start) for start in (0, size - WORD))  # they overlap, or leave out some
+    inside = size > 2 * WORD and _gathered(text, begins + WORD, size - 2 * WORD).view(f"S{size - 2 * WORD}")
+    equal = (first == _word(constant[:WORD])) & (last == _word(constant[-WORD:]))
+    return np.asarray(equal if inside is False else equal & (inside == constant[WORD:-WORD]))
+
+
+def _word(text: bytes) -> np.uint64:
+    return np.frombuffer(text, np.uint64)[0]
+
+
+def _words(text: NDArray[np.uint8], begins: Positions) -> NDArray[np.uint64]:
+    """The eight bytes from each position as a number: (c,). No position is too close to the end."""
+    words: NDArray[np.uint64] = np.ndarray(len(text) - WORD + 1, np.uint64, text, strides=1)
+    return words[begins]
+
+
+def _gathered(text: NDArray[np.uint8], begins: Positions, width: int) -> NDArray[np.void]:
+    """The `width` bytes from each position, as one item: (c,). No position is too close to the end."""
+    windows: NDArray[np.void] = np.ndarray(len(text) - width + 1, f"V{width}", text, strides=1)
+    return windows[begins]
 
 
 def _numbers(text: NDArray[np.uint8], begins: Positions, ends: Positions) -> NDArray[np.int64] | None:
@@ -169,7 +191,7 @@ def _numbers(text: NDArray[np.uint8], begins: Positions, ends: Positions) -> NDA
     width = int(lengths.max())
     if lengths.min() < 1 or width > MAX_DIGITS or ((text[begins] == ord("0")) & (lengths > 1)).any():
         return None
-    digits = sliding_window_view(text, width)[ends - width] - ord("0")  # wraps below "0"
+    digits = _gathered(text, ends - width, width).view(np.uint8).reshape(-1, width) - ord("0")  # wraps below "0"
     digits[np.arange(width) < (width - lengths)[:, None]] = 0
     if digits.max() > 9:
         return None
@@ -197,4 +219,7 @@ def _strings(text: NDArray[np.uint8], begins: Positions, ends: Positions) -> Tex
     """Copies of the strings."""
     lengths = ends - begins
     stops = np.cumsum(lengths)
+    width = int(lengths[0])
+    if width and (lengths == width).all():
+        return Texts(_gathered(text, begins, width).view(np.uint8), stops)
     return Texts(text[np.arange(stops[-1]) + np.repeat(begins - (stops - lengths), lengths)], stops)

@@ -72,6 +72,8 @@ class NetworkInfo:
     """Side of the input in pixels."""
     cnn_widths: tuple[int, ...] = (24, 48, 96, 160)
     """Channels of the stages of "cnn"."""
+    cnn_convolutions: int = 1
+    """Convolutions of each stage."""
     encoder: EncoderInfo | None = None
     """None for "cnn"."""
     generator: GeneratorInfo | None = None

@@ -30,7 +30,12 @@ def network_info(config: RunConfig) -> NetworkInfo:
     """The net of a run's config, fine-tuning or PF-MAG."""
     model, pf_mag = config.model, config.pf_mag
     if model.architecture == "cnn":
-        return NetworkInfo(kind="cnn", size=config.data.size, cnn_widths=model.cnn_widths)
+        return NetworkInfo(
+            kind="cnn",
+            size=config.data.size,
+            cnn_widths=model.cnn_widths,
+            cnn_convolutions=model.cnn_convolutions,
+        )
     encoder = EncoderInfo(
         patch=model.patch,
         width=model.width,
@@ -67,7 +72,9 @@ def _config(network: NetworkInfo) -> RunConfig:
     """A config whose net is the one described. Raises ConfigError."""
     data, encoder, generator = DataConfig(size=network.size), network.encoder, network.generator
     if encoder is None:
-        return RunConfig(data=data, model=ModelConfig(architecture="cnn", cnn_widths=network.cnn_widths))
+        widths, convolutions = network.cnn_widths, network.cnn_convolutions
+        model = ModelConfig(architecture="cnn", cnn_widths=widths, cnn_convolutions=convolutions)
+        return RunConfig(data=data, model=model)
     sizes = dict(vars(encoder))
     if generator is None:
         return RunConfig(data=data, model=ModelConfig(**sizes))

@@ -57,7 +57,7 @@ def _build_encoder(config: RunConfig) -> ViT:
 def _build_networks(config: RunConfig, classes: int) -> tuple[dict[str, nn.Module], ViT | None, Decoder | None]:
     model = config.model
     if model.architecture == "cnn":
-        return {"model": SmallCNN(classes, widths=model.cnn_widths)}, None, None
+        return {"model": SmallCNN(classes, widths=model.cnn_widths, convolutions=model.cnn_convolutions)}, None, None
     encoder = _build_encoder(config)
     if config.objective == "finetune":
         return {"model": Classifier(encoder, model.width, classes)}, encoder, None
