@@ -106,8 +106,8 @@ def seeded_run(folder: Path, config: RunConfig, name: str, seed: int, *, from_st
     return TrainRun(config, folder / name / f"seed-{seed}")
 
 
-def results(folder: Path, seeds: Sequence[int], checkpoint_seed: int) -> dict[str, Any]:
-    """Content of poker_faces.json."""
+def results(folder: Path, seeds: Sequence[int], checkpoint_seed: int, commit: str | None) -> dict[str, Any]:
+    """Content of poker_faces.json. `commit` is recorded where the runs do not know theirs."""
     figures = {name: read_figures(folder, name, seeds) for name in COMPARED_RUNS}
     aims = evaluate_aims(figures[RECIPE], figures[NO_ADVERSARY], figures[EQUAL_FLOPS], figures[EQUAL_EPOCHS])
     checkpoint = read_result(folder / RECIPE / f"seed-{checkpoint_seed}")
@@ -122,8 +122,8 @@ def results(folder: Path, seeds: Sequence[int], checkpoint_seed: int) -> dict[st
     return {
         "command": COMMAND,
         "date": date.today().isoformat(),
-        "commit": checkpoint.get("git_commit") or git_commit(),
-        "machine": {"processor": processor(), "torch": checkpoint["versions"].get("torch")},
+        "commit": checkpoint.get("git_commit") or commit,
+        "machine": {"device": _device(checkpoint), "torch": checkpoint["versions"].get("torch")},
         "seeds": list(seeds),
         "test_faces": checkpoint["test"]["n"],
         "cost": _cost(folder, seeds),
@@ -131,6 +131,12 @@ def results(folder: Path, seeds: Sequence[int], checkpoint_seed: int) -> dict[st
         "runs": runs,
         "checkpoint": {"seed": checkpoint_seed, "figures": run_figures(checkpoint)},
     }
+
+
+def _device(result: Mapping[str, Any]) -> str:
+    """The card that a run's peak is of, or this machine's processor."""
+    source = (result.get("efficiency") or {}).get("peak_source") or ""
+    return source.removeprefix("data sheet of ").partition(",")[0] if result["device"] == "cuda" else processor()
 
 
 def _cost(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
@@ -153,8 +159,9 @@ def markdown(values: Mapping[str, Any]) -> str:
     lines = [
         "# Poker faces: the recipe against its aims",
         "",
-        f"{values['date']}, {len(seeds)} seeds ({', '.join(map(str, seeds))}), {values['test_faces']} test faces; mean "
-        "± standard deviation over seeds, Student's 95 % interval. Reproduce with",
+        f"{values['date']}, commit {values['commit']}, {values['machine']['device']}, {len(seeds)} seeds "
+        f"({', '.join(map(str, seeds))}), {values['test_faces']} test faces; mean ± standard deviation over seeds, "
+        "Student's 95 % interval. Reproduce with",
         "",
         f"    {values['command']}",
         "",
@@ -203,9 +210,9 @@ def _cost_table(cost: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {name} × {len(seconds)} | {of_run['steps']} | {mean:.0f} | {', '.join(of_run['device'])} |"
 
 
-def write(folder: Path, output: Path, seeds: Sequence[int]) -> None:
+def write(folder: Path, output: Path, seeds: Sequence[int], commit: str | None) -> None:
     """Write results, tables, and the first seed's checkpoint and image grid."""
-    values = results(folder, seeds, checkpoint_seed=seeds[0])
+    values = results(folder, seeds, seeds[0], commit)
     run = folder / RECIPE / f"seed-{seeds[0]}"
     write_results(output, NAME, values, markdown)
     save(run, folder / "judge" / "seed-0", output / f"{NAME}.safetensors")
@@ -220,6 +227,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--max-parallel", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--commit", default=git_commit(), help="commit to record where the runs do not know theirs")
     parser.add_argument("--only", nargs="+", default=list(COMPARED_RUNS), help="train only these, and write nothing")
     options = parser.parse_args()
     if options.check:
@@ -232,7 +240,7 @@ def main() -> int:
     if not run_plan(stages, processes=1, max_parallel=options.max_parallel):
         return 130
     if set(options.only) == set(COMPARED_RUNS):
-        write(options.folder, options.output, options.seeds)
+        write(options.folder, options.output, options.seeds, options.commit)
         print(options.output / f"{NAME}.md")
     return 0
 
