@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils._pytree import tree_map
 
 from pfcluster.checkpoint.tensor_shards import TensorShard, gather, unsharded
 from pfcluster.config import EngineConfig
@@ -23,8 +24,21 @@ from pfcluster.engine.base import StateDict
 from pfcluster.engine.torch_engine import TorchEngine
 
 
+class _Hidden:
+    """A tensor that FSDP2's hooks do not see among the inputs of a module; they look into dataclasses."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 class Fsdp2Engine(TorchEngine):
-    """Shards a module's `shard_units()` and its root separately."""
+    """Shards a module's `shard_units()` and its root separately.
+
+    With `double_backward` it shards the root alone and hides inputs that require gradients from FSDP2, which then
+    reduces the gradients after the whole backward pass. It would reduce a unit's when the gradients of the unit's
+    inputs are known; but those of its weights may come later: a GPU's backward runs in a thread of its own, and
+    autograd orders the nodes that `input_gradient` makes there after those of the forward pass.
+    """
 
     backend = "fsdp2"
 
@@ -37,17 +51,28 @@ class Fsdp2Engine(TorchEngine):
         mesh = self.mesh if world.size > shard else self.mesh["shard"]
         half = torch.bfloat16 if engine.precision == "bf16_params" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
-        for unit in module.shard_units():  # type: ignore[operator]  # all networks in models/ have it
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
+        if not keep_gathered:
+            for unit in module.shard_units():  # type: ignore[operator]  # all networks in models/ have it
+                fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         reshard_root = False if keep_gathered else None
         self.root: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_root)
+        if keep_gathered:
+            self.half = half
+            module.register_forward_pre_hook(self._reveal, with_kwargs=True)  # FSDP2's comes before it
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
         self.root.set_requires_gradient_sync(sync)
         if self.double_backward:
             self.root.set_reshard_after_backward(False)  # the weights are needed after the inner backward pass
+            inputs, named = tree_map(_hidden, (inputs, named))
         with self.autocast():
             return self.module(*inputs, **named)
+
+    def _reveal(self, module: nn.Module, inputs: Any, named: Any) -> Any:
+        """The inputs of a pass, cast to the parameters' type as FSDP2 casts those that it sees."""
+        return tree_map(
+            lambda value: value.tensor.to(self.half) if isinstance(value, _Hidden) else value, (inputs, named)
+        )
 
     def _backward(self, loss: Tensor) -> None:
         super()._backward(loss)
@@ -87,6 +112,10 @@ class Fsdp2Engine(TorchEngine):
         group = self.mesh["shard"].get_group()
         tensor_shards = {name: TensorShard(average[name], shard.offset, shard.shape) for name, shard in weights.items()}
         return gather(tensor_shards, self.shapes, self.world.device, group)
+
+
+def _hidden(value: Any) -> Any:
+    return _Hidden(value) if isinstance(value, Tensor) and value.requires_grad else value
 
 
 def _full(tensor: Tensor) -> Tensor:
