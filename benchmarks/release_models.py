@@ -18,7 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ NAME = "release_models"
 MAX_BYTES = 15_000_000
 """Of all models together, in the package."""
 POKER_ROW = "poker face"
+MOVED = 0.001
+"""Share of test images that may get another label here than on the GPU that trained the model."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,14 @@ class Release:
     """Whether it is trained on shards that --data names."""
     build: str = ""
     """The command that builds these shards."""
+    seed: int = 0
+    """Of the classifiers and of PF-ViT; pre-training and judge have seed 0, as in a study."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Config values besides the preset's."""
 
 
 RELEASES = {
-    "synthetic": Release("poker-face"),
+    "synthetic": Release("poker-face", seed=1, values={"data.synthetic.seed": 1}),
     "fer2013": Release(
         "fer2013",
         needs_data=True,
@@ -73,24 +79,28 @@ RELEASES = {
             "pfcluster build --input fer2013/train.tar --test-input fer2013/public_test.tar --output SHARDS"
             " --align none --size 48"
         ),
+        seed=1,
     ),
 }
 
 
 def plan(name: str, release: Release, runs: Path, data: Path | None) -> Plan:
-    """The runs of a release, all with seed 0, below `runs`/NAME."""
-    values = {} if data is None else {"data.shards": str(data)}
+    """The runs of a release, below `runs`/NAME."""
+    values = {**release.values, **({} if data is None else {"data.shards": str(data)})}
     recipe = {
         role: with_values(config, {"name": role, **values}) for role, config in presets.recipe(release.preset).items()
     }
     folder = runs / name
-    mae, judge = (TrainRun(recipe[role], folder / role / "seed-0") for role in ("mae", "judge"))
-    start = TrainRun(with_values(recipe["mae-vit"], {"model.init": str(mae.folder)}), folder / "mae-vit" / "seed-0")
+    mae, judge = (TrainRun(recipe[role], run_of(role, release, folder)) for role in ("mae", "judge"))
+    start = TrainRun(
+        with_values(recipe["mae-vit"], {"model.init": str(mae.folder), "seed": release.seed}),
+        run_of("mae-vit", release, folder),
+    )
     stages = stages_of([mae, judge] if release.role == "pf-vit" else [mae])
     if release.role == "mae-vit" or starts_from_mae_vit(recipe):
         stages += stages_of([start], ("mae",))
     if release.role == "pf-vit":
-        pf_vit = with_values(recipe["pf-vit"], {"evaluate.judge": str(judge.folder)})
+        pf_vit = with_values(recipe["pf-vit"], {"evaluate.judge": str(judge.folder), "seed": release.seed})
         from_start = starts_from_mae_vit(recipe)
         pf_vit = (
             from_mae_vit(pf_vit, str(start.folder), str(mae.folder))
@@ -98,7 +108,7 @@ def plan(name: str, release: Release, runs: Path, data: Path | None) -> Plan:
             else with_values(pf_vit, {"model.init": str(mae.folder)})
         )
         after = ("mae", "judge", *(("mae-vit",) if from_start else ()))
-        stages += stages_of([TrainRun(pf_vit, folder / "pf-vit" / "seed-0")], after)
+        stages += stages_of([TrainRun(pf_vit, run_of("pf-vit", release, folder))], after)
     return Plan(f"{NAME} {name}", folder, tuple(stages), command_of(name, release))
 
 
@@ -162,9 +172,17 @@ def _model(model: RunModel, source: str) -> Model:
 
 
 def _require_own_figures(run: Path, measured: Measured) -> None:
-    """Raises ConfigError if the run's own test figures are others."""
-    own = (read_result(run) or {}).get("test")
-    if own is not None and own["confusion"] != measured.test["confusion"]:
+    """Raises ConfigError if the run's own test figures are others; those of a GPU may differ in a few labels."""
+    result = read_result(run) or {}
+    own = result.get("test")
+    if own is None:
+        return
+    moved = sum(
+        abs(ours - theirs)
+        for row, other in zip(measured.test["confusion"], own["confusion"], strict=True)
+        for ours, theirs in zip(row, other, strict=True)
+    )
+    if moved > (2 * MOVED * own["n"] if result.get("device") == "cuda" else 0):
         raise ConfigError(
             f"{run} reports an accuracy of {own['accuracy']:.5f} on its test split, and it is"
             f" {measured.test['accuracy']:.5f} here: --data is not what it was trained on, or the run is damaged"
@@ -273,9 +291,9 @@ def write_records(records: Mapping[str, Any]) -> None:
     (RESULTS / f"{NAME}.md").write_text(markdown(records))
 
 
-def run_of(role: str, name: str, runs: Path) -> Path:
+def run_of(role: str, release: Release, folder: Path) -> Path:
     """The run folder of a role."""
-    return runs / name / role / "seed-0"
+    return folder / role / f"seed-{0 if role in ('mae', 'judge') else release.seed}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -318,8 +336,8 @@ def main() -> int:
         if run is None:
             if not run_plan(plan(name, release, options.runs, data), processes=1, max_parallel=options.max_parallel):
                 return 130
-            run = run_of(release.role, name, options.runs)
-            judge = run_of("judge", name, options.runs) if release.role == "pf-vit" else None
+            run = run_of(release.role, release, options.runs / name)
+            judge = run_of("judge", release, options.runs / name) if release.role == "pf-vit" else None
         records[name] = write(name, release, run, judge, data, options.output, options.note)
         write_records(records)
         print(f"{options.output / name}: {records[name]['correct']} of {records[name]['n']} test images right")

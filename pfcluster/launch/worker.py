@@ -85,10 +85,13 @@ def work(config: Path, folder: Path, command: str | None, threads: int, stop: St
     from pfcluster.training import run
     from pfcluster.training.errors import TrainingError
 
-    if threads:
-        torch.set_num_threads(threads)
     try:
-        result = run(load(config), folder, command, stop, step_flops)
+        loaded = load(config)
+        on_gpu = loaded.engine.device != "cpu" and torch.cuda.is_available()
+        if on_gpu or threads:
+            # on a GPU the host only reads; each of the reader's threads would have a team of waiting OpenMP threads
+            torch.set_num_threads(1 if on_gpu else threads)
+        result = run(loaded, folder, command, stop, step_flops)
         return ExitStatus(INTERRUPTED if result["status"] == "interrupted" else FINISHED)
     except ValueError as error:
         status = ExitStatus(USER_ERROR, "user", str(error))
