@@ -33,8 +33,7 @@ from benchmarks.poker_aims import (
     run_figures,
 )
 from benchmarks.poker_check import check, save
-from benchmarks.result_files import write_results
-from benchmarks.steps import processor
+from benchmarks.result_files import training_device, write_results
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import with_values
 from pfcluster.config.starts import from_mae_vit
@@ -123,7 +122,7 @@ def results(folder: Path, seeds: Sequence[int], checkpoint_seed: int, commit: st
         "command": COMMAND,
         "date": date.today().isoformat(),
         "commit": checkpoint.get("git_commit") or commit,
-        "machine": {"device": _device(checkpoint), "torch": checkpoint["versions"].get("torch")},
+        "machine": {"device": training_device(checkpoint), "torch": checkpoint["versions"].get("torch")},
         "seeds": list(seeds),
         "test_faces": checkpoint["test"]["n"],
         "cost": _cost(folder, seeds),
@@ -131,12 +130,6 @@ def results(folder: Path, seeds: Sequence[int], checkpoint_seed: int, commit: st
         "runs": runs,
         "checkpoint": {"seed": checkpoint_seed, "figures": run_figures(checkpoint)},
     }
-
-
-def _device(result: Mapping[str, Any]) -> str:
-    """The card that a run's peak is of, or this machine's processor."""
-    source = (result.get("efficiency") or {}).get("peak_source") or ""
-    return source.removeprefix("data sheet of ").partition(",")[0] if result["device"] == "cuda" else processor()
 
 
 def _cost(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:

@@ -19,14 +19,14 @@ from typing import Any
 
 from benchmarks.poker_aims import RECIPE, START, Figures, compare, over_seeds, read_figures
 from benchmarks.poker_faces import FACES, RESULTS, SHARED_RUNS, seeded_run
-from benchmarks.result_files import write_results
-from benchmarks.steps import processor
+from benchmarks.result_files import training_device, write_results
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.data import no_augment
 from pfcluster.config.io import with_values
 from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.report.statistics import holm
+from pfcluster.runs.folder import read_result
 from pfcluster.runs.provenance import git_commit
 
 COMMAND = "python -m benchmarks.recipe_parts"
@@ -43,7 +43,7 @@ FIGURES = {
 
 
 def parts(recipe: RunConfig) -> dict[str, dict[str, Any]]:
-    """What is left out -> config values that leave it out."""
+    """What is left out -> config values that leave it out. benchmarks/poker_faces.py leaves out the adversary."""
     every = recipe.pf_mag.generate_every
     return {
         "discriminator as a copy of MAE-ViT": {
@@ -67,7 +67,6 @@ def parts(recipe: RunConfig) -> dict[str, dict[str, Any]]:
         "high rate in the warm-up": {"pf_mag.warmup_lr": None},
         "bias of the class token's mask": {"pf_mag.class_mask_bias": None},
         "orthogonality": {"pf_mag.weights.ort": 0.0},
-        "adversary": {"pf_mag.weights.adv": 0.0},
     }
 
 
@@ -94,8 +93,8 @@ def named_parts(recipe: RunConfig) -> dict[str, dict[str, Any]]:
     return {f"without-{number:02d}": values for number, values in enumerate(parts(recipe).values(), start=1)}
 
 
-def results(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Content of recipe_parts.json."""
+def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str, Any]:
+    """Content of recipe_parts.json. `commit` is recorded where the runs do not know theirs."""
     recipe = presets.recipe("demo")["pf-vit"]
     reference = columns(read_figures(folder, RECIPE, seeds))
     without = {
@@ -120,11 +119,13 @@ def results(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         for part, cells in without.items()
     }
     whole = {column: over_seeds(reference, column) for column in FIGURES}
+    first = read_result(folder / RECIPE / f"seed-{seeds[0]}")
+    assert first is not None
     return {
         "command": COMMAND,
         "date": date.today().isoformat(),
-        "commit": git_commit(),
-        "machine": processor(),
+        "commit": first.get("git_commit") or commit,
+        "machine": training_device(first),
         "seeds": list(seeds),
         "recipe": {column: {"mean": summary.mean, "std": summary.std} for column, summary in whole.items()},
         "without": rows,
@@ -144,9 +145,9 @@ def markdown(values: Mapping[str, Any]) -> str:
     lines = [
         "# The recipe without each of its parts",
         "",
-        f"{values['date']}, preset `demo` on other faces, seeds {', '.join(map(str, values['seeds']))}, test split, "
-        "mean ± standard deviation. Bold: differs from the whole recipe, p < 0.05 (Holm's correction over the table); "
-        "(better) where leaving the part out helps. Reproduce with",
+        f"{values['date']}, commit {values['commit']}, {values['machine']}, preset `demo` on other faces, seeds "
+        f"{', '.join(map(str, values['seeds']))}, test split, mean ± standard deviation. Bold: differs from the whole "
+        "recipe, p < 0.05 (Holm's correction over the table); (better) where leaving the part out helps. Reproduce with",
         "",
         f"    {values['command']}",
         "",
@@ -184,12 +185,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--max-parallel", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="at least two")
+    parser.add_argument("--commit", default=git_commit(), help="commit to record where the runs do not know theirs")
     options = parser.parse_args()
     if len(set(options.seeds)) < 2:
         parser.error("--seeds: a standard deviation needs at least two seeds")
     if not run_plan(plan(options.folder, options.seeds), processes=1, max_parallel=options.max_parallel):
         return 130
-    print(write_results(options.output, NAME, results(options.folder, options.seeds), markdown))
+    print(write_results(options.output, NAME, results(options.folder, options.seeds, options.commit), markdown))
     return 0
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.steps import processor
+
 Values = Mapping[str, Any]
 
 
@@ -17,3 +19,9 @@ def write_results(folder: Path, name: str, values: Values, markdown: Callable[[V
     table = folder / f"{name}.md"
     table.write_text(markdown(values))
     return table
+
+
+def training_device(result: Mapping[str, Any]) -> str:
+    """What a run was trained on: the card that its peak is of, or this machine's processor."""
+    source = (result.get("efficiency") or {}).get("peak_source") or ""
+    return source.removeprefix("data sheet of ").partition(",")[0] if result["device"] == "cuda" else processor()

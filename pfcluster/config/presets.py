@@ -180,8 +180,7 @@ def fer2013() -> Recipe:
     """A ViT of 0.5 M parameters with a convolutional stem at 48 px, for FER2013 and photos like it: hours per run on
     one core, PF-MAG from MAE-ViT with a weak anchor, because a discriminator knows little of real emotions.
 
-    Command: `pfcluster study --preset fer2013 --data.shards DIR`. Not measured yet; figures of the preset `small`:
-    benchmarks/results/fer2013.md.
+    Command: `pfcluster study --preset fer2013 --data.shards DIR`. Results: docs/results/fer2013.md.
     """
     model = ModelConfig(
         patch=8, stem_channels=(32, 64, 96), width=96, depth=3, heads=3, decoder_width=96, patch_gain=1.0
@@ -201,7 +200,7 @@ def fer2013() -> Recipe:
 def fer2013_s() -> Recipe:
     """A ViT of 5 M parameters with a convolutional stem and 144 tokens at 48 px, for FER2013 on a GPU.
 
-    Command: `pfcluster study --preset fer2013-s --data.shards DIR`. Not measured yet.
+    Command: `pfcluster study --preset fer2013-s --data.shards DIR`. Results: docs/results/fer2013.md.
     """
     model = ModelConfig(
         patch=4,
