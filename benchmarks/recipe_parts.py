@@ -147,7 +147,7 @@ def markdown(values: Mapping[str, Any]) -> str:
         "",
         f"{values['date']}, commit {values['commit']}, {values['machine']}, preset `demo` on other faces, seeds "
         f"{', '.join(map(str, values['seeds']))}, test split, mean ± standard deviation. Bold: differs from the whole "
-        "recipe, p < 0.05 (Holm's correction over the table); (better) where leaving the part out helps. Reproduce with",
+        "recipe, p < 0.05 (Holm's correction over the table); (better) where leaving it out helps. Reproduce with",
         "",
         f"    {values['command']}",
         "",

@@ -135,6 +135,9 @@ class RunConfig:
             require(self.objective == "finetune", "objective", self.objective, 'be "finetune" for a cnn')
             statistics = 'be "fp32" or "bf16" for a cnn: bf16 would round its running statistics'
             require(self.engine.precision != "bf16_params", "engine.precision", self.engine.precision, statistics)
+            halvings = len(self.model.cnn_widths) - 1
+            smallest = f"be at least {2**halvings}, because model.cnn_widths halves it {halvings} times"
+            require(self.data.size >= 2**halvings, "data.size", self.data.size, smallest)
         else:
             multiple = f"be a multiple of model.patch = {self.model.patch}"
             require(self.data.size % self.model.patch == 0, "data.size", self.data.size, multiple)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import pfcluster
 from benchmarks import release_models
+from benchmarks.release_figures import Measured
 from benchmarks.release_models import MAX_BYTES, RELEASES, check, command_of, markdown, plan, read_records, write
 from pfcluster.cli.main import main
+from pfcluster.config import ConfigError
 from pfcluster.inference import builtin_models
 from pfcluster.inference.builtin_models import builtin_folder, builtin_names
 from pfcluster.inference.model_card import model_card
@@ -72,7 +75,10 @@ def test_releases_train_only_what_their_model_starts_from(tmp_path: Path) -> Non
     synthetic = {stage.name: stage for stage in plan("synthetic", RELEASES["synthetic"], tmp_path, None).stages}
     assert set(synthetic) == {"mae", "judge", "mae-vit", "pf-vit"}
     configs = {name: stage.tasks[0].config for name, stage in synthetic.items()}  # type: ignore[union-attr]
-    folders = {name: str(tmp_path / "synthetic" / name / "seed-0") for name in configs}
+    seeds = {"mae": 0, "judge": 0, "mae-vit": 1, "pf-vit": 1}
+    assert {name: config.seed for name, config in configs.items()} == seeds
+    assert {config.data.synthetic.seed for config in configs.values()} == {1}, "faces of benchmarks/poker_faces.py"
+    folders = {name: str(tmp_path / "synthetic" / name / f"seed-{seed}") for name, seed in seeds.items()}
     assert configs["mae-vit"].model.init == configs["pf-vit"].pf_mag.decoder_init == folders["mae"]
     assert (configs["pf-vit"].model.init, configs["pf-vit"].evaluate.judge) == (folders["mae-vit"], folders["judge"])
     classifier = replace(RELEASES["fer2013"], role="mae-vit")
@@ -82,6 +88,18 @@ def test_releases_train_only_what_their_model_starts_from(tmp_path: Path) -> Non
     command = command_of("fer2013", classifier)
     assert command.startswith("pfcluster build --input fer2013/train.tar --test-input fer2013/public_test.tar")
     assert command.endswith("--only fer2013 --data SHARDS --role mae-vit")
+
+
+@pytest.mark.parametrize(("device", "moved", "accepted"), [("cuda", 2, True), ("cuda", 3, False), ("cpu", 1, False)])
+def test_only_a_gpu_may_have_given_a_few_images_other_labels(
+    tmp_path: Path, device: str, moved: int, accepted: bool
+) -> None:
+    own = {"device": device, "test": {"accuracy": 0.9, "n": 2000, "confusion": [[900, 100], [100, 900]]}}
+    (tmp_path / "result.json").write_text(json.dumps({"format": 1, **own}))
+    confusion = [[900 - moved, 100 + moved], [100, 900]]
+    measured = Measured(test={"accuracy": 0.9, "confusion": confusion}, poker=None, predicted=torch.zeros(0))
+    with nullcontext() if accepted else pytest.raises(ConfigError, match="--data is not what it was trained on"):
+        release_models._require_own_figures(tmp_path, measured)
 
 
 @pytest.mark.slow

@@ -43,12 +43,18 @@ def test_presets_survive_json(name):
         (lambda: MaeConfig(mask_ratio=1.0), "mae.mask_ratio"),
         (lambda: ModelConfig(width=130), "model.width"),
         (lambda: ModelConfig(width=128, heads=3), "model.width"),
+        (lambda: ModelConfig(cnn_widths=()), "model.cnn_widths"),
+        (lambda: ModelConfig(cnn_convolutions=0), "model.cnn_convolutions"),
         (lambda: AugmentConfig(crop_scale=(0.9, 0.5)), "augment.crop_scale"),
         (lambda: DataConfig(size=4), "data.size"),
         (lambda: RunConfig(name="a/b"), "name"),
         (lambda: RunConfig(data=DataConfig(size=50)), "data.size"),
         (lambda: RunConfig(batch_size=10, engine=EngineConfig(grad_accumulation_steps=3)), "batch_size"),
         (lambda: RunConfig(objective="mae", model=ModelConfig(architecture="cnn")), "objective"),
+        (
+            lambda: RunConfig(data=DataConfig(size=8), model=ModelConfig(architecture="cnn", cnn_widths=(4,) * 5)),
+            "data.size",
+        ),
         (lambda: PfMagConfig(identity_net="tokens", identity_net_weights="x.pt"), "pf_mag.identity_net"),
     ],
 )

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pfcluster
-from pfcluster.config import ModelConfig, PfMagConfig
+from pfcluster.config import DataConfig, ModelConfig, PfMagConfig, RunConfig
 from pfcluster.inference import builtin_models
 from pfcluster.inference.errors import InferenceError, NoGeneratorError
 from pfcluster.inference.hub import HubModel
 from pfcluster.inference.model_folder import with_precision, write_model
-from pfcluster.inference.model_info import CONFIG_FILE, WEIGHTS_FILE, EncoderInfo, GeneratorInfo, Kind
+from pfcluster.inference.model_info import CONFIG_FILE, WEIGHTS_FILE, EncoderInfo, GeneratorInfo, Kind, NetworkInfo
+from pfcluster.inference.torch_predictor import build_net, network_info
 from tests import inference_models as models
 
 CROPS = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
@@ -185,14 +186,15 @@ def test_a_missing_hub_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_configs_of_models_describe_every_size_of_a_net() -> None:
-    """A new field of a run's config belongs into EncoderInfo or GeneratorInfo, or is named here as one that does not
-    change the net at inference.
+    """A new field of a config belongs into EncoderInfo, GeneratorInfo or NetworkInfo, or is named here as one that
+    does not change the net at inference.
     """
     encoder = {field.name for field in dataclasses.fields(EncoderInfo)}
     generator = {field.name for field in dataclasses.fields(GeneratorInfo)}
     decoder = {f"decoder_{name}" for name in ("width", "depth", "heads")}
     training = {"architecture", "patch_gain", "drop_path", "init", "init_normalisation"}
-    assert {field.name for field in dataclasses.fields(ModelConfig)} == encoder | decoder | training
+    cnn = {field.name for field in dataclasses.fields(NetworkInfo)} - {"kind", "size", "encoder", "generator"}
+    assert {field.name for field in dataclasses.fields(ModelConfig)} == encoder | decoder | training | cnn
     assert generator - {"width", "depth", "heads"} <= {field.name for field in dataclasses.fields(PfMagConfig)}
     net = _pf_vit(PfMagConfig())
     for field in dataclasses.fields(PfMagConfig):
@@ -204,6 +206,15 @@ def test_configs_of_models_describe_every_size_of_a_net() -> None:
             except ValueError:  # not valid by itself
                 continue
             assert changed == net, field.name
+
+
+def test_sizes_of_a_convolutional_net_are_kept() -> None:
+    model = ModelConfig(architecture="cnn", cnn_widths=(4, 8), cnn_convolutions=2)
+    info = network_info(RunConfig(data=DataConfig(size=32), model=model))
+    assert (info.kind, info.cnn_widths, info.cnn_convolutions) == ("cnn", (4, 8), 2)
+    net = build_net(dataclasses.replace(models.info("cnn"), network=info))
+    convolutions = [layer for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert [(layer.in_channels, layer.out_channels) for layer in convolutions] == [(3, 4), (4, 4), (4, 8), (8, 8)]
 
 
 def _others(value: object) -> list[object]:
