@@ -298,6 +298,7 @@ def main() -> None:
         CHILDREN[options.child[0]](*options.child[1:])
         return
     results = options.output.with_suffix(".json")
+    results.parent.mkdir(parents=True, exist_ok=True)
     parts = json.loads(results.read_text()) if results.exists() else {}
     for name in options.parts:
         figures = {}

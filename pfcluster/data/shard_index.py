@@ -16,8 +16,9 @@ import json
 import os
 import shutil
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -105,11 +106,24 @@ def _identity(shards: Sequence[ShardFile], classes: Sequence[str]) -> str:
 
 def _decoded(store: Store, split: str, shards: Sequence[ShardFile], classes: Sequence[str]) -> Iterator[Rows]:
     """The samples of each shard in order, decoded ahead by threads; NumPy releases the GIL."""
-    workers = min(len(os.sched_getaffinity(0)), 16)
+    workers = _workers()
+    waiting: deque[Future[Rows]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="index") as pool:
-        for start in range(0, len(shards), 2 * workers):
-            chunk = shards[start : start + 2 * workers]
-            yield from pool.map(lambda shard: _read_shard(store, split, shard, classes), chunk)
+        try:
+            for shard in shards:
+                waiting.append(pool.submit(_read_shard, store, split, shard, classes))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _workers() -> int:
+    """Threads that decode or check an index."""
+    return min(len(os.sched_getaffinity(0)), 16)
 
 
 def _read_shard(store: Store, split: str, shard: ShardFile, classes: Sequence[str]) -> Rows:
@@ -167,7 +181,9 @@ def _mapped(folder: Path) -> Columns | None:
     """Map the columns of a converted index; None if there is none or it is damaged."""
     try:
         checksums = json.loads((folder / CONTENTS_FILE).read_bytes())
-        if {name: sha256(folder / name) for name in COLUMNS} != checksums:
+        with ThreadPoolExecutor(min(_workers(), len(COLUMNS)), thread_name_prefix="index") as pool:
+            found = dict(zip(COLUMNS, pool.map(lambda name: sha256(folder / name), COLUMNS), strict=True))
+        if found != checksums:
             return None
         # copy-on-write: torch takes no read-only arrays; the pages stay shared
         return {name: _map(folder / name, _dtype(name)) for name in COLUMNS}
