@@ -7,6 +7,8 @@ from typing import Literal
 
 from pfcluster.config.validation import require, require_fraction, require_min, require_positive
 
+CNN_ONLY = 'be "cnn" with model.cnn_widths or model.cnn_convolutions'
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -71,6 +73,8 @@ class ModelConfig:
         require(fits, "model.stem_channels", stages, f"have n stages with 2^n = model.patch = {self.patch}")
         widths = self.cnn_widths
         require(len(widths) > 0 and min(widths) >= 1, "model.cnn_widths", widths, "be one or more positive numbers")
+        given = (widths, self.cnn_convolutions) != ((24, 48, 96, 160), 1)
+        require(not given or self.architecture == "cnn", "model.architecture", self.architecture, CNN_ONLY)
         unused = not stages or self.architecture == "vit"
         require(unused, "model.stem_channels", stages, 'be empty with model.architecture "cnn"')
 

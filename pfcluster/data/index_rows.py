@@ -163,14 +163,10 @@ def _equals(text: NDArray[np.uint8], begins: Positions, constant: bytes) -> NDAr
     size = len(constant)
     if size < WORD:
         return np.asarray(_gathered(text, begins, size).view(f"S{size}") == constant)
-    first, last = (_words(text, begins + start) for start in (0, size - WORD))  # they overlap, or leave out some
-    inside = size > 2 * WORD and _gathered(text, begins + WORD, size - 2 * WORD).view(f"S{size - 2 * WORD}")
-    equal = (first == _word(constant[:WORD])) & (last == _word(constant[-WORD:]))
-    return np.asarray(equal if inside is False else equal & (inside == constant[WORD:-WORD]))
-
-
-def _word(text: bytes) -> np.uint64:
-    return np.frombuffer(text, np.uint64)[0]
+    equal = np.ones(len(begins), np.bool_)
+    for start in (*range(0, size - WORD, WORD), size - WORD):  # the last word may overlap the one before
+        equal &= _words(text, begins + start) == np.frombuffer(constant, np.uint64, 1, start)[0]
+    return equal
 
 
 def _words(text: NDArray[np.uint8], begins: Positions) -> NDArray[np.uint64]:

@@ -71,7 +71,7 @@ class Fsdp2Engine(TorchEngine):
     def _reveal(self, module: nn.Module, inputs: Any, named: Any) -> Any:
         """The inputs of a pass, cast to the parameters' type as FSDP2 casts those that it sees."""
         return tree_map(
-            lambda value: value.tensor.to(self.half) if isinstance(value, _Hidden) else value, (inputs, named)
+            lambda value: value.tensor.to(dtype=self.half) if isinstance(value, _Hidden) else value, (inputs, named)
         )
 
     def _backward(self, loss: Tensor) -> None:

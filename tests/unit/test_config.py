@@ -44,6 +44,7 @@ def test_presets_survive_json(name):
         (lambda: ModelConfig(width=130), "model.width"),
         (lambda: ModelConfig(width=128, heads=3), "model.width"),
         (lambda: ModelConfig(cnn_widths=()), "model.cnn_widths"),
+        (lambda: ModelConfig(cnn_convolutions=2), "model.architecture"),
         (lambda: ModelConfig(cnn_convolutions=0), "model.cnn_convolutions"),
         (lambda: AugmentConfig(crop_scale=(0.9, 0.5)), "augment.crop_scale"),
         (lambda: DataConfig(size=4), "data.size"),
