@@ -57,8 +57,9 @@ class Fsdp2Engine(TorchEngine):
         reshard_root = False if keep_gathered else None
         self.root: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_root)
         if keep_gathered:
-            self.half = half
-            module.register_forward_pre_hook(self._reveal, with_kwargs=True)  # FSDP2's comes before it
+            module.register_forward_pre_hook(_reveal, with_kwargs=True)  # FSDP2's comes before it
+            for part in (module, *module.shard_units()) if half else ():  # type: ignore[operator]
+                part.register_forward_pre_hook(_round, with_kwargs=True)
 
     def _forward(self, inputs: tuple[Any, ...], named: dict[str, Any], *, sync: bool) -> Any:
         self.root.set_requires_gradient_sync(sync)
@@ -67,12 +68,6 @@ class Fsdp2Engine(TorchEngine):
             inputs, named = tree_map(_hidden, (inputs, named))
         with self.autocast():
             return self.module(*inputs, **named)
-
-    def _reveal(self, module: nn.Module, inputs: Any, named: Any) -> Any:
-        """The inputs of a pass, cast to the parameters' type as FSDP2 casts those that it sees."""
-        return tree_map(
-            lambda value: value.tensor.to(dtype=self.half) if isinstance(value, _Hidden) else value, (inputs, named)
-        )
 
     def _backward(self, loss: Tensor) -> None:
         super()._backward(loss)
@@ -116,6 +111,20 @@ class Fsdp2Engine(TorchEngine):
 
 def _hidden(value: Any) -> Any:
     return _Hidden(value) if isinstance(value, Tensor) and value.requires_grad else value
+
+
+def _reveal(module: nn.Module, inputs: Any, named: Any) -> Any:
+    """A hook that takes hidden tensors out."""
+    return tree_map(lambda value: value.tensor if isinstance(value, _Hidden) else value, (inputs, named))
+
+
+def _round(module: nn.Module, inputs: Any, named: Any) -> Any:
+    """A hook that casts inputs to bf16, as FSDP2 casts those of modules that it shards and that it sees."""
+
+    def rounded(value: Any) -> Any:
+        return value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return tree_map(rounded, (inputs, named))
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ OPTIONS = [
 BF16 = [
     *[case(backend, "pf_mag", precision="bf16") for backend in BACKENDS],
     *[case(backend, "pf_mag", precision="bf16_params", grad_accumulation_steps=2) for backend in BACKENDS[1:]],
+    case("fsdp2", "pf_mag", r1=0.5, precision="bf16_params", grad_accumulation_steps=2),
 ]
 HYBRID = [case("fsdp2", "pf_mag", fsdp_shard_size=2, grad_accumulation_steps=2)]
 COMPILED = [case("ddp", "pf_mag", r1=0.5, compile=True)]
