@@ -23,12 +23,14 @@ from pfcluster.evaluate.evaluators import Evaluators, Judge
 from pfcluster.evaluate.final import evaluate_split
 from pfcluster.evaluate.token_probes import probe_run
 from pfcluster.models import factory
+from pfcluster.models.identity_net import ClassifierFeatures
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.runs.folder import read_config
 
 TOLERANCE = 0.01
-"""Difference that rounding on another machine may cause: absolute for shares, relative for squared errors."""
-ERRORS = ("mse_inside", "mse_outside")
+"""Difference that rounding on another machine may cause: absolute for shares, relative for squared errors and, above 1,
+for Fréchet distances."""
+ERRORS, DISTANCES = ("mse_inside", "mse_outside"), ("fid", "fid_neutral")
 PARTS = ("model", "judge")
 
 
@@ -68,7 +70,9 @@ def evaluate(file: Path) -> dict[str, float]:
     assert dataset.test is not None
     scores, _ = evaluate_split(config, model, dataset.test, dataset.classes, world)
     model.eval()
-    evaluators = Evaluators(Judge(nets["judge"], configs["judge"].data.size, neutral))
+    judge, size = nets["judge"], configs["judge"].data.size
+    features = ClassifierFeatures(judge, size, "embedding") if config.evaluate.fid is not None else None
+    evaluators = Evaluators(Judge(judge, size, neutral), fid=features)
     result: dict[str, Any] = {
         "test": scores,
         "probes": probe_run(config, dataset, dataset.test, model, world),
@@ -91,6 +95,13 @@ def differences(measured: Mapping[str, float], results: Path) -> list[str]:
     for name, value in measured.items():
         if name not in committed:
             problems.append(f"{name}: {value:.5f} measured, not committed")
-        elif abs(value - committed[name]) > TOLERANCE * (abs(committed[name]) if name.endswith(ERRORS) else 1):
+        elif abs(value - committed[name]) > TOLERANCE * _scale(name, committed[name]):
             problems.append(f"{name}: {committed[name]:.5f} committed, {value:.5f} measured")
     return problems
+
+
+def _scale(name: str, committed: float) -> float:
+    """What `TOLERANCE` of a figure is multiplied by."""
+    if name.endswith(ERRORS):
+        return abs(committed)
+    return max(1.0, committed) if name.endswith(DISTANCES) else 1.0

