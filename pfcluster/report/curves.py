@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pfcluster.report.figures import MAX_POINTS, downsample
+from pfcluster.report.figures import MAX_POINTS, Curve, downsample
 from pfcluster.runs.folder import iter_metrics
 
-Curve = NDArray[np.float64]
-"""(step, value), finite, in ascending steps: p 2."""
 Metric = tuple[str, str]
 """Split and name of a metric."""
 CAPACITY = 2048
@@ -89,7 +86,7 @@ def read_curves(folder: Path, metrics: Collection[Metric], limit: int = MAX_POIN
                 present = np.isfinite(values)
                 series[split, name].extend(np.stack([steps[present], values[present]], 1))
     curves = {metric: one.curve() for metric, one in series.items()}
-    return {metric: np.array(downsample(curve, limit)) for metric, curve in curves.items() if len(curve)}
+    return {metric: downsample(curve, limit) for metric, curve in curves.items() if len(curve)}
 
 
 def _chunks(lines: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -1,6 +1,8 @@
 """Figures as inline SVG: self-contained, deterministic, and legible on light and dark pages.
 
 Text, axes and grids use the page's text colour (`currentColor`); the background is transparent.
+
+Legend: p points of a curve.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from numpy.typing import NDArray
 
 from pfcluster.report.statistics import row_shares
 
-Points = Sequence[tuple[float, float]] | NDArray[np.float64]
+Curve = NDArray[np.float64]
+"""(step, value) in ascending steps: p 2."""
+Points = Sequence[tuple[float, float]] | Curve
 """(step, value) pairs."""
 
 COLOURS = ("#3b82d6", "#e0762f", "#2f9e6e", "#b05cc6", "#c9a227", "#d64f5c", "#3aa6b9", "#8a7a66")
@@ -33,6 +37,9 @@ MAX_FIGURE_POINTS = 24_000
 MIN_POINTS = 12
 MAX_LEGEND = 8
 """A longer legend stands beside the curves."""
+INSIDE, BESIDE = (5.2, 3.0, (0.75, 0.15, 0.5, 0.3)), (7.4, 3.0, (0.75, 2.35, 0.5, 0.3))
+"""Sizes of figures of curves with the legend inside and beside the axes: arguments of `new_figure`. Fixed margins take
+half the time of margins that follow the text."""
 
 
 def plot_curves(
@@ -52,17 +59,17 @@ def plot_curves(
     """
     limit = points_per_curve(sum(map(len, groups.values())))
     with_points = {
-        label: [points for curve in seeds if (points := downsample(curve, limit))] for label, seeds in groups.items()
+        label: [points for curve in seeds if len(points := downsample(curve, limit))] for label, seeds in groups.items()
     }
     with_points = {label: seeds for label, seeds in with_points.items() if seeds}
     if not with_points:
         return ""
     names = [label for label in with_points if labelled is None or label in labelled]
-    figure, axes = new_figure(5.2 if len(names) <= MAX_LEGEND else 7.4, 3.0)
+    figure, axes = new_figure(*(BESIDE if len(names) > MAX_LEGEND else INSIDE))
     others = [seeds for label, seeds in with_points.items() if label not in names]
     for number, seeds in enumerate(others):
         label = f"{len(others)} others" if number == 0 else None
-        axes.plot(*zip(*downsample(mean_curve(seeds), limit), strict=True), color=GREY, linewidth=0.5, label=label)
+        axes.plot(*downsample(mean_curve(seeds), limit).T, color=GREY, linewidth=0.5, label=label)
     indices = {
         label: index for index, label in enumerate(name for name in groups if labelled is None or name in labelled)
     }
@@ -70,11 +77,11 @@ def plot_curves(
         index = indices[label]
         colour, dash = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
         for curve in seeds if len(seeds) > 1 else []:
-            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.8, alpha=0.45, linestyle=dash)
+            axes.plot(*curve.T, color=colour, linewidth=0.8, alpha=0.45, linestyle=dash)
         mean = downsample(mean_curve(seeds), MAX_POINTS)
         marker = "o" if len(mean) == 1 else None
         axes.plot(
-            *zip(*mean, strict=True),
+            *mean.T,
             color=colour,
             linewidth=2.2,
             label=escape_mathtext(label),
@@ -103,31 +110,33 @@ def points_per_curve(curves: int) -> int:
     return max(MIN_POINTS, min(MAX_POINTS, MAX_FIGURE_POINTS // max(1, curves)))
 
 
-def finite(curve: Points) -> list[tuple[float, float]]:
-    """The points with a finite value."""
-    return [(float(step), float(value)) for step, value in curve if math.isfinite(value)]
+def as_curve(points: Points) -> Curve:
+    """The points with a finite value: p 2."""
+    curve = np.asarray(points, float).reshape(-1, 2)
+    return curve[np.isfinite(curve[:, 1])]
 
 
-def downsample(curve: Points, limit: int = MAX_POINTS) -> list[tuple[float, float]]:
+def downsample(points: Points, limit: int = MAX_POINTS) -> Curve:
     """The finite points; means of neighbours if there are more than `limit`."""
-    points = finite(curve)
-    size = math.ceil(len(points) / limit)
+    curve = as_curve(points)
+    size = math.ceil(len(curve) / limit)
     if size <= 1:
-        return points
-    bins = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(step for step, _ in part) / len(part), sum(value for _, value in part) / len(part)) for part in bins]
+        return curve
+    starts = np.arange(0, len(curve), size)
+    counts = np.diff(starts, append=len(curve))
+    means: Curve = np.add.reduceat(curve, starts) / counts[:, None]
+    return means
 
 
-def mean_curve(seeds: Sequence[Points]) -> list[tuple[float, float]]:
+def mean_curve(seeds: Sequence[Curve]) -> Curve:
     """Mean over seeds at every step within the range of all seeds, with linear interpolation between points."""
-    first, last = max(curve[0][0] for curve in seeds), min(curve[-1][0] for curve in seeds)
-    steps = sorted({step for curve in seeds for step, _ in curve if first <= step <= last})
-    if not steps:
-        return list(seeds[0])
-    values = np.mean(
-        [np.interp(steps, [step for step, _ in curve], [value for _, value in curve]) for curve in seeds], axis=0
-    )
-    return list(zip(steps, map(float, values), strict=True))
+    first, last = max(curve[0, 0] for curve in seeds), min(curve[-1, 0] for curve in seeds)
+    steps = np.unique(np.concatenate([curve[:, 0] for curve in seeds]))
+    steps = steps[(first <= steps) & (steps <= last)]
+    if not len(steps):
+        return seeds[0]
+    values = np.mean([np.interp(steps, curve[:, 0], curve[:, 1]) for curve in seeds], axis=0)
+    return np.stack([steps, values], 1)
 
 
 def plot_confusion(title: str, classes: Sequence[str], counts: Sequence[Sequence[float]]) -> str:
@@ -157,13 +166,20 @@ def plot_confusion(title: str, classes: Sequence[str], counts: Sequence[Sequence
     return svg_of(figure, f"{title}: row-normalised confusion matrix over {', '.join(classes)}")
 
 
-def new_figure(width: float, height: float) -> tuple[Any, Any]:
-    """An empty figure (size in inches) and its axes, without pyplot's global state."""
+def new_figure(
+    width: float, height: float, margins: tuple[float, float, float, float] | None = None
+) -> tuple[Any, Any]:
+    """An empty figure and its axes, without pyplot's global state. All sizes are in inches; margins: left, right,
+    bottom, top, by default as wide as the text around the axes.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained" if margins is None else None)
     FigureCanvasSVG(figure)
+    if margins is not None:
+        left, right, bottom, top = margins
+        figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
     axes = figure.add_subplot()
     axes.patch.set_visible(False)
     figure.patch.set_visible(False)

@@ -132,6 +132,8 @@ def _draw_failures(gallery: _Gallery) -> tuple[list[SavedPicture], list[str]]:
 
 def _page(gallery: _Gallery, results: Sequence[Run], pictures: Sequence[SavedPicture], notes: Sequence[str]) -> str:
     groups, _ = group_runs(results)
+    mae = [group for group in groups if group.objective == "mae"]
+    others = [group for group in groups if group.objective != "mae"]
     shown = PagePictures(gallery.folder)
     sections = {
         name: [
@@ -150,8 +152,8 @@ def _page(gallery: _Gallery, results: Sequence[Run], pictures: Sequence[SavedPic
         "classes": gallery.runs[0].classes,
         "seed": gallery.seed,
         "generated": generated,
-        "curves": page.curve_figures([group for group in groups if group.objective != "mae"]),
-        "mae_curves": page.curve_figures([group for group in groups if group.objective == "mae"]),
+        "curves": page.curve_figures(others, page.read_group_curves(others)),
+        "mae_curves": page.curve_figures(mae, page.read_group_curves(mae)),
         "notes": [*notes, *(notice.text for notice in notices)],
     }
     return page.render_template("gallery.html.j2", context)

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfcluster.report.curves import Curve, Metric, curve_of, read_curves
+from pfcluster.report.curves import Metric, curve_of
 from pfcluster.report.errors import Notice, ReportError
-from pfcluster.report.figures import plot_curves
+from pfcluster.report.figures import Curve, plot_curves
 from pfcluster.report.groups import RunGroup
 from pfcluster.report.page_pictures import PagePictures
 from pfcluster.report.results import Run
@@ -143,11 +143,15 @@ PANELS = (
 )
 
 
-def panel_figures(groups: Sequence[RunGroup]) -> list[PanelFigures]:
-    """Every panel with a figure for each group of PF-MAG runs that logged its metrics; panels without are omitted."""
+METRICS: tuple[Metric, ...] = tuple((panel.split, name) for panel in PANELS for name in panel.lines)
+"""The metrics that the panels draw."""
+
+
+def panel_figures(groups: Sequence[RunGroup], curves: Mapping[Path, Mapping[Metric, Curve]]) -> list[PanelFigures]:
+    """Every panel with a figure for each group of PF-MAG runs that logged its metrics; panels without are omitted.
+    curves: of `METRICS`, by run folder.
+    """
     pf_mag = [group for group in groups if group.objective == "pf_mag"]
-    metrics = [(panel.split, name) for panel in PANELS for name in panel.lines]
-    curves = {run.folder: read_curves(run.folder, metrics) for group in pf_mag for run in group.runs}
     panels = []
     for panel in PANELS:
         svgs = [svg for group in pf_mag if (svg := _draw(panel, group, curves))]

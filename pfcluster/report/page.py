@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pfcluster.report import budget, figures, gan_curves, tables
-from pfcluster.report.curves import curve_of, read_curves
+from pfcluster.report.curves import Metric, curve_of, read_curves
 from pfcluster.report.errors import Notice, ReportError
+from pfcluster.report.figures import MAX_POINTS, Curve
 from pfcluster.report.findings import findings, summed_confusion
 from pfcluster.report.formatting import MISSING
 from pfcluster.report.groups import RunGroup
@@ -44,13 +46,30 @@ def confusion_figures(groups: Sequence[RunGroup]) -> list[str]:
     return svgs
 
 
-def curve_figures(groups: Sequence[RunGroup], shown: Collection[str] | None = None) -> list[str]:
-    """Validation accuracy and macro F1 (in %), then the training metrics of `LOSSES`, as far as logged. `shown`: labels
-    of the groups that have a colour and stand in the legend; default: all.
+def read_group_curves(
+    groups: Sequence[RunGroup], with_panels: Sequence[RunGroup] = ()
+) -> dict[Path, dict[Metric, Curve]]:
+    """The curves of `curve_figures` by run folder, each file read once; of PF-MAG groups in `with_panels` those of
+    `gan_curves.panel_figures` too.
     """
-    metrics = [("validation", name) for name in VALIDATION] + [("train", name) for name in LOSSES]
+    metrics = [*(("validation", name) for name in VALIDATION), *(("train", name) for name in LOSSES)]
     limit = figures.points_per_curve(sum(len(group.runs) for group in groups))
-    curves = {run.folder: read_curves(run.folder, metrics, limit) for group in groups for run in group.runs}
+    curves: dict[Path, dict[Metric, Curve]] = {}
+    for group in groups:
+        has_panels = group.objective == "pf_mag" and any(group is one for one in with_panels)
+        wanted, points = ([*metrics, *gan_curves.METRICS], MAX_POINTS) if has_panels else (metrics, limit)
+        curves |= {run.folder: read_curves(run.folder, wanted, points) for run in group.runs}
+    return curves
+
+
+def curve_figures(
+    groups: Sequence[RunGroup],
+    curves: Mapping[Path, Mapping[Metric, Curve]],
+    shown: Collection[str] | None = None,
+) -> list[str]:
+    """Validation accuracy and macro F1 (in %), then the training metrics of `LOSSES`, as far as logged. `curves`: of
+    `read_group_curves`; `shown`: labels of the groups that have a colour and stand in the legend, default all.
+    """
 
     def plot(split: str, metric: str, title: str, unit: str, scale: float = 1) -> str:
         by_label = {
@@ -162,6 +181,7 @@ def _context(report: Report, page: PagePictures) -> tuple[dict[str, Any], list[N
     if len(shown) + len(shown_mae) < len(report.groups):
         notices.append(_not_shown(len(shown) + len(shown_mae), len(report.groups)))
     common, differing = config_tables(report.groups)
+    curves, mae_curves = read_group_curves(others, shown), read_group_curves(mae)
     return {
         "report": report,
         "notices": [*report.notices, *notices],
@@ -172,15 +192,15 @@ def _context(report: Report, page: PagePictures) -> tuple[dict[str, Any], list[N
         "budget": budget.budget_table(report.groups, report.budgets),
         "per_class": tables.per_class_table(others),
         "confusions": confusion_figures(shown),
-        "curves": curve_figures(others, {group.label for group in shown}),
-        "gan_panels": gan_curves.panel_figures(shown),
+        "curves": curve_figures(others, curves, {group.label for group in shown}),
+        "gan_panels": gan_curves.panel_figures(shown, curves),
         "grid_timelines": timelines,
         "poker": tables.poker_table(others),
         "poker_findings": [(group.title, poker_sentences(group)) for group in others if group.has_poker_faces],
         "pictures": pictures,
         "study_pictures": study_pictures,
         "mae": tables.mae_table(mae),
-        "mae_curves": curve_figures(mae, {group.label for group in shown_mae}),
+        "mae_curves": curve_figures(mae, mae_curves, {group.label for group in shown_mae}),
         "mae_pictures": mae_pictures,
         "runs": tables.runs_table(report.runs, report.unfinished),
         "common": common,

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pfcluster.report.errors import ReportError
@@ -113,8 +114,10 @@ def test_plot_curves_of_any_length() -> None:
 
 
 def test_mean_curve_by_hand() -> None:
-    assert mean_curve([[(0, 0.0), (10, 10.0)], [(0, 2.0), (5, 4.0)]]) == [(0, 1.0), (5, 4.5)]
-    assert mean_curve([[(0, 1.0)], [(5, 3.0)]]) == [(0, 1.0)]
+    longer, shorter = np.array([[0.0, 0.0], [10.0, 10.0]]), np.array([[0.0, 2.0], [5.0, 4.0]])
+    assert mean_curve([longer, shorter]).tolist() == [[0, 1.0], [5, 4.5]]
+    early, late = np.array([[0.0, 1.0]]), np.array([[5.0, 3.0]])
+    assert mean_curve([early, late]).tolist() == [[0, 1.0]]
 
 
 def test_downsample_keeps_the_mean() -> None:
