@@ -1,8 +1,9 @@
 """Train the poker-face recipe over fresh seeds, with baselines (no adversary; MAE-ViT for as many epochs and for as
 many FLOPs), and report whether it meets the aims of benchmarks/poker_aims.py.
 
-    python -m benchmarks.poker_faces            train missing runs, write docs/results/poker_faces.{json,md}
-    python -m benchmarks.poker_faces --check    check that the committed checkpoint of one seed gives its figures
+    python -m benchmarks.poker_faces                   train missing runs, write docs/results/poker_faces.{json,md}
+    python -m benchmarks.poker_faces --again pf-vit    the same for these rows, with the written figures of the others
+    python -m benchmarks.poker_faces --check           check that the committed checkpoint of one seed gives its figures
 
 All runs share one pre-training and one judge, as in a study; PF-ViT starts from MAE-ViT of its own seed. The recipe was
 searched with seed 0 on the validation split; this benchmark uses other seeds and the test split of other faces
@@ -12,10 +13,11 @@ searched with seed 0 on the validation split; this benchmark uses other seeds an
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -105,11 +107,18 @@ def seeded_run(folder: Path, config: RunConfig, name: str, seed: int, *, from_st
     return TrainRun(config, folder / name / f"seed-{seed}")
 
 
-def results(folder: Path, seeds: Sequence[int], checkpoint_seed: int, commit: str | None) -> dict[str, Any]:
-    """Content of poker_faces.json. `commit` is recorded where the runs do not know theirs."""
-    figures = {name: read_figures(folder, name, seeds) for name in COMPARED_RUNS}
+def results(
+    folder: Path, seeds: Sequence[int], commit: str | None, names: Collection[str], former: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Content of poker_faces.json, with the first seed's checkpoint. The rows that are not among `names` are those of
+    the `former` content. `commit` is recorded where the runs do not know theirs.
+    """
+    figures = {
+        name: read_figures(folder, name, seeds) if name in names else _former_figures(former, name, seeds)
+        for name in COMPARED_RUNS
+    }
     aims = evaluate_aims(figures[RECIPE], figures[NO_ADVERSARY], figures[EQUAL_FLOPS], figures[EQUAL_EPOCHS])
-    checkpoint = read_result(folder / RECIPE / f"seed-{checkpoint_seed}")
+    checkpoint = read_result(folder / RECIPE / f"seed-{seeds[0]}")
     assert checkpoint is not None
     runs = {
         name: {
@@ -125,25 +134,39 @@ def results(folder: Path, seeds: Sequence[int], checkpoint_seed: int, commit: st
         "machine": {"device": training_device(checkpoint), "torch": checkpoint["versions"].get("torch")},
         "seeds": list(seeds),
         "test_faces": checkpoint["test"]["n"],
-        "cost": _cost(folder, seeds),
+        "cost": {
+            name: _cost(folder, name, seeds, commit) if name in (*SHARED_RUNS, *names) else _former_cost(former, name)
+            for name in (*SHARED_RUNS, *COMPARED_RUNS)
+        },
         "aims": [asdict(aim) for aim in aims],
         "runs": runs,
-        "checkpoint": {"seed": checkpoint_seed, "figures": run_figures(checkpoint)},
+        "checkpoint": {"seed": seeds[0], "figures": run_figures(checkpoint)},
     }
 
 
-def _cost(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Steps, wall-clock seconds and devices of all runs."""
-    cost: dict[str, Any] = {}
-    for name in (*SHARED_RUNS, *COMPARED_RUNS):
-        of_seeds = (0,) if name in SHARED_RUNS else seeds
-        by_seed = [read_result(folder / name / f"seed-{seed}") or {} for seed in of_seeds]
-        cost[name] = {
-            "steps": by_seed[0]["steps"],
-            "seconds_per_run": [round(result["seconds"], 1) for result in by_seed],
-            "device": sorted({str(result["device"]) for result in by_seed}),
-        }
-    return cost
+def _former_figures(former: Mapping[str, Any] | None, name: str, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
+    """The figures of a row over seeds, as written before. Raises FileNotFoundError if they were not."""
+    of_run = {} if former is None else former["runs"].get(name, {})
+    if not of_run or any(str(seed) not in of_run["accuracy"]["by_seed"] for seed in seeds):
+        raise FileNotFoundError(f"{NAME}.json has no figures of {name} for the seeds {seeds}; train it first")
+    return {figure: {seed: cells["by_seed"][str(seed)] for seed in seeds} for figure, cells in of_run.items()}
+
+
+def _cost(folder: Path, name: str, seeds: Sequence[int], commit: str | None) -> dict[str, Any]:
+    """Steps, wall-clock seconds, devices and commit of a row's runs."""
+    of_seeds = (0,) if name in SHARED_RUNS else seeds
+    by_seed = [read_result(folder / name / f"seed-{seed}") or {} for seed in of_seeds]
+    return {
+        "steps": by_seed[0]["steps"],
+        "seconds_per_run": [round(result["seconds"], 1) for result in by_seed],
+        "device": sorted({str(result["device"]) for result in by_seed}),
+        "commit": by_seed[0].get("git_commit") or commit,
+    }
+
+
+def _former_cost(former: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    assert former is not None
+    return {"commit": former["commit"], **former["cost"][name]}
 
 
 def markdown(values: Mapping[str, Any]) -> str:
@@ -195,17 +218,25 @@ def _figures_table(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Ite
 
 
 def _cost_table(cost: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    yield "| run | steps | seconds per run | device |"
-    yield "| --- | ---: | ---: | --- |"
+    yield "| run | steps | seconds per run | device | commit |"
+    yield "| --- | ---: | ---: | --- | --- |"
     for name, of_run in cost.items():
         seconds = of_run["seconds_per_run"]
         mean = sum(seconds) / len(seconds)
-        yield f"| {name} × {len(seconds)} | {of_run['steps']} | {mean:.0f} | {', '.join(of_run['device'])} |"
+        cells = (
+            f"{name} × {len(seconds)}",
+            of_run["steps"],
+            f"{mean:.0f}",
+            ", ".join(of_run["device"]),
+            of_run["commit"],
+        )
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
-def write(folder: Path, output: Path, seeds: Sequence[int], commit: str | None) -> None:
-    """Write results, tables, and the first seed's checkpoint and image grid."""
-    values = results(folder, seeds, seeds[0], commit)
+def write(folder: Path, output: Path, seeds: Sequence[int], commit: str | None, names: Collection[str]) -> None:
+    """Write results, tables, and the first seed's checkpoint and image grid. Rows not among `names` stay as written."""
+    written = output / f"{NAME}.json"
+    values = results(folder, seeds, commit, names, json.loads(written.read_text()) if written.exists() else None)
     run = folder / RECIPE / f"seed-{seeds[0]}"
     write_results(output, NAME, values, markdown)
     save(run, folder / "judge" / "seed-0", output / f"{NAME}.safetensors")
@@ -221,7 +252,9 @@ def main() -> int:
     parser.add_argument("--max-parallel", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--commit", default=git_commit(), help="commit to record where the runs do not know theirs")
-    parser.add_argument("--only", nargs="+", default=list(COMPARED_RUNS), help="train only these, and write nothing")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--only", nargs="+", choices=COMPARED_RUNS, help="train only these, and write nothing")
+    which.add_argument("--again", nargs="+", choices=COMPARED_RUNS, help="write anew only these rows; needs pf-vit")
     options = parser.parse_args()
     if options.check:
         problems = check(options.output / f"{NAME}.safetensors", options.output / f"{NAME}.json")
@@ -229,11 +262,13 @@ def main() -> int:
         return 1 if problems else 0
     from pfcluster.launch.local import run_plan
 
-    stages = plan(options.folder, options.seeds, options.only)
-    if not run_plan(stages, processes=1, max_parallel=options.max_parallel):
+    if options.again and RECIPE not in options.again:
+        parser.error(f"--again: {RECIPE} must be among them, since the checkpoint is one of its seeds")
+    names = options.only or options.again or COMPARED_RUNS
+    if not run_plan(plan(options.folder, options.seeds, names), processes=1, max_parallel=options.max_parallel):
         return 130
-    if set(options.only) == set(COMPARED_RUNS):
-        write(options.folder, options.output, options.seeds, options.commit)
+    if not options.only:
+        write(options.folder, options.output, options.seeds, options.commit, names)
         print(options.output / f"{NAME}.md")
     return 0
 

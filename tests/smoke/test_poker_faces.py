@@ -10,7 +10,7 @@ import pytest
 from benchmarks import recipe_parts
 from benchmarks.poker_aims import EQUAL_EPOCHS, EQUAL_FLOPS, evaluate_aims
 from benchmarks.poker_check import differences, evaluate
-from benchmarks.poker_faces import NAME, RESULTS, configs, markdown, plan
+from benchmarks.poker_faces import NAME, RESULTS, configs, markdown, plan, results
 from benchmarks.poker_residue import COLUMNS, residue
 
 pytestmark = pytest.mark.slow
@@ -40,20 +40,20 @@ def test_figures_that_differ_are_reported(measured):
 
 
 def test_committed_aims_follow_from_the_committed_figures():
-    results = json.loads(FIGURES.read_text())
+    written = json.loads(FIGURES.read_text())
     runs = {
         name: {
             figure: {int(seed): value for seed, value in cells["by_seed"].items()} for figure, cells in figures.items()
         }
-        for name, figures in results["runs"].items()
+        for name, figures in written["runs"].items()
     }
     equal_flops = runs.get(EQUAL_FLOPS, runs["mae-vit"])  # the former recipe had no other control
     aims = evaluate_aims(runs["pf-vit"], runs["no-adversary"], equal_flops, runs.get(EQUAL_EPOCHS))
-    committed = results["aims"]
+    committed = written["aims"]
     texts = [(aim.name, aim.criterion, aim.note, aim.met) for aim in aims]
     assert texts == [(aim["name"], aim["criterion"], aim["note"], aim["met"]) for aim in committed]
     assert [aim.value.mean for aim in aims] == pytest.approx([aim["value"]["mean"] for aim in committed])
-    assert len(results["seeds"]) >= 5
+    assert len(written["seeds"]) >= 5
 
 
 def test_committed_tables_show_the_committed_figures():
@@ -104,3 +104,28 @@ def test_leave_one_out_table_marks_what_differs():
     table = recipe_parts.markdown(values | {"without": {"anchor": worse, "R1": same}})
     assert "| anchor | **0.500 ± 0.100** | **0.500 ± 0.100** | **0.500 ± 0.100** | **0.500 ± 0.100** (better)" in table
     assert "| R1 | 0.500 ± 0.100 |" in table
+
+
+def test_rows_trained_again_stand_beside_the_written_figures_of_the_others(tmp_path):
+    former = json.loads(FIGURES.read_text())
+    rows = ("input", "reconstruction", "poker face", "truth")
+    faces = {
+        row: {"mse_inside": 0.1, "mse_outside": 0.1, "neutralised_rate": 0.9, "emotion_agreement": 0.9} for row in rows
+    }
+    for name, seed in [("mae", 0), ("judge", 0), ("pf-vit", 1), ("pf-vit", 2)]:
+        folder = tmp_path / name / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        result = {"format": 1, "status": "finished", "measured_on": "test", "steps": 7, "seconds": 1.5, "device": "cpu"}
+        result |= {"test": {"n": 10, "accuracy": 0.5 + seed / 10}, "git_commit": "new", "versions": {"torch": "x"}}
+        probes = {"rows": {"poker face": {"emotion": 0.5, "identity": 0.5}, "f_p": {"emotion": 0.5, "identity": 0.5}}}
+        probes["rows"]["reconstruction"] = probes["rows"]["poker face"]
+        result |= {"poker": {"rows": faces}, "probes": probes | {"emotion_chance": 0.1, "identity_chance": 0.1}}
+        (folder / "result.json").write_text(json.dumps(result))
+    values = results(tmp_path, (1, 2), None, ("pf-vit",), former)
+    assert values["runs"]["pf-vit"]["accuracy"]["by_seed"] == {"1": 0.6, "2": 0.7}
+    of_start = former["runs"]["mae-vit"]["accuracy"]["by_seed"]
+    assert values["runs"]["mae-vit"]["accuracy"]["by_seed"] == {seed: of_start[seed] for seed in ("1", "2")}
+    assert values["cost"]["pf-vit"]["commit"] == values["commit"] == "new"
+    assert values["cost"]["mae-vit"] == former["cost"]["mae-vit"]
+    with pytest.raises(FileNotFoundError, match="no figures of mae-vit"):
+        results(tmp_path, (1, 2), None, ("pf-vit",), None)
