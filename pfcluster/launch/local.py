@@ -95,6 +95,8 @@ class _Supervisor:
         started = start_run(run, processes=self.processes, threads=self.threads, command=self.command)
         bar = self.bars.add_task(f"{self.title}{run.label}", total=None, values="starting")
         self.running[bar] = started
+        if not self.console.is_terminal:
+            self._print(f"{self.title}{run.label}: started, its log is {started.logs[0]}")
 
     def _check(self, bar: TaskID) -> None:
         """Update the display of a run, and handle its end."""
