@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.launch.budget_controls import CONTROL_NAMES
 from pfcluster.report.statistics import Paired, Summary, holm, paired, summarize
 from pfcluster.runs.folder import read_result
 
 START, RECIPE, NO_ADVERSARY = "mae-vit", "pf-vit", "no-adversary"
-EQUAL_EPOCHS, EQUAL_FLOPS = CONTROL_NAMES["epochs"], CONTROL_NAMES["flops"]
 SIGNIFICANCE = 0.05
 MARGIN = 0.005
 """Accuracy by which PF-ViT may be below MAE-ViT."""

@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.poker_aims import (
-    EQUAL_EPOCHS,
-    EQUAL_FLOPS,
     NO_ADVERSARY,
     RECIPE,
     START,
@@ -38,7 +36,7 @@ from benchmarks.poker_check import check, save
 from benchmarks.result_files import training_device, write_results
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import with_values
-from pfcluster.config.starts import from_mae_vit
+from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS, from_mae_vit
 from pfcluster.launch.budget_controls import budget_controls
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.runs.folder import PICTURES_DIR, read_result

@@ -149,20 +149,21 @@ def mini() -> Recipe:
 
 
 def miniature(size: str) -> Recipe:
-    """Nets of three widths at 40 px, runs of a minute on synthetic faces: a scaled-down version of the paper's
-    experiments.
+    """Nets of three widths at 32 px, runs of a minute on synthetic faces: a scaled-down version of the paper's
+    experiments, with the recipe that separates small nets.
 
     Command: `pfcluster reproduce --miniature`. Results: docs/results/miniature.md.
     """
     width, heads = {"t": (32, 2), "s": (48, 3), "b": (64, 4)}[size]
     model = ModelConfig(patch=8, width=width, heads=heads, decoder_width=64, patch_gain=4.0)
     weak_augment = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
-    epochs = {"judge": 5, "mae": 40, "finetune": 5, "pf_mag": 5}
-    data = DataConfig(size=40, cache_mode="host")
-    recipe = _small(data, model, weak_augment, epochs, batch_size=16, warmup_steps=150)
-    weights = LossWeights(adv=0.014, rec=0.54, ort=0.017)  # from the default sweep, on other synthetic faces
-    recipe["pf-vit"] = replace(recipe["pf-vit"], pf_mag=replace(recipe["pf-vit"].pf_mag, weights=weights))
-    recipe["mae-vit"] = replace(recipe["mae-vit"], optim=recipe["scratch"].optim)
+    epochs = {"judge": 5, "mae": 40, "finetune": 12, "pf_mag": 12}
+    recipe = _small(
+        DataConfig(size=32, cache_mode="host"), model, weak_augment, epochs, batch_size=64, warmup_steps=180
+    )
+    judge, mae_vit = recipe["judge"], replace(recipe["mae-vit"], optim=recipe["scratch"].optim)
+    pf_vit = replace(_from_classifier(recipe["pf-vit"], epochs=12, warmup_steps=180, ema=0.95), batch_size=64)
+    recipe |= {"judge": replace(judge, batch_size=32), "mae-vit": mae_vit, "pf-vit": pf_vit}
     return _with_evaluation(recipe, n_poker_faces=400)
 
 

@@ -16,6 +16,8 @@ from pfcluster.config.validation import ConfigError
 
 PfVitStart = Literal["mae", "mae-vit"]
 MAE_VIT = "mae-vit"
+EQUAL_EPOCHS, EQUAL_FLOPS = f"{MAE_VIT}-equal-epochs", f"{MAE_VIT}-equal-flops"
+"""Names of MAE-ViT trained for as many epochs, or FLOPs, as PF-ViT and the MAE-ViT that it starts from."""
 SAME_SEED_MAE_VIT = f"same-seed:{MAE_VIT}"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pfcluster.config.presets import PLAIN, STRONG
+from pfcluster.config.starts import EQUAL_EPOCHS
 
 SIZES = ("t", "s", "b")
 DEFAULT_SIZE = "b"
@@ -35,6 +36,8 @@ class Cell:
     """Initial weights: "mae" (pre-trained here, same size), "timm", "imagenet-mae", "released-mae" or "nothing"."""
     identity_net: str = "default"
     """Identity net φ: "default" (the reproduction's, in the paper "face"), "face", "resnet" or "tokens"."""
+    equal_epochs: bool = False
+    """Trained for as many epochs as PF-ViT and the MAE-ViT that it starts from; only where it starts from one."""
 
     def canonical_name(self, identity_net: str) -> str:
         """The cell whose runs this one shares if the reproduction's identity net is `identity_net`; else its name."""
@@ -71,6 +74,7 @@ def _baselines() -> list[Cell]:
         Cell("mae-vit-plain", "MAE-ViT, no augmentation", "baselines", "mae-vit", PLAIN),
         Cell("mae-vit", "MAE-ViT", "baselines", "mae-vit"),
         Cell("mae-vit-strong", "MAE-ViT, strong recipe", "baselines", "mae-vit", STRONG),
+        Cell(EQUAL_EPOCHS, "MAE-ViT, as many epochs as PF-ViT", "baselines", "mae-vit", equal_epochs=True),
         Cell("pf-vit", "PF-ViT", "baselines", "pf-vit"),
     ]
 
@@ -107,7 +111,8 @@ def _identity_nets() -> list[Cell]:
 
 def _separator() -> list[Cell]:
     def cell(name: str, title: str, changes: Mapping[str, Any]) -> Cell:
-        options = {"pf_mag.separator_ratio": 0.0, **changes}
+        without_it = {"pf_mag.weights.anchor": 0.0, "pf_mag.class_mask_bias": None}  # it needs a poker face and a mask
+        options = {"pf_mag.separator_ratio": 0.0, **without_it, **changes}
         return Cell(name, f"no separator, {title}", "separator", "pf-vit", options, identity_net="tokens")
 
     return [
@@ -117,15 +122,16 @@ def _separator() -> list[Cell]:
 
 
 def _losses() -> list[Cell]:
-    def cell(name: str, title: str, option: str, value: Any) -> Cell:
-        return Cell(name, title, "losses", "pf-vit", {f"pf_mag.{option}": value})
+    def cell(name: str, title: str, **options: Any) -> Cell:
+        changes = {f"pf_mag.{option.replace('__', '.')}": value for option, value in options.items()}
+        return Cell(name, title, "losses", "pf-vit", changes)
 
     return [
-        cell("fake-targets-zero", "class targets of fakes all 0", "fake_class_targets", "zero"),
-        cell("without-adv", "without L_adv", "weights.adv", 0.0),
-        cell("without-rec", "without L_rec", "weights.rec", 0.0),
-        cell("without-cls", "without L_cls", "weights.cls", 0.0),
-        cell("fixed-weights", "fixed loss weights, no balancing", "loss_balancing", "fixed"),
+        cell("fake-targets-zero", "class targets of fakes all 0", fake_class_targets="zero"),
+        cell("without-adv", "without L_adv", weights__adv=0.0),
+        cell("without-rec", "without L_rec", weights__rec=0.0),
+        cell("without-cls", "without L_cls", weights__cls=0.0, warmup_cls=0.0),
+        cell("fixed-weights", "fixed loss weights, no balancing", loss_balancing="fixed"),
     ]
 
 
@@ -137,7 +143,12 @@ def _multi_task() -> list[Cell]:
             f"Multi-Task MAE, {round(100 * ratio)} % masked in training",
             "multi-task",
             "pf-vit",
-            {"pf_mag.fusion": "self", "pf_mag.mask_ratio": ratio, "evaluate.mask_ratios": MASK_RATIOS},
+            {
+                "pf_mag.fusion": "self",
+                "pf_mag.fusion_bias": None,
+                "pf_mag.mask_ratio": ratio,
+                "evaluate.mask_ratios": MASK_RATIOS,
+            },
         )
         for ratio in MASK_RATIOS
     ]

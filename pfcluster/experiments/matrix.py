@@ -8,12 +8,12 @@ MAE-ViT, from the one with its own seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pfcluster.config import RunConfig, presets
-from pfcluster.config.io import with_values
+from pfcluster.config.io import flatten, with_values
 from pfcluster.config.starts import PfVitStart, require_classifier_start, starts_from_mae_vit, with_start
 from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, Cell, cell_by_name, mae_vit_name
 
@@ -84,8 +84,11 @@ def unavailable_reason(settings: Settings, cell: Cell) -> str | None:
 
 
 def selected_cells(settings: Settings, dataset: str) -> list[Cell]:
-    """The selected cells, or the cells of the selected tables with their references."""
+    """The selected cells, or the cells of the selected tables with their references. Cells that the preset makes the
+    same as another are left out.
+    """
     cells = [cell for cell in CELLS if cell.canonical_name(settings.identity_net) == cell.name]
+    cells = [cell for cell in cells if not _repeats_another(settings, cell)]
     if settings.cells:
         return [cell for cell in cells if cell.name in settings.cells]
     ablated = settings.ablated is None or dataset in settings.ablated
@@ -121,6 +124,15 @@ def _recipe(settings: Settings, size: str) -> presets.Recipe:
 
 def _preset(settings: Settings, size: str, role: str, data: Mapping[str, Any]) -> RunConfig:
     return settings.change(with_values(_recipe(settings, size)[role], data))
+
+
+def _repeats_another(settings: Settings, cell: Cell) -> bool:
+    """Whether the preset already has a cell's changes, or trains MAE-ViT for as many epochs as PF-ViT."""
+    recipe = _recipe(settings, cell.size)
+    if cell.equal_epochs:
+        return not starts_from_mae_vit(recipe)
+    values = flatten(asdict(recipe[cell.role]))
+    return bool(cell.changes) and all(values[name] == value for name, value in cell.changes.items())
 
 
 def _with_starts(settings: Settings, cells: Sequence[Cell]) -> list[Cell]:
@@ -171,6 +183,9 @@ def _cell_run(settings: Settings, cell: Cell, dataset: str, seed: int) -> Planne
     config = _preset(settings, cell.size, cell.role, settings.datasets[dataset])
     start: tuple[tuple[str, str], ...] = ()
     values: dict[str, Any] = {"name": cell.name, "seed": seed}
+    if cell.equal_epochs:
+        pf_vit = _preset(settings, cell.size, "pf-vit", settings.datasets[dataset])
+        values["epochs"] = config.epochs + pf_vit.epochs
     if cell.init == "mae":
         values["model.init"] = weights_of(PRETRAINING, f"mae-{cell.size}")
         if _starts_from_mae_vit(settings, cell):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pfcluster.config.starts import EQUAL_EPOCHS
+
 ACCURACY: dict[str, dict[str, float]] = {
     "rafdb": {
         "pf-vit": 92.07,
@@ -67,6 +69,13 @@ CLAIMS = (
         "pf-vit",
         "mae-vit",
         {"rafdb": 1.00, "affectnet8": 1.68, "ferplus": 0.98},
+    ),
+    Claim(
+        "pf-vit beats mae-vit of as many epochs",
+        "PF-ViT outperforms MAE-ViT of as many epochs",
+        "pf-vit",
+        EQUAL_EPOCHS,
+        in_paper=False,
     ),
     Claim(
         "mae on faces beats supervised ImageNet",

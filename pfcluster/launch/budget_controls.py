@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pfcluster.config import RunConfig
+from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS
 
 BudgetControl = Literal["epochs", "flops"]
-CONTROL_NAMES: dict[BudgetControl, str] = {"epochs": "mae-vit-equal-epochs", "flops": "mae-vit-equal-flops"}
+CONTROL_NAMES: dict[BudgetControl, str] = {"epochs": EQUAL_EPOCHS, "flops": EQUAL_FLOPS}
 
 
 def budget_controls(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pfcluster.config.io import load
+from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS, MAE_VIT
 from pfcluster.report.comparisons import Comparison, compare_with_each
 from pfcluster.report.formatting import MISSING, count, interval, p_value, signed
 from pfcluster.report.groups import RunGroup
@@ -18,7 +19,7 @@ from pfcluster.runs.folder import CONFIG_FILE
 if TYPE_CHECKING:
     from pfcluster.profiling.training_cost import TrainingCost
 
-CONTROLS = ("mae-vit", "mae-vit-equal-epochs", "mae-vit-equal-flops")
+CONTROLS = (MAE_VIT, EQUAL_EPOCHS, EQUAL_FLOPS)
 """Names of the rows that PF-ViT is compared with on a budget (launch/budget_controls.py)."""
 
 

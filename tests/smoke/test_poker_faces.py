@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import recipe_parts
-from benchmarks.poker_aims import EQUAL_EPOCHS, EQUAL_FLOPS, evaluate_aims
+from benchmarks.poker_aims import evaluate_aims
 from benchmarks.poker_check import differences, evaluate
 from benchmarks.poker_faces import NAME, RESULTS, configs, markdown, plan, results
 from benchmarks.poker_residue import COLUMNS, residue
+from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS
 
 pytestmark = pytest.mark.slow
 

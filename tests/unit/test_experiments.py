@@ -10,6 +10,8 @@ import pytest
 
 from pfcluster.cli.reproduce import parse
 from pfcluster.config import ConfigError
+from pfcluster.config.io import differences
+from pfcluster.config.starts import EQUAL_EPOCHS
 from pfcluster.experiments import paper
 from pfcluster.experiments.accuracy_tables import accuracy_table, claims_table
 from pfcluster.experiments.cells import CELLS, REFERENCE, TABLES, cell_by_name
@@ -43,9 +45,19 @@ def test_every_cell_has_a_valid_config_on_real_and_synthetic_faces(tmp_path):
         assert len({run.folder for run in runs}) == len(runs)
         for (_, name), group in runs_by_cell(runs).items():
             assert len(group) == (2 if group[0].cell else 1), name
-            assert len({replace(run.config, seed=0) for run in group}) == 1
-    names = {run.name for run in plan_runs(real_settings(tmp_path))}
-    assert names >= {cell.name for cell in CELLS} - {"identity-net-face"}  # shares the runs of pf-vit
+            for run in group:
+                assert differences(group[0].config, run.config).keys() <= {"seed", "model.init"}
+    names = {run.name for run in plan_runs(real_settings(tmp_path)) if run.cell}
+    # identity-net-face shares the runs of pf-vit, and that starts from the MAE here
+    assert names == {cell.name for cell in CELLS} - {"identity-net-face", EQUAL_EPOCHS}
+
+
+def test_cells_that_the_preset_makes_the_same_as_another_are_not_run(tmp_path):
+    runs = {run.name: run.config for run in plan_runs(miniature(tmp_path, (0,), (), (), lambda config: config))}
+    assert runs["pf-vit"].pf_mag.loss_balancing == "fixed"
+    assert "fixed-weights" not in runs
+    assert runs[EQUAL_EPOCHS].epochs == runs["mae-vit"].epochs + runs["pf-vit"].epochs
+    assert replace(runs[EQUAL_EPOCHS], name="mae-vit", epochs=runs["mae-vit"].epochs) == runs["mae-vit"]
 
 
 def test_cell_differs_from_its_reference_only_in_its_changes(tmp_path):
@@ -210,7 +222,8 @@ def test_invalid_command_lines_are_refused(arguments, message):
 
 def test_overrides_apply_to_every_run_before_the_changes_of_cells():
     reproduction = parse(["--miniature", "--executor", "local", "--epochs", "0.5", "--augment.flip", "0.25"])
-    assert {run.config.epochs for run in reproduction.runs} == {0.5}
+    assert {run.config.epochs for run in reproduction.runs if run.name != EQUAL_EPOCHS} == {0.5}
+    assert {run.config.epochs for run in reproduction.runs if run.name == EQUAL_EPOCHS} == {1.0}
     flips = {run.name: run.config.augment.flip for run in reproduction.runs}
     assert flips["mae-vit"] == 0.25
     assert flips["mae-vit-plain"] == 0.0
@@ -220,7 +233,7 @@ def test_overrides_apply_to_every_run_before_the_changes_of_cells():
 
 
 def test_pf_vit_starts_from_mae_vit_of_its_seed_and_size():
-    words = ["--miniature", "--executor", "local", "--seeds", "0", "1", "--pf-vit-start", "mae-vit"]
+    words = ["--miniature", "--executor", "local", "--seeds", "0", "1"]
     reproduction = parse([*words, "--cells", "pf-vit", "pf-vit-t", "sl-vit", "--output", "out"])
     stages = {stage.name: stage for stage in reproduction.plan().stages}
     for name, start, mae in (("pf-vit", "mae-vit", "mae-b"), ("pf-vit-t", "mae-vit-t", "mae-t")):
@@ -229,5 +242,6 @@ def test_pf_vit_starts_from_mae_vit_of_its_seed_and_size():
         configs = [run.config for run in stage.tasks]
         assert [config.model.init for config in configs] == [f"out/studio/{start}/seed-{seed}" for seed in (0, 1)]
         assert {config.pf_mag.decoder_init for config in configs} == {f"out/pretraining/{mae}/seed-0"}
-    from_mae = parse([*words[:-1], "mae", "--cells", "pf-vit", "--output", "out"])
+    of_mae = ["--pf-vit-start", "mae", "--pf-mag.discriminator-init", "decoder"]
+    from_mae = parse([*words, *of_mae, "--cells", "pf-vit", "--output", "out"])
     assert {run.config.model.init for run in from_mae.runs if run.name == "pf-vit"} == {"out/pretraining/mae-b/seed-0"}
