@@ -65,7 +65,6 @@ def parts(recipe: RunConfig) -> dict[str, dict[str, Any]]:
             "epochs": recipe.epochs / every,
         },
         "high rate in the warm-up": {"pf_mag.warmup_lr": None},
-        "bias of the class token's mask": {"pf_mag.class_mask_bias": None},
         "orthogonality": {"pf_mag.weights.ort": 0.0},
     }
 
