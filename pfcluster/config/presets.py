@@ -156,14 +156,14 @@ def miniature(size: str) -> Recipe:
     width, heads = {"t": (32, 2), "s": (48, 3), "b": (64, 4)}[size]
     model = ModelConfig(patch=8, width=width, heads=heads, decoder_width=64, patch_gain=4.0)
     weak_augment = AugmentConfig(crop_scale=(0.9, 1.0), rotation=0.0, jitter=0.1)
-    epochs = {"judge": 5, "mae": 40, "finetune": 12, "pf_mag": 12}
+    epochs = {"judge": 5, "mae": 30, "finetune": 12, "pf_mag": 11}
     recipe = _small(
         DataConfig(size=32, cache_mode="host"), model, weak_augment, epochs, batch_size=64, warmup_steps=180
     )
     judge, mae_vit = recipe["judge"], replace(recipe["mae-vit"], optim=recipe["scratch"].optim)
-    pf_vit = replace(_from_classifier(recipe["pf-vit"], epochs=12, warmup_steps=180, ema=0.95), batch_size=64)
+    pf_vit = replace(_from_classifier(recipe["pf-vit"], epochs=11, warmup_steps=180, ema=0.95), batch_size=64)
     recipe |= {"judge": replace(judge, batch_size=32), "mae-vit": mae_vit, "pf-vit": pf_vit}
-    return _with_evaluation(recipe, n_poker_faces=400)
+    return _with_evaluation(recipe, every_epochs=3, n_poker_faces=400)
 
 
 def small() -> Recipe:
