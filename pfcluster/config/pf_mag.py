@@ -107,9 +107,6 @@ class PfMagConfig:
     patch_overlap: int = 0
     """Pixels by which the generator's output for a patch extends over each neighbour; overlapping outputs are added
     up. At most `model.patch`. 0 generates each patch separately."""
-    refine_channels: int = 0
-    """Hidden channels of a residual 3x3 convolution over the generated image, which sees across patch borders and
-    is initialised to the identity; 0 has none. Slower than `patch_overlap`."""
     discriminator_init: Literal["decoder", "classifier"] = "decoder"
     """Initial discriminator: a copy of the MAE decoder with a new patch embedding, as in the paper; or a copy of the
     fine-tuned classifier in `model.init`, which recognises emotions from the start, with a real/fake output for each
@@ -131,7 +128,7 @@ class PfMagConfig:
     def __post_init__(self) -> None:
         require_min(0, "pf_mag", self, "grad_norms_every", "warmup_steps", "warmup_cls", "r1", "separator_ratio")
         require_min(1, "pf_mag", self, "loss_balancing_steps", "discriminator_updates", "r1_every", "generate_every")
-        require_min(0, "pf_mag", self, "adv_ramp_steps", "patch_overlap", "refine_channels")
+        require_min(0, "pf_mag", self, "adv_ramp_steps", "patch_overlap")
         require(self.warmup_lr is None or self.warmup_lr > 0, "pf_mag.warmup_lr", self.warmup_lr, "be positive")
         require_fraction("pf_mag", self, "encoder_grad_share")
         require_positive("pf_mag", self, "warmup_rec", "discriminator_patch_gain", "discriminator_emotion_weight")
