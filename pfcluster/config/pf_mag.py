@@ -66,8 +66,6 @@ class PfMagConfig:
     encoder_grad_share: float = 1.0
     """Factor, in [0, 1], of the gradient that reaches the encoder from generated images and L_ort; the gradient of
     the classification loss reaches it in full."""
-    adv_ramp_steps: int = 0
-    """Steps after the warm-up over which the adversarial weight grows linearly from 0; 0 applies it in full at once."""
     identity_net: Literal["facenet", "resnet", "run", "tokens"] = "tokens"
     """Frozen feature extractor φ of the orthogonality loss: InceptionResnetV1 trained on VGGFace2 ("facenet"), timm's
     ResNet-50 trained on ImageNet ("resnet"), or a classifier trained with pfcluster ("run"), best on identities
@@ -128,7 +126,7 @@ class PfMagConfig:
     def __post_init__(self) -> None:
         require_min(0, "pf_mag", self, "grad_norms_every", "warmup_steps", "warmup_cls", "r1", "separator_ratio")
         require_min(1, "pf_mag", self, "loss_balancing_steps", "discriminator_updates", "r1_every", "generate_every")
-        require_min(0, "pf_mag", self, "adv_ramp_steps", "patch_overlap")
+        require_min(0, "pf_mag", self, "patch_overlap")
         require(self.warmup_lr is None or self.warmup_lr > 0, "pf_mag.warmup_lr", self.warmup_lr, "be positive")
         require_fraction("pf_mag", self, "encoder_grad_share")
         require_positive("pf_mag", self, "warmup_rec", "discriminator_patch_gain", "discriminator_emotion_weight")

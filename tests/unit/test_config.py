@@ -111,6 +111,7 @@ def test_removed_fields_without_effect_are_dropped():
     ("field", "value"),
     [
         ("refine_channels", 32),
+        ("adv_ramp_steps", 500),
     ],
 )
 def test_removed_fields_with_effect_are_refused(field, value):
