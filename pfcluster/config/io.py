@@ -14,6 +14,8 @@ from pfcluster.config.json_files import JsonFileError, parse_json, record_of, wi
 REMOVED_FIELDS: Mapping[str, float] = {
     "pf_mag.refine_channels": 0,
     "pf_mag.adv_ramp_steps": 0,
+    "pf_mag.real_label_smoothing": 0.0,
+    "pf_mag.discriminator_emotion_weight": 1.0,
 }
 """Fields that configs of earlier versions have -> the values with which a run is the same as without the field. Other
 values are refused."""

@@ -111,14 +111,8 @@ class PfMagConfig:
     patch token, averaged."""
     discriminator_patch_gain: float = 1.0
     """As model.patch_gain, for the patch embedding of a discriminator that starts from the decoder."""
-    discriminator_emotion_weight: float = 1.0
-    """Weight of each emotion output for real images in the discriminator's loss, relative to 1 for their real/fake
-    output."""
     discriminator_updates: int = 1
     """Discriminator updates per update of PF-ViT, on the same batch and generated images with new augmentation."""
-    real_label_smoothing: float = 0.0
-    """One-sided label smoothing, in [0, 1): the real/fake target of real images is 1 minus this (Salimans et al.
-    2016)."""
     grad_norms_every: int = 100
     """Steps between two measurements of each loss term's gradient norm at tokens and images (docs/guides/pf-mag.md).
     One costs about two steps and does not change training; 0 is off."""
@@ -129,8 +123,8 @@ class PfMagConfig:
         require_min(0, "pf_mag", self, "patch_overlap")
         require(self.warmup_lr is None or self.warmup_lr > 0, "pf_mag.warmup_lr", self.warmup_lr, "be positive")
         require_fraction("pf_mag", self, "encoder_grad_share")
-        require_positive("pf_mag", self, "warmup_rec", "discriminator_patch_gain", "discriminator_emotion_weight")
-        require_fraction("pf_mag", self, "mask_ratio", "real_label_smoothing", below_one=True)
+        require_positive("pf_mag", self, "warmup_rec", "discriminator_patch_gain")
+        require_fraction("pf_mag", self, "mask_ratio", below_one=True)
         self._check_model()
         self._check_discriminator()
 
@@ -157,10 +151,6 @@ class PfMagConfig:
 
     def _check_discriminator(self) -> None:
         """Combinations of the discriminator's options."""
-        weight = self.discriminator_emotion_weight
-        unused = "be 1 with pf_mag.discriminator_emotions off: there are no emotion outputs"
-        used = self.discriminator_emotions or weight == 1
-        require(used, "pf_mag.discriminator_emotion_weight", weight, unused)
         gain, origin = self.discriminator_patch_gain, self.discriminator_init
         own = 'be 1 with pf_mag.discriminator_init "classifier": its patch embedding is that of the classifier'
         require(origin == "decoder" or gain == 1, "pf_mag.discriminator_patch_gain", gain, own)

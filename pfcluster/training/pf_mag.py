@@ -48,8 +48,6 @@ class LossSettings:
     r1_every: int = 1
     generate_every: int = 1
     discriminator_emotions: bool = True
-    discriminator_emotion_weight: float = 1.0
-    real_label_smoothing: float = 0.0
     discriminator_updates: int = 1
     has_adversary: bool = False
     """Whether the discriminator's module holds an EmotionAdversary, which adds the confusion term to L_PFViT."""
@@ -80,8 +78,6 @@ def loss_settings(
         r1_every=config.r1_every,
         generate_every=config.generate_every,
         discriminator_emotions=config.discriminator_emotions,
-        discriminator_emotion_weight=config.discriminator_emotion_weight,
-        real_label_smoothing=config.real_label_smoothing,
         discriminator_updates=config.discriminator_updates,
         has_adversary=config.weights.confusion > 0,
         has_anchor=config.weights.anchor > 0,
@@ -116,8 +112,6 @@ def discriminator_terms(
         batch.labels,
         fake_class_targets=settings.fake_class_targets,
         emotions=settings.discriminator_emotions,
-        emotion_weight=settings.discriminator_emotion_weight,
-        real_label_smoothing=settings.real_label_smoothing,
     )
     if with_r1:
         gradient = discriminator.input_gradient(real[:, -1].float().sum(), real_images)

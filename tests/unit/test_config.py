@@ -112,6 +112,8 @@ def test_removed_fields_without_effect_are_dropped():
     [
         ("refine_channels", 32),
         ("adv_ramp_steps", 500),
+        ("real_label_smoothing", 0.1),
+        ("discriminator_emotion_weight", 4.0),
     ],
 )
 def test_removed_fields_with_effect_are_refused(field, value):
