@@ -40,7 +40,6 @@ def info(kind: Kind = "vit", *, crop_size: int = 48, quality: int | None = 95) -
         fusion_bias=4.0,
         class_mask_bias=1.0,
         patch_overlap=2,
-        refine_channels=4,
     )
     network = NetworkInfo(
         kind=kind,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -23,7 +22,7 @@ from pfcluster.training.loss_balancing import LossBalancer
 from pfcluster.training.pf_mag import LossSettings, loss_settings
 
 SINGLE = World(0, 1, torch.device("cpu"))
-CLASSES, LOG2 = 4, math.log(2)
+CLASSES = 4
 MOVING = OptimConfig(algorithm="adam", lr=1e-3, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
 FIXED = PfMagConfig(warmup_steps=2, loss_balancing="fixed", weights=LossWeights(cls=1.0, adv=0.5, rec=2.0, ort=0.1))
 

@@ -66,8 +66,6 @@ class PfMagConfig:
     encoder_grad_share: float = 1.0
     """Factor, in [0, 1], of the gradient that reaches the encoder from generated images and L_ort; the gradient of
     the classification loss reaches it in full."""
-    adv_ramp_steps: int = 0
-    """Steps after the warm-up over which the adversarial weight grows linearly from 0; 0 applies it in full at once."""
     identity_net: Literal["facenet", "resnet", "run", "tokens"] = "tokens"
     """Frozen feature extractor φ of the orthogonality loss: InceptionResnetV1 trained on VGGFace2 ("facenet"), timm's
     ResNet-50 trained on ImageNet ("resnet"), or a classifier trained with pfcluster ("run"), best on identities
@@ -107,23 +105,14 @@ class PfMagConfig:
     patch_overlap: int = 0
     """Pixels by which the generator's output for a patch extends over each neighbour; overlapping outputs are added
     up. At most `model.patch`. 0 generates each patch separately."""
-    refine_channels: int = 0
-    """Hidden channels of a residual 3x3 convolution over the generated image, which sees across patch borders and
-    is initialised to the identity; 0 has none. Slower than `patch_overlap`."""
     discriminator_init: Literal["decoder", "classifier"] = "decoder"
     """Initial discriminator: a copy of the MAE decoder with a new patch embedding, as in the paper; or a copy of the
     fine-tuned classifier in `model.init`, which recognises emotions from the start, with a real/fake output for each
     patch token, averaged."""
     discriminator_patch_gain: float = 1.0
     """As model.patch_gain, for the patch embedding of a discriminator that starts from the decoder."""
-    discriminator_emotion_weight: float = 1.0
-    """Weight of each emotion output for real images in the discriminator's loss, relative to 1 for their real/fake
-    output."""
     discriminator_updates: int = 1
     """Discriminator updates per update of PF-ViT, on the same batch and generated images with new augmentation."""
-    real_label_smoothing: float = 0.0
-    """One-sided label smoothing, in [0, 1): the real/fake target of real images is 1 minus this (Salimans et al.
-    2016)."""
     grad_norms_every: int = 100
     """Steps between two measurements of each loss term's gradient norm at tokens and images (docs/guides/pf-mag.md).
     One costs about two steps and does not change training; 0 is off."""
@@ -131,11 +120,11 @@ class PfMagConfig:
     def __post_init__(self) -> None:
         require_min(0, "pf_mag", self, "grad_norms_every", "warmup_steps", "warmup_cls", "r1", "separator_ratio")
         require_min(1, "pf_mag", self, "loss_balancing_steps", "discriminator_updates", "r1_every", "generate_every")
-        require_min(0, "pf_mag", self, "adv_ramp_steps", "patch_overlap", "refine_channels")
+        require_min(0, "pf_mag", self, "patch_overlap")
         require(self.warmup_lr is None or self.warmup_lr > 0, "pf_mag.warmup_lr", self.warmup_lr, "be positive")
         require_fraction("pf_mag", self, "encoder_grad_share")
-        require_positive("pf_mag", self, "warmup_rec", "discriminator_patch_gain", "discriminator_emotion_weight")
-        require_fraction("pf_mag", self, "mask_ratio", "real_label_smoothing", below_one=True)
+        require_positive("pf_mag", self, "warmup_rec", "discriminator_patch_gain")
+        require_fraction("pf_mag", self, "mask_ratio", below_one=True)
         self._check_model()
         self._check_discriminator()
 
@@ -162,10 +151,6 @@ class PfMagConfig:
 
     def _check_discriminator(self) -> None:
         """Combinations of the discriminator's options."""
-        weight = self.discriminator_emotion_weight
-        unused = "be 1 with pf_mag.discriminator_emotions off: there are no emotion outputs"
-        used = self.discriminator_emotions or weight == 1
-        require(used, "pf_mag.discriminator_emotion_weight", weight, unused)
         gain, origin = self.discriminator_patch_gain, self.discriminator_init
         own = 'be 1 with pf_mag.discriminator_init "classifier": its patch embedding is that of the classifier'
         require(origin == "decoder" or gain == 1, "pf_mag.discriminator_patch_gain", gain, own)

@@ -55,7 +55,6 @@ def network_info(config: RunConfig) -> NetworkInfo:
         fusion_bias=pf_mag.fusion_bias,
         class_mask_bias=pf_mag.class_mask_bias,
         patch_overlap=pf_mag.patch_overlap,
-        refine_channels=pf_mag.refine_channels,
     )
     return NetworkInfo(kind="pf_vit", size=config.data.size, encoder=encoder, generator=generator)
 

@@ -130,7 +130,6 @@ def _build_pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: in
         self_fusion=config.pf_mag.fusion == "self",
         fusion_bias=config.pf_mag.fusion_bias,
         overlap=config.pf_mag.patch_overlap,
-        refine_channels=config.pf_mag.refine_channels,
     )
     pf_vit = PFViT(
         encoder,

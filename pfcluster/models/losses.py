@@ -61,31 +61,23 @@ def discriminator(
     *,
     fake_class_targets: str = "ignore",
     emotions: bool = True,
-    emotion_weight: float = 1.0,
-    real_label_smoothing: float = 0.0,
 ) -> Tensor:
     """L_Δ (section 3): BCE over the discriminator's outputs, b (k+1), (v b) (k+1), b -> scalar: mean over the outputs
     of real images plus mean over those of generated images.
 
-    Targets of real images: one-hot(y) for emotions, 1 - real_label_smoothing for real. Generated images: 0 for real;
-    their emotions are left out ("ignore"), all 0 ("zero") or those of their source photo ("source"). Without
-    `emotions` only the real/fake outputs count (Ablations 2). `emotion_weight` w turns a mean over outputs with
-    emotion targets into (w Σ BCE of emotions + BCE of real) / (k + 1).
+    Targets of real images: one-hot(y) for emotions, 1 for real. Generated images: 0 for real; their emotions are left
+    out ("ignore"), all 0 ("zero") or those of their source photo ("source"). Without `emotions` only the real/fake
+    outputs count (Ablations 2).
     """
     classes = logits_real.shape[1] - 1
     target = functional.one_hot(labels, classes + 1).float()
     source_target = target.clone()
-    target[:, classes] = 1.0 - real_label_smoothing
+    target[:, classes] = 1.0
     used = slice(0 if emotions else classes, None)
-    weights = None
-    if emotion_weight != 1:
-        weights = torch.full_like(target[0], emotion_weight)
-        weights[classes] = 1.0
-        weights = weights[used]
-    real = functional.binary_cross_entropy_with_logits(logits_real.float()[:, used], target[:, used], weights)
+    real = functional.binary_cross_entropy_with_logits(logits_real.float()[:, used], target[:, used])
     if emotions and fake_class_targets == "source":
         source_target = source_target.repeat(len(logits_fake) // len(source_target), 1)
-        return real + functional.binary_cross_entropy_with_logits(logits_fake.float(), source_target, weights)
+        return real + functional.binary_cross_entropy_with_logits(logits_fake.float(), source_target)
     fake = logits_fake.float()[:, slice(0 if emotions and fake_class_targets == "zero" else classes, None)]
     return real + functional.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
 

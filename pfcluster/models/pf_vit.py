@@ -148,26 +148,6 @@ class SelfFusion(nn.Module):
         return tokens + self.attn(self.norm(tokens))
 
 
-class RefinementConv(nn.Module):
-    """Two residual 3x3 convolutions over the generated image. The pixel head generates each patch separately;
-    convolutions see across patch borders. Not in the paper. The second layer starts at zero, so that the module starts
-    as the identity.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, 3, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        assert self.second.bias is not None
-        nn.init.zeros_(self.second.bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """b 3 h w -> b 3 h w."""
-        images = images.contiguous(memory_format=torch.channels_last)  # else the convolutions make uncounted copies
-        return images + self.second(functional.gelu(self.first(images)))
-
-
 class Generator(nn.Module):
     """Fusion F and generator G: tokens to pixels.
 
@@ -188,11 +168,10 @@ class Generator(nn.Module):
         self_fusion: bool = False,
         fusion_bias: float | None = None,
         overlap: int = 0,
-        refine_channels: int = 0,
     ) -> None:
         """`self_fusion` takes SelfFusion instead of CrossFusion, `fusion_bias` is the latter's `own_bias`. With
         `overlap` v the head generates (p + 2 v)² pixels around each patch, and overlapping ones are added up; it starts
-        as the head of p² pixels. `refine_channels` > 0 adds a RefinementConv.
+        as the head of p² pixels.
         """
         super().__init__()
         self.patch, self.overlap = patch, overlap
@@ -210,18 +189,12 @@ class Generator(nn.Module):
         nn.init.zeros_(self.head.bias)
         if overlap:
             self.head = overlapping_head(self.head, patch, overlap)
-        with torch.random.fork_rng(devices=[]):  # the other modules are initialised as without it
-            self.smooth = RefinementConv(refine_channels) if refine_channels else None
 
     def forward(self, tokens: Tensor, order: Tensor | None = None) -> Tensor:
         """b (1 + k) d -> images b 3 h w, unbounded. order b n: the patches, the k visible ones first, as the tokens
         are; None if all are visible.
         """
-        images = self._generate(self.embed(tokens), order)
-        return images if self.smooth is None else self.smooth(images)
-
-    def _generate(self, embedded: Tensor, order: Tensor | None) -> Tensor:
-        """b (1 + k) c -> b 3 h w, without refinement."""
+        embedded = self.embed(tokens)
         if isinstance(self.fusion, SelfFusion):
             return self._assemble(self._generate_with_self_fusion(embedded, order))
         assert order is None

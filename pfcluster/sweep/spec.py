@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pfcluster.config import ConfigError, RunConfig, presets
-from pfcluster.config.json_files import JsonFileError, read_record
+from pfcluster.config.io import REMOVED, REMOVED_FIELDS
+from pfcluster.config.json_files import JsonFileError, read_object, record_of, without_removed
 from pfcluster.config.starts import MAE_VIT
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.space import MAE, Parameter, check
@@ -185,14 +186,25 @@ def load(folder: Path) -> Spec:
     """The sweep of a folder. Raises ConfigError if there is none, JsonFileError if its file is damaged."""
     path = folder / SPEC
     try:
-        spec = read_record(Spec, path)
+        values = read_object(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} holds no sweep: it has no {path.name}") from error
+    spec: Spec = record_of(Spec, _without_removed_fields(values, str(path)), str(path))
     runs = presets.recipe(spec.preset) if spec.preset in presets.PRESETS else {}
     unknown = [name for name in (spec.config.name, *spec.before) if spec.preset and name not in runs]
     if unknown:
         raise JsonFileError(f"{path}: the preset {spec.preset!r} has no run {unknown[0]!r}")
     return spec
+
+
+def _without_removed_fields(values: Mapping[str, Any], source: str) -> Any:
+    """The JSON value of a spec of an earlier version, its configs without fields that were removed since. Raises
+    JsonFileError if one of them had an effect.
+    """
+    before = values.get("before")
+    configs = ["config", *(f"before.{name}" for name in (before if isinstance(before, Mapping) else ()))]
+    removed = {f"{config}.{name}": value for config in configs for name, value in REMOVED_FIELDS.items()}
+    return without_removed(values, removed, source, REMOVED)
 
 
 def _as_json(spec: Spec) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Weights of PF-ViT's loss terms over time: warm-up, ramp and automatic balancing (docs/concepts/method.md, Losses)."""
+"""Weights of PF-ViT's loss terms over time: warm-up and automatic balancing (docs/concepts/method.md, Losses)."""
 
 from __future__ import annotations
 
@@ -60,14 +60,11 @@ class LossBalancer:
             return weight
         return weight / max(self.sums[name] / self.steps_measured, SMALLEST_MAGNITUDE)
 
-    def total(self, terms: Metrics, *, warmup: bool, adv_ramp: float = 1.0) -> Tensor:
-        """L_PFViT = Σ λ_i L_i with λ_adv scaled by `adv_ramp`; in the warm-up λ_rec L_rec + λ_cls L_cls."""
+    def total(self, terms: Metrics, *, warmup: bool) -> Tensor:
+        """L_PFViT = Σ λ_i L_i; in the warm-up λ_rec L_rec + λ_cls L_cls."""
         if warmup:
             return self.warmup_rec * terms["rec"] + self.warmup_cls * terms["cls"]
-        weighted = [
-            self.weight(name) * (adv_ramp if name == "adv" else 1.0) * terms[name] for name in TERMS if name in terms
-        ]
-        return torch.stack(weighted).sum()
+        return torch.stack([self.weight(name) * terms[name] for name in TERMS if name in terms]).sum()
 
     def state(self) -> dict[str, Any]:
         """JSON values for a checkpoint."""
@@ -76,8 +73,3 @@ class LossBalancer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         self.steps_measured, self.sums = state["balance_seen"], dict(state["balance_sums"])
-
-
-def adv_ramp(step: int, steps: int) -> float:
-    """Fraction of λ_adv at a 0-based step after the warm-up: linear from 0 to 1 over `steps` steps, 1 if that is 0."""
-    return min(1.0, max(0, step) / steps) if steps else 1.0

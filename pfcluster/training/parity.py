@@ -41,11 +41,8 @@ SMALLEST_METRIC = 1e-3
 ALL_STABILISERS = PfMagConfig(
     weights=LossWeights(confusion=0.1, anchor=0.5),
     fake_class_targets="source",
-    adv_ramp_steps=2,
     discriminator_init="classifier",
-    discriminator_emotion_weight=3.0,
     discriminator_updates=2,
-    real_label_smoothing=0.1,
     fusion_bias=4.0,
     patch_overlap=2,
     generate_every=2,

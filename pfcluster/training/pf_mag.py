@@ -26,7 +26,7 @@ from pfcluster.training.gan_diagnostics import (
     gradient_norms,
     mask_statistics,
 )
-from pfcluster.training.loss_balancing import TERMS, LossBalancer, adv_ramp
+from pfcluster.training.loss_balancing import TERMS, LossBalancer
 from pfcluster.training.objective import Metrics, mean
 
 
@@ -48,8 +48,6 @@ class LossSettings:
     r1_every: int = 1
     generate_every: int = 1
     discriminator_emotions: bool = True
-    discriminator_emotion_weight: float = 1.0
-    real_label_smoothing: float = 0.0
     discriminator_updates: int = 1
     has_adversary: bool = False
     """Whether the discriminator's module holds an EmotionAdversary, which adds the confusion term to L_PFViT."""
@@ -80,8 +78,6 @@ def loss_settings(
         r1_every=config.r1_every,
         generate_every=config.generate_every,
         discriminator_emotions=config.discriminator_emotions,
-        discriminator_emotion_weight=config.discriminator_emotion_weight,
-        real_label_smoothing=config.real_label_smoothing,
         discriminator_updates=config.discriminator_updates,
         has_adversary=config.weights.confusion > 0,
         has_anchor=config.weights.anchor > 0,
@@ -116,8 +112,6 @@ def discriminator_terms(
         batch.labels,
         fake_class_targets=settings.fake_class_targets,
         emotions=settings.discriminator_emotions,
-        emotion_weight=settings.discriminator_emotion_weight,
-        real_label_smoothing=settings.real_label_smoothing,
     )
     if with_r1:
         gradient = discriminator.input_gradient(real[:, -1].float().sum(), real_images)
@@ -191,7 +185,6 @@ def pf_mag_step(
     balancer: LossBalancer,
     *,
     warmup: bool,
-    adv_ramp: float = 1.0,
     with_r1: bool = True,
 ) -> Metrics:
     """Update the discriminator, then PF-ViT. Batches: images b 3 h w, labels b, order b n if patches are hidden.
@@ -199,8 +192,8 @@ def pf_mag_step(
     With one micro-batch a single forward pass of PF-ViT serves both updates, which is exact because the discriminator's
     update does not change PF-ViT. With several, all must pass the discriminator before PF-ViT's update begins, so
     PF-ViT runs forward twice: the same update as with the whole batch at once, with less memory. Further discriminator
-    updates use the same generated images; the metrics are those of the first update. `adv_ramp` scales λ_adv;
-    `with_r1` adds the R1 penalty if its weight is positive.
+    updates use the same generated images; the metrics are those of the first update. `with_r1` adds the R1
+    penalty if its weight is positive.
     """
     emotion_view, every = settings.identity_net is not None and not warmup, settings.generate_every
 
@@ -230,7 +223,7 @@ def pf_mag_step(
             last = index == len(batches) - 1
             output = outputs[0] if shared else generate(batch, sync=last)
             terms = pf_vit_terms(output, batch, None if warmup else frozen_discriminator, settings)
-            total = balancer.total(terms, warmup=warmup, adv_ramp=adv_ramp)
+            total = balancer.total(terms, warmup=warmup)
             pf_vit.backward(total / len(batches))
             accuracy = (output.logits.argmax(1) == batch.labels).float().mean()
             metrics[index] |= {**terms, "loss": total, "train_accuracy": accuracy}
@@ -287,7 +280,6 @@ class PfMagObjective:
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
         config = self.config
         warmup = step < config.warmup_steps
-        ramp = adv_ramp(step - config.warmup_steps, config.adv_ramp_steps)
         metrics = pf_mag_step(
             batches,
             self.engines["model"],
@@ -295,20 +287,19 @@ class PfMagObjective:
             self.settings,
             self.balancer,
             warmup=warmup,
-            adv_ramp=ramp,
             with_r1=step % config.r1_every == 0,
         )
         if config.grad_norms_every and (step + 1) % config.grad_norms_every == 0:
-            metrics |= self._gradient_norms(batches[0], warmup=warmup, ramp=ramp)
+            metrics |= self._gradient_norms(batches[0], warmup=warmup)
         return metrics
 
-    def _gradient_norms(self, batch: Batch, *, warmup: bool, ramp: float) -> Metrics:
+    def _gradient_norms(self, batch: Batch, *, warmup: bool) -> Metrics:
         """Gradient norms of the loss terms, with the weights after the step."""
 
         def single_term_loss(name: str, output: PFViTOutput, part: Batch, discriminator: Callable[..., Any]) -> Tensor:
             terms = pf_vit_terms(output, part, None if warmup else discriminator, self.settings)
             constants = {other: term.detach() for other, term in terms.items()}
-            return self.balancer.total(constants | {name: terms[name]}, warmup=warmup, adv_ramp=ramp)
+            return self.balancer.total(constants | {name: terms[name]}, warmup=warmup)
 
         names = ("cls", "rec") if warmup else tuple(name for name in TERMS if self.settings.has_term(name))
         emotion_view = self.settings.identity_net is not None and not warmup

@@ -250,7 +250,7 @@ def test_every_kind_of_net_is_exported(tmp_path: Path) -> None:
     assert plain.network.generator is not None
     encoder = dataclasses.replace(stem.network.encoder, stem_channels=(8, 16, 32))
     stem = dataclasses.replace(stem, network=dataclasses.replace(stem.network, encoder=encoder))
-    fusion = dataclasses.replace(plain.network.generator, fusion="self", fusion_bias=None, refine_channels=0)
+    fusion = dataclasses.replace(plain.network.generator, fusion="self", fusion_bias=None)
     fused = dataclasses.replace(plain, network=dataclasses.replace(plain.network, generator=fusion))
     crops = models.rendered(3, 48)
     for info in (stem, fused, models.info("cnn")):

@@ -14,11 +14,8 @@ from pfcluster.config import (
 )
 from pfcluster.data.batch import make_micro_batches
 from pfcluster.models import factory, losses
-from pfcluster.training import parity
-from pfcluster.training.factory import build_engines, build_objective
-from pfcluster.training.loss_balancing import adv_ramp
 from pfcluster.training.pf_mag import discriminator_terms, pf_mag_step, pf_vit_terms
-from tests.stabilised import CLASSES, LOG2, MOVING, SINGLE, balancer, config, engines, raw, settings
+from tests.stabilised import CLASSES, MOVING, SINGLE, balancer, config, engines, raw, settings
 
 
 def encoder_gradient(values: RunConfig, *terms: str) -> torch.Tensor:
@@ -29,32 +26,6 @@ def encoder_gradient(values: RunConfig, *terms: str) -> torch.Tensor:
     losses_by_name = pf_vit_terms(output, batch, modules["discriminator"], settings(values))
     sum(losses_by_name[name] for name in terms).backward()
     return modules["model"].encoder.blocks[0].mlp.fc1.weight.grad
-
-
-@pytest.mark.parametrize("kind", ["fixed", "auto"])
-def test_adversarial_weight_ramps_up_after_warmup(kind):
-    values = config(adv_ramp_steps=4, loss_balancing=kind, loss_balancing_steps=1)
-    built = build_engines(values, "ddp", factory.build(values, CLASSES), SINGLE)
-    objective = build_objective(values, built, parity.CLASS_NAMES, SINGLE)
-    ramps = []
-    for step in range(2 + 6):
-        terms = objective.step(make_micro_batches(raw(), values, step, SINGLE), step)
-        if step >= 2:
-            rest = sum(objective.balancer.weight(name) * terms[name] for name in ("cls", "rec", "ort"))
-            ramps.append(((terms["loss"] - rest) / (objective.balancer.weight("adv") * terms["adv"])).item())
-    assert ramps == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1], abs=2e-5)  # differences of fp32 losses
-    assert adv_ramp(0, 0) == 1
-
-
-def test_emotion_weight_of_real_images():
-    real, fake, labels = torch.zeros(3, CLASSES + 1), torch.full((3, CLASSES + 1), -100.0), torch.arange(3)
-    real[:, CLASSES] = 100.0  # real outputs are right: only the emotions, log 2 each, contribute
-    assert losses.discriminator(real, fake, labels).item() == pytest.approx(4 / 5 * LOG2)
-    assert losses.discriminator(real, fake, labels, emotion_weight=3).item() == pytest.approx(12 / 5 * LOG2)
-    real[:, CLASSES] = 0.0
-    assert losses.discriminator(real, fake, labels, emotion_weight=3).item() == pytest.approx(13 / 5 * LOG2)
-    without_emotions = losses.discriminator(real, fake, labels, emotion_weight=3, emotions=False)
-    assert without_emotions.item() == pytest.approx(LOG2)
 
 
 def test_fake_class_targets_can_be_those_of_the_source():
@@ -69,24 +40,6 @@ def test_fake_class_targets_can_be_those_of_the_source():
     )
     source = losses.discriminator(real, no_emotion, labels, fake_class_targets="source").item()
     assert source == pytest.approx(100 / 5)
-    weighted = losses.discriminator(real, no_emotion, labels, fake_class_targets="source", emotion_weight=3).item()
-    assert weighted == pytest.approx(300 / 5)
-
-
-def test_real_label_smoothing_changes_only_the_real_target():
-    logits = torch.full((2, CLASSES + 1), -100.0)
-    logits[:, CLASSES] = math.log(0.9 / 0.1)  # probability 0.9
-    fake, labels = torch.full((4, CLASSES + 1), -100.0), torch.tensor([0, 1])
-    value = {
-        s: losses.discriminator(logits, fake, labels, real_label_smoothing=s, emotions=False).item() for s in (0.0, 0.1)
-    }
-    assert value[0.0] == pytest.approx(-math.log(0.9), rel=1e-5)
-    assert value[0.1] == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1), rel=1e-5)
-    at_target = logits.clone().requires_grad_()
-    losses.discriminator(at_target, fake, labels, real_label_smoothing=0.1).backward()
-    assert at_target.grad is not None
-    assert at_target.grad[:, CLASSES].abs().max() < 1e-7  # the target is 0.9
-    assert at_target.grad[0, 0] < -0.05  # the emotion's target is 1
 
 
 def test_anchor_pulls_the_poker_face_alone():

@@ -59,21 +59,6 @@ def test_overlapping_head_starts_as_the_plain_one_and_crosses_patch_borders():
     assert changed.nonzero().tolist() == [[row, column] for row in range(5, 19) for column in range(5, 19)]
 
 
-def test_refinement_starts_as_identity_and_crosses_patch_borders():
-    torch.manual_seed(0)
-    generator = factory.build(config(refine_channels=4), CLASSES)["model"].generator
-    tokens = torch.randn(1, 17, 32)
-    plain = generator(tokens)
-    smooth, generator.smooth = generator.smooth, None
-    assert torch.equal(generator(tokens), plain)
-    torch.nn.init.normal_(smooth.second.weight)
-    image = torch.zeros(1, 3, 32, 32)
-    image[0, :, 7, 7] = 1.0  # the corner of the first patch
-    changed = (smooth(image) - smooth(torch.zeros_like(image))).abs().sum((0, 1)) > 1e-6
-    assert changed[8, 8]
-    assert changed.nonzero().tolist() == [[row, column] for row in range(5, 10) for column in range(5, 10)]
-
-
 def test_position_bias_is_relative_and_starts_at_the_own_place():
     bias = RelativePositionBias(4, 2, 4.0)
     values = bias()

@@ -22,7 +22,7 @@ from tests import tiny
 @pytest.mark.slow
 def test_stabilised_run_resumes_exactly(tmp_path):
     base = tiny.config("pf_mag")
-    pf_mag = replace(parity.ALL_STABILISERS, adv_ramp_steps=6, loss_balancing_steps=8)
+    pf_mag = replace(parity.ALL_STABILISERS, loss_balancing_steps=8)
     config = replace(
         base,
         pf_mag=pf_mag,
@@ -38,7 +38,7 @@ def test_stabilised_run_resumes_exactly(tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     (tmp_path / "parts/result.json").unlink()
     for step in checkpoint_steps(tmp_path / "parts/checkpoints"):
-        if step > 5:  # step 5 is within the ramp, and the balancer is still measuring
+        if step > 5:  # at step 5 the balancer is still measuring
             shutil.rmtree(step_folder(tmp_path / "parts/checkpoints", step))
     assert run(config, tmp_path / "parts")["status"] == "finished"
     whole, parts = (tiny.final_weights(tmp_path / name) for name in ("whole", "parts"))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
 import pytest
 
 from pfcluster.config import ConfigError, presets
+from pfcluster.config.json_files import JsonFileError
 from pfcluster.sweep import pbt, search, space
 from pfcluster.sweep.asha import EvalSchedule, Progress, decide, is_settled, rungs
 from pfcluster.sweep.search import Observation
 from pfcluster.sweep.space import parse
+from pfcluster.sweep.spec import SPEC as SPEC_FILE
 from pfcluster.sweep.spec import Spec, load, save
 
 RECIPE = presets.recipe("mini")
@@ -196,3 +199,18 @@ def test_folder_holds_one_sweep(tmp_path):
         save(other, tmp_path)
     with pytest.raises(ConfigError, match="holds no sweep"):
         load(tmp_path / "none")
+
+
+def test_sweep_of_an_earlier_version_goes_on_unless_a_removed_field_had_an_effect(tmp_path):
+    save(SPEC, tmp_path)
+    path = tmp_path / SPEC_FILE
+    values = json.loads(path.read_text())
+    for config in (values["config"], values["before"]["mae"]):
+        config["pf_mag"] |= {"refine_channels": 0, "discriminator_emotion_weight": 1.0}
+    path.write_text(json.dumps(values))
+    assert load(tmp_path) == SPEC
+    save(SPEC, tmp_path)
+    values["before"]["mae"]["pf_mag"]["refine_channels"] = 32
+    path.write_text(json.dumps(values))
+    with pytest.raises(JsonFileError, match=r"before\.mae\.pf_mag\.refine_channels is 32, but the option was removed"):
+        load(tmp_path)
