@@ -20,8 +20,8 @@ REMOVED_FIELDS: Mapping[str, float] = {
 """Fields that configs of earlier versions have -> the values with which a run is the same as without the field. Other
 values are refused."""
 REMOVED = (
-    "but the option was removed because no run profited from it; use the version of pfcluster with which the run was"
-    " trained (`versions` and `git_commit` in its provenance.json)"
+    "but the option was removed, as the present recipe is better without it; use the version of pfcluster with which"
+    " the run was trained (`versions` and `git_commit` in its provenance.json)"
 )
 """Why a removed field is refused, and the remedy."""
 

@@ -30,8 +30,8 @@ METADATA_KEY = "pfcluster"
 REMOVED_FIELDS = {"network.generator.refine_channels": 0}
 """Fields of models that earlier versions exported -> the values with which a model is the same as without them."""
 REMOVED = (
-    "but the option was removed because no run profited from it; use the version of pfcluster that exported the model"
-    " (`version` and `training.commit` in the same config)"
+    "but the option was removed, as the present recipe is better without it; use the version of pfcluster that"
+    " exported the model (`version` and `training.commit` in the same config)"
 )
 """Why a removed field is refused, and the remedy."""
 MEAN_AND_STD = (0.5, 0.5)

@@ -118,8 +118,8 @@ def test_removed_fields_without_effect_are_dropped():
 )
 def test_removed_fields_with_effect_are_refused(field, value):
     refused = (
-        rf"^run/config\.json: pf_mag\.{field} is {value}, but the option was removed because no run profited from it;"
-        " use the version of pfcluster with which the run was trained .* provenance.json"
+        rf"^run/config\.json: pf_mag\.{field} is {value}, but the option was removed, as the present"
+        " recipe is better without it; use the version of pfcluster with which the run was trained .* provenance.json"
     )
     with pytest.raises(ConfigError, match=refused):
         from_json(earlier_json(**{field: value}), "run/config.json")
