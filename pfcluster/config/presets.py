@@ -39,10 +39,10 @@ MAE_AUGMENT = AugmentConfig(crop_scale=(0.5, 1.0), rotation=0.0, jitter=0.0)
 """Random resized crop and flip suffice for MAE (He et al. 2021, section 4)."""
 DISCRIMINATOR = OptimConfig(algorithm="adam", lr=1e-4, betas=(0.5, 0.999), weight_decay=0.0, schedule="constant")
 
-FAST_DISCRIMINATOR = replace(DISCRIMINATOR, lr=5e-4, schedule="cosine")
+FAST_DISCRIMINATOR = replace(DISCRIMINATOR, lr=5e-4)
 DISCRIMINATOR_AUGMENT = AugmentConfig(crop_scale=(0.6, 1.0))
 FROM_CLASSIFIER = PfMagConfig(
-    weights=LossWeights(cls=2.0, adv=2.0, rec=150.0, ort=0.1, anchor=5.0),
+    weights=LossWeights(cls=2.0, adv=2.0, rec=150.0, ort=0.1, anchor=4.0),
     loss_balancing="fixed",
     warmup_rec=150.0,
     warmup_cls=2.0,
@@ -90,7 +90,7 @@ def demo() -> Recipe:
     return _rendered_faces(
         32,
         {"judge": 6, "mae": 30, "scratch": 8, "mae-vit": 20},
-        pf_vit={"epochs": 22, "warmup_steps": 300, "ema": 0.97},
+        pf_vit={"epochs": 26, "warmup_steps": 330, "ema": 0.97},
     )
 
 
@@ -109,6 +109,7 @@ def poker_face() -> Recipe:
     recipe["pf-vit"] = replace(
         pf_vit,
         evaluate=replace(pf_vit.evaluate, select_from=0.85),
+        discriminator_optim=replace(FAST_DISCRIMINATOR, schedule="cosine"),
         pf_mag=replace(pf_vit.pf_mag, weights=replace(pf_vit.pf_mag.weights, anchor=5.5), **MEASURED_BIASES),
     )
     cached = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
@@ -260,7 +261,6 @@ def _real_faces(
             batch_size=batch_size,
             classifier=smoothed,
             optim=replace(pf_vit.optim, lr=lr, encoder_lr_factor=0.6),
-            discriminator_optim=replace(FAST_DISCRIMINATOR, schedule="constant"),
             pf_mag=replace(pf_vit.pf_mag, weights=weights, **MEASURED_BIASES),
         ),
     }
