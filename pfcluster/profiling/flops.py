@@ -127,8 +127,9 @@ def prepare_uncompiled(config: RunConfig, name: str, module: nn.Module) -> nn.Mo
 
 
 def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
-    """Uninitialised micro-batches of a step, `parts` of `images` images each, on torch's default device. Views of one
-    batch, as `data.batch.make_micro_batches` makes them.
+    """Micro-batches of a step, `parts` of `images` images each, on torch's default device. Views of one batch, as
+    `data.batch.make_micro_batches` makes them. Images, labels and orders are uninitialised; the discriminator's
+    augmentation changes nothing.
     """
     count = images * parts
     patches = (config.data.size // config.model.patch) ** 2
@@ -136,18 +137,18 @@ def empty_batches(config: RunConfig, images: int, parts: int) -> list[Batch]:
         torch.empty(count, 3, config.data.size, config.data.size),
         torch.empty(count, dtype=torch.long),
         torch.empty(count, patches, dtype=torch.long) if config.hides_patches else None,
-        discriminator_augments=_empty_discriminator_augments(config, images, parts),
+        discriminator_augments=_identical_augments(config, images, parts),
     )
     return [batch.part(number, parts) for number in range(parts)]
 
 
-def _empty_discriminator_augments(config: RunConfig, images: int, parts: int) -> tuple[AugmentParams, ...]:
+def _identical_augments(config: RunConfig, images: int, parts: int) -> tuple[AugmentParams, ...]:
     if config.objective != "pf_mag" or not config.discriminator_augment.transforms:
         return ()
     generated = parts * math.ceil(images / config.pf_mag.generate_every)
-    shapes = (generated, 2, 3), (generated, 3), (generated, 4)
-    updates = config.pf_mag.discriminator_updates + 1
-    return tuple(AugmentParams(*(torch.empty(shape) for shape in shapes)) for _ in range(updates))
+    affine = torch.eye(2, 3).expand(generated, -1, -1)
+    unchanged = AugmentParams(affine, torch.ones(generated, 3), torch.zeros(generated, 4))
+    return (unchanged,) * (config.pf_mag.discriminator_updates + 1)
 
 
 def run_step(

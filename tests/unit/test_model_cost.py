@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from pfcluster.cli import costs
 from pfcluster.config import presets
-from pfcluster.profiling.flops import profile
-from pfcluster.profiling.model_cost import inference_flops
+from pfcluster.profiling.flops import empty_batches, profile
+from pfcluster.profiling.model_cost import inference_flops, measure_model_cost
 
 
 @pytest.mark.parametrize("size", ["t", "b"])
@@ -30,3 +31,13 @@ def test_costs_command_writes_and_prints_the_same_counts(tmp_path, capsys):
     cost = json.loads((tmp_path / "costs.json").read_text())["demo mae-vit"]
     assert f"{cost['test_parameters'] / 1e6:.2f}" in capsys.readouterr().out
     assert [speed["batch"] for speed in cost["speeds"]] == [1, 64]
+
+
+def test_augmentation_of_the_discriminators_input_is_timed_with_finite_numbers():
+    config = presets.recipe("miniature-t")["pf-vit"]
+    assert config.discriminator_augment.transforms
+    cost = measure_model_cost(config, 7, torch.device("cpu"))  # a step whose gradients are not finite is an error
+    assert all(speed.step_ms > 0 for speed in cost.speeds)
+    (batch,) = empty_batches(config, 64, 1)
+    images = torch.rand(len(batch.discriminator_augments[0].affine), 3, 32, 32)
+    assert torch.allclose(batch.augment_for_discriminator(images, 0), images, atol=1e-5)
