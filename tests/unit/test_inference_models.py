@@ -147,7 +147,7 @@ def test_models_of_earlier_versions_are_read_where_removed_options_were_off(tmp_
     _give_refinement(tmp_path / name, 0)
     assert pfcluster.load(tmp_path / name, device="cpu").info == info
     _give_refinement(tmp_path / name, 32)
-    refused = r"network\.generator\.refine_channels is 32, but the option was removed .* that exported the model"
+    refused = r"network\.generator\.refine_channels is 32, but the option was removed, .* that exported the model"
     with pytest.raises(InferenceError, match=refused):
         pfcluster.load(tmp_path / name, device="cpu")
 
