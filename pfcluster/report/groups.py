@@ -19,6 +19,8 @@ OUTPUT_FIELDS = ("output", "output_dir", "folder", "run_dir", "resume")
 """Top-level config fields that say where a run writes, not what it computes."""
 MAX_FIELDS = 4
 """Number of differing config fields that a notice lists."""
+NUMBERED = re.compile(r"((?<![A-Za-z0-9.])(?:seed[-_=]?|s)?\d+(?![\w.]))")
+"""A number in a string that may be a seed."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,26 @@ def config_differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
         left, right = a.config.get(name), b.config.get(name)
         ignored = name == "seed" or name.split(".")[0] in OUTPUT_FIELDS
         ignored |= _inputs(a).get(name) is not None and _inputs(a).get(name) == _inputs(b).get(name)
-        if not ignored and left != right and _without_seed(left, a.seed) != _without_seed(right, b.seed):
+        if not ignored and not _equal_but_for_seeds(left, right, (a.seed, b.seed)):
             differences[name] = (left, right)
     return differences
 
 
-def _without_seed(value: Any, seed: int) -> Any:
-    """A string with the seed replaced by a placeholder where it is a word or follows "seed" or "s"."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(rf"(?<![A-Za-z0-9.])(seed[-_=]?|s)?0*{seed}(?![\w.])", "{seed}", value)
+def _equal_but_for_seeds(left: Any, right: Any, seeds: tuple[int, int]) -> bool:
+    """Whether two values are equal, or strings that differ only where each has its own run's seed: a number that is a
+    word or follows "seed" or "s". Numbers that both strings share, as in a folder `study-1`, are no seeds.
+    """
+    if not (isinstance(left, str) and isinstance(right, str)):
+        return bool(left == right)
+    ours, theirs = (NUMBERED.split(value) for value in (left, right))
+    return len(ours) == len(theirs) and all(
+        one == other or (_seed_in(one), _seed_in(other)) == seeds for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def _seed_in(part: str) -> int | None:
+    """The seed in a part of a string; None if it is none."""
+    return int(part.lstrip("sed-_=")) if NUMBERED.fullmatch(part) else None
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:

@@ -131,6 +131,15 @@ def test_paths_with_the_seed_are_not_config_differences(tmp_path: Path) -> None:
     assert "model.init is 'runs/mae-0.5' and 'runs/mae-0.6'" in notices[0].text
 
 
+@pytest.mark.parametrize("study", ["study-1", "0/seed-2", "s2/run 1"])
+def test_numbers_that_the_paths_of_all_seeds_share_are_no_seeds(tmp_path: Path, study: str) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path, "good", seed, config={"model": {"init": f"{study}/mae-vit/seed-{seed}"}})
+        write_run(tmp_path, "bad", seed, config={"model": {"init": f"{study}/mae-vit/seed-{(seed + 1) % 3}"}})
+    (notice,) = write_report(tmp_path).notices
+    assert f"model.init is '{study}/mae-vit/seed-1' and '{study}/mae-vit/seed-2'" in notice.text
+
+
 def test_repeated_seed_is_averaged_once(tmp_path: Path) -> None:
     write_run(tmp_path, "scratch", 0, accuracy=0.7)
     write_run(tmp_path, "scratch", 0, accuracy=0.9, suffix=1)
