@@ -123,14 +123,13 @@ def _separator() -> list[Cell]:
 
 def _losses() -> list[Cell]:
     def cell(name: str, title: str, **options: Any) -> Cell:
-        changes = {f"pf_mag.{option.replace('__', '.')}": value for option, value in options.items()}
-        return Cell(name, title, "losses", "pf-vit", changes)
+        return Cell(name, title, "losses", "pf-vit", {f"pf_mag.{option}": value for option, value in options.items()})
 
     return [
         cell("fake-targets-zero", "class targets of fakes all 0", fake_class_targets="zero"),
-        cell("without-adv", "without L_adv", weights__adv=0.0),
-        cell("without-rec", "without L_rec", weights__rec=0.0),
-        cell("without-cls", "without L_cls", weights__cls=0.0, warmup_cls=0.0),
+        cell("without-adv", "without L_adv", **{"weights.adv": 0.0}),
+        cell("without-rec", "without L_rec", **{"weights.rec": 0.0}),
+        cell("without-cls", "without L_cls", **{"weights.cls": 0.0, "warmup_cls": 0.0}),
         cell("fixed-weights", "fixed loss weights, no balancing", loss_balancing="fixed"),
     ]
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pfcluster.config import RunConfig, presets
+from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.config.io import flatten, with_values
 from pfcluster.config.starts import PfVitStart, require_classifier_start, starts_from_mae_vit, with_start
 from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, Cell, cell_by_name, mae_vit_name
@@ -85,12 +85,21 @@ def unavailable_reason(settings: Settings, cell: Cell) -> str | None:
 
 def selected_cells(settings: Settings, dataset: str) -> list[Cell]:
     """The selected cells, or the cells of the selected tables with their references. Cells that the preset makes the
-    same as another are left out.
+    same as another are left out; raises ConfigError if one of them was selected by its name.
     """
-    cells = [cell for cell in CELLS if cell.canonical_name(settings.identity_net) == cell.name]
-    cells = [cell for cell in cells if not _repeats_another(settings, cell)]
     if settings.cells:
-        return [cell for cell in cells if cell.name in settings.cells]
+        named = dict.fromkeys(cell_by_name(name).canonical_name(settings.identity_net) for name in settings.cells)
+        chosen = [cell for cell in CELLS if cell.name in named]
+        for cell in chosen:
+            if _repeats_another(settings, cell):
+                shared = "mae-vit, as PF-ViT starts from the MAE" if cell.equal_epochs else cell.role
+                raise ConfigError(f"--cells: {cell.name} would be the same runs as {shared}, with these options")
+        return chosen
+    cells = [
+        cell
+        for cell in CELLS
+        if cell.canonical_name(settings.identity_net) == cell.name and not _repeats_another(settings, cell)
+    ]
     ablated = settings.ablated is None or dataset in settings.ablated
 
     def selected(cell: Cell) -> bool:
@@ -127,11 +136,11 @@ def _preset(settings: Settings, size: str, role: str, data: Mapping[str, Any]) -
 
 
 def _repeats_another(settings: Settings, cell: Cell) -> bool:
-    """Whether the preset already has a cell's changes, or trains MAE-ViT for as many epochs as PF-ViT."""
+    """Whether preset and overrides already have a cell's changes, or train MAE-ViT for as many epochs as PF-ViT."""
     recipe = _recipe(settings, cell.size)
     if cell.equal_epochs:
         return not starts_from_mae_vit(recipe)
-    values = flatten(asdict(recipe[cell.role]))
+    values = flatten(asdict(settings.change(recipe[cell.role])))
     return bool(cell.changes) and all(values[name] == value for name, value in cell.changes.items())
 
 

@@ -110,15 +110,10 @@ def points_per_curve(curves: int) -> int:
     return max(MIN_POINTS, min(MAX_POINTS, MAX_FIGURE_POINTS // max(1, curves)))
 
 
-def as_curve(points: Points) -> Curve:
-    """The points with a finite value: p 2."""
-    curve = np.asarray(points, float).reshape(-1, 2)
-    return curve[np.isfinite(curve[:, 1])]
-
-
 def downsample(points: Points, limit: int = MAX_POINTS) -> Curve:
     """The finite points; means of neighbours if there are more than `limit`."""
-    curve = as_curve(points)
+    curve = np.asarray(points, float).reshape(-1, 2)
+    curve = curve[np.isfinite(curve[:, 1])]
     size = math.ceil(len(curve) / limit)
     if size <= 1:
         return curve

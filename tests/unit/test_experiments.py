@@ -58,6 +58,14 @@ def test_cells_that_the_preset_makes_the_same_as_another_are_not_run(tmp_path):
     assert "fixed-weights" not in runs
     assert runs[EQUAL_EPOCHS].epochs == runs["mae-vit"].epochs + runs["pf-vit"].epochs
     assert replace(runs[EQUAL_EPOCHS], name="mae-vit", epochs=runs["mae-vit"].epochs) == runs["mae-vit"]
+    with pytest.raises(ConfigError, match="--cells: fixed-weights would be the same runs as pf-vit"):
+        parse(["--miniature", "--executor", "local", "--cells", "fixed-weights"])
+    balanced = parse(["--miniature", "--executor", "local", "--pf-mag.loss-balancing", "auto"])
+    assert "fixed-weights" in {run.name for run in balanced.runs}
+    with pytest.raises(ConfigError, match=f"{EQUAL_EPOCHS} would be the same runs as mae-vit"):
+        plan_runs(real_settings(tmp_path, cells=(EQUAL_EPOCHS,)))
+    shared = plan_runs(real_settings(tmp_path, cells=("identity-net-face",)))
+    assert "pf-vit" in {run.name for run in shared}
 
 
 def test_cell_differs_from_its_reference_only_in_its_changes(tmp_path):
@@ -94,7 +102,8 @@ def test_ablations_are_limited_to_selected_tables_and_datasets(tmp_path):
 
 def test_cells_selected_by_name(tmp_path):
     settings = real_settings(tmp_path, cells=("scratch", "identity-net-tokens", "identity-net-face"))
-    assert [cell.name for cell in selected_cells(settings, "rafdb")] == ["scratch", "identity-net-tokens"]
+    names = [cell.name for cell in selected_cells(settings, "rafdb")]
+    assert names == ["scratch", "pf-vit", "identity-net-tokens"], "identity-net-face shares the runs of pf-vit"
 
 
 def test_claims_and_results_of_the_paper_name_existing_cells():
