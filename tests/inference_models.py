@@ -40,6 +40,7 @@ def info(kind: Kind = "vit", *, crop_size: int = 48, quality: int | None = 95) -
         fusion_bias=4.0,
         class_mask_bias=1.0,
         patch_overlap=2,
+        erasure_start=0,
     )
     network = NetworkInfo(
         kind=kind,
@@ -71,6 +72,9 @@ def write(output: Path, kind: Kind = "vit", **changes: int | None) -> tuple[Mode
         torch.manual_seed(1)
         for parameter in net.parameters():  # so that logits differ between images, and no part starts at zero
             nn.init.normal_(parameter, std=0.2)
+        for name, buffer in net.named_buffers():
+            if name.startswith("erasure.calibrated."):
+                nn.init.normal_(buffer, std=0.05)
     described, weights = with_precision(described, net.state_dict(), "float32")
     write_model(output, described, weights)
     return described, net

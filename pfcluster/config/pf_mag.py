@@ -102,6 +102,9 @@ class PfMagConfig:
     class_mask_bias: float | None = None
     """Initial value of an additional learned bias in the class token's mask a = σ(...); 3 starts with f_e = 0.95 f for
     the class token, while patch tokens start at 0.5 f. None adds no bias."""
+    erasure_start: int | None = None
+    """Training steps before the erasure of f_p begins: a projection of the identity tokens after which no linear
+    classifier can predict the emotion from them (models/erasure.py). None erases nothing. Not in the paper."""
     patch_overlap: int = 0
     """Pixels by which the generator's output for a patch extends over each neighbour; overlapping outputs are added
     up. At most `model.patch`. 0 generates each patch separately."""
@@ -121,6 +124,12 @@ class PfMagConfig:
         require_min(0, "pf_mag", self, "grad_norms_every", "warmup_steps", "warmup_cls", "r1", "separator_ratio")
         require_min(1, "pf_mag", self, "loss_balancing_steps", "discriminator_updates", "r1_every", "generate_every")
         require_min(0, "pf_mag", self, "patch_overlap")
+        require(
+            self.erasure_start is None or self.erasure_start >= 0,
+            "pf_mag.erasure_start",
+            self.erasure_start,
+            "be at least 0, or None",
+        )
         require(self.warmup_lr is None or self.warmup_lr > 0, "pf_mag.warmup_lr", self.warmup_lr, "be positive")
         require_fraction("pf_mag", self, "encoder_grad_share")
         require_positive("pf_mag", self, "warmup_rec", "discriminator_patch_gain")
@@ -141,10 +150,13 @@ class PfMagConfig:
         require(weights is None or net != "tokens", "pf_mag.identity_net", net, named)
         missing = 'not be "run" without pf_mag.identity_net_weights, the folder of a run'
         require(net != "run" or weights is not None, "pf_mag.identity_net", net, missing)
+        all_patches = "be 0 with pf_mag.erasure_start: the erasure is fitted for each place, and needs all patches"
+        require(self.erasure_start is None or self.mask_ratio == 0, "pf_mag.mask_ratio", self.mask_ratio, all_patches)
         for name, value, off in (
             ("weights.confusion", self.weights.confusion, 0),
             ("weights.anchor", self.weights.anchor, 0),
             ("class_mask_bias", self.class_mask_bias, None),
+            ("erasure_start", self.erasure_start, None),
         ):
             requirement = f"be {off} with pf_mag.separator_ratio 0: there is no separator"
             require(self.separator_ratio > 0 or value == off, f"pf_mag.{name}", value, requirement)

@@ -66,6 +66,8 @@ class GeneratorInfo:
     fusion_bias: float | None
     class_mask_bias: float | None
     patch_overlap: int
+    erasure_start: int | None = None
+    """None where f_p is not erased."""
 
 
 @dataclass(frozen=True, kw_only=True)

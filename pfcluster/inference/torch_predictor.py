@@ -55,6 +55,7 @@ def network_info(config: RunConfig) -> NetworkInfo:
         fusion_bias=pf_mag.fusion_bias,
         class_mask_bias=pf_mag.class_mask_bias,
         patch_overlap=pf_mag.patch_overlap,
+        erasure_start=pf_mag.erasure_start,
     )
     return NetworkInfo(kind="pf_vit", size=config.data.size, encoder=encoder, generator=generator)
 

@@ -142,6 +142,8 @@ def _build_pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: in
     )
     if pf_vit.separator is not None and config.pf_mag.class_mask_bias is not None:
         pf_vit.separator.add_class_bias(config.pf_mag.class_mask_bias)
+    if config.pf_mag.erasure_start is not None:
+        pf_vit.add_erasure()
     return {"model": pf_vit, "discriminator": discriminator}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pfcluster.models.erasure import EmotionErasure
 from pfcluster.models.mae import Decoder, kept_count
 from pfcluster.models.vit import Attention, ViT, attend, init_linear, take, unpatchify
 
@@ -36,6 +37,8 @@ class PFViTOutput(NamedTuple):
     """f_p."""
     mask: Tensor | None = None
     """The separator's mask a, g t d in 0..1, detached."""
+    unerased_tokens: Tensor | None = None
+    """f_p of all images before the erasure, b t d, detached; in training with an erasure only."""
 
 
 def visible_count(patches: int, mask_ratio: float) -> int:
@@ -265,6 +268,12 @@ class PFViT(nn.Module):
         nn.init.trunc_normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
         self.mask_ratio, self.encoder_grad_share = mask_ratio, encoder_grad_share
+        self.erasure: EmotionErasure | None = None
+
+    def add_erasure(self) -> None:
+        """Erase the emotion from f_p (models/erasure.py). Needs a separator and the tokens of all patches."""
+        tokens = 1 + len(self.encoder.positions)
+        self.erasure = EmotionErasure(tokens, self.classifier.in_features, self.classifier.out_features)
 
     def forward(
         self, images: Tensor, order: Tensor | None = None, *, emotion_view: bool = True, generate_every: int = 1
@@ -281,6 +290,10 @@ class PFViT(nn.Module):
         if self.separator is None:
             return PFViTOutput(self.classifier(tokens[:, 0]), self.generator(chosen, order), None, None, chosen, None)
         emotion, face, mask = self.separator(chosen)
+        unerased = None
+        if self.erasure is not None:
+            unerased = self._unerased(tokens, face) if self.training else None
+            face = self.erasure(face)
         class_tokens = emotion[:, :1] if chosen is tokens else self.separator(tokens[:, :1])[0]
         sources = [chosen, face, emotion] if emotion_view else [chosen, face]
         orders = None if order is None else order.repeat(len(sources), 1)
@@ -293,22 +306,31 @@ class PFViT(nn.Module):
             emotion_tokens=emotion,
             face_tokens=face,
             mask=mask.detach(),
+            unerased_tokens=unerased,
         )
+
+    @torch.no_grad()
+    def _unerased(self, tokens: Tensor, face: Tensor) -> Tensor:
+        """f_p of the tokens b t d before the erasure, b t d; `face` is that of the images to generate from."""
+        assert self.separator is not None
+        return face.detach() if len(face) == len(tokens) else self.separator(tokens)[1]
 
     def separate(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """b 3 h w -> f, f_e and f_p, each b t d; without a separator f, f and None. keep: indices of the visible
         patches b k, None for all.
         """
         tokens = self.encoder(images, keep)
-        return (tokens, tokens, None) if self.separator is None else (tokens, *self.separator(tokens)[:2])
+        if self.separator is None:
+            return tokens, tokens, None
+        emotion, face = self.separator(tokens)[:2]
+        return tokens, emotion, face if self.erasure is None else self.erasure(face)
 
     def transfer(self, emotion_images: Tensor, face_images: Tensor) -> Tensor:
         """Expression transfer: images of the faces in `face_images` with the emotions of `emotion_images`, from f_e of
         one and f_p of the other: b 3 h w twice -> b 3 h w. Needs a separator.
         """
-        assert self.separator is not None
-        emotion = self.separator(self.encoder(emotion_images))[0]
-        face = self.separator(self.encoder(face_images))[1]
+        emotion, face = self.separate(emotion_images)[1], self.separate(face_images)[2]
+        assert face is not None
         images: Tensor = self.generator(emotion + face)
         return images
 

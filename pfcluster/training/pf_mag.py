@@ -19,7 +19,8 @@ from pfcluster.data.batch import Batch
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
 from pfcluster.models import losses
-from pfcluster.models.pf_vit import PFViTOutput
+from pfcluster.models.erasure import EmotionErasure, class_statistics
+from pfcluster.models.pf_vit import PFViT, PFViTOutput
 from pfcluster.training.gan_diagnostics import (
     DISCRETE_METRICS,
     discriminator_accuracies,
@@ -28,6 +29,9 @@ from pfcluster.training.gan_diagnostics import (
 )
 from pfcluster.training.loss_balancing import TERMS, LossBalancer
 from pfcluster.training.objective import Metrics, mean
+
+FIT_EVERY = 5
+"""Steps between two fits of the erasure of f_p to its running sums."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ def pf_mag_step(
     *,
     warmup: bool,
     with_r1: bool = True,
+    seen: list[Tensor] | None = None,
 ) -> Metrics:
     """Update the discriminator, then PF-ViT. Batches: images b 3 h w, labels b, order b n if patches are hidden.
 
@@ -193,7 +198,8 @@ def pf_mag_step(
     update does not change PF-ViT. With several, all must pass the discriminator before PF-ViT's update begins, so
     PF-ViT runs forward twice: the same update as with the whole batch at once, with less memory. Further discriminator
     updates use the same generated images; the metrics are those of the first update. `with_r1` adds the R1
-    penalty if its weight is positive.
+    penalty if its weight is positive. f_p of all images before its erasure is appended to
+    `seen`.
     """
     emotion_view, every = settings.identity_net is not None and not warmup, settings.generate_every
 
@@ -208,6 +214,8 @@ def pf_mag_step(
     for batch in batches:
         with nullcontext() if shared else torch.no_grad():
             outputs.append(generate(batch))
+    if seen is not None:
+        seen.extend(output.unerased_tokens for output in outputs if output.unerased_tokens is not None)
     metrics: list[Metrics] = [mask_statistics(output.mask) for output in outputs]
     norms: Metrics = {}
     if settings.warmup_discriminator or not warmup:
@@ -276,10 +284,14 @@ class PfMagObjective:
         self.discrete_metrics = DISCRETE_METRICS | {"train_accuracy"}
         self.settings, self.config = settings, config
         self.balancer = LossBalancer.from_config(config, world)
+        module = pf_vit.module
+        self.erasure = module.erasure if isinstance(module, PFViT) else None
+        self.world = world
 
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
         config = self.config
         warmup = step < config.warmup_steps
+        seen: list[Tensor] = []
         metrics = pf_mag_step(
             batches,
             self.engines["model"],
@@ -288,10 +300,20 @@ class PfMagObjective:
             self.balancer,
             warmup=warmup,
             with_r1=step % config.r1_every == 0,
+            seen=seen,
         )
+        if self.erasure is not None:
+            self._observe(self.erasure, torch.cat(seen), torch.cat([batch.labels for batch in batches]), step)
         if config.grad_norms_every and (step + 1) % config.grad_norms_every == 0:
             metrics |= self._gradient_norms(batches[0], warmup=warmup)
         return metrics
+
+    def _observe(self, erasure: EmotionErasure, tokens: Tensor, labels: Tensor, step: int) -> None:
+        """Let the erasure of f_p follow the tokens of a step. A collective."""
+        assert self.config.erasure_start is not None
+        since = step + 1 - self.config.erasure_start
+        statistics = class_statistics(tokens, labels, erasure.classes, self.world.sum)
+        erasure.observe(statistics, fit=since >= 0 and since % FIT_EVERY == 0)
 
     def _gradient_norms(self, batch: Batch, *, warmup: bool) -> Metrics:
         """Gradient norms of the loss terms, with the weights after the step."""

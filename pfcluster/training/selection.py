@@ -10,8 +10,10 @@ from pfcluster.config import RunConfig
 from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
+from pfcluster.evaluate.calibration import calibrate_erasure
 from pfcluster.evaluate.final import evaluate_split
 from pfcluster.evaluate.tracked_faces import TrackedFaces
+from pfcluster.models.pf_vit import PFViT
 from pfcluster.training.resume import TrainState
 from pfcluster.training.schedule import adversarial_start, evaluation_steps, grid_due
 
@@ -24,7 +26,7 @@ class PeriodicEvaluation:
     ) -> None:
         """`replica` is a copy of the model that is not wrapped by an engine."""
         self.config, self.folder, self.replica, self.world = config, folder, replica, world
-        self.split = selection_split(config, dataset)
+        self.split, self.train = selection_split(config, dataset), dataset.train
         self.classes = dataset.classes
         self.total_steps = total_steps
         self.every_steps = evaluation_steps(config, len(dataset.train))
@@ -42,6 +44,7 @@ class PeriodicEvaluation:
     def evaluate(self, engine: Engine, state: TrainState) -> tuple[dict[str, float], bool]:
         """Metrics of the current weights, and whether their score is the best so far; updates `state`. A collective."""
         model = self._plain_model(engine)
+        self._calibrate(engine, model)
         metrics, score = evaluate_split(self.config, model, self.split, self.classes, self.world)
         if self.tracked_faces is not None:
             metrics |= self.tracked_faces.region_mse(model)
@@ -55,6 +58,15 @@ class PeriodicEvaluation:
             return metrics, False
         state.best = {"step": state.step, "score": score}
         return metrics, True
+
+    def _calibrate(self, engine: Engine, model: nn.Module) -> None:
+        """Fit the erasure of f_p to the evaluated weights, and keep it in the module that is saved. A collective."""
+        trained = engine.module
+        if isinstance(model, PFViT) and model.erasure is not None and model.erasure.erases:
+            assert isinstance(trained, PFViT)
+            assert trained.erasure is not None
+            calibrate_erasure(self.config, model, self.train, self.world)
+            trained.erasure.copy_calibration(model.erasure)
 
     def _plain_model(self, engine: Engine) -> nn.Module:
         """The replica on the device with the full weights, or with their moving average if there is one.

@@ -1,0 +1,148 @@
+"""Linear erasure of the emotion from the identity tokens f_p. Not in the paper, whose losses leave the emotion in f_p.
+
+Where the mean of a feature vector is the same for every class, no linear classifier predicts the class better than a
+constant does (Belrose et al. 2023, "LEACE", theorem 3.1). The erasure projects each token along the differences between
+the class means of that token, orthogonally in the metric of the tokens' covariance, so that it changes little else.
+Features that are not linear, such as products, may still tell the emotion.
+
+Legend: b images, k classes, t tokens, d channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+DECAY = 0.98
+"""Of the running sums over training steps: they cover the last 50 steps."""
+RIDGE = 0.01
+"""Added to a token's covariance, over its mean variance, so that it can be inverted: directions in which a token hardly
+varies do not count more than ten times as much as its others."""
+RANK_TOLERANCE = 1e-6
+"""Differences between class means that are smaller than this, relative to the largest one, count as zero."""
+TINY = 1e-30
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Where autocast is on, a context without it; elsewhere nothing, which exports to a graph."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+class ClassStatistics(NamedTuple):
+    """Sums over images from which class means and the covariance within classes follow."""
+
+    counts: Tensor
+    """Images of each class, k."""
+    sums: Tensor
+    """Their tokens, k t d."""
+    scatter: Tensor
+    """Outer products of each token's deviations from its class mean, over all images, t d d."""
+
+
+def class_statistics(
+    tokens: Tensor, labels: Tensor, classes: int, total: Callable[[Tensor], Tensor]
+) -> ClassStatistics:
+    """Statistics, in fp32, of tokens b t d with labels b on all ranks; `total` sums a tensor over ranks, a collective.
+
+    Deviations are taken from the means of this batch: products of tokens minus those of means would cancel.
+    """
+    tokens = tokens.detach().float()
+    with _without_autocast(tokens.device.type):
+        of_class = functional.one_hot(labels, classes).to(tokens)
+        counts, sums = total(of_class.sum(0)), total(torch.einsum("bk,btd->ktd", of_class, tokens))
+        deviations = tokens - class_means(counts, sums)[labels]
+        return ClassStatistics(counts, sums, total(torch.einsum("btd,bte->tde", deviations, deviations)))
+
+
+def class_means(counts: Tensor, sums: Tensor) -> Tensor:
+    """k, k t d -> k t d; 0 for classes without images."""
+    return sums / torch.where(counts > 0, counts, 1)[:, None, None]
+
+
+class Projection(nn.Module):
+    """x -> x - L Rᵀ (x - c) for each token, with L and R t d k. The identity until `fit`."""
+
+    left: Tensor
+    right: Tensor
+    centre: Tensor
+
+    def __init__(self, tokens: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("left", torch.zeros(tokens, width, classes))
+        self.register_buffer("right", torch.zeros(tokens, width, classes))
+        self.register_buffer("centre", torch.zeros(tokens, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """b t d -> b t d, computed in fp32."""
+        values = tokens.float()
+        with _without_autocast(tokens.device.type):
+            read = torch.einsum("btd,tdk->btk", values - self.centre, self.right)
+            return (values - torch.einsum("btk,tdk->btd", read, self.left)).to(tokens.dtype)
+
+    @torch.no_grad()
+    def fit(self, statistics: ClassStatistics) -> None:
+        """Give the tokens of the images that were counted the same mean for all their classes."""
+        counts, sums, scatter = (values.double() for values in statistics)
+        means, present = class_means(counts, sums), (counts > 0).to(counts)[:, None, None]
+        centre = means.sum(0) / present.sum().clamp(min=1)
+        differences = (present * (means - centre)).permute(1, 2, 0)  # t d k
+        within = scatter / counts.sum().clamp(min=TINY)
+        variances = within.diagonal(dim1=1, dim2=2)  # a view
+        variances += RIDGE * variances.mean(1, keepdim=True) + TINY
+        weighted = torch.linalg.solve(within, differences)
+        gram = differences.transpose(1, 2) @ weighted
+        right = weighted @ torch.linalg.pinv(gram, rtol=RANK_TOLERANCE, hermitian=True)
+        for buffer, fitted in ((self.left, differences), (self.right, right), (self.centre, centre)):
+            buffer.copy_(fitted)
+
+
+class EmotionErasure(nn.Module):
+    """The erasure of f_p: in training fitted to running sums, in evaluation to images without augmentation.
+
+    In training mode it applies `running`, which follows the weights; in evaluation mode `calibrated`, which belongs to
+    the weights that were last evaluated, as the batch norms of averaged weights are recomputed (Izmailov et al. 2018).
+    """
+
+    counts: Tensor
+    sums: Tensor
+    scatter: Tensor
+
+    def __init__(self, tokens: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.register_buffer("counts", torch.zeros(classes))
+        self.register_buffer("sums", torch.zeros(classes, tokens, width))
+        self.register_buffer("scatter", torch.zeros(tokens, width, width))
+        self.running = Projection(tokens, width, classes)
+        self.calibrated = Projection(tokens, width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """f_p b t d -> f_p without the emotion, b t d."""
+        projected: Tensor = (self.running if self.training else self.calibrated)(tokens)
+        return projected
+
+    @torch.no_grad()
+    def observe(self, step: ClassStatistics, *, fit: bool) -> None:
+        """Add the statistics of a step to the running ones; `fit` fits the projection to them. Statistics that are not
+        finite change nothing.
+        """
+        finite = step.sums.isfinite().all() & step.scatter.isfinite().all()
+        running = ClassStatistics(self.counts, self.sums, self.scatter)
+        for values, added in zip(running, step, strict=True):
+            values.copy_(torch.where(finite, DECAY * values + (1 - DECAY) * added, values))
+        if fit:
+            self.running.fit(running)
+
+    @property
+    def erases(self) -> bool:
+        """Whether the projection has been fitted in training. Reads from the device."""
+        return bool(self.running.left.any())
+
+    def copy_calibration(self, other: EmotionErasure) -> None:
+        """Take over the calibrated projection of another erasure of the same size."""
+        self.calibrated.load_state_dict(other.calibrated.state_dict())

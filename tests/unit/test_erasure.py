@@ -1,0 +1,212 @@
+"""The erasure of the emotion from f_p: what it guarantees, when it is fitted, and what is saved with a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pfcluster.checkpoint import store
+from pfcluster.config import ConfigError, EngineConfig, PfMagConfig
+from pfcluster.data.batch import make_micro_batches
+from pfcluster.data.dataset import open_dataset
+from pfcluster.evaluate.classification import load_images
+from pfcluster.evaluate.linear_probe import probe_accuracy
+from pfcluster.models import factory
+from pfcluster.models.erasure import ClassStatistics, EmotionErasure, class_means, class_statistics
+from pfcluster.models.pf_vit import PFViT
+from pfcluster.training import parity, run
+from pfcluster.training.factory import build_engines, build_objective
+from pfcluster.training.step_checks import NonFiniteStep, StepChecks
+from tests import tiny
+from tests.stabilised import CLASSES, SINGLE, config, raw
+
+K, T, D = 4, 3, 12
+
+
+def tokens_with_labels(count: int) -> tuple[Tensor, Tensor]:
+    """Correlated tokens whose means depend on the class."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % K
+    means, mixing = torch.randn(K, T, D, generator=random), torch.randn(D, D, generator=random)
+    return torch.randn(count, T, D, generator=random) @ mixing + 3 * means[labels], labels
+
+
+def statistics(tokens: Tensor, labels: Tensor) -> ClassStatistics:
+    return class_statistics(tokens, labels, K, lambda values: values)
+
+
+def means_differ(tokens: Tensor, labels: Tensor, classes: int = K) -> float:
+    """Largest distance of a class mean from the mean of class means, over the tokens' standard deviation."""
+    of_class = torch.nn.functional.one_hot(labels, classes).float()
+    means = class_means(of_class.sum(0), torch.einsum("bk,btd->ktd", of_class, tokens))
+    return float((means - means.mean(0)).abs().max() / tokens.std())
+
+
+def test_no_linear_classifier_beats_chance_after_the_erasure() -> None:
+    tokens, labels = tokens_with_labels(800)
+    erasure = EmotionErasure(T, D, K).train()
+    assert torch.equal(erasure(tokens), tokens)  # not fitted yet
+    erasure.observe(statistics(tokens, labels), fit=False)
+    assert torch.equal(erasure(tokens), tokens)
+    assert not erasure.erases
+    erasure.observe(statistics(tokens, labels), fit=True)
+    assert erasure.erases
+    erased = erasure(tokens)
+    assert means_differ(tokens, labels) > 0.5
+    assert means_differ(erased, labels) < 1e-5
+    flat, silent = tokens.flatten(1), erased.flatten(1)
+    assert probe_accuracy(flat, labels, flat, labels) == 1
+    assert probe_accuracy(silent, labels, silent, labels) == pytest.approx(1 / K, abs=0.02)
+    assert torch.allclose(erasure(erased), erased, atol=1e-4)  # a projection
+    assert torch.equal(erasure.eval()(tokens), tokens)  # evaluation applies what was calibrated
+
+
+def test_the_erasure_removes_one_direction_less_than_there_are_classes() -> None:
+    tokens, labels = tokens_with_labels(800)
+    erasure = EmotionErasure(T, D, K).train()
+    erasure.observe(statistics(tokens, labels), fit=True)
+    centred = erasure(tokens) - erasure(tokens).mean(0)
+    ranks = [int(torch.linalg.matrix_rank(centred[:, token], rtol=1e-4)) for token in range(T)]
+    assert ranks == [D - (K - 1)] * T
+
+
+def test_a_class_that_was_never_seen_changes_nothing() -> None:
+    tokens, labels = tokens_with_labels(600)
+    seen = labels != 2
+    erasure = EmotionErasure(T, D, K).train()
+    erasure.observe(statistics(tokens[seen], labels[seen]), fit=True)
+    erased = erasure(tokens[seen])
+    present = torch.stack([erased[labels[seen] == label].mean(0) for label in (0, 1, 3)])
+    assert (present - present.mean(0)).abs().max() < 1e-4
+
+
+def test_statistics_of_ranks_add_up_to_those_of_the_whole_batch() -> None:
+    tokens, labels = tokens_with_labels(40)
+    whole = statistics(tokens, labels)
+    of_ranks: list[list[Tensor]] = []
+    for rank in range(2):
+        sent: list[Tensor] = []
+
+        def total(values: Tensor, sent: list[Tensor] = sent) -> Tensor:
+            sent.append(values)
+            return whole[len(sent) - 1]  # what an all-reduce gives every rank
+
+        class_statistics(tokens[rank::2], labels[rank::2], K, total)
+        of_ranks.append(sent)
+    for ours, *theirs in zip(whole, *of_ranks, strict=True):
+        assert torch.allclose(ours, theirs[0] + theirs[1], rtol=1e-4, atol=1e-3)
+
+
+def test_a_large_common_mean_costs_no_precision() -> None:
+    tokens, labels = tokens_with_labels(400)
+    erasures = [EmotionErasure(T, D, K).train() for _ in range(2)]
+    for erasure, shift in zip(erasures, (0.0, 100.0), strict=True):
+        erasure.observe(statistics(tokens + shift, labels), fit=True)
+    assert torch.allclose(erasures[0](tokens), erasures[1](tokens + 100) - 100, atol=2e-3)
+
+
+def test_statistics_that_are_not_finite_change_nothing() -> None:
+    tokens, labels = tokens_with_labels(100)
+    erasure = EmotionErasure(T, D, K).train()
+    erasure.observe(statistics(tokens, labels), fit=True)
+    before = {name: value.clone() for name, value in erasure.state_dict().items()}
+    tokens[3, 1, 2] = torch.nan
+    erasure.observe(statistics(tokens, labels), fit=True)
+    for name, value in erasure.state_dict().items():
+        assert torch.allclose(value, before[name], rtol=1e-5), name
+    first = EmotionErasure(T, D, K).train()
+    first.observe(statistics(tokens, labels), fit=True)
+    assert all(value.isfinite().all() for value in first.state_dict().values())
+    assert not first.erases
+
+
+def engines_and_objective(erasure_start: int):
+    values = config(erasure_start=erasure_start)
+    engines = build_engines(values, "ddp", factory.build(values, CLASSES), SINGLE)
+    return values, engines, build_objective(values, engines, parity.CLASS_NAMES, SINGLE)
+
+
+def test_the_erasure_begins_after_the_steps_of_the_option() -> None:
+    values, engines, objective = engines_and_objective(2)
+    erasure = engines["model"].module.erasure
+    for step in range(3):
+        objective.step(make_micro_batches(raw(), values, step, SINGLE), step)
+        assert erasure.erases == (step >= 1)
+    assert not erasure.calibrated.left.any()
+
+
+def test_a_step_that_is_not_finite_leaves_the_erasure_as_it_was() -> None:
+    values, engines, objective = engines_and_objective(0)
+    checks = StepChecks(engines, objective, SINGLE.device)
+
+    def train(step: int, factor: float) -> None:
+        batches = [
+            replace(batch, images=batch.images * factor) for batch in make_micro_batches(raw(), values, step, SINGLE)
+        ]
+        checks.run(step, lambda: objective.step(batches, step))
+
+    train(0, 1.0)
+    checks.require_finite()
+    before = {name: value.clone() for name, value in engines["model"].module.state_dict().items()}
+    train(1, torch.inf)
+    with pytest.raises(NonFiniteStep):
+        checks.require_finite()
+    assert all(torch.equal(value, before[name]) for name, value in engines["model"].module.state_dict().items())
+
+
+def test_saved_models_have_an_erasure_fitted_to_their_averaged_weights(tmp_path: Path) -> None:
+    base = tiny.config("pf_mag")
+    values = replace(
+        base, pf_mag=replace(base.pf_mag, erasure_start=2), optim=replace(base.optim, ema=0.5, lr=2e-3), seed=3
+    )
+    result = run(values, tmp_path)
+    dataset = open_dataset(values.data, values.seed)
+    model = factory.build(values, len(dataset.classes), load_init=False)["model"].eval()
+    assert isinstance(model, PFViT)
+    assert model.erasure is not None
+    model.load_state_dict(store.load(tmp_path).weights())
+    images, labels = load_images(dataset.train, torch.arange(len(dataset.train)), 32, SINGLE.device)
+    with torch.inference_mode():
+        erased, calibrated = model.separate(images)[2], model.erasure
+        model.erasure = None
+        plain = model.separate(images)[2]
+        model.erasure = calibrated
+        views = model(images[:4], emotion_view=True)
+        assert torch.equal(views.poker, model.generator(model.separate(images[:4])[2]))
+    assert means_differ(plain, labels, 8) > 1e-2
+    assert means_differ(erased, labels, 8) < 1e-4
+    assert result["poker"]["rows"]["poker face"]["mse_inside"] > 0
+
+
+def test_classification_does_not_depend_on_the_erasure() -> None:
+    values = config(erasure_start=0)
+    model = factory.build(values, CLASSES)["model"].eval()
+    images = torch.rand(3, 3, 32, 32)
+    before = model.classify(images), model(images).logits
+    model.erasure.calibrated.left.fill_(0.1)
+    model.erasure.calibrated.right.fill_(0.1)
+    assert torch.equal(model.classify(images), before[0])
+    assert torch.equal(model(images).logits, before[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"erasure_start": -1}, r"pf_mag\.erasure_start must be at least 0, or None"),
+        ({"erasure_start": 0, "separator_ratio": 0.0}, r"pf_mag\.erasure_start must be None with pf_mag\.separator"),
+        ({"erasure_start": 0, "fusion": "self", "mask_ratio": 0.5}, r"pf_mag\.mask_ratio must be 0 with"),
+    ],
+)
+def test_options_that_the_erasure_excludes(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PfMagConfig(**options)
+
+
+def test_parameters_in_bf16_are_refused() -> None:
+    values = config(erasure_start=0)
+    with pytest.raises(ConfigError, match=r"engine\.precision must be \"fp32\" or \"bf16\" with pf_mag\.erasure_start"):
+        replace(values, engine=EngineConfig(precision="bf16_params", device="cpu"))
