@@ -33,8 +33,8 @@ def probe_run(config: RunConfig, dataset: Dataset, split: Split, model: nn.Modul
         return {}
     train_indices = torch.randperm(len(dataset.train), generator=generator(config.seed, "probe"))[:n_images]
     test_indices = torch.arange(min(n_images, len(split)))
-    train = _token_features(config, dataset.train, train_indices, model, world)
-    test = _token_features(config, split, test_indices, model, world)
+    train = token_features(config, dataset.train, train_indices, model, world)
+    test = token_features(config, split, test_indices, model, world)
     identities = [identities_of(split)[index] for index in test_indices.tolist()]
     if isinstance(model, PFViT) and any(identities):
         test |= _pixel_features(config, split, test_indices, model, world)
@@ -51,7 +51,7 @@ def probe_run(config: RunConfig, dataset: Dataset, split: Split, model: nn.Modul
 
 
 @torch.inference_mode()
-def _token_features(
+def token_features(
     config: RunConfig, split: Split, indices: Tensor, model: PFViT | Classifier, world: World
 ) -> dict[str, Tensor]:
     """Pooled tokens by name, n f each, on the CPU of every rank."""

@@ -20,6 +20,9 @@ from torch.nn import functional
 
 DECAY = 0.98
 """Of the running sums over training steps: they cover the last 50 steps."""
+FIT_EVERY = 5
+"""Steps between two fits of the projection, with which the scatter is observed too: it is the largest tensor that ranks
+exchange for the erasure, t d d."""
 RIDGE = 0.01
 """Added to a token's covariance, over its mean variance, so that it can be inverted: directions in which a token hardly
 varies do not count more than ten times as much as its others."""
@@ -40,21 +43,24 @@ class ClassStatistics(NamedTuple):
     """Images of each class, k."""
     sums: Tensor
     """Their tokens, k t d."""
-    scatter: Tensor
-    """Outer products of each token's deviations from its class mean, over all images, t d d."""
+    scatter: Tensor | None
+    """Outer products of each token's deviations from its class mean, over all images, t d d; None if not observed."""
 
 
 def class_statistics(
-    tokens: Tensor, labels: Tensor, classes: int, total: Callable[[Tensor], Tensor]
+    tokens: Tensor, labels: Tensor, classes: int, total: Callable[[Tensor], Tensor], *, with_scatter: bool = True
 ) -> ClassStatistics:
-    """Statistics, in fp32, of tokens b t d with labels b on all ranks; `total` sums a tensor over ranks, a collective.
+    """Statistics of tokens b t d with labels b on all ranks; `total` sums a tensor over ranks, a collective.
 
-    Deviations are taken from the means of this batch: products of tokens minus those of means would cancel.
+    In fp64: with few images the fit amplifies the rounding of sums in another order, which differs between numbers of
+    ranks. Deviations are taken from the means of this batch: products of tokens minus those of means would cancel.
     """
-    tokens = tokens.detach().float()
+    tokens = tokens.detach().double()
     with _without_autocast(tokens.device.type):
         of_class = functional.one_hot(labels, classes).to(tokens)
         counts, sums = total(of_class.sum(0)), total(torch.einsum("bk,btd->ktd", of_class, tokens))
+        if not with_scatter:
+            return ClassStatistics(counts, sums, None)
         deviations = tokens - class_means(counts, sums)[labels]
         return ClassStatistics(counts, sums, total(torch.einsum("btd,bte->tde", deviations, deviations)))
 
@@ -87,14 +93,15 @@ class Projection(nn.Module):
     @torch.no_grad()
     def fit(self, statistics: ClassStatistics) -> None:
         """Give the tokens of the images that were counted the same mean for all their classes."""
-        counts, sums, scatter = (values.double() for values in statistics)
+        assert statistics.scatter is not None
+        counts, sums, scatter = statistics.counts.double(), statistics.sums.double(), statistics.scatter.double()
         means, present = class_means(counts, sums), (counts > 0).to(counts)[:, None, None]
         centre = means.sum(0) / present.sum().clamp(min=1)
         differences = (present * (means - centre)).permute(1, 2, 0)  # t d k
-        within = scatter / counts.sum().clamp(min=TINY)
-        variances = within.diagonal(dim1=1, dim2=2)  # a view
+        metric = scatter.clone()  # its scale does not matter
+        variances = metric.diagonal(dim1=1, dim2=2)  # a view
         variances += RIDGE * variances.mean(1, keepdim=True) + TINY
-        weighted = torch.linalg.solve(within, differences)
+        weighted = torch.linalg.solve(metric, differences)
         gram = differences.transpose(1, 2) @ weighted
         right = weighted @ torch.linalg.pinv(gram, rtol=RANK_TOLERANCE, hermitian=True)
         for buffer, fitted in ((self.left, differences), (self.right, right), (self.centre, centre)):
@@ -131,12 +138,15 @@ class EmotionErasure(nn.Module):
         """Add the statistics of a step to the running ones; `fit` fits the projection to them. Statistics that are not
         finite change nothing.
         """
-        finite = step.sums.isfinite().all() & step.scatter.isfinite().all()
-        running = ClassStatistics(self.counts, self.sums, self.scatter)
-        for values, added in zip(running, step, strict=True):
-            values.copy_(torch.where(finite, DECAY * values + (1 - DECAY) * added, values))
+        finite = step.sums.isfinite().all()
+        updates = [(self.counts, step.counts, DECAY), (self.sums, step.sums, DECAY)]
+        if step.scatter is not None:
+            finite = finite & step.scatter.isfinite().all()
+            updates.append((self.scatter, step.scatter, DECAY**FIT_EVERY))
+        for running, added, decay in updates:
+            running.copy_(torch.where(finite, decay * running + (1 - decay) * added, running))
         if fit:
-            self.running.fit(running)
+            self.running.fit(ClassStatistics(self.counts, self.sums, self.scatter))
 
     @property
     def erases(self) -> bool:

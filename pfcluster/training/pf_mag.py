@@ -19,7 +19,7 @@ from pfcluster.data.batch import Batch
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
 from pfcluster.models import losses
-from pfcluster.models.erasure import EmotionErasure, class_statistics
+from pfcluster.models.erasure import FIT_EVERY, EmotionErasure, class_statistics
 from pfcluster.models.pf_vit import PFViT, PFViTOutput
 from pfcluster.training.gan_diagnostics import (
     DISCRETE_METRICS,
@@ -29,9 +29,6 @@ from pfcluster.training.gan_diagnostics import (
 )
 from pfcluster.training.loss_balancing import TERMS, LossBalancer
 from pfcluster.training.objective import Metrics, mean
-
-FIT_EVERY = 5
-"""Steps between two fits of the erasure of f_p to its running sums."""
 
 
 @dataclass(frozen=True)
@@ -312,8 +309,9 @@ class PfMagObjective:
         """Let the erasure of f_p follow the tokens of a step. A collective."""
         assert self.config.erasure_start is not None
         since = step + 1 - self.config.erasure_start
-        statistics = class_statistics(tokens, labels, erasure.classes, self.world.sum)
-        erasure.observe(statistics, fit=since >= 0 and since % FIT_EVERY == 0)
+        due = since % FIT_EVERY == 0
+        statistics = class_statistics(tokens, labels, erasure.classes, self.world.sum, with_scatter=due)
+        erasure.observe(statistics, fit=due and since >= 0)
 
     def _gradient_norms(self, batch: Batch, *, warmup: bool) -> Metrics:
         """Gradient norms of the loss terms, with the weights after the step."""

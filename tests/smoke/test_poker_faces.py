@@ -6,13 +6,15 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
-from benchmarks import recipe_parts
+from benchmarks import recipe_parts, silent_tokens
 from benchmarks.poker_aims import evaluate_aims
 from benchmarks.poker_check import differences, evaluate
 from benchmarks.poker_faces import NAME, RESULTS, configs, markdown, plan, results
 from benchmarks.poker_residue import COLUMNS, residue
 from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS
+from pfcluster.evaluate.linear_probe import probe_accuracy
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +97,24 @@ def test_leave_one_out_changes_the_recipe_in_every_part(tmp_path):
     assert recipe not in unnamed
     assert all(config not in unnamed[:index] for index, config in enumerate(unnamed))
     assert {config.model.init for config in variants} == {recipe.model.init}
+
+
+def test_every_row_of_the_silent_tokens_is_another_run_on_other_faces_than_the_search(tmp_path):
+    stages = {stage.name: stage for stage in silent_tokens.plan(tmp_path, (1, 2)).stages}
+    recipe = stages["pf-vit"].tasks[0].config
+    variants = [stages[name].tasks[0].config for name in silent_tokens.variants()]
+    unnamed = [recipe, *(replace(config, name=recipe.name) for config in variants)]
+    assert all(config not in unnamed[:index] for index, config in enumerate(unnamed))
+    assert {config.data.synthetic.seed for config in unnamed} == {silent_tokens.FACES}
+    assert recipe.evaluate.n_probe_images > 0
+
+
+def test_a_net_reads_what_a_linear_probe_cannot():
+    points = torch.randn(1200, 4, generator=torch.Generator().manual_seed(0))
+    labels = (points[:, 0] * points[:, 1] > 0).long()  # the product of two features: linearly silent
+    train, test = slice(0, 1000), slice(1000, 1200)
+    assert probe_accuracy(points[train], labels[train], points[test], labels[test]) < 0.65
+    assert silent_tokens.net_probe(points[train], labels[train], points[test], labels[test]) > 0.85
 
 
 def test_leave_one_out_table_marks_what_differs():

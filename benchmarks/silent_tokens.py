@@ -1,0 +1,159 @@
+"""What keeps the emotion out of the identity tokens f_p, and what it costs, at the demo's length.
+
+    python -m benchmarks.silent_tokens [--seeds 1 2 3]    train missing runs, write docs/results/silent_tokens.{json,md}
+
+Compares the recipe with an emotion adversary on f_p (`pf_mag.weights.confusion`) and with the linear erasure
+(`pf_mag.erasure_start`), on faces that no search has looked at. Besides the linear probe, a small net predicts the
+emotion from the same features: what is linearly silent may still be there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.poker_aims import RECIPE, read_figures
+from benchmarks.recipe_variants import Columns, compared, parse_options, table, variants_plan
+from benchmarks.result_files import training_device, write_results
+from pfcluster.checkpoint import store
+from pfcluster.config import presets
+from pfcluster.data.dataset import open_dataset
+from pfcluster.distributed.process_group import World
+from pfcluster.evaluate.token_probes import token_features
+from pfcluster.launch.local import run_plan
+from pfcluster.launch.plan import Plan
+from pfcluster.models import factory
+from pfcluster.models.pf_vit import PFViT
+from pfcluster.runs.folder import read_config, read_result
+
+COMMAND = "python -m benchmarks.silent_tokens"
+NAME = "silent_tokens"
+FACES = 2
+"""`data.synthetic.seed` of faces that neither the search nor the other benchmarks use."""
+PROBED = 2000
+EVALUATION = {"evaluate.n_probe_images": PROBED, "evaluate.n_probe_identities": 200, "evaluate.n_poker_faces": 1000}
+SINGLE = World(0, 1, torch.device("cpu"))
+FIGURES: Columns = {
+    "emotion from f_p, linear": ("f_p_emotion_probe", None, -1),
+    "by a net": ("f_p_emotion_net", None, -1),
+    "identity from f_p": ("f_p_identity_probe", None, 1),
+    "identity from pixels": ("poker_identity_probe", None, 1),
+    "accuracy": ("accuracy", None, 1),
+    "judged neutral": ("poker_neutralised_rate", None, 1),
+    "reconstructions recognised": ("rec_emotion_agreement", None, 1),
+    "error in the region": ("poker_mse_inside", "input_mse_inside", -1),
+    "error outside": ("poker_mse_outside", "rec_mse_outside", -1),
+}
+
+
+def variants() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name of the runs -> title of the row, and config values."""
+    anchor = presets.recipe("demo")["pf-vit"].pf_mag.weights.anchor
+    return {
+        "adversary-0.3": ("emotion adversary, weight 0.3", {"pf_mag.weights.confusion": 0.3}),
+        "adversary-3": (
+            "emotion adversary, weight 3, two updates a step",
+            {"pf_mag.weights.confusion": 3.0, "pf_mag.discriminator_updates": 2},
+        ),
+        "erasure": ("erasure", {"pf_mag.erasure_start": 50}),
+        "erasure-anchor": (
+            f"erasure, anchor {2 * anchor:g} instead of {anchor:g}",
+            {"pf_mag.erasure_start": 50, "pf_mag.weights.anchor": 2 * anchor},
+        ),
+    }
+
+
+def plan(folder: Path, seeds: Sequence[int]) -> Plan:
+    """The runs: the recipe and its variants."""
+    values = {name: values for name, (_, values) in variants().items()}
+    return variants_plan(NAME, folder, seeds, values, faces=FACES, command=COMMAND, evaluation=EVALUATION)
+
+
+def net_accuracy(run: Path) -> float:
+    """Test accuracy with which a net of one hidden layer predicts the emotion from f_p of a run, from the features and
+    images of the linear probe.
+    """
+    config = read_config(run)
+    dataset = open_dataset(config.data, config.seed)
+    assert dataset.test is not None
+    model = factory.build(config, len(dataset.classes), load_init=False)["model"].eval()
+    assert isinstance(model, PFViT)
+    model.load_state_dict(store.load(run).weights())
+    train, test = torch.arange(min(PROBED, len(dataset.train))), torch.arange(min(PROBED, len(dataset.test)))
+    features = [
+        token_features(config, split, indices, model, SINGLE)["f_p"]
+        for split, indices in ((dataset.train, train), (dataset.test, test))
+    ]
+    return net_probe(features[0], dataset.train.labels()[train], features[1], dataset.test.labels()[test])
+
+
+def net_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
+    """Test accuracy of a net with 128 hidden units on standardised features: n f, n, m f, m."""
+    from sklearn.neural_network import MLPClassifier
+
+    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
+    probe = MLPClassifier((128,), alpha=1e-3, early_stopping=True, max_iter=200, random_state=0)
+    probe.fit(((train - mean) / std).numpy(), labels.numpy())
+    return float(probe.score(((test - mean) / std).numpy(), truth.numpy()))
+
+
+def figures(folder: Path, name: str, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Figures of a row's runs by seed."""
+    nets = {seed: net_accuracy(folder / name / f"seed-{seed}") for seed in seeds}
+    return read_figures(folder, name, seeds) | {"f_p_emotion_net": nets}
+
+
+def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str, Any]:
+    """Content of silent_tokens.json. `commit` is recorded where the runs do not know theirs."""
+    of_recipe = figures(folder, RECIPE, seeds)
+    by_title = {title: figures(folder, name, seeds) for name, (title, _) in variants().items()}
+    first = read_result(folder / RECIPE / f"seed-{seeds[0]}")
+    assert first is not None
+    return {
+        "command": COMMAND,
+        "date": date.today().isoformat(),
+        "commit": first.get("git_commit") or commit,
+        "machine": training_device(first),
+        "seeds": list(seeds),
+        "chance": next(iter(of_recipe["emotion_chance"].values())),
+        **compared(of_recipe, by_title, FIGURES),
+    }
+
+
+def markdown(values: Mapping[str, Any]) -> str:
+    """silent_tokens.md from the content of silent_tokens.json."""
+    lines = [
+        "# The emotion in the identity tokens",
+        "",
+        f"{values['date']}, commit {values['commit']}, {values['machine']}, preset `demo` on other faces, seeds "
+        f"{', '.join(map(str, values['seeds']))}, test split, mean ± standard deviation. Bold: differs from the "
+        "recipe, p < 0.05 (Holm's correction over the table). Reproduce with",
+        "",
+        f"    {values['command']}",
+        "",
+        *table(values, FIGURES, first="PF-ViT", recipe="the recipe"),
+        "",
+        f"Emotion and identity: accuracy of probes of the class token and the mean of the patch tokens; chance is "
+        f"{values['chance']:.3f} for the emotion. By a net: one hidden layer of 128 units. Errors as in "
+        "[the recipe's parts](recipe_parts.md).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Train and write. Exit code 130 if interrupted."""
+    options = parse_options(__doc__, Path("runs/silent-tokens"))
+    if not run_plan(plan(options.folder, options.seeds), processes=1, max_parallel=options.max_parallel):
+        return 130
+    print(write_results(options.output, NAME, results(options.folder, options.seeds, options.commit), markdown))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
