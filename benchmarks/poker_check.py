@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from benchmarks.poker_aims import run_figures
 from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig
-from pfcluster.config.io import from_json, to_json
+from pfcluster.config.io import from_json, to_json, with_values
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.labels import neutral_index
 from pfcluster.distributed.process_group import World
@@ -59,10 +59,14 @@ def restore(file: Path) -> tuple[dict[str, torch.nn.Module], dict[str, RunConfig
     return nets, configs
 
 
-def evaluate(file: Path) -> dict[str, float]:
-    """The figures of a saved checkpoint on the test split."""
+def evaluate(file: Path, faces: int | None = None) -> dict[str, float]:
+    """The figures of a saved checkpoint on the test split; with `faces`, a `data.synthetic.seed`, on the test split of
+    those faces and without probes.
+    """
     nets, configs = restore(file)
     model, config = nets["model"], configs["model"]
+    if faces is not None:
+        config = with_values(config, {"data.synthetic.seed": faces, "evaluate.n_probe_images": 0})
     assert isinstance(model, PFViT)
     world, dataset = World(0, 1, torch.device("cpu")), open_dataset(config.data, config.seed)
     neutral = neutral_index(dataset.classes)

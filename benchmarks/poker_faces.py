@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import date
@@ -32,7 +33,7 @@ from benchmarks.poker_aims import (
     read_figures,
     run_figures,
 )
-from benchmarks.poker_check import check, save
+from benchmarks.poker_check import check, evaluate, save
 from benchmarks.result_files import training_device, write_results
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import with_values
@@ -46,12 +47,23 @@ COMMAND = "python -m benchmarks.poker_faces"
 SEEDS = (1, 2, 3, 4, 5)
 FACES = 1
 """`data.synthetic.seed`: the search looked at the faces of seed 0."""
+UNSEEN_FACES = 3
+"""`data.synthetic.seed` of faces on which neither a search nor a leave-one-out was measured, nor any net trained."""
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 NAME = "poker_faces"
 SHARED_RUNS = ("mae", "judge")
 COMPARED_RUNS = (START, RECIPE, NO_ADVERSARY, EQUAL_EPOCHS, EQUAL_FLOPS)
 FROM_START = (RECIPE, NO_ADVERSARY)
 EVALUATION = {"evaluate.n_probe_images": 2000, "evaluate.n_probe_identities": 200, "evaluate.n_poker_faces": 1000}
+UNSEEN_FIGURES = {
+    "accuracy": "accuracy",
+    "poker_neutralised_rate": "judged neutral",
+    "truth_neutralised_rate": "the true poker faces judged neutral",
+    "rec_emotion_agreement": "the judge recognises the reconstruction's emotion",
+    "region": "error in the region over the photo's",
+    "outside": "error outside over the reconstruction's",
+}
+"""Figure on the unseen faces -> title."""
 FOOTNOTE = (
     "Prefixes `input`, `rec`, `poker`, `truth`: photo, reconstruction, poker face, true poker face. `mse_inside`, "
     "`mse_outside`: mean squared error against the true poker face inside and outside the expression region (values in "
@@ -167,6 +179,22 @@ def _former_cost(former: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     return {"commit": former["commit"], **former["cost"][name]}
 
 
+def unseen_faces(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Figures of the recipe's runs on the test split of `UNSEEN_FACES`, over seeds."""
+    by_seed = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in seeds:
+            file = Path(scratch) / f"{seed}.safetensors"
+            save(folder / RECIPE / f"seed-{seed}", folder / "judge" / "seed-0", file)
+            by_seed[seed] = evaluate(file, UNSEEN_FACES)
+    figures = {name: {seed: by_seed[seed][name] for seed in seeds} for name in by_seed[seeds[0]]}
+    figures |= {
+        "region": {seed: of["poker_mse_inside"] / of["input_mse_inside"] for seed, of in by_seed.items()},
+        "outside": {seed: of["poker_mse_outside"] / of["rec_mse_outside"] for seed, of in by_seed.items()},
+    }
+    return {"faces": UNSEEN_FACES, "figures": {name: asdict(over_seeds(figures, name)) for name in UNSEEN_FIGURES}}
+
+
 def markdown(values: Mapping[str, Any]) -> str:
     """poker_faces.md from the content of poker_faces.json."""
     seeds = values["seeds"]
@@ -185,6 +213,7 @@ def markdown(values: Mapping[str, Any]) -> str:
         "",
         FOOTNOTE,
         "",
+        *_unseen_table(values.get("unseen_faces")),
         *_cost_table(values["cost"]),
     ]
     return "\n".join(lines) + "\n"
@@ -215,6 +244,19 @@ def _figures_table(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Ite
         yield f"| {figure} | {' | '.join(cells)} |"
 
 
+def _unseen_table(values: Mapping[str, Any] | None) -> Iterator[str]:
+    """Figures on other faces; nothing where they were not measured."""
+    if values is None:
+        return
+    yield f"The same PF-ViTs and judge on faces on which nothing was measured before (seed {values['faces']}, test split):"
+    yield ""
+    yield "| figure | PF-ViT |"
+    yield "| --- | ---: |"
+    for name, cells in values["figures"].items():
+        yield f"| {UNSEEN_FIGURES[name]} | {cells['mean']:.4f} ± {cells['std']:.4f} |"
+    yield ""
+
+
 def _cost_table(cost: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "| run | steps | seconds per run | device | commit |"
     yield "| --- | ---: | ---: | --- | --- |"
@@ -234,7 +276,8 @@ def _cost_table(cost: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def write(folder: Path, output: Path, seeds: Sequence[int], commit: str | None, names: Collection[str]) -> None:
     """Write results, tables, and the first seed's checkpoint and image grid. Rows not among `names` stay as written."""
     written = output / f"{NAME}.json"
-    values = results(folder, seeds, commit, names, json.loads(written.read_text()) if written.exists() else None)
+    former = json.loads(written.read_text()) if written.exists() else None
+    values = results(folder, seeds, commit, names, former) | {"unseen_faces": unseen_faces(folder, seeds)}
     run = folder / RECIPE / f"seed-{seeds[0]}"
     write_results(output, NAME, values, markdown)
     save(run, folder / "judge" / "seed-0", output / f"{NAME}.safetensors")
