@@ -248,7 +248,7 @@ def _unseen_table(values: Mapping[str, Any] | None) -> Iterator[str]:
     """Figures on other faces; nothing where they were not measured."""
     if values is None:
         return
-    yield f"The same PF-ViTs and judge on faces on which nothing was measured before (seed {values['faces']}, test split):"
+    yield f"The same nets on faces on which nothing was measured before (seed {values['faces']}, test split):"
     yield ""
     yield "| figure | PF-ViT |"
     yield "| --- | ---: |"
