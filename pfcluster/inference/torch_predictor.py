@@ -117,7 +117,7 @@ def features(net: nn.Module, images: Tensor) -> Tensor:
     if isinstance(net, SmallCNN):
         return net.features(images).mean((2, 3))
     if isinstance(net, PFViT):
-        return net.separate(images)[1][:, 0]
+        return net.class_features(images)
     assert isinstance(net, Classifier)
     return net.encoder(images)[:, 0]
 

@@ -271,7 +271,9 @@ class PFViT(nn.Module):
         self.erasure: EmotionErasure | None = None
 
     def add_erasure(self) -> None:
-        """Erase the emotion from f_p (models/erasure.py). Needs a separator and the tokens of all patches."""
+        """Erase the emotion from f_p (models/erasure.py); f_e = f - f_p takes it up. The classifier reads a f as before.
+        Needs a separator and the tokens of all patches.
+        """
         tokens = 1 + len(self.encoder.positions)
         self.erasure = EmotionErasure(tokens, self.classifier.in_features, self.classifier.out_features)
 
@@ -290,11 +292,12 @@ class PFViT(nn.Module):
         if self.separator is None:
             return PFViTOutput(self.classifier(tokens[:, 0]), self.generator(chosen, order), None, None, chosen, None)
         emotion, face, mask = self.separator(chosen)
+        class_tokens = emotion[:, :1] if chosen is tokens else self.separator(tokens[:, :1])[0]
         unerased = None
         if self.erasure is not None:
             unerased = self._unerased(tokens, face) if self.training else None
             face = self.erasure(face)
-        class_tokens = emotion[:, :1] if chosen is tokens else self.separator(tokens[:, :1])[0]
+            emotion = chosen - face
         sources = [chosen, face, emotion] if emotion_view else [chosen, face]
         orders = None if order is None else order.repeat(len(sources), 1)
         generated = self.generator(torch.cat(sources), orders).chunk(len(sources))
@@ -317,13 +320,16 @@ class PFViT(nn.Module):
 
     def separate(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """b 3 h w -> f, f_e and f_p, each b t d; without a separator f, f and None. keep: indices of the visible
-        patches b k, None for all.
+        patches b k, None for all; not with an erasure.
         """
         tokens = self.encoder(images, keep)
         if self.separator is None:
             return tokens, tokens, None
         emotion, face = self.separator(tokens)[:2]
-        return tokens, emotion, face if self.erasure is None else self.erasure(face)
+        if self.erasure is None:
+            return tokens, emotion, face
+        face = self.erasure(face)
+        return tokens, tokens - face, face
 
     def transfer(self, emotion_images: Tensor, face_images: Tensor) -> Tensor:
         """Expression transfer: images of the faces in `face_images` with the emotions of `emotion_images`, from f_e of
@@ -336,7 +342,16 @@ class PFViT(nn.Module):
 
     def classify(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Inference with E, S and C only: b 3 h w -> logits b classes."""
-        return self.classifier(self.separate(images, keep)[1][:, 0])
+        logits: Tensor = self.classifier(self.class_features(images, keep))
+        return logits
+
+    def class_features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What the classifier reads: the class token of a f, before any erasure: b 3 h w -> b d. `keep` as for
+        `separate`.
+        """
+        tokens = self.encoder(images, keep)[:, :1]
+        features: Tensor = tokens if self.separator is None else self.separator(tokens)[0]
+        return features[:, 0]
 
     @property
     def kept(self) -> int:

@@ -182,15 +182,23 @@ def test_saved_models_have_an_erasure_fitted_to_their_averaged_weights(tmp_path:
     assert result["poker"]["rows"]["poker face"]["mse_inside"] > 0
 
 
-def test_classification_does_not_depend_on_the_erasure() -> None:
+def test_f_e_takes_up_what_is_erased_from_f_p_and_the_classifier_reads_what_it_read() -> None:
     values = config(erasure_start=0)
     model = factory.build(values, CLASSES)["model"].eval()
     images = torch.rand(3, 3, 32, 32)
-    before = model.classify(images), model(images).logits
+    before, plain = model(images), model.separate(images)
+    assert torch.equal(model.classify(images), before.logits)
     model.erasure.calibrated.left.fill_(0.1)
     model.erasure.calibrated.right.fill_(0.1)
-    assert torch.equal(model.classify(images), before[0])
-    assert torch.equal(model(images).logits, before[1])
+    after, (tokens, emotion, face) = model(images), model.separate(images)
+    assert torch.equal(after.logits, before.logits)
+    assert torch.equal(model.classify(images), before.logits)
+    assert torch.equal(after.reconstruction, before.reconstruction)
+    assert not torch.allclose(face, plain[2])
+    assert torch.allclose(emotion + face, tokens, atol=1e-6)
+    assert torch.equal(after.emotion_tokens, emotion)
+    assert torch.equal(after.face_tokens, face)
+    assert torch.allclose(model.transfer(images, images), after.reconstruction, atol=1e-5)
 
 
 @pytest.mark.parametrize(
