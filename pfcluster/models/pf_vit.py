@@ -271,8 +271,8 @@ class PFViT(nn.Module):
         self.erasure: EmotionErasure | None = None
 
     def add_erasure(self) -> None:
-        """Erase the emotion from f_p (models/erasure.py); f_e = f - f_p takes it up. The classifier reads a f as before.
-        Needs a separator and the tokens of all patches.
+        """Erase the emotion from f_p (models/erasure.py); f_e = f - f_p takes it up, the classifier reads a f still.
+        Needs a separator, and the tokens of all patches.
         """
         tokens = 1 + len(self.encoder.positions)
         self.erasure = EmotionErasure(tokens, self.classifier.in_features, self.classifier.out_features)
@@ -349,7 +349,7 @@ class PFViT(nn.Module):
         """What the classifier reads: the class token of a f, before any erasure: b 3 h w -> b d. `keep` as for
         `separate`.
         """
-        tokens = self.encoder(images, keep)[:, :1]
+        tokens = self.encoder(images, keep)
         features: Tensor = tokens if self.separator is None else self.separator(tokens)[0]
         return features[:, 0]
 
