@@ -37,6 +37,7 @@ from pfcluster.inference.model_info import (
     build_template,
 )
 from pfcluster.inference.torch_predictor import network_info, weights_sha256
+from pfcluster.models.erasure import inference_weights
 from pfcluster.runs.folder import RESULT_FILE, enclosing_run, find_runs, read_config, read_result
 from pfcluster.runs.run_inputs import recorded_classes
 
@@ -107,7 +108,7 @@ def read_run(run: Path, shards: str | None = None, license: str | None = None) -
     folder = enclosing_run(run) or run
     config = read_config(folder)
     _require_classifier(run, config)
-    weights = checkpoint.weights()
+    weights = inference_weights(checkpoint.weights())
     result = _result(folder)
     classes = recorded_classes(folder)
     if classes is None:

@@ -63,9 +63,12 @@ def network_info(config: RunConfig) -> NetworkInfo:
 def build_net(info: ModelInfo) -> nn.Module:
     """The net of a model, with random weights. Raises InferenceError if the sizes do not fit together."""
     try:
-        return factory.build(_config(info.network), len(info.classes), load_init=False)["model"].eval()
+        net = factory.build(_config(info.network), len(info.classes), load_init=False)["model"].eval()
     except ConfigError as error:
         raise InferenceError(f"the sizes of the model {info.name} do not fit together: {error}") from error
+    if isinstance(net, PFViT) and net.erasure is not None:
+        net.erasure.drop_training_state()
+    return net
 
 
 def _config(network: NetworkInfo) -> RunConfig:

@@ -10,7 +10,7 @@ Legend: b images, k classes, t tokens, d channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -98,6 +98,7 @@ class Projection(nn.Module):
         means, present = class_means(counts, sums), (counts > 0).to(counts)[:, None, None]
         centre = means.sum(0) / present.sum().clamp(min=1)
         differences = (present * (means - centre)).permute(1, 2, 0)  # t d k
+        differences = differences / differences.flatten(1).norm(dim=1)[:, None, None].clamp(min=TINY)  # fits into fp16
         metric = scatter.clone()  # its scale does not matter
         variances = metric.diagonal(dim1=1, dim2=2)  # a view
         variances += RIDGE * variances.mean(1, keepdim=True) + TINY
@@ -153,6 +154,19 @@ class EmotionErasure(nn.Module):
         """Whether the projection has been fitted in training. Reads from the device."""
         return bool(self.running.left.any())
 
+    def drop_training_state(self) -> None:
+        """Keep the calibrated projection alone, for inference: `inference_weights` are then the state dict."""
+        del self.counts, self.sums, self.scatter, self.running
+
     def copy_calibration(self, other: EmotionErasure) -> None:
         """Take over the calibrated projection of another erasure of the same size."""
         self.calibrated.load_state_dict(other.calibrated.state_dict())
+
+
+def inference_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's weights without what only the training of its erasure needs."""
+    return {
+        name: value
+        for name, value in weights.items()
+        if not name.startswith("erasure.") or name.startswith("erasure.calibrated.")
+    }

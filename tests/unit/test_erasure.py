@@ -15,6 +15,8 @@ from pfcluster.data.batch import make_micro_batches
 from pfcluster.data.dataset import open_dataset
 from pfcluster.evaluate.classification import load_images
 from pfcluster.evaluate.linear_probe import probe_accuracy
+from pfcluster.inference.export import read_run
+from pfcluster.inference.torch_predictor import build_net, load_weights
 from pfcluster.models import factory
 from pfcluster.models.erasure import ClassStatistics, EmotionErasure, class_means, class_statistics
 from pfcluster.models.pf_vit import PFViT
@@ -180,6 +182,14 @@ def test_saved_models_have_an_erasure_fitted_to_their_averaged_weights(tmp_path:
     assert means_differ(plain, labels, 8) > 1e-2
     assert means_differ(erased, labels, 8) < 1e-4
     assert result["poker"]["rows"]["poker face"]["mse_inside"] > 0
+
+    exported = read_run(tmp_path)
+    in_erasure = {name for name in exported.weights if name.startswith("erasure.")}
+    assert in_erasure == {f"erasure.calibrated.{part}" for part in ("left", "right", "centre")}
+    net = build_net(exported.info)
+    load_weights(net, exported.weights, exported.info, "the run")
+    with torch.inference_mode():
+        assert torch.equal(net.generator(net.separate(images[:4])[2]), views.poker)
 
 
 def test_f_e_takes_up_what_is_erased_from_f_p_and_the_classifier_reads_what_it_read() -> None:
