@@ -24,7 +24,7 @@ from benchmarks.result_files import training_device, write_results
 from pfcluster.checkpoint import store
 from pfcluster.config import presets
 from pfcluster.data.dataset import open_dataset
-from pfcluster.distributed.process_group import World
+from pfcluster.distributed.process_group import World, generator
 from pfcluster.evaluate.token_probes import token_features
 from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Plan
@@ -85,7 +85,8 @@ def net_accuracy(run: Path) -> float:
     model = factory.build(config, len(dataset.classes), load_init=False)["model"].eval()
     assert isinstance(model, PFViT)
     model.load_state_dict(store.load(run).weights())
-    train, test = torch.arange(min(PROBED, len(dataset.train))), torch.arange(min(PROBED, len(dataset.test)))
+    train = torch.randperm(len(dataset.train), generator=generator(config.seed, "probe"))[:PROBED]
+    test = torch.arange(min(PROBED, len(dataset.test)))
     features = [
         token_features(config, split, indices, model, SINGLE)["f_p"]
         for split, indices in ((dataset.train, train), (dataset.test, test))

@@ -40,7 +40,7 @@ def info(kind: Kind = "vit", *, crop_size: int = 48, quality: int | None = 95) -
         fusion_bias=4.0,
         class_mask_bias=1.0,
         patch_overlap=2,
-        erasure_start=0,
+        erasure=True,
     )
     network = NetworkInfo(
         kind=kind,

@@ -103,8 +103,9 @@ class PfMagConfig:
     """Initial value of an additional learned bias in the class token's mask a = σ(...); 3 starts with f_e = 0.95 f for
     the class token, while patch tokens start at 0.5 f. None adds no bias."""
     erasure_start: int | None = None
-    """Training steps before the erasure of f_p begins: a projection of the identity tokens after which no linear
-    classifier can predict the emotion from them (models/erasure.py). None erases nothing. Not in the paper."""
+    """Training steps before the erasure of f_p begins, at most `warmup_steps`: a projection of the identity tokens,
+    after which no linear classifier can predict the emotion from them (models/erasure.py). None erases nothing. Not
+    in the paper."""
     patch_overlap: int = 0
     """Pixels by which the generator's output for a patch extends over each neighbour; overlapping outputs are added
     up. At most `model.patch`. 0 generates each patch separately."""
@@ -124,12 +125,11 @@ class PfMagConfig:
         require_min(0, "pf_mag", self, "grad_norms_every", "warmup_steps", "warmup_cls", "r1", "separator_ratio")
         require_min(1, "pf_mag", self, "loss_balancing_steps", "discriminator_updates", "r1_every", "generate_every")
         require_min(0, "pf_mag", self, "patch_overlap")
-        require(
-            self.erasure_start is None or self.erasure_start >= 0,
-            "pf_mag.erasure_start",
-            self.erasure_start,
-            "be at least 0, or None",
+        start, warmup = self.erasure_start, self.warmup_steps
+        in_warmup = (
+            f"be None or in 0..{warmup}, the steps of pf_mag.warmup_steps: no checkpoint may predate the erasure"
         )
+        require(start is None or 0 <= start <= warmup, "pf_mag.erasure_start", start, in_warmup)
         require(self.warmup_lr is None or self.warmup_lr > 0, "pf_mag.warmup_lr", self.warmup_lr, "be positive")
         require_fraction("pf_mag", self, "encoder_grad_share")
         require_positive("pf_mag", self, "warmup_rec", "discriminator_patch_gain")

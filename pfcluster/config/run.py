@@ -97,8 +97,8 @@ class RunConfig:
         masked_only = 'be of a run with pf_mag.fusion "self": other encoders see every patch'
         require(not ratios or masked, "evaluate.mask_ratios", ratios, masked_only)
         sums = 'be "fp32" or "bf16" with pf_mag.erasure_start: bf16_params would round its running sums'
-        rounded = self.engine.precision == "bf16_params" and self.pf_mag.erasure_start is not None
-        require(not rounded, "engine.precision", self.engine.precision, sums)
+        erases = self.objective == "pf_mag" and self.pf_mag.erasure_start is not None
+        require(not erases or self.engine.precision != "bf16_params", "engine.precision", self.engine.precision, sums)
         emotions = 'be "emotion" for pf_mag: poker faces are images without emotion'
         require(self.objective != "pf_mag" or target == "emotion", "data.target", target, emotions)
 

@@ -37,7 +37,8 @@ class ZeroEngine(ConfiguredEngine):
         if self.double_backward and self.stage == 3:
             raise EngineError("ZeRO-3 cannot differentiate twice (R1): use zero2, fsdp2 or ddp")
         module = self.module
-        self.buffers = {name: buffer.clone() for name, buffer in super()._saved_buffers().items()}
+        rounds = engine.precision == "bf16_params"
+        self.buffers = {name: buffer.clone() for name, buffer in super()._saved_buffers().items() if rounds}
         if self.precision != "fp32":
             module.forward = _in_context(
                 self.autocast, module.forward

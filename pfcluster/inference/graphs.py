@@ -62,6 +62,7 @@ def graphs(info: ModelInfo, net: nn.Module) -> tuple[ClassifierGraph, PokerFaceG
         if info.generates:
             generator = PokerFaceGraph(_without(net, "classifier"), size).eval()
         net = _without(net, "generator")
+        net.erasure = None
     return ClassifierGraph(net, size).eval(), generator
 
 

@@ -56,7 +56,7 @@ class EncoderInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorInfo:
-    """Sizes of PF-ViT's separator, fusion and generator; as in the configs of runs."""
+    """Sizes of PF-ViT's separator, fusion and generator; but for `erasure` as in the configs of runs."""
 
     width: int
     depth: int
@@ -66,8 +66,8 @@ class GeneratorInfo:
     fusion_bias: float | None
     class_mask_bias: float | None
     patch_overlap: int
-    erasure_start: int | None = None
-    """None where f_p is not erased."""
+    erasure: bool = False
+    """Whether the emotion is erased from f_p."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ def network_info(config: RunConfig) -> NetworkInfo:
         fusion_bias=pf_mag.fusion_bias,
         class_mask_bias=pf_mag.class_mask_bias,
         patch_overlap=pf_mag.patch_overlap,
-        erasure_start=pf_mag.erasure_start,
+        erasure=pf_mag.erasure_start is not None,
     )
     return NetworkInfo(kind="pf_vit", size=config.data.size, encoder=encoder, generator=generator)
 
@@ -83,6 +83,7 @@ def _config(network: NetworkInfo) -> RunConfig:
         return RunConfig(data=data, model=ModelConfig(**sizes))
     sizes |= {f"decoder_{name}": getattr(generator, name) for name in ("width", "depth", "heads")}
     options = {name: value for name, value in vars(generator).items() if name not in ("width", "depth", "heads")}
+    options["erasure_start"] = 0 if options.pop("erasure") else None
     return RunConfig(objective="pf_mag", data=data, model=ModelConfig(**sizes), pf_mag=PfMagConfig(**options))
 
 

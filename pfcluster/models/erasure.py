@@ -26,14 +26,17 @@ exchange for the erasure, t d d."""
 RIDGE = 0.01
 """Added to a token's covariance, over its mean variance, so that it can be inverted: directions in which a token hardly
 varies do not count more than ten times as much as its others."""
-RANK_TOLERANCE = 1e-6
-"""Differences between class means that are smaller than this, relative to the largest one, count as zero."""
+RIDGE_BETWEEN = 1e-9
+"""As RIDGE, for the products of the differences between class means, of which one more than there are directions."""
+TOKENS_AT_ONCE = 16
+"""Tokens whose projections are computed at once, in fp64."""
 TINY = 1e-30
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
     """Where autocast is on, a context without it; elsewhere nothing, which exports to a graph."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 class ClassStatistics(NamedTuple):
@@ -91,22 +94,32 @@ class Projection(nn.Module):
             return (values - torch.einsum("btk,tdk->btd", read, self.left)).to(tokens.dtype)
 
     @torch.no_grad()
-    def fit(self, statistics: ClassStatistics) -> None:
-        """Give the tokens of the images that were counted the same mean for all their classes."""
+    def fit(self, statistics: ClassStatistics, valid: Tensor | None = None) -> None:
+        """Give the tokens of the images that were counted the same mean for all their classes; nothing where `valid`, a
+        scalar on the device, is false. Reads nothing from the device.
+        """
         assert statistics.scatter is not None
-        counts, sums, scatter = statistics.counts.double(), statistics.sums.double(), statistics.scatter.double()
-        means, present = class_means(counts, sums), (counts > 0).to(counts)[:, None, None]
-        centre = means.sum(0) / present.sum().clamp(min=1)
-        differences = (present * (means - centre)).permute(1, 2, 0)  # t d k
-        differences = differences / differences.flatten(1).norm(dim=1)[:, None, None].clamp(min=TINY)  # fits into fp16
-        metric = scatter.clone()  # its scale does not matter
-        variances = metric.diagonal(dim1=1, dim2=2)  # a view
-        variances += RIDGE * variances.mean(1, keepdim=True) + TINY
-        weighted = torch.linalg.solve(metric, differences)
-        gram = differences.transpose(1, 2) @ weighted
-        right = weighted @ torch.linalg.pinv(gram, rtol=RANK_TOLERANCE, hermitian=True)
-        for buffer, fitted in ((self.left, differences), (self.right, right), (self.centre, centre)):
-            buffer.copy_(fitted)
+        counts = statistics.counts.double()
+        present = (counts > 0).to(counts)[:, None, None]
+        for start in range(0, len(self.centre), TOKENS_AT_ONCE):
+            rows = slice(start, start + TOKENS_AT_ONCE)
+            means = class_means(counts, statistics.sums[:, rows].double())
+            centre = means.sum(0) / present.sum().clamp(min=1)
+            left = (present * (means - centre)).permute(1, 2, 0)  # t d k
+            left = left / left.flatten(1).norm(dim=1)[:, None, None].clamp(min=TINY)  # so that L and R fit into fp16
+            metric = _with_ridge(statistics.scatter[rows].double(), RIDGE)  # its scale does not matter
+            weighted = torch.cholesky_solve(left, torch.linalg.cholesky_ex(metric)[0])
+            between = torch.linalg.cholesky_ex(_with_ridge(left.transpose(1, 2) @ weighted, RIDGE_BETWEEN))[0]
+            right = torch.cholesky_solve(weighted.transpose(1, 2), between).transpose(1, 2)
+            for buffer, fitted in ((self.left, left), (self.right, right), (self.centre, centre)):
+                now = buffer[rows]
+                now.copy_(fitted if valid is None else torch.where(valid, fitted.float(), now))
+
+
+def _with_ridge(matrices: Tensor, ridge: float) -> Tensor:
+    """n d d, symmetric, plus `ridge` times its mean diagonal entry on the diagonal: positive definite."""
+    diagonal = matrices.diagonal(dim1=1, dim2=2)
+    return matrices + torch.diag_embed((ridge * diagonal.mean(1, keepdim=True) + TINY).expand_as(diagonal))
 
 
 class EmotionErasure(nn.Module):
@@ -126,37 +139,46 @@ class EmotionErasure(nn.Module):
         self.register_buffer("counts", torch.zeros(classes))
         self.register_buffer("sums", torch.zeros(classes, tokens, width))
         self.register_buffer("scatter", torch.zeros(tokens, width, width))
-        self.running = Projection(tokens, width, classes)
+        self.running: Projection | None = Projection(tokens, width, classes)
         self.calibrated = Projection(tokens, width, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """f_p b t d -> f_p without the emotion, b t d."""
-        projected: Tensor = (self.running if self.training else self.calibrated)(tokens)
+        running = self.running if self.training else None
+        projected: Tensor = (self.calibrated if running is None else running)(tokens)
         return projected
 
     @torch.no_grad()
-    def observe(self, step: ClassStatistics, *, fit: bool) -> None:
-        """Add the statistics of a step to the running ones; `fit` fits the projection to them. Statistics that are not
-        finite change nothing.
+    def observe(self, step: ClassStatistics, *, fit: bool, skips: Tensor | None = None) -> None:
+        """Add the statistics of a step to the running ones; `fit` fits the projection to them. Changes nothing if they
+        are not finite, or if `skips`, a scalar on the device, is not 0.
         """
-        finite = step.sums.isfinite().all()
+        valid = step.sums.isfinite().all()
         updates = [(self.counts, step.counts, DECAY), (self.sums, step.sums, DECAY)]
         if step.scatter is not None:
-            finite = finite & step.scatter.isfinite().all()
+            valid = valid & step.scatter.isfinite().all()
             updates.append((self.scatter, step.scatter, DECAY**FIT_EVERY))
+        if skips is not None:
+            valid = valid & (skips == 0)
         for running, added, decay in updates:
-            running.copy_(torch.where(finite, decay * running + (1 - decay) * added, running))
-        if fit:
-            self.running.fit(ClassStatistics(self.counts, self.sums, self.scatter))
+            running.copy_(torch.where(valid, decay * running + (1 - decay) * added.float(), running))
+        if fit and self.running is not None:
+            self.running.fit(ClassStatistics(self.counts, self.sums, self.scatter), valid)
 
     @property
     def erases(self) -> bool:
         """Whether the projection has been fitted in training. Reads from the device."""
-        return bool(self.running.left.any())
+        return self.running is not None and bool(self.running.left.any())
 
     def drop_training_state(self) -> None:
-        """Keep the calibrated projection alone, for inference: `inference_weights` are then the state dict."""
-        del self.counts, self.sums, self.scatter, self.running
+        """Keep the calibrated projection alone, in training mode too: `inference_weights` are then the state dict."""
+        del self.counts, self.sums, self.scatter
+        self.running = None
+
+    def calibrate_from_running(self) -> None:
+        """Take the running projection for the calibrated one: for weights that are saved without an evaluation."""
+        if self.running is not None:
+            self.calibrated.load_state_dict(self.running.state_dict())
 
     def copy_calibration(self, other: EmotionErasure) -> None:
         """Take over the calibrated projection of another erasure of the same size."""

@@ -295,7 +295,7 @@ class PFViT(nn.Module):
         class_tokens = emotion[:, :1] if chosen is tokens else self.separator(tokens[:, :1])[0]
         unerased = None
         if self.erasure is not None:
-            unerased = self._unerased(tokens, face) if self.training else None
+            unerased = self._unerased(tokens, face) if self.training and self.erasure.running is not None else None
             face = self.erasure(face)
             emotion = chosen - face
         sources = [chosen, face, emotion] if emotion_view else [chosen, face]

@@ -118,7 +118,8 @@ def gradient_norms(
                 order = None if part.order is None else part.order.repeat(len(names), 1)
                 output = frozen_pf_vit(part.images.repeat(len(names), 1, 1, 1), order, emotion_view=emotion_view)
                 total = _total(output, part, names, single_term_loss, frozen_discriminator)
-                for name, value in _sum_norms(total, output, leaves, names, len(part.images)).items():
+                erased = net.erasure is not None
+                for name, value in _sum_norms(total, output, leaves, names, len(part.images), erased=erased).items():
                     sums[name] = sums.get(name, 0) + value
     finally:
         hook.remove()
@@ -155,17 +156,25 @@ def _total(
 
 
 def _sum_norms(
-    total: Tensor, output: PFViTOutput, leaves: Sequence[Tensor], names: Sequence[str], count: int
+    total: Tensor, output: PFViTOutput, leaves: Sequence[Tensor], names: Sequence[str], count: int, *, erased: bool
 ) -> Metrics:
-    """Each term's gradient norms, summed over its `count` images."""
-    tensors = {"emotion": leaves[0], "rec": output.reconstruction}
+    """Each term's gradient norms, summed over its `count` images. With an erasure f_p is what it leaves, f_e the rest;
+    the classifier reads the separator's f_e.
+    """
+    tensors = {"emotion": [leaves[0]], "rec": [output.reconstruction]}
     if output.poker is not None:
-        tensors |= {"face": leaves[1], "poker": output.poker}
+        assert output.face_tokens is not None
+        tensors |= {"face": [output.face_tokens if erased else leaves[1]], "poker": [output.poker]}
+    if erased:
+        tensors["emotion"].append(output.emotion_tokens)
     norms: Metrics = {}
-    gradients = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
-    for tensor_name, gradient in zip(tensors, gradients, strict=True):
-        if gradient is None:
+    flat = [tensor for parts in tensors.values() for tensor in parts]
+    gradients = iter(torch.autograd.grad(total, flat, allow_unused=True))
+    for tensor_name, parts in tensors.items():
+        found = [gradient for gradient in (next(gradients) for _ in parts) if gradient is not None]
+        if not found:
             continue
+        gradient = torch.stack(found).sum(0)
         # times count: the terms are means over images
         by_term = gradient.float().flatten(1).norm(dim=1).view(len(names), count).sum(1) * count
         for name, norm in zip(names, by_term, strict=True):

@@ -308,10 +308,11 @@ class PfMagObjective:
     def _observe(self, erasure: EmotionErasure, tokens: Tensor, labels: Tensor, step: int) -> None:
         """Let the erasure of f_p follow the tokens of a step. A collective."""
         assert self.config.erasure_start is not None
-        since = step + 1 - self.config.erasure_start
+        since = step + 1 - max(1, self.config.erasure_start)
         due = since % FIT_EVERY == 0
         statistics = class_statistics(tokens, labels, erasure.classes, self.world.sum, with_scatter=due)
-        erasure.observe(statistics, fit=due and since >= 0)
+        guard = self.engines["model"].guard
+        erasure.observe(statistics, fit=due and since >= 0, skips=None if guard is None else guard.skips)
 
     def _gradient_norms(self, batch: Batch, *, warmup: bool) -> Metrics:
         """Gradient norms of the loss terms, with the weights after the step."""

@@ -68,6 +68,12 @@ class PeriodicEvaluation:
             calibrate_erasure(self.config, model, self.train, self.world)
             trained.erasure.copy_calibration(model.erasure)
 
+    def before_saving(self, engine: Engine, step: int) -> None:
+        """Let a checkpoint that was not evaluated have the erasure of its training, which nearly fits its weights."""
+        trained = engine.module
+        if isinstance(trained, PFViT) and trained.erasure is not None and not self.due(step):
+            trained.erasure.calibrate_from_running()
+
     def _plain_model(self, engine: Engine) -> nn.Module:
         """The replica on the device with the full weights, or with their moving average if there is one.
 

@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pfcluster.engine.base import Engine, NonFiniteError
 from pfcluster.engine.finite import HostCopy, UpdateGuard
-from pfcluster.models.erasure import EmotionErasure
 from pfcluster.training.objective import Metrics, Objective
 
 
@@ -38,7 +37,7 @@ class _Snapshot:
     step: int
     objective: dict[str, Any]
     buffers: list[tuple[Tensor, Tensor]]
-    """Running statistics of batch norms and of the erasure, and copies of them."""
+    """Running statistics of batch norms, and copies of them."""
     updates: list[int]
 
 
@@ -53,9 +52,8 @@ class StepChecks:
         self.guard = UpdateGuard(device)
         for engine in self.engines:
             engine.guard = self.guard
-        kinds = (_BatchNorm, EmotionErasure)
-        parts = [part for engine in self.engines for part in engine.module.modules() if isinstance(part, kinds)]
-        self._buffers = [buffer for part in parts for buffer in part.buffers()]
+        norms = [part for engine in self.engines for part in engine.module.modules() if isinstance(part, _BatchNorm)]
+        self._buffers = [buffer for part in norms for buffer in part.buffers()]
         self._unread: deque[tuple[_Snapshot, HostCopy]] = deque()
 
     def run(self, step: int, train: Callable[[], Metrics]) -> Metrics:

@@ -266,6 +266,7 @@ class Trainer:
         return improved
 
     def _save(self) -> None:
+        self.evaluation.before_saving(self.engines["model"], self.state.step)
         save_checkpoint(
             self.checkpoints,
             self.engines,

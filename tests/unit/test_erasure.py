@@ -20,6 +20,7 @@ from pfcluster.inference.torch_predictor import build_net, load_weights
 from pfcluster.models import factory
 from pfcluster.models.erasure import ClassStatistics, EmotionErasure, class_means, class_statistics
 from pfcluster.models.pf_vit import PFViT
+from pfcluster.profiling.training_cost import step_flops
 from pfcluster.training import parity, run
 from pfcluster.training.factory import build_engines, build_objective
 from pfcluster.training.step_checks import NonFiniteStep, StepChecks
@@ -127,7 +128,7 @@ def test_statistics_that_are_not_finite_change_nothing() -> None:
 
 
 def engines_and_objective(erasure_start: int):
-    values = config(erasure_start=erasure_start)
+    values = config(erasure_start=erasure_start, warmup_steps=2)
     engines = build_engines(values, "ddp", factory.build(values, CLASSES), SINGLE)
     return values, engines, build_objective(values, engines, parity.CLASS_NAMES, SINGLE)
 
@@ -139,6 +140,12 @@ def test_the_erasure_begins_after_the_steps_of_the_option() -> None:
         objective.step(make_micro_batches(raw(), values, step, SINGLE), step)
         assert erasure.erases == (step >= 1)
     assert not erasure.calibrated.left.any()
+
+
+def test_the_erasure_may_begin_at_once() -> None:
+    values, engines, objective = engines_and_objective(0)
+    objective.step(make_micro_batches(raw(), values, 0, SINGLE), 0)
+    assert engines["model"].module.erasure.erases
 
 
 def test_a_step_that_is_not_finite_leaves_the_erasure_as_it_was() -> None:
@@ -211,10 +218,54 @@ def test_f_e_takes_up_what_is_erased_from_f_p_and_the_classifier_reads_what_it_r
     assert torch.allclose(model.transfer(images, images), after.reconstruction, atol=1e-5)
 
 
+def test_gradient_norms_show_what_reaches_f_e_and_f_p_after_the_erasure() -> None:
+    values, engines, objective = engines_and_objective(0)
+    values = replace(values, pf_mag=replace(values.pf_mag, grad_norms_every=1))
+    objective.config = values.pf_mag
+    for step in range(4):
+        metrics = objective.step(make_micro_batches(raw(), values, step, SINGLE), step)
+    assert engines["model"].module.erasure.erases
+    for name in ("grad_emotion_cls", "grad_emotion_ort", "grad_face_ort", "grad_face_adv"):
+        assert metrics[name] > 0, name
+
+
+def test_flops_of_an_erasure_are_counted() -> None:
+    values = parity.tiny_config("pf_mag", EngineConfig(device="cpu"), stabilised=True)
+    plain = replace(values, pf_mag=replace(values.pf_mag, erasure_start=None))
+    assert step_flops(values, parity.CLASSES, warmup=False) > step_flops(plain, parity.CLASSES, warmup=False) > 0
+
+
+def test_a_checkpoint_that_was_not_evaluated_has_the_erasure_of_its_training(tmp_path: Path) -> None:
+    base = tiny.config("pf_mag")
+    values = replace(
+        base,
+        pf_mag=replace(base.pf_mag, erasure_start=1),
+        max_steps=5,
+        checkpoint=replace(base.checkpoint, every_steps=2),
+        evaluate=replace(base.evaluate, every_epochs=9),
+    )
+    run(values, tmp_path)
+    saved = store.load(tmp_path / "checkpoints" / "step-00000004").weights()
+    assert saved["erasure.calibrated.left"].any()
+    assert torch.equal(saved["erasure.calibrated.left"], saved["erasure.running.left"])
+
+
+def test_an_exported_net_still_computes_in_training_mode() -> None:
+    model = factory.build(config(erasure_start=0), CLASSES)["model"]
+    model.erasure.drop_training_state()
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(model.train()(images).poker, model.eval()(images).poker)
+    assert {name for name in model.state_dict() if name.startswith("erasure.")} == {
+        f"erasure.calibrated.{part}" for part in ("left", "right", "centre")
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"erasure_start": -1}, r"pf_mag\.erasure_start must be at least 0, or None"),
+        ({"erasure_start": -1}, r"pf_mag\.erasure_start must be None or in 0\.\.0"),
+        ({"erasure_start": 6, "warmup_steps": 5}, r"pf_mag\.erasure_start must be None or in 0\.\.5, the steps of"),
         ({"erasure_start": 0, "separator_ratio": 0.0}, r"pf_mag\.erasure_start must be None with pf_mag\.separator"),
         ({"erasure_start": 0, "fusion": "self", "mask_ratio": 0.5}, r"pf_mag\.mask_ratio must be 0 with"),
     ],
