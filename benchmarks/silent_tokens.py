@@ -132,7 +132,7 @@ def markdown(values: Mapping[str, Any]) -> str:
     lines = [
         "# The emotion in the identity tokens",
         "",
-        f"{values['date']}, commit {values['commit']}, {values['machine']}, preset `demo` on other faces, seeds "
+        f"{values['date']}, commit {values['commit'][:7]}, {values['machine']}, preset `demo` on other faces, seeds "
         f"{', '.join(map(str, values['seeds']))}, test split, mean ± standard deviation. Bold: differs from the "
         "recipe, p < 0.05 (Holm's correction over the table). Reproduce with",
         "",

@@ -109,6 +109,12 @@ def test_every_row_of_the_silent_tokens_is_another_run_on_other_faces_than_the_s
     assert recipe.evaluate.n_probe_images > 0
 
 
+@pytest.mark.parametrize("page", [recipe_parts, silent_tokens])
+def test_committed_tables_of_variants_show_the_committed_figures(page):
+    written = json.loads((RESULTS / f"{page.NAME}.json").read_text())
+    assert (RESULTS / f"{page.NAME}.md").read_text() == page.markdown(written)
+
+
 def test_a_net_reads_what_a_linear_probe_cannot():
     points = torch.randn(1200, 4, generator=torch.Generator().manual_seed(0))
     labels = (points[:, 0] * points[:, 1] > 0).long()  # the product of two features: linearly silent
