@@ -43,7 +43,8 @@ def test_fused_kernels_on_gpus_unless_the_pass_is_differentiated_twice(device: s
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_only_passes_with_r1_are_differentiated_twice(checkpointing: bool) -> None:
     config = tiny_config("pf_mag", EngineConfig(activation_checkpointing=checkpointing), r1=0.5, stabilised=True)
-    config = replace(config, pf_mag=replace(config.pf_mag, discriminator_updates=1, warmup_steps=0))  # r1_every 2
+    options = {"discriminator_updates": 1, "warmup_steps": 0, "erasure_start": 0}
+    config = replace(config, pf_mag=replace(config.pf_mag, **options))  # r1_every 2
     modules = factory.build(config, CLASSES)
     attention = modules["discriminator"].shard_units()[0].get_submodule("attn")
     engines = build_engines(config, "ddp", modules, SINGLE)

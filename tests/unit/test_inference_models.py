@@ -229,10 +229,12 @@ def test_configs_of_models_describe_every_size_of_a_net() -> None:
     training = {"architecture", "patch_gain", "drop_path", "init", "init_normalisation"}
     cnn = {field.name for field in dataclasses.fields(NetworkInfo)} - {"kind", "size", "encoder", "generator"}
     assert {field.name for field in dataclasses.fields(ModelConfig)} == encoder | decoder | training | cnn
-    assert generator - {"width", "depth", "heads"} <= {field.name for field in dataclasses.fields(PfMagConfig)}
+    own = {"width", "depth", "heads", "erasure"}
+    assert generator - own <= {field.name for field in dataclasses.fields(PfMagConfig)}
     net = _pf_vit(PfMagConfig())
+    assert _pf_vit(PfMagConfig(erasure_start=0)) != net  # `erasure` says whether there is a start
     for field in dataclasses.fields(PfMagConfig):
-        if field.name in generator:
+        if field.name in generator | {"erasure_start"}:
             continue
         for value in _others(getattr(PfMagConfig(), field.name)):
             try:
