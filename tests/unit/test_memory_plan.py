@@ -233,7 +233,8 @@ def test_backend_without_an_option_is_rejected():
 def test_planned_peak_of_one_process_matches_the_allocations_of_a_real_step(objective):
     name, stabilised = objective.split()[-1], objective.startswith("stabilised")
     config = parity.tiny_config(name, EngineConfig(device="cpu"), batch_size=32, stabilised=stabilised)
-    past_warmup = replace(config.pf_mag, warmup_steps=0, loss_balancing="fixed")
+    erasure_start = 0 if stabilised else None
+    past_warmup = replace(config.pf_mag, warmup_steps=0, loss_balancing="fixed", erasure_start=erasure_start)
     config = replace(config, pf_mag=past_warmup)
     planned = plan(config, CLASSES, 1, "ddp")
     world = World(0, 1, torch.device("cpu"))
