@@ -110,6 +110,9 @@ class RunConfig:
         require(self.batch_size % (every * parts) == 0, "batch_size", self.batch_size, multiple)
         within = f"be at most model.patch = {self.model.patch}"
         require(overlap <= self.model.patch, "pf_mag.patch_overlap", overlap, within)
+        start, warmup = self.pf_mag.erasure_start, self.pf_mag.warmup_steps
+        in_warmup = f"be at most pf_mag.warmup_steps = {warmup}: no checkpoint may predate the erasure"
+        require(start is None or start <= warmup, "pf_mag.erasure_start", start, in_warmup)
         for name in ("mixup", "cutmix"):
             value = getattr(self.discriminator_augment, name)
             require(value == 0, f"discriminator_augment.{name}", value, "be 0: the discriminator sees single faces")
