@@ -8,19 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from benchmarks.poker_aims import RECIPE, read_figures
 from benchmarks.poker_faces import FACES
-from benchmarks.recipe_variants import Columns, compared, parse_options, table, variants_plan
-from benchmarks.result_files import training_device, write_results
+from benchmarks.recipe_variants import Columns, compared, provenance, table, train_and_write, variants_plan
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.data import no_augment
-from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Plan
-from pfcluster.runs.folder import read_result
 
 COMMAND = "python -m benchmarks.recipe_parts"
 NAME = "recipe_parts"
@@ -78,14 +74,8 @@ def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str,
         part: read_figures(folder, name, seeds) for part, name in zip(parts(recipe), named_parts(recipe), strict=True)
     }
     cells = compared(read_figures(folder, RECIPE, seeds), without, FIGURES)
-    first = read_result(folder / RECIPE / f"seed-{seeds[0]}")
-    assert first is not None
     return {
-        "command": COMMAND,
-        "date": date.today().isoformat(),
-        "commit": first.get("git_commit") or commit,
-        "machine": training_device(first),
-        "seeds": list(seeds),
+        **provenance(folder, seeds, COMMAND, commit),
         "recipe": cells["recipe"],
         "without": cells["variants"],
     }
@@ -110,14 +100,5 @@ def markdown(values: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    """Train and write. Exit code 130 if interrupted."""
-    options = parse_options(__doc__, Path("runs/recipe-parts"))
-    if not run_plan(plan(options.folder, options.seeds), processes=1, max_parallel=options.max_parallel):
-        return 130
-    print(write_results(options.output, NAME, results(options.folder, options.seeds, options.commit), markdown))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train_and_write(__doc__, NAME, plan, results, markdown))

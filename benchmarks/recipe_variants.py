@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from benchmarks.poker_aims import RECIPE, START, Figures, compare, over_seeds
 from benchmarks.poker_faces import RESULTS, SHARED_RUNS, seeded_run
+from benchmarks.result_files import training_device, write_results
 from pfcluster.config import presets
 from pfcluster.config.io import with_values
+from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.report.statistics import holm
+from pfcluster.runs.folder import read_result
 from pfcluster.runs.provenance import git_commit
 
 SEEDS = (1, 2, 3)
@@ -121,10 +125,29 @@ def _cell(cell: Mapping[str, float]) -> str:
     return f"{cell['mean']:.3f} ± {cell['std']:.3f}"
 
 
-def parse_options(description: str | None, folder: Path) -> argparse.Namespace:
-    """Options of a benchmark of variants."""
+def provenance(folder: Path, seeds: Sequence[int], command: str, commit: str | None) -> dict[str, Any]:
+    """Command, date, commit, machine and seeds. `commit` is recorded where the runs do not know theirs."""
+    first = read_result(folder / RECIPE / f"seed-{seeds[0]}")
+    assert first is not None
+    return {
+        "command": command,
+        "date": date.today().isoformat(),
+        "commit": first.get("git_commit") or commit,
+        "machine": training_device(first),
+        "seeds": list(seeds),
+    }
+
+
+def train_and_write(
+    description: str | None,
+    name: str,
+    plan: Callable[[Path, Sequence[int]], Plan],
+    results: Callable[[Path, Sequence[int], str | None], Mapping[str, Any]],
+    markdown: Callable[[Mapping[str, Any]], str],
+) -> int:
+    """The command of a benchmark of variants: train missing runs, write its two files. Exit code 130 if interrupted."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, default=folder, help="folder of the runs")
+    parser.add_argument("--folder", type=Path, default=Path("runs") / name.replace("_", "-"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--max-parallel", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="at least two")
@@ -132,4 +155,7 @@ def parse_options(description: str | None, folder: Path) -> argparse.Namespace:
     options = parser.parse_args()
     if len(set(options.seeds)) < 2:
         parser.error("--seeds: a standard deviation needs at least two seeds")
-    return options
+    if not run_plan(plan(options.folder, options.seeds), processes=1, max_parallel=options.max_parallel):
+        return 130
+    print(write_results(options.output, name, results(options.folder, options.seeds, options.commit), markdown))
+    return 0

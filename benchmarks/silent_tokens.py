@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.poker_aims import RECIPE, read_figures
-from benchmarks.recipe_variants import Columns, compared, parse_options, table, variants_plan
-from benchmarks.result_files import training_device, write_results
+from benchmarks.recipe_variants import Columns, compared, provenance, table, train_and_write, variants_plan
 from pfcluster.checkpoint import store
 from pfcluster.config import presets
 from pfcluster.data.dataset import open_dataset
 from pfcluster.distributed.process_group import World, generator
 from pfcluster.evaluate.token_probes import token_features
-from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Plan
 from pfcluster.models import factory
 from pfcluster.models.pf_vit import PFViT
-from pfcluster.runs.folder import read_config, read_result
+from pfcluster.runs.folder import read_config
 
 COMMAND = "python -m benchmarks.silent_tokens"
 NAME = "silent_tokens"
@@ -114,14 +111,8 @@ def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str,
     """Content of silent_tokens.json. `commit` is recorded where the runs do not know theirs."""
     of_recipe = figures(folder, RECIPE, seeds)
     by_title = {title: figures(folder, name, seeds) for name, (title, _) in variants().items()}
-    first = read_result(folder / RECIPE / f"seed-{seeds[0]}")
-    assert first is not None
     return {
-        "command": COMMAND,
-        "date": date.today().isoformat(),
-        "commit": first.get("git_commit") or commit,
-        "machine": training_device(first),
-        "seeds": list(seeds),
+        **provenance(folder, seeds, COMMAND, commit),
         "chance": next(iter(of_recipe["emotion_chance"].values())),
         **compared(of_recipe, by_title, FIGURES),
     }
@@ -147,14 +138,5 @@ def markdown(values: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    """Train and write. Exit code 130 if interrupted."""
-    options = parse_options(__doc__, Path("runs/silent-tokens"))
-    if not run_plan(plan(options.folder, options.seeds), processes=1, max_parallel=options.max_parallel):
-        return 130
-    print(write_results(options.output, NAME, results(options.folder, options.seeds, options.commit), markdown))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train_and_write(__doc__, NAME, plan, results, markdown))
