@@ -73,7 +73,9 @@ def write(output: Path, kind: Kind = "vit", **changes: int | None) -> tuple[Mode
         for parameter in net.parameters():  # so that logits differ between images, and no part starts at zero
             nn.init.normal_(parameter, std=0.2)
         for name, buffer in net.named_buffers():
-            if name.startswith("erasure.calibrated."):
+            if name == "erasure.calibrated.fitted":
+                buffer.fill_(1)
+            elif name.startswith("erasure.calibrated."):
                 nn.init.normal_(buffer, std=0.05)
     described, weights = with_precision(described, net.state_dict(), "float32")
     write_model(output, described, weights)

@@ -1,11 +1,13 @@
-"""Linear erasure of the emotion from the identity tokens f_p. Not in the paper, whose losses leave the emotion in f_p.
+"""Erasure of the emotion from the identity tokens f_p. Not in the paper, whose losses leave the emotion in f_p.
 
 Where the mean of a feature vector is the same for every class, no linear classifier predicts the class better than a
-constant does (Belrose et al. 2023, "LEACE", theorem 3.1). The erasure projects each token along the differences between
-the class means of that token, orthogonally in the metric of the tokens' covariance, so that it changes little else.
-Features that are not linear, such as products, may still tell the emotion.
+constant does (Belrose et al. 2023, "LEACE", theorem 3.1). LEACE projects each token along the differences between its
+class means, which also removes what else the token stores in these directions. Here the classifier of PF-ViT says how
+much of each emotion an image shows, and the patch tokens lose the offset that belongs to it: k - 1 numbers of an image
+are removed instead of k - 1 numbers of each of its tokens. The class token, from which the classifier reads the
+emotion, becomes the mean class token. What is not linear in the tokens may still tell the emotion.
 
-Legend: b images, k classes, t tokens, d channels.
+Legend: b images, k classes, t tokens, n = t - 1 patches, d channels.
 """
 
 from __future__ import annotations
@@ -20,17 +22,11 @@ from torch.nn import functional
 
 DECAY = 0.98
 """Of the running sums over training steps: they cover the last 50 steps."""
-FIT_EVERY = 5
-"""Steps between two fits of the projection, with which the scatter is observed too: it is the largest tensor that ranks
-exchange for the erasure, t d d."""
-RIDGE = 0.01
-"""Added to a token's covariance, over its mean variance, so that it can be inverted: directions in which a token hardly
-varies do not count more than ten times as much as its others."""
-RIDGE_BETWEEN = 1e-9
-"""As RIDGE, for the products of the differences between class means, of which one more than there are directions."""
-TOKENS_AT_ONCE = 16
-"""Tokens whose projections are computed at once, in fp64."""
-TINY = 1e-30
+TEMPERATURE = 3.0
+"""Of the classifier's probabilities, so that they grade an expression instead of naming it with certainty."""
+RIDGE = 1e-5
+"""Added to the squared differences between the classes' mean probabilities: a classifier that cannot distinguish the
+classes, at the start of a training from the MAE, removes little instead of amplifying noise."""
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
@@ -39,87 +35,98 @@ def _without_autocast(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
+def graded_emotions(logits: Tensor) -> Tensor:
+    """The classifier's probabilities at `TEMPERATURE`: b k -> b k, fp32; no gradient reaches the classifier."""
+    return (logits.detach().float() / TEMPERATURE).softmax(1)
+
+
 class ClassStatistics(NamedTuple):
-    """Sums over images from which class means and the covariance within classes follow."""
+    """Sums over the images of each class from which the erasure is fitted."""
 
     counts: Tensor
     """Images of each class, k."""
-    sums: Tensor
-    """Their tokens, k t d."""
-    scatter: Tensor | None
-    """Outer products of each token's deviations from its class mean, over all images, t d d; None if not observed."""
+    tokens: Tensor
+    """Their f_p, k t d."""
+    emotions: Tensor
+    """Their graded emotions, k k."""
 
 
 def class_statistics(
-    tokens: Tensor, labels: Tensor, classes: int, total: Callable[[Tensor], Tensor], *, with_scatter: bool = True
+    tokens: Tensor, emotions: Tensor, labels: Tensor, total: Callable[[Tensor], Tensor]
 ) -> ClassStatistics:
-    """Statistics of tokens b t d with labels b on all ranks; `total` sums a tensor over ranks, a collective.
+    """Statistics of tokens b t d, graded emotions b k and labels b on all ranks; `total` sums a tensor over ranks and
+    is called once.
 
-    In fp64: with few images the fit amplifies the rounding of sums in another order, which differs between numbers of
-    ranks. Deviations are taken from the means of this batch: products of tokens minus those of means would cancel.
+    In fp64: sums in another order, which differs between numbers of ranks, then give the same erasure.
     """
-    tokens = tokens.detach().double()
+    classes = emotions.shape[1]
     with _without_autocast(tokens.device.type):
-        of_class = functional.one_hot(labels, classes).to(tokens)
-        counts, sums = total(of_class.sum(0)), total(torch.einsum("bk,btd->ktd", of_class, tokens))
-        if not with_scatter:
-            return ClassStatistics(counts, sums, None)
-        deviations = tokens - class_means(counts, sums)[labels]
-        return ClassStatistics(counts, sums, total(torch.einsum("btd,bte->tde", deviations, deviations)))
+        of_class = functional.one_hot(labels, classes).double()
+        flat = tokens.detach().double().flatten(1)
+        columns = torch.cat([torch.ones_like(flat[:, :1]), emotions.double(), flat], dim=1)
+        counts, graded, sums = total(of_class.T @ columns).split([1, classes, flat.shape[1]], dim=1)
+    return ClassStatistics(counts[:, 0], sums.unflatten(1, tokens.shape[1:]), graded)
 
 
 def class_means(counts: Tensor, sums: Tensor) -> Tensor:
-    """k, k t d -> k t d; 0 for classes without images."""
-    return sums / torch.where(counts > 0, counts, 1)[:, None, None]
+    """k, k ... -> k ...; 0 for classes without images."""
+    return sums / torch.where(counts > 0, counts, 1).reshape(-1, *[1] * (sums.ndim - 1))
 
 
-class Projection(nn.Module):
-    """x -> x - L Rᵀ (x - c) for each token, with L and R t d k. The identity until `fit`."""
+class OffsetRemoval(nn.Module):
+    """x -> x - Mᵀ(p - π) for the patch tokens of an image with graded emotions p; the class token becomes c, the mean
+    one. The identity until `fit`.
+    """
 
-    left: Tensor
-    right: Tensor
-    centre: Tensor
+    offsets: Tensor
+    expected: Tensor
+    class_token: Tensor
+    fitted: Tensor
 
     def __init__(self, tokens: int, width: int, classes: int) -> None:
         super().__init__()
-        self.register_buffer("left", torch.zeros(tokens, width, classes))
-        self.register_buffer("right", torch.zeros(tokens, width, classes))
-        self.register_buffer("centre", torch.zeros(tokens, width))
+        self.register_buffer("offsets", torch.zeros(classes, tokens - 1, width))  # M
+        self.register_buffer("expected", torch.zeros(classes))  # π
+        self.register_buffer("class_token", torch.zeros(width))  # c
+        self.register_buffer("fitted", torch.zeros(()))  # 1 after the first fit
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """b t d -> b t d, computed in fp32."""
+    def forward(self, tokens: Tensor, emotions: Tensor) -> Tensor:
+        """f_p b t d, b k -> b t d, computed in fp32."""
         values = tokens.float()
         with _without_autocast(tokens.device.type):
-            read = torch.einsum("btd,tdk->btk", values - self.centre, self.right)
-            return (values - torch.einsum("btk,tdk->btd", read, self.left)).to(tokens.dtype)
+            class_token = torch.lerp(values[:, :1], self.class_token.expand_as(values[:, :1]), self.fitted)
+            offsets = ((emotions - self.expected) @ self.offsets.flatten(1)).unflatten(1, self.offsets.shape[1:])
+            return torch.cat([class_token, values[:, 1:] - offsets], dim=1).to(tokens.dtype)
 
     @torch.no_grad()
     def fit(self, statistics: ClassStatistics, valid: Tensor | None = None) -> None:
-        """Give the tokens of the images that were counted the same mean for all their classes; nothing where `valid`, a
-        scalar on the device, is false. Reads nothing from the device.
+        """Give the patch tokens of the images that were counted the same mean for all their classes; nothing where
+        `valid`, a scalar on the device, is false. Reads nothing from the device.
+
+        With D the classes' differences from the mean of class means and Q those of their graded emotions, M is the
+        smallest solution of Q M = D.
         """
-        assert statistics.scatter is not None
         counts = statistics.counts.double()
-        present = (counts > 0).to(counts)[:, None, None]
-        for start in range(0, len(self.centre), TOKENS_AT_ONCE):
-            rows = slice(start, start + TOKENS_AT_ONCE)
-            means = class_means(counts, statistics.sums[:, rows].double())
-            centre = means.sum(0) / present.sum().clamp(min=1)
-            left = (present * (means - centre)).permute(1, 2, 0)  # t d k
-            left = left / left.flatten(1).norm(dim=1)[:, None, None].clamp(min=TINY)  # so that L and R fit into fp16
-            metric = _with_ridge(statistics.scatter[rows].double(), RIDGE)  # its scale does not matter
-            weighted = torch.cholesky_solve(left, torch.linalg.cholesky_ex(metric)[0])
-            between = torch.linalg.cholesky_ex(_with_ridge(left.transpose(1, 2) @ weighted, RIDGE_BETWEEN))[0]
-            right = torch.cholesky_solve(weighted.transpose(1, 2), between).transpose(1, 2)
-            for buffer, fitted in ((self.left, left), (self.right, right), (self.centre, centre)):
-                now = buffer[rows]
-                now.copy_(fitted if valid is None else torch.where(valid, fitted.float(), now))
+        present = (counts > 0).double()
+        tokens, means = (self._centred(counts, present, sums) for sums in (statistics.tokens, statistics.emotions))
+        (centre, differences), (expected, graded) = tokens, means
+        square = graded @ graded.T + RIDGE * torch.eye(len(counts), dtype=torch.double, device=counts.device)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(square)[0])
+        offsets = (graded.T @ inverse @ differences[:, 1:].flatten(1)).reshape_as(self.offsets)
+        for buffer, fitted in (
+            (self.offsets, offsets),
+            (self.expected, expected),
+            (self.class_token, centre[0]),
+            (self.fitted, torch.ones_like(self.fitted)),
+        ):
+            buffer.copy_(fitted if valid is None else torch.where(valid, fitted.to(buffer), buffer))
 
-
-def _with_ridge(matrices: Tensor, ridge: float) -> Tensor:
-    """n d d, symmetric, plus `ridge` times its mean diagonal entry on the diagonal: positive definite."""
-    diagonal = matrices.diagonal(dim1=1, dim2=2)
-    return matrices + torch.diag_embed((ridge * diagonal.mean(1, keepdim=True) + TINY).expand_as(diagonal))
+    @staticmethod
+    def _centred(counts: Tensor, present: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of the class means, and the classes' differences from it, 0 for classes without images."""
+        means = class_means(counts, sums.double())
+        centre = means.sum(0) / present.sum().clamp(min=1)
+        return centre, (means - centre) * present.reshape(-1, *[1] * (means.ndim - 1))
 
 
 class EmotionErasure(nn.Module):
@@ -130,58 +137,54 @@ class EmotionErasure(nn.Module):
     """
 
     counts: Tensor
-    sums: Tensor
-    scatter: Tensor
+    tokens: Tensor
+    emotions: Tensor
 
     def __init__(self, tokens: int, width: int, classes: int) -> None:
         super().__init__()
-        self.classes = classes
         self.register_buffer("counts", torch.zeros(classes))
-        self.register_buffer("sums", torch.zeros(classes, tokens, width))
-        self.register_buffer("scatter", torch.zeros(tokens, width, width))
-        self.running: Projection | None = Projection(tokens, width, classes)
-        self.calibrated = Projection(tokens, width, classes)
+        self.register_buffer("tokens", torch.zeros(classes, tokens, width))
+        self.register_buffer("emotions", torch.zeros(classes, classes))
+        self.running: OffsetRemoval | None = OffsetRemoval(tokens, width, classes)
+        self.calibrated = OffsetRemoval(tokens, width, classes)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """f_p b t d -> f_p without the emotion, b t d."""
+    def forward(self, tokens: Tensor, logits: Tensor) -> Tensor:
+        """f_p b t d and the classifier's logits b k -> f_p without the emotion, b t d."""
         running = self.running if self.training else None
-        projected: Tensor = (self.calibrated if running is None else running)(tokens)
-        return projected
+        erased: Tensor = (self.calibrated if running is None else running)(tokens, graded_emotions(logits))
+        return erased
 
     @torch.no_grad()
     def observe(self, step: ClassStatistics, *, fit: bool, skips: Tensor | None = None) -> None:
-        """Add the statistics of a step to the running ones; `fit` fits the projection to them. Changes nothing if they
+        """Add the statistics of a step to the running ones; `fit` fits the erasure to them. Changes nothing if they
         are not finite, or if `skips`, a scalar on the device, is not 0.
         """
-        valid = step.sums.isfinite().all()
-        updates = [(self.counts, step.counts, DECAY), (self.sums, step.sums, DECAY)]
-        if step.scatter is not None:
-            valid = valid & step.scatter.isfinite().all()
-            updates.append((self.scatter, step.scatter, DECAY**FIT_EVERY))
+        valid = step.tokens.isfinite().all() & step.emotions.isfinite().all()
         if skips is not None:
             valid = valid & (skips == 0)
-        for running, added, decay in updates:
-            running.copy_(torch.where(valid, decay * running + (1 - decay) * added.float(), running))
+        sums = ClassStatistics(self.counts, self.tokens, self.emotions)
+        for running, added in zip(sums, step, strict=True):
+            running.copy_(torch.where(valid, DECAY * running + (1 - DECAY) * added.float(), running))
         if fit and self.running is not None:
-            self.running.fit(ClassStatistics(self.counts, self.sums, self.scatter), valid)
+            self.running.fit(sums, valid)
 
     @property
     def erases(self) -> bool:
-        """Whether the projection has been fitted in training. Reads from the device."""
-        return self.running is not None and bool(self.running.left.any())
+        """Whether the erasure has been fitted in training. Reads from the device."""
+        return self.running is not None and bool(self.running.fitted)
 
     def drop_training_state(self) -> None:
-        """Keep the calibrated projection alone, in training mode too: `inference_weights` are then the state dict."""
-        del self.counts, self.sums, self.scatter
+        """Keep the calibrated erasure alone, in training mode too: `inference_weights` are then the state dict."""
+        del self.counts, self.tokens, self.emotions
         self.running = None
 
     def calibrate_from_running(self) -> None:
-        """Take the running projection for the calibrated one: for weights that are saved without an evaluation."""
+        """Take the running erasure for the calibrated one: for weights that are saved without an evaluation."""
         if self.running is not None:
             self.calibrated.load_state_dict(self.running.state_dict())
 
     def copy_calibration(self, other: EmotionErasure) -> None:
-        """Take over the calibrated projection of another erasure of the same size."""
+        """Take over the calibrated erasure of another one of the same size."""
         self.calibrated.load_state_dict(other.calibrated.state_dict())
 
 

@@ -293,16 +293,17 @@ class PFViT(nn.Module):
             return PFViTOutput(self.classifier(tokens[:, 0]), self.generator(chosen, order), None, None, chosen, None)
         emotion, face, mask = self.separator(chosen)
         class_tokens = emotion[:, :1] if chosen is tokens else self.separator(tokens[:, :1])[0]
+        logits = self.classifier(class_tokens[:, 0])
         unerased = None
         if self.erasure is not None:
             unerased = self._unerased(tokens, face) if self.training and self.erasure.running is not None else None
-            face = self.erasure(face)
+            face = self.erasure(face, logits[::generate_every])
             emotion = chosen - face
         sources = [chosen, face, emotion] if emotion_view else [chosen, face]
         orders = None if order is None else order.repeat(len(sources), 1)
         generated = self.generator(torch.cat(sources), orders).chunk(len(sources))
         return PFViTOutput(
-            logits=self.classifier(class_tokens[:, 0]),
+            logits=logits,
             reconstruction=generated[0],
             poker=generated[1],
             emotion=generated[2] if emotion_view else None,
@@ -328,7 +329,7 @@ class PFViT(nn.Module):
         emotion, face = self.separator(tokens)[:2]
         if self.erasure is None:
             return tokens, emotion, face
-        face = self.erasure(face)
+        face = self.erasure(face, self.classifier(emotion[:, 0]))
         return tokens, tokens - face, face
 
     def transfer(self, emotion_images: Tensor, face_images: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pfcluster.data.batch import Batch
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
 from pfcluster.models import losses
-from pfcluster.models.erasure import FIT_EVERY, EmotionErasure, class_statistics
+from pfcluster.models.erasure import EmotionErasure, class_statistics, graded_emotions
 from pfcluster.models.pf_vit import PFViT, PFViTOutput
 from pfcluster.training.gan_diagnostics import (
     DISCRETE_METRICS,
@@ -187,7 +187,7 @@ def pf_mag_step(
     *,
     warmup: bool,
     with_r1: bool = True,
-    seen: list[Tensor] | None = None,
+    seen: list[PFViTOutput] | None = None,
 ) -> Metrics:
     """Update the discriminator, then PF-ViT. Batches: images b 3 h w, labels b, order b n if patches are hidden.
 
@@ -195,8 +195,7 @@ def pf_mag_step(
     update does not change PF-ViT. With several, all must pass the discriminator before PF-ViT's update begins, so
     PF-ViT runs forward twice: the same update as with the whole batch at once, with less memory. Further discriminator
     updates use the same generated images; the metrics are those of the first update. `with_r1` adds the R1
-    penalty if its weight is positive. f_p of all images before its erasure is appended to
-    `seen`.
+    penalty if its weight is positive. The outputs with which the discriminator was updated are appended to `seen`.
     """
     emotion_view, every = settings.identity_net is not None and not warmup, settings.generate_every
 
@@ -212,7 +211,7 @@ def pf_mag_step(
         with nullcontext() if shared else torch.no_grad():
             outputs.append(generate(batch))
     if seen is not None:
-        seen.extend(output.unerased_tokens for output in outputs if output.unerased_tokens is not None)
+        seen.extend(outputs)
     metrics: list[Metrics] = [mask_statistics(output.mask) for output in outputs]
     norms: Metrics = {}
     if settings.warmup_discriminator or not warmup:
@@ -288,7 +287,7 @@ class PfMagObjective:
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
         config = self.config
         warmup = step < config.warmup_steps
-        seen: list[Tensor] = []
+        seen: list[PFViTOutput] = []
         metrics = pf_mag_step(
             batches,
             self.engines["model"],
@@ -300,19 +299,23 @@ class PfMagObjective:
             seen=seen,
         )
         if self.erasure is not None:
-            self._observe(self.erasure, torch.cat(seen), torch.cat([batch.labels for batch in batches]), step)
+            self._observe(self.erasure, seen, batches, step)
         if config.grad_norms_every and (step + 1) % config.grad_norms_every == 0:
             metrics |= self._gradient_norms(batches[0], warmup=warmup)
         return metrics
 
-    def _observe(self, erasure: EmotionErasure, tokens: Tensor, labels: Tensor, step: int) -> None:
-        """Let the erasure of f_p follow the tokens of a step. A collective."""
+    def _observe(
+        self, erasure: EmotionErasure, outputs: Sequence[PFViTOutput], batches: Sequence[Batch], step: int
+    ) -> None:
+        """Let the erasure of f_p follow the outputs of a step. A collective."""
         assert self.config.erasure_start is not None
-        since = step + 1 - max(1, self.config.erasure_start)
-        due = since % FIT_EVERY == 0
-        statistics = class_statistics(tokens, labels, erasure.classes, self.world.sum, with_scatter=due)
+        tokens = torch.cat([output.unerased_tokens for output in outputs if output.unerased_tokens is not None])
+        emotions = graded_emotions(torch.cat([output.logits for output in outputs]))
+        labels = torch.cat([batch.labels for batch in batches])
+        statistics = class_statistics(tokens, emotions, labels, self.world.sum)
         guard = self.engines["model"].guard
-        erasure.observe(statistics, fit=due and since >= 0, skips=None if guard is None else guard.skips)
+        fit = step + 1 >= self.config.erasure_start
+        erasure.observe(statistics, fit=fit, skips=None if guard is None else guard.skips)
 
     def _gradient_norms(self, batch: Batch, *, warmup: bool) -> Metrics:
         """Gradient norms of the loss terms, with the weights after the step."""
