@@ -2,9 +2,9 @@
 
     python -m benchmarks.silent_tokens [--seeds 1 2 3]    train missing runs, write docs/results/silent_tokens.{json,md}
 
-Compares the recipe with an emotion adversary on f_p (`pf_mag.weights.confusion`) and with the linear erasure
-(`pf_mag.erasure_start`), on faces that no search has looked at. Besides the linear probe, a small net predicts the
-emotion from the same features: what is linearly silent may still be there.
+Compares the recipe with an emotion adversary on f_p (`pf_mag.weights.confusion`) and with the erasure
+(`pf_mag.erasure_start`), on faces that no search has looked at. Besides the linear probe of pooled tokens, a linear
+probe reads all tokens, and a small net predicts the emotion from either: what is linearly silent may still be there.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch import Tensor
 from benchmarks.poker_aims import RECIPE, read_figures
 from benchmarks.recipe_variants import Columns, compared, provenance, table, train_and_write, variants_plan
 from pfcluster.checkpoint import store
-from pfcluster.config import presets
+from pfcluster.config import RunConfig, presets
 from pfcluster.data.dataset import open_dataset
+from pfcluster.data.types import Split
 from pfcluster.distributed.process_group import World, generator
-from pfcluster.evaluate.token_probes import token_features
+from pfcluster.evaluate.classification import load_images
+from pfcluster.evaluate.linear_probe import pool_tokens, probe_accuracy
 from pfcluster.launch.plan import Plan
 from pfcluster.models import factory
 from pfcluster.models.pf_vit import PFViT
@@ -39,6 +41,8 @@ SINGLE = World(0, 1, torch.device("cpu"))
 FIGURES: Columns = {
     "emotion from f_p, linear": ("f_p_emotion_probe", None, -1),
     "by a net": ("f_p_emotion_net", None, -1),
+    "from all tokens, linear": ("f_p_emotion_all", None, -1),
+    "from all tokens, by a net": ("f_p_emotion_net_all", None, -1),
     "identity from f_p": ("f_p_identity_probe", None, 1),
     "identity from pixels": ("poker_identity_probe", None, 1),
     "accuracy": ("accuracy", None, 1),
@@ -72,9 +76,9 @@ def plan(folder: Path, seeds: Sequence[int]) -> Plan:
     return variants_plan(NAME, folder, seeds, values, faces=FACES, command=COMMAND, evaluation=EVALUATION)
 
 
-def net_accuracy(run: Path) -> float:
-    """Test accuracy with which a net of one hidden layer predicts the emotion from f_p of a run, from the features and
-    images of the linear probe.
+def token_probes(run: Path) -> dict[str, float]:
+    """Test accuracies of probes of the emotion from f_p of a run, trained and tested on the images of the run's own
+    linear probe: a net on pooled tokens, and both a linear probe and a net on all tokens.
     """
     config = read_config(run)
     dataset = open_dataset(config.data, config.seed)
@@ -84,11 +88,27 @@ def net_accuracy(run: Path) -> float:
     model.load_state_dict(store.load(run).weights())
     train = torch.randperm(len(dataset.train), generator=generator(config.seed, "probe"))[:PROBED]
     test = torch.arange(min(PROBED, len(dataset.test)))
-    features = [
-        token_features(config, split, indices, model, SINGLE)["f_p"]
-        for split, indices in ((dataset.train, train), (dataset.test, test))
-    ]
-    return net_probe(features[0], dataset.train.labels()[train], features[1], dataset.test.labels()[test])
+    seen, unseen = (
+        identity_tokens(config, dataset.train, train, model),
+        identity_tokens(config, dataset.test, test, model),
+    )
+    labels, truth = dataset.train.labels()[train], dataset.test.labels()[test]
+    return {
+        "f_p_emotion_net": net_probe(pool_tokens(seen), labels, pool_tokens(unseen), truth),
+        "f_p_emotion_all": probe_accuracy(seen.flatten(1), labels, unseen.flatten(1), truth),
+        "f_p_emotion_net_all": net_probe(seen.flatten(1), labels, unseen.flatten(1), truth),
+    }
+
+
+@torch.inference_mode()
+def identity_tokens(config: RunConfig, split: Split, indices: Tensor, model: PFViT) -> Tensor:
+    """f_p of images, n t d."""
+    tokens = []
+    for rows in indices.split(config.evaluate.batch_size):
+        face = model.separate(load_images(split, rows, config.data.size, SINGLE.device)[0])[2]
+        assert face is not None
+        tokens.append(face)
+    return torch.cat(tokens)
 
 
 def net_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
@@ -103,8 +123,11 @@ def net_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> flo
 
 def figures(folder: Path, name: str, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
     """Figures of a row's runs by seed."""
-    nets = {seed: net_accuracy(folder / name / f"seed-{seed}") for seed in seeds}
-    return read_figures(folder, name, seeds) | {"f_p_emotion_net": nets}
+    by_figure = read_figures(folder, name, seeds)
+    for seed in seeds:
+        for figure, value in token_probes(folder / name / f"seed-{seed}").items():
+            by_figure.setdefault(figure, {})[seed] = value
+    return by_figure
 
 
 def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str, Any]:
@@ -132,8 +155,8 @@ def markdown(values: Mapping[str, Any]) -> str:
         *table(values, FIGURES, first="PF-ViT", recipe="the recipe"),
         "",
         f"Emotion and identity: accuracy of probes of the class token and the mean of the patch tokens; chance is "
-        f"{values['chance']:.3f} for the emotion. By a net: one hidden layer of 128 units. Errors as in "
-        "[the recipe's parts](recipe_parts.md).",
+        f"{values['chance']:.3f} for the emotion. From all tokens: of the tokens side by side, with {PROBED:,} training "
+        "images. By a net: one hidden layer of 128 units. Errors as in [the recipe's parts](recipe_parts.md).",
     ]
     return "\n".join(lines) + "\n"
 

@@ -103,9 +103,9 @@ class PfMagConfig:
     """Initial value of an additional learned bias in the class token's mask a = σ(...); 3 starts with f_e = 0.95 f for
     the class token, while patch tokens start at 0.5 f. None adds no bias."""
     erasure_start: int | None = None
-    """Training steps before the erasure of f_p begins, at most `warmup_steps`: a projection of the identity tokens,
-    after which no linear classifier can predict the emotion from them (models/erasure.py). None erases nothing. Not
-    in the paper."""
+    """Training steps before the erasure of f_p begins, at most `warmup_steps`: the identity tokens lose what the
+    classifier says of the emotion, after which no linear classifier can predict it from them (models/erasure.py). None
+    erases nothing. Not in the paper."""
     patch_overlap: int = 0
     """Pixels by which the generator's output for a patch extends over each neighbour; overlapping outputs are added
     up. At most `model.patch`. 0 generates each patch separately."""
