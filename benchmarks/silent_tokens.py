@@ -155,7 +155,7 @@ def markdown(values: Mapping[str, Any]) -> str:
         *table(values, FIGURES, first="PF-ViT", recipe="the recipe"),
         "",
         f"Emotion and identity: accuracy of probes of the class token and the mean of the patch tokens; chance is "
-        f"{values['chance']:.3f} for the emotion. From all tokens: of the tokens side by side, with {PROBED:,} training "
+        f"{values['chance']:.3f} for the emotion. From all tokens: of all tokens side by side, {PROBED:,} training "
         "images. By a net: one hidden layer of 128 units. Errors as in [the recipe's parts](recipe_parts.md).",
     ]
     return "\n".join(lines) + "\n"
