@@ -24,7 +24,7 @@ DECAY = 0.98
 """Of the running sums over training steps: they cover the last 50 steps."""
 TEMPERATURE = 3.0
 """Of the classifier's probabilities, so that they grade an expression instead of naming it with certainty."""
-RIDGE = 1e-5
+RIDGE = 1e-4
 """Added to the squared differences between the classes' mean probabilities: a classifier that cannot distinguish the
 classes, at the start of a training from the MAE, removes little instead of amplifying noise."""
 
@@ -36,8 +36,14 @@ def _without_autocast(device: str) -> AbstractContextManager[object]:
 
 
 def graded_emotions(logits: Tensor) -> Tensor:
-    """The classifier's probabilities at `TEMPERATURE`: b k -> b k, fp32; no gradient reaches the classifier."""
-    return (logits.detach().float() / TEMPERATURE).softmax(1)
+    """The classifier's probabilities at `TEMPERATURE` minus 1 / k: b k -> b k, fp32, without gradients.
+
+    softmax(x) - 1 / k = (expm1(x) - mean(expm1(x))) / Σ exp(x), without the cancellation where all are nearly equal:
+    the fit divides by differences of these values.
+    """
+    logits = logits.detach().float() / TEMPERATURE
+    powers = torch.expm1(logits - logits.amax(1, keepdim=True))
+    return (powers - powers.mean(1, keepdim=True)) / (powers.shape[1] + powers.sum(1, keepdim=True))
 
 
 class ClassStatistics(NamedTuple):

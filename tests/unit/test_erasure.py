@@ -93,10 +93,17 @@ def test_patches_lose_one_number_less_than_there_are_classes_and_the_class_token
     assert torch.allclose(class_tokens, tokens[:, 0].mean(0).expand_as(class_tokens), atol=1e-3)
 
 
+def test_emotions_are_graded_precisely_where_they_are_nearly_equal() -> None:
+    for scale in (1e-5, 1.0, 300.0):
+        logits = scale * torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
+        exact = (logits.double() / 3).softmax(1) - 1 / 7
+        assert torch.allclose(graded_emotions(logits).double(), exact, rtol=1e-5, atol=2e-7 * float(exact.abs().max()))
+
+
 def test_an_image_without_an_emotion_of_its_own_keeps_its_patches() -> None:
     tokens, logits, labels = images(800)
     erasure = fitted(tokens, logits, labels)
-    expected = 3 * erasure.running.expected.log().expand(5, K)  # logits of the mean probabilities
+    expected = 3 * (erasure.running.expected + 1 / K).log().expand(5, K)  # logits of the mean probabilities
     assert torch.allclose(erasure(tokens[:5], expected)[:, 1:], tokens[:5, 1:], atol=1e-4)
 
 
