@@ -98,7 +98,9 @@ def configs(folder: Path) -> dict[str, RunConfig]:
 
 
 def plan(folder: Path, seeds: Sequence[int], only: Sequence[str]) -> Plan:
-    """Pre-training and judge, then every run with every seed. What starts from MAE-ViT waits for that of its seed."""
+    """Pre-training and judge, then every run with every seed. PF-ViT waits for MAE-ViT of its seed, and the runs without
+    adversary for all.
+    """
     by_name = configs(folder)
     shared = [Stage(name, (TrainRun(by_name[name], folder / name / "seed-0"),)) for name in SHARED_RUNS]
     needed = {*only, *((START,) if set(only) & set(FROM_START) else ())}
@@ -109,7 +111,10 @@ def plan(folder: Path, seeds: Sequence[int], only: Sequence[str]) -> Plan:
         from_start = name in FROM_START
         of_row = seeds_of(name, seeds)
         runs = tuple(seeded_run(folder, by_name[name], name, seed, from_start=from_start) for seed in of_row)
-        compared.append(Stage(name, runs, after=SHARED_RUNS, same_seed=(START,) if from_start else ()))
+        if name == RECIPE:
+            compared.append(Stage(name, runs, after=SHARED_RUNS, same_seed=(START,)))
+        else:
+            compared.append(Stage(name, runs, after=(*SHARED_RUNS, START) if from_start else SHARED_RUNS))
     return Plan(NAME, folder, (*shared, *compared), COMMAND)
 
 
