@@ -98,8 +98,8 @@ def configs(folder: Path) -> dict[str, RunConfig]:
 
 
 def plan(folder: Path, seeds: Sequence[int], only: Sequence[str]) -> Plan:
-    """Pre-training and judge, then every run with every seed. PF-ViT waits for MAE-ViT of its seed, and the runs without
-    adversary for all.
+    """Pre-training and judge, then every run with every seed. PF-ViT waits for MAE-ViT of its seed, the runs without
+    adversary wait for all.
     """
     by_name = configs(folder)
     shared = [Stage(name, (TrainRun(by_name[name], folder / name / "seed-0"),)) for name in SHARED_RUNS]
