@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.gpu_parts.measurements import GpuDayOptions, Measurement, Slice, Unavailable, Unfinished
 from benchmarks.poker_aims import run_figures
-from benchmarks.poker_faces import COMPARED_RUNS, SEEDS, SHARED_RUNS, plan
+from benchmarks.poker_faces import COMPARED_RUNS, SEEDS, SHARED_RUNS, plan, seeds_of
 from pfcluster.config import EvaluateConfig, RunConfig, SyntheticConfig, presets
 from pfcluster.config.data import DataConfig
 from pfcluster.config.starts import MAE_VIT, from_mae_vit, starts_from_mae_vit
@@ -51,7 +51,10 @@ def poker_measurements(options: GpuDayOptions) -> list[Measurement]:
     """The runs of benchmarks/poker_faces.py, which afterwards writes its report with --folder DIR/poker-faces."""
     seeds = MINIATURE_SEEDS if options.miniature else SEEDS
     compared = COMPARED_RUNS[:2] if options.miniature else COMPARED_RUNS
-    names = [*((name, 0) for name in SHARED_RUNS), *((name, seed) for seed in seeds for name in compared)]
+    names = [
+        *((name, 0) for name in SHARED_RUNS),
+        *((name, seed) for seed in seeds for name in compared if seed in seeds_of(name, seeds)),
+    ]
     return [_measurement("poker-face", name, seed, poker_run) for name, seed in names]
 
 

@@ -104,8 +104,8 @@ class PfMagConfig:
     the class token, while patch tokens start at 0.5 f. None adds no bias."""
     erasure_start: int | None = None
     """Training steps before the erasure of f_p begins, at most `warmup_steps`: the identity tokens lose what the
-    classifier says of the emotion, after which no linear classifier can predict it from them (models/erasure.py). None
-    erases nothing. Not in the paper."""
+    classifier says of the emotion, so that their mean is the same for every class, and a linear classifier learns
+    nothing of it from them (models/erasure.py). None erases nothing. Not in the paper."""
     patch_overlap: int = 0
     """Pixels by which the generator's output for a patch extends over each neighbour; overlapping outputs are added
     up. At most `model.patch`. 0 generates each patch separately."""

@@ -33,4 +33,5 @@ def calibrate_erasure(config: RunConfig, model: PFViT, train: Split, world: Worl
         for values, added in zip(sums, class_statistics(face, emotions, labels, lambda local: local), strict=True):
             values += added
     model.train()
-    model.erasure.calibrated.fit(ClassStatistics(*(world.sum(values) for values in sums)))
+    statistics = ClassStatistics(*(world.sum(values) for values in sums))
+    model.erasure.calibrated.fit(statistics, statistics.finite())

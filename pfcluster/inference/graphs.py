@@ -60,7 +60,7 @@ def graphs(info: ModelInfo, net: nn.Module) -> tuple[ClassifierGraph, PokerFaceG
     size, generator = info.network.size, None
     if isinstance(net, PFViT):
         if info.generates:
-            generator = PokerFaceGraph(_without(net, "classifier"), size).eval()
+            generator = PokerFaceGraph(net if net.erasure else _without(net, "classifier"), size).eval()
         net = _without(net, "generator")
         net.erasure = None
     return ClassifierGraph(net, size).eval(), generator

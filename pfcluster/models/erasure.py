@@ -1,11 +1,12 @@
 """Erasure of the emotion from the identity tokens f_p. Not in the paper, whose losses leave the emotion in f_p.
 
-Where the mean of a feature vector is the same for every class, no linear classifier predicts the class better than a
-constant does (Belrose et al. 2023, "LEACE", theorem 3.1). LEACE projects each token along the differences between its
-class means, which also removes what else the token stores in these directions. Here the classifier of PF-ViT says how
-much of each emotion an image shows, and the patch tokens lose the offset that belongs to it: k - 1 numbers of an image
-are removed instead of k - 1 numbers of each of its tokens. The class token, from which the classifier reads the
-emotion, becomes the mean class token. What is not linear in the tokens may still tell the emotion.
+The classifier of PF-ViT says how much of each emotion an image shows, and the patch tokens lose the offset that belongs
+to it, so that their mean is the same for every class. Then no linear classifier predicts the class from them better
+than a constant does (Belrose et al. 2023, theorem 3.1). The class token, from which the classifier reads the emotion,
+becomes the mean class token. What is not linear in the tokens may still tell the emotion.
+
+The projection of Belrose et al. (LEACE), which needs no classifier, removes k - 1 numbers of every token, this offset
+k - 1 numbers of all patch tokens together (docs/results/poker_face_search.md).
 
 Legend: b images, k classes, t tokens, n = t - 1 patches, d channels.
 """
@@ -56,6 +57,10 @@ class ClassStatistics(NamedTuple):
     emotions: Tensor
     """Their graded emotions, k k."""
 
+    def finite(self) -> Tensor:
+        """Whether all sums are finite, a scalar on the device."""
+        return self.tokens.isfinite().all() & self.emotions.isfinite().all()
+
 
 def class_statistics(
     tokens: Tensor, emotions: Tensor, labels: Tensor, total: Callable[[Tensor], Tensor]
@@ -68,10 +73,10 @@ def class_statistics(
     classes = emotions.shape[1]
     with _without_autocast(tokens.device.type):
         of_class = functional.one_hot(labels, classes).double()
-        flat = tokens.detach().double().flatten(1)
-        columns = torch.cat([torch.ones_like(flat[:, :1]), emotions.double(), flat], dim=1)
-        counts, graded, sums = total(of_class.T @ columns).split([1, classes, flat.shape[1]], dim=1)
-    return ClassStatistics(counts[:, 0], sums.unflatten(1, tokens.shape[1:]), graded)
+        parts = (torch.ones_like(of_class[:, :1]), emotions.double(), tokens.detach().double().flatten(1))
+        local = torch.cat([of_class.T @ part for part in parts], dim=1)
+        counts, of_emotions, of_tokens = total(local).split([part.shape[1] for part in parts], dim=1)
+    return ClassStatistics(counts[:, 0], of_tokens.unflatten(1, tokens.shape[1:]), of_emotions)
 
 
 def class_means(counts: Tensor, sums: Tensor) -> Tensor:
@@ -109,30 +114,32 @@ class OffsetRemoval(nn.Module):
         """Give the patch tokens of the images that were counted the same mean for all their classes; nothing where
         `valid`, a scalar on the device, is false. Reads nothing from the device.
 
-        With D the classes' differences from the mean of class means and Q those of their graded emotions, M is the
-        smallest solution of Q M = D.
+        D are the differences of the classes' mean tokens from the mean of these means, Q those of their graded
+        emotions. M solves Q M = D by ridge regression: M = Qᵀ(Q Qᵀ + ε I)⁻¹ D with ε = RIDGE.
         """
         counts = statistics.counts.double()
-        present = (counts > 0).double()
-        tokens, means = (self._centred(counts, present, sums) for sums in (statistics.tokens, statistics.emotions))
-        (centre, differences), (expected, graded) = tokens, means
-        square = graded @ graded.T + RIDGE * torch.eye(len(counts), dtype=torch.double, device=counts.device)
+        mean_token, differences = _centred_means(counts, statistics.tokens)
+        expected, emotions = _centred_means(counts, statistics.emotions)
+        square = emotions @ emotions.T + RIDGE * torch.eye(len(counts), dtype=torch.double, device=counts.device)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(square)[0])
-        offsets = (graded.T @ inverse @ differences[:, 1:].flatten(1)).reshape_as(self.offsets)
+        offsets = (emotions.T @ inverse @ differences[:, 1:].flatten(1)).reshape_as(self.offsets)
         for buffer, fitted in (
             (self.offsets, offsets),
             (self.expected, expected),
-            (self.class_token, centre[0]),
+            (self.class_token, mean_token[0]),
             (self.fitted, torch.ones_like(self.fitted)),
         ):
             buffer.copy_(fitted if valid is None else torch.where(valid, fitted.to(buffer), buffer))
 
-    @staticmethod
-    def _centred(counts: Tensor, present: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean of the class means, and the classes' differences from it, 0 for classes without images."""
-        means = class_means(counts, sums.double())
-        centre = means.sum(0) / present.sum().clamp(min=1)
-        return centre, (means - centre) * present.reshape(-1, *[1] * (means.ndim - 1))
+
+def _centred_means(counts: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of the class means, and the classes' differences from it, 0 for classes without images: k, k ... -> ...,
+    k ... in fp64.
+    """
+    means = class_means(counts, sums.double())
+    present = (counts > 0).double()
+    centre = means.sum(0) / present.sum().clamp(min=1)
+    return centre, (means - centre) * present.reshape(-1, *[1] * (means.ndim - 1))
 
 
 class EmotionErasure(nn.Module):
@@ -165,7 +172,7 @@ class EmotionErasure(nn.Module):
         """Add the statistics of a step to the running ones; `fit` fits the erasure to them. Changes nothing if they
         are not finite, or if `skips`, a scalar on the device, is not 0.
         """
-        valid = step.tokens.isfinite().all() & step.emotions.isfinite().all()
+        valid = step.finite()
         if skips is not None:
             valid = valid & (skips == 0)
         sums = ClassStatistics(self.counts, self.tokens, self.emotions)

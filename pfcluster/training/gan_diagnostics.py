@@ -158,8 +158,8 @@ def _total(
 def _sum_norms(
     total: Tensor, output: PFViTOutput, leaves: Sequence[Tensor], names: Sequence[str], count: int, *, erased: bool
 ) -> Metrics:
-    """Each term's gradient norms, summed over its `count` images. With an erasure f_p is what it leaves, f_e the rest;
-    the classifier reads the separator's f_e.
+    """Each term's gradient norms, summed over its `count` images. With an erasure f_p is what it leaves of the patch
+    tokens (the class token is constant), f_e the rest; the classifier reads the separator's f_e.
     """
     tensors = {"emotion": [leaves[0]], "rec": [output.reconstruction]}
     if output.poker is not None:
@@ -175,6 +175,8 @@ def _sum_norms(
         if not found:
             continue
         gradient = torch.stack(found).sum(0)
+        if erased and tensor_name == "face":
+            gradient = gradient[:, 1:]
         # times count: the terms are means over images
         by_term = gradient.float().flatten(1).norm(dim=1).view(len(names), count).sum(1) * count
         for name, norm in zip(names, by_term, strict=True):

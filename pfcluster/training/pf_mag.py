@@ -187,7 +187,7 @@ def pf_mag_step(
     *,
     warmup: bool,
     with_r1: bool = True,
-    seen: list[PFViTOutput] | None = None,
+    seen: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Metrics:
     """Update the discriminator, then PF-ViT. Batches: images b 3 h w, labels b, order b n if patches are hidden.
 
@@ -195,7 +195,7 @@ def pf_mag_step(
     update does not change PF-ViT. With several, all must pass the discriminator before PF-ViT's update begins, so
     PF-ViT runs forward twice: the same update as with the whole batch at once, with less memory. Further discriminator
     updates use the same generated images; the metrics are those of the first update. `with_r1` adds the R1
-    penalty if its weight is positive. The outputs with which the discriminator was updated are appended to `seen`.
+    penalty if its weight is positive. f_p of all images before its erasure and their logits are appended to `seen`.
     """
     emotion_view, every = settings.identity_net is not None and not warmup, settings.generate_every
 
@@ -211,7 +211,9 @@ def pf_mag_step(
         with nullcontext() if shared else torch.no_grad():
             outputs.append(generate(batch))
     if seen is not None:
-        seen.extend(outputs)
+        seen.extend(
+            (output.unerased_tokens, output.logits.detach()) for output in outputs if output.unerased_tokens is not None
+        )
     metrics: list[Metrics] = [mask_statistics(output.mask) for output in outputs]
     norms: Metrics = {}
     if settings.warmup_discriminator or not warmup:
@@ -287,7 +289,7 @@ class PfMagObjective:
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
         config = self.config
         warmup = step < config.warmup_steps
-        seen: list[PFViTOutput] = []
+        seen: list[tuple[Tensor, Tensor]] = []
         metrics = pf_mag_step(
             batches,
             self.engines["model"],
@@ -305,12 +307,12 @@ class PfMagObjective:
         return metrics
 
     def _observe(
-        self, erasure: EmotionErasure, outputs: Sequence[PFViTOutput], batches: Sequence[Batch], step: int
+        self, erasure: EmotionErasure, seen: Sequence[tuple[Tensor, Tensor]], batches: Sequence[Batch], step: int
     ) -> None:
-        """Let the erasure of f_p follow the outputs of a step. A collective."""
+        """Let the erasure of f_p follow f_p and the logits of a step's micro-batches. A collective."""
         assert self.config.erasure_start is not None
-        tokens = torch.cat([output.unerased_tokens for output in outputs if output.unerased_tokens is not None])
-        emotions = graded_emotions(torch.cat([output.logits for output in outputs]))
+        tokens, logits = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        emotions = graded_emotions(logits)
         labels = torch.cat([batch.labels for batch in batches])
         statistics = class_statistics(tokens, emotions, labels, self.world.sum)
         guard = self.engines["model"].guard

@@ -11,7 +11,7 @@ import torch
 from benchmarks import recipe_parts, silent_tokens
 from benchmarks.poker_aims import evaluate_aims
 from benchmarks.poker_check import differences, evaluate
-from benchmarks.poker_faces import NAME, RESULTS, configs, markdown, plan, results
+from benchmarks.poker_faces import COMPARED_RUNS, NAME, RESULTS, configs, markdown, plan, results
 from benchmarks.poker_residue import COLUMNS, residue
 from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS
 from pfcluster.evaluate.linear_probe import probe_accuracy
@@ -86,6 +86,17 @@ def test_runs_differ_only_in_the_compared_options(tmp_path):
     assert [stage.name for stage in stages] == ["mae", "judge", "mae-vit", "pf-vit"]
     assert [task.config.seed for task in stages[3].tasks] == [1, 2]
     assert [task.config.model.init for task in stages[3].tasks] == [str(task.folder) for task in stages[2].tasks]
+
+
+def test_a_row_of_fewer_seeds_says_so(tmp_path):
+    stages = {stage.name: stage for stage in plan(tmp_path, (4, 5, 6, 7), COMPARED_RUNS).stages}
+    assert [task.config.seed for task in stages["no-adversary"].tasks] == [4, 5, 6]
+    written = json.loads(FIGURES.read_text())
+    accuracy = written["runs"]["no-adversary"]["accuracy"]
+    accuracy["by_seed"] = written["runs"]["pf-vit"]["accuracy"]["by_seed"]
+    assert "has the seeds" not in markdown(written)
+    accuracy["by_seed"] = {"1": 0.9, "3": 0.9}
+    assert "`no-adversary` has the seeds 1, 3." in markdown(written)
 
 
 def test_leave_one_out_changes_the_recipe_in_every_part(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_day import COMPLETE, CONTINUES, main
-from benchmarks.gpu_parts.long_runs import fer_measurements
+from benchmarks.gpu_parts.long_runs import fer_measurements, poker_measurements
 from benchmarks.gpu_parts.measurements import (
     GpuDayOptions,
     Measurement,
@@ -26,7 +26,9 @@ from benchmarks.gpu_parts.measurements import (
 from benchmarks.gpu_parts.report import markdown
 from benchmarks.gpu_parts.steps import largest_batch, step_config
 from benchmarks.originals import PlainMaeTraining
+from benchmarks.poker_faces import COMPARED_RUNS, SEEDS, plan
 from pfcluster.distributed.process_group import World
+from pfcluster.launch.plan import TrainRun
 
 CPU = torch.device("cpu")
 
@@ -169,3 +171,13 @@ def test_the_plain_step_has_the_loss_of_masked_patches_and_trains(tmp_path: Path
     assert plain._loss(images, order).item() == pytest.approx((size - 1) / size, rel=1e-4)
     first = images[0, :, : plain.patch, : plain.patch].permute(1, 2, 0).flatten()
     assert torch.equal(plain._patches(images)[0, 0], first)
+
+
+def test_the_long_runs_are_those_that_the_benchmark_of_poker_faces_plans(tmp_path: Path) -> None:
+    planned = {
+        f"poker-face/{stage.name}, seed {task.config.seed}"
+        for stage in plan(tmp_path, SEEDS, COMPARED_RUNS).stages
+        for task in stage.tasks
+        if isinstance(task, TrainRun)
+    }
+    assert {measurement.name for measurement in poker_measurements(GpuDayOptions(tmp_path))} == planned
