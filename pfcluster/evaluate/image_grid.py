@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pfcluster.data.transforms import to_uint8
+from pfcluster.runs.atomic_files import write_via_temporary
 
 MARGIN = 4
 HEADER = 18
@@ -20,7 +21,10 @@ NAMES_WIDTH = 80
 
 
 def write_grid(path: Path, columns: dict[str, Tensor], row_names: list[str]) -> None:
-    """Write a PNG or JPEG with a titled column for each batch (b 3 h w in -1..1) and a named row for each image."""
+    """Write a PNG or JPEG with a titled column for each batch (b 3 h w in -1..1) and a named row for each image.
+
+    Trackers read it while the training goes on, hence a complete file or none.
+    """
     count = len(row_names)
     width = NAMES_WIDTH + len(columns) * (SIDE + MARGIN)
     sheet = Image.new("RGB", (width, HEADER + count * (SIDE + MARGIN)), "white")
@@ -34,7 +38,8 @@ def write_grid(path: Path, columns: dict[str, Tensor], row_names: list[str]) -> 
     for row, name in enumerate(row_names):
         draw.text((4, HEADER + row * (SIDE + MARGIN) + SIDE // 2 - 6), name, fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True, quality=90)
+    kind = "PNG" if path.suffix == ".png" else "JPEG"
+    write_via_temporary(path, lambda file: sheet.save(file, format=kind, optimize=True, quality=90))
 
 
 def pick_round_robin(labels: Tensor, classes: int, count: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -16,7 +17,7 @@ from pfcluster.distributed.process_group import World
 from pfcluster.evaluate import similarity
 from pfcluster.evaluate.classification import confusion_matrix, predict, rank_batches, scores
 from pfcluster.evaluate.evaluators import Evaluators, Judge
-from pfcluster.evaluate.image_grid import pick_round_robin
+from pfcluster.evaluate.image_grid import pick_round_robin, write_grid
 from pfcluster.evaluate.poker_faces import expression_region, masked_squared_error, measure
 from pfcluster.evaluate.shared_classes import SharedClasses
 from pfcluster.models import factory
@@ -223,3 +224,21 @@ def test_expression_region_is_where_input_and_truth_differ():
 def test_pick_round_robin_takes_classes_in_turn():
     labels = torch.tensor([1, 1, 1, 0, 2, 0])
     assert pick_round_robin(labels, 3, 5).tolist() == [3, 0, 4, 5, 1]
+
+
+def test_a_grid_appears_complete_or_not_at_all(tmp_path, monkeypatch):
+    path, columns = tmp_path / "steps" / "00000001.jpg", {"photo": torch.zeros(2, 3, 8, 8)}
+    write_grid(path, columns, ["neutral", "fear"])
+    with Image.open(path) as grid:
+        assert (grid.format, grid.size[1]) == ("JPEG", 18 + 2 * 100)
+    before = path.read_bytes()
+
+    def stopped(image, file, **options):
+        file.write(b"half")
+        assert path.read_bytes() == before  # what a tracker reads meanwhile
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", stopped)
+    with pytest.raises(OSError, match="disk full"):
+        write_grid(path, columns, ["neutral", "fear"])
+    assert [(file.name, file.read_bytes()) for file in path.parent.iterdir()] == [(path.name, before)]
