@@ -64,8 +64,8 @@ def variants() -> dict[str, tuple[str, dict[str, Any]]]:
         ),
         "erasure": ("erasure", {"pf_mag.erasure_start": 50}),
         "erasure-anchor": (
-            f"erasure, anchor {3 * anchor:g} instead of {anchor:g}",
-            {"pf_mag.erasure_start": 50, "pf_mag.weights.anchor": 3 * anchor},
+            f"erasure, anchor {2 * anchor:g} instead of {anchor:g}",
+            {"pf_mag.erasure_start": 50, "pf_mag.weights.anchor": 2 * anchor},
         ),
     }
 
