@@ -234,7 +234,7 @@ def markdown(values: Mapping[str, Any]) -> str:
         "",
         *_figures_table(values["runs"]),
         "",
-        FOOTNOTE + _fewer_seeds(values["runs"], seeds),
+        FOOTNOTE + _fewer_seeds(values["runs"], seeds) + _earlier_rows(values),
         "",
         *_unseen_table(values.get("unseen_faces")),
         *_cost_table(values["cost"]),
@@ -248,6 +248,13 @@ def _fewer_seeds(runs: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) ->
     return "".join(
         f" `{name}` has the seeds {', '.join(of_run)}." for name, of_run in by_run.items() if len(of_run) < len(seeds)
     )
+
+
+def _earlier_rows(values: Mapping[str, Any]) -> str:
+    """A sentence on the rows that are of another commit than the recipe's, whose options may have been others."""
+    cost = values["cost"]
+    earlier = [name for name in COMPARED_RUNS if cost[name]["commit"] != cost[RECIPE]["commit"]]
+    return f" Rows of other commits than `{RECIPE}` (last table): {', '.join(earlier)}." if earlier else ""
 
 
 def _aims_table(aims: Sequence[Mapping[str, Any]]) -> Iterator[str]:
