@@ -110,7 +110,7 @@ def poker_face() -> Recipe:
         pf_vit,
         evaluate=replace(pf_vit.evaluate, select_from=0.85),
         discriminator_optim=replace(FAST_DISCRIMINATOR, schedule="cosine"),
-        pf_mag=replace(pf_vit.pf_mag, weights=replace(pf_vit.pf_mag.weights, anchor=7.0), erasure_start=50),
+        pf_mag=replace(pf_vit.pf_mag, weights=replace(pf_vit.pf_mag.weights, anchor=5.5), **MEASURED_BIASES),
     )
     cached = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
     return _with_evaluation(cached, every_epochs=4, grid_every=8)
