@@ -77,7 +77,13 @@ class Checkpoint:
         return by_group
 
     def weights(self) -> StateDict:
-        """Full weights of the model for evaluation: the moving average if the run keeps one."""
+        """Full weights of the model for evaluation: the moving average if the run keeps one. Raises CheckpointError if
+        they contain the projection that was the erasure of f_p before 2026-11-28.
+        """
+        if "model/erasure.calibrated.left" in self.shapes:
+            raise CheckpointError(
+                f"{self.path}: its erasure of f_p is of an earlier version and cannot be applied; train it again"
+            )
         group = "model_ema" if any(key.startswith("model_ema/") for key in self.shapes) else "model"
         return self.tensors(group)[group]
 
