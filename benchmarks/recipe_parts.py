@@ -13,7 +13,15 @@ from typing import Any
 
 from benchmarks.poker_aims import RECIPE, read_figures
 from benchmarks.poker_faces import FACES
-from benchmarks.recipe_variants import Columns, compared, provenance, table, train_and_write, variants_plan
+from benchmarks.recipe_variants import (
+    Columns,
+    commits_line,
+    compared,
+    provenance,
+    table,
+    train_and_write,
+    variants_plan,
+)
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.data import no_augment
 from pfcluster.launch.plan import Plan
@@ -70,12 +78,11 @@ def plan(folder: Path, seeds: Sequence[int]) -> Plan:
 def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str, Any]:
     """Content of recipe_parts.json. `commit` is recorded where the runs do not know theirs."""
     recipe = presets.recipe("demo")["pf-vit"]
-    without = {
-        part: read_figures(folder, name, seeds) for part, name in zip(parts(recipe), named_parts(recipe), strict=True)
-    }
+    rows = dict(zip(parts(recipe), named_parts(recipe), strict=True))
+    without = {part: read_figures(folder, name, seeds) for part, name in rows.items()}
     cells = compared(read_figures(folder, RECIPE, seeds), without, FIGURES)
     return {
-        **provenance(folder, seeds, COMMAND, commit),
+        **provenance(folder, seeds, COMMAND, commit, rows),
         "recipe": cells["recipe"],
         "without": cells["variants"],
     }
@@ -86,7 +93,7 @@ def markdown(values: Mapping[str, Any]) -> str:
     lines = [
         "# The recipe without each of its parts",
         "",
-        f"{values['date']}, commit {values['commit']}, {values['machine']}, preset `demo` on other faces, seeds "
+        f"{values['date']}, {commits_line(values)}, {values['machine']}, preset `demo` on other faces, seeds "
         f"{', '.join(map(str, values['seeds']))}, test split, mean ± standard deviation. Bold: differs from the whole "
         "recipe, p < 0.05 (Holm's correction over the table); (better) where leaving it out helps. Reproduce with",
         "",

@@ -125,17 +125,39 @@ def _cell(cell: Mapping[str, float]) -> str:
     return f"{cell['mean']:.3f} ± {cell['std']:.3f}"
 
 
-def provenance(folder: Path, seeds: Sequence[int], command: str, commit: str | None) -> dict[str, Any]:
-    """Command, date, commit, machine and seeds. `commit` is recorded where the runs do not know theirs."""
-    first = read_result(folder / RECIPE / f"seed-{seeds[0]}")
-    assert first is not None
+def provenance(
+    folder: Path, seeds: Sequence[int], command: str, commit: str | None, rows: Mapping[str, str]
+) -> dict[str, Any]:
+    """Command, date, commit, machine and seeds, and the commits of rows that were trained with another one.
+
+    `commit` is recorded where the runs do not know theirs; `rows`: title of each variant -> name of its runs.
+    """
+
+    def first_result(name: str) -> dict[str, Any]:
+        result = read_result(folder / name / f"seed-{seeds[0]}")
+        assert result is not None
+        return result
+
+    first = first_result(RECIPE)
+    of_recipe = first.get("git_commit") or commit
+    commits = {title: first_result(name).get("git_commit") or commit for title, name in rows.items()}
     return {
         "command": command,
         "date": date.today().isoformat(),
-        "commit": first.get("git_commit") or commit,
+        "commit": of_recipe,
+        "other_commits": {title: other for title, other in commits.items() if other != of_recipe},
         "machine": training_device(first),
         "seeds": list(seeds),
     }
+
+
+def commits_line(values: Mapping[str, Any]) -> str:
+    """The commit of a table, and of the rows that have another one, from `provenance`."""
+    rows_by_commit: dict[str, list[str]] = {}
+    for title, other in values.get("other_commits", {}).items():
+        rows_by_commit.setdefault(other[:7], []).append(f'"{title}"')
+    others = "".join(f" ({' and '.join(rows)}: {other})" for other, rows in rows_by_commit.items())
+    return f"commit {values['commit'][:7]}{others}"
 
 
 def train_and_write(

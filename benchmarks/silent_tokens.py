@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.poker_aims import RECIPE, read_figures
-from benchmarks.recipe_variants import Columns, compared, provenance, table, train_and_write, variants_plan
+from benchmarks.recipe_variants import (
+    Columns,
+    commits_line,
+    compared,
+    provenance,
+    table,
+    train_and_write,
+    variants_plan,
+)
 from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig, presets
 from pfcluster.data.dataset import open_dataset
@@ -133,9 +141,10 @@ def figures(folder: Path, name: str, seeds: Sequence[int]) -> dict[str, dict[int
 def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str, Any]:
     """Content of silent_tokens.json. `commit` is recorded where the runs do not know theirs."""
     of_recipe = figures(folder, RECIPE, seeds)
-    by_title = {title: figures(folder, name, seeds) for name, (title, _) in variants().items()}
+    rows = {title: name for name, (title, _) in variants().items()}
+    by_title = {title: figures(folder, name, seeds) for title, name in rows.items()}
     return {
-        **provenance(folder, seeds, COMMAND, commit),
+        **provenance(folder, seeds, COMMAND, commit, rows),
         "chance": next(iter(of_recipe["emotion_chance"].values())),
         **compared(of_recipe, by_title, FIGURES),
     }
@@ -146,7 +155,7 @@ def markdown(values: Mapping[str, Any]) -> str:
     lines = [
         "# The emotion in the identity tokens",
         "",
-        f"{values['date']}, commit {values['commit'][:7]}, {values['machine']}, preset `demo` on other faces, seeds "
+        f"{values['date']}, {commits_line(values)}, {values['machine']}, preset `demo` on other faces, seeds "
         f"{', '.join(map(str, values['seeds']))}, test split, mean ± standard deviation. Bold: differs from the "
         "recipe, p < 0.05 (Holm's correction over the table). Reproduce with",
         "",

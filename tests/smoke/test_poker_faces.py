@@ -13,6 +13,7 @@ from benchmarks.poker_aims import evaluate_aims
 from benchmarks.poker_check import differences, evaluate
 from benchmarks.poker_faces import COMPARED_RUNS, NAME, RESULTS, configs, markdown, plan, results
 from benchmarks.poker_residue import COLUMNS, residue
+from benchmarks.recipe_variants import commits_line
 from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS
 from pfcluster.evaluate.linear_probe import probe_accuracy
 
@@ -124,6 +125,12 @@ def test_every_row_of_the_silent_tokens_is_another_run_on_other_faces_than_the_s
 def test_committed_tables_of_variants_show_the_committed_figures(page):
     written = json.loads((RESULTS / f"{page.NAME}.json").read_text())
     assert (RESULTS / f"{page.NAME}.md").read_text() == page.markdown(written)
+
+
+def test_rows_of_another_commit_are_named():
+    assert commits_line({"commit": "a" * 40, "other_commits": {}}) == "commit aaaaaaa"
+    values = {"commit": "a" * 40, "other_commits": {"one": "b" * 40, "two": "c" * 40, "three": "b" * 40}}
+    assert commits_line(values) == 'commit aaaaaaa ("one" and "three": bbbbbbb) ("two": ccccccc)'
 
 
 def test_a_net_reads_what_a_linear_probe_cannot():
