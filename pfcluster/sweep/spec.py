@@ -16,7 +16,7 @@ from pfcluster.config.io import REMOVED, REMOVED_FIELDS
 from pfcluster.config.json_files import JsonFileError, read_object, record_of, without_removed
 from pfcluster.config.starts import MAE_VIT
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.sweep.space import MAE, Parameter, check
+from pfcluster.sweep.space import MAE, Parameter, baseline, check
 
 Search = Literal["tpe", "random", "grid", "one-at-a-time"]
 """`one-at-a-time`: the baseline with one value changed in each trial."""
@@ -46,6 +46,8 @@ CHANGEABLE = (
     "augment.",
 )
 """Fields that population-based training may change between generations."""
+SWITCHES = ("optim.ema", "discriminator_optim.ema", "pf_mag.weights.confusion")
+"""Of these, fields whose value 0 leaves tensors out of the checkpoint that other values need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,14 @@ class Spec:
             raise ConfigError(
                 f"--scheduler pbt changes values during training, and {fixed[0]} cannot be changed: use asha"
             )
+        own = baseline(self.space, self.stages())
+        for one in self.space:
+            if one.name in SWITCHES and len({value > 0 for value in (*one.grid(2), own[one.name])}) > 1:
+                raise ConfigError(
+                    f"--scheduler pbt: {one.name} is 0 (off) in some members of {one.text()} and the config's"
+                    f" {own[one.name]:g}, and a checkpoint of one does not fit the other: search it with asha, or on in"
+                    " all of them"
+                )
         if self.search in ("grid", "one-at-a-time"):
             raise ConfigError(f"--scheduler pbt draws its own values: remove --search {self.search}")
         if self.trials < 4:

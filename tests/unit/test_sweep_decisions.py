@@ -178,6 +178,11 @@ def test_pbt_replaces_the_worst_quarter_by_perturbed_copies_of_the_best():
         ({"seeds": (0, 0)}, "differ"),
         ({"space": ()}, "nothing to search"),
         ({"scheduler": "pbt", "space": (parse("model.depth=int:2,4"),)}, "model.depth cannot be"),
+        ({"scheduler": "pbt", "space": (parse("optim.ema=choice:0,0.9"),)}, "optim.ema is 0 .off. in some members"),
+        (
+            {"scheduler": "pbt", "space": (parse("pf_mag.weights.confusion=uniform:0.1,1"),)},
+            "pf_mag.weights.confusion is 0 .off. in some members of uniform:0.1,1 and the config's 0,",
+        ),
         ({"scheduler": "pbt", "search": "grid"}, "draws its own"),
         ({"scheduler": "pbt", "search": "one-at-a-time"}, "draws its own"),
         ({"config": replace(RECIPE["pf-vit"], evaluate=ON_TEST)}, "must be validation"),
