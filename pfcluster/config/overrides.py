@@ -15,6 +15,7 @@ from typing import Any
 from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.config.io import with_values
 from pfcluster.config.json_files import JsonFileError, read_json
+from pfcluster.config.preset_parts import Recipe
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class OverridesFile:
     """Preset that the values were chosen for; None if the file names none."""
     values: Mapping[str, Any]
 
-    def apply(self, recipe: presets.Recipe) -> presets.Recipe:
+    def apply(self, recipe: Recipe) -> Recipe:
         """The configs of a preset's runs with the file's values. Raises ConfigError for an unknown run or field, or an
         invalid value.
         """

@@ -14,6 +14,7 @@ from typing import Any
 
 from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.config.io import flatten, with_values
+from pfcluster.config.preset_parts import Recipe
 from pfcluster.config.starts import PfVitStart, require_classifier_start, starts_from_mae_vit, with_start
 from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, Cell, cell_by_name, mae_vit_name
 
@@ -127,7 +128,7 @@ def plan_runs(settings: Settings) -> list[PlannedRun]:
     return runs
 
 
-def _recipe(settings: Settings, size: str) -> presets.Recipe:
+def _recipe(settings: Settings, size: str) -> Recipe:
     return with_start(presets.recipe(settings.presets[size]), settings.pf_vit_start)
 
 

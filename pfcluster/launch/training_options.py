@@ -12,6 +12,7 @@ import tyro
 
 from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.config.overrides import OverridesFile, read_overrides
+from pfcluster.config.preset_parts import Recipe
 from pfcluster.config.starts import PfVitStart, with_start
 from pfcluster.launch.budget_controls import BudgetControl
 from pfcluster.launch.command_line import is_help, parse, parse_known
@@ -113,7 +114,7 @@ class Options:
     pf_vit_start: PfVitStart | None = None
     budget_controls: tuple[BudgetControl, ...] = ()
 
-    def recipe(self) -> presets.Recipe:
+    def recipe(self) -> Recipe:
         """The preset's configs with the values of the overrides file. Raises ConfigError."""
         recipe = with_start(presets.recipe(self.preset), self.pf_vit_start)
         return recipe if self.overrides_file is None else self.overrides_file.apply(recipe)

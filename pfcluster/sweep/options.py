@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pfcluster.config import ConfigError, RunConfig, presets
+from pfcluster.config.preset_parts import Recipe
 from pfcluster.config.starts import (
     MAE_VIT,
     SAME_SEED_MAE_VIT,
@@ -197,7 +198,7 @@ def _space(command: SweepCommand) -> tuple[tuple[Parameter, ...], str]:
     return tuple(last.values()), role
 
 
-def _before(recipe: presets.Recipe, role: str) -> dict[str, RunConfig]:
+def _before(recipe: Recipe, role: str) -> dict[str, RunConfig]:
     """Runs that the searched one starts from, unless its config names existing ones."""
     from pfcluster.data.dataset import open_dataset
 
