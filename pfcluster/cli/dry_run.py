@@ -43,7 +43,7 @@ def dry_run(waves: Sequence[Sequence[TrainRun]], options: Options, console: Cons
     for name, same in configs.items():
         config = same[0]
         dataset = open_dataset(config.data, config.seed)
-        require_labels(dataset, config.objective)
+        require_labels(dataset, config)
         cost = costs[name] = profile(config, len(dataset.classes), identity_net=_identity_net(config))
         table.add_row(
             name,

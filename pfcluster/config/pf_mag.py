@@ -29,8 +29,12 @@ class LossWeights:
     """Mean absolute difference between the poker face and the reconstruction, which is held fixed: what is no
     expression stays as it is (docs/guides/pf-mag.md). Not in the paper."""
 
+    swap: float = 0.0
+    """Swap-cycle term: a neutral photo is given another one's expression by swapped tokens, and the poker face of the
+    result is compared with the photo (docs/guides/pf-mag.md). Not in the paper."""
+
     def __post_init__(self) -> None:
-        require_min(0, "pf_mag.weights", self, "cls", "adv", "rec", "ort", "confusion", "anchor")
+        require_min(0, "pf_mag.weights", self, "cls", "adv", "rec", "ort", "confusion", "anchor", "swap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +153,12 @@ class PfMagConfig:
         require(net != "run" or weights is not None, "pf_mag.identity_net", net, missing)
         all_patches = "be 0 with pf_mag.erasure_start: the erasure is fitted for each place, and needs all patches"
         require(self.erasure_start is None or self.mask_ratio == 0, "pf_mag.mask_ratio", self.mask_ratio, all_patches)
+        seen = "be 0 with pf_mag.mask_ratio: swapped tokens are those of all patches"
+        require(self.weights.swap == 0 or self.mask_ratio == 0, "pf_mag.weights.swap", self.weights.swap, seen)
         for name, value, off in (
             ("weights.confusion", self.weights.confusion, 0),
             ("weights.anchor", self.weights.anchor, 0),
+            ("weights.swap", self.weights.swap, 0),
             ("class_mask_bias", self.class_mask_bias, None),
             ("erasure_start", self.erasure_start, None),
         ):

@@ -200,6 +200,13 @@ def require_fitting_micro_batch(config: RunConfig, world_size: int) -> None:
             f" {config.batch_size} over {world_size} processes times engine.grad_accumulation_steps"
             f" {config.engine.grad_accumulation_steps}; got {every}"
         )
+    if config.objective == "pf_mag" and config.pf_mag.weights.swap and micro_batch // every % 2:
+        raise ConfigError(
+            "pf_mag.weights.swap exchanges the expressions of pairs of a micro-batch's images to generate from, of"
+            f" which there are {micro_batch // every} here: batch_size {config.batch_size} over {world_size} processes"
+            f" times engine.grad_accumulation_steps {config.engine.grad_accumulation_steps} times pf_mag.generate_every"
+            f" {every}; make batch_size a multiple of twice that"
+        )
     if config.augment.mixes and micro_batch % 2:
         raise ConfigError(
             f"augment.mixup and augment.cutmix mix pairs of a micro-batch, which has {micro_batch} images here:"

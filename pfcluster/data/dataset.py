@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from pfcluster.config import DataConfig
+from pfcluster.config import DataConfig, RunConfig
 from pfcluster.data.identity_task import identity_dataset
 from pfcluster.data.in_memory import load_in_host_memory, load_on_device
-from pfcluster.data.labels import CANONICAL, in_canonical_order
+from pfcluster.data.labels import CANONICAL, in_canonical_order, neutral_index
 from pfcluster.data.manifest import ShardError, load_manifest
 from pfcluster.data.sampler import Balanced, BlockShuffle, FullShuffle, SampleOrder
 from pfcluster.data.shards import ShardSplit
@@ -32,12 +32,20 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
     return replace(dataset, train=Subset(dataset.train, indices))
 
 
-def require_labels(dataset: Dataset, objective: str) -> None:
-    """Raises DataError if the objective needs labels and the dataset has none."""
-    if objective != "mae" and not dataset.classes:
+def require_labels(dataset: Dataset, config: RunConfig) -> None:
+    """Raises DataError if the run needs labels and the dataset has none, or needs neutral photos and it has no such
+    class.
+    """
+    if config.objective != "mae" and not dataset.classes:
         raise DataError(
-            f"{dataset.name} was built with --labels ignored: it can be used for pre-training only, because {objective}"
-            " needs labels"
+            f"{dataset.name} was built with --labels ignored: it can be used for pre-training only, because"
+            f" {config.objective} needs labels"
+        )
+    swap = config.pf_mag.weights.swap
+    if config.objective == "pf_mag" and swap and neutral_index(dataset.classes) is None:
+        raise DataError(
+            f"pf_mag.weights.swap must be 0 with {dataset.name}, got {swap:g}: it compares poker faces with neutral"
+            f" photos, and the classes {', '.join(dataset.classes)} have no neutral among them"
         )
 
 

@@ -111,7 +111,12 @@ def _identity_nets() -> list[Cell]:
 
 def _separator() -> list[Cell]:
     def cell(name: str, title: str, changes: Mapping[str, Any]) -> Cell:
-        needs_it = {"pf_mag.weights.anchor": 0.0, "pf_mag.class_mask_bias": None, "pf_mag.erasure_start": None}
+        needs_it = {
+            "pf_mag.weights.anchor": 0.0,
+            "pf_mag.weights.swap": 0.0,
+            "pf_mag.class_mask_bias": None,
+            "pf_mag.erasure_start": None,
+        }
         options = {"pf_mag.separator_ratio": 0.0, **needs_it, **changes}
         return Cell(name, f"no separator, {title}", "separator", "pf-vit", options, identity_net="tokens")
 
@@ -146,6 +151,7 @@ def _multi_task() -> list[Cell]:
                 "pf_mag.fusion": "self",
                 "pf_mag.fusion_bias": None,
                 "pf_mag.erasure_start": None,
+                "pf_mag.weights.swap": 0.0,
                 "pf_mag.mask_ratio": ratio,
                 "evaluate.mask_ratios": MASK_RATIOS,
             },

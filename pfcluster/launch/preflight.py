@@ -76,7 +76,7 @@ def _check_data_and_weights(config: RunConfig, planned: Container[str]) -> None:
     from pfcluster.data.dataset import open_dataset, require_labels
 
     dataset = open_dataset(config.data, config.seed)
-    require_labels(dataset, config.objective)
+    require_labels(dataset, config)
     existing = _without_planned_starts(config, planned)
     if existing.model.init is not None or existing.pf_mag.decoder_init is not None:
         from pfcluster.models import factory

@@ -131,6 +131,14 @@ def anchor(poker: Tensor, reconstruction: Tensor) -> Tensor:
     return (poker.float() - reconstruction.detach().float()).abs().mean()
 
 
+def swap(unswapped: Tensor, images: Tensor, chosen: Tensor) -> Tensor:
+    """L_swap = 1[c] ‖G(f_p(I_s)) - x‖², the mean over pixels and over all images, of images b 3 h w twice and c b ->
+    scalar: the poker face of an image I_s that was generated from f_p of the photo x and f_e of another one.
+    """
+    errors = (unswapped.float() - images.float()).square().flatten(1).mean(1)
+    return (errors * chosen).mean()
+
+
 def confusion(logits: Tensor) -> Tensor:
     """Domain confusion (Tzeng et al. 2015): CE(uniform, softmax(a)) = log Σ exp(a) - mean(a), the mean over b:
     b k -> scalar, at least log k.

@@ -39,6 +39,8 @@ class PFViTOutput(NamedTuple):
     """The separator's mask a, g t d in 0..1, detached."""
     unerased_tokens: Tensor | None = None
     """f_p of all images before the erasure, b t d, detached; in training with an erasure only."""
+    unswapped: Tensor | None = None
+    """Poker faces of swapped images, g 3 h w; None unless `swapped_faces` was given."""
 
 
 def visible_count(patches: int, mask_ratio: float) -> int:
@@ -278,12 +280,20 @@ class PFViT(nn.Module):
         self.erasure = EmotionErasure(tokens, self.classifier.in_features, self.classifier.out_features)
 
     def forward(
-        self, images: Tensor, order: Tensor | None = None, *, emotion_view: bool = True, generate_every: int = 1
+        self,
+        images: Tensor,
+        order: Tensor | None = None,
+        *,
+        emotion_view: bool = True,
+        generate_every: int = 1,
+        swapped_faces: Tensor | None = None,
     ) -> PFViTOutput:
         """b 3 h w -> all outputs; the two or three images per face are generated in one batch, from every
         `generate_every`-th image of `images`.
 
-        order: a permutation of the patches b n, visible ones first; None if all are visible.
+        order: a permutation of the patches b n, visible ones first; None if all are visible. swapped_faces: indices of
+        g of the images, an even number; each is given the expression of another one of the images to generate from, and
+        the poker face of the result is the output `unswapped`. None for none.
         """
         tokens = self.encoder(images, None if order is None else order[:, : self.kept])
         share = self.encoder_grad_share if tokens.requires_grad else 1.0
@@ -302,6 +312,10 @@ class PFViT(nn.Module):
         sources = [chosen, face, emotion] if emotion_view else [chosen, face]
         orders = None if order is None else order.repeat(len(sources), 1)
         generated = self.generator(torch.cat(sources), orders).chunk(len(sources))
+        unswapped = None
+        if swapped_faces is not None:
+            swapped = self._swap(tokens[swapped_faces], logits[swapped_faces], emotion)
+            unswapped = self.generator(self._identity(scale_gradient(self.encoder(swapped), share)))
         return PFViTOutput(
             logits=logits,
             reconstruction=generated[0],
@@ -311,7 +325,29 @@ class PFViT(nn.Module):
             face_tokens=face,
             mask=mask.detach(),
             unerased_tokens=unerased,
+            unswapped=unswapped,
         )
+
+    @torch.no_grad()
+    def _swap(self, tokens: Tensor, logits: Tensor, emotion: Tensor) -> Tensor:
+        """Images from f_p of the tokens g t d, whose logits are g k, with f_e g t d of rows 2 j and 2 j + 1
+        exchanged: g 3 h w.
+        """
+        assert self.separator is not None
+        emotion = emotion.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        face = self.separator(tokens)[1]
+        if self.erasure is not None:
+            face = self.erasure(face, logits)
+        images: Tensor = self.generator(face + emotion).clamp(-1, 1)
+        return images
+
+    def _identity(self, tokens: Tensor) -> Tensor:
+        """f b t d -> f_p b t d."""
+        assert self.separator is not None
+        emotion, face = self.separator(tokens)[:2]
+        if self.erasure is not None:
+            face = self.erasure(face, self.classifier(emotion[:, 0]))
+        return face
 
     @torch.no_grad()
     def _unerased(self, tokens: Tensor, face: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pfcluster.config import LossWeights, PfMagConfig
 from pfcluster.distributed.process_group import World
 from pfcluster.training.objective import Metrics
 
-TERMS = ("cls", "adv", "rec", "ort", "confusion", "anchor")
+TERMS = ("cls", "adv", "rec", "ort", "confusion", "anchor", "swap")
 SMALLEST_MAGNITUDE = 1e-4
 
 

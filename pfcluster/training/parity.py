@@ -39,7 +39,7 @@ MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decod
 SMALLEST_METRIC = 1e-3
 """Differences of metrics are relative to their magnitude, but at least to this: a loss near zero is all rounding."""
 ALL_STABILISERS = PfMagConfig(
-    weights=LossWeights(confusion=0.1, anchor=0.5),
+    weights=LossWeights(confusion=0.1, anchor=0.5, swap=0.5),
     fake_class_targets="source",
     discriminator_init="classifier",
     discriminator_updates=2,

@@ -54,11 +54,13 @@ class LossSettings:
     """Whether the discriminator's module holds an EmotionAdversary, which adds the confusion term to L_PFViT."""
     has_anchor: bool = False
     """Whether L_PFViT has the anchor term."""
+    has_swap: bool = False
+    """Whether L_PFViT has the swap-cycle term."""
     warmup_discriminator: bool = True
 
     def has_term(self, name: str) -> bool:
         """Whether a term is part of L_PFViT after the warm-up."""
-        return {"confusion": self.has_adversary, "anchor": self.has_anchor}.get(name, True)
+        return {"confusion": self.has_adversary, "anchor": self.has_anchor, "swap": self.has_swap}.get(name, True)
 
 
 def loss_settings(
@@ -82,6 +84,7 @@ def loss_settings(
         discriminator_updates=config.discriminator_updates,
         has_adversary=config.weights.confusion > 0,
         has_anchor=config.weights.anchor > 0,
+        has_swap=config.weights.swap > 0,
         warmup_discriminator=config.warmup_discriminator,
     )
 
@@ -149,7 +152,7 @@ def pf_vit_terms(
     terms = {
         "cls": losses.classification(output.logits, batch.labels, settings.class_weights, settings.label_smoothing)
     }
-    batch = batch.every(len(output.logits) // len(output.reconstruction))
+    whole, batch = batch, batch.every(len(output.logits) // len(output.reconstruction))
     terms["rec"] = losses.reconstruction(
         batch.images, output.reconstruction, output.poker, batch.labels, settings.neutral
     )
@@ -169,6 +172,11 @@ def pf_vit_terms(
         return terms
     if settings.has_anchor:
         terms["anchor"] = losses.anchor(output.poker, output.reconstruction)
+    if output.unswapped is not None:
+        assert settings.neutral is not None
+        faces = neutral_faces(whole.labels, settings.neutral, settings.generate_every)
+        is_neutral = whole.labels[faces] == settings.neutral
+        terms["swap"] = losses.swap(output.unswapped, whole.images[faces], is_neutral)
     if settings.identity_net is None:
         terms["ort"] = losses.orthogonality(output.emotion_tokens, output.face_tokens)
     else:
@@ -176,6 +184,14 @@ def pf_vit_terms(
         features = settings.identity_net(torch.cat([output.emotion, output.poker]).float())
         terms["ort"] = losses.orthogonality(features[:size], features[size:])
     return terms
+
+
+def neutral_faces(labels: Tensor, neutral: int, group: int) -> Tensor:
+    """Index of the first neutral image of each `group` consecutive ones, or of the group's first image if none is:
+    labels b -> b / group. The choice within a group does not depend on the number of ranks and micro-batches.
+    """
+    within = (labels.view(-1, group) == neutral).int().argmax(1)  # the first of equal ones
+    return torch.arange(0, len(labels), group, device=labels.device) + within
 
 
 def pf_mag_step(
@@ -200,8 +216,17 @@ def pf_mag_step(
     emotion_view, every = settings.identity_net is not None and not warmup, settings.generate_every
 
     def generate(batch: Batch, **named: bool) -> PFViTOutput:
+        faces = None
+        if settings.has_swap and not warmup:
+            assert settings.neutral is not None
+            faces = neutral_faces(batch.labels, settings.neutral, every)
         output: PFViTOutput = pf_vit(
-            batch.images, batch.order, emotion_view=emotion_view, generate_every=every, **named
+            batch.images,
+            batch.order,
+            emotion_view=emotion_view,
+            generate_every=every,
+            swapped_faces=faces,
+            **named,
         )
         return output
 
@@ -327,7 +352,8 @@ class PfMagObjective:
             constants = {other: term.detach() for other, term in terms.items()}
             return self.balancer.total(constants | {name: terms[name]}, warmup=warmup)
 
-        names = ("cls", "rec") if warmup else tuple(name for name in TERMS if self.settings.has_term(name))
+        measured = ("cls", "rec") if warmup else tuple(name for name in TERMS if self.settings.has_term(name))
+        names = tuple(name for name in measured if name != "swap")  # its tensors are of other images
         emotion_view = self.settings.identity_net is not None and not warmup
         model, discriminator = self.engines["model"], self.engines["discriminator"]
         return gradient_norms(batch, model, discriminator, names, single_term_loss, emotion_view=emotion_view)

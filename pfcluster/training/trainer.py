@@ -106,7 +106,7 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.world, self.stop, self.heartbeat = config, folder, world, stop, heartbeat
         dataset = open_dataset(config.data, config.seed)
-        require_labels(dataset, config.objective)
+        require_labels(dataset, config)
         require_fitting_micro_batch(config, world.size)
         self.dataset = cache_train_split(dataset, config.data, world.device)
         self.order = sample_order(config.data, dataset, config.seed)

@@ -215,7 +215,7 @@ def test_metrics_reference_has_every_metric_of_sweeps_and_poker_faces() -> None:
 def test_references_have_every_metric_and_key_of_a_run(objective: str, tmp_path: Path) -> None:
     """The names in metrics.jsonl and result.json, with every optional loss term."""
     config = tiny.config(objective)
-    weights = dataclasses.replace(config.pf_mag.weights, confusion=0.1)
+    weights = dataclasses.replace(config.pf_mag.weights, confusion=0.1, anchor=0.1, swap=0.1)
     pf_mag = dataclasses.replace(config.pf_mag, weights=weights, grad_norms_every=2)
     evaluate = dataclasses.replace(config.evaluate, n_probe_images=32)
     result = run(dataclasses.replace(config, pf_mag=pf_mag, evaluate=evaluate), tmp_path)

@@ -14,8 +14,8 @@ from pfcluster.config import (
 )
 from pfcluster.data.batch import make_micro_batches
 from pfcluster.models import factory, losses
-from pfcluster.training.pf_mag import discriminator_terms, pf_mag_step, pf_vit_terms
-from tests.stabilised import CLASSES, MOVING, SINGLE, balancer, config, engines, raw, settings
+from pfcluster.training.pf_mag import discriminator_terms, neutral_faces, pf_mag_step, pf_vit_terms
+from tests.stabilised import CLASSES, FIXED, MOVING, SINGLE, balancer, config, engines, raw, settings
 
 
 def encoder_gradient(values: RunConfig, *terms: str) -> torch.Tensor:
@@ -49,6 +49,59 @@ def test_anchor_pulls_the_poker_face_alone():
     assert loss.item() == 0.5
     assert torch.allclose(poker.grad, torch.full_like(poker, -1 / poker.numel()))
     assert rec.grad is None
+
+
+def test_swap_compares_the_poker_faces_of_swapped_neutral_photos_with_the_photos():
+    images, unswapped = torch.zeros(2, 3, 4, 4), torch.tensor([0.5, 7.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    assert losses.swap(unswapped, images, torch.tensor([True, False])).item() == 0.125
+
+
+def test_neutral_faces_are_the_first_ones_of_their_groups():
+    labels = torch.tensor([1, 2, 0, 0, 3, 1, 1, 2, 0, 0, 0, 0])
+    assert neutral_faces(labels, 0, 4).tolist() == [2, 4, 8]
+    assert neutral_faces(labels, 0, 1).tolist() == list(range(12))
+    halves = [neutral_faces(part, 0, 2) for part in labels.chunk(2)]
+    assert torch.equal(torch.cat([halves[0], halves[1] + 6]), neutral_faces(labels, 0, 2))
+
+
+def test_swapped_faces_get_the_expression_of_the_other_of_their_pair():
+    values = config(weights=replace(FIXED.weights, swap=1.0), generate_every=2, erasure_start=0, encoder_grad_share=0.5)
+    (batch,) = make_micro_batches(raw(), values, 5, SINGLE)
+    model = factory.build(values, CLASSES)["model"]
+    faces = torch.tensor([1, 2, 4, 7])
+    output = model(batch.images, emotion_view=False, generate_every=2, swapped_faces=faces)
+    with torch.no_grad():
+        swapped = model.transfer(batch.images[[2, 0, 6, 4]], batch.images[faces]).clamp(-1, 1)
+        expected = model.generator(model.separate(swapped)[2])
+    assert torch.allclose(output.unswapped, expected, atol=1e-6)
+
+    output.unswapped.square().mean().backward()
+    norms = {name: part.grad.norm() for name, part in model.named_parameters() if part.grad is not None}
+    assert norms["separator.excite.weight"] > 0
+    assert norms["encoder.cls_token"] > 0
+    again = model(swapped, emotion_view=False)  # the only gradient is that of the poker faces of swapped images
+    model.zero_grad()
+    again.poker.square().mean().backward()
+    for name, part in model.named_parameters():
+        if part.grad is not None and name in norms:
+            assert torch.allclose(part.grad.norm(), norms[name], rtol=1e-3), name
+
+
+def test_swap_term_is_part_of_the_step_after_the_warmup():
+    values = config(weights=replace(FIXED.weights, swap=3.0), generate_every=2)
+    assert values.pf_mag.weights.swap == 3.0
+    by_warmup = {}
+    for warmup in (True, False):
+        (batch,) = make_micro_batches(raw(), values, 5, SINGLE)
+        model, discriminator = engines(values)
+        by_warmup[warmup] = pf_mag_step(
+            [batch], model, discriminator, settings(values), balancer(values), warmup=warmup
+        )
+    assert "swap" not in by_warmup[True]
+    weights, terms = vars(values.pf_mag.weights), by_warmup[False]
+    weighted = sum(weights[name] * terms[name] for name in ("cls", "adv", "rec", "ort", "swap"))
+    assert terms["loss"] == pytest.approx(weighted.item())
+    assert 0 < terms["swap"] < 1
 
 
 def test_encoder_grad_share_scales_all_but_the_classification_loss():

@@ -10,17 +10,36 @@ import torch
 from pfcluster.config import (
     AugmentConfig,
     ConfigError,
+    DataConfig,
     EngineConfig,
     LossWeights,
     OptimConfig,
+    SyntheticConfig,
 )
-from pfcluster.data.batch import make_micro_batches
+from pfcluster.data.batch import make_micro_batches, require_fitting_micro_batch
+from pfcluster.data.dataset import open_dataset, require_labels
+from pfcluster.data.types import DataError
 from pfcluster.engine.optimizer import Plateau, set_learning_rates
 from pfcluster.models import factory, losses
 from pfcluster.training import parity
 from pfcluster.training.factory import build_engines, build_objective
 from pfcluster.training.pf_mag import discriminator_terms, pf_mag_step, pf_vit_terms
 from tests.stabilised import CLASSES, FIXED, SINGLE, balancer, config, engines, raw, settings, weights_of
+
+
+def test_swapped_pairs_must_fit_the_micro_batch():
+    values = config(weights=LossWeights(swap=1.0), generate_every=2)  # 8 images, 4 to generate from
+    require_fitting_micro_batch(values, 2)
+    with pytest.raises(ConfigError, match=r"of which there are 1 here: batch_size 8 over 4 processes"):
+        require_fitting_micro_batch(values, 4)
+
+
+def test_swap_needs_neutral_photos():
+    values = config(weights=LossWeights(swap=1.0))
+    dataset = open_dataset(DataConfig(synthetic=SyntheticConfig(train=8, validation=8, test=8, identities=4)), 0)
+    require_labels(dataset, values)
+    with pytest.raises(DataError, match=r"swap must be 0 with synthetic, got 1: .* classes anger, joy have no"):
+        require_labels(replace(dataset, name="synthetic", classes=("anger", "joy")), values)
 
 
 def test_discriminator_updates_are_separate_steps_on_the_same_fakes():
@@ -141,6 +160,11 @@ def test_warmup_has_a_rate_of_its_own_and_the_schedule_begins_after_it():
             r"discriminator_patch_gain must be 1 with pf_mag\.discriminator_init",
         ),
         ({"separator_ratio": 0.0, "weights": LossWeights(anchor=1.0)}, r"weights\.anchor must be 0 with"),
+        ({"separator_ratio": 0.0, "weights": LossWeights(swap=1.0)}, r"weights\.swap must be 0 with"),
+        (
+            {"fusion": "self", "mask_ratio": 0.5, "weights": LossWeights(swap=1.0)},
+            r"weights\.swap must be 0 with pf_mag\.mask_ratio",
+        ),
         ({"separator_ratio": 0.0, "class_mask_bias": 1.0}, r"class_mask_bias must be None with"),
         ({"separator_ratio": 0.0, "weights": LossWeights(confusion=1.0)}, r"weights\.confusion must be 0 with"),
         ({"patch_overlap": -1}, r"pf_mag\.patch_overlap must be at least 0"),
