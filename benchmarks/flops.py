@@ -22,7 +22,7 @@ from pfcluster.models import factory
 from pfcluster.models.identity_net import FaceNet
 from pfcluster.models.mae import MAE
 from pfcluster.profiling.flops import SAMPLE, count_step, empty_batches, profile
-from pfcluster.training.pf_mag import loss_settings
+from pfcluster.training.pf_mag_terms import loss_settings
 from tests.reference.plain_steps import plain_mae_loss, plain_pf_mag_step
 
 CLASSES = 8

@@ -28,7 +28,8 @@ from pfcluster.models.discriminator import Discriminator
 from pfcluster.models.mae import MAE, hidden_patches
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.training.loss_balancing import LossBalancer
-from pfcluster.training.pf_mag import LossSettings, pf_mag_step
+from pfcluster.training.pf_mag import pf_mag_step
+from pfcluster.training.pf_mag_terms import LossSettings
 from tests.reference.plain_steps import plain_mae_loss, plain_pf_mag_step
 
 CLASSES = 8

@@ -19,7 +19,7 @@ from pfcluster.engine.ddp import DdpEngine
 from pfcluster.models import factory
 from pfcluster.training import parity
 from pfcluster.training.loss_balancing import LossBalancer
-from pfcluster.training.pf_mag import LossSettings, loss_settings
+from pfcluster.training.pf_mag_terms import LossSettings, loss_settings
 
 SINGLE = World(0, 1, torch.device("cpu"))
 CLASSES = 4

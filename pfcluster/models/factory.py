@@ -13,8 +13,9 @@ from pfcluster.distributed.process_group import derive_seed
 from pfcluster.models import pretrained
 from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.discriminator import Discriminator, ViTDiscriminator
+from pfcluster.models.generator import Generator
 from pfcluster.models.mae import MAE, Decoder
-from pfcluster.models.pf_vit import Generator, PFViT, visible_count
+from pfcluster.models.pf_vit import PFViT, visible_count
 from pfcluster.models.vit import Classifier, ViT
 
 

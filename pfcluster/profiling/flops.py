@@ -29,7 +29,8 @@ from pfcluster.training.factory import needs_double_backward
 from pfcluster.training.finetune import finetune_step
 from pfcluster.training.loss_balancing import LossBalancer
 from pfcluster.training.mae import mae_step
-from pfcluster.training.pf_mag import loss_settings, pf_mag_step
+from pfcluster.training.pf_mag import pf_mag_step
+from pfcluster.training.pf_mag_terms import loss_settings
 
 SAMPLE = 4
 """Images of a counted micro-batch; counts are linear in the number of images."""

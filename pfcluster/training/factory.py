@@ -19,7 +19,8 @@ from pfcluster.models.mae import MAE
 from pfcluster.training.finetune import FinetuneObjective
 from pfcluster.training.mae import MaeObjective
 from pfcluster.training.objective import Objective
-from pfcluster.training.pf_mag import PfMagObjective, loss_settings
+from pfcluster.training.pf_mag import PfMagObjective
+from pfcluster.training.pf_mag_terms import loss_settings
 
 
 def build_engines(config: RunConfig, backend: str, modules: Mapping[str, nn.Module], world: World) -> dict[str, Engine]:

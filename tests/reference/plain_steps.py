@@ -24,7 +24,7 @@ from pfcluster.models.discriminator import Discriminator
 from pfcluster.models.mae import MAE
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.models.vit import patchify
-from pfcluster.training.pf_mag import LossSettings
+from pfcluster.training.pf_mag_terms import LossSettings
 
 
 def plain_mae_loss(mae: MAE, images: Tensor, order: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from pfcluster.data.batch import patch_order
 from pfcluster.distributed.process_group import World
 from pfcluster.models import factory
 from pfcluster.models.from_runs import load_identity_net
+from pfcluster.models.generator import SelfFusion
 from pfcluster.models.identity_net import FaceNet, IdentityNetError, facenet, find_weights, load_weights, resnet
 from pfcluster.models.losses import adversarial, discriminator
-from pfcluster.models.pf_vit import PFViT, SelfFusion
+from pfcluster.models.pf_vit import PFViT
 from pfcluster.training import run
 from tests.tiny import config
 

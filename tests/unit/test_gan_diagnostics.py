@@ -18,7 +18,8 @@ from pfcluster.evaluate.tracked_faces import TrackedFaces
 from pfcluster.models import factory, losses
 from pfcluster.training import run
 from pfcluster.training.gan_diagnostics import discriminator_accuracies, mask_statistics
-from pfcluster.training.pf_mag import PfMagObjective, loss_settings
+from pfcluster.training.pf_mag import PfMagObjective
+from pfcluster.training.pf_mag_terms import loss_settings
 from tests.tiny import config, final_weights
 
 SINGLE = World(0, 1, torch.device("cpu"))

@@ -9,8 +9,9 @@ from torch import nn
 from pfcluster.models import losses
 from pfcluster.models.cnn import SmallCNN
 from pfcluster.models.discriminator import Discriminator
+from pfcluster.models.generator import Generator
 from pfcluster.models.mae import MAE, Decoder, hidden_patches, inpaint, kept_count
-from pfcluster.models.pf_vit import Generator, PFViT, Separator
+from pfcluster.models.pf_vit import PFViT, Separator
 from pfcluster.models.vit import Block, ViT, patchify, sincos_positions, take, unpatchify
 from tests.reference.plain_steps import plain_mae_loss
 

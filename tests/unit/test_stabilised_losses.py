@@ -14,7 +14,8 @@ from pfcluster.config import (
 )
 from pfcluster.data.batch import make_micro_batches
 from pfcluster.models import factory, losses
-from pfcluster.training.pf_mag import discriminator_terms, neutral_faces, pf_mag_step, pf_vit_terms
+from pfcluster.training.pf_mag import pf_mag_step
+from pfcluster.training.pf_mag_terms import discriminator_terms, neutral_faces, pf_vit_terms
 from tests.stabilised import CLASSES, FIXED, MOVING, SINGLE, balancer, config, engines, raw, settings
 
 

@@ -14,7 +14,7 @@ from pfcluster.config import (
 )
 from pfcluster.models import factory
 from pfcluster.models.discriminator import EmotionAdversary
-from pfcluster.models.pf_vit import RelativePositionBias
+from pfcluster.models.generator import RelativePositionBias
 from pfcluster.models.pretrained import WeightsError
 from pfcluster.training import run
 from tests import tiny

@@ -23,7 +23,8 @@ from pfcluster.engine.optimizer import Plateau, set_learning_rates
 from pfcluster.models import factory, losses
 from pfcluster.training import parity
 from pfcluster.training.factory import build_engines, build_objective
-from pfcluster.training.pf_mag import discriminator_terms, pf_mag_step, pf_vit_terms
+from pfcluster.training.pf_mag import pf_mag_step
+from pfcluster.training.pf_mag_terms import discriminator_terms, pf_vit_terms
 from tests.stabilised import CLASSES, FIXED, SINGLE, balancer, config, engines, raw, settings, weights_of
 
 

@@ -16,7 +16,8 @@ from pfcluster.engine.factory import build_engine
 from pfcluster.models import factory, losses
 from pfcluster.training.finetune import finetune_step
 from pfcluster.training.loss_balancing import LossBalancer
-from pfcluster.training.pf_mag import LossSettings, pf_mag_step
+from pfcluster.training.pf_mag import pf_mag_step
+from pfcluster.training.pf_mag_terms import LossSettings
 from tests.reference.plain_steps import plain_pf_mag_step
 from tests.stabilised import CLASSES, SINGLE, engines
 
