@@ -24,7 +24,6 @@ from pfcluster.config import (
 )
 from pfcluster.config.preset_parts import (
     FAST_DISCRIMINATOR,
-    MEASURED_BIASES,
     Recipe,
     from_classifier,
     paper_nets,
@@ -77,14 +76,17 @@ def poker_face() -> Recipe:
     recipe = rendered_faces(
         48,
         {"judge": 7, "mae": 40, "scratch": 10, "mae-vit": 90},
-        pf_vit={"epochs": 100, "warmup_steps": 1200, "ema": 0.995},
+        pf_vit={"epochs": 100, "warmup_steps": 2400, "ema": 0.9975},
     )
     pf_vit = recipe["pf-vit"]
+    weights = replace(pf_vit.pf_mag.weights, anchor=5.0, swap=250.0)
     recipe["pf-vit"] = replace(
         pf_vit,
+        batch_size=64,
         evaluate=replace(pf_vit.evaluate, select_from=0.85),
+        optim=replace(pf_vit.optim, lr=1.4e-3),
         discriminator_optim=replace(FAST_DISCRIMINATOR, schedule="cosine"),
-        pf_mag=replace(pf_vit.pf_mag, weights=replace(pf_vit.pf_mag.weights, anchor=5.5), **MEASURED_BIASES),
+        pf_mag=replace(pf_vit.pf_mag, weights=weights, warmup_lr=2.1e-3, erasure_start=100),
     )
     cached = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
     return with_evaluation(cached, every_epochs=4, grid_every=8)
