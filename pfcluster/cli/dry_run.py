@@ -17,7 +17,8 @@ from pfcluster.models.from_runs import build_identity_net
 from pfcluster.models.identity_net import IdentityNet
 from pfcluster.profiling.flops import Profile, profile
 from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch_size, plans, with_backend
-from pfcluster.training.schedule import total_steps
+from pfcluster.runs.terminal import print_warnings
+from pfcluster.training.schedule import schedule_warnings, total_steps
 
 MIB = 2**20
 COLUMNS = ("parameters", "gradients", "optimizer", "activations", "buffers", "peak")
@@ -40,15 +41,17 @@ def dry_run(waves: Sequence[Sequence[TrainRun]], options: Options, console: Cons
     micro_batches = {name: _micro_batch(same[0], options) for name, same in configs.items()}
     table = Table("run", "seeds", "steps", "batch", "parameters", "at test", "GFLOP")
     costs: dict[str, Profile] = {}
+    steps_by_name: dict[str, int] = {}
     for name, same in configs.items():
         config = same[0]
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config)
         cost = costs[name] = profile(config, len(dataset.classes), identity_net=_identity_net(config))
+        steps_by_name[name] = total_steps(config, len(dataset.train))
         table.add_row(
             name,
             " ".join(str(each.seed) for each in same),
-            str(total_steps(config, len(dataset.train))),
+            str(steps_by_name[name]),
             str(config.batch_size),
             f"{cost.train_parameters / 1e6:.2f} M",
             f"{cost.test_parameters / 1e6:.2f} M",
@@ -63,6 +66,8 @@ def dry_run(waves: Sequence[Sequence[TrainRun]], options: Options, console: Cons
     if any(same[0].data.cache_mode == "device" for same in configs.values()):
         size = _mib(decoded_bytes(dataset.train))
         console.print(f"plus {size} MiB of each GPU for the images of data.cache_mode device")
+    for name, steps in steps_by_name.items():
+        print_warnings((f"{name}: {warning}" for warning in schedule_warnings(configs[name][0], steps)), console)
     console.print(f"folders: {' '.join(str(run.folder) for run in runs)}")
     console.print(EXPLANATION, style="dim")
 

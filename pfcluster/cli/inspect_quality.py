@@ -14,7 +14,7 @@ from pfcluster.data.manifest import Manifest
 from pfcluster.data.shards import ShardSplit
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.csv_tables import csv_table
-from pfcluster.runs.terminal import labelled
+from pfcluster.runs.terminal import print_warnings
 
 EXAMPLES = 5
 
@@ -38,8 +38,7 @@ def show_quality(folder: Path, manifest: Manifest, console: Console, duplicates:
     )
     leaks = [f"{leak.identity}: {' '.join(leak.keys.values())}" for leak in quality.leaks[:EXAMPLES]]
     _print_count(console, "identities in several splits", len(quality.leaks), leaks)
-    for warning in quality_warnings(quality):
-        console.print(labelled("warning", "yellow", warning), soft_wrap=True)
+    print_warnings(quality_warnings(quality), console)
     if duplicates:
         write_pairs(duplicates, quality.pairs)
         console.print(f"near-duplicates written to {duplicates}", soft_wrap=True)

@@ -21,7 +21,7 @@ from pfcluster.launch.plan import Plan, Stage, TrainRun, stages_of
 from pfcluster.launch.preflight import preflight
 from pfcluster.launch.redaction import redact
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.terminal import plain_console
+from pfcluster.runs.terminal import plain_console, print_warnings
 from pfcluster.sweep import search
 from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.driver import Sweep
@@ -56,7 +56,7 @@ def sweep(arguments: Sequence[str]) -> int:
     options, console = read(arguments), plain_console()
     spec, folder = options.spec, options.output
     schedule_of = evaluation_schedules()
-    preflight(_first_runs(spec, folder), options.cluster)
+    print_warnings(preflight(_first_runs(spec, folder), options.cluster), console)
     require_counted_evaluations(spec, Runs(spec, folder), schedule_of)
     if options.dry_run:
         _describe(spec, folder, schedule_of, console)

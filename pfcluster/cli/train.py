@@ -15,7 +15,7 @@ from pfcluster.launch.preflight import preflight
 from pfcluster.launch.study_plan import make_plan, unbuilt_shards
 from pfcluster.launch.training_options import TRAINING, Options, parse_training
 from pfcluster.runs.folder import RESULT_FILE
-from pfcluster.runs.terminal import plain_console
+from pfcluster.runs.terminal import plain_console, print_warnings
 
 INTERRUPTED = 130
 """Exit code after SIGINT or SIGTERM."""
@@ -45,7 +45,7 @@ def execute(
 ) -> int:
     """Check a plan, call `before`, and run the plan with its executor; returns the exit code."""
     cluster = options.cluster
-    preflight(plan, cluster)
+    print_warnings(preflight(plan, cluster), console)
     before()
     if cluster.executor == "slurm":
         from pfcluster.cli.submit import submit

@@ -18,10 +18,12 @@ from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
 from pfcluster.launch.study_plan import BUILD_COMMAND, SHARDS, unbuilt_shards
 from pfcluster.tracking.trackers import require_trackers
+from pfcluster.training.schedule import schedule_warnings, total_steps
 
 
-def preflight(plan: Plan, cluster: Cluster) -> None:
-    """Check every unfinished run of a plan once per name: layout, engine, data, weights. Raises ValueError subclasses.
+def preflight(plan: Plan, cluster: Cluster) -> list[str]:
+    """Check every unfinished run of a plan once per name: layout, engine, data, weights; -> warnings. Raises ValueError
+    subclasses.
 
     Packages that take a second to import are imported only where a run needs them.
     """
@@ -32,6 +34,7 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
     unbuilt = {str(path.parent) for path in unbuilt_shards(plan)}
     _require_same_input(plan)
     checked: set[tuple[str, str]] = set()
+    warnings: list[str] = []
     for run in runs:
         finished = run.finished()
         check_inputs(run.folder, run.config, finished=finished or run.config.data.shards in unbuilt)
@@ -42,7 +45,10 @@ def preflight(plan: Plan, cluster: Cluster) -> None:
         _check_layout(run.config, cluster.size_of(run.config.name))
         _check_identity_net(run.config, planned)
         if run.config.data.shards not in unbuilt:
-            _check_data_and_weights(run.config, planned)
+            samples = _check_data_and_weights(run.config, planned)
+            found = schedule_warnings(run.config, total_steps(run.config, samples))
+            warnings += [f"{run.config.name}: {warning}" for warning in found]
+    return warnings
 
 
 def _require_same_input(plan: Plan) -> None:
@@ -71,8 +77,10 @@ def _check_layout(config: RunConfig, world_size: int) -> None:
     check_backend(config.engine, world_size)
 
 
-def _check_data_and_weights(config: RunConfig, planned: Container[str]) -> None:
-    """Open the data and load the weights that exist already. Raises DataError, ConfigError, WeightsError."""
+def _check_data_and_weights(config: RunConfig, planned: Container[str]) -> int:
+    """Open the data and load the weights that exist already; -> training samples. Raises DataError, ConfigError,
+    WeightsError.
+    """
     from pfcluster.data.dataset import open_dataset, require_labels
 
     dataset = open_dataset(config.data, config.seed)
@@ -83,6 +91,7 @@ def _check_data_and_weights(config: RunConfig, planned: Container[str]) -> None:
 
         factory.build(existing, len(dataset.classes))
     _check_evaluators(config, dataset, planned)
+    return len(dataset.train)
 
 
 def _without_planned_starts(config: RunConfig, planned: Container[str]) -> RunConfig:

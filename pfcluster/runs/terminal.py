@@ -5,6 +5,8 @@ markup (`exp[lr=1e-3]`, `[/tmp/x]`) or emoji codes (`:warning:`); nothing here i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.progress import TextColumn
 from rich.text import Text
@@ -18,6 +20,12 @@ def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
 def plain_column(text_format: str) -> TextColumn:
     """A text column of a progress display, which would interpret markup whatever its console does."""
     return TextColumn(text_format, markup=False)
+
+
+def print_warnings(warnings: Iterable[str], console: Console) -> None:
+    """One line for each warning."""
+    for warning in warnings:
+        console.print(labelled("warning", "yellow", warning), soft_wrap=True)
 
 
 def labelled(label: str, style: str, message: str) -> Text:

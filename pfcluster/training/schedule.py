@@ -23,6 +23,23 @@ def adversarial_start(config: RunConfig) -> int:
     return config.pf_mag.warmup_steps if config.objective == "pf_mag" else 0
 
 
+def schedule_warnings(config: RunConfig, steps: int) -> list[str]:
+    """Sentences on what a run of so many steps is too short for: PF-MAG's warm-up, the learning rate's, the average."""
+    found = []
+    if config.objective == "pf_mag" and (warmup := config.pf_mag.warmup_steps) >= steps:
+        found.append(
+            f"the adversarial part never begins, and no poker face is learnt: pf_mag.warmup_steps is {warmup}, and this"
+            f" run has {steps} steps. Lower it, e.g. to {steps // 3}, or train longer"
+        )
+    if (warmup := config.optim.warmup_steps) >= steps:
+        found.append(
+            f"the learning rate does not reach optim.lr: optim.warmup_steps is {warmup}, and this run has {steps}"
+            f" steps. Lower it, e.g. to {steps // 10}, or train longer"
+        )
+    lagging = lagging_average(config, steps)
+    return found if lagging is None else [*found, lagging]
+
+
 def lagging_average(config: RunConfig, steps: int) -> str | None:
     """A sentence if the moving average of the weights reaches so far back that it lags behind the training it
     evaluates: over more than a fifth of a run's steps, of PF-MAG's adversarial steps where it has some.

@@ -48,7 +48,7 @@ from pfcluster.training.factory import build_class_weights, build_engines, build
 from pfcluster.training.objective import Metrics
 from pfcluster.training.result import earlier_validation_result, training_result
 from pfcluster.training.resume import TrainState, claim_folder, load_checkpoint, save_checkpoint
-from pfcluster.training.schedule import lagging_average, total_steps
+from pfcluster.training.schedule import schedule_warnings, total_steps
 from pfcluster.training.selection import PeriodicEvaluation
 from pfcluster.training.step_checks import NonFiniteStep, StepChecks
 from pfcluster.training.step_profiler import StepProfiler
@@ -150,9 +150,9 @@ class Trainer:
         progress = Progress(self.config, self.folder, self.total_steps, self.world)
         progress.report(f"engine {self.backend_choice.backend} ({self.backend_choice.reason})")
         progress.report(f"from step {self.state.step} of {self.total_steps}")
-        lagging = lagging_average(self.config, self.total_steps)
-        if lagging is not None and self.state.step == 0:
-            warn(self.folder, lagging, self.world.is_main)
+        if self.state.step == 0:
+            for warning in schedule_warnings(self.config, self.total_steps):
+                warn(self.folder, warning, self.world.is_main)
         log = MetricsLog(self.folder, self.state.step, self.world)
         with open_trackers(self.config, self.folder, self.world) as trackers:
             try:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pfcluster.training.schedule import lagging_average
+from pfcluster.training.schedule import lagging_average, schedule_warnings
 from tests import tiny
 
 
@@ -21,6 +21,21 @@ def test_an_average_over_much_of_the_run_is_named(objective, ema, steps, counted
     assert message is not None
     assert f"optim.ema {ema:g} averages the weights over about the last {1 / (1 - ema):.0f} steps" in message
     assert f"has {counted} {'adversarial steps' if counted < steps else 'steps'}" in message
+
+
+def test_a_run_that_is_too_short_for_its_warmups_is_named():
+    config = tiny.config("pf_mag")
+    config = replace(
+        config, optim=replace(config.optim, warmup_steps=40), pf_mag=replace(config.pf_mag, warmup_steps=30)
+    )
+    assert schedule_warnings(config, 41) == []
+    (rate,) = schedule_warnings(config, 40)
+    assert "does not reach optim.lr: optim.warmup_steps is 40, and this run has 40 steps" in rate
+    adversarial, rate = schedule_warnings(config, 30)
+    assert "the adversarial part never begins" in adversarial
+    assert "pf_mag.warmup_steps is 30, and this run has 30 steps. Lower it, e.g. to 10" in adversarial
+    finetune = replace(tiny.config("finetune"), pf_mag=config.pf_mag)
+    assert schedule_warnings(finetune, 30) == []
 
 
 def test_a_short_average_and_none_are_fine():

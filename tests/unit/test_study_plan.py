@@ -103,6 +103,15 @@ def test_what_a_late_run_needs_is_named_before_anything_trains(tmp_path, options
     assert not list(tmp_path.iterdir())
 
 
+def test_a_study_that_is_too_short_for_its_warmups_is_named_before_it_starts(tmp_path):
+    words = ["--preset", "demo", "--executor", "local", "--output", str(tmp_path)]
+    short, whole = (parse_training("study", [*words, *more]) for more in (["--max-steps", "50"], []))
+    warnings = preflight(make_plan(short), short.cluster)
+    assert any(each.startswith("pf-vit: the adversarial part never begins") for each in warnings)
+    assert any(each.startswith("mae: the learning rate does not reach optim.lr") for each in warnings)
+    assert not preflight(make_plan(whole), whole.cluster)
+
+
 def chain(folder: Path) -> tuple[list[TrainRun], Plan]:
     """Two seeds of a classifier, each continued by a second one; the first of seed 1 cannot find its data."""
     good = config("finetune", max_steps=1, name="first")
