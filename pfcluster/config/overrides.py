@@ -37,6 +37,20 @@ class OverridesFile:
             raise ConfigError(f"{self.path}: no run {unknown[0]!r}; the runs are {', '.join(recipe)}")
         return {run: self._apply_to(config, run) for run, config in recipe.items()}
 
+    def require_values_of(self, run: str, command: str) -> None:
+        """Raises ConfigError if the file has values, but none that holds for this run of the preset, which `command`
+        trains.
+        """
+        others = [name for name in self.values if ":" in name and name.partition(":")[0] != run]
+        if self.values and len(others) == len(self.values):
+            runs = ", ".join(dict.fromkeys(name.partition(":")[0] for name in others))
+            first = others[0].partition(":")[2]
+            raise ConfigError(
+                f"{self.path} has only values of {runs}, and {command} trains the preset's {run}, which they do not"
+                f" change: use `pfcluster study`, or give the values as options, such as --{first.replace('_', '-')}"
+                f" {self.values[others[0]]}"
+            )
+
     def _apply_to(self, config: RunConfig, run: str) -> RunConfig:
         common = {name: value for name, value in self.values.items() if ":" not in name}
         prefix = f"{run}:"

@@ -144,6 +144,9 @@ def parse_training(command: str, arguments: Sequence[str]) -> Options:
         parse(type(everything), ["--help"], prog=prog, default=everything)
     options, overrides = parse_known(type(default), arguments, prog=prog, default=default)
     study = options if isinstance(options, StudyOptions) else StudyOptions()
+    overrides_file = None if options.overrides is None else read_overrides(options.overrides)
+    if overrides_file is not None and command in TRAINING:
+        overrides_file.require_values_of(TRAINING[command], prog)
     return Options(
         command,
         command_text(command, arguments),
@@ -158,7 +161,7 @@ def parse_training(command: str, arguments: Sequence[str]) -> Options:
         options.assumed_tflops,
         resolve_cluster(options.cluster, dry_run=options.dry_run),
         tuple(overrides),
-        None if options.overrides is None else read_overrides(options.overrides),
+        overrides_file,
         study.pf_vit_start,
         study.budget_controls,
     )

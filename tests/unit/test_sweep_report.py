@@ -147,6 +147,16 @@ def test_command_line_takes_precedence_over_the_overrides_file(files: SweepFiles
     assert runs["scratch"].pf_mag.weights.rec == presets.recipe("mini")["scratch"].pf_mag.weights.rec
 
 
+def test_a_command_refuses_a_file_whose_values_are_all_of_other_runs(tmp_path: Path) -> None:
+    file = tmp_path / "winner.json"
+    file.write_text('{"preset": "mini", "overrides": {"mae-vit:optim.layer_decay": 0.7, "pf-vit:epochs": 3}}')
+    words = ["--overrides", str(file), "--executor", "local", "--output", str(tmp_path / "runs")]
+    with pytest.raises(ConfigError, match=r"only values of mae-vit, pf-vit, .*scratch.*--optim.layer-decay 0.7"):
+        parse_training("finetune", words)
+    assert parse_training("pf-mag", words).recipe()["pf-vit"].epochs == 3
+    assert parse_training("study", words).recipe()["mae-vit"].optim.layer_decay == 0.7
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
