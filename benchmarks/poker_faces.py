@@ -226,7 +226,7 @@ def markdown(values: Mapping[str, Any]) -> str:
         "",
         f"{values['date']}, commit {values['commit']}, {values['machine']['device']}, {len(seeds)} seeds "
         f"({', '.join(map(str, seeds))}), {values['test_faces']} test faces; mean ± standard deviation over seeds, "
-        "Student's 95 % interval. Reproduce with",
+        "Student's 95 % interval. Reproduce, at that commit, with",
         "",
         f"    {values['command']}",
         "",

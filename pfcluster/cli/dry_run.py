@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pfcluster.config import ConfigError, RunConfig
+from pfcluster.data.batch import require_fitting_micro_batch
 from pfcluster.data.dataset import open_dataset, require_labels
 from pfcluster.data.in_memory import decoded_bytes
 from pfcluster.launch.plan import TrainRun
@@ -75,7 +76,10 @@ def dry_run(waves: Sequence[Sequence[TrainRun]], options: Options, console: Cons
 def _micro_batch(config: RunConfig, options: Options) -> int:
     """Images per micro-batch and process. Raises ConfigError that names the layout."""
     try:
-        return micro_batch_size(config, options.cluster.size_of(config.name))
+        processes = options.cluster.size_of(config.name)
+        images = micro_batch_size(config, processes)
+        require_fitting_micro_batch(config, processes)
+        return images
     except ConfigError as error:
         layout = "--nodes {} x {} processes".format(*options.cluster.layout_of(config.name))
         raise ConfigError(f"{config.name} on {layout}: {error}") from error

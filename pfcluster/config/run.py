@@ -108,6 +108,9 @@ class RunConfig:
         every, overlap = self.pf_mag.generate_every, self.pf_mag.patch_overlap
         multiple = f"be a multiple of pf_mag.generate_every = {every} times engine.grad_accumulation_steps = {parts}"
         require(self.batch_size % (every * parts) == 0, "batch_size", self.batch_size, multiple)
+        pairs = f"be a multiple of {2 * every * parts}: pf_mag.weights.swap exchanges the expressions of pairs"
+        swaps = self.objective == "pf_mag" and self.pf_mag.weights.swap > 0
+        require(not swaps or self.batch_size % (2 * every * parts) == 0, "batch_size", self.batch_size, pairs)
         within = f"be at most model.patch = {self.model.patch}"
         require(overlap <= self.model.patch, "pf_mag.patch_overlap", overlap, within)
         start, warmup = self.pf_mag.erasure_start, self.pf_mag.warmup_steps

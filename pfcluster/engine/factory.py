@@ -114,6 +114,14 @@ def _engine_class(backend: str) -> type[ConfiguredEngine]:
     return kinds[backend]
 
 
+def _allow_recompilations() -> None:
+    """All blocks share one code object, which is compiled for each size of batch, with and without gradients: more
+    often than the eight times after which torch falls back to eager execution for good.
+    """
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 64)
+
+
 def prepare_module(
     module: nn.Module, engine: EngineConfig, backend: str, *, double_backward: bool = False
 ) -> AttentionKernels | None:
@@ -125,6 +133,7 @@ def prepare_module(
         forward: Any = unit.forward
         plain = forward
         if engine.compile:
+            _allow_recompilations()
             forward = torch.compile(forward, dynamic=False)
         if attention is not None:
             forward = functools.partial(attend_with, attention, plain, forward)

@@ -127,7 +127,7 @@ class PFViT(nn.Module):
         `generate_every`-th image of `images`.
 
         order: a permutation of the patches b n, visible ones first; None if all are visible. swapped_faces: indices of
-        g of the images, an even number; each is given the expression of another one of the images to generate from, and
+        g of the images; each is given the expression of another one of the images to generate from, and
         the poker face of the result is the output `unswapped`. None for none.
         """
         tokens = self.encoder(images, None if order is None else order[:, : self.kept])
@@ -166,10 +166,10 @@ class PFViT(nn.Module):
     @torch.no_grad()
     def _swap(self, tokens: Tensor, logits: Tensor, emotion: Tensor) -> Tensor:
         """Images from f_p of the tokens g t d, whose logits are g k, with f_e g t d of rows 2 j and 2 j + 1
-        exchanged: g 3 h w.
+        exchanged: g 3 h w. The last one of an odd number keeps its own.
         """
         assert self.separator is not None
-        emotion = emotion.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        emotion = emotion[(torch.arange(len(emotion), device=emotion.device) ^ 1).clamp(max=len(emotion) - 1)]
         face = self.separator(tokens)[1]
         if self.erasure is not None:
             face = self.erasure(face, logits)

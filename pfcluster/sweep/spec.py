@@ -46,8 +46,10 @@ CHANGEABLE = (
     "augment.",
 )
 """Fields that population-based training may change between generations."""
-SWITCHES = ("optim.ema", "discriminator_optim.ema", "pf_mag.weights.confusion")
+SWITCHES = ("optim.ema", "pf_mag.weights.confusion")
 """Of these, fields whose value 0 leaves tensors out of the checkpoint that other values need."""
+BALANCED_SWITCHES = ("pf_mag.weights.anchor", "pf_mag.weights.swap")
+"""With automatic loss balancing, fields whose value 0 leaves a term's magnitude out of the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,9 @@ class Spec:
                 f"--scheduler pbt changes values during training, and {fixed[0]} cannot be changed: use asha"
             )
         own = baseline(self.space, self.stages())
+        switches = (*SWITCHES, *(BALANCED_SWITCHES if self.config.pf_mag.loss_balancing == "auto" else ()))
         for one in self.space:
-            if one.name in SWITCHES and len({value > 0 for value in (*one.grid(2), own[one.name])}) > 1:
+            if one.name in switches and len({value > 0 for value in (*one.grid(2), own[one.name])}) > 1:
                 raise ConfigError(
                     f"--scheduler pbt: {one.name} is 0 (off) in some members of {one.text()} and the config's"
                     f" {own[one.name]:g}, and a checkpoint of one does not fit the other: search it with asha, or on in"

@@ -25,7 +25,7 @@ from pfcluster.config import (
     RunConfig,
 )
 from pfcluster.config.data import no_augment
-from pfcluster.data.batch import make_micro_batches
+from pfcluster.data.batch import make_micro_batches, require_fitting_micro_batch
 from pfcluster.data.labels import CANONICAL
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World, generator
@@ -129,6 +129,7 @@ def compare(
         tiny_config(objective, options, r1=r1, batch_size=batch_size, stabilised=stabilised)
         for options in (EngineConfig(device=engine.device, precision="fp32"), engine)
     )
+    require_fitting_micro_batch(tested, world.size)
     reference, run = _train_reference(plain, single_process(world)), train(tested, backend, world)
     weights = float((run.weights - reference.weights).norm() / reference.weights.norm())
     metrics = relative_difference(run.metrics, reference.metrics, run.discrete)

@@ -55,9 +55,9 @@ def pf_mag_step(
     """
     emotion_view, every = settings.identity_net is not None and not warmup, settings.generate_every
 
-    def generate(batch: Batch, **named: bool) -> PFViTOutput:
+    def generate(batch: Batch, *, swap: bool = True, **named: bool) -> PFViTOutput:
         faces = None
-        if settings.has_swap and not warmup:
+        if swap and settings.has_swap and not warmup:
             assert settings.neutral is not None
             faces = neutral_faces(batch.labels, settings.neutral, every)
         output: PFViTOutput = pf_vit(
@@ -74,7 +74,7 @@ def pf_mag_step(
     outputs: list[PFViTOutput] = []
     for batch in batches:
         with nullcontext() if shared else torch.no_grad():
-            outputs.append(generate(batch))
+            outputs.append(generate(batch, swap=shared or balancer.measuring))
     if seen is not None:
         seen.extend(
             (output.unerased_tokens, output.logits.detach()) for output in outputs if output.unerased_tokens is not None

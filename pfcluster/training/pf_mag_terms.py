@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pfcluster.config import PfMagConfig
 from pfcluster.data.batch import Batch
@@ -179,7 +180,9 @@ def pf_vit_terms(
 
 def neutral_faces(labels: Tensor, neutral: int, group: int) -> Tensor:
     """Index of the first neutral image of each `group` consecutive ones, or of the group's first image if none is:
-    labels b -> b / group. The choice within a group does not depend on the number of ranks and micro-batches.
+    labels b -> b / group, rounded up. The choice within a group does not depend on the number of ranks and
+    micro-batches.
     """
-    within = (labels.view(-1, group) == neutral).int().argmax(1)  # the first of equal ones
+    is_neutral = functional.pad((labels == neutral).int(), (0, -len(labels) % group))
+    within = is_neutral.view(-1, group).argmax(1)  # the first of equal ones
     return torch.arange(0, len(labels), group, device=labels.device) + within

@@ -25,16 +25,22 @@ def adversarial_start(config: RunConfig) -> int:
 
 def schedule_warnings(config: RunConfig, steps: int) -> list[str]:
     """Sentences on what a run of so many steps is too short for: PF-MAG's warm-up, the learning rate's, the average."""
-    found = []
-    if config.objective == "pf_mag" and (warmup := config.pf_mag.warmup_steps) >= steps:
+    is_pf_mag, pf_mag = config.objective == "pf_mag", config.pf_mag
+    if is_pf_mag and pf_mag.warmup_steps >= steps:
+        erasure = "" if (pf_mag.erasure_start or 0) <= steps // 3 else ", pf_mag.erasure_start to at most that,"
+        return [
+            "the adversarial part never begins, and no poker face is learnt: pf_mag.warmup_steps is"
+            f" {pf_mag.warmup_steps}, and this run has {steps} steps. Lower it, e.g. to {steps // 3}{erasure} or train"
+            " longer"
+        ]
+    found, name, part = [], "optim.lr", steps
+    if is_pf_mag and pf_mag.warmup_lr is not None and pf_mag.warmup_steps:
+        name, part = "pf_mag.warmup_lr", pf_mag.warmup_steps
+    if config.optim.warmup_steps > part:
+        where = "this run" if part == steps else "the warm-up of PF-MAG"
         found.append(
-            f"the adversarial part never begins, and no poker face is learnt: pf_mag.warmup_steps is {warmup}, and this"
-            f" run has {steps} steps. Lower it, e.g. to {steps // 3}, or train longer"
-        )
-    if (warmup := config.optim.warmup_steps) >= steps:
-        found.append(
-            f"the learning rate does not reach optim.lr: optim.warmup_steps is {warmup}, and this run has {steps}"
-            f" steps. Lower it, e.g. to {steps // 10}, or train longer"
+            f"the learning rate does not reach {name}: optim.warmup_steps is {config.optim.warmup_steps}, and {where}"
+            f" has {part} steps. Lower it, e.g. to {part // 10}, or train longer"
         )
     lagging = lagging_average(config, steps)
     return found if lagging is None else [*found, lagging]
@@ -49,12 +55,12 @@ def lagging_average(config: RunConfig, steps: int) -> str | None:
     counted = steps - start if start < steps else steps
     if decay == 0 or 0.2 * counted * (1 - decay) >= 1:
         return None
-    fitting = max(0.0, 1 - 10 / counted)
+    fitting = max(0.0, 1 - float(f"{10 / counted:.0e}"))
     part = "adversarial steps" if counted < steps else "steps"
     return (
         f"optim.ema {decay:g} averages the weights over about the last {1 / (1 - decay):.0f} steps, and this run has"
         f" {counted} {part}: what is evaluated and exported lags behind what is trained. Lower it, e.g. to"
-        f" {fitting:.2g}, or train longer"
+        f" {fitting:.10g}, or train longer"
     )
 
 

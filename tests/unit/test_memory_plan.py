@@ -192,6 +192,13 @@ def _bf16(config: RunConfig) -> MemoryPlan:
 
 
 @pytest.mark.slow
+def test_swap_cycle_increases_activations():
+    config = parity.tiny_config("pf_mag", EngineConfig(device="cpu"), stabilised=True)
+    weights = replace(config.pf_mag.weights, swap=0.0)
+    without = replace(config, pf_mag=replace(config.pf_mag, weights=weights))
+    assert plan(config, CLASSES, 2, "fsdp2").activations > plan(without, CLASSES, 2, "fsdp2").activations
+
+
 def test_r1_increases_activations():
     config = parity.tiny_config("pf_mag", EngineConfig(device="cpu"), r1=1.0)
     without = replace(config, pf_mag=replace(config.pf_mag, r1=0.0))

@@ -28,14 +28,29 @@ def test_a_run_that_is_too_short_for_its_warmups_is_named():
     config = replace(
         config, optim=replace(config.optim, warmup_steps=40), pf_mag=replace(config.pf_mag, warmup_steps=30)
     )
-    assert schedule_warnings(config, 41) == []
-    (rate,) = schedule_warnings(config, 40)
-    assert "does not reach optim.lr: optim.warmup_steps is 40, and this run has 40 steps" in rate
-    adversarial, rate = schedule_warnings(config, 30)
+    assert schedule_warnings(config, 40) == []
+    (rate,) = schedule_warnings(config, 39)
+    assert "does not reach optim.lr: optim.warmup_steps is 40, and this run has 39 steps. Lower it, e.g. to 3," in rate
+    (adversarial,) = schedule_warnings(config, 30)
     assert "the adversarial part never begins" in adversarial
-    assert "pf_mag.warmup_steps is 30, and this run has 30 steps. Lower it, e.g. to 10" in adversarial
+    assert "pf_mag.warmup_steps is 30, and this run has 30 steps. Lower it, e.g. to 10 or" in adversarial
+    erased = replace(config, pf_mag=replace(config.pf_mag, erasure_start=20))
+    assert "e.g. to 10, pf_mag.erasure_start to at most that, or" in schedule_warnings(erased, 30)[0]
+    own_rate = replace(config, pf_mag=replace(config.pf_mag, warmup_lr=1e-3))
+    (rate,) = schedule_warnings(own_rate, 400)
+    assert "does not reach pf_mag.warmup_lr: optim.warmup_steps is 40, and the warm-up of PF-MAG has 30 steps" in rate
     finetune = replace(tiny.config("finetune"), pf_mag=config.pf_mag)
     assert schedule_warnings(finetune, 30) == []
+
+
+@pytest.mark.parametrize("steps", [3, 12, 60, 600, 5000, 100_000])
+def test_the_average_that_is_suggested_fits(steps):
+    config = tiny.config("finetune")
+    config = replace(config, optim=replace(config.optim, ema=0.999999))
+    message = lagging_average(config, steps)
+    suggested = float(message.partition("e.g. to ")[2].partition(",")[0])
+    assert 0 <= suggested < 1
+    assert lagging_average(replace(config, optim=replace(config.optim, ema=suggested)), steps) is None
 
 
 def test_a_short_average_and_none_are_fine():

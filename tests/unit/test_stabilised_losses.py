@@ -61,6 +61,7 @@ def test_neutral_faces_are_the_first_ones_of_their_groups():
     labels = torch.tensor([1, 2, 0, 0, 3, 1, 1, 2, 0, 0, 0, 0])
     assert neutral_faces(labels, 0, 4).tolist() == [2, 4, 8]
     assert neutral_faces(labels, 0, 1).tolist() == list(range(12))
+    assert neutral_faces(torch.tensor([1, 0, 2]), 0, 2).tolist() == [1, 2]  # the last group is not full
     halves = [neutral_faces(part, 0, 2) for part in labels.chunk(2)]
     assert torch.equal(torch.cat([halves[0], halves[1] + 6]), neutral_faces(labels, 0, 2))
 

@@ -183,6 +183,10 @@ def test_pbt_replaces_the_worst_quarter_by_perturbed_copies_of_the_best():
             {"scheduler": "pbt", "space": (parse("pf_mag.weights.confusion=uniform:0.1,1"),)},
             "pf_mag.weights.confusion is 0 .off. in some members of uniform:0.1,1 and the config's 0,",
         ),
+        (
+            {"scheduler": "pbt", "space": (parse("pf_mag.weights.swap=choice:0,3"),)},
+            "pf_mag.weights.swap is 0 .off. in some members",
+        ),
         ({"scheduler": "pbt", "search": "grid"}, "draws its own"),
         ({"scheduler": "pbt", "search": "one-at-a-time"}, "draws its own"),
         ({"config": replace(RECIPE["pf-vit"], evaluate=ON_TEST)}, "must be validation"),
