@@ -151,6 +151,8 @@ def _for_this_device(config: RunConfig, options: GpuDayOptions) -> RunConfig:
         n_probe_images=min(24, config.evaluate.n_probe_images),
         judge=config.evaluate.judge,
     )
+    start = None if config.pf_mag.erasure_start is None else 0
+    pf_mag = replace(config.pf_mag, warmup_steps=1, erasure_start=start, generate_every=1, grad_norms_every=0)
     return replace(
         config,
         max_steps=2,
@@ -159,5 +161,5 @@ def _for_this_device(config: RunConfig, options: GpuDayOptions) -> RunConfig:
         data=DataConfig(size=32, synthetic=faces),
         model=config.model if cnn else replace(MODEL, init=config.model.init),
         evaluate=evaluate,
-        pf_mag=replace(config.pf_mag, warmup_steps=1, generate_every=1, grad_norms_every=0),
+        pf_mag=pf_mag,
     )
