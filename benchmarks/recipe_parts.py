@@ -11,24 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import recipe_variants
 from benchmarks.poker_aims import RECIPE, read_figures
 from benchmarks.poker_faces import FACES
-from benchmarks.recipe_variants import (
-    Columns,
-    commits_line,
-    compared,
-    provenance,
-    table,
-    train_and_write,
-    variants_plan,
-)
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.data import no_augment
 from pfcluster.launch.plan import Plan
 
 COMMAND = "python -m benchmarks.recipe_parts"
 NAME = "recipe_parts"
-FIGURES: Columns = {
+FIGURES: recipe_variants.Columns = {
     "accuracy": ("accuracy", None, 1),
     "judged neutral": ("poker_neutralised_rate", None, 1),
     "reconstructions recognised": ("rec_emotion_agreement", None, 1),
@@ -72,7 +64,7 @@ def named_parts(recipe: RunConfig) -> dict[str, dict[str, Any]]:
 def plan(folder: Path, seeds: Sequence[int]) -> Plan:
     """The runs: the recipe, and the recipe without each part."""
     variants = named_parts(presets.recipe("demo")["pf-vit"])
-    return variants_plan(NAME, folder, seeds, variants, faces=FACES, command=COMMAND)
+    return recipe_variants.variants_plan(NAME, folder, seeds, variants, faces=FACES, command=COMMAND)
 
 
 def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str, Any]:
@@ -80,9 +72,9 @@ def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str,
     recipe = presets.recipe("demo")["pf-vit"]
     rows = dict(zip(parts(recipe), named_parts(recipe), strict=True))
     without = {part: read_figures(folder, name, seeds) for part, name in rows.items()}
-    cells = compared(read_figures(folder, RECIPE, seeds), without, FIGURES)
+    cells = recipe_variants.compared(read_figures(folder, RECIPE, seeds), without, FIGURES)
     return {
-        **provenance(folder, seeds, COMMAND, commit, rows),
+        **recipe_variants.provenance(folder, seeds, COMMAND, commit, rows),
         "recipe": cells["recipe"],
         "without": cells["variants"],
     }
@@ -93,13 +85,12 @@ def markdown(values: Mapping[str, Any]) -> str:
     lines = [
         "# The recipe without each of its parts",
         "",
-        f"{values['date']}, {commits_line(values)}, {values['machine']}, preset `demo` on other faces, seeds "
-        f"{', '.join(map(str, values['seeds']))}, test split, mean ± standard deviation. Bold: differs from the whole "
+        f"{recipe_variants.measured_line(values)} Bold: differs from the whole "
         "recipe, p < 0.05 (Holm's correction over the table); (better) where leaving it out helps. Reproduce with",
         "",
         f"    {values['command']}",
         "",
-        *table({"recipe": values["recipe"], "variants": values["without"]}, FIGURES, first="without"),
+        *recipe_variants.table({"recipe": values["recipe"], "variants": values["without"]}, FIGURES, first="without"),
         "",
         "Error in the region: of the poker face, over the photo's. Error outside: of the poker face, over the "
         "reconstruction's. Both against the true poker face.",
@@ -108,4 +99,4 @@ def markdown(values: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(train_and_write(__doc__, NAME, plan, results, markdown))
+    sys.exit(recipe_variants.train_and_write(__doc__, NAME, plan, results, markdown))

@@ -160,6 +160,15 @@ def commits_line(values: Mapping[str, Any]) -> str:
     return f"commit {values['commit'][:7]}{others}"
 
 
+def measured_line(values: Mapping[str, Any]) -> str:
+    """Date, commits, machine, faces and seeds of a table, from `provenance`, in a sentence."""
+    seeds = ", ".join(map(str, values["seeds"]))
+    return (
+        f"{values['date']}, {commits_line(values)}, {values['machine']}, preset `demo` on other faces, seeds {seeds},"
+        " test split, mean ± standard deviation."
+    )
+
+
 def train_and_write(
     description: str | None,
     name: str,

@@ -17,16 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import recipe_variants
 from benchmarks.poker_aims import RECIPE, read_figures
-from benchmarks.recipe_variants import (
-    Columns,
-    commits_line,
-    compared,
-    provenance,
-    table,
-    train_and_write,
-    variants_plan,
-)
 from pfcluster.checkpoint import store
 from pfcluster.config import RunConfig, presets
 from pfcluster.data.dataset import open_dataset
@@ -46,7 +38,7 @@ FACES = 2
 PROBED = 2000
 EVALUATION = {"evaluate.n_probe_images": PROBED, "evaluate.n_probe_identities": 200, "evaluate.n_poker_faces": 1000}
 SINGLE = World(0, 1, torch.device("cpu"))
-FIGURES: Columns = {
+FIGURES: recipe_variants.Columns = {
     "emotion from f_p, linear": ("f_p_emotion_probe", None, -1),
     "by a net": ("f_p_emotion_net", None, -1),
     "from all tokens, linear": ("f_p_emotion_all", None, -1),
@@ -81,7 +73,9 @@ def variants() -> dict[str, tuple[str, dict[str, Any]]]:
 def plan(folder: Path, seeds: Sequence[int]) -> Plan:
     """The runs: the recipe and its variants."""
     values = {name: values for name, (_, values) in variants().items()}
-    return variants_plan(NAME, folder, seeds, values, faces=FACES, command=COMMAND, evaluation=EVALUATION)
+    return recipe_variants.variants_plan(
+        NAME, folder, seeds, values, faces=FACES, command=COMMAND, evaluation=EVALUATION
+    )
 
 
 def token_probes(run: Path) -> dict[str, float]:
@@ -144,9 +138,9 @@ def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str,
     rows = {title: name for name, (title, _) in variants().items()}
     by_title = {title: figures(folder, name, seeds) for title, name in rows.items()}
     return {
-        **provenance(folder, seeds, COMMAND, commit, rows),
+        **recipe_variants.provenance(folder, seeds, COMMAND, commit, rows),
         "chance": next(iter(of_recipe["emotion_chance"].values())),
-        **compared(of_recipe, by_title, FIGURES),
+        **recipe_variants.compared(of_recipe, by_title, FIGURES),
     }
 
 
@@ -155,13 +149,12 @@ def markdown(values: Mapping[str, Any]) -> str:
     lines = [
         "# The emotion in the identity tokens",
         "",
-        f"{values['date']}, {commits_line(values)}, {values['machine']}, preset `demo` on other faces, seeds "
-        f"{', '.join(map(str, values['seeds']))}, test split, mean ± standard deviation. Bold: differs from the "
+        f"{recipe_variants.measured_line(values)} Bold: differs from the "
         "recipe, p < 0.05 (Holm's correction over the table). Reproduce with",
         "",
         f"    {values['command']}",
         "",
-        *table(values, FIGURES, first="PF-ViT", recipe="the recipe"),
+        *recipe_variants.table(values, FIGURES, first="PF-ViT", recipe="the recipe"),
         "",
         f"Emotion and identity: accuracy of probes of the class token and the mean of the patch tokens; chance is "
         f"{values['chance']:.3f} for the emotion. From all tokens: of all tokens side by side, {PROBED:,} training "
@@ -171,4 +164,4 @@ def markdown(values: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(train_and_write(__doc__, NAME, plan, results, markdown))
+    sys.exit(recipe_variants.train_and_write(__doc__, NAME, plan, results, markdown))
