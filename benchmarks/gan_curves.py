@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pfcluster.runs.folder import read_metrics
+from pfcluster.runs.metrics_file import read_metrics
 
 PANELS = {
     "discriminator correct on real / generated, %": {

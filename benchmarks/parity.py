@@ -44,9 +44,9 @@ from pfcluster.runs.folder import (
     REQUESTED_CONFIG_FILE,
     checkpoint_steps,
     newest_checkpoint_step,
-    read_metrics,
     step_folder,
 )
+from pfcluster.runs.metrics_file import read_metrics
 from pfcluster.training.parity import MODEL, compare, zero_key_biases
 
 BACKENDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pfcluster.runs.folder import read_metrics
+from pfcluster.runs.metrics_file import read_metrics
 
 Line = Mapping[str, Any]
 PANELS: Mapping[str, Callable[[Line], float]] = {

@@ -133,7 +133,8 @@ def measure_sweep(folder: Path, trials: int) -> Figures:
 
 def child_sweep(folder: str, count: str) -> None:
     """Drive a fabricated sweep whose runs do nothing, and print the milliseconds of its ticks."""
-    from pfcluster.runs.folder import append_metrics, write_config, write_result
+    from pfcluster.runs.folder import write_config, write_result
+    from pfcluster.runs.metrics_file import append_metrics
     from pfcluster.sweep.asha import EvalSchedule
     from pfcluster.sweep.driver import Sweep
     from pfcluster.sweep.state import SweepState

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.cli.sweep import evaluation_schedules
-from pfcluster.runs.folder import PROVENANCE_FILE, RESULT_FILE, last_trained_step, log_path
+from pfcluster.runs.folder import PROVENANCE_FILE, RESULT_FILE, log_path
+from pfcluster.runs.metrics_file import last_trained_step
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.spec import load
 from pfcluster.sweep.state import SweepState

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pfcluster.config.json_files import JsonFileError, read_record, try_read_record
 from pfcluster.launch.job_record import read_job
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import ATTEMPTS_DIR, last_trained_step, newest_checkpoint_step
+from pfcluster.runs.folder import ATTEMPTS_DIR, newest_checkpoint_step
+from pfcluster.runs.metrics_file import last_trained_step
 
 Outcome = Literal[
     "running", "finished", "stopped", "failed", "cancelled", "preempted", "time limit", "requeued", "lost"

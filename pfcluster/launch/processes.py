@@ -15,7 +15,8 @@ from pfcluster.distributed.hosts import free_port, host_name
 from pfcluster.launch.attempts import now
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, informative_status
-from pfcluster.runs.folder import LOG_HEADER, MetricsTail, exit_status_path, log_path, write_requested_config
+from pfcluster.runs.folder import LOG_HEADER, exit_status_path, log_path, write_requested_config
+from pfcluster.runs.metrics_file import MetricsTail
 
 LOOPBACK_INTERFACE = "lo"
 SHOWN = ("loss", "accuracy")

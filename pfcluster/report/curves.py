@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pfcluster.report.figures import MAX_POINTS, Curve, downsample
-from pfcluster.runs.folder import iter_metrics
+from pfcluster.runs.metrics_file import iter_metrics
 
 Metric = tuple[str, str]
 """Split and name of a metric."""

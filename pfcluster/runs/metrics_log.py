@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pfcluster.distributed.process_group import World
-from pfcluster.runs.folder import append_metrics, truncate_metrics
+from pfcluster.runs.metrics_file import append_metrics, truncate_metrics
 
 
 class MetricsLog:

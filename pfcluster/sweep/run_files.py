@@ -11,7 +11,8 @@ from typing import Any
 from pfcluster.config import RunConfig
 from pfcluster.launch.plan import TrainRun
 from pfcluster.runs.early_stop import EarlyStop, read_early_stop
-from pfcluster.runs.folder import CONFIG_FILE, EARLY_STOP_FILE, METRICS_FILE, RESULT_FILE, metric_series, metrics_line
+from pfcluster.runs.folder import CONFIG_FILE, EARLY_STOP_FILE, METRICS_FILE, RESULT_FILE
+from pfcluster.runs.metrics_file import metric_series, metrics_line
 from pfcluster.sweep.trials import FAILED, Failed, read_failed
 
 Version = tuple[int, int, int] | None

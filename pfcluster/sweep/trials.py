@@ -25,12 +25,8 @@ from pfcluster.report.errors import ReportError
 from pfcluster.report.result_schema import check_fields
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, write_early_stop
-from pfcluster.runs.folder import (
-    CHECKPOINTS_DIR,
-    RESULT_FILE,
-    metric_series,
-    read_metrics,
-)
+from pfcluster.runs.folder import CHECKPOINTS_DIR, RESULT_FILE
+from pfcluster.runs.metrics_file import metric_series, read_metrics
 from pfcluster.sweep.space import MAE, applied
 from pfcluster.sweep.spec import SPEC, Spec
 

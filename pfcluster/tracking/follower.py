@@ -15,14 +15,8 @@ from pathlib import Path
 
 from pfcluster.config.json_files import convert, try_read_object
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import (
-    GRIDS_DIR,
-    PROVENANCE_FILE,
-    RESULT_FILE,
-    TRACKERS_FILE,
-    MetricsTail,
-    read_result,
-)
+from pfcluster.runs.folder import GRIDS_DIR, PROVENANCE_FILE, RESULT_FILE, TRACKERS_FILE, read_result
+from pfcluster.runs.metrics_file import MetricsTail
 from pfcluster.runs.progress import warn
 from pfcluster.tracking.clients import TrackedRun, Tracker
 

@@ -31,14 +31,8 @@ from pfcluster.models import factory
 from pfcluster.models.from_runs import load_identity_net
 from pfcluster.runs.early_stop import EarlyStop, read_early_stop
 from pfcluster.runs.flight_recorder import record_collectives, write_collectives
-from pfcluster.runs.folder import (
-    CHECKPOINTS_DIR,
-    FAILURE_FILE,
-    append_rank_times,
-    checkpoint_steps,
-    write_failure,
-    write_result,
-)
+from pfcluster.runs.folder import CHECKPOINTS_DIR, FAILURE_FILE, checkpoint_steps, write_failure, write_result
+from pfcluster.runs.metrics_file import append_rank_times
 from pfcluster.runs.metrics_log import MetricsLog
 from pfcluster.runs.progress import Progress, warn
 from pfcluster.tracking.trackers import open_trackers

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from pfcluster.launch.worker import work as train
-from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, iter_metrics, step_folder
+from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, step_folder
+from pfcluster.runs.metrics_file import iter_metrics
 from tests.cluster.slurm import Slurm, running
 from tests.cluster.work import LONG, TINY, Work
 from tests.commands import command

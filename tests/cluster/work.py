@@ -15,7 +15,7 @@ from pathlib import Path
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.job_record import read_job
-from pfcluster.runs.folder import last_trained_step
+from pfcluster.runs.metrics_file import last_trained_step
 from tests.cluster.slurm import Slurm
 from tests.commands import command
 from tests.tiny import OPTIONS

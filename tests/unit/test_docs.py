@@ -15,7 +15,7 @@ import pytest
 from pfcluster.cli.commands import COMMANDS
 from pfcluster.config import RunConfig
 from pfcluster.evaluate import poker_faces
-from pfcluster.runs import folder
+from pfcluster.runs import folder, metrics_file
 from pfcluster.sweep.spec import METRICS
 from pfcluster.training import run
 from tests import tiny
@@ -219,7 +219,7 @@ def test_references_have_every_metric_and_key_of_a_run(objective: str, tmp_path:
     pf_mag = dataclasses.replace(config.pf_mag, weights=weights, grad_norms_every=2)
     evaluate = dataclasses.replace(config.evaluate, n_probe_images=32)
     result = run(dataclasses.replace(config, pf_mag=pf_mag, evaluate=evaluate), tmp_path)
-    metrics = {name for line in folder.read_metrics(tmp_path) for name in line} - {"split", "step", "epoch"}
+    metrics = {name for line in metrics_file.read_metrics(tmp_path) for name in line} - {"split", "step", "epoch"}
     page = (ROOT / "docs/reference/metrics.md").read_text()
     documented = set(re.findall(r"`([a-z_0-9*]+)`", page))
     gradients = {name.removesuffix("*") for name in documented if name.endswith("*")}

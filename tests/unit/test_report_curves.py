@@ -14,7 +14,8 @@ from pfcluster.report import page, page_pictures
 from pfcluster.report.curves import CAPACITY, read_curves
 from pfcluster.report.figures import MAX_POINTS
 from pfcluster.report.write import write_report
-from pfcluster.runs.folder import METRICS_FILE, append_metrics
+from pfcluster.runs.folder import METRICS_FILE
+from pfcluster.runs.metrics_file import append_metrics
 from tests.studies import write_run
 
 

@@ -12,7 +12,6 @@ import pytest
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import flatten
 from pfcluster.config.json_files import JsonFileError, read_object, try_read_object
-from pfcluster.runs import folder as run_folder
 from pfcluster.runs.folder import (
     CHECKPOINT_FILE,
     CHECKPOINTS_DIR,
@@ -20,32 +19,35 @@ from pfcluster.runs.folder import (
     METRICS_FILE,
     REQUESTED_CONFIG_FILE,
     RESULT_FILE,
-    MetricsTail,
-    append_metrics,
-    append_rank_times,
     append_warning,
     changes_on_resume,
     checkpoint_steps,
     enclosing_run,
     find_runs,
     is_finished,
-    last_metrics,
-    last_trained_step,
     log_path,
     logged_error,
-    metric_series,
     newest_checkpoint_step,
     read_config,
-    read_metrics,
     read_progress,
     read_result,
     step_folder,
-    truncate_metrics,
     write_config,
     write_failure,
     write_progress,
     write_requested_config,
     write_result,
+)
+from pfcluster.runs.metrics_file import (
+    TAIL_BYTES,
+    MetricsTail,
+    append_metrics,
+    append_rank_times,
+    last_metrics,
+    last_trained_step,
+    metric_series,
+    read_metrics,
+    truncate_metrics,
 )
 
 
@@ -174,7 +176,7 @@ def test_the_last_line_of_a_split_is_found_from_the_end(tmp_path: Path) -> None:
     append_lines(tmp_path, ("validation", 1, 0.9), *(("train", step, 0.5) for step in range(1, 2000)))
     with open(tmp_path / METRICS_FILE, "a") as file:
         file.write('{"split": "train", "st')
-    assert os.path.getsize(tmp_path / METRICS_FILE) > run_folder.TAIL_BYTES
+    assert os.path.getsize(tmp_path / METRICS_FILE) > TAIL_BYTES
     assert last_metrics(tmp_path, "train") == {"split": "train", "step": 1999, "epoch": 0.5, "loss": 0.5}
     assert last_trained_step(tmp_path) == 1999
     assert last_metrics(tmp_path, "validation") is None, "further back than the end that is read"

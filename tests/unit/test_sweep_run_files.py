@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pfcluster.launch.plan import TrainRun
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, write_early_stop
-from pfcluster.runs.folder import METRICS_FILE, append_metrics, truncate_metrics, write_config, write_result
+from pfcluster.runs.folder import METRICS_FILE, write_config, write_result
+from pfcluster.runs.metrics_file import append_metrics, truncate_metrics
 from pfcluster.sweep.run_files import RunFiles
 from pfcluster.sweep.trials import Failed, curve, write_failed
 from tests.tiny import config

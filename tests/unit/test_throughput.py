@@ -13,7 +13,8 @@ from pfcluster.distributed.process_group import World
 from pfcluster.engine.peak import peak_tflops
 from pfcluster.launch.worker import work
 from pfcluster.profiling.training_cost import step_flops
-from pfcluster.runs.folder import read_metrics, read_result
+from pfcluster.runs.folder import read_result
+from pfcluster.runs.metrics_file import read_metrics
 from pfcluster.training.throughput import Throughput
 from tests import tiny
 
