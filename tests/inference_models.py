@@ -39,6 +39,7 @@ def info(kind: Kind = "vit", *, crop_size: int = 48, quality: int | None = 95) -
         fusion="cross",
         fusion_bias=4.0,
         class_mask_bias=1.0,
+        patch_mask_bias=-1.0,
         patch_overlap=2,
         erasure=True,
     )

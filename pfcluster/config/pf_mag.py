@@ -106,6 +106,8 @@ class PfMagConfig:
     class_mask_bias: float | None = None
     """Initial value of an additional learned bias in the class token's mask a = σ(...); 3 starts with f_e = 0.95 f for
     the class token, while patch tokens start at 0.5 f. None adds no bias."""
+    patch_mask_bias: float | None = None
+    """The same for the patch tokens: -2 starts with f_p = 0.88 f for them. None adds no bias."""
     erasure_start: int | None = None
     """Training steps before the erasure of f_p begins, at most `warmup_steps`: the identity tokens lose what the
     classifier says of the emotion, so that their mean is the same for every class, and a linear classifier learns
@@ -160,6 +162,7 @@ class PfMagConfig:
             ("weights.anchor", self.weights.anchor, 0),
             ("weights.swap", self.weights.swap, 0),
             ("class_mask_bias", self.class_mask_bias, None),
+            ("patch_mask_bias", self.patch_mask_bias, None),
             ("erasure_start", self.erasure_start, None),
         ):
             requirement = f"be {off} with pf_mag.separator_ratio 0: there is no separator"

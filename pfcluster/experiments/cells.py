@@ -115,6 +115,7 @@ def _separator() -> list[Cell]:
             "pf_mag.weights.anchor": 0.0,
             "pf_mag.weights.swap": 0.0,
             "pf_mag.class_mask_bias": None,
+            "pf_mag.patch_mask_bias": None,
             "pf_mag.erasure_start": None,
         }
         options = {"pf_mag.separator_ratio": 0.0, **needs_it, **changes}

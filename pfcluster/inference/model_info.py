@@ -66,6 +66,7 @@ class GeneratorInfo:
     fusion_bias: float | None
     class_mask_bias: float | None
     patch_overlap: int
+    patch_mask_bias: float | None = None
     erasure: bool = False
     """Whether the emotion is erased from f_p."""
 

@@ -54,6 +54,7 @@ def network_info(config: RunConfig) -> NetworkInfo:
         fusion=pf_mag.fusion,
         fusion_bias=pf_mag.fusion_bias,
         class_mask_bias=pf_mag.class_mask_bias,
+        patch_mask_bias=pf_mag.patch_mask_bias,
         patch_overlap=pf_mag.patch_overlap,
         erasure=pf_mag.erasure_start is not None,
     )

@@ -141,8 +141,8 @@ def _build_pf_mag(config: RunConfig, encoder: ViT, decoder: Decoder, classes: in
         mask_ratio=config.pf_mag.mask_ratio,
         encoder_grad_share=config.pf_mag.encoder_grad_share,
     )
-    if pf_vit.separator is not None and config.pf_mag.class_mask_bias is not None:
-        pf_vit.separator.add_class_bias(config.pf_mag.class_mask_bias)
+    if pf_vit.separator is not None:
+        pf_vit.separator.add_biases(config.pf_mag.class_mask_bias, config.pf_mag.patch_mask_bias)
     if config.pf_mag.erasure_start is not None:
         pf_vit.add_erasure()
     return {"model": pf_vit, "discriminator": discriminator}

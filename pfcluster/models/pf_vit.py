@@ -58,16 +58,24 @@ class Separator(nn.Module):
         self.excite = nn.Linear(hidden, width)
         self.apply(init_linear)
         self.class_bias: nn.Parameter | None = None
+        self.patch_bias: nn.Parameter | None = None
 
-    def add_class_bias(self, value: float) -> None:
-        """Add a learned bias d to the class token's mask logits, so that its mask starts near σ(value)."""
-        self.class_bias = nn.Parameter(torch.full_like(self.excite.bias, value))
+    def add_biases(self, class_token: float | None, patches: float | None) -> None:
+        """Add learned biases d to the mask logits of the class token and of all patch tokens, so that their masks start
+        near σ(value); None adds none.
+        """
+        if class_token is not None:
+            self.class_bias = nn.Parameter(torch.full_like(self.excite.bias, class_token))
+        if patches is not None:
+            self.patch_bias = nn.Parameter(torch.full_like(self.excite.bias, patches))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """f b t d -> emotion tokens f_e = a f, identity tokens f_p = f - f_e, and the mask a; each b t d."""
         logits = self.excite(functional.gelu(self.squeeze(tokens)))
-        if self.class_bias is not None:
-            logits = torch.cat([logits[:, :1] + self.class_bias.to(logits.dtype), logits[:, 1:]], dim=1)
+        if self.class_bias is not None or self.patch_bias is not None:
+            biases = self.class_bias, self.patch_bias
+            parts = zip((logits[:, :1], logits[:, 1:]), biases, strict=True)
+            logits = torch.cat([part if bias is None else part + bias.to(part.dtype) for part, bias in parts], dim=1)
         mask = torch.sigmoid(logits)
         emotion = mask * tokens
         return emotion, tokens - emotion, mask

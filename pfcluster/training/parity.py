@@ -49,6 +49,7 @@ ALL_STABILISERS = PfMagConfig(
     encoder_grad_share=0.25,
     r1_every=2,
     class_mask_bias=1.0,
+    patch_mask_bias=-1.0,
     erasure_start=1,
     warmup_steps=1,
     warmup_lr=2e-3,

@@ -115,7 +115,7 @@ def test_discriminator_starts_as_the_fine_tuned_classifier(tmp_path):
         factory.build(without_decoder, 8)
 
 
-def test_class_mask_bias_sets_the_initial_class_mask():
+def test_mask_biases_set_the_initial_masks():
     def masks(**changes) -> torch.Tensor:
         separator = factory.build(config(**changes), CLASSES)["model"].separator
         tokens = torch.ones(2, 17, 32)
@@ -125,8 +125,13 @@ def test_class_mask_bias_sets_the_initial_class_mask():
     biased = masks(class_mask_bias=3.0)
     assert torch.equal(biased[1:], masks()[1:])
     assert biased[0].item() == pytest.approx(torch.tensor(3.0).sigmoid().item(), abs=0.02)
-    names = dict(factory.build(config(class_mask_bias=0.0), CLASSES)["model"].named_parameters())
-    assert names["separator.class_bias"].shape == (32,)
+    both = masks(class_mask_bias=3.0, patch_mask_bias=-2.0)
+    assert both[0] == biased[0]
+    assert both[1:].mean().item() == pytest.approx(torch.tensor(-2.0).sigmoid().item(), abs=0.02)
+    assert masks(patch_mask_bias=-2.0)[0] == masks()[0]
+    built = factory.build(config(class_mask_bias=0.0, patch_mask_bias=0.0), CLASSES)["model"]
+    names = dict(built.named_parameters())
+    assert names["separator.class_bias"].shape == names["separator.patch_bias"].shape == (32,)
 
 
 def test_discriminator_patch_gain_scales_only_the_patch_embedding():

@@ -167,6 +167,7 @@ def test_warmup_has_a_rate_of_its_own_and_the_schedule_begins_after_it():
             r"weights\.swap must be 0 with pf_mag\.mask_ratio",
         ),
         ({"separator_ratio": 0.0, "class_mask_bias": 1.0}, r"class_mask_bias must be None with"),
+        ({"separator_ratio": 0.0, "patch_mask_bias": -2.0}, r"patch_mask_bias must be None with"),
         ({"separator_ratio": 0.0, "weights": LossWeights(confusion=1.0)}, r"weights\.confusion must be 0 with"),
         ({"patch_overlap": -1}, r"pf_mag\.patch_overlap must be at least 0"),
     ],
