@@ -70,8 +70,8 @@ def demo() -> Recipe:
 def poker_face() -> Recipe:
     """The demo's faces and nets at 48 px, trained long enough for neutral poker faces.
 
-    Command: `python -m benchmarks.poker_faces`. Results of commit e3b9f89, without erasure and swap cycle:
-    docs/results/poker_faces.md; search for the options: docs/results/poker_face_search.md.
+    Command: `python -m benchmarks.poker_faces`. Results of commit e3b9f89, without erasure, swap cycle and bias of the
+    masks: docs/results/poker_faces.md; search for the options: docs/results/poker_face_search.md.
     """
     recipe = rendered_faces(
         48,
