@@ -90,7 +90,15 @@ def folders_before(stages: Mapping[str, StageRecord], name: str, folder: str) ->
 def launching(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, int]]) -> Iterator[None]:
     """Record a plan, and hold the launcher's lock while it runs."""
     write_plan(plan, launcher, layouts)
-    with FileLock(plan.folder / LAUNCHER_LOCK) as lock:
+    with hold_launcher_lock(plan.folder):
+        yield
+
+
+@contextmanager
+def hold_launcher_lock(folder: Path) -> Iterator[None]:
+    """Show others that a launcher works on the plan in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LAUNCHER_LOCK) as lock:
         lock.acquire(shared=True)
         yield
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pfcluster.config import ConfigError
+from pfcluster.launch.plan import Plan
 from pfcluster.sweep.executor import Executor, Resources, divide_machine, local_devices
 from pfcluster.sweep.local import LocalExecutor
 from pfcluster.sweep.options import SweepOptions
+from pfcluster.sweep.recorded import recorded
 
 
 @contextmanager
@@ -24,6 +26,7 @@ def make_executor(options: SweepOptions, command: str) -> Iterator[Executor]:
             options.output, options.name, cluster, command, options.max_parallel, retry_failed=options.retry_failed
         )
         return
+    plan = Plan(options.name, options.output, (), command)
     if cluster.executor == "ray":
         from pfcluster.launch.ray.connect import connected
         from pfcluster.sweep.ray import RayExecutor
@@ -31,10 +34,14 @@ def make_executor(options: SweepOptions, command: str) -> Iterator[Executor]:
         with connected(cluster.address, options.output) as ray:
             resources = _resources(options, ray.cpus, ray.gpus)
             print(ray.text())
-            yield RayExecutor(resources, cluster.nodes, cluster.retries, command)
+            ray_executor = RayExecutor(resources, cluster.nodes, cluster.retries, command)
+            with recorded(ray_executor, "ray", plan) as executor:
+                yield executor
         return
     cores, gpus = local_devices()
-    yield LocalExecutor(_resources(options, cores, len(gpus)), cluster.retries, command, gpus)
+    local_executor = LocalExecutor(_resources(options, cores, len(gpus)), cluster.retries, command, gpus)
+    with recorded(local_executor, "local", plan) as executor:
+        yield executor
 
 
 def _resources(options: SweepOptions, cores: int, devices: int) -> Resources:

@@ -9,6 +9,7 @@ import time
 from pfcluster.launch import attempts
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.ray.connect import connected
+from pfcluster.launch.status import overview
 from pfcluster.sweep.executor import Resources
 from pfcluster.sweep.ray import RayExecutor
 from pfcluster.sweep.trials import read_trials, result_of
@@ -55,6 +56,8 @@ def test_lost_worker_and_killed_driver_do_not_change_the_outcome(tmp_path, tmp_p
     assert outcome(folder) == expected
     assert (first / "result.json").stat().st_mtime == finished
     assert "trial-000 (baseline)" not in output, "it was proposed before"
+    assert overview(folder).all_finished
+    assert len(overview(folder).tasks) == 3 + 2, "three trials, the winner and the baseline confirmed"
     wait_for(lambda: not processes_logging_to(folder), "the end of the sweep's workers")
 
 

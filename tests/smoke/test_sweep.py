@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pfcluster.cli.train import INTERRUPTED
 from pfcluster.sweep.trials import read_failed
 from tests.commands import command
 from tests.sweeps import LIMIT, LONG, begin, has_checkpoint, outcome, resumed, shared_reference, wait_for
@@ -39,6 +40,25 @@ def test_killed_worker_and_killed_driver_do_not_change_the_outcome(tmp_path, tmp
     assert again.returncode == 0, output
     assert outcome(folder) == expected
     assert re.search(r"trial-00\d: accuracy 0\.\d+, stopped at step", output)
+
+
+def test_a_sweep_is_shown_and_cancelled_from_another_terminal(tmp_path):
+    """Its runs are listed while it runs; after `cancel` the same command continues, and lists finished ones, too."""
+    folder = tmp_path / "sweep"
+    options = [*LONG, "--trials", "2", "--confirm", "0", "--executor", "local", "--max-parallel", "1"]
+    driver = begin(folder, *options)
+    wait_for(lambda: has_checkpoint(folder / "trials/000/seed-0"), "a checkpoint", driver)
+    assert re.search(r"trial-000 seed 0\s.* running", command("status", folder).stdout)
+    assert "cancelled: trial-000 seed 0" in command("cancel", folder).stdout
+    output, _ = driver.communicate(timeout=LIMIT)
+    assert driver.returncode == INTERRUPTED, output
+    assert re.search(r"trial-000 seed 0\s.* stopped", command("status", folder).stdout)
+
+    again = begin(folder, *options)
+    output, _ = again.communicate(timeout=LIMIT)
+    assert again.returncode == 0, output
+    table = command("status", folder).stdout
+    assert [len(re.findall(rf"trial-00{number} seed 0\s.* finished", table)) for number in range(2)] == [1, 1]
 
 
 @pytest.mark.slow

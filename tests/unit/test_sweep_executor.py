@@ -12,15 +12,18 @@ import pytest
 from pfcluster.config import ConfigError
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import FINAL
-from pfcluster.launch.plan import TrainRun
+from pfcluster.launch.plan import Plan, TrainRun
 from pfcluster.launch.processes import RunProcesses
+from pfcluster.launch.status import overview
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, USER_ERROR, ExitStatus, _kind_of, _status_of
 from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, read_early_stop, write_early_stop
 from pfcluster.runs.folder import exit_status_path
 from pfcluster.sweep.executor import Retries, divide_machine
 from pfcluster.sweep.local import LocalExecutor
 from pfcluster.sweep.ray import task_failure
+from pfcluster.sweep.recorded import recorded
 from pfcluster.training import run
+from tests.sweeps import InProcess
 from tests.tiny import config
 
 MACHINE = {"processes": 1, "cpus": None, "gpus": None, "max_parallel": None}
@@ -43,6 +46,21 @@ MACHINE = {"processes": 1, "cpus": None, "gpus": None, "max_parallel": None}
 def test_machine_is_divided_among_trials(options, cores, devices, expected):
     resources = divide_machine(**{**MACHINE, **options}, cores=cores, devices=devices)
     assert (resources.processes, resources.cpus, resources.gpus, resources.max_parallel) == expected
+
+
+def test_runs_of_all_drivers_of_a_sweep_are_recorded(tmp_path):
+    """The second driver starts one new run; the record still has the first one's, which finished."""
+    plan = Plan("search", tmp_path, (), "pfcluster sweep")
+    names = ("trial-000", "trial-001")
+    runs = [TrainRun(replace(config("finetune", epochs=1.0), name=name), tmp_path / name / "seed-0") for name in names]
+    with recorded(InProcess(), "local", plan) as executor:
+        executor.start(runs[:1])
+        assert [task.state for task in overview(tmp_path).tasks] == ["waiting"]
+        executor.poll()
+    with recorded(InProcess(), "local", plan) as executor:
+        executor.start(runs[1:])
+    states = {task.label: task.state for task in overview(tmp_path).tasks}
+    assert states == {"trial-000 seed 0": "finished", "trial-001 seed 0": "not run"}
 
 
 @pytest.mark.parametrize(
