@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,8 @@ from pfcluster.runs.locks import FileLock
 
 PLAN_FILE = "plan.json"
 LAUNCHER_LOCK = ".launcher"
-"""Locked by a launcher on this machine or on Ray while it works on the plan."""
+"""Locked by a launcher on this machine or on Ray while it works on the plan, and by the driver of a sweep, also on
+SLURM."""
 Launcher = Literal["local", "ray", "slurm"]
 
 
@@ -66,9 +67,8 @@ class PlanRecord:
 def write_plan(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, int]]) -> None:
     """Record a plan. `layouts`: nodes and processes per node of each stage."""
     stages = {stage.name: _stage_record(stage, layouts.get(stage.name, (1, 1))) for stage in plan.stages}
-    record = PlanRecord(plan.name, plan.command, launcher, now(), socket.gethostname(), os.getpid(), stages)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(plan.folder / PLAN_FILE, json.dumps(asdict(record), indent=1) + "\n")
+    _write(plan.folder, PlanRecord(plan.name, plan.command, launcher, now(), socket.gethostname(), os.getpid(), stages))
 
 
 def read_plan(folder: Path) -> PlanRecord | None:
@@ -90,17 +90,32 @@ def folders_before(stages: Mapping[str, StageRecord], name: str, folder: str) ->
 def launching(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, int]]) -> Iterator[None]:
     """Record a plan, and hold the launcher's lock while it runs."""
     write_plan(plan, launcher, layouts)
-    with hold_launcher_lock(plan.folder):
+    with _launcher_lock(plan.folder):
         yield
 
 
 @contextmanager
-def hold_launcher_lock(folder: Path) -> Iterator[None]:
-    """Show others that a launcher works on the plan in a folder."""
+def driving(folder: Path) -> Iterator[None]:
+    """Hold the launcher's lock of a plan that grows while this process drives it. An earlier record of the plan now
+    names this process.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    record = read_plan(folder)
+    if record is not None:
+        _write(folder, replace(record, started=now(), host=socket.gethostname(), pid=os.getpid()))
+    with _launcher_lock(folder):
+        yield
+
+
+@contextmanager
+def _launcher_lock(folder: Path) -> Iterator[None]:
     with FileLock(folder / LAUNCHER_LOCK) as lock:
         lock.acquire(shared=True)
         yield
+
+
+def _write(folder: Path, record: PlanRecord) -> None:
+    write_atomically(folder / PLAN_FILE, json.dumps(asdict(record), indent=1) + "\n")
 
 
 def _stage_record(stage: Stage, layout: tuple[int, int]) -> StageRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from pfcluster.runs.metrics_file import last_metrics
 
 LOG_ORDER = {"failed": 0, "lost": 0, "timed out": 0, "running": 1, "evaluating": 1}
 """Which task's log is shown first."""
+DRIVER_SECONDS = 60.0
+"""Time in which a sweep's driver must end: its current round may wait for SLURM's controller."""
 
 
 class StatusError(ValueError):
@@ -103,22 +106,36 @@ def overview(folder: Path) -> Overview:
 def cancel(folder: Path) -> list[str]:
     """Stop a plan: cancel queued jobs, and let runs write a checkpoint and stop. Returns the labels of the tasks.
 
-    Raises StatusError for a plan whose launcher runs on another machine.
+    A sweep's driver is ended first, so that it does not take cancelled trials for failed ones. Raises StatusError for a
+    plan whose launcher runs on another machine.
     """
     plan = _read(folder)
+    alive = is_locked(folder / LAUNCHER_LOCK)
+    if alive and plan.host != socket.gethostname():
+        raise StatusError(f"{folder} was started on {plan.host}: cancel it there")
     if plan.launcher == "slurm":
+        if alive:
+            _end_driver(folder, plan.pid)
         tasks = [task for task in overview(folder).tasks if task.state not in ENDED and task.job]
         for task in tasks:
             (task.folder / CANCELLED_FILE).touch()
         client.cancel(task.job for task in tasks)
         return [task.label for task in tasks]
-    if not is_locked(folder / LAUNCHER_LOCK):
+    if not alive:
         return []
-    if plan.host != socket.gethostname():
-        raise StatusError(f"{folder} was started on {plan.host}: cancel it there")
     tasks = [task for task in overview(folder).tasks if task.state not in ENDED]
     os.kill(plan.pid, signal.SIGTERM)
     return [task.label for task in tasks]
+
+
+def _end_driver(folder: Path, process: int) -> None:
+    """Have the driver of a sweep on SLURM end, and wait for that. Raises StatusError if it does not."""
+    os.kill(process, signal.SIGTERM)
+    deadline = time.monotonic() + DRIVER_SECONDS
+    while is_locked(folder / LAUNCHER_LOCK):
+        if time.monotonic() > deadline:
+            raise StatusError(f"the driver of {folder}, process {process}, does not end; end it, then cancel again")
+        time.sleep(0.2)
 
 
 def log_of(folder: Path, rank: int, name: str | None) -> Path:

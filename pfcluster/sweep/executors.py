@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from pfcluster.config import ConfigError
 from pfcluster.launch.plan import Plan
+from pfcluster.launch.plan_record import driving
 from pfcluster.sweep.executor import Executor, Resources, divide_machine, local_devices
 from pfcluster.sweep.local import LocalExecutor
 from pfcluster.sweep.options import SweepOptions
@@ -22,9 +23,10 @@ def make_executor(options: SweepOptions, command: str) -> Iterator[Executor]:
 
         if options.gpus_per_trial is not None:
             raise ConfigError("--gpus-per-trial: SLURM allocates whole GPUs; use --gpus-per-node")
-        yield SlurmExecutor(
-            options.output, options.name, cluster, command, options.max_parallel, retry_failed=options.retry_failed
-        )
+        with driving(options.output):
+            yield SlurmExecutor(
+                options.output, options.name, cluster, command, options.max_parallel, retry_failed=options.retry_failed
+            )
         return
     plan = Plan(options.name, options.output, (), command)
     if cluster.executor == "ray":

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pfcluster.config import ConfigError
 from pfcluster.launch.plan import Plan, Stage, TrainRun
-from pfcluster.launch.plan_record import hold_launcher_lock, read_plan, write_plan
+from pfcluster.launch.plan_record import driving, read_plan, write_plan
 from pfcluster.launch.worker import ExitStatus
 from pfcluster.runs.folder import read_config
 from pfcluster.sweep.executor import Executor
@@ -46,7 +46,7 @@ class RecordedExecutor:
 @contextmanager
 def recorded(executor: Executor, launcher: Literal["local", "ray"], plan: Plan) -> Iterator[Executor]:
     """The executor, whose runs are recorded, and whose launcher counts as alive."""
-    with hold_launcher_lock(plan.folder):
+    with driving(plan.folder):
         yield RecordedExecutor(executor, launcher, plan)
 
 

@@ -65,6 +65,29 @@ def test_each_run_is_submitted_once_also_while_the_controller_is_away(work: Work
         assert log_file.is_file(), "SLURM wrote it where the path says"
 
 
+def test_a_cancelled_sweep_has_no_failed_trials_and_continues(work: Work):
+    """`cancel` ends the driver first: one that sees a cancelled job takes its trial for a failed one."""
+    options = ["--trials", "2", "--confirm", "0", "--scheduler", "none", "--epochs", "60", "--executor", "slurm"]
+    arguments = [*SWEEP, *TINY, *options, "--cpus-per-task", "1", "--output", "sweep"]
+    with open(work.folder / "log", "wb") as log:
+        driver = subprocess.Popen(
+            arguments, cwd=work.folder, env=work.cluster.environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        work.wait_for_step("sweep/trials/000/seed-0", 20)
+        output = work.launch("cancel", "sweep")
+        assert driver.wait(300) == 130, (work.folder / "log").read_text()
+    finally:
+        driver.kill()
+    assert "trial-000 seed 0" in output
+    work.wait_for_end("sweep/trials/000/seed-0")
+    kept = newest_checkpoint_step(work.folder / "sweep/trials/000/seed-0")
+    assert kept >= 20
+    work.launch("sweep", *TINY, *options, "--cpus-per-task", "1", "--output", "sweep")
+    assert outcome(work.folder / "sweep")["failed"] == [None, None]
+    assert attempts.read(work.folder / "sweep/trials/000/seed-0")[-1].from_step == kept
+
+
 def test_trial_may_have_several_nodes(work: Work):
     """Two nodes per trial, two trials in parallel on four nodes."""
     options = ["--trials", "2", "--scheduler", "none", "--confirm", "0", "--epochs", "2", "--nodes", "2"]
