@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from pfcluster.config import ConfigError
 from pfcluster.config.json_files import try_read_record
 from pfcluster.launch.attempts import now
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
+from pfcluster.launch.training_lock import QUIET_SECONDS
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.locks import FileLock
+from pfcluster.runs.locks import FileLock, lock_owner
 
 PLAN_FILE = "plan.json"
 LAUNCHER_LOCK = ".launcher"
@@ -90,27 +94,29 @@ def folders_before(stages: Mapping[str, StageRecord], name: str, folder: str) ->
 def launching(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, int]]) -> Iterator[None]:
     """Record a plan, and hold the launcher's lock while it runs."""
     write_plan(plan, launcher, layouts)
-    with _launcher_lock(plan.folder):
+    with FileLock(plan.folder / LAUNCHER_LOCK) as lock:
+        lock.acquire(shared=True)
         yield
 
 
 @contextmanager
 def driving(folder: Path) -> Iterator[None]:
-    """Hold the launcher's lock of a plan that grows while this process drives it. An earlier record of the plan now
-    names this process.
+    """Hold the launcher's lock of a plan that grows while this process, and no other one, drives it. An earlier record
+    of the plan then names this process. Raises ConfigError if another process drives it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = read_plan(folder)
-    if record is not None:
-        _write(folder, replace(record, started=now(), host=socket.gethostname(), pid=os.getpid()))
-    with _launcher_lock(folder):
-        yield
-
-
-@contextmanager
-def _launcher_lock(folder: Path) -> Iterator[None]:
+    deadline = time.monotonic() + QUIET_SECONDS
     with FileLock(folder / LAUNCHER_LOCK) as lock:
-        lock.acquire(shared=True)
+        if not lock.wait(lambda: time.monotonic() > deadline):
+            owner = lock_owner(lock.path)
+            who = f" (process {owner['pid']} on {owner['host']})" if {"pid", "host"} <= owner.keys() else ""
+            shown = shlex.quote(str(folder))
+            raise ConfigError(
+                f"{folder} is in progress{who}: `pfcluster status {shown}` shows it, `pfcluster cancel {shown}` ends it"
+            )
+        record = read_plan(folder)
+        if record is not None:
+            _write(folder, replace(record, started=now(), host=socket.gethostname(), pid=os.getpid()))
         yield
 
 

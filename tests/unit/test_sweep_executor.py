@@ -49,7 +49,9 @@ def test_machine_is_divided_among_trials(options, cores, devices, expected):
 
 
 def test_runs_of_all_drivers_of_a_sweep_are_recorded(tmp_path):
-    """The second driver starts one new run; the record still has the first one's, which finished."""
+    """The second driver starts one new run; the record still has the first one's, which finished. Beside it no further
+    driver may propose trials.
+    """
     plan = Plan("search", tmp_path, (), "pfcluster sweep")
     names = ("trial-000", "trial-001")
     runs = [TrainRun(replace(config("finetune", epochs=1.0), name=name), tmp_path / name / "seed-0") for name in names]
@@ -59,6 +61,11 @@ def test_runs_of_all_drivers_of_a_sweep_are_recorded(tmp_path):
         executor.poll()
     with recorded(InProcess(), "local", plan) as executor:
         executor.start(runs[1:])
+        with (
+            pytest.raises(ConfigError, match=rf"is in progress \(process {os.getpid()} on .*`pfcluster cancel"),
+            recorded(InProcess(), "local", plan),
+        ):
+            pass
     states = {task.label: task.state for task in overview(tmp_path).tasks}
     assert states == {"trial-000 seed 0": "finished", "trial-001 seed 0": "not run"}
 
