@@ -22,7 +22,7 @@ from pfcluster.launch.attempts import now
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
 from pfcluster.launch.training_lock import QUIET_SECONDS
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.locks import FileLock, lock_owner
+from pfcluster.runs.locks import FileLock, owner_text
 
 PLAN_FILE = "plan.json"
 LAUNCHER_LOCK = ".launcher"
@@ -108,11 +108,10 @@ def driving(folder: Path) -> Iterator[None]:
     deadline = time.monotonic() + QUIET_SECONDS
     with FileLock(folder / LAUNCHER_LOCK) as lock:
         if not lock.wait(lambda: time.monotonic() > deadline):
-            owner = lock_owner(lock.path)
-            who = f" (process {owner['pid']} on {owner['host']})" if {"pid", "host"} <= owner.keys() else ""
             shown = shlex.quote(str(folder))
             raise ConfigError(
-                f"{folder} is in progress{who}: `pfcluster status {shown}` shows it, `pfcluster cancel {shown}` ends it"
+                f"{folder} is in progress{owner_text(lock.path)}: `pfcluster status {shown}` shows it,"
+                f" `pfcluster cancel {shown}` ends it"
             )
         record = read_plan(folder)
         if record is not None:

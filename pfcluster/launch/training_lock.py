@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pfcluster.runs.folder import TRAINING_LOCK
-from pfcluster.runs.locks import FileLock, is_locked, lock_owner
+from pfcluster.runs.locks import FileLock, is_locked, lock_owner, owner_text
 
 POLL_SECONDS = 0.2
 QUIET_SECONDS = 1.0
@@ -35,9 +35,7 @@ def training_lock(folder: Path, stopped: Callable[[], bool] = lambda: False) -> 
         deadline = time.monotonic() + QUIET_SECONDS
         acquired = lock.wait(lambda: stopped() or time.monotonic() > deadline)
         if not acquired and not stopped():
-            owner = lock_owner(lock.path)
-            who = f" (process {owner['pid']} on {owner['host']})" if {"pid", "host"} <= owner.keys() else ""
-            print(f"waiting for another process that trains in {folder}{who}", flush=True)
+            print(f"waiting for another process that trains in {folder}{owner_text(lock.path)}", flush=True)
             acquired = lock.wait(stopped)
         yield acquired
 

@@ -92,6 +92,12 @@ def lock_owner(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def owner_text(path: Path) -> str:
+    """ " (process 123 on host)" of the newest holder of an exclusive lock, for messages; empty if it is not known."""
+    owner = lock_owner(path)
+    return f" (process {owner['pid']} on {owner['host']})" if {"pid", "host"} <= owner.keys() else ""
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock of a file; False if there is no such file or it cannot be opened."""
     if not path.exists():
