@@ -70,8 +70,9 @@ def demo() -> Recipe:
 def poker_face() -> Recipe:
     """The demo's faces and nets at 48 px, trained long enough for neutral poker faces.
 
-    Command: `python -m benchmarks.poker_faces`. Results of commit e3b9f89, without erasure, swap cycle and bias of the
-    masks: docs/results/poker_faces.md; search for the options: docs/results/poker_face_search.md.
+    Command: `python -m benchmarks.poker_faces`. Results of commit e3b9f89, without erasure, swap cycle, bias of the
+    masks and updates of the discriminator in the warm-up: docs/results/poker_faces.md; search for the options:
+    docs/results/poker_face_search.md.
     """
     recipe = rendered_faces(
         48,
@@ -79,14 +80,21 @@ def poker_face() -> Recipe:
         pf_vit={"epochs": 100, "warmup_steps": 2400, "ema": 0.9975},
     )
     pf_vit = recipe["pf-vit"]
-    weights = replace(pf_vit.pf_mag.weights, anchor=4.0, swap=250.0)
+    weights = replace(pf_vit.pf_mag.weights, adv=1.75, anchor=4.0, swap=250.0)
     recipe["pf-vit"] = replace(
         pf_vit,
         batch_size=64,
         evaluate=replace(pf_vit.evaluate, select_from=0.85),
         optim=replace(pf_vit.optim, lr=1.4e-3),
         discriminator_optim=replace(FAST_DISCRIMINATOR, schedule="cosine"),
-        pf_mag=replace(pf_vit.pf_mag, weights=weights, warmup_lr=2.1e-3, erasure_start=100, patch_mask_bias=-2.0),
+        pf_mag=replace(
+            pf_vit.pf_mag,
+            weights=weights,
+            warmup_lr=2.1e-3,
+            warmup_discriminator=True,
+            erasure_start=100,
+            patch_mask_bias=-2.0,
+        ),
     )
     cached = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
     return with_evaluation(cached, every_epochs=4, grid_every=8)
