@@ -21,8 +21,9 @@ def load(source: str | Path, *, device: str = "auto") -> Model:
     """Load a model: a folder or a .safetensors file of `pfcluster export`, a run folder, `user/name` or
     `user/name@revision` on the Hugging Face hub, or `builtin:NAME`.
 
-    `device`: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N". Existing paths take precedence over the hub.
-    Raises InferenceError, CheckpointError.
+    `device`: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N". Existing paths take precedence over the hub,
+    and `user/name` is not looked up there if the folder `user` exists: `user/name@main` is. Raises InferenceError,
+    CheckpointError.
     """
     text, path = str(source), Path(source)
     if text.startswith(BUILTIN):
@@ -34,8 +35,19 @@ def load(source: str | Path, *, device: str = "auto") -> Model:
     match = HUB_ID.fullmatch(text)
     if match is None or isinstance(source, Path):
         raise InferenceError(f"no model {text}: give {FORMS}")
+    if match["revision"] is None and path.parent.is_dir():
+        raise InferenceError(
+            f"no model {text}: the folder {path.parent} has {_content(path.parent)}; a model of that name on the"
+            f" Hugging Face hub is {text}@main"
+        )
     info, net = hub_module().pull(match["repo"], match["revision"])
     return Model(TorchPredictor(info, net, device))
+
+
+def _content(folder: Path, shown: int = 8) -> str:
+    """What lies in a folder, for an error message."""
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "") or "nothing"
 
 
 def _from_files(place: Path, device: str) -> Model:

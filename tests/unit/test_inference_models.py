@@ -168,6 +168,21 @@ def test_places_without_a_model_are_named(folder: Path, tmp_path: Path, monkeypa
         pfcluster.load(folder, device="cuda:99")
 
 
+def test_a_missing_run_in_an_existing_folder_is_not_looked_up_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mae-vit", "pf-vit"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    refused = "no model runs/pfvit: the folder runs has mae-vit, pf-vit; a model .* hub is runs/pfvit@main"
+    with pytest.raises(InferenceError, match=refused):
+        pfcluster.load("runs/pfvit")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for name in ("runs/pfvit@main", "user/pfvit"):
+        with pytest.raises(InferenceError, match="is not in the hub's cache, and the hub cannot be reached"):
+            pfcluster.load(name)
+
+
 def test_a_folder_with_other_files_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     model = pfcluster.load(folder, device="cpu")
