@@ -131,7 +131,9 @@ def assert_restarted_on_other_nodes_after_a_kill(work: Work, run: str) -> None:
 
 def test_runs_longer_than_the_time_limit_continue_in_further_jobs(work):
     """`short` ends jobs after a minute; the signal comes 20 seconds before."""
-    output = work.launch(*FINETUNE, "--epochs", "5000", "--partition", "short", "--time", "2:00:00", "--retries", "0")
+    output = work.launch(
+        *FINETUNE, "--nodes", "2", "--epochs", "5000", "--partition", "short", "--time", "2:00:00", "--retries", "0"
+    )
     assert "partition short allows 1 minutes of the 120: longer runs continue in further jobs" in output
     work.wait_for(lambda: work.outcomes(RUN)[:1] == ["time limit"], "the limit")
     first = work.attempts(RUN)[0]
