@@ -83,7 +83,9 @@ class CancelOptions:
 def cancel(arguments: list[str]) -> int:
     """Stop what is queued or running."""
     options = parse(CancelOptions, arguments, prog="pfcluster cancel")
-    labels = plans.cancel(plans.find_plan(options.name, options.output))
-    message = f"cancelled: {', '.join(labels)}" if labels else "nothing was queued or running"
+    cancelled = plans.cancel(plans.find_plan(options.name, options.output))
+    message = f"cancelled: {', '.join(cancelled.tasks)}"
+    if not cancelled.tasks:
+        message = "its launcher was ended; no run was in progress" if cancelled.launcher else "nothing was in progress"
     plain_console().print(message, soft_wrap=True)
     return 0

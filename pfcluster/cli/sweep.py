@@ -17,6 +17,7 @@ from pfcluster.cli.train import INTERRUPTED
 from pfcluster.config import DataConfig
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.command_line import parse
+from pfcluster.launch.launcher_lock import require_kind
 from pfcluster.launch.plan import Plan, Stage, TrainRun, stages_of
 from pfcluster.launch.preflight import preflight
 from pfcluster.launch.redaction import redact
@@ -31,7 +32,7 @@ from pfcluster.sweep.executors import make_executor
 from pfcluster.sweep.options import read
 from pfcluster.sweep.report.data import COMMAND
 from pfcluster.sweep.space import baseline
-from pfcluster.sweep.spec import Spec, save
+from pfcluster.sweep.spec import Spec, require_same, save
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Runs, Trial, clear_failures
 
@@ -59,6 +60,8 @@ def sweep(arguments: Sequence[str]) -> int:
     print_warnings(preflight(_first_runs(spec, folder), options.cluster), console)
     require_counted_evaluations(spec, Runs(spec, folder), schedule_of)
     if options.dry_run:
+        require_kind(folder, grows=True)
+        require_same(spec, folder)
         _describe(spec, folder, schedule_of, console)
         return 0
     command = redact(shlex.join(["pfcluster", "sweep", *arguments]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pfcluster.launch.status import BAD, Overview, TaskStatus, overview
-from pfcluster.runs.folder import log_path
 
 COLORS = {
     "finished": "green",
@@ -57,8 +57,7 @@ def table(plan: Overview, width: int = 120) -> RenderableType:
             parts.append(Text(f"{task.label}: {task.error}", style="red" if task.state in BAD else "yellow"))
     if plan.warning:
         parts.append(Text(f"warning: {plan.warning}", style="yellow"))
-    logs = log_path(plan.folder / "RUN" / "seed-N", 0)
-    parts.append(Text(f"logs: {logs}, or `pfcluster logs {plan.folder}`", style="dim"))
+    parts.append(Text(f"logs: `pfcluster logs {shlex.quote(str(plan.folder))}`", style="dim"))
     return Group(*parts)
 
 
@@ -90,7 +89,7 @@ def duration(seconds: float) -> str:
 
 
 def watch(folder: Path, console: Console) -> Overview:
-    """Show the state until all tasks have ended or Ctrl-C; the tasks continue either way."""
+    """Show the state until all tasks and the launcher have ended or Ctrl-C; the tasks continue either way."""
     plan = overview(folder)
     if not console.is_terminal:
         return _print_changes(plan, console)
@@ -105,11 +104,11 @@ def watch(folder: Path, console: Console) -> Overview:
 def _print_changes(plan: Overview, console: Console) -> Overview:
     """Print a line whenever the state of a task changes, and the table at the end."""
     while not plan.all_ended:
-        states = [task.state for task in plan.tasks]
+        states = {task.folder: task.state for task in plan.tasks}
         time.sleep(WATCH_SECONDS)
         plan = overview(plan.folder)
-        for task, before in zip(plan.tasks, states, strict=True):
-            if task.state != before:
+        for task in plan.tasks:  # those of a sweep become more
+            if task.state != states.get(task.folder):
                 console.print(f"{_clock()} {task.label}: {task.state}  {task.reason}", soft_wrap=True)
     console.print(table(plan, console.width))
     return plan

@@ -14,6 +14,8 @@ from pfcluster.inference.model_folder import read_model
 from pfcluster.inference.torch_predictor import TorchPredictor, build_net, load_weights
 from pfcluster.runs.folder import CHECKPOINT_FILE, CHECKPOINTS_DIR
 
+SHOWN = 8
+"""Names of a folder's content in an error message."""
 HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -32,22 +34,25 @@ def load(source: str | Path, *, device: str = "auto") -> Model:
         if (path / CHECKPOINTS_DIR).is_dir() or (path / CHECKPOINT_FILE).is_file():
             return _from_run(path, device)
         return _from_files(path, device)
-    match = HUB_ID.fullmatch(text)
-    if match is None or isinstance(source, Path):
+    match = None if isinstance(source, Path) else HUB_ID.fullmatch(text)
+    if match is None or match["revision"] is None:
+        _require_no_folder(text, path, on_hub=match is not None)
+    if match is None:
         raise InferenceError(f"no model {text}: give {FORMS}")
-    if match["revision"] is None and path.parent.is_dir():
-        raise InferenceError(
-            f"no model {text}: the folder {path.parent} has {_content(path.parent)}; a model of that name on the"
-            f" Hugging Face hub is {text}@main"
-        )
     info, net = hub_module().pull(match["repo"], match["revision"])
     return Model(TorchPredictor(info, net, device))
 
 
-def _content(folder: Path, shown: int = 8) -> str:
-    """What lies in a folder, for an error message."""
+def _require_no_folder(text: str, path: Path, *, on_hub: bool) -> None:
+    """Raise InferenceError for a missing path below a folder that exists, which names what that folder has."""
+    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
+    if folder in (Path(), Path(path.anchor)):
+        return
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "") or "nothing"
+    shown = ", ".join(names[:SHOWN]) or "nothing"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    hub = f"; a model of that name on the Hugging Face hub is {text}@main" if on_hub else ""
+    raise InferenceError(f"no model {text}: the folder {folder} has {shown}{more}{hub}")
 
 
 def _from_files(place: Path, device: str) -> Model:

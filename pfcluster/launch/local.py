@@ -19,8 +19,8 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.errors import LaunchError
+from pfcluster.launch.launcher_lock import launching
 from pfcluster.launch.plan import Plan, TrainRun
-from pfcluster.launch.plan_record import launching
 from pfcluster.launch.processes import RunProcesses, rank_environments, start_run
 from pfcluster.launch.run_queue import RunQueue
 from pfcluster.launch.waves import OnFailure, run_waves

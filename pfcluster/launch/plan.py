@@ -102,6 +102,8 @@ class Plan:
     """The shell command that repeats the plan."""
     continue_on_failure: bool = False
     """A failed task ends only the stages that wait for its stage, not the plan. SLURM always continues."""
+    grows: bool = False
+    """A sweep's: tasks are added while it runs."""
 
     def __post_init__(self) -> None:
         by_name = {stage.name: stage for stage in self.stages}

@@ -7,27 +7,19 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pfcluster.config import ConfigError
 from pfcluster.config.json_files import try_read_record
 from pfcluster.launch.attempts import now
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
-from pfcluster.launch.training_lock import QUIET_SECONDS
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.locks import FileLock, owner_text
+from pfcluster.runs.processes import process_started
 
 PLAN_FILE = "plan.json"
-LAUNCHER_LOCK = ".launcher"
-"""Locked by a launcher on this machine or on Ray while it works on the plan, and by the driver of a sweep, also on
-SLURM."""
 Launcher = Literal["local", "ray", "slurm"]
 
 
@@ -53,6 +45,17 @@ class StageRecord:
         """All stages that it waits for."""
         return [*self.after, *self.same_seed]
 
+    def tasks(self) -> list[tuple[str, str, str | None]]:
+        """Label, folder and output of each task."""
+        return list(zip(self.labels, self.folders, self.outputs, strict=True))
+
+    def with_tasks(self, tasks: Iterable[tuple[str, str, str | None]]) -> StageRecord:
+        """The stage with other tasks, given as label, folder and output."""
+        rows = list(tasks)
+        return replace(
+            self, labels=[row[0] for row in rows], folders=[row[1] for row in rows], outputs=[row[2] for row in rows]
+        )
+
 
 @dataclass(frozen=True)
 class PlanRecord:
@@ -66,18 +69,57 @@ class PlanRecord:
     pid: int
     """Process of the launcher on `host`."""
     stages: dict[str, StageRecord]
+    process_start: int | None = None
+    """When that process started (runs/processes.py); None: of a version that did not record it."""
+    grows: bool | None = None
+    """Whether it is a sweep's, whose tasks are added while it runs; None: of a version that did not record it."""
+    also: list[PlanRecord] = field(default_factory=list)
+    """Plans whose launchers worked in the folder, too, when this one started."""
+
+    @property
+    def launches(self) -> list[PlanRecord]:
+        """This plan and those beside it."""
+        return [self, *self.also]
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the launcher runs, or ran, on another machine."""
+        return self.host != socket.gethostname()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the launcher is a process of this machine."""
+        started = process_started(self.pid)
+        return not self.elsewhere and started is not None and self.process_start in (started, None)
 
 
-def write_plan(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, int]]) -> None:
-    """Record a plan. `layouts`: nodes and processes per node of each stage."""
+def write_plan(
+    plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, int]], also: Sequence[PlanRecord] = ()
+) -> None:
+    """Record a plan. `layouts`: nodes and processes per node of each stage; `also`: plans beside it. What was recorded
+    of a plan that grows is kept.
+    """
     stages = {stage.name: _stage_record(stage, layouts.get(stage.name, (1, 1))) for stage in plan.stages}
+    earlier = read_plan(plan.folder) if plan.grows else None
+    if earlier is not None:
+        stages = _grown(earlier.stages, stages)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    _write(plan.folder, PlanRecord(plan.name, plan.command, launcher, now(), socket.gethostname(), os.getpid(), stages))
+    record = PlanRecord(plan.name, plan.command, launcher, "", "", 0, stages, grows=plan.grows, also=list(also))
+    write_record(plan.folder, of_this_process(record))
 
 
 def read_plan(folder: Path) -> PlanRecord | None:
-    """The plan that was started in a folder; None if there is none or its record is damaged."""
-    return try_read_record(PlanRecord, folder / PLAN_FILE)
+    """The plan that was started in a folder; None if there is none or its record is damaged. Tasks below the folder are
+    found where it is now.
+    """
+    record = try_read_record(PlanRecord, folder / PLAN_FILE)
+    if record is None:
+        return None
+    root = folder.resolve()
+    try:
+        return _with_paths(record, lambda path: str(root / path))
+    except ValueError:  # lists of tasks that differ in their length
+        return None
 
 
 def folders_before(stages: Mapping[str, StageRecord], name: str, folder: str) -> list[str]:
@@ -90,37 +132,42 @@ def folders_before(stages: Mapping[str, StageRecord], name: str, folder: str) ->
     return folders
 
 
-@contextmanager
-def launching(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, int]]) -> Iterator[None]:
-    """Record a plan, and hold the launcher's lock while it runs."""
-    write_plan(plan, launcher, layouts)
-    with FileLock(plan.folder / LAUNCHER_LOCK) as lock:
-        lock.acquire(shared=True)
-        yield
+def of_this_process(record: PlanRecord) -> PlanRecord:
+    """The record with this process as its launcher."""
+    pid = os.getpid()
+    return replace(record, started=now(), host=socket.gethostname(), pid=pid, process_start=process_started(pid))
 
 
-@contextmanager
-def driving(folder: Path) -> Iterator[None]:
-    """Hold the launcher's lock of a plan that grows while this process, and no other one, drives it. An earlier record
-    of the plan then names this process. Raises ConfigError if another process drives it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + QUIET_SECONDS
-    with FileLock(folder / LAUNCHER_LOCK) as lock:
-        if not lock.wait(lambda: time.monotonic() > deadline):
-            shown = shlex.quote(str(folder))
-            raise ConfigError(
-                f"{folder} is in progress{owner_text(lock.path)}: `pfcluster status {shown}` shows it,"
-                f" `pfcluster cancel {shown}` ends it"
-            )
-        record = read_plan(folder)
-        if record is not None:
-            _write(folder, replace(record, started=now(), host=socket.gethostname(), pid=os.getpid()))
-        yield
+def write_record(folder: Path, record: PlanRecord) -> None:
+    """Write a record into its folder; folders below its own are relative to it, so that it can be moved."""
+    root = folder.resolve()
+
+    def relative(path: str) -> str:
+        return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
+
+    written = asdict(_with_paths(record, relative))
+    write_atomically(folder / PLAN_FILE, json.dumps(written, indent=1) + "\n")
 
 
-def _write(folder: Path, record: PlanRecord) -> None:
-    write_atomically(folder / PLAN_FILE, json.dumps(asdict(record), indent=1) + "\n")
+def _with_paths(record: PlanRecord, convert: Callable[[str], str]) -> PlanRecord:
+    """A record with other paths. Raises ValueError if the lists of a stage differ in their length."""
+    stages = {
+        name: stage.with_tasks(
+            (label, convert(folder), None if output is None else convert(output))
+            for label, folder, output in stage.tasks()
+        )
+        for name, stage in record.stages.items()
+    }
+    return replace(record, stages=stages, also=[_with_paths(one, convert) for one in record.also])
+
+
+def _grown(earlier: Mapping[str, StageRecord], newer: Mapping[str, StageRecord]) -> dict[str, StageRecord]:
+    """The newer stages with the earlier ones' tasks, which keep their places."""
+    grown = dict(newer)
+    for name in earlier.keys() & newer.keys():
+        tasks = {task[1]: task for stage in (earlier[name], newer[name]) for task in stage.tasks()}
+        grown[name] = newer[name].with_tasks(tasks.values())
+    return grown
 
 
 def _stage_record(stage: Stage, layout: tuple[int, int]) -> StageRecord:

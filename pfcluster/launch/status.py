@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pfcluster.config.json_files import try_read_object
+from pfcluster.launch.launcher_lock import LAUNCHER_LOCK
 from pfcluster.launch.local_state import task_state
 from pfcluster.launch.plan_record import (
-    LAUNCHER_LOCK,
     PLAN_FILE,
     PlanRecord,
     StageRecord,
@@ -31,6 +31,7 @@ LOG_ORDER = {"failed": 0, "lost": 0, "timed out": 0, "running": 1, "evaluating":
 """Which task's log is shown first."""
 DRIVER_SECONDS = 60.0
 """Time in which a sweep's driver must end: its current round may wait for SLURM's controller."""
+RETRIES = "the same command with --retry-failed continues it"
 
 
 class StatusError(ValueError):
@@ -47,10 +48,12 @@ class Overview:
     launcher: str
     tasks: tuple[TaskStatus, ...]
     warning: str | None = None
+    at_work: bool = False
+    """Whether a launcher is at work, which may start further tasks."""
 
     @property
     def all_ended(self) -> bool:
-        return all(task.state in ENDED for task in self.tasks)
+        return not self.at_work and all(task.state in ENDED for task in self.tasks)
 
     @property
     def all_finished(self) -> bool:
@@ -87,50 +90,64 @@ def plan_folders(root: Path) -> list[Path]:
 
 def overview(folder: Path) -> Overview:
     """The state of a plan. Raises StatusError if the folder has none."""
-    plan = _read(folder)
-    warning = None
-    if plan.launcher == "slurm":
-        tasks, warning = _slurm_tasks(plan)
-    else:
-        launcher_alive = is_locked(folder / LAUNCHER_LOCK)
-        tasks = [
-            task_state(name, label, Path(place), output, trains=stage.trains, launcher_alive=launcher_alive)
-            for name, stage in plan.stages.items()
-            for label, place, output in zip(stage.labels, stage.folders, stage.outputs, strict=True)
-        ]
-    tasks = [_with_metrics(task) for task in tasks]
-    tasks = [_with_reason(task, plan.stages, tasks) for task in tasks]
-    return Overview(plan.name, folder, plan.command, plan.launcher, tuple(tasks), warning)
+    plan, at_work = _read(folder), is_locked(folder / LAUNCHER_LOCK)
+    tasks: dict[Path, TaskStatus] = {}
+    warnings: list[str] = []
+    for launch in plan.launches:
+        found, warning = _tasks(launch, launcher_alive=at_work and (launch.elsewhere or launch.at_work))
+        found = [_retried(_with_reason(_with_metrics(task), launch.stages, found), launch) for task in found]
+        tasks = {task.folder: task for task in found} | tasks
+        warnings += [] if warning is None else [warning]
+    return Overview(
+        plan.name, folder, plan.command, plan.launcher, tuple(tasks.values()), next(iter(warnings), None), at_work
+    )
 
 
-def cancel(folder: Path) -> list[str]:
-    """Stop a plan: cancel queued jobs, and let runs write a checkpoint and stop. Returns the labels of the tasks.
+@dataclass(frozen=True)
+class Cancelled:
+    """What was stopped."""
+
+    tasks: list[str]
+    """Labels of the tasks that were queued or running."""
+    launcher: bool
+    """Whether a launcher at work was told to end."""
+
+
+def cancel(folder: Path) -> Cancelled:
+    """Stop a plan: cancel queued jobs, and let runs write a checkpoint and stop.
 
     A sweep's driver is ended first, so that it does not take cancelled trials for failed ones. Raises StatusError for a
     plan whose launcher runs on another machine.
     """
-    plan = _read(folder)
-    alive = is_locked(folder / LAUNCHER_LOCK)
-    if alive and plan.host != socket.gethostname():
-        raise StatusError(f"{folder} was started on {plan.host}: cancel it there")
+    plan, at_work = _read(folder), is_locked(folder / LAUNCHER_LOCK)
+    tasks = [task for task in overview(folder).tasks if task.state not in ENDED]
+    if at_work:
+        _end_launchers(folder, plan)
     if plan.launcher == "slurm":
-        if alive:
-            _end_driver(folder, plan.pid)
+        if at_work:
+            _wait_for_driver(folder, plan.pid)
         tasks = [task for task in overview(folder).tasks if task.state not in ENDED and task.job]
         for task in tasks:
             (task.folder / CANCELLED_FILE).touch()
         client.cancel(task.job for task in tasks)
-        return [task.label for task in tasks]
-    if not alive:
-        return []
-    tasks = [task for task in overview(folder).tasks if task.state not in ENDED]
-    os.kill(plan.pid, signal.SIGTERM)
-    return [task.label for task in tasks]
+    return Cancelled([task.label for task in tasks] if at_work or plan.launcher == "slurm" else [], at_work)
 
 
-def _end_driver(folder: Path, process: int) -> None:
-    """Have the driver of a sweep on SLURM end, and wait for that. Raises StatusError if it does not."""
-    os.kill(process, signal.SIGTERM)
+def _end_launchers(folder: Path, plan: PlanRecord) -> None:
+    """Tell the launchers of this machine to end. Raises StatusError if others are, or may be, at work."""
+    elsewhere = sorted({launch.host for launch in plan.launches if launch.elsewhere})
+    here = [launch.pid for launch in plan.launches if launch.at_work]
+    for process in here:
+        with suppress(ProcessLookupError):  # it has ended since
+            os.kill(process, signal.SIGTERM)
+    if elsewhere:
+        raise StatusError(f"{folder} was started on {' and '.join(elsewhere)}: cancel it there")
+    if not here:
+        raise StatusError(f"{folder} is in progress, but {PLAN_FILE} does not name the process; end it yourself")
+
+
+def _wait_for_driver(folder: Path, process: int) -> None:
+    """Wait until the driver of a sweep on SLURM has ended. Raises StatusError if it does not."""
     deadline = time.monotonic() + DRIVER_SECONDS
     while is_locked(folder / LAUNCHER_LOCK):
         if time.monotonic() > deadline:
@@ -168,14 +185,19 @@ def _read(folder: Path) -> PlanRecord:
     return plan
 
 
-def _slurm_tasks(plan: PlanRecord) -> tuple[list[TaskStatus], str | None]:
-    """The states of a plan's tasks on SLURM, and a warning if SLURM cannot be queried."""
+def _tasks(plan: PlanRecord, *, launcher_alive: bool) -> tuple[list[TaskStatus], str | None]:
+    """The states of a plan's tasks, and a warning if SLURM cannot be queried."""
     tasks = [
-        (name, label, Path(place))
+        (name, label, Path(place), output, stage.trains)
         for name, stage in plan.stages.items()
-        for label, place in zip(stage.labels, stage.folders, strict=True)
+        for label, place, output in stage.tasks()
     ]
-    return slurm_tasks(tasks)
+    if plan.launcher == "slurm":
+        return slurm_tasks([task[:3] for task in tasks])
+    return [
+        task_state(stage, label, folder, output, trains=trains, launcher_alive=launcher_alive)
+        for stage, label, folder, output, trains in tasks
+    ], None
 
 
 def _with_metrics(task: TaskStatus) -> TaskStatus:
@@ -196,6 +218,11 @@ def _with_metrics(task: TaskStatus) -> TaskStatus:
         images_per_second=rate,
         seconds_left=seconds,
     )
+
+
+def _retried(task: TaskStatus, plan: PlanRecord) -> TaskStatus:
+    """Say of a failed trial what trains it again: a sweep goes on without it."""
+    return replace(task, reason=RETRIES) if plan.grows and task.state == "failed" else task
 
 
 def _with_reason(task: TaskStatus, stages: Mapping[str, StageRecord], tasks: Sequence[TaskStatus]) -> TaskStatus:

@@ -27,7 +27,7 @@ POLL_SECONDS = 0.2
 
 class FileLock:
     """A lock file, created if missing; released at the end of the `with` block. `owner` is recorded in the file by an
-    exclusive lock.
+    exclusive lock; shared locks have no owner.
 
     Raises OSError if the file cannot be opened, or neither locked nor accompanied by a lease.
     """
@@ -56,8 +56,8 @@ class FileLock:
             if not blocking:
                 return False
             time.sleep(POLL_SECONDS)
-        if record and not shared and self._file.writable():
-            _record(self._file, self._owner)
+        if record and self._file.writable():
+            _record(self._file, {} if shared else self._owner)
         return True
 
     def wait(self, stopped: Callable[[], bool]) -> bool:

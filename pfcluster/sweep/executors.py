@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pfcluster.config import ConfigError
+from pfcluster.launch.launcher_lock import driving
 from pfcluster.launch.plan import Plan
-from pfcluster.launch.plan_record import driving
 from pfcluster.sweep.executor import Executor, Resources, divide_machine, local_devices
 from pfcluster.sweep.local import LocalExecutor
 from pfcluster.sweep.options import SweepOptions
@@ -28,7 +28,7 @@ def make_executor(options: SweepOptions, command: str) -> Iterator[Executor]:
                 options.output, options.name, cluster, command, options.max_parallel, retry_failed=options.retry_failed
             )
         return
-    plan = Plan(options.name, options.output, (), command)
+    plan = Plan(options.name, options.output, (), command, grows=True)
     if cluster.executor == "ray":
         from pfcluster.launch.ray.connect import connected
         from pfcluster.sweep.ray import RayExecutor

@@ -18,6 +18,7 @@ from pfcluster.launch.slurm.job_state import slurm_tasks
 from pfcluster.launch.slurm.submit import submit
 from pfcluster.launch.task_status import ENDED
 from pfcluster.launch.worker import FAILED, FINISHED, USER_ERROR, ExitStatus
+from pfcluster.sweep.recorded import STAGE
 
 DEFAULT_MAX_PARALLEL = 64
 RETRY_SECONDS = 10.0
@@ -40,7 +41,7 @@ class SlurmExecutor:
     name: str = "slurm"
     poll_seconds: float = 2.0
     _runs: dict[Path, TrainRun] = field(default_factory=dict)
-    """All runs that were started, by folder, the newest last."""
+    """All runs that this driver started, by folder."""
     _active: set[Path] = field(default_factory=set)
     """Folders of submitted runs that have not ended."""
     _waiting: dict[Path, TrainRun] = field(default_factory=dict)
@@ -56,7 +57,6 @@ class SlurmExecutor:
     def start(self, runs: Sequence[TrainRun]) -> None:
         for run in runs:
             folder = run.folder.resolve()
-            self._runs.pop(folder, None)
             self._runs[folder] = run
             if not self.retry_failed and _was_given_up(folder):
                 self._given_up.append(run)
@@ -70,14 +70,14 @@ class SlurmExecutor:
         """
         if not self._waiting or time.monotonic() < self._next_try:
             return
-        plan = Plan(self.plan, self.folder, (Stage("runs", tuple(self._runs.values())),), self.command)
-        folders = {run.folder for run in self._waiting.values()}
+        stages = (Stage(STAGE, tuple(self._waiting.values())),)
+        plan = Plan(self.plan, self.folder, stages, self.command, grows=True)
         site, processes, retries = self.cluster.site, self.cluster.processes, self.cluster.retries
         try:
-            submit(plan, site, processes=processes, retries=retries, only=folders)
+            submit(plan, site, processes=processes, retries=retries)
         except UnreachableError as error:
             if not self._next_try:
-                print(f"SLURM does not answer ({error}); {len(folders)} runs wait for it", flush=True)
+                print(f"SLURM does not answer ({error}); {len(self._waiting)} runs wait for it", flush=True)
             self._next_try = time.monotonic() + RETRY_SECONDS
             return
         self._next_try = 0.0
@@ -86,7 +86,7 @@ class SlurmExecutor:
 
     def poll(self) -> list[tuple[TrainRun, ExitStatus]]:
         self._submit_waiting()
-        tasks = [("runs", self._runs[folder].label, folder) for folder in sorted(self._active)]
+        tasks = [(STAGE, self._runs[folder].label, folder) for folder in sorted(self._active)]
         ended = [(run, self._exit_status(run, "failed", "")) for run in self._given_up]
         self._given_up.clear()
         for task in slurm_tasks(tasks, retry_seconds=0.0)[0] if tasks else ():

@@ -176,23 +176,24 @@ class Spec:
 
 
 def save(spec: Spec, folder: Path) -> None:
-    """Write the spec into its folder. Raises ConfigError if the folder holds another sweep, naming the first
-    difference.
-    """
-    path = folder / SPEC
-    new = _as_json(spec)
-    if path.exists():
-        saved = _as_json(load(folder))
-        for name in (one for one in new if one != "overrides"):  # already contained in the configs
-            if saved[name] != new[name]:
-                there, here = _first_difference(saved[name], new[name], name)
-                raise ConfigError(
-                    f"{folder} holds another sweep: {there} there, {here} here; use another --output, or remove that"
-                    " folder"
-                )
+    """Write the spec into its folder. Raises ConfigError as `require_same`."""
+    require_same(spec, folder)
+    if not (folder / SPEC).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / SPEC, json.dumps(_as_json(spec), indent=1) + "\n")
+
+
+def require_same(spec: Spec, folder: Path) -> None:
+    """Raise ConfigError if the folder holds another sweep, naming the first difference."""
+    if not (folder / SPEC).exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(new, indent=1) + "\n")
+    saved, new = _as_json(load(folder)), _as_json(spec)
+    for name in (one for one in new if one != "overrides"):  # already contained in the configs
+        if saved[name] != new[name]:
+            there, here = _first_difference(saved[name], new[name], name)
+            raise ConfigError(
+                f"{folder} holds another sweep: {there} there, {here} here; use another --output, or remove that folder"
+            )
 
 
 def load(folder: Path) -> Spec:

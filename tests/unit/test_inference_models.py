@@ -177,6 +177,12 @@ def test_a_missing_run_in_an_existing_folder_is_not_looked_up_on_the_hub(
     refused = "no model runs/pfvit: the folder runs has mae-vit, pf-vit; a model .* hub is runs/pfvit@main"
     with pytest.raises(InferenceError, match=refused):
         pfcluster.load("runs/pfvit")
+    for missing in ("runs/pf-vit/seed-0", Path("runs/pf-vit/seed-0")):
+        with pytest.raises(InferenceError, match=r"no model runs/pf-vit/seed-0: the folder runs/pf-vit has nothing$"):
+            pfcluster.load(missing)
+    for missing in ("./runs/pfvit", "runs/pfvit/", tmp_path / "runs/pfvit/seed-0"):
+        with pytest.raises(InferenceError, match=r"runs has mae-vit, pf-vit$"):
+            pfcluster.load(missing)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for name in ("runs/pfvit@main", "user/pfvit"):
         with pytest.raises(InferenceError, match="is not in the hub's cache, and the hub cannot be reached"):

@@ -15,9 +15,10 @@ import pytest
 from pfcluster.config import RunConfig
 from pfcluster.launch import status
 from pfcluster.launch.errors import LaunchError
+from pfcluster.launch.launcher_lock import LAUNCHER_LOCK
 from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
-from pfcluster.launch.plan_record import LAUNCHER_LOCK, PLAN_FILE, read_plan
+from pfcluster.launch.plan_record import PLAN_FILE, read_plan
 from pfcluster.launch.processes import RunMonitor
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import METRICS_FILE, TRAINING_LOCK
@@ -132,14 +133,14 @@ def test_status_and_cancel_of_a_local_run(tmp_path: Path) -> None:
         shown = command("status", "--output", tmp_path, environment=os.environ | {"COLUMNS": "200"}).stdout
         for word in ("scratch seed 0", "running", "waiting", "images/s"):
             assert word in shown
-        assert status.cancel(folder) == ["scratch seed 0", "scratch seed 1"]
+        assert status.cancel(folder) == status.Cancelled(["scratch seed 0", "scratch seed 1"], launcher=True)
         assert launcher.wait(timeout=240) == 130
     finally:
         launcher.kill()
     plan = status.overview(folder)
     assert [task.state for task in plan.tasks] == ["stopped", "not run"]
     assert plan.all_ended
-    assert status.cancel(folder) == []
+    assert status.cancel(folder) == status.Cancelled([], launcher=False)
 
 
 @pytest.mark.slow
@@ -192,8 +193,10 @@ def test_a_second_launcher_waits_and_truncates_no_log(tmp_path: Path) -> None:
         assert first.wait(240) == 130
         stopped_at = last_trained_step(folder)
         wait_for(lambda: last_trained_step(folder) > stopped_at, third)
-        third.terminate()
-        assert third.wait(240) == 130
+        fourth = launch()
+        wait_for(lambda: waits(3), third)
+        assert status.cancel(folder.parent) == status.Cancelled(["scratch seed 0"], launcher=True)
+        assert third.wait(240) == fourth.wait(240) == 130
     finally:
         for launcher in launchers:
             launcher.kill()

@@ -52,7 +52,7 @@ def test_runs_of_all_drivers_of_a_sweep_are_recorded(tmp_path):
     """The second driver starts one new run; the record still has the first one's, which finished. Beside it no further
     driver may propose trials.
     """
-    plan = Plan("search", tmp_path, (), "pfcluster sweep")
+    plan = Plan("search", tmp_path, (), "pfcluster sweep", grows=True)
     names = ("trial-000", "trial-001")
     runs = [TrainRun(replace(config("finetune", epochs=1.0), name=name), tmp_path / name / "seed-0") for name in names]
     with recorded(InProcess(), "local", plan) as executor:

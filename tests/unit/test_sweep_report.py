@@ -236,7 +236,7 @@ def test_unfinished_sweep(tmp_path: Path) -> None:
     write_sweep(tmp_path, running=(28, 29), identity=False)
     files = write_sweep_report(tmp_path)
     report = text(files)
-    assert "**not finished** – 30 of 30 trials have been proposed, 2 of them are still running." in report
+    assert "**not finished** – 30 of 30 trials have been proposed, 2 of them are unfinished." in report
     assert "is the best of the search" in report
     assert "It is not yet confirmed on fresh seeds" in report
     assert "is the best of the search, but it is not confirmed on fresh seeds." in report

@@ -11,10 +11,10 @@ from rich.console import Console
 from pfcluster.config import ConfigError
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.errors import LaunchError
+from pfcluster.launch.launcher_lock import launching
 from pfcluster.launch.local import unfinished
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, TrainRun
-from pfcluster.launch.plan_record import launching
 from pfcluster.launch.processes import RunMonitor
 from pfcluster.launch.ray.connect import RayCluster, connected
 from pfcluster.launch.ray.train import Workers, train

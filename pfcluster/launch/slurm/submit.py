@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from pfcluster.config.io import load
 from pfcluster.launch import attempts
 from pfcluster.launch.code_snapshot import snapshot
 from pfcluster.launch.job_record import JobRecord, read_job, write_job
+from pfcluster.launch.launcher_lock import require_kind, require_no_launcher
 from pfcluster.launch.plan import Plan, Stage, Task, TrainRun
 from pfcluster.launch.plan_record import write_plan
 from pfcluster.launch.slurm import client
@@ -53,20 +54,21 @@ class SubmittedStage:
     tasks: tuple[SubmittedTask, ...]
 
 
-def submit(
-    plan: Plan, site: Site, *, processes: int, retries: int, only: Collection[Path] | None = None
-) -> list[SubmittedStage]:
-    """Submit a plan to SLURM; returns what was done for each stage. `only`: folders of the tasks to be submitted; the
-    others are only recorded, for `pfcluster status`. Raises ConfigError, SlurmError; UnreachableError while the
-    controller does not answer: submitting again then attaches to what it has accepted.
+def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[SubmittedStage]:
+    """Submit a plan to SLURM; returns what was done for each stage. Raises ConfigError, also while another launcher
+    works in the folder, and SlurmError; UnreachableError while the controller does not answer: submitting again then
+    attaches to what it has accepted.
     """
+    require_kind(plan.folder, grows=plan.grows)
+    if not plan.grows:  # else this process drives it
+        require_no_launcher(plan.folder)
     missing = [name for name in site.secrets if name not in os.environ]
     if missing:
         raise ConfigError(f"{site.source}: secrets names {missing[0]}, which is not set in this shell; export it first")
     layouts = {stage.name: layout_of(stage, site, processes) for stage in plan.stages}
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _submit_lock(plan.folder):
-        submission = _Submission(plan, site, layouts, retries, only)
+        submission = _Submission(plan, site, layouts, retries)
         for task in submission.unfinished_tasks():
             _check_same_config(task, submission.job_of(task))
         write_plan(plan, "slurm", {name: (layout.nodes, layout.per_node) for name, layout in layouts.items()})
@@ -77,23 +79,12 @@ def submit(
 class _Submission:
     """The state of a plan's tasks while its stages are submitted one after the other."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        site: Site,
-        layouts: Mapping[str, Layout],
-        retries: int,
-        only: Collection[Path] | None,
-    ) -> None:
+    def __init__(self, plan: Plan, site: Site, layouts: Mapping[str, Layout], retries: int) -> None:
         self.plan, self.site, self.layouts, self.retries = plan, site, layouts, retries
         self.code = Path()
-        self.chosen = {
-            stage.name: [task for task in stage.tasks if only is None or task.folder in only] for stage in plan.stages
-        }
-        """The tasks of each stage that are to be submitted if they have not finished."""
-        self.records = {task.folder: _current_job(task) for tasks in self.chosen.values() for task in tasks}
+        self.records = {task.folder: _current_job(task) for stage in plan.stages for task in stage.tasks}
         self.jobs = client.job_states(record.job for record in self.records.values())
-        self.unfinished = {name: [task for task in tasks if not task.finished()] for name, tasks in self.chosen.items()}
+        self.unfinished = {stage.name: [task for task in stage.tasks if not task.finished()] for stage in plan.stages}
         self.resubmitted: set[str] = set()
         """Stages of which tasks were submitted: what waits for them must be submitted again, too."""
         self.resubmitted_folders: set[Path] = set()

@@ -18,7 +18,7 @@ from pfcluster.runs.folder import RESULT_FILE
 from pfcluster.sweep import search
 from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.confirm import Confirmation
-from pfcluster.sweep.report.rows import Row, read_row
+from pfcluster.sweep.report.rows import OPEN_STATES, Row, read_row
 from pfcluster.sweep.spec import FINAL_METRICS, Spec, load
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import TRIALS, Failed, Trial, first_failure, result_of
@@ -89,7 +89,7 @@ class SweepData:
     @property
     def search_complete(self) -> bool:
         """Whether the search is complete."""
-        return len(self.rows) >= self.expected and all(row.state != "running" for row in self.rows)
+        return len(self.rows) >= self.expected and all(row.state not in OPEN_STATES for row in self.rows)
 
     @property
     def complete(self) -> bool:

@@ -55,9 +55,10 @@ def _result(data: SweepData) -> Iterator[str]:
 def _unconfirmed_result(data: SweepData) -> str:
     metric, best = data.spec.metric, data.best
     if best is None or best.score is None:
+        alone = "" if data.rows[0].score is None else " except the baseline"
         if data.complete:
-            return "No trial except the baseline was completed: there is nothing to compare."
-        return "No trial except the baseline is completed yet."
+            return f"No trial{alone} was completed: there is nothing to compare."
+        return f"No trial{alone} is completed yet."
     score, reference = number(best.score, metric_digits(metric)), data.rows[0].score
     baseline = ""
     if reference is not None and data.spec.scheduler != "pbt":

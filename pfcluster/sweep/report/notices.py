@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from pfcluster.report.errors import Notice
 from pfcluster.report.formatting import number
 from pfcluster.sweep.report.data import SweepData
+from pfcluster.sweep.report.rows import OPEN_STATES
 
 EDGE = 0.02
 """Values within this fraction of the range of an end count as lying at the end."""
@@ -20,8 +22,9 @@ def notices(data: SweepData) -> list[Notice]:
 def _unfinished(data: SweepData) -> Iterator[Notice]:
     if data.complete:
         return
-    running = sum(row.state == "running" for row in data.rows)
-    text = f"{len(data.rows)} of {data.expected} trials have been proposed, {running} of them are still running"
+    states = Counter(row.state for row in data.rows if row.state in OPEN_STATES)
+    trained = ", ".join(f"{count} of them are {state}" for state, count in states.items())
+    text = f"{len(data.rows)} of {data.expected} trials have been proposed{trained and f', {trained}'}"
     if data.search_complete and not data.confirmed:
         text = "the search is complete, the confirmation has not started"
     elif data.search_complete:

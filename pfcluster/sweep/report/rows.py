@@ -8,12 +8,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from pfcluster.runs.folder import TRAINING_LOCK
+from pfcluster.runs.locks import is_locked
 from pfcluster.sweep.spec import FINAL_METRICS, Spec
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Failed, Trial, curve, first_failure, result_of
 from pfcluster.training.schedule import adversarial_start
 
-State = Literal["completed", "stopped", "generation", "failed", "running"]
+State = Literal["completed", "stopped", "generation", "failed", "running", "unfinished"]
+OPEN_STATES = ("running", "unfinished")
+"""Of trials that the sweep's command continues."""
 Points = tuple[tuple[int, float], ...]
 
 
@@ -61,6 +65,8 @@ def read_row(state: SweepState, trial: Trial, *, has_schedule: bool) -> Row:
     reached = [points[-1][0] if points else 0 for points in curves]
     score = state.score(trial, spec.seeds)
     trial_state = _state(trial, results, reached, failed)
+    if trial_state == "unfinished" and any(is_locked(folder / TRAINING_LOCK) for folder in folders):
+        trial_state = "running"
     rungs = state.rungs(trial)[:1] if has_schedule and spec.uses_asha else []
     seconds = [float(result["seconds"]) for result in results if result and result.get("seconds") is not None]
     on_validation = [one for one in results if one and one.get("measured_on") != "test"]
@@ -69,7 +75,7 @@ def read_row(state: SweepState, trial: Trial, *, has_schedule: bool) -> Row:
     return Row(
         trial=trial,
         state=trial_state,
-        score=None if trial_state in ("failed", "running") or score is None else spec.sign * score,
+        score=None if trial_state in ("failed", *OPEN_STATES) or score is None else spec.sign * score,
         step=min(reached, default=0),
         trained=sum(_trained_steps(*one, metric) for one in zip(results, folders, strict=True)),
         seconds=sum(seconds) if seconds else None,
@@ -93,8 +99,8 @@ def _state(trial: Trial, results: list[dict[str, Any] | None], reached: list[int
         return "failed"
     statuses = {None if result is None else result["status"] for result in results}
     if trial.until is not None:
-        return "generation" if statuses <= {"finished", "stopped"} or min(reached) >= trial.until else "running"
-    return "completed" if statuses <= {"finished"} else "running"
+        return "generation" if statuses <= {"finished", "stopped"} or min(reached) >= trial.until else "unfinished"
+    return "completed" if statuses <= {"finished"} else "unfinished"
 
 
 def _trained_steps(result: Mapping[str, Any] | None, folder: Path, metric: str) -> int:
