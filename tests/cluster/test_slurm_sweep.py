@@ -86,7 +86,7 @@ def test_a_cancelled_sweep_has_no_failed_trials_and_continues(work: Work):
     work.launch("sweep", *TINY, *options, "--cpus-per-task", "1", "--output", "sweep")
     assert outcome(work.folder / "sweep")["failed"] == [None, None]
     assert attempts.read(work.folder / "sweep/trials/000/seed-0")[-1].from_step == kept
-    assert [line.split()[2] for line in work.launch("status", "sweep").splitlines() if "trial-00" in line] == [
+    assert [line.split()[3] for line in work.launch("status", "sweep").splitlines() if "trial-00" in line] == [
         "finished",
         "finished",
     ], "the second driver has kept what the first one recorded"

@@ -149,10 +149,16 @@ def test_error_of_a_rank_takes_precedence_over_srun(tmp_path):
     assert diagnosis.explain(tmp_path, failed(1), "7", 2) == {"kind": "user", "error": "no such shard", "node": "n1"}
 
 
+def _one_per_folder(stage: dict[str, object]) -> dict[str, object]:
+    folders = stage["folders"]
+    assert isinstance(folders, list)
+    return {"labels": folders, "outputs": [None] * len(folders)}
+
+
 def write_plan_file(folder: Path, stages: dict[str, dict[str, object]]) -> None:
     base = {"after": [], "always_run": False, "labels": [], "folders": [], "outputs": [], "trains": True}
     record = {"name": "x", "command": "c", "launcher": "slurm", "started": "t", "host": "h", "pid": 0}
-    record["stages"] = {name: base | stage for name, stage in stages.items()}
+    record["stages"] = {name: base | _one_per_folder(stage) | stage for name, stage in stages.items()}
     (folder / PLAN_FILE).write_text(json.dumps(record))
 
 
