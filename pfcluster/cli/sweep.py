@@ -17,7 +17,6 @@ from pfcluster.cli.train import INTERRUPTED
 from pfcluster.config import DataConfig
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.command_line import parse
-from pfcluster.launch.launcher_lock import require_kind
 from pfcluster.launch.plan import Plan, Stage, TrainRun, stages_of
 from pfcluster.launch.preflight import preflight
 from pfcluster.launch.redaction import redact
@@ -60,7 +59,6 @@ def sweep(arguments: Sequence[str]) -> int:
     print_warnings(preflight(_first_runs(spec, folder), options.cluster), console)
     require_counted_evaluations(spec, Runs(spec, folder), schedule_of)
     if options.dry_run:
-        require_kind(folder, grows=True)
         require_same(spec, folder)
         _describe(spec, folder, schedule_of, console)
         return 0
@@ -125,7 +123,7 @@ def _first_runs(spec: Spec, folder: Path) -> Plan:
     runs = Runs(spec, folder)
     shared = stages_of(list(runs.shared.values()))
     first = [trial_run.run for trial_run in runs.search_runs(Trial(0, {}), spec.seeds[0])]
-    return Plan(folder.name, folder, (*shared, Stage("baseline", tuple(first))), "")
+    return Plan(folder.name, folder, (*shared, Stage("baseline", tuple(first))), "", grows=True)
 
 
 def _describe(spec: Spec, folder: Path, schedule_of: ScheduleOf, console: Console) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from rich.console import Console
 from rich.table import Table
 
+from pfcluster.launch.launcher_lock import require_kind
 from pfcluster.launch.local import run_plan
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, Stage, TrainRun
@@ -28,6 +29,7 @@ def train(command: str, arguments: list[str]) -> int:
     if options.dry_run:
         from pfcluster.cli.dry_run import dry_run
 
+        require_kind(plan.folder, grows=False)
         if not unbuilt_shards(plan):
             dry_run(plan.train_runs(), options, plain_console())
         print_plan(plan, options.cluster, plain_console())

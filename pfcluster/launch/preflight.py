@@ -12,6 +12,7 @@ from pfcluster.data.fingerprints import check_inputs
 from pfcluster.data.types import Dataset
 from pfcluster.launch.command_line import parse
 from pfcluster.launch.job_record import read_job
+from pfcluster.launch.launcher_lock import require_kind
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Command, Plan, TrainRun
 from pfcluster.launch.slurm import client
@@ -22,11 +23,12 @@ from pfcluster.training.schedule import schedule_warnings, total_steps
 
 
 def preflight(plan: Plan, cluster: Cluster) -> list[str]:
-    """Check every unfinished run of a plan once per name: layout, engine, data, weights; -> warnings. Raises ValueError
-    subclasses.
+    """Check a plan's folder, and every unfinished run once per name: layout, engine, data, weights; -> warnings. Raises
+    ValueError subclasses.
 
     Packages that take a second to import are imported only where a run needs them.
     """
+    require_kind(plan.folder, grows=plan.grows)
     runs = [run for wave in plan.train_runs() for run in wave]
     if cluster.executor != "slurm":
         _require_not_queued([run for run in runs if not run.finished()])

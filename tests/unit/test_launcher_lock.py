@@ -15,6 +15,8 @@ import pytest
 from rich.console import Console
 
 from pfcluster.cli import watch
+from pfcluster.cli.sweep import sweep
+from pfcluster.cli.train import study
 from pfcluster.config import ConfigError
 from pfcluster.launch import status
 from pfcluster.launch.launcher_lock import driving, launching, require_kind, require_no_launcher
@@ -24,7 +26,9 @@ from pfcluster.launch.status import Cancelled, StatusError, overview
 from pfcluster.runs.folder import CONFIG_FILE, RESULT_FILE, TRAINING_LOCK, log_path
 from pfcluster.runs.locks import FileLock
 from pfcluster.runs.processes import process_started
-from tests.tiny import config
+from pfcluster.sweep.options import read
+from pfcluster.sweep.spec import save
+from tests.tiny import OPTIONS, config
 
 
 def plan(folder: Path, *names: str, grows: bool = False) -> Plan:
@@ -79,6 +83,21 @@ def test_a_folder_is_a_sweeps_or_that_of_other_runs(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text("{}")
     with pytest.raises(ConfigError, match="is the folder of a run"), driving(tmp_path):
         pass
+
+
+def test_dry_runs_refuse_what_the_commands_refuse(tmp_path: Path) -> None:
+    words = [*OPTIONS, "--preset", "mini", "--output", str(tmp_path / "search"), "--dry-run"]
+    search = [*words, "--role", "scratch", "--space", "optim.lr=choice:1e-3,1e-2", "--search", "grid"]
+    assert sweep(search) == 0
+    save(read(search).spec, tmp_path / "search")
+    with pytest.raises(ConfigError, match="search holds another sweep: "):
+        sweep([*search, "--space", "optim.weight_decay=choice:0,0.1"])
+    write_plan(plan(tmp_path / "search", "a", grows=True), "local", {})
+    with pytest.raises(ConfigError, match="holds the sweep search; give another --output"):
+        study(words)
+    write_plan(plan(tmp_path / "search", "a"), "local", {})
+    with pytest.raises(ConfigError, match="holds the runs of search; give another --output"):
+        sweep(search)
 
 
 def test_a_sweep_that_has_started_no_run_yet_excludes_other_launchers(tmp_path: Path) -> None:
@@ -205,9 +224,9 @@ def test_a_record_whose_lists_differ_in_their_length_is_damaged(tmp_path: Path) 
     record = json.loads((tmp_path / PLAN_FILE).read_text())
     record["stages"]["runs"]["folders"].pop()
     (tmp_path / PLAN_FILE).write_text(json.dumps(record))
-    for read in (overview, status.cancel):
+    for use in (overview, status.cancel):
         with pytest.raises(StatusError, match=r"holds no readable plan\.json"):
-            read(tmp_path)
+            use(tmp_path)
 
 
 def test_the_start_of_a_process_tells_it_from_others() -> None:
