@@ -1,4 +1,4 @@
-"""Locks on file systems without flock(2): files that are created atomically (O_EXCL) and kept fresh by their owner.
+"""Locks on file systems without flock(2): files that are created atomically (link(2)) and kept fresh by their owner.
 
 <lock>.lease           held exclusively: host, process and id of the owner as JSON
 <lock>.lease-ID        held by one of several that share the lock
@@ -60,34 +60,54 @@ class Lease:
 
     def _create(self, path: Path) -> bool:
         for _ in range(2):
-            try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            except FileExistsError:
-                if self._is_held(path):
-                    return False
-                continue
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(self._content)
-            return True
+            if self._appear(path):
+                return True
+            if self._is_held(path):
+                return False
         return False
 
-    def _is_held(self, path: Path) -> bool:
-        """Whether a lease has a living owner. Removes it if it has none."""
+    def _appear(self, path: Path) -> bool:
+        """Create a lease with its content at once, so that nobody reads an empty one; False if there is one."""
+        written = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            age = self._now() - path.stat().st_mtime
-        except FileNotFoundError:
+            written.write_text(self._content, encoding="utf-8")
+            os.link(written, path)
+        except FileExistsError:
             return False
-        owner = _read(path)
-        if age < STALE and not _has_ended(owner):
-            return True
-        taken = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        with suppress(FileNotFoundError):
-            os.rename(path, taken)
-            if _read(taken) != owner:  # another process has replaced it in between: put it back
-                with suppress(FileExistsError):
-                    os.link(taken, path)
-            taken.unlink(missing_ok=True)
+        finally:
+            written.unlink(missing_ok=True)
+        return True
+
+    def _is_held(self, path: Path) -> bool:
+        """Whether a lease has a living owner. Removes it if it has none, one process at a time: a lease that appears
+        after another process has removed the old one must not be taken for it.
+        """
+        if self._is_abandoned(path):
+            breaking = path.with_name(f".{path.name}.breaking")
+            try:
+                breaking.mkdir()
+            except FileExistsError:
+                if self._age(breaking) > STALE:  # of a process that was killed here
+                    with suppress(OSError):
+                        breaking.rmdir()
+                return True
+            try:
+                if self._is_abandoned(path):
+                    path.unlink(missing_ok=True)
+            finally:
+                breaking.rmdir()
         return path.exists()
+
+    def _is_abandoned(self, path: Path) -> bool:
+        return path.exists() and (self._age(path) >= STALE or _has_ended(_read(path)))
+
+    def _age(self, path: Path) -> float:
+        """Seconds since a file was touched; 0 if there is none."""
+        now = self._now()
+        try:
+            return now - path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def _now(self) -> float:
         """The file server's time."""
