@@ -1,4 +1,4 @@
-"""Locks on file systems without flock(2): files that are created atomically (link(2)) and kept fresh by their owner.
+"""Locks on file systems without flock(2): files that are created atomically (O_EXCL) and kept fresh by their owner.
 
 <lock>.lease           held exclusively: host, process and id of the owner as JSON
 <lock>.lease-ID        held by one of several that share the lock
@@ -60,23 +60,16 @@ class Lease:
 
     def _create(self, path: Path) -> bool:
         for _ in range(2):
-            if self._appear(path):
-                return True
-            if self._is_held(path):
-                return False
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            except FileExistsError:
+                if self._is_held(path):
+                    return False
+                continue
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(self._content)
+            return True
         return False
-
-    def _appear(self, path: Path) -> bool:
-        """Create a lease with its content at once, so that nobody reads an empty one; False if there is one."""
-        written = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            written.write_text(self._content, encoding="utf-8")
-            os.link(written, path)
-        except FileExistsError:
-            return False
-        finally:
-            written.unlink(missing_ok=True)
-        return True
 
     def _is_held(self, path: Path) -> bool:
         """Whether a lease has a living owner. Removes it if it has none, one process at a time: a lease that appears
@@ -95,7 +88,8 @@ class Lease:
                 if self._is_abandoned(path):
                     path.unlink(missing_ok=True)
             finally:
-                breaking.rmdir()
+                with suppress(FileNotFoundError):  # this process stood still, and another one removed it
+                    breaking.rmdir()
         return path.exists()
 
     def _is_abandoned(self, path: Path) -> bool:
