@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data.batch import require_fitting_micro_batch
-from pfcluster.data.dataset import open_dataset, require_labels
+from pfcluster.data.dataset import missing_test_split, open_dataset, require_labels
 from pfcluster.data.in_memory import decoded_bytes
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.training_options import Options
@@ -43,10 +43,13 @@ def dry_run(waves: Sequence[Sequence[TrainRun]], options: Options, console: Cons
     table = Table("run", "seeds", "steps", "batch", "parameters", "at test", "GFLOP")
     costs: dict[str, Profile] = {}
     steps_by_name: dict[str, int] = {}
+    missing: dict[str, None] = {}
     for name, same in configs.items():
         config = same[0]
         dataset = open_dataset(config.data, config.seed)
         require_labels(dataset, config)
+        if (sentence := missing_test_split(dataset, config)) is not None:
+            missing[sentence] = None
         cost = costs[name] = profile(config, len(dataset.classes), identity_net=_identity_net(config))
         steps_by_name[name] = total_steps(config, len(dataset.train))
         table.add_row(
@@ -69,6 +72,7 @@ def dry_run(waves: Sequence[Sequence[TrainRun]], options: Options, console: Cons
         console.print(f"plus {size} MiB of each GPU for the images of data.cache_mode device")
     for name, steps in steps_by_name.items():
         print_warnings((f"{name}: {warning}" for warning in schedule_warnings(configs[name][0], steps)), console)
+    print_warnings(missing, console)
     console.print(f"folders: {' '.join(str(run.folder) for run in runs)}")
     console.print(EXPLANATION, style="dim")
 

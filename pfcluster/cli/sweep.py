@@ -57,6 +57,7 @@ def sweep(arguments: Sequence[str]) -> int:
     spec, folder = options.spec, options.output
     schedule_of = evaluation_schedules()
     print_warnings(preflight(_first_runs(spec, folder), options.cluster), console)
+    print_warnings(_missing_test_split(spec, folder), console)
     require_counted_evaluations(spec, Runs(spec, folder), schedule_of)
     if options.dry_run:
         require_same(spec, folder)
@@ -116,6 +117,17 @@ def evaluation_schedules() -> ScheduleOf:
         return EvalSchedule(total_steps(config, count), evaluation_steps(config, count))
 
     return schedule_of
+
+
+def _missing_test_split(spec: Spec, folder: Path) -> list[str]:
+    """A sentence if the winner is to be evaluated on the test split, and the data has none."""
+    if not spec.confirm:
+        return []
+    from pfcluster.data.dataset import missing_test_split, open_dataset
+
+    config = Runs(spec, folder).run_of(Trial(0, {}), spec.fresh_seeds[0], test=True).config
+    missing = missing_test_split(open_dataset(config.data, config.seed), config)
+    return [] if missing is None else [missing]
 
 
 def _first_runs(spec: Spec, folder: Path) -> Plan:

@@ -49,6 +49,17 @@ def require_labels(dataset: Dataset, config: RunConfig) -> None:
         )
 
 
+def missing_test_split(dataset: Dataset, config: RunConfig) -> str | None:
+    """A sentence if the run is to be evaluated on the test split, and the dataset has none."""
+    if dataset.test is not None or config.objective == "mae" or config.evaluate.final_split != "test":
+        return None
+    return (
+        f"{dataset.name} has no test split: poker faces are measured on the validation split, and the report has no"
+        " accuracies. Build it with --test-share 0.15, or with --test-input, or set --evaluate.final-split validation"
+        " if that is intended"
+    )
+
+
 def sample_order(config: DataConfig, dataset: Dataset, seed: int) -> SampleOrder:
     """The order of a run's training samples. Raises DataError if `data.sampling` needs labels that are missing."""
     size = len(dataset.train)

@@ -87,6 +87,8 @@ def sentence(text: str) -> str:
 
 def unknown_option(word: str, kind: type, prog: str) -> str:
     """An error message for an argument that no option takes."""
+    if word.lower() in ("true", "false"):
+        return f"unexpected argument {word!r}: a switch takes no value: write --section.name or --section.no-name"
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; `{prog} --help` lists the options"
     name = word.partition("=")[0]

@@ -47,9 +47,8 @@ def preflight(plan: Plan, cluster: Cluster) -> list[str]:
         _check_layout(run.config, cluster.size_of(run.config.name))
         _check_identity_net(run.config, planned)
         if run.config.data.shards not in unbuilt:
-            samples = _check_data_and_weights(run.config, planned)
-            found = schedule_warnings(run.config, total_steps(run.config, samples))
-            warnings += [f"{run.config.name}: {warning}" for warning in found]
+            found = _check_data_and_weights(run.config, planned)
+            warnings += [warning for warning in found if warning not in warnings]
     return warnings
 
 
@@ -79,11 +78,11 @@ def _check_layout(config: RunConfig, world_size: int) -> None:
     check_backend(config.engine, world_size)
 
 
-def _check_data_and_weights(config: RunConfig, planned: Container[str]) -> int:
-    """Open the data and load the weights that exist already; -> training samples. Raises DataError, ConfigError,
+def _check_data_and_weights(config: RunConfig, planned: Container[str]) -> list[str]:
+    """Open the data and load the weights that exist already; -> warnings. Raises DataError, ConfigError,
     WeightsError.
     """
-    from pfcluster.data.dataset import open_dataset, require_labels
+    from pfcluster.data.dataset import missing_test_split, open_dataset, require_labels
 
     dataset = open_dataset(config.data, config.seed)
     require_labels(dataset, config)
@@ -93,7 +92,9 @@ def _check_data_and_weights(config: RunConfig, planned: Container[str]) -> int:
 
         factory.build(existing, len(dataset.classes))
     _check_evaluators(config, dataset, planned)
-    return len(dataset.train)
+    found = schedule_warnings(config, total_steps(config, len(dataset.train)))
+    missing = missing_test_split(dataset, config)
+    return [*(f"{config.name}: {warning}" for warning in found), *([] if missing is None else [missing])]
 
 
 def _without_planned_starts(config: RunConfig, planned: Container[str]) -> RunConfig:

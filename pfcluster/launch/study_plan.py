@@ -21,7 +21,7 @@ from pfcluster.launch.budget_controls import budget_controls
 from pfcluster.launch.command_line import parse
 from pfcluster.launch.overrides import apply_overrides, override_value
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun, stages_of
-from pfcluster.launch.training_options import STUDIES, TRAINING, Options
+from pfcluster.launch.training_options import STUDIES, TRAINING, Options, trained_role
 from pfcluster.runs.folder import RESULT_FILE
 
 SHARDS, REPORT = "shards", "report"
@@ -33,15 +33,18 @@ def make_plan(options: Options) -> Plan:
     """The plan of a training command. Raises ValueError subclasses."""
     if options.command in STUDIES:
         return study_plan(options)
-    config = apply_overrides(options.recipe()[TRAINING[options.command]], options.overrides)
+    recipe = options.recipe()
+    config = apply_overrides(recipe[TRAINING[options.command]], options.overrides)
+    if trained_role(options.command, config.model.init) == MAE_VIT:
+        mae_vit = recipe[MAE_VIT]
+        start = replace(mae_vit, model=replace(mae_vit.model, init=config.model.init))
+        config = apply_overrides(start, options.overrides)
     if config.model.init == SAME_SEED_MAE_VIT:
         raise ConfigError(
             f"model.init must name a run: PF-ViT of preset {options.preset} starts from a fine-tuned MAE-ViT; give"
             " --model.init and --pf-mag.decoder-init, the folders of runs of `pfcluster finetune` and `pfcluster"
             " pretrain`, or train everything with `pfcluster study`"
         )
-    if config.objective == "finetune" and config.model.init is not None and config.name == "scratch":
-        config = replace(config, name="mae-vit")
     stages = tuple(stages_of(_seeded(options, config)))
     return Plan(options.name or config.name, options.output / config.name, stages, options.command_line)
 

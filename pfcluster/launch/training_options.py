@@ -13,7 +13,7 @@ import tyro
 from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.config.overrides import OverridesFile, read_overrides
 from pfcluster.config.preset_parts import Recipe
-from pfcluster.config.starts import PfVitStart, with_start
+from pfcluster.config.starts import MAE_VIT, PfVitStart, with_start
 from pfcluster.launch.budget_controls import BudgetControl
 from pfcluster.launch.command_line import is_help, parse, parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
@@ -21,7 +21,7 @@ from pfcluster.launch.overrides import override_value
 from pfcluster.launch.redaction import redact
 
 TRAINING = {"pretrain": "mae", "finetune": "scratch", "pf-mag": "pf-vit", "judge": "judge"}
-"""Commands that train one stage, and the preset's run that each takes."""
+"""Commands that train one stage, and the preset's run that each takes; `finetune --model.init` takes mae-vit."""
 STUDIES = ("pipeline", "demo", "study")
 """Commands that train every stage and write a report."""
 
@@ -125,6 +125,11 @@ def command_text(command: str, arguments: Sequence[str]) -> str:
     return redact(shlex.join(["pfcluster", command, *arguments]))
 
 
+def trained_role(command: str, init: str | None) -> str:
+    """The preset's run that a command of one stage trains; `init` is where it starts (model.init)."""
+    return MAE_VIT if command == "finetune" and init is not None else TRAINING[command]
+
+
 def require_seeds(seeds: Sequence[int]) -> None:
     """Raises ConfigError unless there is a seed and no seed stands twice."""
     if not seeds:
@@ -146,7 +151,8 @@ def parse_training(command: str, arguments: Sequence[str]) -> Options:
     study = options if isinstance(options, StudyOptions) else StudyOptions()
     overrides_file = None if options.overrides is None else read_overrides(options.overrides)
     if overrides_file is not None and command in TRAINING:
-        overrides_file.require_values_of(TRAINING[command], prog)
+        init = override_value(overrides, "--model.init") or overrides_file.values.get("model.init")
+        overrides_file.require_values_of(trained_role(command, init), prog)
     return Options(
         command,
         command_text(command, arguments),
@@ -175,6 +181,9 @@ def defaults(command: str, arguments: Sequence[str] = ()) -> TrainingOptions:
     file = override_value(arguments, "--overrides")
     if file is not None:
         preset = read_overrides(Path(file)).preset or preset
+    named = override_value(arguments, "--preset")
+    if named in presets.PRESETS:  # so that --help shows its values
+        preset = named
     if command not in STUDIES:
         return TrainingOptions(preset=preset)
     return StudyOptions(preset=preset, seeds=(0, 1, 2), max_parallel=2 if demo else 1, output=Path("runs") / command)

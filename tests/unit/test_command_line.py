@@ -86,6 +86,7 @@ def test_errors_are_one_sentence_without_tyros_box(monkeypatch, words, message, 
         (["--model.depht", "6"], "no option --model.depht; did you mean --model.depth"),
         (["--model.heads", "7"], "must be a multiple of model.heads = 7"),
         (["--engine.backend", "zero4"], "invalid choice 'zero4' for argument '--engine.backend'"),
+        (["--checkpoint.asynchronous", "False"], "unexpected argument 'False': a switch takes no value: write --sec"),
     ],
 )
 def test_errors_of_overrides_name_field_and_value(words, message):
@@ -117,6 +118,12 @@ def test_every_command_can_be_loaded_and_has_help(command, capsys):
     assert callable(load_command(command))
     assert main([command, "--help"]) == 0
     assert f"usage: pfcluster {command}" in capsys.readouterr().out
+
+
+def test_help_of_a_preset_shows_its_values(capsys):
+    assert main(["pretrain", "--preset", "vit-b", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "dimension, D. (default: 768)" in words
 
 
 def test_help_lists_every_command_and_config_field(capsys):

@@ -16,6 +16,7 @@ from pfcluster.launch.preflight import preflight
 from pfcluster.launch.run_queue import RunQueue
 from pfcluster.launch.study_plan import make_plan
 from pfcluster.launch.training_options import Options, parse_training
+from tests.commands import command
 from tests.tiny import OPTIONS, config
 
 
@@ -80,6 +81,26 @@ def test_a_study_uses_the_judge_that_it_is_given(tmp_path):
     assert {run.config.evaluate.judge for run in stage(plan, "pf-vit").tasks} == {"runs/judge"}
 
 
+@pytest.mark.parametrize("preset", ["small", "fer2013", "poker-face"])
+def test_finetune_trains_the_same_run_as_a_study(tmp_path, preset):
+    words = ["--preset", preset, "--executor", "local", "--output", str(tmp_path), "--data.limit", "8"]
+    of_study = {stage.name: stage.tasks[0].config for stage in make_plan(parse_training("study", words)).stages[:-1]}
+    (from_mae,) = make_plan(parse_training("finetune", [*words, "--model.init", str(tmp_path / "mae/seed-0")])).stages
+    (from_scratch,) = make_plan(parse_training("finetune", words)).stages
+    assert from_mae.tasks[0] == TrainRun(of_study["mae-vit"], tmp_path / "mae-vit/seed-0")
+    assert from_scratch.tasks[0] == TrainRun(of_study["scratch"], tmp_path / "scratch/seed-0")
+
+
+def test_finetune_takes_the_values_of_a_file_for_the_run_that_it_trains(tmp_path):
+    file = tmp_path / "winner.json"
+    file.write_text('{"preset": "demo", "overrides": {"mae-vit:optim.lr": 0.003}}')
+    words = ["--overrides", str(file), "--executor", "local", "--output", str(tmp_path)]
+    (fine_tuning,) = make_plan(parse_training("finetune", [*words, "--model.init", "runs/mae/seed-0"])).stages
+    assert fine_tuning.tasks[0].config.optim.lr == 0.003
+    with pytest.raises(ConfigError, match=r"has only values of mae-vit, and .* trains the preset's scratch"):
+        parse_training("finetune", words)
+
+
 def is_run(task: object) -> bool:
     return isinstance(task, TrainRun)
 
@@ -110,6 +131,18 @@ def test_a_study_that_is_too_short_for_its_warmups_is_named_before_it_starts(tmp
     assert any(each.startswith("pf-vit: the adversarial part never begins") for each in warnings)
     assert any(each.startswith("mae: the learning rate does not reach optim.lr") for each in warnings)
     assert not preflight(make_plan(whole), whole.cluster)
+
+
+def test_data_without_a_test_split_is_named_once_before_a_study_starts(tmp_path, built):
+    words = ["study", "--preset", "demo", *OPTIONS, "--executor", "local", "--output", tmp_path, "--data.shards", built]
+    options = parse_training("study", list(map(str, words[1:])))
+    (warning,) = [each for each in preflight(make_plan(options), options.cluster) if "test split" in each]
+    assert warning.startswith("faces has no test split")
+    assert "--test-share 0.15" in warning
+    dry = command(*words, "--dry-run")
+    assert (dry.returncode, dry.stdout.count("has no test split")) == (0, 1)
+    validation = parse_training("study", [*map(str, words[1:]), "--evaluate.final-split", "validation"])
+    assert not any("test split" in each for each in preflight(make_plan(validation), validation.cluster))
 
 
 def chain(folder: Path) -> tuple[list[TrainRun], Plan]:

@@ -14,7 +14,7 @@ from pfcluster.config.io import differences, may_change_on_resume
 from pfcluster.config.overrides import OverridesFile
 from pfcluster.config.starts import MAE_VIT, starts_from_mae_vit
 from pfcluster.launch.overrides import apply_overrides
-from pfcluster.launch.training_options import TRAINING
+from pfcluster.launch.training_options import TRAINING, trained_role
 from pfcluster.sweep.report.data import SweepData
 from pfcluster.sweep.report.rows import Row
 from pfcluster.sweep.space import MAE, applied
@@ -176,7 +176,7 @@ def _study_command(file: OverridesFile, config: RunConfig) -> str:
 def _command(command: str, file: OverridesFile, config: RunConfig, output: Path, seeds: tuple[int, ...]) -> str:
     """A training command for a config: the file of overrides, and options for what the file leaves out."""
     assert file.preset is not None
-    base = file.apply(presets.recipe(file.preset))[TRAINING[command]]
+    base = file.apply(presets.recipe(file.preset))[trained_role(command, config.model.init)]
     words = ["pfcluster", command, "--overrides", str(file.path)]
     for field, (_, value) in differences(base, config).items():
         if field not in ("name", "seed", "evaluate.final_split"):
