@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pfcluster.evaluate.poker_faces import TRANSFER
 from pfcluster.report.statistics import Paired, Summary, holm, paired, summarize
 from pfcluster.runs.folder import read_result
 
@@ -18,7 +19,7 @@ START, RECIPE, NO_ADVERSARY = "mae-vit", "pf-vit", "no-adversary"
 SIGNIFICANCE = 0.05
 MARGIN = 0.005
 """Accuracy by which PF-ViT may be below MAE-ViT."""
-PREFIXES = {"input": "input", "reconstruction": "rec", "poker face": "poker", "truth": "truth"}
+PREFIXES = {"input": "input", "reconstruction": "rec", "poker face": "poker", "truth": "truth", TRANSFER: "transfer"}
 """Row of result.json -> prefix of its figures."""
 METRICS = ("mse_inside", "mse_outside", "neutralised_rate", "emotion_agreement", "fid", "fid_neutral")
 ADVERSARY_FIGURES = {

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import recipe_variants
-from benchmarks.poker_aims import RECIPE, read_figures
 from benchmarks.poker_faces import FACES
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.data import no_augment
@@ -27,6 +26,15 @@ FIGURES: recipe_variants.Columns = {
     "error in the region": ("poker_mse_inside", "input_mse_inside", -1),
     "error outside": ("poker_mse_outside", "rec_mse_outside", -1),
 }
+
+LEGEND = (
+    "Bold: differs from the whole recipe, p < 0.05 (Holm's correction over the table); (better) where leaving it out "
+    "helps. Reproduce with"
+)
+FOOTNOTE = (
+    "Error in the region: of the poker face, over the photo's. Error outside: of the poker face, over the "
+    "reconstruction's. Both against the true poker face."
+)
 
 
 def parts(recipe: RunConfig) -> dict[str, dict[str, Any]]:
@@ -71,13 +79,7 @@ def results(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str,
     """Content of recipe_parts.json. `commit` is recorded where the runs do not know theirs."""
     recipe = presets.recipe("demo")["pf-vit"]
     rows = dict(zip(parts(recipe), named_parts(recipe), strict=True))
-    without = {part: read_figures(folder, name, seeds) for part, name in rows.items()}
-    cells = recipe_variants.compared(read_figures(folder, RECIPE, seeds), without, FIGURES)
-    return {
-        **recipe_variants.provenance(folder, seeds, COMMAND, commit, rows),
-        "recipe": cells["recipe"],
-        "without": cells["variants"],
-    }
+    return recipe_variants.leave_one_out(folder, seeds, FIGURES, rows, command=COMMAND, commit=commit)
 
 
 def markdown(values: Mapping[str, Any]) -> str:
@@ -85,15 +87,13 @@ def markdown(values: Mapping[str, Any]) -> str:
     lines = [
         "# The recipe without each of its parts",
         "",
-        f"{recipe_variants.measured_line(values)} Bold: differs from the whole "
-        "recipe, p < 0.05 (Holm's correction over the table); (better) where leaving it out helps. Reproduce with",
+        f"{recipe_variants.measured_line(values)} {LEGEND}",
         "",
         f"    {values['command']}",
         "",
         *recipe_variants.table({"recipe": values["recipe"], "variants": values["without"]}, FIGURES, first="without"),
         "",
-        "Error in the region: of the poker face, over the photo's. Error outside: of the poker face, over the "
-        "reconstruction's. Both against the true poker face.",
+        FOOTNOTE,
     ]
     return "\n".join(lines) + "\n"
 

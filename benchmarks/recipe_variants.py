@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.poker_aims import RECIPE, START, Figures, compare, over_seeds
+from benchmarks.poker_aims import RECIPE, START, Figures, compare, over_seeds, read_figures
 from benchmarks.poker_faces import RESULTS, SHARED_RUNS, seeded_run
 from benchmarks.result_files import training_device, write_results
 from pfcluster.config import presets
@@ -39,9 +39,9 @@ def variants_plan(
     *,
     faces: int,
     command: str,
-    evaluation: Mapping[str, Any] | None = None,
+    common: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Pre-training, judge and MAE-ViT, the recipe, and its variants. `faces` is `data.synthetic.seed`, `evaluation`
+    """Pre-training, judge and MAE-ViT, the recipe, and its variants. `faces` is `data.synthetic.seed`, `common`
     more values of all PF-ViTs.
     """
     by_role = {
@@ -50,7 +50,7 @@ def variants_plan(
     shared = [Stage(name, (TrainRun(by_role[name], folder / name / "seed-0"),)) for name in SHARED_RUNS]
     start = with_values(by_role["mae-vit"], {"model.init": str(folder / "mae" / "seed-0")})
     judge = {"evaluate.judge": str(folder / "judge" / "seed-0")}
-    recipe = with_values(by_role["pf-vit"], {**judge, **(evaluation or {})})
+    recipe = with_values(by_role["pf-vit"], {**judge, **(common or {})})
     configs = {RECIPE: recipe} | {
         variant: with_values(recipe, {"name": variant, **values}) for variant, values in variants.items()
     }
@@ -100,6 +100,21 @@ def compared(recipe: Figures, variants: Mapping[str, Figures], columns: Columns)
             }
             for name, cells in by_variant.items()
         },
+    }
+
+
+def leave_one_out(
+    folder: Path, seeds: Sequence[int], columns: Columns, rows: Mapping[str, str], *, command: str, commit: str | None
+) -> dict[str, Any]:
+    """Content of the JSON of a benchmark that leaves out one part at a time. `rows`: title of the part -> name of its
+    runs; `commit` is recorded where the runs do not know theirs.
+    """
+    without = {part: read_figures(folder, name, seeds) for part, name in rows.items()}
+    cells = compared(read_figures(folder, RECIPE, seeds), without, columns)
+    return {
+        **provenance(folder, seeds, command, commit, rows),
+        "recipe": cells["recipe"],
+        "without": cells["variants"],
     }
 
 

@@ -33,7 +33,7 @@ OPTIONS = shlex.split(
     " --data.synthetic.identities 12 --model.patch 8 --model.width 32 --model.depth 2 --model.heads 2"
     " --model.decoder-width 16 --model.decoder-depth 2 --model.decoder-heads 2 --batch-size 16 --epochs 2"
     " --engine.device cpu --engine.log-every 1 --evaluate.n-poker-faces 16 --pf-mag.warmup-steps 4"
-    " --pf-mag.r1 0 --pf-mag.loss-balancing-steps 2"
+    " --pf-mag.erasure-start 2 --pf-mag.weights.swap 0 --pf-mag.r1 0 --pf-mag.loss-balancing-steps 2"
 )
 """Such a run on the command line, but for how often it saves and evaluates itself."""
 DATA = DataConfig(size=32, synthetic=SyntheticConfig(train=96, validation=32, test=40, identities=12, nuisance=0.3))

@@ -140,6 +140,26 @@ def from_classifier(pf_vit: RunConfig, *, epochs: float, warmup_steps: int, ema:
     )
 
 
+def with_erasure(pf_vit: RunConfig, *, start: int, adv: float, anchor: float) -> RunConfig:
+    """PF-ViT of `from_classifier` with the erasure from step `start` on, the swap cycle, patch masks that start nearly
+    closed and a discriminator that learns during the warm-up; in batches of 64 with 0.7 times the rates.
+    """
+    return replace(
+        pf_vit,
+        batch_size=64,
+        optim=replace(pf_vit.optim, lr=1.4e-3),
+        discriminator_optim=replace(FAST_DISCRIMINATOR, schedule="cosine"),
+        pf_mag=replace(
+            pf_vit.pf_mag,
+            weights=replace(pf_vit.pf_mag.weights, adv=adv, anchor=anchor, swap=250.0),
+            warmup_lr=2.1e-3,
+            warmup_discriminator=True,
+            erasure_start=start,
+            patch_mask_bias=-2.0,
+        ),
+    )
+
+
 def real_faces(
     model: ModelConfig,
     augment: AugmentConfig,

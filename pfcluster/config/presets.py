@@ -23,13 +23,13 @@ from pfcluster.config import (
     SyntheticConfig,
 )
 from pfcluster.config.preset_parts import (
-    FAST_DISCRIMINATOR,
     Recipe,
     from_classifier,
     paper_nets,
     real_faces,
     rendered_faces,
     small_nets,
+    with_erasure,
     with_evaluation,
 )
 
@@ -60,11 +60,12 @@ def demo() -> Recipe:
 
     Command: `pfcluster demo`. Results: benchmarks/results/demo.md.
     """
-    return rendered_faces(
+    recipe = rendered_faces(
         32,
         {"judge": 6, "mae": 30, "scratch": 8, "mae-vit": 20},
-        pf_vit={"epochs": 26, "warmup_steps": 330, "ema": 0.97},
+        pf_vit={"epochs": 26, "warmup_steps": 660, "ema": 0.985},
     )
+    return recipe | {"pf-vit": with_erasure(recipe["pf-vit"], start=50, adv=2.0, anchor=2.0)}
 
 
 def poker_face() -> Recipe:
@@ -79,23 +80,8 @@ def poker_face() -> Recipe:
         {"judge": 7, "mae": 40, "scratch": 10, "mae-vit": 90},
         pf_vit={"epochs": 100, "warmup_steps": 2400, "ema": 0.9975},
     )
-    pf_vit = recipe["pf-vit"]
-    weights = replace(pf_vit.pf_mag.weights, adv=1.75, anchor=4.0, swap=250.0)
-    recipe["pf-vit"] = replace(
-        pf_vit,
-        batch_size=64,
-        evaluate=replace(pf_vit.evaluate, select_from=0.85),
-        optim=replace(pf_vit.optim, lr=1.4e-3),
-        discriminator_optim=replace(FAST_DISCRIMINATOR, schedule="cosine"),
-        pf_mag=replace(
-            pf_vit.pf_mag,
-            weights=weights,
-            warmup_lr=2.1e-3,
-            warmup_discriminator=True,
-            erasure_start=100,
-            patch_mask_bias=-2.0,
-        ),
-    )
+    pf_vit = with_erasure(recipe["pf-vit"], start=100, adv=1.75, anchor=4.0)
+    recipe["pf-vit"] = replace(pf_vit, evaluate=replace(pf_vit.evaluate, select_from=0.85))
     cached = {name: replace(config, data=replace(config.data, cache_mode="host")) for name, config in recipe.items()}
     return with_evaluation(cached, every_epochs=4, grid_every=8)
 

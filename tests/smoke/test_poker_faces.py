@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import recipe_parts, silent_tokens
+from benchmarks import erasure_parts, recipe_parts, silent_tokens
 from benchmarks.poker_aims import evaluate_aims
 from benchmarks.poker_check import differences, evaluate
 from benchmarks.poker_faces import COMPARED_RUNS, NAME, RESULTS, configs, markdown, plan, results
@@ -100,11 +100,12 @@ def test_a_row_of_fewer_seeds_says_so(tmp_path):
     assert "`no-adversary` has the seeds 1, 3." in markdown(written)
 
 
-def test_leave_one_out_changes_the_recipe_in_every_part(tmp_path):
-    stages = {stage.name: stage for stage in recipe_parts.plan(tmp_path, (1, 2)).stages}
+@pytest.mark.parametrize("benchmark", [recipe_parts, erasure_parts])
+def test_leave_one_out_changes_the_recipe_in_every_part(benchmark, tmp_path):
+    stages = {stage.name: stage for stage in benchmark.plan(tmp_path, (1, 2)).stages}
     recipe = stages["pf-vit"].tasks[0].config
     variants = [stage.tasks[0].config for name, stage in stages.items() if name.startswith("without-")]
-    assert len(variants) == len(recipe_parts.parts(recipe))
+    assert len(variants) == len(stages) - len(("mae", "judge", "mae-vit", "pf-vit"))
     unnamed = [replace(config, name=recipe.name) for config in variants]
     assert recipe not in unnamed
     assert all(config not in unnamed[:index] for index, config in enumerate(unnamed))
