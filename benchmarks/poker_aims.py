@@ -127,12 +127,12 @@ def _poker_face_aims(recipe: Figures) -> list[AimResult]:
     removed = _ratio(recipe["poker_mse_inside"], recipe["input_mse_inside"])
     outside = _ratio(recipe["poker_mse_outside"], recipe["rec_mse_outside"])
     identity = _points(recipe["poker_identity_probe"], recipe["rec_identity_probe"])
-    calm, clear = over_seeds(recipe, "poker_neutralised_rate"), over_seeds(recipe, "rec_emotion_agreement")
+    neutral, recognised = over_seeds(recipe, "poker_neutralised_rate"), over_seeds(recipe, "rec_emotion_agreement")
     return [
-        AimResult("neutral to the judge", "neutralised_rate of the poker faces at least 85 %", calm, None,
-                  calm.mean >= 0.85),
-        AimResult("not by blur", "emotion_agreement of the reconstructions at least 85 %", clear, None,
-                  clear.mean >= 0.85),
+        AimResult("neutral to the judge", "neutralised_rate of the poker faces at least 85 %", neutral, None,
+                  neutral.mean >= 0.85),
+        AimResult("not by blur", "emotion_agreement of the reconstructions at least 85 %", recognised, None,
+                  recognised.mean >= 0.85),
         AimResult("expression removed", "poker face's error inside the expression region at most 0.30 of the input's",
                   removed, None, removed.mean <= 0.30),
         AimResult("rest of the face kept", "error outside the region at most 1.10 of the reconstruction's", outside,

@@ -68,7 +68,7 @@ class ReproduceOptions:
     fid: str | None = None
     """Features of the Fréchet distance: "inception", or a file of its weights; default: the judge's."""
     max_parallel: int | None = None
-    """Runs at the same time on this machine; default: 1, with --miniature 2."""
+    """Runs at the same time on this machine or on Ray; default: 1, with --miniature 2."""
     output: Path | None = None
     """Output folder; default: runs/reproduce, with --miniature runs/miniature."""
     job_name: str | None = None

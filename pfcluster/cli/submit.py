@@ -13,6 +13,7 @@ from rich.table import Table
 from pfcluster.cli.main import load_command
 from pfcluster.cli.train import INTERRUPTED
 from pfcluster.cli.watch import watch
+from pfcluster.config import ConfigError
 from pfcluster.launch.command_line import parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
 from pfcluster.launch.plan import Command, Plan, Stage
@@ -32,8 +33,14 @@ class SubmitOptions:
 
 
 def run_or_submit(command: str, arguments: list[str]) -> int:
-    """Run a command that does not train on this machine, or as a job with --executor slurm; returns the exit code."""
+    """Run a command that does not train on this machine, or as a job with --executor slurm; returns the exit code.
+    Raises ConfigError with --executor ray, which runs only what trains.
+    """
     options, rest = parse_known(SubmitOptions, arguments, prog=f"pfcluster {command}")
+    if options.cluster.executor == "ray":
+        raise ConfigError(
+            f"--executor ray runs only commands that train, not {command}: leave it out, or use --executor slurm"
+        )
     cluster = resolve_cluster(options.cluster)
     if cluster.executor != "slurm":
         return load_command(command)(rest)

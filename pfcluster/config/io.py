@@ -80,7 +80,7 @@ def with_values(config: RunConfig, values: Mapping[str, Any], source: str = "con
 
 
 def _split_list(value: Any) -> Any:
-    """A list from "flip+colour"; an empty list from None."""
+    """A list from "tensorboard+mlflow"; an empty list from None."""
     if value is None:
         return []
     return value.split("+") if isinstance(value, str) else value

@@ -37,7 +37,7 @@ class TrainingOptions:
     seeds: tuple[int, ...] = (0,)
     """One run for each seed."""
     max_parallel: int = 1
-    """Runs at the same time on this machine."""
+    """Runs at the same time on this machine or on Ray; under SLURM the queue decides."""
     output: Path = Path("runs")
     """Runs are written to OUTPUT/NAME/seed-N."""
     job_name: str | None = None

@@ -141,6 +141,12 @@ def test_help_lists_every_command_and_config_field(capsys):
     assert RunConfig().objective in output
 
 
+@pytest.mark.parametrize("command", ["evaluate", "build", "costs"])
+def test_commands_that_do_not_train_refuse_ray(command, capsys):
+    assert main([command, "--executor", "ray"]) == 2
+    assert f"--executor ray runs only commands that train, not {command}" in capsys.readouterr().err
+
+
 def test_unknown_command_names_a_similar_one(capsys):
     assert main(["pretrian"]) == 2
     assert "no command 'pretrian'; did you mean pretrain?" in capsys.readouterr().err

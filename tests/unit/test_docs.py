@@ -36,7 +36,7 @@ SOURCES = sorted(
     for path in (ROOT / top).rglob("*")
     if path.suffix in (".py", ".j2", ".toml") and path != Path(__file__).resolve()
 )
-OTHER_PROGRAMS = {  # pip, mkdocs, sbatch, torchrun, apt-get, huggingface-cli, ray, pytest
+OTHER_PROGRAMS = {  # pip, mkdocs, sbatch, torchrun, apt-get, hf, ray, pytest
     *("array", "wrap", "nnodes", "nproc-per-node", "rdzv-backend", "rdzv-endpoint", "no-install-recommends"),
     *("repo-type", "head", "strict", "container-image", "check", "nv", "logdir"),
     *("dest", "no-deps", "no-index", "find-links", "no-build-isolation"),
@@ -48,10 +48,12 @@ SECTIONS = "|".join(
 
 @cache
 def config_fields(cls: Any = RunConfig, prefix: str = "") -> frozenset[str]:
-    """Dotted names of all fields, sections included."""
+    """Dotted names of all fields, sections included, and of the options that switch one off."""
     names = set()
     for name, hint in get_type_hints(cls).items():
         names.add(prefix + name)
+        if hint is bool:
+            names.add(f"{prefix}no_{name}")  # --section.no-name
         if dataclasses.is_dataclass(hint):
             names |= config_fields(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
     return frozenset(names)
@@ -92,6 +94,7 @@ def unknown_options(text: str) -> list[str]:
         for name in options
         if (name.replace("-", "_") not in config_fields() if "." in name else name not in plain_options())
     ]
+    unknown += re.findall(r"--[a-z.-]+ (?:True|False)\b", code)  # switches take no value
     named = re.findall(rf"(?<![\w./-])((?:{SECTIONS})\.[a-z_0-9.]+)(?![\w(])", code)
     files = (".json", ".md", ".onnx", ".pt2", ".py", ".pth", ".png", ".safetensors", ".toml")
     return unknown + [name for name in named if not name.endswith(files) and name.rstrip(".") not in config_fields()]
@@ -237,6 +240,7 @@ def test_references_have_every_metric_and_key_of_a_run(objective: str, tmp_path:
     [
         (unknown_options, "`--optim.lr 1`", "`--optim.rate 1`"),
         (unknown_options, "    pfcluster demo --dry-run", "    pfcluster demo --dry"),
+        (unknown_options, "`--checkpoint.no-asynchronous`", "`--checkpoint.asynchronous False`"),
         (unknown_options, "`pf_mag.weights.adv`", "`pf_mag.weights.advers`"),
         (unknown_commands, "    .venv/bin/pfcluster demo", "    .venv/bin/pfcluster demonstrate"),
         (unknown_commands, "pfcluster is `pfcluster pf-mag`", "`python jobs/launch.py train`"),
