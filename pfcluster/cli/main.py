@@ -16,6 +16,8 @@ from pfcluster.runs.streams import accept_all_characters
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE, as a shell reports it."""
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""Set by torchrun and by jobs of other programs. The ranks of pfcluster run `pfcluster.launch.worker` instead."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +28,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     accept_all_characters()
     redact_output()
+    _leave_process_group()
     return report_errors(lambda: _run_words(words))
+
+
+def _leave_process_group() -> None:
+    """Forget that this process is one of several ranks, and say so: a command would wait for the others."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
+    if size != "1":
+        print(
+            f"WORLD_SIZE={size} in the environment is ignored: a command starts its own processes (--processes,"
+            " --nodes); torchrun starts `-m pfcluster.launch.worker`",
+            file=sys.stderr,
+        )
 
 
 def _run_words(words: list[str]) -> int:

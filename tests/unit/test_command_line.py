@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pfcluster.launch.command_line import parse, parse_known
 from pfcluster.launch.options import ClusterOptions, InlineCluster
 from pfcluster.launch.overrides import apply_overrides, override_value
 from pfcluster.launch.training_options import STUDIES, TRAINING, parse_training
+from tests.tiny import LAUNCH, OPTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,14 @@ def test_help_lists_every_command_and_config_field(capsys):
         assert option in output
     assert "--optim.lr" in output
     assert RunConfig().objective in output
+
+
+def test_a_command_does_not_wait_for_the_ranks_of_another_program(tmp_path):
+    variables = os.environ | {"WORLD_SIZE": "4", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    words = ["finetune", "--preset", "demo", *OPTIONS, "--max-steps", "1", "--executor", "local", "--output", tmp_path]
+    done = subprocess.run([*LAUNCH, *words], env=variables, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, "WORLD_SIZE=4 in the environment is ignored" in done.stderr) == (0, True)
+    assert (tmp_path / "scratch/seed-0/result.json").exists()
 
 
 @pytest.mark.parametrize("command", ["evaluate", "build", "costs"])
