@@ -22,7 +22,7 @@ from pfcluster.inference.model_info import ModelInfo
 from pfcluster.inference.onnx_predictor import OnnxPredictor
 from pfcluster.inference.prediction import Counts, PredictionOptions, run_prediction
 from pfcluster.inference.predictor import Predictor
-from pfcluster.inference.sources import list_sources
+from pfcluster.inference.sources import list_inputs
 from pfcluster.inference.timm_weights import timm_info
 
 Run = Callable[[], int]
@@ -67,7 +67,7 @@ def predict(predictor: Predictor, cropper: Cropper, photos: Sequence[str], batch
         options = PredictionOptions(output=output, batch_size=batch_size)
         try:
             return run_prediction(
-                list_sources(photos), predictor, cropper, options, show=print, advance=lambda _: None
+                list_inputs(photos).sources, predictor, cropper, options, show=print, advance=lambda _: None
             ).faces
         finally:
             output.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def resident_mb(model: Model, photos: Sequence[str], every: int, folder: Path) -
 
     cropper = DetectedFaces(model.info.preprocessing, "cpu", "one")
     options = PredictionOptions(output=folder / "memory.csv")
-    run_prediction(list_sources(photos), model.predictor, cropper, options, show=print, advance=advance)
+    run_prediction(list_inputs(photos).sources, model.predictor, cropper, options, show=print, advance=advance)
     return values
 
 

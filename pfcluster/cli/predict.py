@@ -19,7 +19,7 @@ from pfcluster.inference.crops import Cropper, DetectedFaces, WhichFaces, WholeP
 from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.model_card import int8_sentence
 from pfcluster.inference.prediction import Counts, PredictionOptions, check_options, run_prediction
-from pfcluster.inference.sources import ReadOptions, list_sources
+from pfcluster.inference.sources import ReadOptions, list_inputs
 from pfcluster.launch.command_line import parse
 from pfcluster.runs.terminal import plain_column, plain_console
 
@@ -69,7 +69,7 @@ def predict(arguments: list[str]) -> int:
         raise ValueError("missing: INPUT; `pfcluster predict --help` lists the options")
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT, too: a shell lets background jobs ignore it
         signal.signal(number, _interrupt)
-    sources = list_sources(options.inputs)
+    inputs = list_inputs(options.inputs)
     prediction = PredictionOptions(
         output=options.output,
         poker_faces=options.poker_face,
@@ -79,13 +79,13 @@ def predict(arguments: list[str]) -> int:
         how={"detect": options.detect, "faces": options.faces, "engine": options.engine},
     )
     predictor = _load(options)
-    check_options(prediction, predictor.info)
+    check_options(prediction, inputs, predictor.info)
     cropper = _cropper(options, predictor)
     messages, started = plain_console(stderr=True), time.perf_counter()
     try:
-        with _Progress(messages, len(sources), shown=options.output is not None) as advance:
+        with _Progress(messages, len(inputs.sources), shown=options.output is not None) as advance:
             show: Callable[[str], None] = lambda line: plain_console().print(line, soft_wrap=True)  # noqa: E731
-            counts = run_prediction(sources, predictor, cropper, prediction, show=show, advance=advance)
+            counts = run_prediction(inputs.sources, predictor, cropper, prediction, show=show, advance=advance)
     except KeyboardInterrupt:
         kept = "" if options.output is None else "; rows are kept, and the same command continues after them"
         messages.print(f"stopped{kept}")

@@ -42,6 +42,11 @@ def file_stem(index: int, source: Source) -> str:
     return f"{index:06d}_{stem[:MAX_STEM]}"
 
 
+def is_one_video(target: Path) -> bool:
+    """Whether a target of annotations is the name of a video, not a folder."""
+    return target.suffix.lower() == ".mp4"
+
+
 def make_folder(folder: Path, option: str) -> None:
     """Create a folder for pictures. Raises InferenceError if a file is in its place, OSError."""
     if folder.exists() and not folder.is_dir():
@@ -114,14 +119,18 @@ class Annotator:
     """Writes annotated photos and videos: into a folder, or one video to a file."""
 
     def __init__(self, target: Path, sources: Sequence[Source]) -> None:
-        """Raises InferenceError if `target` is a video's name and the sources are not one video."""
+        """Raises InferenceError if `target` is a video's name and the sources are not one video, or if it cannot
+        be written; OSError.
+        """
         self._sources = sources
         self._target = target
-        self._is_file = target.suffix.lower() == ".mp4"
+        self._is_file = is_one_video(target)
         self._writer: VideoWriter | None = None
         self._temporary = self._final = target
         if self._is_file and (len(sources) != 1 or not sources[0].is_stream):
             raise InferenceError(f"--annotate {target} is one video, but the inputs are not; give a folder")
+        if self._is_file and target.is_dir():
+            raise InferenceError(f"--annotate {target} is a folder; a name that ends in .mp4 must be that of a video")
         make_folder(target.parent if self._is_file else target, "--annotate")
 
     def add(self, frame: Frame, image: np.ndarray | None, faces: Sequence[Face]) -> None:

@@ -12,10 +12,11 @@ from pfcluster.inference.crops import Cropper
 from pfcluster.inference.errors import InferenceError, NoGeneratorError
 from pfcluster.inference.faces import Face, Row
 from pfcluster.inference.model_info import ModelInfo
-from pfcluster.inference.pictures import Annotator, file_stem, make_folder, write_poker_face
+from pfcluster.inference.outputs import Target, require_apart
+from pfcluster.inference.pictures import Annotator, file_stem, is_one_video, make_folder, write_poker_face
 from pfcluster.inference.pipeline import FrameFaces, PipelineOptions, Position, run_pipeline
 from pfcluster.inference.predictor import Predictor
-from pfcluster.inference.sources import ReadOptions, Source
+from pfcluster.inference.sources import Inputs, ReadOptions, Source
 from pfcluster.inference.tables import PartialTable, describe, require_writable
 
 
@@ -90,8 +91,9 @@ class _Lines:
         """There is nothing to close."""
 
 
-def check_options(options: PredictionOptions, info: ModelInfo) -> None:
-    """Raises InferenceError for outputs that cannot be written or that the model cannot give, before anything is read.
+def check_options(options: PredictionOptions, inputs: Inputs, info: ModelInfo) -> None:
+    """Raises InferenceError for outputs that cannot be written, that would replace inputs or become inputs of the next
+    prediction, or that the model cannot give, before anything is read.
 
     Creates the folders of pictures.
     """
@@ -103,10 +105,24 @@ def check_options(options: PredictionOptions, info: ModelInfo) -> None:
         raise InferenceError(f"--max-frames must be at least 1, got {options.read.max_frames}")
     if options.output is not None:
         require_writable(options.output)
+    require_apart(inputs, _targets(options))
     if options.poker_faces is not None:
         if not info.generates:
             raise NoGeneratorError(info.name)
         make_folder(options.poker_faces, "--poker-face")
+
+
+def _targets(options: PredictionOptions) -> list[Target]:
+    """Where files are written."""
+    targets = []
+    if options.output is not None:
+        targets.append(Target("--output", options.output))
+    if options.annotate is not None:
+        suffixes = () if is_one_video(options.annotate) else (".jpg", ".mp4")
+        targets.append(Target("--annotate", options.annotate, suffixes))
+    if options.poker_faces is not None:
+        targets.append(Target("--poker-face", options.poker_faces, (".png",)))
+    return targets
 
 
 def run_prediction(
@@ -123,8 +139,8 @@ def run_prediction(
     Continues an interrupted prediction into the same table. An interrupt ends a webcam's prediction in the regular way.
     Raises InferenceError if an output cannot be written, or no source can be read; OSError; KeyboardInterrupt.
     """
+    annotator = None if options.annotate is None else Annotator(options.annotate, sources)  # before there are rows
     table = _open_table(sources, predictor.info, options, show)
-    annotator = None if options.annotate is None else Annotator(options.annotate, sources)
     counts = Counts(sources=table.start.source)
     if isinstance(table, PartialTable):
         counts.kept_rows = table.rows

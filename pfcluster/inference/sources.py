@@ -59,7 +59,17 @@ class Frame:
     """Frames of the video per second, after leaving out those between every n-th."""
 
 
-def list_sources(inputs: Sequence[str]) -> list[Source]:
+@dataclass(frozen=True)
+class Inputs:
+    """What is predicted, and where it was looked for."""
+
+    sources: tuple[Source, ...]
+    folders: tuple[Path, ...] = ()
+    """Folders that were searched."""
+    patterns: tuple[str, ...] = ()
+
+
+def list_inputs(inputs: Sequence[str]) -> Inputs:
     """All photos and videos that the inputs name, without repetition. Raises InferenceError for an input that names
     none.
 
@@ -67,22 +77,28 @@ def list_sources(inputs: Sequence[str]) -> list[Source]:
     the number of a webcam.
     """
     sources: dict[str, Source] = {}
+    folders: list[Path] = []
+    patterns: list[str] = []
     for text in inputs:
-        for source in _sources_of(text):
+        path = Path(text)
+        if path.is_dir():
+            folders.append(path)
+            named = _folder(path)
+        elif path.exists():
+            named = [_file(text)]
+        elif text.isdecimal():
+            named = [Source(f"webcam {int(text)}", "webcam")]
+        else:
+            patterns.append(text)
+            named = _pattern(text)
+        for source in named:
             sources.setdefault(source.name, source)
-    return list(sources.values())
+    return Inputs(tuple(sources.values()), tuple(folders), tuple(patterns))
 
 
-def _sources_of(text: str) -> list[Source]:
-    path = Path(text)
-    if text.isdecimal() and not path.exists():
-        return [Source(f"webcam {int(text)}", "webcam")]
-    if path.is_dir():
-        return _folder(path)
-    if path.exists():
-        return [_file(text)]
+def _pattern(text: str) -> list[Source]:
     matches = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []
-    files = [match for match in matches if os.path.isfile(match) and _is_readable(match)]
+    files = [match for match in matches if os.path.isfile(match) and is_listed(match)]
     if files:
         return [_file(match) for match in files]
     if glob.has_magic(text):
@@ -94,7 +110,8 @@ def _file(name: str) -> Source:
     return Source(name, "video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "photo")
 
 
-def _is_readable(name: str) -> bool:
+def is_listed(name: str) -> bool:
+    """Whether a file in a folder, or that a pattern matches, is taken for a photo or video."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
@@ -106,7 +123,7 @@ def _folder(root: Path) -> list[Source]:
 
     for folder, below, files in walk_through_links(root, fail):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        names += [str(folder / name) for name in sorted(files) if not name.startswith(".") and _is_readable(name)]
+        names += [str(folder / name) for name in sorted(files) if not name.startswith(".") and is_listed(name)]
     if not names:
         raise InferenceError(f"{root} holds no photo and no video, at any depth; photos end in .jpg, .png, ...")
     return [_file(name) for name in names]

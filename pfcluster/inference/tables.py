@@ -47,7 +47,7 @@ class PartialTable:
 
     def __init__(self, output: Path, command: Mapping[str, Any], *, whole_sources: bool = False) -> None:
         """Open or create `OUTPUT.partial`. `command`: what the rows depend on. `whole_sources`: continue at the start
-        of a video, not within it. Raises InferenceError if the file belongs to another command, or another process is
+        of a video, not within it. Raises InferenceError if the file has rows of another command, or another process is
         writing it; OSError.
         """
         self.output = output
@@ -69,10 +69,13 @@ class PartialTable:
             self._file.seek(end)
             if not end:
                 self._write(header)
+            self._is_empty = self.start == Position()
             on_failure.pop_all()
 
     def _resume(self, header: str, whole_sources: bool) -> int:
-        """Read an existing file; -> the position behind its last valid marker, 0 if it has no header."""
+        """Read an existing file; -> the position behind its last valid marker, 0 if there is nothing to keep."""
+        if self._has_only_header():
+            return 0
         end = position = rows = 0
         with open(self.path, "rb") as file:
             for number, line in enumerate(file):
@@ -91,6 +94,11 @@ class PartialTable:
                         self.start, self.rows, end = after, rows, position
         return end
 
+    def _has_only_header(self) -> bool:
+        with open(self.path, "rb") as file:
+            first, second = file.readline(), file.readline()
+        return first.endswith(b"\n") and not second.endswith(b"\n") and "command" in _line(first, self.path)
+
     def _require_same(self, line: bytes, header: str) -> None:
         if json.dumps(_line(line, self.path), sort_keys=True) != header:
             raise InferenceError(
@@ -100,6 +108,7 @@ class PartialTable:
 
     def append(self, rows: Sequence[Row], after: Position) -> None:
         """Add the rows of a frame, and a marker."""
+        self._is_empty = False
         for row in rows:
             self._write(json.dumps({"row": row}))
         self._write(json.dumps({"after": asdict(after)}))
@@ -112,7 +121,9 @@ class PartialTable:
         self._file.write(line.encode() + b"\n")
 
     def close(self) -> None:
-        """Close the file, which stays."""
+        """Close the file, which stays if it has rows."""
+        if self._is_empty:
+            self.path.unlink(missing_ok=True)
         self._file.close()
         self._lock.__exit__(None, None, None)
 
@@ -121,6 +132,7 @@ class PartialTable:
         self.flush()
         write_table(self.output, self._read_rows(), classes)
         self.path.unlink()
+        self._is_empty = False
         self.close()
 
     def _read_rows(self) -> Iterator[Row]:

@@ -301,7 +301,7 @@ from pfcluster.cli import predict
 from pfcluster.inference.crops import WholePhotos
 from pfcluster.inference.model_info import read_info
 from pfcluster.inference.prediction import PredictionOptions, check_options, run_prediction
-from pfcluster.inference.sources import list_sources
+from pfcluster.inference.sources import list_inputs
 
 class Brightness:
     info = read_info(Path({str(folder)!r}))
@@ -309,9 +309,9 @@ class Brightness:
         return np.stack([crops.mean((1, 2, 3)), -crops.mean((1, 2, 3)), 0 * crops[:, 0, 0, 0]], 1).astype(np.float32)
 
 options = PredictionOptions(output=Path({str(tmp_path / "out.csv")!r}))
-check_options(options, Brightness.info)
-sources = list_sources([{str(tmp_path)!r}])
-counts = run_prediction(sources, Brightness(), WholePhotos(Brightness.info.preprocessing), options,
+inputs = list_inputs([{str(tmp_path)!r}])
+check_options(options, inputs, Brightness.info)
+counts = run_prediction(inputs.sources, Brightness(), WholePhotos(Brightness.info.preprocessing), options,
     show=print, advance=lambda counts: None)
 print(counts.faces)
 """

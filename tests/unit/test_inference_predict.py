@@ -24,7 +24,7 @@ from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.model import Model
 from pfcluster.inference.pipeline import Position
 from pfcluster.inference.prediction import PredictionOptions, run_prediction
-from pfcluster.inference.sources import list_sources
+from pfcluster.inference.sources import list_inputs
 from pfcluster.inference.tables import PartialTable
 from pfcluster.inference.tracking import FaceTracker
 from tests import inference_models as models
@@ -279,7 +279,7 @@ def test_an_interrupted_prediction_goes_on(classifier: Path, photos: Path, tmp_p
     """Within a video at the next frame; with --annotate at the video's start, whose file is written anew."""
     models.write_video(photos / "film.mp4", list(models.rendered(40, 48)))
     model = pfcluster.load(classifier, device="cpu")
-    sources = list_sources([str(photos)])
+    sources = list_inputs([str(photos)]).sources
     cropper = WholePhotos(model.info.preprocessing)
 
     def predict(name: str, batches: int) -> tuple[_Interrupted, Any]:
@@ -319,6 +319,90 @@ def test_a_partial_table_of_another_command_is_refused(tmp_path: Path) -> None:
     assert (again.start, again.rows) == (Position(1), 1)
     again.close()
     assert table.path.read_text().count("\n") == 3
+
+
+def test_a_partial_table_without_rows_is_no_obstacle(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither of a command that was refused, nor of one that was killed."""
+    photo = models.face_pictures(tmp_path, 1, side=48)[0]
+    words = ["predict", str(photo), "--model", str(model_folder), "--no-detect", "--output", str(tmp_path / "out.csv")]
+    (tmp_path / "drawn").write_text("a file")
+    assert main([*words, "--annotate", str(tmp_path / "drawn")]) == 2
+    assert "drawn is a file; give a folder" in capsys.readouterr().err
+    (tmp_path / "folder.mp4").mkdir()
+    film = models.write_video(tmp_path / "film.mp4", list(models.rendered(2, 48)))
+    assert main(["predict", str(film), *words[2:], "--annotate", str(tmp_path / "folder.mp4")]) == 2
+    assert "folder.mp4 is a folder" in capsys.readouterr().err
+    partial = tmp_path / "out.csv.partial"
+    assert not partial.exists()
+    PartialTable(tmp_path / "out.csv", {"model": "a"}).close()
+    assert not partial.exists()
+    partial.write_text('{"command": {"model": "b"}}\n{"row": ')
+    assert main(words) == 0
+    partial.write_text("notes of someone\n")
+    assert main(words) == 2
+    assert partial.read_text() == "notes of someone\n"
+
+
+def test_an_input_is_never_replaced(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    film = models.write_video(Path("film.mp4"), list(models.rendered(3, 48)))
+    (tmp_path / "link.mp4").symlink_to(film)
+    (tmp_path / "deep").mkdir()
+    photo = models.face_pictures(Path("deep"), 1, side=48)[0]
+    photo = photo.rename("deep/photo.csv")
+    model = ["--model", str(model_folder), "--no-detect"]
+    for words, reason in (
+        (["film.mp4", "--annotate", "film.mp4"], "--annotate film.mp4 is the input film.mp4"),
+        (["film.mp4", "--annotate", "deep/../film.mp4"], "is the input film.mp4"),
+        (["link.mp4", "--annotate", str(tmp_path / "film.mp4")], "film.mp4 is the input link.mp4"),
+        (["film.mp4", "--annotate", "link.mp4"], "--annotate link.mp4 is the input film.mp4"),
+        ([str(photo), "--output", str(photo)], "--output deep/photo.csv is the input deep/photo.csv"),
+        ([str(photo), "--poker-face", "deep"], "--poker-face deep is the folder of the input deep/photo.csv"),
+        (["film.mp4", "--annotate", "."], "--annotate . is the folder of the input film.mp4"),
+    ):
+        before = film.read_bytes(), photo.read_bytes(), sorted(tmp_path.rglob("*"))
+        assert main(["predict", *words, *model]) == 2
+        assert reason in capsys.readouterr().err
+        assert before == (film.read_bytes(), photo.read_bytes(), sorted(tmp_path.rglob("*")))
+
+
+def test_pictures_are_not_written_where_the_next_prediction_looks(
+    model_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(photos)
+    words = ["--model", str(model_folder), "--no-detect"]
+    for source, option, target in (
+        ("photos", "--annotate", "photos"),
+        ("photos", "--annotate", "photos/drawn"),
+        ("photos", "--annotate", "link/deep/drawn"),
+        ("link", "--poker-face", "photos/poker"),
+        ("photos", "--annotate", "photos/drawn.mp4"),
+        ("photos/**/*.*", "--annotate", "photos/new/drawn"),
+        ("photos/*/*.png", "--poker-face", "photos/poker"),
+    ):
+        assert main(["predict", source, *words, option, target]) == 2
+        assert f"{option} {target} lies in the" in capsys.readouterr().err
+    assert main(["predict", "photos/*.png", *words, "--annotate", "photos"]) == 2
+    assert "is the folder of the input photos/face0.png" in capsys.readouterr().err
+    for source, option, target in (
+        ("photos", "--annotate", "drawn"),
+        ("photos", "--annotate", "photos/.drawn"),
+        ("photos/*.png", "--annotate", "photos/drawn"),
+        ("photos/**/*.png", "--annotate", "photos/new/drawn"),  # as JPEGs
+        ("photos/deep", "--annotate", "photos/pictures"),
+    ):
+        for _ in range(2):
+            assert main(["predict", source, *words, option, target]) == 0
+        assert not {path.suffix for path in Path(target).iterdir()} - {".jpg"}
 
 
 @real_data
