@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from pfcluster.checkpoint import store
-from pfcluster.config import RunConfig
+from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.json_files import JsonFileError
 from pfcluster.data.build.align import NO_HINT
 from pfcluster.data.build.detect import FaceAligner
 from pfcluster.data.dataset import open_dataset
+from pfcluster.data.fingerprints import require_same_data
 from pfcluster.data.manifest import Manifest, ShardError, load_manifest
 from pfcluster.data.types import DataError
 from pfcluster.evaluate.evaluate_run import require_outputs
@@ -39,7 +40,7 @@ from pfcluster.inference.model_info import (
 from pfcluster.inference.torch_predictor import network_info, weights_sha256
 from pfcluster.models.erasure import inference_weights
 from pfcluster.runs.folder import RESULT_FILE, enclosing_run, find_runs, read_config, read_result
-from pfcluster.runs.run_inputs import recorded_classes
+from pfcluster.runs.run_inputs import read_inputs, recorded_classes
 
 TEMPLATE_IMAGES = 32
 """Images of unaligned training data in which faces are detected for the template."""
@@ -121,7 +122,7 @@ def read_run(run: Path, shards: str | None = None, license: str | None = None) -
         name=f"{config.name}-{training.dataset}",
         network=network_info(config),
         classes=classes,
-        preprocessing=_preprocessing(config, shards),
+        preprocessing=_preprocessing(folder, config, shards),
         training=training,
         figures=_figures(result, classes),
         over_seeds=_over_seeds(folder, config),
@@ -216,16 +217,25 @@ def _poker_faces(result: Mapping[str, Any]) -> dict[str, float | int | str | Non
     return values or None
 
 
-def _preprocessing(config: RunConfig, shards: str | None) -> Preprocessing:
-    """How the run's stored images were made. Raises InferenceError if their manifest cannot be read."""
+def _preprocessing(folder: Path, config: RunConfig, shards: str | None) -> Preprocessing:
+    """How the run's stored images were made. Raises InferenceError if their manifest cannot be read, or is of other
+    data than those that the run was trained on.
+    """
     if config.data.shards is None:
         template, faces = measured_template(config)
         return Preprocessing(
             align="none", crop_size=config.data.size, template=template, template_faces=faces, jpeg_quality=None
         )
     place = shards or config.data.shards
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=place))
     try:
         manifest = load_manifest(place)
+        require_same_data(folder, read_inputs(folder), config)
+    except ConfigError as error:
+        raise InferenceError(
+            f"{error}. A model crops photos as the run's were; if its shards are elsewhere now, name them: pfcluster"
+            " export RUN --shards FOLDER"
+        ) from error
     except (ShardError, OSError) as error:
         raise InferenceError(
             f"how the run's photos were cropped is in the manifest of its shards, which cannot be read: {error}; name"
@@ -234,9 +244,7 @@ def _preprocessing(config: RunConfig, shards: str | None) -> Preprocessing:
     options = _build_options(manifest)
     template, faces = build_template(), None
     if options["align"] == "none":
-        template, faces = measured_template(
-            dataclasses.replace(config, data=dataclasses.replace(config.data, shards=place))
-        )
+        template, faces = measured_template(config)
     return Preprocessing(
         align=options["align"],
         crop_size=manifest.size,

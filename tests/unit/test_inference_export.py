@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,19 @@ from safetensors.torch import load_file
 
 import pfcluster
 from pfcluster.cli.main import main
+from pfcluster.data.build.pipeline import build
 from pfcluster.data.dataset import open_dataset
+from pfcluster.data.fingerprints import run_inputs
 from pfcluster.evaluate import predictions
 from pfcluster.inference.export import read_run
 from pfcluster.inference.model_info import read_info
 from pfcluster.models import factory
-from pfcluster.runs.folder import CHECKPOINTS_DIR, read_result, write_config, write_result
+from pfcluster.runs.folder import CHECKPOINTS_DIR, read_config, read_result, write_config, write_result
+from pfcluster.runs.run_inputs import write_inputs
 from pfcluster.training import run
 from tests import inference_models as models
 from tests import tiny
+from tests.photos import make_folder, options
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +127,33 @@ def test_shards_that_have_moved_are_named(built: Path, tmp_path: Path, capsys: p
     assert pfcluster.load(tmp_path / "model", device="cpu").classes == ("neutral", "happiness", "sadness")
     assert main([*words, "--discriminator"]) == 2
     assert "has none, because it is no run of pf-mag" in capsys.readouterr().err
+
+
+def test_shards_of_another_build_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `evaluate` refuses them: their photos may be cropped in another way than those that the run saw."""
+    raw = make_folder(tmp_path / "raw", per_class=4)
+    for name, quality in (("data", 95), ("other", 60)):
+        build(options(raw, tmp_path / name, name="mine", quality=quality))
+    place, moved = tmp_path / "data", tmp_path / "moved"
+    folder = fake_run(tmp_path / "run", "finetune", shards=str(place))
+    write_inputs(folder, run_inputs(read_config(folder)))
+    predict = ["predict", str(next(raw.rglob("*.png"))), "--model", str(folder), "--no-detect"]
+    export = ["export", str(folder), "--output", str(tmp_path / "model")]
+    place.rename(moved)
+    assert main([*export, "--shards", str(moved)]) == 0
+    assert read_info(tmp_path / "model").preprocessing.jpeg_quality == 95
+    shutil.rmtree(tmp_path / "model")
+    capsys.readouterr()
+    shutil.copytree(tmp_path / "other", place)
+    for words in (export, [*export, "--shards", str(tmp_path / "other")], [*export, "--format", "timm"], predict):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert f"{folder} was trained on mine" in error
+        assert "holds other data now: as many, but other, photos or labels" in error
+        assert "export RUN --shards FOLDER" in error
+        assert not (tmp_path / "model").exists()
+    assert main(["evaluate", str(folder)]) == 2
+    assert "holds other data now: as many, but other, photos or labels" in capsys.readouterr().err
 
 
 @pytest.mark.slow
