@@ -69,7 +69,9 @@ def predict(arguments: list[str]) -> int:
         raise ValueError("missing: INPUT; `pfcluster predict --help` lists the options")
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT, too: a shell lets background jobs ignore it
         signal.signal(number, _interrupt)
-    inputs = list_inputs(options.inputs)
+    inputs, messages = list_inputs(options.inputs), plain_console(stderr=True)
+    for note in inputs.notes:
+        messages.print(note, soft_wrap=True)
     prediction = PredictionOptions(
         output=options.output,
         poker_faces=options.poker_face,
@@ -81,7 +83,7 @@ def predict(arguments: list[str]) -> int:
     predictor = _load(options)
     check_options(prediction, inputs, predictor.info)
     cropper = _cropper(options, predictor)
-    messages, started = plain_console(stderr=True), time.perf_counter()
+    started = time.perf_counter()
     try:
         with _Progress(messages, len(inputs.sources), shown=options.output is not None) as advance:
             show: Callable[[str], None] = lambda line: plain_console().print(line, soft_wrap=True)  # noqa: E731

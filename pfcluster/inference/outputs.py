@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.pictures import file_stem
-from pfcluster.inference.sources import Inputs, is_listed
+from pfcluster.inference.sources import Inputs, is_listed, split_pattern
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,9 @@ def _lister(inputs: Inputs, file: Path) -> str | None:
         if below is not None and not any(_is_hidden(name) for name in below):
             return f"the folder {folder}"
     for pattern in inputs.patterns:
-        parts = Path(pattern).parts
-        fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-        below = _below(Path(*parts[:fixed]), file)
-        if below is not None and _matches(parts[fixed:], below):
+        folder, parts = split_pattern(pattern)
+        below = _below(folder, file)
+        if below is not None and _matches(parts, below):
             return f"the pattern {pattern}"
     return None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from pfcluster.inference.pictures import Annotator, file_stem, is_one_video, mak
 from pfcluster.inference.pipeline import FrameFaces, PipelineOptions, Position, run_pipeline
 from pfcluster.inference.predictor import Predictor
 from pfcluster.inference.sources import Inputs, ReadOptions, Source
-from pfcluster.inference.tables import PartialTable, describe, require_writable
+from pfcluster.inference.tables import FILES, PartialTable, describe, require_writable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,11 +176,11 @@ def _open_table(
 ) -> _Table:
     if options.output is None:
         return _Lines(show)
-    names = hashlib.sha256("\n".join(source.name for source in sources).encode(errors="surrogateescape")).hexdigest()
     command = {
         "model": info.weights_sha256,
         "classes": list(info.classes),
-        "inputs": names,
+        "inputs": _digest(source.name for source in sources),
+        FILES: _digest(_state(source) for source in sources),
         "frame_step": options.read.frame_step,
         "max_frames": options.read.max_frames,
         "poker_faces": None if options.poker_faces is None else str(options.poker_faces),
@@ -187,6 +188,19 @@ def _open_table(
         **options.how,
     }
     return PartialTable(options.output, command, whole_sources=options.annotate is not None)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _state(source: Source) -> str:
+    """Size and time of a file: as long as they are the same, so is its content."""
+    try:
+        status = os.stat(source.name)
+    except OSError:
+        return ""  # a webcam, or a file that is missing
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 @dataclass

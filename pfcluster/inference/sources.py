@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from pfcluster.data.build.left_out import skipped_names
 from pfcluster.data.build.stored_images import DecodedPhoto, decode
 from pfcluster.data.jpeg import UnreadablePhotoError
-from pfcluster.data.raw.base import IMAGE_SUFFIXES, MAX_FILE_BYTES
+from pfcluster.data.raw.base import IMAGE_SUFFIXES, MAX_FILE_BYTES, skipped_as
 from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.video import VIDEO_SUFFIXES, VideoReader
 from pfcluster.runs.os_errors import describe
@@ -67,6 +68,8 @@ class Inputs:
     folders: tuple[Path, ...] = ()
     """Folders that were searched."""
     patterns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """For each folder and pattern, what was skipped in it."""
 
 
 def list_inputs(inputs: Sequence[str]) -> Inputs:
@@ -79,31 +82,49 @@ def list_inputs(inputs: Sequence[str]) -> Inputs:
     sources: dict[str, Source] = {}
     folders: list[Path] = []
     patterns: list[str] = []
+    notes: list[str] = []
     for text in inputs:
-        path = Path(text)
+        path, note = Path(text), ""
         if path.is_dir():
             folders.append(path)
-            named = _folder(path)
+            named, note = _folder(path)
         elif path.exists():
             named = [_file(text)]
         elif text.isdecimal():
             named = [Source(f"webcam {int(text)}", "webcam")]
         else:
             patterns.append(text)
-            named = _pattern(text)
+            named, note = _pattern(text)
         for source in named:
             sources.setdefault(source.name, source)
-    return Inputs(tuple(sources.values()), tuple(folders), tuple(patterns))
+        notes += [f"{text}: {note}"] if note else []
+    return Inputs(tuple(sources.values()), tuple(folders), tuple(patterns), tuple(notes))
 
 
-def _pattern(text: str) -> list[Source]:
-    matches = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []
-    files = [match for match in matches if os.path.isfile(match) and is_listed(match)]
-    if files:
-        return [_file(match) for match in files]
-    if glob.has_magic(text):
-        raise InferenceError(f"no photo and no video matches {text}")
-    raise InferenceError(f"{text} does not exist; give a photo, a folder, a pattern, a video or a webcam's number")
+def split_pattern(pattern: str) -> tuple[Path, tuple[str, ...]]:
+    """The folder that a pattern searches, and its parts below that."""
+    parts = Path(pattern).parts
+    fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[:fixed]), parts[fixed:]
+
+
+def _pattern(text: str) -> tuple[list[Source], str]:
+    """What a pattern matches, and a sentence on what is skipped of it."""
+    if not glob.has_magic(text):
+        raise InferenceError(f"{text} does not exist; give a photo, a folder, a pattern, a video or a webcam's number")
+    matches = sorted(glob.glob(text, recursive=True))
+    matches = [match for match in matches if os.path.isfile(match) or not os.path.exists(match)]  # or a broken link
+    note = _skipped(split_pattern(text)[0], [match for match in matches if not is_listed(match)])
+    files = [match for match in matches if is_listed(match)]
+    if not files:
+        raise InferenceError(f"no photo and no video matches {text}{note and f': {note}'}")
+    return [_file(match) for match in files], note
+
+
+def _skipped(root: Path, names: Sequence[str]) -> str:
+    """A sentence on files below a folder that are skipped; "" if there are none."""
+    counts = Counter(skipped_as(PurePosixPath(os.path.relpath(name, root))) for name in names)
+    return skipped_names(counts, "photos or videos")
 
 
 def _file(name: str) -> Source:
@@ -115,18 +136,24 @@ def is_listed(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
-def _folder(root: Path) -> list[Source]:
+def _folder(root: Path) -> tuple[list[Source], str]:
+    """What a folder holds, and a sentence on what is skipped of it."""
     names: list[str] = []
+    others: list[str] = []
 
     def fail(error: OSError) -> None:
         raise InferenceError(f"a folder cannot be listed: {describe(error)}") from error
 
     for folder, below, files in walk_through_links(root, fail):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        names += [str(folder / name) for name in sorted(files) if not name.startswith(".") and is_listed(name)]
+        for name in sorted(files):
+            (names if is_listed(name) and not name.startswith(".") else others).append(str(folder / name))
+    note = _skipped(root, others)
     if not names:
-        raise InferenceError(f"{root} holds no photo and no video, at any depth; photos end in .jpg, .png, ...")
-    return [_file(name) for name in names]
+        raise InferenceError(
+            f"{root} holds no photo and no video, at any depth; photos end in .jpg, .png, ...{note and f' ({note})'}"
+        )
+    return [_file(name) for name in names], note
 
 
 def read_photo(name: str) -> DecodedPhoto:

@@ -42,6 +42,10 @@ def require_writable(output: Path) -> None:
         _pyarrow()
 
 
+FILES = "files"
+"""Of what rows depend on: the state of the inputs' files."""
+
+
 class PartialTable:
     """The rows of an unfinished prediction."""
 
@@ -100,11 +104,23 @@ class PartialTable:
         return first.endswith(b"\n") and not second.endswith(b"\n") and "command" in _line(first, self.path)
 
     def _require_same(self, line: bytes, header: str) -> None:
-        if json.dumps(_line(line, self.path), sort_keys=True) != header:
+        before, now = _line(line, self.path), json.loads(header)
+        if before == now:
+            return
+        command = before.get("command")
+        if (
+            isinstance(command, dict)
+            and FILES in command
+            and command | {FILES: now["command"][FILES]} == now["command"]
+        ):
             raise InferenceError(
-                f"{self.path} belongs to a prediction with another model, other inputs or other options; give that"
-                " command again to finish it, or remove the file to start anew"
+                f"{self.path} has rows of an earlier attempt, and photos or videos have changed since; remove the file"
+                " to predict all of them anew"
             )
+        raise InferenceError(
+            f"{self.path} belongs to a prediction with another model, other inputs or other options; give that"
+            " command again to finish it, or remove the file to start anew"
+        )
 
     def append(self, rows: Sequence[Row], after: Position) -> None:
         """Add the rows of a frame, and a marker."""

@@ -304,6 +304,58 @@ def test_an_interrupted_prediction_goes_on(classifier: Path, photos: Path, tmp_p
         assert counts.kept_rows >= 36
 
 
+def test_rows_of_photos_that_have_changed_are_not_kept(classifier: Path, photos: Path, tmp_path: Path) -> None:
+    model = pfcluster.load(classifier, device="cpu")
+    sources = list_inputs([str(photos)]).sources
+
+    def predict(batches: int) -> Any:
+        options = PredictionOptions(output=tmp_path / "out.csv", batch_size=1)
+        predictor = _Interrupted(model, batches)
+        cropper = WholePhotos(model.info.preprocessing)
+        return run_prediction(sources, predictor, cropper, options, show=print, advance=lambda counts: None)  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(2)
+    before, state = (photos / "face0.png").read_bytes(), os.stat(photos / "face0.png")
+    shutil.copy(photos / "face2.png", photos / "face0.png")
+    with pytest.raises(InferenceError, match="photos or videos have changed since; remove the file"):
+        predict(-1)
+    (photos / "face0.png").unlink()
+    with pytest.raises(InferenceError, match="photos or videos have changed since"):
+        predict(-1)
+    (photos / "face0.png").write_bytes(before)
+    os.utime(photos / "face0.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert predict(-1).kept_rows == 2
+
+
+def test_files_that_are_skipped_are_counted(
+    classifier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.heic", "b.heic", "deep/c.avif", "deep/without"):
+        (photos / name).write_bytes(b"a photo of another format")
+    (photos / "lost.jpg").symlink_to(photos / "nowhere.jpg")
+    words = ["--model", str(classifier), "--no-detect", "--output", str(tmp_path / "out.csv")]
+    skipped = "skipped that are no photos or videos by their names: "
+    assert main(["predict", "photos", "../" + tmp_path.name + "/photos/deep/*", *words]) == 0
+    error = capsys.readouterr().err
+    every = "2 *.heic, 1 *.txt, 1 deep/* without a suffix, 1 deep/*.avif, 1 hidden files"
+    assert f"photos: 6 {skipped}{every}" in error
+    assert f"/photos/deep/*: 2 {skipped}1 * without a suffix, 1 *.avif" in error
+    assert len(rows(tmp_path / "out.csv")) == 8
+    assert main(["predict", "photos/*.jpg", "photos/deep/*.png", *words]) == 0
+    assert "skipped that" not in capsys.readouterr().err
+    assert [row["reason"] for row in rows(tmp_path / "out.csv")] == ["No such file or directory", "", ""]
+    assert main(["predict", "photos/*.heic", *words]) == 2
+    assert f"no photo and no video matches photos/*.heic: 2 {skipped}2 *.heic" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (photos / "a.heic").rename(tmp_path / "other" / "a.heic")
+    assert main(["predict", "other", *words]) == 2
+    assert f"other holds no photo and no video, at any depth; photos end in .jpg, .png, ... (1 {skipped}1 *.heic)" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_partial_table_of_another_command_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     table = PartialTable(output, {"model": "a"})

@@ -76,7 +76,11 @@ def _counted(what: str, names: Counter[str]) -> list[str]:
 
 def skipped_files(dataset: RawDataset) -> dict[str, int]:
     """Files that the listing skips, most frequent first, for the manifest; names that are not UTF-8 are escaped."""
-    most = sorted(dataset.skipped.items(), key=lambda item: (-item[1], item[0]))
+    return _most_frequent(dataset.skipped)
+
+
+def _most_frequent(skipped: Mapping[str, int]) -> dict[str, int]:
+    most = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     kept = {name.encode("utf-8", "backslashreplace").decode(): count for name, count in most[:RECORDED]}
     rest = sum(count for _, count in most[RECORDED:])
     return kept | ({"others": rest} if rest else {})
@@ -84,9 +88,14 @@ def skipped_files(dataset: RawDataset) -> dict[str, int]:
 
 def skipped_note(dataset: RawDataset) -> str:
     """A sentence on the files that the listing skips; "" if there are none."""
-    skipped = list(skipped_files(dataset).items())
-    if not skipped:
+    return skipped_names(dataset.skipped, "images")
+
+
+def skipped_names(skipped: Mapping[str, int], kind: str) -> str:
+    """A sentence on skipped files, counted as `skipped_as` names them, that are not of a kind; "" if there are none."""
+    most = list(_most_frequent(skipped).items())
+    if not most:
         return ""
-    shown = ", ".join(f"{count} {name}" for name, count in skipped[:SHOWN])
-    more = f" and {sum(count for _, count in skipped[SHOWN:])} others" if len(skipped) > SHOWN else ""
-    return f"{dataset.other_files} skipped that are no images by their names: {shown}{more}"
+    shown = ", ".join(f"{count} {name}" for name, count in most[:SHOWN])
+    more = f" and {sum(count for _, count in most[SHOWN:])} others" if len(most) > SHOWN else ""
+    return f"{sum(skipped.values())} skipped that are no {kind} by their names: {shown}{more}"
