@@ -25,7 +25,7 @@ from pfcluster.data.types import DataError
 from pfcluster.evaluate.evaluate_run import require_outputs
 from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.load import load
-from pfcluster.inference.model_folder import with_precision, write_model
+from pfcluster.inference.model_folder import require_free, with_precision, write_model
 from pfcluster.inference.model_info import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -74,6 +74,7 @@ def export_run(
     `shards`: where the run's shards are now; `license`: of the weights; `discriminator`: write Δ, too. Raises
     InferenceError, CheckpointError, OSError.
     """
+    require_free(output)
     model = read_source(run, shards, license)
     group = None
     if discriminator and not is_model(run):

@@ -46,8 +46,7 @@ def write_model(output: Path, info: ModelInfo, weights: StateDict, discriminator
     Raises InferenceError if something else is there, OSError.
     """
     if output.suffix == SUFFIX:
-        if output.is_dir():
-            raise InferenceError(f"--output {output} is a folder; give a file's name, or a folder's without {SUFFIX}")
+        require_free(output)
         if discriminator is not None:
             raise InferenceError("--discriminator needs a folder as --output: one file holds one net")
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +82,16 @@ def _serialised(info: ModelInfo, weights: StateDict) -> bytes:
 
 
 def require_free(output: Path) -> None:
-    """Raises InferenceError if a folder holds something other than a model."""
+    """Raises InferenceError if a folder, or a file that ends in .safetensors, holds something other than a model."""
+    if output.suffix == SUFFIX:
+        if output.is_dir():
+            raise InferenceError(f"--output {output} is a folder; give a file's name, or a folder's without {SUFFIX}")
+        if output.exists() and not _is_model_file(output):
+            raise InferenceError(
+                f"--output {output} exists and is no model of `pfcluster export`, so it is not replaced; give another"
+                " name, or remove the file"
+            )
+        return
     if output.is_file():
         raise InferenceError(f"--output {output} is a file; give a folder, or a name that ends in {SUFFIX}")
     if output.is_dir() and any(output.iterdir()):
@@ -91,6 +99,15 @@ def require_free(output: Path) -> None:
             read_info(output)
         except InferenceError as error:
             raise InferenceError(f"--output {output} holds other files; give a new folder") from error
+
+
+def _is_model_file(path: Path) -> bool:
+    """Whether it is a safetensors file with a model's config in its metadata."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return METADATA_KEY in (opened.metadata() or {})
+    except (SafetensorError, ValueError):
+        return False
 
 
 def read_model(place: Path) -> tuple[ModelInfo, dict[str, Tensor]]:

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 import pfcluster
+from pfcluster.cli.main import main
 from pfcluster.config import DataConfig, ModelConfig, PfMagConfig, RunConfig
 from pfcluster.inference import builtin_models
 from pfcluster.inference.errors import InferenceError, NoGeneratorError
@@ -31,6 +32,7 @@ from pfcluster.inference.model_info import (
     GeneratorInfo,
     Kind,
     NetworkInfo,
+    read_info,
 )
 from pfcluster.inference.torch_predictor import build_net, network_info
 from tests import inference_models as models
@@ -196,6 +198,24 @@ def test_a_folder_with_other_files_is_not_overwritten(folder: Path, tmp_path: Pa
         model.save(tmp_path)
     model.save(tmp_path / "new")
     model.save(tmp_path / "new")  # replaces a model
+
+
+def test_a_file_that_is_no_model_is_not_overwritten(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "net.safetensors"
+    words = ["export", str(folder), "--output", str(output)]
+    for content in (b"notes", b"", save({"head": torch.ones(2)}, {"format": "pt"})):
+        output.write_bytes(content)
+        assert main(words) == 2
+        assert f"--output {output} exists and is no model of `pfcluster export`" in capsys.readouterr().err
+        with pytest.raises(InferenceError, match="is no model of `pfcluster export`, so it is not replaced"):
+            pfcluster.load(folder, device="cpu").save(output)
+        assert output.read_bytes() == content
+    output.unlink()
+    for _ in range(2):  # the second time it is a model
+        assert main(words) == 0
+    assert pfcluster.load(output, device="cpu").info == read_info(folder)
 
 
 def test_the_hubs_client_reads_and_writes_model_folders(folder: Path, tmp_path: Path) -> None:
