@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pfcluster.config.validation import require, require_min, require_positive
+from pfcluster.config.validation import require, require_min, require_not_huge, require_positive
 
 Backend = Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
@@ -48,6 +48,7 @@ class EngineConfig:
             require_positive("engine", self, "peak_tflops")
         require_min(1, "engine", self, "grad_accumulation_steps", "log_every")
         require_positive("engine", self, "timeout")
+        require_not_huge("engine", self, "timeout")
         if self.fsdp_shard_size is not None:
             require_positive("engine", self, "fsdp_shard_size")
         supported_by = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pfcluster.config.validation import require, require_fraction, require_min
+from pfcluster.config.validation import require, require_fraction, require_min, require_not_huge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(self.every_epochs > 0, "evaluate.every_epochs", self.every_epochs, "be positive")
+        require_not_huge("evaluate", self, "every_epochs", "grid_every")
         require_min(1, "evaluate", self, "batch_size", "n_poker_faces")
         require_min(0, "evaluate", self, "n_probe_images", "grid_every")
         require_min(2, "evaluate", self, "n_probe_identities")

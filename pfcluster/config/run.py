@@ -16,7 +16,7 @@ from pfcluster.config.evaluate import EvaluateConfig
 from pfcluster.config.model import ClassifierConfig, MaeConfig, ModelConfig
 from pfcluster.config.optim import OptimConfig, default_discriminator_optim
 from pfcluster.config.pf_mag import PfMagConfig
-from pfcluster.config.validation import require
+from pfcluster.config.validation import require, require_finite, require_not_huge
 
 Objective = Literal["mae", "finetune", "pf_mag"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -61,9 +61,11 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
+        require_finite(self)
         valid = bool(self.name) and all(letter.isalnum() or letter in "-_." for letter in self.name)
         require(valid and self.name[0] != ".", "name", self.name, "be letters, digits, - _ . only: it names a folder")
         require(self.epochs > 0, "epochs", self.epochs, "be positive")
+        require_not_huge("", self, "epochs")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "be at least 1")
         require(0 <= self.seed < 2**31, "seed", self.seed, "lie in 0..2^31-1")
         require(self.profile >= 0, "profile", self.profile, "be at least 0")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
+from math import isfinite
+
+LARGEST = 1e12
+"""Of epochs and seconds, whose products with counts are converted to integers."""
+
 
 class ConfigError(ValueError):
     """An invalid configuration. The message names the field, its value and the values that are allowed."""
@@ -13,11 +19,29 @@ def require(condition: bool, name: str, value: object, requirement: str) -> None
         raise ConfigError(f"{name} must {requirement}, got {value!r}")
 
 
+def require_finite(config: object, section: str = "") -> None:
+    """Require that all floats of a dataclass are finite, also in tuples and in sections, whose name is `section`."""
+    assert is_dataclass(config)
+    for field in fields(config):
+        name, value = f"{section}.{field.name}".lstrip("."), getattr(config, field.name)
+        if is_dataclass(value):
+            require_finite(value, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            require(not isinstance(number, float) or isfinite(number), name, value, "be finite")
+
+
 def require_min(minimum: int, section: str, config: object, *fields: str) -> None:
     """Require that each of these numeric fields of a section is at least `minimum`."""
     for field in fields:
         value = getattr(config, field)
         require(value >= minimum, f"{section}.{field}", value, f"be at least {minimum}")
+
+
+def require_not_huge(section: str, config: object, *fields: str) -> None:
+    """Require that each of these float fields of a section is finite and at most LARGEST."""
+    for field in fields:
+        value = getattr(config, field)
+        require(value <= LARGEST, f"{section}.{field}".lstrip("."), value, f"be finite, at most {LARGEST:g}")
 
 
 def require_positive(section: str, config: object, *fields: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -53,8 +54,8 @@ class TrainingOptions:
             raise ConfigError(f"--preset must be one of {', '.join(sorted(presets.PRESETS))}, got {self.preset!r}")
         if self.max_parallel < 1:
             raise ConfigError(f"--max-parallel must be at least 1, got {self.max_parallel}")
-        if not self.assumed_tflops > 0:
-            raise ConfigError(f"--assumed-tflops must be positive, got {self.assumed_tflops}")
+        if not 0 < self.assumed_tflops < math.inf:
+            raise ConfigError(f"--assumed-tflops must be positive and finite, got {self.assumed_tflops}")
         require_seeds(self.seeds)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -62,6 +63,34 @@ def test_presets_survive_json(name):
 def test_invalid_value_error_names_the_field(make, field):
     with pytest.raises(ConfigError, match=rf"^{field} must "):
         make()
+
+
+def float_fields(kind: type, prefix: str = "") -> dict[str, bool]:
+    """Dotted names of the fields that hold floats -> whether they hold a tuple of them."""
+    names: dict[str, bool] = {}
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            names |= float_fields(hint, f"{prefix}{name}.")
+        elif float in (hint, *get_args(hint)):
+            names[prefix + name] = get_origin(hint) is tuple
+    return names
+
+
+@pytest.mark.parametrize("name", ["epochs", "evaluate.every_epochs", "evaluate.grid_every", "engine.timeout"])
+def test_epochs_and_seconds_do_not_overflow(name):
+    with pytest.raises(ConfigError, match=rf"{name} must be finite, at most 1e\+12, got 1e\+308"):
+        with_values(RunConfig(), {name: 1e308})
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_numbers_are_finite(value):
+    numbers = float_fields(RunConfig)
+    assert {"epochs", "optim.lr", "optim.betas", "engine.peak_tflops", "pf_mag.weights.rec"} <= set(numbers)
+    for name, is_tuple in numbers.items():
+        changed = [value] if name == "evaluate.mask_ratios" else [0.5, value] if is_tuple else value
+        section = name.removeprefix("discriminator_")
+        with pytest.raises(ConfigError, match=rf"{section} must .* got .*(inf|nan)"):
+            with_values(RunConfig(), {name: changed})
 
 
 @pytest.mark.parametrize(
