@@ -25,6 +25,21 @@ from pfcluster.launch.training_options import Options, command_text, require_see
 from pfcluster.runs.terminal import plain_console
 
 CELL_NAMES = tuple(cell.name for cell in CELLS)
+OF_REAL_DATASETS = (
+    "data_root",
+    "faces",
+    "preset",
+    "ablated",
+    "identity_net",
+    "identity_net_weights",
+    "resnet_weights",
+    "sl_weights",
+    "imagenet_mae",
+    "released_mae",
+    "identities",
+    "fid",
+)
+"""Options that have no effect with --miniature."""
 TIMM = "timm:vit_base_patch16_224.augreg_in1k"
 
 
@@ -90,6 +105,9 @@ class ReproduceOptions:
             raise ConfigError(f"--max-parallel must be at least 1, got {self.max_parallel}")
         if self.miniature == bool(self.datasets):
             raise ConfigError("reproduce needs either --datasets NAME ..., or --miniature for synthetic faces")
+        for name in self.ablated or ():
+            if not self.miniature and name not in self.datasets:
+                raise ConfigError(f"--ablated must be among --datasets {' '.join(self.datasets)}, got {name!r}")
 
 
 def main(arguments: list[str]) -> int:
@@ -107,6 +125,8 @@ def main(arguments: list[str]) -> int:
 def parse(arguments: Sequence[str]) -> Reproduction:
     """The experiments that a command line describes. Raises ConfigError, DataError, IdentityNetError."""
     given, overrides = parse_known(ReproduceOptions, arguments, prog="pfcluster reproduce")
+    if given.miniature:
+        _require_no_real_data(arguments)
 
     @functools.cache
     def change(config: RunConfig) -> RunConfig:
@@ -136,3 +156,14 @@ def parse(arguments: Sequence[str]) -> Reproduction:
     )
     unchecked = () if given.miniature or not given.dry_run else tuple(downloads(given, settings))
     return Reproduction(settings, tuple(plan_runs(settings)), options, given.miniature, unchecked)
+
+
+def _require_no_real_data(arguments: Sequence[str]) -> None:
+    """Raises ConfigError if options of real datasets are given, be it with their default."""
+    words = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word[:2] == "--"}
+    ignored = [f"--{name.replace('_', '-')}" for name in OF_REAL_DATASETS if name in words]
+    if ignored:
+        raise ConfigError(
+            f"{', '.join(ignored)}: without effect with --miniature, whose faces, presets and nets are fixed; leave it"
+            " out, or give --datasets"
+        )

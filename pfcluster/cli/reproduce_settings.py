@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfcluster.config import ConfigError, DataConfig, RunConfig, presets
+from pfcluster.config.validation import is_folder_name, require
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.labels import neutral_index
 from pfcluster.data.manifest import MANIFEST
 from pfcluster.data.types import Dataset
 from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, SIZES
-from pfcluster.experiments.matrix import Settings, selected_cells
+from pfcluster.experiments.matrix import PRETRAINING, Settings, selected_cells
 from pfcluster.models import factory
 from pfcluster.models.identity_net import IdentityNetError, find_weights
 from pfcluster.models.pretrained import TIMM, WeightsError, external_sizes
@@ -27,11 +28,13 @@ Change = Callable[[RunConfig], RunConfig]
 
 def dataset_settings(options: ReproduceOptions, output: Path, change: Change) -> Settings:
     """The experiments on the given datasets. Raises ConfigError, DataError, IdentityNetError."""
-    datasets = {name: _open_shards(options.data_root, name) for name in options.datasets}
+    if PRETRAINING in options.datasets:
+        raise ConfigError(f"--datasets must not name {PRETRAINING}, the folder of the runs that all share; rename it")
+    datasets = {name: _open_shards("--datasets", options.data_root, name) for name in options.datasets}
     sizes = {name: len(dataset.train) for name, dataset in datasets.items()}
     faces = options.faces or max(sizes, key=lambda name: sizes[name])
     if faces not in datasets:
-        _open_shards(options.data_root, faces)
+        _open_shards("--faces", options.data_root, faces)
     cells = [
         cell
         for cell in CELLS
@@ -155,11 +158,13 @@ def _presets_by_size(name: str) -> dict[str, str]:
     return {size: f"{name}-{size}" if f"{name}-{size}" in presets.PRESETS else name for size in SIZES}
 
 
-def _open_shards(root: Path, name: str) -> Dataset:
-    """A dataset by its name. Raises ConfigError if there is none in the folder, DataError."""
+def _open_shards(option: str, root: Path, name: str) -> Dataset:
+    """A dataset by its name. Raises ConfigError that names `option` if there is none in the folder, DataError."""
+    in_root = f"be the name of a folder in --data-root {root} (letters, digits, - _ . only): it names folders of runs"
+    require(is_folder_name(name), option, name, in_root)
     if not (root / name / MANIFEST).is_file():
         raise ConfigError(
-            f"--datasets {name}: {root / name} holds no shards; build them with `pfcluster build --input PHOTOS"
+            f"{option} {name}: {root / name} holds no shards; build them with `pfcluster build --input PHOTOS"
             f" --output {root / name}`, or name another --data-root"
         )
     return open_dataset(DataConfig(shards=str(root / name)), 0)
@@ -167,7 +172,7 @@ def _open_shards(root: Path, name: str) -> Dataset:
 
 def _identity_options(root: Path, name: str) -> dict[str, Any]:
     """Config fields of an identity classifier on a dataset. Raises ConfigError, DataError."""
-    _open_shards(root, name)
+    _open_shards("--identities", root, name)
     data = {"data.shards": str(root / name), "data.target": "identity"}
     open_dataset(DataConfig(shards=str(root / name), target="identity"), 0)
     return {**data, "augment.flip": 0.0}

@@ -16,7 +16,7 @@ from pfcluster.config.evaluate import EvaluateConfig
 from pfcluster.config.model import ClassifierConfig, MaeConfig, ModelConfig
 from pfcluster.config.optim import OptimConfig, default_discriminator_optim
 from pfcluster.config.pf_mag import PfMagConfig
-from pfcluster.config.validation import require, require_finite, require_not_huge
+from pfcluster.config.validation import is_folder_name, require, require_finite, require_not_huge
 
 Objective = Literal["mae", "finetune", "pf_mag"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -62,8 +62,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_finite(self)
-        valid = bool(self.name) and all(letter.isalnum() or letter in "-_." for letter in self.name)
-        require(valid and self.name[0] != ".", "name", self.name, "be letters, digits, - _ . only: it names a folder")
+        plain = "be letters, digits, - _ . only: it names a folder"
+        require(is_folder_name(self.name), "name", self.name, plain)
         require(self.epochs > 0, "epochs", self.epochs, "be positive")
         require_not_huge("", self, "epochs")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "be at least 1")

@@ -19,6 +19,11 @@ def require(condition: bool, name: str, value: object, requirement: str) -> None
         raise ConfigError(f"{name} must {requirement}, got {value!r}")
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether a name can be that of a folder, which is not hidden: letters, digits, - _ . only."""
+    return bool(name) and name[0] != "." and all(letter.isalnum() or letter in "-_." for letter in name)
+
+
 def require_finite(config: object, section: str = "") -> None:
     """Require that all floats of a dataclass are finite, also in tuples and in sections, whose name is `section`."""
     assert is_dataclass(config)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from pfcluster.cli.reproduce import parse
+from pfcluster.cli.reproduce import OF_REAL_DATASETS, ReproduceOptions, parse
 from pfcluster.config import ConfigError
 from pfcluster.config.io import differences
 from pfcluster.config.starts import EQUAL_EPOCHS
+from pfcluster.data.build.pipeline import build
 from pfcluster.experiments import paper
 from pfcluster.experiments.accuracy_tables import accuracy_table, claims_table
 from pfcluster.experiments.cells import CELLS, REFERENCE, TABLES, cell_by_name
@@ -24,6 +25,8 @@ from pfcluster.experiments.results import read_results
 from pfcluster.experiments.tables import all_tables
 from pfcluster.experiments.write import write_tables
 from pfcluster.report.statistics import Summary
+from tests.photos import make_folder
+from tests.photos import options as photo_options
 from tests.studies import Page, poker, write_run
 
 
@@ -220,6 +223,14 @@ def test_record_round_trip_and_errors(tmp_path):
         ([], "either --datasets NAME ..., or --miniature"),
         (["--miniature", "--datasets", "rafdb"], "either --datasets"),
         (["--datasets", "rafdb", "--data-root", "/nowhere"], "/nowhere/rafdb holds no shards; build them with"),
+        (["--datasets", "rafdb", "--ablated", "nosuch"], "--ablated must be among --datasets rafdb, got 'nosuch'"),
+        (
+            ["--datasets", "../out/ts"],
+            r"--datasets must be the name of a folder in --data-root data .*got '\.\./out/ts'",
+        ),
+        (["--datasets", "/data/ts"], r"--datasets must be the name of a folder in --data-root data .*got '/data/ts'"),
+        (["--datasets", ".."], r"--datasets must be the name of a folder .*got '\.\.'"),
+        (["--datasets", "pretraining"], "--datasets must not name pretraining"),
         (["--miniature", "--seeds", "1", "1"], "--seeds must differ"),
         (["--miniature", "--optim.rl", "3"], "optim.rl"),
     ],
@@ -227,6 +238,35 @@ def test_record_round_trip_and_errors(tmp_path):
 def test_invalid_command_lines_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         parse([*arguments, "--executor", "local"])
+
+
+def test_options_of_real_datasets_are_refused_with_the_miniature():
+    """Every option is either read by both, or named in the error."""
+    names = {field.name for field in fields(ReproduceOptions)}
+    of_both = {"miniature", "datasets", "seeds", "pf_vit_start", "tables", "cells", "max_parallel"}
+    of_both |= {"output", "job_name", "dry_run", "cluster"}
+    assert names == of_both | set(OF_REAL_DATASETS)
+    values = {"identity_net": "face", "preset": "vit"}  # also where the value is the default
+    for name in OF_REAL_DATASETS:
+        option, value = f"--{name.replace('_', '-')}", values.get(name, "x")
+        for words in ([option, value], [f"{option}={value}"]):
+            with pytest.raises(ConfigError, match=rf"^{option}: without effect with --miniature"):
+                parse(["--miniature", "--executor", "local", *words])
+    with pytest.raises(ConfigError, match=r"^--ablated, --fid: without effect"):
+        parse(["--miniature", "--executor", "local", "--fid", "inception", "--ablated", "studio"])
+
+
+@pytest.mark.parametrize("option", ["--datasets", "--faces", "--identities"])
+def test_a_missing_dataset_is_reported_by_its_option(option, tmp_path):
+    build(photo_options(make_folder(tmp_path / "raw"), tmp_path / "shards" / "here", name="here"))
+    words = ["--executor", "local", "--data-root", str(tmp_path / "shards"), "--identity-net", "tokens"]
+    words += ["--datasets", "here"] if option != "--datasets" else []
+    for name, reason in (
+        ("nosuch", "nosuch: .*nosuch holds no shards"),
+        ("../shards/here", "must be the name of a folder"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{option} {reason}"):
+            parse([*words, option, name, "--cells", "scratch"])
 
 
 def test_overrides_apply_to_every_run_before_the_changes_of_cells():
