@@ -111,9 +111,10 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
 
 
 def _left_out(datasets: Mapping[str, RawDataset], plan: Plan) -> tuple[str, ...]:
-    """What the listings skip and what the plan leaves out, by name."""
+    """What the listings skip and what the plan leaves out, by name; and the notes of the readers."""
     skipped = [f"{source.name}: {note}" for source in datasets.values() if (note := skipped_note(source))]
-    return (*left_out_notes(datasets, plan.left_out), *skipped)
+    notes = [f"{source.name}: {note}" for source in datasets.values() for note in source.notes]
+    return (*left_out_notes(datasets, plan.left_out), *skipped, *notes)
 
 
 def require_same_listing(options: BuildOptions) -> None:

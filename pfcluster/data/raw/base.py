@@ -85,6 +85,8 @@ class RawDataset:
     """How annotators' votes were turned into labels. Accuracies under different modes are not comparable."""
     hint: str = ""
     """What else the source holds and how that is read, for messages."""
+    notes: tuple[str, ...] = ()
+    """What the reader found out or decided and people should know, as sentences."""
 
     @property
     def other_files(self) -> int:

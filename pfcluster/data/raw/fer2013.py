@@ -18,6 +18,7 @@ from pfcluster.data.raw.base import (
     file_size,
     leaves_folder,
 )
+from pfcluster.data.raw.split_columns import splits_of_cells
 from pfcluster.data.raw.split_names import column_splits, split_from_name
 from pfcluster.data.raw.tables import (
     HEAD_BYTES,
@@ -31,6 +32,7 @@ from pfcluster.data.raw.tables import (
 
 PIXEL_FILES = ("fer2013.csv", "icml_face_data.csv")
 COLUMNS = {"emotion", "pixels"}
+SPLIT_COLUMNS = ("usage", "split", "partition", "subset")
 VOTES_FILE = "fer2013new.csv"
 VOTE_COLUMNS = tuple(VOCABULARIES["ferplus"].values())
 """Answers of FERPlus's annotators, in column order; the last `NO_EMOTIONS` are not emotions."""
@@ -63,9 +65,13 @@ def read_fer2013(source: Path, options: ReadOptions) -> RawDataset:
             raise RawDataError(f"{source} is not FER2013: it has neither {' nor '.join(PIXEL_FILES)}")
         table = tables[0]
     rows = list(_pixel_rows(table))
-    splits = column_splits([usage for _, usage in rows], options.splits, table)
+    columns = {name: [cells[name] for _, cells in rows] for name in (rows[0][1] if rows else ())}
+    usage = next((columns[name] for name in SPLIT_COLUMNS if any(columns.get(name, ()))), None)
+    splits, note = (None, "") if usage is not None else splits_of_cells(columns, options.splits, table)
+    if splits is None:
+        splits = column_splits(usage or [""] * len(rows), options.splits, table)
     photos = tuple(replace(photo, split=split) for (photo, _), split in zip(rows, splits, strict=True))
-    return RawDataset("fer2013", "fer2013", photos, {}, str(table))
+    return RawDataset("fer2013", "fer2013", photos, {}, str(table), notes=(note,) if note else ())
 
 
 def _lines(table: Path) -> Iterator[tuple[int, str, int]]:
@@ -95,8 +101,8 @@ def _lines(table: Path) -> Iterator[tuple[int, str, int]]:
         place += len(line)
 
 
-def _pixel_rows(table: Path) -> Iterator[tuple[RawPhoto, str]]:
-    """A photo per row, whose bytes are the row's grey values, and its cell of the column Usage."""
+def _pixel_rows(table: Path) -> Iterator[tuple[RawPhoto, dict[str, str]]]:
+    """A photo per row, whose bytes are the row's grey values, and its cells of the other columns, by name."""
     lines = ((offset, line, width) for offset, line, width in _lines(table) if line.strip())
     _, first, _ = next(lines, (0, "", 1))
     delimiter = separator_line(first)
@@ -119,7 +125,7 @@ def _pixel_rows(table: Path) -> Iterator[tuple[RawPhoto, str]]:
 
 def _pixel_row(
     table: Path, columns: dict[str, int], number: int, delimiter: str, place: tuple[int, str, int]
-) -> tuple[RawPhoto, str]:
+) -> tuple[RawPhoto, dict[str, str]]:
     offset, line, width = place
     cells = split_cells(line.rstrip("\r\n"), delimiter)
     if len(cells) != len(columns):
@@ -128,13 +134,14 @@ def _pixel_row(
         )
 
     def cell(name: str) -> str:
-        return cells[columns[name]][1].strip().strip('"').strip() if name in columns else ""
+        return cells[columns[name]][1].strip().strip('"').strip()
 
     position, pixels = cells[columns["pixels"]]
     start = offset + width * (position + (len(pixels) - len(pixels.lstrip('"'))))
     size = width * len(pixels.strip('"'))
     label = name_of("fer2013", cell("emotion"))
-    return RawPhoto(f"fer{number:07d}.png", label, None, str(table), start, size, "pixels"), cell("usage")
+    photo = RawPhoto(f"fer{number:07d}.png", label, None, str(table), start, size, "pixels")
+    return photo, {name: cell(name) for name in columns if name not in COLUMNS}
 
 
 def recognises_ferplus(source: Path) -> bool:
@@ -174,7 +181,7 @@ def _photos(source: Path, images: Path | None, rows: Sequence[Sequence[str]]) ->
                 f"{source / VOTES_FILE} names a photo {invalid[0]!r} outside its folder; download FERPlus again"
             )
         return [_photo_file(folders, name) for name in names]
-    photos = [replace(photo, split=split_from_name(usage)) for photo, usage in _pixel_rows(table)]
+    photos = [replace(photo, split=split_from_name(cells.get("usage", ""))) for photo, cells in _pixel_rows(table)]
     if len(photos) != len(rows):
         raise RawDataError(
             f"{table} has {len(photos)} rows and {VOTES_FILE} {len(rows)}: they must list the same photos"

@@ -18,38 +18,42 @@ from pfcluster.data.raw.base import (
     ReadOptions,
     file_size,
     find_images,
-    leaves_folder,
     skipped_as,
 )
+from pfcluster.data.raw.metadata import metadata_splits, metadata_tables, with_metadata
 from pfcluster.data.raw.seen import other_content
-from pfcluster.data.raw.split_names import IGNORE, column_splits, official, parse
+from pfcluster.data.raw.split_columns import table_splits
+from pfcluster.data.raw.split_names import IGNORE, official, parse
 from pfcluster.data.raw.tables import TABLE_SUFFIXES, Table, read_table
 from pfcluster.data.raw.tree import Folder, TreeOptions, find_splits, folder_meanings
-
-METADATA = ("metadata.csv", "metadata.jsonl")
-"""Tables of Hugging Face's `imagefolder`, beside the photos that they describe."""
 
 
 def read_folder(root: Path, options: ReadOptions) -> RawDataset:
     """List a folder of class folders at any depth, with Hugging Face's metadata tables if there are any."""
     images, skipped = find_images(root)
-    tables = _metadata_tables(root, images)
+    tables = metadata_tables(root, images)
     for table in tables:
         skipped -= Counter((skipped_as(PurePosixPath(table.path.relative_to(root).as_posix())),))
     photos = [RawPhoto(name, "", None, str(path), 0, file_size(path)) for name, path in images]
-    photos = list(with_tree(photos, options, root))
+    splits, note, options = metadata_splits(tables, photos, options, root)
+    photos = list(with_tree(photos, options, root, file_names=splits is None))
     if tables:
-        photos = list(_with_metadata(photos, root, tables, options))
-    hint = other_content(root, photos, skipped)
-    return RawDataset("folder", root.resolve().name, tuple(photos), skipped, str(root), hint=hint)
+        photos = list(with_metadata(photos, root, tables, splits))
+    hint, notes = other_content(root, photos, skipped), (note,) if note else ()
+    return RawDataset("folder", root.resolve().name, tuple(photos), skipped, str(root), hint=hint, notes=notes)
 
 
-def with_tree(photos: Sequence[RawPhoto], options: ReadOptions, source: object) -> Iterator[RawPhoto]:
-    """Photos with the labels and splits that the folders of their names give. Raises RawDataError."""
+def with_tree(
+    photos: Sequence[RawPhoto], options: ReadOptions, source: object, *, file_names: bool = True
+) -> Iterator[RawPhoto]:
+    """Photos with the labels and splits that the folders of their names give. Where no folder names a split and
+    `file_names` is true, the names of the files may. Raises RawDataError.
+    """
     folders = _folders(photos)
     meanings = folder_meanings(Counter(folders), _tree_options(options), source)
     by_name: list[OfficialSplit] | None = None
-    if all(meaning.split is None for meaning in meanings.values()) and IGNORE not in options.splits:
+    no_folder = all(meaning.split is None for meaning in meanings.values())
+    if file_names and no_folder and IGNORE not in options.splits:
         by_name = splits_of_file_names([photo.source for photo in photos])
     for number, (photo, folder) in enumerate(zip(photos, folders, strict=True)):
         meaning = meanings[folder]
@@ -100,11 +104,12 @@ def read_csv(source: Path, options: ReadOptions) -> RawDataset:
     table = read_table(source)
     folders = _image_folders(source, options.images)
     photos = list(_table_photos(table, folders))
-    photos = [
-        dataclasses.replace(photo, split=split)
-        for photo, split in zip(photos, _table_splits(table, photos, options), strict=True)
-    ]
-    return RawDataset("csv", source.name, tuple(photos), {}, " or ".join(str(folder) for folder in folders))
+    splits, note = table_splits([table], options.splits, table.path)
+    if splits is None:
+        splits = _splits_of_places(table, photos, options)
+    photos = [dataclasses.replace(photo, split=split) for photo, split in zip(photos, splits, strict=True)]
+    places, notes = " or ".join(str(folder) for folder in folders), (note,) if note else ()
+    return RawDataset("csv", source.name, tuple(photos), {}, places, notes=notes)
 
 
 def _image_folders(source: Path, images: Path | None) -> tuple[Path, ...]:
@@ -115,12 +120,8 @@ def _image_folders(source: Path, images: Path | None) -> tuple[Path, ...]:
     return (images,)
 
 
-def _table_splits(table: Table, photos: Sequence[RawPhoto], options: ReadOptions) -> list[OfficialSplit | None]:
-    """The split of each row: of its split column, else of the folders or the file name of its photo."""
-    column = table.find("split")
-    cells = table.cells(column)
-    if column is not None and any(cells):
-        return column_splits(cells, options.splits, table.path)
+def _splits_of_places(table: Table, photos: Sequence[RawPhoto], options: ReadOptions) -> list[OfficialSplit | None]:
+    """The split of each row by the folders or the file name of its photo. Raises RawDataError."""
     folders = _folders(photos)
     tree = dataclasses.replace(_tree_options(options), labels_ignored=True)
     places = find_splits(Counter(folders), tree, table.path)
@@ -154,52 +155,3 @@ def _table_photos(table: Table, folders: Sequence[Path]) -> Iterator[RawPhoto]:
             continue
         path = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
         yield RawPhoto(source, label, person, str(path), 0, file_size(path))
-
-
-def _metadata_tables(root: Path, images: Sequence[tuple[str, Path]]) -> list[Table]:
-    """Tables of this name in the folders of the images and in those above, if they name images."""
-    folders = {root}
-    for _, path in images:
-        for folder in path.parents:
-            if folder in folders:
-                break
-            folders.add(folder)
-    paths = sorted(folder / name for folder in folders for name in METADATA if (folder / name).is_file())
-    return [table for table in map(read_table, paths) if table.find("image") is not None]
-
-
-def _with_metadata(
-    photos: Sequence[RawPhoto], root: Path, tables: Sequence[Table], options: ReadOptions
-) -> Iterator[RawPhoto]:
-    """Photos with the labels, persons and splits of their rows in metadata tables; photos without a row are left out
-    if the tables have labels. Raises RawDataError.
-    """
-    rows: dict[str, tuple[str, str, OfficialSplit | None]] = {}
-    labelled = False
-    for table in tables:
-        labelled |= table.find("label") is not None
-        columns = [table.cells(table.find(column)) for column in ("label", "identity")]
-        split_column = table.find("split")
-        splits: Sequence[OfficialSplit | None] = [None] * len(table.rows)
-        if split_column is not None:
-            splits = column_splits(table.cells(split_column), options.splits, table.path)
-        below = table.path.parent.relative_to(root)
-        for image, label, person, split in zip(table.cells(table.require("image")), *columns, splits, strict=True):
-            name = image.replace("\\", "/")
-            if leaves_folder(name):
-                raise RawDataError(f"{table.path} names an image outside its folder, {name!r}; correct the row")
-            rows[(below / name).as_posix()] = (label, person, split)
-    for photo in photos:
-        row = rows.pop(photo.source, None)
-        if row is None:
-            missing = ("no row in the metadata", "") if labelled else photo.left_out
-            yield dataclasses.replace(photo, left_out=missing)
-            continue
-        label, person, split = row
-        values = {"identity": person or None, "split": split or photo.split}
-        yield dataclasses.replace(photo, **values, **({"label": label, "left_out": None} if labelled else {}))  # type: ignore[arg-type]
-    of_folder = {PurePosixPath(photo.source).parent: photo.split for photo in photos}
-    for name, (label, person, split) in rows.items():
-        folder = next((folder for folder in PurePosixPath(name).parents if folder in of_folder), None)
-        split = split or (of_folder[folder] if folder is not None else None)
-        yield RawPhoto(name, label, person or None, str(root / name), split=split)

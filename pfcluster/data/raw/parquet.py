@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, ReadOptions, is_hidden
-from pfcluster.data.raw.split_names import column_splits, named_splits
+from pfcluster.data.raw.split_columns import MAX_CELLS, splits_of_cells
+from pfcluster.data.raw.split_names import IGNORE, column_splits, named_splits
 from pfcluster.data.raw.tables import COLUMNS, plain_name
 
 NESTED = ("*/*.parquet", "*/*/*.parquet")
@@ -39,14 +40,19 @@ def read(source: Path, options: ReadOptions) -> RawDataset:
     listed = [list(_rows(file, options.classes)) for file in files]
     photos = [photo for rows in listed for photo, _ in rows]
     cells = [cell for rows in listed for _, cell in rows]
+    splits, note = None, ""
     if any(cells):
         splits = column_splits(cells, options.splits, source)
-    else:
+    elif IGNORE not in options.splits:
+        columns = _other_columns(files, [len(rows) for rows in listed])
+        splits, note = splits_of_cells(columns, options.splits, source)
+    if splits is None:
         names = [_name(file, source) for file in files]
         by_file = named_splits(names, options.splits, source)
         splits = [split for split, rows in zip(by_file, listed, strict=True) for _ in rows]
     photos = [replace(photo, split=split) for photo, split in zip(photos, splits, strict=True)]
-    return RawDataset("parquet", source.resolve().name, tuple(photos), {}, str(source))
+    notes = (note,) if note else ()
+    return RawDataset("parquet", source.resolve().name, tuple(photos), {}, str(source), notes=notes)
 
 
 def _name(file: Path, source: Path) -> str:
@@ -135,6 +141,45 @@ def _batches(file: Path, parquet: Any, column: str) -> Iterator[Any]:
             yield from parquet.iter_batches(BATCH, row_groups=[group], columns=[column])
     except (arrow.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise RawDataError(f"{file} cannot be read completely ({error}); download it again") from error
+
+
+def _other_columns(files: Sequence[Path], counts: Sequence[int]) -> dict[str, list[str | None]]:
+    """Cells of the columns that are none of COLUMNS, by name; None for files without the column. Only columns of text
+    with few distinct values in each file, which may be splits. `counts`: rows of each file.
+    """
+    known = {name for names in COLUMNS.values() for name in names}
+    columns: dict[str, list[str | None]] = {}
+    before = 0
+    for file, count in zip(files, counts, strict=True):
+        parquet = open_parquet(file)
+        for name in parquet.schema_arrow.names:
+            cells = None if plain_name(name) in known else _few_texts(file, parquet, name)
+            if cells is not None:
+                columns.setdefault(name, [None] * before).extend(cells)
+        before += count
+        for column in columns.values():
+            column += [None] * (before - len(column))
+    return columns
+
+
+def _few_texts(file: Path, parquet: Any, column: str) -> list[str] | None:
+    """Text of each row of a column; None if it is no text, or has more distinct values than a split column."""
+    types = importlib.import_module("pyarrow.types")
+    kind = parquet.schema_arrow.field(column).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    names = _named(parquet.schema_arrow.metadata or {}, column) if types.is_integer(kind) else []
+    if not (names or types.is_string(kind) or types.is_large_string(kind)):
+        return None
+    values: list[Any] = []
+    distinct: set[Any] = set()
+    for batch in _batches(file, parquet, column):
+        values += batch.column(0).to_pylist()
+        distinct.update(values[-batch.num_rows :])
+        if len(distinct) > MAX_CELLS:
+            return None
+    if names:
+        return [names[value] if value in range(len(names)) else "" for value in values]
+    return [(value or "").strip() for value in values]
 
 
 def _optional(file: Path, parquet: Any, column: str | None) -> list[str]:

@@ -133,7 +133,8 @@ def column_splits(cells: Sequence[str], given: Mapping[str, str], source: object
         return [None] * len(cells)
     counts = Counter(cell.strip() for cell in cells)
     require_used(given, counts, source)
-    meanings = {cell: _cell_meaning(cell, given) for cell in counts}
+    parsed = cell_meanings(cell for cell in counts if cell not in given)
+    meanings = {cell: given.get(cell, parsed.get(cell) or given.get(OTHER)) for cell in counts}
     if set(counts) <= {""} and OTHER not in given:
         return [None] * len(cells)
     unknown = [cell for cell, meaning in meanings.items() if meaning is None]
@@ -146,14 +147,17 @@ def column_splits(cells: Sequence[str], given: Mapping[str, str], source: object
     return [splits[cell.strip()] for cell in cells]
 
 
-def _cell_meaning(cell: str, given: Mapping[str, str]) -> str | None:
-    """Meaning of a cell; NO_SPLIT if --splits says so, None if it means no split."""
-    if cell in given:
-        return given[cell]
-    parsed = parse(cell)
-    if parsed is not None and parsed.certainty > 1:
-        return parsed.meaning
-    return given.get(OTHER)
+def cell_meanings(cells: Iterable[str]) -> dict[str, Meaning | None]:
+    """The split that each cell means. Uncertain ones (`tr`, `te`) count only if all cells that are not empty mean
+    splits, one of them the training split.
+    """
+    parsed = {cell: parse(cell) for cell in cells}
+    alone = {name.meaning if name else None for cell, name in parsed.items() if cell}
+    uncertain = None not in alone and "train" in alone
+    return {
+        cell: name.meaning if name is not None and (uncertain or name.certainty > 1) else None
+        for cell, name in parsed.items()
+    }
 
 
 def unknown_names(source: object, meanings: Mapping[str, str | None], unknown: Mapping[str, int], place: str) -> str:

@@ -126,6 +126,15 @@ class Table:
             )
         return index
 
+    def others(self) -> dict[str, list[str]]:
+        """Cells of the columns that are none of COLUMNS, by name; of several with the same name the first."""
+        names = {name for names in COLUMNS.values() for name in names}
+        columns: dict[str, list[str]] = {}
+        for index, cell in enumerate(self.header):
+            if plain_name(cell) not in names and cell.strip() not in columns:
+                columns[cell.strip()] = self.cells(index)
+        return columns
+
     def cells(self, column: int | None) -> list[str]:
         """A column's cells, stripped; empty where a row is too short, or if the column is None."""
         if column is None:
