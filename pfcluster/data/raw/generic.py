@@ -23,7 +23,7 @@ from pfcluster.data.raw.base import (
 from pfcluster.data.raw.metadata import metadata_splits, metadata_tables, with_metadata
 from pfcluster.data.raw.seen import other_content
 from pfcluster.data.raw.split_columns import table_splits
-from pfcluster.data.raw.split_names import IGNORE, official, parse
+from pfcluster.data.raw.split_names import IGNORE, OTHER, names_photo, photo_splits, require_used
 from pfcluster.data.raw.tables import TABLE_SUFFIXES, Table, read_table
 from pfcluster.data.raw.tree import Folder, TreeOptions, find_splits, folder_meanings
 
@@ -50,11 +50,12 @@ def with_tree(
     `file_names` is true, the names of the files may. Raises RawDataError.
     """
     folders = _folders(photos)
+    options, of_photos = _explained(photos, folders, options)
     meanings = folder_meanings(Counter(folders), _tree_options(options), source)
-    by_name: list[OfficialSplit] | None = None
-    no_folder = all(meaning.split is None for meaning in meanings.values())
-    if file_names and no_folder and IGNORE not in options.splits:
-        by_name = splits_of_file_names([photo.source for photo in photos])
+    file_names = file_names and all(meaning.split is None for meaning in meanings.values())
+    by_name = photo_splits([photo.source for photo in photos], of_photos, source) if file_names else None
+    if by_name is None:
+        require_used(of_photos, (), source)
     for number, (photo, folder) in enumerate(zip(photos, folders, strict=True)):
         meaning = meanings[folder]
         split = by_name[number] if by_name is not None else meaning.split
@@ -77,19 +78,21 @@ def _tree_options(options: ReadOptions) -> TreeOptions:
     return TreeOptions(options.classes, options.splits, options.labels_ignored)
 
 
-def splits_of_file_names(names: Sequence[str]) -> list[OfficialSplit] | None:
-    """The splits that file names such as `train_00001.jpg` and `test_0001.jpg` mean; None unless all names mean one,
-    some of them the training split, others not.
+def _explained(
+    photos: Sequence[RawPhoto], folders: Sequence[Folder], options: ReadOptions
+) -> tuple[ReadOptions, dict[str, str]]:
+    """The options for the folders, and those names of --splits, with their meaning, that are no folder's but the names
+    of photos, or are for all others.
     """
-    meanings = []
-    for name in names:
-        parsed = parse(PurePosixPath(name).stem)
-        if parsed is None or parsed.certainty == 1:
-            return None
-        meanings.append(parsed.meaning)
-    if "train" not in meanings or len(set(meanings)) < 2:
-        return None
-    return [official(meaning, set(meanings)) for meaning in meanings]
+    paths = {folder[: end + 1] for folder in set(folders) for end in range(len(folder))}
+    names = {name for path in paths for name in (path[-1], "/".join(path))} | {OTHER, IGNORE}
+    sources = [photo.source for photo in photos] if set(options.splits) - names else []
+    of_photos = {
+        name: value for name, value in options.splits.items() if name not in names and names_photo(name, sources)
+    }
+    of_folders = {name: value for name, value in options.splits.items() if name not in of_photos}
+    others = {name: value for name, value in options.splits.items() if name in (OTHER, IGNORE)}
+    return dataclasses.replace(options, splits=of_folders), of_photos | others
 
 
 def recognises_table(source: Path) -> bool:
@@ -123,6 +126,7 @@ def _image_folders(source: Path, images: Path | None) -> tuple[Path, ...]:
 def _splits_of_places(table: Table, photos: Sequence[RawPhoto], options: ReadOptions) -> list[OfficialSplit | None]:
     """The split of each row by the folders or the file name of its photo. Raises RawDataError."""
     folders = _folders(photos)
+    options, of_photos = _explained(photos, folders, options)
     tree = dataclasses.replace(_tree_options(options), labels_ignored=True)
     places = find_splits(Counter(folders), tree, table.path)
     splits: list[OfficialSplit | None] = []
@@ -134,9 +138,12 @@ def _splits_of_places(table: Table, photos: Sequence[RawPhoto], options: ReadOpt
             f"{table.path}: {splits.count(None)} photos are in no folder that names a split, while others are; add a"
             f" column split, or split all photos anew with --splits {IGNORE}"
         )
-    if set(splits) == {None} and IGNORE not in options.splits:
-        return list(splits_of_file_names([photo.source for photo in photos]) or splits)
-    return splits
+    by_name = None
+    if set(splits) == {None}:
+        by_name = photo_splits([photo.source for photo in photos], of_photos, table.path)
+    if by_name is None:
+        require_used(of_photos, (), table.path)
+    return by_name or splits
 
 
 def _table_photos(table: Table, folders: Sequence[Path]) -> Iterator[RawPhoto]:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
 from pfcluster.data.raw.base import OfficialSplit, RawDataError
@@ -52,6 +53,7 @@ NOISE = NOUNS | frozenset(
 _ATTACHED = "|".join(sorted(NOUNS, key=len, reverse=True))
 _GLUED = re.compile(rf"(train|training|test|testing|val|valid|validation|dev|eval|evaluation)(?:{_ATTACHED})")
 _ENDING = re.compile(r".+(train|training|test|testing|val|valid|validation|dev|eval)")
+_NUMBER = re.compile(r"[-_.]*\d[-_.\d]*$")
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
 
 
@@ -213,3 +215,50 @@ def _matches(name: str, key: str) -> bool:
     """Whether a file is called as --splits says: its path, its name or one of its folders, also with a number."""
     numbered = re.compile(rf"{re.escape(key)}([-_.\d].*)?")
     return any(numbered.fullmatch(part) for part in (name, *name.split("/")))
+
+
+def photo_splits(names: Sequence[str], given: Mapping[str, str], source: object) -> list[OfficialSplit | None] | None:
+    """The splits that names of photos such as `train_00001.jpg` and `test_0001.jpg` mean. None unless most names mean
+    one, some of them the training split, others not.
+
+    `given`: what --splits says of names, by `names_photo`. Raises RawDataError if the other names mean no split.
+    """
+    told = {key: value for key, value in given.items() if key not in (OTHER, IGNORE)}
+    if IGNORE in given or not (told or any("train" in name or "trn" in name for name in map(str.lower, names))):
+        return None
+    groups = [_group(_stem(name), told) for name in names]
+    meanings = {group: told.get(group) or _certain_meaning(group) for group in groups}
+    known = {group: meaning for group, meaning in meanings.items() if meaning is not None}
+    among = {meaning for meaning in known.values() if meaning != NO_SPLIT}
+    counts = Counter(groups)
+    most = 2 * sum(counts[group] for group in known) > len(names)
+    if "train" not in among or len(among) < 2 or not (most or told):
+        return None
+    unknown = {group: counts[group] for group in meanings if group not in known}
+    if unknown and OTHER not in given:
+        raise RawDataError(unknown_names(source, known, unknown, "file names"))
+    splits = {
+        group: None if meaning == NO_SPLIT else official(meaning, among)  # type: ignore[arg-type]
+        for group, meaning in {**dict.fromkeys(unknown, given.get(OTHER, NO_SPLIT)), **known}.items()
+    }
+    return [splits[group] for group in groups]
+
+
+def names_photo(key: str, names: Iterable[str]) -> bool:
+    """Whether a name of --splits is that of photos: without their suffixes, and perhaps without numbers at the end."""
+    return any(_matches(_stem(name), key) for name in names)
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def _group(stem: str, told: Iterable[str]) -> str:
+    """The name of --splits that is this photo's, or its own name without the number at the end."""
+    key = next((key for key in told if _matches(stem, key)), None)
+    return key if key is not None else _NUMBER.sub("", stem) or stem
+
+
+def _certain_meaning(name: str) -> Meaning | None:
+    parsed = parse(name)
+    return parsed.meaning if parsed is not None and parsed.certainty > 1 else None
