@@ -67,3 +67,19 @@ def test_ordinary_names_give_no_split(tmp_path: Path, form: str, names: tuple[st
     assert set(splits_of(read_raw(source)).values()) == {None}
     with pytest.raises(RawDataError, match="'nothing', which no split"):
         read_raw(source, with_options("nothing=train"))
+
+
+@pytest.mark.parametrize("place", ["", "lists/", "photos/train/"])
+def test_absolute_names_keep_the_folders_of_splits(tmp_path: Path, place: str) -> None:
+    put(tmp_path / "photos", "train/a.jpg", "train/b.jpg", "test/c.jpg")
+    table = tmp_path / place / "l.csv"
+    table.parent.mkdir(exist_ok=True)
+    files = sorted((tmp_path / "photos").rglob("*.jpg"))
+    above = tmp_path / "photos" / ".."
+    for form in ("{file}", "/{file}", "{above}/{relative}"):
+        names = [form.format(file=file, above=above, relative=file.relative_to(tmp_path)) for file in files]
+        table.write_text("\n".join(["image,label", *(f"{name},sad" for name in names)]))
+        photos = read_raw(table).photos
+        assert [photo.split for photo in photos] == ["test", "train", "train"]
+        assert [photo.size for photo in photos] == [10, 11, 11]
+        assert not any(part in photo.source for photo in photos for part in (str(tmp_path), tmp_path.name, ".."))

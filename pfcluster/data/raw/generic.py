@@ -6,6 +6,7 @@ Photos are listed by name, those of a table in row order. Splits that folders, f
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -148,17 +149,33 @@ def _splits_of_places(table: Table, photos: Sequence[RawPhoto], options: ReadOpt
 
 def _table_photos(table: Table, folders: Sequence[Path]) -> Iterator[RawPhoto]:
     """The photo of each row. An identity that equals the photo's file name is ignored."""
-    columns = [table.cells(table.require(column)) for column in ("image", "label")]
-    for image, label, identity in zip(*columns, table.cells(table.find("identity")), strict=True):
-        name = image.replace("\\", "/")
+    names = [image.replace("\\", "/") for image in table.cells(table.require("image"))]
+    columns = [table.cells(column) for column in (table.require("label"), table.find("identity"))]
+    base = _base(names, folders)
+    for name, label, identity in zip(names, *columns, strict=True):
         if "\0" in name:
             raise RawDataError(
                 f"{table.path} names an image with a zero byte, {name!r}; it is not a valid CSV of file names"
             )
-        source = PurePosixPath(name).name if PurePosixPath(name).is_absolute() else name
+        source = str(PurePosixPath(_normal(name)).relative_to(base)) if name.startswith("/") else name
         person = None if identity in ("", name, PurePosixPath(name).name) else identity
         if not name:
             yield RawPhoto(source, label, person, "")
             continue
         path = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
         yield RawPhoto(source, label, person, str(path), 0, file_size(path))
+
+
+def _base(names: Sequence[str], folders: Sequence[Path]) -> str:
+    """The folder to which absolute names of photos become relative, so that those of folders with splits remain: one of
+    `folders` that contains all of them, else the innermost one that does.
+    """
+    parents = {posixpath.dirname(_normal(name)) for name in names if name.startswith("/")}
+    common = posixpath.commonpath(parents) if parents else "/"
+    around = [str(path) for folder in folders for path in (folder.absolute(), folder.resolve())]
+    return next((path for path in around if PurePosixPath(common).is_relative_to(path)), common)
+
+
+def _normal(name: str) -> str:
+    """An absolute name without `..` and repeated slashes."""
+    return posixpath.normpath("/" + name.lstrip("/"))
