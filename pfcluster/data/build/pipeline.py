@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.data.build.align import Aligner, LandmarkAligner
+from pfcluster.data.build.build_warnings import build_warnings
 from pfcluster.data.build.candidates import LeftOut
 from pfcluster.data.build.detect import FaceAligner
 from pfcluster.data.build.errors import BuildError
@@ -107,7 +108,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
             if shards_left:
                 return BuildResult(None, now, (), shards_left)
             manifest = _finish(options, datasets, identity, plan)
-    return BuildResult(manifest, now, _warnings(manifest), left_out=_left_out(datasets, plan))
+    return BuildResult(manifest, now, build_warnings(manifest, plan), left_out=_left_out(datasets, plan))
 
 
 def _left_out(datasets: Mapping[str, RawDataset], plan: Plan) -> tuple[str, ...]:
@@ -145,7 +146,7 @@ def _existing_result(options: BuildOptions, identity: Mapping[str, Any], plan: P
     if plan is not None:
         require_same_content(options.output, plan.digest(), manifest)
     (options.output / BUILD_FOLDER / PLAN).unlink(missing_ok=True)
-    return BuildResult(manifest, 0, _warnings(manifest))
+    return BuildResult(manifest, 0, () if plan is None else build_warnings(manifest, plan))
 
 
 def _check_bad(options: BuildOptions, datasets: Mapping[str, RawDataset], left_out: Sequence[LeftOut]) -> None:
@@ -262,25 +263,3 @@ def _left_out_row(datasets: Mapping[str, RawDataset], photo: LeftOut) -> tuple[s
 
 def _counts(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-
-
-def _warnings(manifest: Manifest) -> tuple[str, ...]:
-    """Properties of the dataset that matter for training and evaluation."""
-    warnings = []
-    samples = sum(split.samples for split in manifest.splits.values())
-    assert manifest.photos == samples + sum(manifest.left_out.values()), "every photo is a sample or left out"
-    known_identities = manifest.source["known_identities"]
-    if 0 < known_identities < samples:
-        warnings.append(
-            f"the identity is known for {known_identities} photos only; each other photo counts as a person, so the"
-            " same person may occur in several splits"
-        )
-    if known_identities == 0:
-        warnings.append("no photo has an identity: splits share no photo, but may share persons")
-    if len(manifest.classes) == 1:
-        warnings.append(f"there is one class only, {manifest.classes[0]}")
-    for name, split in manifest.splits.items():
-        empty = [label for label in manifest.classes if not split.per_class[label]]
-        if empty:
-            warnings.append(f"the {name} split has no {', '.join(empty)}")
-    return tuple(warnings)

@@ -10,6 +10,7 @@ from pathlib import Path
 from pfcluster.data.labels import plain_code
 from pfcluster.data.raw import affectnet, archives, expw, fer2013, generic, parquet, posed, rafdb
 from pfcluster.data.raw.base import NOT_A_LABEL, RawDataError, RawDataset, RawPhoto, ReadOptions
+from pfcluster.data.raw.identities import without_unknown
 from pfcluster.data.raw.split_names import IGNORE
 
 
@@ -40,6 +41,9 @@ READERS: dict[str, Reader] = {
 NAMED_SPLITS = ("fer2013", "parquet", "csv", "tar", "folder")
 """Layouts whose splits have free names, which --splits can explain."""
 
+TABLES = ("parquet", "csv", "folder")
+"""Layouts whose identities are cells of tables."""
+
 
 def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "auto") -> RawDataset:
     """List the photos of a raw dataset. `kind`: name of its reader; "auto" selects the first one that recognises it.
@@ -66,6 +70,8 @@ def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "a
         raise RawDataError(f"{source} cannot be read: {error.strerror or error}") from error
     if not dataset.photos:
         raise RawDataError(_no_photos(source, dataset))
+    if name in TABLES:
+        dataset = without_unknown(dataset)
     photos = tuple(_with_utf8_names(photo) for photo in dataset.photos)
     if IGNORE in options.splits:
         photos = tuple(dataclasses.replace(photo, split=None) for photo in photos)

@@ -1,0 +1,59 @@
+"""Properties of a built dataset that matter for training and evaluation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from pfcluster.data.build.plan import DEFAULT_VAL_SHARE, Plan
+from pfcluster.data.manifest import Manifest
+
+
+def build_warnings(manifest: Manifest, plan: Plan) -> tuple[str, ...]:
+    """Sentences on persons, classes and splits that people should know."""
+    samples = sum(split.samples for split in manifest.splits.values())
+    assert manifest.photos == samples + sum(manifest.left_out.values()), "every photo is a sample or left out"
+    return (*_identities(manifest, plan, samples), *_classes(manifest), *_empty_splits(manifest))
+
+
+def _identities(manifest: Manifest, plan: Plan, samples: int) -> Iterator[str]:
+    known_identities = manifest.source["known_identities"]
+    if 0 < known_identities < samples:
+        yield (
+            f"the identity is known for {known_identities} photos only; each other photo counts as a person, so the"
+            " same person may occur in several splits"
+        )
+    if known_identities == 0:
+        yield "no photo has an identity: splits share no photo, but may share persons"
+    photos = Counter(photo.identity for shard in plan.shards for photo in shard.photos)
+    for identity, count in photos.most_common(1):
+        if count > 1 and 2 * count > photos.total():
+            yield (
+                f"one identity, {identity!r}, has {count} of {photos.total()} photos, which all are in one split if the"
+                " dataset names none: check that it is a person"
+            )
+
+
+def _classes(manifest: Manifest) -> Iterator[str]:
+    if len(manifest.classes) == 1:
+        yield f"there is one class only, {manifest.classes[0]}"
+    for name, split in manifest.splits.items():
+        empty = [label for label in manifest.classes if not split.per_class[label]]
+        if empty:
+            yield f"the {name} split has no {', '.join(empty)}"
+
+
+def _empty_splits(manifest: Manifest) -> Iterator[str]:
+    """Splits that were to be cut from the training photos and have none."""
+    val_share = manifest.options.get("val_share")
+    shares = {
+        "validation": DEFAULT_VAL_SHARE if val_share is None else val_share,
+        "test": manifest.options.get("test_share", 0),
+    }
+    for name, share in shares.items():
+        if share > 0 and (name not in manifest.splits or not manifest.splits[name].samples):
+            option = "--val-share" if name == "validation" else "--test-share"
+            yield (
+                f"there is no {name} split, although {option} is {share}: photos of one identity stay together, and a"
+                " class stays in the training split; check the identities, or give more photos"
+            )
