@@ -16,7 +16,7 @@ from typing import Any
 from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, ReadOptions, is_hidden
 from pfcluster.data.raw.split_columns import MAX_CELLS, splits_of_cells
 from pfcluster.data.raw.split_names import IGNORE, column_splits, named_splits
-from pfcluster.data.raw.tables import COLUMNS, plain_name
+from pfcluster.data.raw.tables import COLUMNS, columns_of, plain_name, require_equal
 
 NESTED = ("*/*.parquet", "*/*/*.parquet")
 """Places of files such as `default/train/0000.parquet`."""
@@ -37,7 +37,7 @@ def read(source: Path, options: ReadOptions) -> RawDataset:
     files = _files(source)
     if not files:
         raise RawDataError(f"{source} is not a .parquet file, and neither it nor its data folder contains any")
-    listed = [list(_rows(file, options.classes)) for file in files]
+    listed = [list(_rows(file, options)) for file in files]
     photos = [photo for rows in listed for photo, _ in rows]
     cells = [cell for rows in listed for _, cell in rows]
     splits, note = None, ""
@@ -71,11 +71,13 @@ def _files(source: Path) -> list[Path]:
     return sorted(path for path in nested if path.is_file() and not is_hidden(PurePosixPath(path.relative_to(source))))
 
 
-def _rows(file: Path, classes: Mapping[str, str]) -> Iterator[tuple[RawPhoto, str]]:
+def _rows(file: Path, options: ReadOptions) -> Iterator[tuple[RawPhoto, str]]:
     """The photos of a file, each with its cell of the split column."""
     parquet = open_parquet(file)
     names = parquet.schema_arrow.names
-    labels = _texts(file, parquet, _column(file, names, "label"), classes)
+    for column in ("label", "identity") if IGNORE in options.splits else ("label", "identity", "split"):
+        _require_equal(file, parquet, column)
+    labels = _texts(file, parquet, _column(file, names, "label"), options.classes)
     others = {column: _optional(file, parquet, _find(names, column)) for column in ("identity", "split")}
     sizes = [-1 if data is None else len(data) for data in read_images(file)]
     if not len(labels) == len(sizes) == parquet.metadata.num_rows:
@@ -103,8 +105,18 @@ def open_parquet(file: Path) -> Any:
 
 def _find(names: Sequence[str], column: str) -> str | None:
     """The name of a column of COLUMNS; None if there is none."""
-    plain = [plain_name(name) for name in names]
-    return next((names[plain.index(name)] for name in COLUMNS[column] if name in plain), None)
+    return next((names[index] for index in columns_of(names, column)), None)
+
+
+def _require_equal(file: Path, parquet: Any, column: str) -> None:
+    """Raises RawDataError if several columns can be this one, and differ in any row."""
+    names = [parquet.schema_arrow.names[index] for index in columns_of(parquet.schema_arrow.names, column)]
+    if len(names) > 1:
+        values = [
+            [value for batch in _batches(file, parquet, name) for value in batch.column(0).to_pylist()]
+            for name in names
+        ]
+        require_equal(file, column, list(zip(names, values, strict=True)))
 
 
 def _column(file: Path, names: Sequence[str], column: str) -> str:

@@ -21,6 +21,8 @@ def table_splits(
     tables: Sequence[Table], given: Mapping[str, str], source: object
 ) -> tuple[list[OfficialSplit | None] | None, str]:
     """As `splits_of_cells`, for the rows of all tables; a column that is called as in `tables.COLUMNS` comes first."""
+    if IGNORE in given:
+        return None, ""
     named: list[str | None] = []
     for table in tables:
         index = table.find("split")

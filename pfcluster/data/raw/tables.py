@@ -37,7 +37,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "identity": ("identity", "identityid", "person", "personid", "subject", "subjectid", "celebrity", "actor"),
     "split": ("split", "usage", "partition", "subset"),
 }
-"""Accepted names of columns, by letters and digits only; the first one present is used."""
+"""Accepted names of columns, by letters and digits only; of several, the first one is used if their cells are equal."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,25 @@ def delimiter_of(header: str) -> str:
     return max(DELIMITERS, key=unquoted.count)
 
 
+def columns_of(header: Sequence[str], column: str) -> list[int]:
+    """Indices of the columns that COLUMNS accepts as this one, by its order."""
+    plain = [plain_name(name) for name in header]
+    return [index for name in COLUMNS[column] for index, other in enumerate(plain) if other == name]
+
+
+def require_equal(source: object, column: str, columns: Sequence[tuple[str, Sequence[object]]]) -> None:
+    """Raises RawDataError if columns of one meaning, as (name, cells), differ in any row."""
+    first, cells = columns[0]
+    for name, others in columns[1:]:
+        rows = [row for row, (one, two) in enumerate(zip(cells, others, strict=True), start=1) if one != two]
+        if rows:
+            row = rows[0]
+            raise RawDataError(
+                f"{source}: columns {first!r} and {name!r} can both be the {column}, and differ in {len(rows)} rows,"
+                f" e.g. row {row} ({cells[row - 1]!r} and {others[row - 1]!r}); remove or rename the wrong one"
+            )
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of text cells."""
@@ -112,12 +131,19 @@ class Table:
     """Rows that are not blank; they may be shorter or longer than the header."""
 
     def find(self, column: str) -> int | None:
-        """Index of a column of COLUMNS; None if there is none."""
-        plain = [plain_name(cell) for cell in self.header]
-        return next((plain.index(name) for name in COLUMNS[column] if name in plain), None)
+        """Index of a column of COLUMNS; None if there is none. Raises RawDataError if there are several, and their
+        cells differ; empty columns do not count.
+        """
+        indices = columns_of(self.header, column)
+        if len(indices) < 2:
+            return indices[0] if indices else None
+        cells = {index: self.cells(index) for index in indices}
+        filled = [index for index in indices if any(cells[index])] or indices
+        require_equal(self.path, column, [(self.header[index], cells[index]) for index in filled])
+        return filled[0]
 
     def require(self, column: str) -> int:
-        """Index of a column of COLUMNS. Raises RawDataError."""
+        """Index of a column of COLUMNS. Raises RawDataError, also as `find`."""
         index = self.find(column)
         if index is None:
             raise RawDataError(
