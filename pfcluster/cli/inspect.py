@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pfcluster.cli.inspect_quality import show_quality
 from pfcluster.data.inspect.contact_sheet import contact_sheet
-from pfcluster.data.manifest import Manifest, ShardError, check_shard, load_manifest
+from pfcluster.data.manifest import Manifest, ShardError, check_shard, load_manifest, require_files
 from pfcluster.data.shards import ShardSplit
 from pfcluster.launch.command_line import parse
 from pfcluster.runs.os_errors import describe
@@ -108,6 +108,8 @@ def _show(options: InspectOptions, console: Console) -> None:
     console.print(f"{manifest.photos} photos in, {samples} faces out")
     if options.verify:
         _verify(options.folder, manifest, console)
+    else:
+        require_files(options.folder, manifest)
     if options.sheet:
         sheet = contact_sheet(ShardSplit(options.folder, options.split), options.per_class)
         sheet.save(options.sheet)

@@ -20,12 +20,15 @@ from typing import Any
 
 from pfcluster.data.storage import LocalStore, Store, StoreError, open_store
 from pfcluster.runs.atomic_files import sha256
-from pfcluster.runs.os_errors import retry_transient
+from pfcluster.runs.os_errors import describe, retry_transient
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 BUILD_FOLDER = ".build"
 """Subfolder of a shard folder while a build is running."""
+CRC32_BYTES = 4
+SHOWN = 8
+"""Damaged files that an error names."""
 MAX_SIZE = 1024
 """Largest side of an image in pixels."""
 REBUILD = "build it again into a new folder with `pfcluster build`"
@@ -199,6 +202,36 @@ def _are_counts(values: object) -> bool:
 def are_strings(*values: object) -> bool:
     """Whether all JSON values are strings."""
     return all(isinstance(value, str) for value in values)
+
+
+def require_files(folder: Path, manifest: Manifest) -> None:
+    """Raises ShardError that names the files of the manifest's shards that are missing or have another size, without
+    reading them.
+    """
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    sizes: dict[str, int | None] = {}
+    for shard in shards:
+        sizes |= {shard.file: shard.bytes, shard.index_file: None}
+        if shard.crc32_sha256 is not None:
+            sizes[shard.crc32_file] = CRC32_BYTES * shard.samples
+    wrong = []
+    for name, size in sizes.items():
+        try:
+            actual = retry_transient((folder / name).stat).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            wrong.append(f"{name} is missing")
+            continue
+        except OSError as error:
+            wrong.append(describe(error))
+            continue
+        if actual != size and (size is not None or not actual):
+            wrong.append(f"{name} has {actual} bytes" + ("" if size is None else f" instead of {size}"))
+    if wrong:
+        more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ShardError(
+            f"{folder} is damaged: {', '.join(wrong[:SHOWN])}{more}; copy these files there again, or delete the folder"
+            " and build it again"
+        )
 
 
 def check_shard(folder: Path, shard: ShardFile) -> None:

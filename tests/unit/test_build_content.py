@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pfcluster.cli.inspect import main as inspect
 from pfcluster.data.build.errors import BuildError
-from pfcluster.data.build.pipeline import build
+from pfcluster.data.build.pipeline import build, require_same_listing
 from pfcluster.data.build.plan import listing_digest
-from pfcluster.data.manifest import MANIFEST
+from pfcluster.data.manifest import MANIFEST, ShardError
 from pfcluster.data.raw.base import RawDataset, RawPhoto
 from tests.photos import make_folder, options, picture
 
@@ -110,3 +112,37 @@ def test_a_manifest_without_contents_is_named(tmp_path: Path) -> None:
     (tmp_path / "out" / MANIFEST).write_text(json.dumps(values))
     with pytest.raises(BuildError, match="did not record the contents of its input"):
         build(options(raw, tmp_path / "out"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("train-00000.tar", Path.unlink, "train-00000.tar is missing"),
+        ("train-00000.tar", cut, r"train-00000.tar has \d+ bytes instead of \d+"),
+        ("train-00001.index.json", Path.unlink, "train-00001.index.json is missing"),
+        ("validation-00000.index.json", lambda path: path.write_bytes(b""), "validation-00000.index.json has 0 bytes"),
+        ("train-00001.crc32", cut, r"train-00001.crc32 has 31 bytes instead of 32"),
+    ],
+)
+def test_missing_and_truncated_files_of_a_finished_build_are_named(
+    raw: Path, damaged: Path, name: str, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(damaged / name)
+    remedy = "; copy these files there again, or delete the folder and build it again"
+    with pytest.raises(ShardError, match=message + remedy):
+        build(options(raw, damaged, val_share=0.25))
+    with pytest.raises(ShardError, match=message + remedy):
+        require_same_listing(options(raw, damaged, val_share=0.25))
+    assert not (damaged / ".build").exists()
+
+
+def test_inspect_ends_with_an_error_if_files_are_missing(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect([str(damaged), "--no-quality"]) == 0
+    for shard in damaged.glob("train-*.tar"):
+        shard.unlink()
+    assert inspect([str(damaged), "--no-quality"]) == 2
+    assert "train-00000.tar is missing, train-00001.tar is missing" in capsys.readouterr().err

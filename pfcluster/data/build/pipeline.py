@@ -34,7 +34,7 @@ from pfcluster.data.build.saved_plan import (
 )
 from pfcluster.data.build.shard_writer import read_checksummed, write_json, write_table
 from pfcluster.data.build.workers import run_workers
-from pfcluster.data.manifest import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest
+from pfcluster.data.manifest import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest, require_files
 from pfcluster.data.raw.base import RawDataset
 from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import read_raw
@@ -138,11 +138,12 @@ def _list_inputs(options: BuildOptions) -> tuple[BuildOptions, dict[str, RawData
 
 def _existing_result(options: BuildOptions, identity: Mapping[str, Any], plan: Plan | None = None) -> BuildResult:
     """The result of a finished build. Raises BuildError if it was made with other options, from another listing, or
-    from files with other contents than those of the plan.
+    from files with other contents than those of the plan; ShardError if shards are missing or truncated.
     """
     manifest = load_manifest(options.output)
     source = {key: value for key, value in manifest.source.items() if key not in ("known_identities", "plan_sha256")}
     require_same_build(options.output, {"options": manifest.options, "source": source}, identity)
+    require_files(options.output, manifest)
     if plan is not None:
         require_same_content(options.output, plan.digest(), manifest)
     (options.output / BUILD_FOLDER / PLAN).unlink(missing_ok=True)
