@@ -26,6 +26,8 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 BUILD_FOLDER = ".build"
 """Subfolder of a shard folder while a build is running."""
+BUILD_LOCK = "lock"
+"""In the build folder."""
 CRC32_BYTES = 4
 SHOWN = 8
 """Damaged files that an error names."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pfcluster.data.build.errors import BuildError
-from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
+from pfcluster.data.manifest import BUILD_FOLDER, BUILD_LOCK, MANIFEST
 from pfcluster.runs.locks import FileLock
 
 PLAN = "plan.json"
@@ -47,10 +47,10 @@ def _open_lock(folder: Path) -> FileLock:
     for _ in range(LOCK_ATTEMPTS):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return FileLock(folder / "lock")
+            return FileLock(folder / BUILD_LOCK)
         except FileNotFoundError:
             continue
-    return FileLock(folder / "lock")
+    return FileLock(folder / BUILD_LOCK)
 
 
 def _acquire(lock: FileLock, output: Path, shared: bool) -> bool:

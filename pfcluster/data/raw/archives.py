@@ -16,6 +16,7 @@ from pfcluster.data.raw.base import (
     RawDataset,
     RawPhoto,
     ReadOptions,
+    is_build,
     is_hidden,
     leaves_folder,
     skipped_as,
@@ -46,7 +47,9 @@ def _is_other_content(path: Path) -> bool:
     """Whether a path beside tars says that the tars are not the dataset."""
     if path.name.startswith("."):
         return False
-    return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES or path.name == "manifest.json"
+    if path.is_dir():
+        return not is_build(path)
+    return path.suffix.lower() in IMAGE_SUFFIXES or path.name == "manifest.json"
 
 
 def _tars(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from pfcluster.data.manifest import BUILD_FOLDER, BUILD_LOCK, MANIFEST, index_name
 from pfcluster.runs.walk import walk_through_links
 
 OfficialSplit = Literal["train", "validation", "test"]
@@ -155,11 +156,21 @@ def is_hidden(name: PurePosixPath) -> bool:
     return any(part.startswith(".") for part in name.parts)
 
 
+def is_build(folder: Path) -> bool:
+    """Whether a folder holds a build of pfcluster, unfinished or finished. It is no part of an input around it, so that
+    a build whose output lies in its input can be continued and repeated.
+    """
+    if (folder / BUILD_FOLDER / BUILD_LOCK).is_file():
+        return True
+    return (folder / MANIFEST).is_file() and any(folder.glob(index_name("*.tar")))
+
+
 def find_images(root: Path) -> tuple[list[tuple[str, Path]], Counter[str]]:
     """All images below a folder as (relative name, path), sorted by name; and what was skipped, with its count.
 
-    Links are followed. A link to one of its own parent folders is skipped. Raises RawDataError for a link that leads
-    nowhere and may have been a folder of photos, and OSError for a folder that cannot be listed.
+    Links are followed. A link to one of its own parent folders is skipped, and so is the output of a build. Raises
+    RawDataError for a link that leads nowhere and may have been a folder of photos, and OSError for a folder that
+    cannot be listed.
     """
     images: list[tuple[str, Path]] = []
     skipped: Counter[str] = Counter()
@@ -170,7 +181,7 @@ def find_images(root: Path) -> tuple[list[tuple[str, Path]], Counter[str]]:
         skipped[f"{_below(link, root)} (a link to a folder that contains it)"] += 1
 
     for folder, below, files in walk_through_links(root, _raise, skip_loop):
-        below.sort()
+        below[:] = sorted(name for name in below if not is_build(folder / name))
         for file in files:
             path = folder / file
             name = PurePosixPath(path.relative_to(root).as_posix())

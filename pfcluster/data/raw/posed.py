@@ -18,6 +18,7 @@ from pfcluster.data.raw.base import (
     below,
     file_size,
     find_images,
+    is_build,
     skipped_as,
 )
 from pfcluster.data.raw.tables import numbered_lines
@@ -100,6 +101,8 @@ def jaffe_read(source: Path, options: ReadOptions) -> RawDataset:
     skipped: Counter[str] = Counter()
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+            if path.is_dir() and is_build(path):
+                continue
             name = PurePosixPath(path.name)
             skipped[skipped_as(name) if path.is_file() else f"folder {name}"] += 1
             continue

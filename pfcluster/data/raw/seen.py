@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from pfcluster.data.raw.base import RawPhoto
+from pfcluster.data.raw.base import RawPhoto, is_build
 from pfcluster.data.raw.split_names import split_from_name
 from pfcluster.data.raw.tables import TABLE_SUFFIXES
 
@@ -42,5 +42,6 @@ def _in_labels(name: str) -> bool:
 
 
 def _files(root: Path) -> list[Path]:
-    """Files of a folder and of the folders in it."""
-    return [path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_file()]
+    """Files of a folder and of the folders in it, without builds."""
+    folders = [root, *(path for path in root.glob("*") if path.is_dir() and not is_build(path))]
+    return [path for folder in folders for path in folder.glob("*") if path.is_file()]
