@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +13,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pfcluster.cli.inspect_quality import show_quality
+from pfcluster.cli.inspect_quality import show_quality, write_pairs
 from pfcluster.data.inspect.contact_sheet import contact_sheet
 from pfcluster.data.manifest import Manifest, ShardError, check_shard, load_manifest, require_files
 from pfcluster.data.shards import ShardSplit
 from pfcluster.launch.command_line import parse
+from pfcluster.runs.atomic_files import write_via_temporary
 from pfcluster.runs.os_errors import describe
 from pfcluster.runs.terminal import labelled, plain_console
+
+SHEET_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Of Pillow, by suffix of the contact sheet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +50,36 @@ class InspectOptions:
             raise ShardError(f"--per-class must lie in 1..100, got {self.per_class}")
         if self.duplicates and not self.quality:
             raise ShardError("--duplicates needs the quality check: remove --no-quality")
+        if self.sheet:
+            _require_writable("--sheet", self.sheet, tuple(SHEET_FORMATS))
+        if self.duplicates:
+            _require_writable("--duplicates", self.duplicates, (".csv",))
+
+
+def _require_writable(option: str, path: Path, suffixes: Sequence[str]) -> None:
+    """Raises ShardError if a file cannot be written there, or has another suffix."""
+    if path.suffix.lower() not in suffixes:
+        raise ShardError(f"{option} {path} must be a file that ends in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ShardError(f"{option} {path} is a folder; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise ShardError(f"{option} {path}: {path.parent} is no folder; create it first, or give another")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ShardError(f"{option} {path}: {path.parent} cannot be written; check its permissions, or give another")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Inspect shards with the given arguments, by default those of `sys.argv`.
 
-    Returns the exit code: 0, or 2 for an error of the user or a damagedd folder.
+    Returns the exit code: 0, or 2 for an error of the user or a damaged folder.
     """
     messages = plain_console(stderr=True)
     try:
         options = parse(InspectOptions, sys.argv[1:] if arguments is None else arguments, prog="pfcluster inspect")
         _show(options, plain_console())
     except (ValueError, OSError) as error:
-        messages.print(labelled("error", "red", str(error)), soft_wrap=True)
+        reason = describe(error) if isinstance(error, OSError) else str(error)
+        messages.print(labelled("error", "red", reason), soft_wrap=True)
         return 2
     return 0
 
@@ -112,10 +134,24 @@ def _show(options: InspectOptions, console: Console) -> None:
         require_files(options.folder, manifest)
     if options.sheet:
         sheet = contact_sheet(ShardSplit(options.folder, options.split), options.per_class)
-        sheet.save(options.sheet)
+        image_format = SHEET_FORMATS[options.sheet.suffix.lower()]
+        _write(options.sheet, lambda path: write_via_temporary(path, lambda file: sheet.save(file, image_format)))
         console.print(f"contact sheet written to {options.sheet}", soft_wrap=True)
     if options.quality:
-        show_quality(options.folder, manifest, console, options.duplicates)
+        pairs = show_quality(options.folder, manifest, console)
+        if options.duplicates:
+            _write(options.duplicates, lambda path: write_pairs(path, pairs))
+            console.print(f"near-duplicates written to {options.duplicates}", soft_wrap=True)
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file. Raises OSError that names it, not its temporary file."""
+    try:
+        write(path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _verify(folder: Path, manifest: Manifest, console: Console) -> None:

@@ -19,8 +19,8 @@ from pfcluster.runs.terminal import print_warnings
 EXAMPLES = 5
 
 
-def show_quality(folder: Path, manifest: Manifest, console: Console, duplicates: Path | None = None) -> None:
-    """Measure and print the quality; write the near-duplicates to a CSV if one is given. Raises ShardError."""
+def show_quality(folder: Path, manifest: Manifest, console: Console) -> Sequence[DuplicatePair]:
+    """Measure and print the quality. Returns the near-duplicates. Raises ShardError."""
     splits = {name: ShardSplit(folder, name) for name in manifest.splits}
     enlargements = {
         name: read_enlargements(folder, split.shards, manifest.size) for name, split in manifest.splits.items()
@@ -39,9 +39,7 @@ def show_quality(folder: Path, manifest: Manifest, console: Console, duplicates:
     leaks = [f"{leak.identity}: {' '.join(leak.keys.values())}" for leak in quality.leaks[:EXAMPLES]]
     _print_count(console, "identities in several splits", len(quality.leaks), leaks)
     print_warnings(quality_warnings(quality), console)
-    if duplicates:
-        write_pairs(duplicates, quality.pairs)
-        console.print(f"near-duplicates written to {duplicates}", soft_wrap=True)
+    return quality.pairs
 
 
 def quality_table(quality: Quality) -> Table:
