@@ -89,7 +89,7 @@ def test_exchanged_photos_of_a_finished_build_are_noticed(tmp_path: Path) -> Non
     exchange_bytes(raw / "happy/000.bmp", raw / "sad/000.bmp")
     assert build(options(raw, tmp_path / "out")).photos_now == 0
     raw.rename(tmp_path / "moved")
-    assert build(options(tmp_path / "moved", tmp_path / "out", name="raw")).photos_now == 0
+    assert build(options(tmp_path / "moved", tmp_path / "out")).photos_now == 0
 
 
 def test_exchanged_photos_of_an_interrupted_build_are_noticed(tmp_path: Path) -> None:
@@ -146,3 +146,25 @@ def test_inspect_ends_with_an_error_if_files_are_missing(damaged: Path, capsys: 
         shard.unlink()
     assert inspect([str(damaged), "--no-quality"]) == 2
     assert "train-00000.tar is missing, train-00001.tar is missing" in capsys.readouterr().err
+
+
+def test_a_table_whose_folder_was_renamed_is_the_same_input(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    write_list(tmp_path / "raw", 8)
+    first = build(options(tmp_path / "raw/list.csv", tmp_path / "out", slice="0/2", samples_per_shard=2))
+    assert first.manifest is None
+    (tmp_path / "raw").rename(tmp_path / "moved")
+    second = build(options(tmp_path / "moved/list.csv", tmp_path / "out", slice="1/2", samples_per_shard=2))
+    assert second.manifest is not None
+    assert second.manifest.name == "raw"
+    (tmp_path / "moved").rename(tmp_path / "again")
+    require_same_listing(options(tmp_path / "again/list.csv", tmp_path / "out", samples_per_shard=2))
+    assert build(options(tmp_path / "again/list.csv", tmp_path / "out", samples_per_shard=2)).photos_now == 0
+    with pytest.raises(BuildError, match=r"options\.name was 'raw', now 'again'"):
+        build(options(tmp_path / "again/list.csv", tmp_path / "out", samples_per_shard=2, name="again"))
+
+
+def test_a_build_with_a_name_is_repeated_without_it(tmp_path: Path) -> None:
+    raw = make_folder(tmp_path / "raw", 4)
+    build(options(raw, tmp_path / "out", name="mine"))
+    assert build(options(raw, tmp_path / "out")).photos_now == 0

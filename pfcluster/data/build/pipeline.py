@@ -29,6 +29,7 @@ from pfcluster.data.build.saved_plan import (
     files_state,
     load_or_make_plan,
     package_versions,
+    recorded_name,
     require_same_build,
     require_same_content,
 )
@@ -127,12 +128,15 @@ def require_same_listing(options: BuildOptions) -> None:
 
 
 def _list_inputs(options: BuildOptions) -> tuple[BuildOptions, dict[str, RawDataset]]:
-    """The photos of each input, and the options with the dataset's name."""
+    """The photos of each input, and the options with the dataset's name: without --name that of an earlier build of the
+    folder, as the input may have been moved since.
+    """
     inputs = {"input": options.input} | ({"test_input": options.test_input} if options.test_input else {})
     datasets = {role: _list_photos(options, source) for role, source in inputs.items()}
     if options.name is None:
         kind = datasets["input"].kind
-        options = replace(options, name=options.dataset if kind in GENERIC else kind)
+        name = options.dataset if kind in GENERIC else kind
+        options = replace(options, name=recorded_name(options.output) or name)
     return options, datasets
 
 

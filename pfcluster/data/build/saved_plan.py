@@ -21,7 +21,7 @@ from pfcluster.data.build.left_out import skipped_files
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.build.plan import Plan, listing_digest, make_plan
 from pfcluster.data.build.shard_writer import read_checksummed, write_checksummed
-from pfcluster.data.manifest import BUILD_FOLDER, Manifest
+from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST, Manifest, ShardError, load_manifest
 from pfcluster.data.raw.base import RawDataset
 
 DELETE = "delete the folder to build again, or give another --output"
@@ -54,6 +54,19 @@ def package_versions(align: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[name] = "unknown"
     return versions
+
+
+def recorded_name(output: Path) -> str | None:
+    """The dataset's name in the finished or unfinished build of a folder; None if there is none. Raises ShardError."""
+    path = output / BUILD_FOLDER / PLAN
+    try:
+        if (output / MANIFEST).exists():
+            return load_manifest(output).name
+        return str(read_checksummed(path)["identity"]["options"]["name"]) if path.exists() else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ShardError):
+            raise
+        return None  # `load_or_make_plan` names the damage
 
 
 def require_same_build(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
