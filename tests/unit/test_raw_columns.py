@@ -82,6 +82,9 @@ def test_two_columns_with_different_splits_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("image,label,set,fold\na.jpg,sad,train,test\nb.jpg,sad,test,train\n")
     with pytest.raises(RawDataError, match=r"columns 'set' and 'fold' both name splits, and differ in 2 rows; rename"):
         read_raw(tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_text("image,label,set,set\na.jpg,sad,train,test\nb.jpg,sad,test,train\n")
+    with pytest.raises(RawDataError, match=r"columns 'set' and 'set \(column 4\)' both name splits"):
+        read_raw(tmp_path / "l.csv")
     (tmp_path / "l.csv").write_text("image,label,set,fold\na.jpg,sad,train,TR\nb.jpg,sad,test,TE\n")
     assert [photo.split for photo in read_raw(tmp_path / "l.csv").photos] == ["train", "test"]
     (tmp_path / "l.csv").write_text("image,label,set,split\na.jpg,sad,train,test\nb.jpg,sad,test,train\n")

@@ -153,12 +153,13 @@ class Table:
         return index
 
     def others(self) -> dict[str, list[str]]:
-        """Cells of the columns that are none of COLUMNS, by name; of several with the same name the first."""
+        """Cells of the columns that are none of COLUMNS, by name; a name that occurs again gets its column's number."""
         names = {name for names in COLUMNS.values() for name in names}
         columns: dict[str, list[str]] = {}
         for index, cell in enumerate(self.header):
-            if plain_name(cell) not in names and cell.strip() not in columns:
-                columns[cell.strip()] = self.cells(index)
+            name = cell.strip()
+            if plain_name(name) not in names:
+                columns[f"{name} (column {index + 1})" if name in columns else name] = self.cells(index)
         return columns
 
     def cells(self, column: int | None) -> list[str]:
