@@ -50,6 +50,9 @@ class InspectOptions:
             raise ShardError(f"--per-class must lie in 1..100, got {self.per_class}")
         if self.duplicates and not self.quality:
             raise ShardError("--duplicates needs the quality check: remove --no-quality")
+
+    def require_writable(self) -> None:
+        """Raises ShardError if a file cannot be written. Not at creation, since the parser breaks long paths there."""
         if self.sheet:
             _require_writable("--sheet", self.sheet, tuple(SHEET_FORMATS))
         if self.duplicates:
@@ -76,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     messages = plain_console(stderr=True)
     try:
         options = parse(InspectOptions, sys.argv[1:] if arguments is None else arguments, prog="pfcluster inspect")
+        options.require_writable()
         _show(options, plain_console())
     except (ValueError, OSError) as error:
         reason = describe(error) if isinstance(error, OSError) else str(error)
