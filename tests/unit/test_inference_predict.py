@@ -33,27 +33,10 @@ real_data = pytest.mark.skipif("PFCLUSTER_REAL_DATA" not in os.environ, reason="
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "pf-vit"
-    models.write(path, "pf_vit")
-    return path
-
-
-@pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("classifier") / "vit"
     models.write(path, "vit")
     return path
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    (tmp_path / "photos" / "deep").mkdir(parents=True)
-    models.face_pictures(tmp_path / "photos", 3, side=48)
-    models.face_pictures(tmp_path / "photos" / "deep", 2, side=64)
-    (tmp_path / "photos" / ".hidden.png").write_bytes(b"not read")
-    (tmp_path / "photos" / "notes.txt").write_text("not read")
-    return tmp_path / "photos"
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -395,66 +378,6 @@ def test_a_partial_table_without_rows_is_no_obstacle(
     partial.write_text("notes of someone\n")
     assert main(words) == 2
     assert partial.read_text() == "notes of someone\n"
-
-
-def test_an_input_is_never_replaced(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    film = models.write_video(Path("film.mp4"), list(models.rendered(3, 48)))
-    (tmp_path / "link.mp4").symlink_to(film)
-    (tmp_path / "deep").mkdir()
-    photo = models.face_pictures(Path("deep"), 1, side=48)[0]
-    photo = photo.rename("deep/photo.csv")
-    model = ["--model", str(model_folder), "--no-detect"]
-    for words, reason in (
-        (["film.mp4", "--annotate", "film.mp4"], "--annotate film.mp4 is the input film.mp4"),
-        (["film.mp4", "--annotate", "deep/../film.mp4"], "is the input film.mp4"),
-        (["link.mp4", "--annotate", str(tmp_path / "film.mp4")], "film.mp4 is the input link.mp4"),
-        (["film.mp4", "--annotate", "link.mp4"], "--annotate link.mp4 is the input film.mp4"),
-        ([str(photo), "--output", str(photo)], "--output deep/photo.csv is the input deep/photo.csv"),
-        ([str(photo), "--poker-face", "deep"], "--poker-face deep is the folder of the input deep/photo.csv"),
-        (["film.mp4", "--annotate", "."], "--annotate . is the folder of the input film.mp4"),
-    ):
-        before = film.read_bytes(), photo.read_bytes(), sorted(tmp_path.rglob("*"))
-        assert main(["predict", *words, *model]) == 2
-        assert reason in capsys.readouterr().err
-        assert before == (film.read_bytes(), photo.read_bytes(), sorted(tmp_path.rglob("*")))
-
-
-def test_pictures_are_not_written_where_the_next_prediction_looks(
-    model_folder: Path,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "link").symlink_to(photos)
-    words = ["--model", str(model_folder), "--no-detect"]
-    for source, option, target in (
-        ("photos", "--annotate", "photos"),
-        ("photos", "--annotate", "photos/drawn"),
-        ("photos", "--annotate", "link/deep/drawn"),
-        ("link", "--poker-face", "photos/poker"),
-        ("photos", "--annotate", "photos/drawn.mp4"),
-        ("photos/**/*.*", "--annotate", "photos/new/drawn"),
-        ("photos/*/*.png", "--poker-face", "photos/poker"),
-    ):
-        assert main(["predict", source, *words, option, target]) == 2
-        assert f"{option} {target} lies in the" in capsys.readouterr().err
-    assert main(["predict", "photos/*.png", *words, "--annotate", "photos"]) == 2
-    assert "is the folder of the input photos/face0.png" in capsys.readouterr().err
-    for source, option, target in (
-        ("photos", "--annotate", "drawn"),
-        ("photos", "--annotate", "photos/.drawn"),
-        ("photos/*.png", "--annotate", "photos/drawn"),
-        ("photos/**/*.png", "--annotate", "photos/new/drawn"),  # as JPEGs
-        ("photos/deep", "--annotate", "photos/pictures"),
-    ):
-        for _ in range(2):
-            assert main(["predict", source, *words, option, target]) == 0
-        assert not {path.suffix for path in Path(target).iterdir()} - {".jpg"}
 
 
 @real_data

@@ -27,14 +27,8 @@ from pfcluster.data.manifest import Manifest
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_any_work(
-    built: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    option: str,
-    name: str,
-    message: str,
-) -> None:
+    built, tmp_path, capsys, monkeypatch, option, name, message
+):
     def unexpected(folder: Path) -> Manifest:
         raise AssertionError("work was done")
 
@@ -58,14 +52,7 @@ def test_a_folder_without_permission_is_refused(
 
 
 @pytest.mark.parametrize(("option", "name"), [("--sheet", "x.png"), ("--duplicates", "x.csv")])
-def test_an_error_of_the_disk_names_the_file_and_what_to_do(
-    built: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    option: str,
-    name: str,
-) -> None:
+def test_an_error_of_the_disk_names_the_file_and_what_to_do(built, tmp_path, capsys, monkeypatch, option, name):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", ".x.tmp")
 
