@@ -2,7 +2,8 @@
 many FLOPs), and report whether it meets the aims of benchmarks/poker_aims.py.
 
     python -m benchmarks.poker_faces                   train missing runs, write docs/results/poker_faces.{json,md}
-    python -m benchmarks.poker_faces --again pf-vit    the same for these rows, with the written figures of the others
+    python -m benchmarks.poker_faces --again pf-vit    the same for these rows, with the written figures of the others:
+                                                       the nine hours of a core can be spent in parts
     python -m benchmarks.poker_faces --check           check that the committed checkpoint of one seed gives its figures
 
 All runs share one pre-training and one judge, as in a study; PF-ViT starts from MAE-ViT of its own seed. The recipe was
@@ -38,10 +39,12 @@ from benchmarks.result_files import training_device, write_results
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import with_values
 from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS, from_mae_vit
+from pfcluster.data.dataset import open_dataset
 from pfcluster.launch.budget_controls import budget_controls
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.runs.folder import PICTURES_DIR, read_result
 from pfcluster.runs.provenance import git_commit
+from pfcluster.training.schedule import total_steps
 
 COMMAND = "python -m benchmarks.poker_faces"
 SEEDS = (1, 2, 3, 4, 5)
@@ -134,7 +137,8 @@ def results(
     folder: Path, seeds: Sequence[int], commit: str | None, names: Collection[str], former: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Content of poker_faces.json, with the first seed's checkpoint. The rows that are not among `names` are those of
-    the `former` content. `commit` is recorded where the runs do not know theirs.
+    the `former` content, and so is the checkpoint if the recipe is not among them. `commit` is recorded where the runs
+    do not know theirs.
     """
     figures = {
         name: (
@@ -144,9 +148,14 @@ def results(
         )
         for name in COMPARED_RUNS
     }
-    aims = evaluate_aims(figures[RECIPE], figures[NO_ADVERSARY], figures[EQUAL_FLOPS], figures[EQUAL_EPOCHS])
-    checkpoint = read_result(folder / RECIPE / f"seed-{seeds[0]}")
-    assert checkpoint is not None
+    cost = {
+        name: _cost(folder, name, seeds, commit)
+        if name in (*SHARED_RUNS, *names)
+        else _former_cost(former, name, seeds)
+        for name in (*SHARED_RUNS, *COMPARED_RUNS)
+    }
+    controls = (figures[NO_ADVERSARY], figures[EQUAL_FLOPS], figures[EQUAL_EPOCHS])
+    aims = evaluate_aims(figures[RECIPE], *controls, _former_budgets(folder, cost))
     runs = {
         name: {
             figure: {**asdict(over_seeds(of_run, figure)), "by_seed": {str(seed): v for seed, v in values.items()}}
@@ -156,21 +165,47 @@ def results(
     }
     return {
         "command": COMMAND,
+        **(_of_recipe(folder, seeds, commit) if RECIPE in names else _former_recipe(former, seeds)),
+        "seeds": list(seeds),
+        "cost": cost,
+        "aims": [asdict(aim) for aim in aims],
+        "runs": runs,
+    }
+
+
+def _former_budgets(folder: Path, cost: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """A note on each control that was measured with a budget other than the recipe's of today."""
+    notes, by_name = {}, configs(folder)
+    for budget, name in (("FLOPs", EQUAL_FLOPS), ("epochs", EQUAL_EPOCHS)):
+        config, measured = by_name[name], cost[name]["steps"]
+        steps = total_steps(config, len(open_dataset(config.data, config.seed).train))
+        if measured != steps:
+            notes[budget] = f"a former control, of {measured:,} steps instead of {steps:,}"
+    return notes
+
+
+RECIPE_KEYS = ("date", "commit", "machine", "test_faces", "checkpoint", "unseen_faces")
+"""What is written of the recipe's runs alone."""
+
+
+def _of_recipe(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str, Any]:
+    """`RECIPE_KEYS` of the runs below `folder`, without the figures on unseen faces."""
+    checkpoint = read_result(folder / RECIPE / f"seed-{seeds[0]}")
+    assert checkpoint is not None
+    return {
         "date": date.today().isoformat(),
         "commit": checkpoint.get("git_commit") or commit,
         "machine": {"device": training_device(checkpoint), "torch": checkpoint["versions"].get("torch")},
-        "seeds": list(seeds),
         "test_faces": checkpoint["test"]["n"],
-        "cost": {
-            name: _cost(folder, name, seeds, commit)
-            if name in (*SHARED_RUNS, *names)
-            else _former_cost(former, name, seeds)
-            for name in (*SHARED_RUNS, *COMPARED_RUNS)
-        },
-        "aims": [asdict(aim) for aim in aims],
-        "runs": runs,
         "checkpoint": {"seed": seeds[0], "figures": run_figures(checkpoint)},
     }
+
+
+def _former_recipe(former: Mapping[str, Any] | None, seeds: Sequence[int]) -> dict[str, Any]:
+    """`RECIPE_KEYS` as written before. Raises FileNotFoundError if the checkpoint is of another seed."""
+    if former is None or former["seeds"] != list(seeds):
+        raise FileNotFoundError(f"{NAME}.json is not of the seeds {list(seeds)}; train {RECIPE} first")
+    return {key: former[key] for key in RECIPE_KEYS if key in former}
 
 
 def _former_figures(former: Mapping[str, Any] | None, name: str, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
@@ -312,12 +347,17 @@ def _cost_table(cost: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def write(folder: Path, output: Path, seeds: Sequence[int], commit: str | None, names: Collection[str]) -> None:
-    """Write results, tables, and the first seed's checkpoint and image grid. Rows not among `names` stay as written."""
+    """Write results, tables, and the first seed's checkpoint and image grid. Rows not among `names` stay as written;
+    without the recipe among them, so do checkpoint and grid.
+    """
     written = output / f"{NAME}.json"
     former = json.loads(written.read_text()) if written.exists() else None
-    values = results(folder, seeds, commit, names, former) | {"unseen_faces": unseen_faces(folder, seeds)}
+    values = results(folder, seeds, commit, names, former)
+    if RECIPE not in names:
+        write_results(output, NAME, values, markdown)
+        return
+    write_results(output, NAME, values | {"unseen_faces": unseen_faces(folder, seeds)}, markdown)
     run = folder / RECIPE / f"seed-{seeds[0]}"
-    write_results(output, NAME, values, markdown)
     save(run, folder / "judge" / "seed-0", output / f"{NAME}.safetensors")
     shutil.copy(run / PICTURES_DIR / "views.png", output / f"{NAME}.png")
 
@@ -333,7 +373,7 @@ def main() -> int:
     parser.add_argument("--commit", default=git_commit(), help="commit to record where the runs do not know theirs")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--only", nargs="+", choices=COMPARED_RUNS, help="train only these, and write nothing")
-    which.add_argument("--again", nargs="+", choices=COMPARED_RUNS, help="write anew only these rows; needs pf-vit")
+    which.add_argument("--again", nargs="+", choices=COMPARED_RUNS, help="train and write anew only these rows")
     options = parser.parse_args()
     if options.check:
         problems = check(options.output / f"{NAME}.safetensors", options.output / f"{NAME}.json")
@@ -341,8 +381,6 @@ def main() -> int:
         return 1 if problems else 0
     from pfcluster.launch.local import run_plan
 
-    if options.again and RECIPE not in options.again:
-        parser.error(f"--again: {RECIPE} must be among them, since the checkpoint is one of its seeds")
     names = options.only or options.again or COMPARED_RUNS
     if not run_plan(plan(options.folder, options.seeds, names), processes=1, max_parallel=options.max_parallel):
         return 130

@@ -158,7 +158,7 @@ def test_rows_trained_again_stand_beside_the_written_figures_of_the_others(tmp_p
     faces = {
         row: {"mse_inside": 0.1, "mse_outside": 0.1, "neutralised_rate": 0.9, "emotion_agreement": 0.9} for row in rows
     }
-    for name, seed in [("mae", 0), ("judge", 0), ("pf-vit", 1), ("pf-vit", 2)]:
+    for name, seed in [("mae", 0), ("judge", 0), ("pf-vit", 1), ("pf-vit", 2), ("mae-vit", 1), ("mae-vit", 2)]:
         folder = tmp_path / name / f"seed-{seed}"
         folder.mkdir(parents=True)
         result = {"format": 1, "status": "finished", "measured_on": "test", "steps": 7, "seconds": 1.5, "device": "cpu"}
@@ -174,5 +174,13 @@ def test_rows_trained_again_stand_beside_the_written_figures_of_the_others(tmp_p
     assert values["cost"]["pf-vit"]["commit"] == values["commit"] == "new"
     cost = former["cost"]["mae-vit"]
     assert values["cost"]["mae-vit"] == cost | {"seconds_per_run": cost["seconds_per_run"][:2]}
+    assert values["aims"][0]["note"] == "a former control, of 10,443 steps instead of 12,862"
     with pytest.raises(FileNotFoundError, match="no figures of mae-vit"):
         results(tmp_path, (1, 2), None, ("pf-vit",), None)
+    again = results(tmp_path, (1, 2), None, ("mae-vit",), values)
+    assert again["runs"]["mae-vit"]["accuracy"]["by_seed"] == {"1": 0.6, "2": 0.7}
+    assert again["runs"]["pf-vit"] == values["runs"]["pf-vit"]
+    assert again["checkpoint"] == values["checkpoint"]
+    assert again["commit"] == "new"
+    with pytest.raises(FileNotFoundError, match="not of the seeds"):
+        results(tmp_path, (1,), None, ("mae-vit",), values)
