@@ -13,6 +13,7 @@ from pfcluster.data.batch import require_fitting_micro_batch
 from pfcluster.data.dataset import missing_test_split, open_dataset, require_labels
 from pfcluster.data.in_memory import decoded_bytes
 from pfcluster.launch.plan import TrainRun
+from pfcluster.launch.preflight import check_local_starts
 from pfcluster.launch.training_options import Options
 from pfcluster.models.from_runs import build_identity_net
 from pfcluster.models.identity_net import IdentityNet
@@ -33,9 +34,11 @@ EXPLANATION = (
 def dry_run(waves: Sequence[Sequence[TrainRun]], options: Options, console: Console) -> None:
     """Print the runs, their cost, and the memory that each engine needs per GPU.
 
-    Raises ConfigError if a batch cannot be divided among the processes.
+    Raises ConfigError if a batch cannot be divided among the processes, WeightsError if initial weights on this machine
+    cannot be loaded or do not fit.
     """
     runs = [run for wave in waves for run in wave]
+    planned = {str(run.folder) for run in runs}
     configs: dict[str, list[RunConfig]] = {}
     for run in runs:
         configs.setdefault(run.config.name, []).append(run.config)
@@ -50,6 +53,8 @@ def dry_run(waves: Sequence[Sequence[TrainRun]], options: Options, console: Cons
         require_labels(dataset, config)
         if (sentence := missing_test_split(dataset, config)) is not None:
             missing[sentence] = None
+        absent = check_local_starts(config, len(dataset.classes), planned)
+        missing |= dict.fromkeys(f"{name}: {option} is not on this machine" for option in absent)
         cost = costs[name] = profile(config, len(dataset.classes), identity_net=_identity_net(config))
         steps_by_name[name] = total_steps(config, len(dataset.train))
         table.add_row(

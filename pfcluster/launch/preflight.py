@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pfcluster.config import ConfigError, RunConfig
+from pfcluster.config.io import with_values
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.fingerprints import check_inputs
 from pfcluster.data.types import Dataset
@@ -95,6 +96,23 @@ def _check_data_and_weights(config: RunConfig, planned: Container[str]) -> list[
     found = schedule_warnings(config, total_steps(config, len(dataset.train)))
     missing = missing_test_split(dataset, config)
     return [*(f"{config.name}: {warning}" for warning in found), *([] if missing is None else [missing])]
+
+
+def check_local_starts(config: RunConfig, classes: int, planned: Container[str]) -> list[str]:
+    """Load the initial weights that are on this machine already, and download none; -> those that are not, by option.
+    Raises WeightsError.
+    """
+    from pfcluster.models import factory, pretrained
+
+    existing, absent = _without_planned_starts(config, planned), []
+    starts = {"model.init": existing.model.init, "pf_mag.decoder_init": existing.pf_mag.decoder_init}
+    for option, source in starts.items():
+        if source is not None and not Path(source).exists():
+            existing = with_values(existing, {option: None})
+            absent += [] if source.startswith(pretrained.TIMM) else [f"{option} {source}"]
+    if existing.model.init is not None or existing.pf_mag.decoder_init is not None:
+        factory.build(existing, classes)
+    return absent
 
 
 def _without_planned_starts(config: RunConfig, planned: Container[str]) -> RunConfig:

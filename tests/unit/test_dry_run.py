@@ -89,3 +89,14 @@ def test_images_cached_on_the_device_are_counted(capsys):
     assert f"plus {96 * 3 * side**2 / 2**20:.1f} MiB of each GPU for the images" in output
     _, output, _ = run(capsys, "pretrain", *TINY, "--dry-run")
     assert "of data.cache_mode device" not in output
+
+
+def test_initial_weights_are_opened_or_named_as_absent(capsys, tmp_path):
+    weights = tmp_path / "weights.pth"
+    weights.write_text("no weights")
+    code, _, errors = run(capsys, "finetune", *TINY, "--dry-run", "--model.init", str(weights))
+    assert code == 2
+    assert f"model.init: {weights} holds no weights that can be read" in errors
+    code, output, errors = run(capsys, "finetune", *TINY, "--dry-run", "--model.init", "elsewhere/run")
+    assert code == 0
+    assert "mae-vit: model.init elsewhere/run is not on this machine" in output + errors
