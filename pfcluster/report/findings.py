@@ -5,7 +5,7 @@ from __future__ import annotations
 from pfcluster.report.comparisons import comparison_sentence
 from pfcluster.report.formatting import count, mean_std, number
 from pfcluster.report.groups import RunGroup
-from pfcluster.report.poker_faces import poker_sentences
+from pfcluster.report.poker_faces import poker_findings
 from pfcluster.report.statistics import sum_matrices
 from pfcluster.report.study import Report
 
@@ -17,7 +17,7 @@ def findings(report: Report) -> list[str]:
     sentences += [comparison_sentence(one) for one in report.on_budgets if one.baseline is not report.baseline]
     for group in report.groups:
         if group.has_poker_faces:
-            sentences.append(f"{group.label}: {' '.join(poker_sentences(group)[:2])}")
+            sentences.append(f"{group.label}: {' '.join(poker_findings(group))}")
     return sentences + _cautions(report)
 
 

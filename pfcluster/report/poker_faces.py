@@ -59,6 +59,12 @@ def poker_sentences(group: RunGroup) -> list[str]:
     return [*sentences, *_neutral_sentences(group)]
 
 
+def poker_findings(group: RunGroup) -> list[str]:
+    """Of `poker_sentences` those that belong among a report's findings: distances, and how many faces are neutral."""
+    sentences = poker_sentences(group)
+    return sentences if not group.comparable else [*sentences[:2], *_neutralised_rate(group)]
+
+
 def _difference(group: RunGroup, metric: PokerMetric, reference: str) -> Paired | None:
     """Poker face minus the reference row, paired by seed; None if no seed has both."""
     poker_face = group.by_seed("poker", "rows", "poker face", metric.key)
