@@ -20,6 +20,7 @@ from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.model_card import int8_sentence
 from pfcluster.inference.prediction import Counts, PredictionOptions, check_options, run_prediction
 from pfcluster.inference.sources import ReadOptions, list_inputs
+from pfcluster.inference.tables import partial_file
 from pfcluster.launch.command_line import parse
 from pfcluster.runs.terminal import plain_column, plain_console
 
@@ -89,7 +90,8 @@ def predict(arguments: list[str]) -> int:
             show: Callable[[str], None] = lambda line: plain_console().print(line, soft_wrap=True)  # noqa: E731
             counts = run_prediction(inputs.sources, predictor, cropper, prediction, show=show, advance=advance)
     except KeyboardInterrupt:
-        kept = "" if options.output is None else "; rows are kept, and the same command continues after them"
+        has_rows = options.output is not None and partial_file(options.output).exists()
+        kept = "; rows are kept, and the same command continues after them" if has_rows else ""
         messages.print(f"stopped{kept}")
         return INTERRUPTED
     _print_counts(messages, counts, time.perf_counter() - started, options.output)

@@ -42,6 +42,11 @@ def require_writable(output: Path) -> None:
         _pyarrow()
 
 
+def partial_file(output: Path) -> Path:
+    """Where the rows of an unfinished table are. The file exists only if there are any."""
+    return output.with_name(f"{output.name}.partial")
+
+
 FILES = "files"
 """Of what rows depend on: the state of the inputs' files."""
 
@@ -55,7 +60,7 @@ class PartialTable:
         writing it; OSError.
         """
         self.output = output
-        self.path = output.with_name(f"{output.name}.partial")
+        self.path = partial_file(output)
         self.start = Position()
         """Where to continue."""
         self.rows = 0

@@ -287,6 +287,18 @@ def test_an_interrupted_prediction_goes_on(classifier: Path, photos: Path, tmp_p
         assert counts.kept_rows >= 36
 
 
+def test_what_an_interrupt_keeps_is_said(
+    classifier: Path, photos: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pfcluster.load(classifier, device="cpu")
+    words = ["predict", str(photos), "--output", str(tmp_path / "faces.csv"), "--no-detect", "--batch-size", "1"]
+    for batches, kept in ((0, False), (3, True)):
+        monkeypatch.setattr("pfcluster.cli.predict._load", lambda _, n=batches: _Interrupted(model, n))
+        assert main(words) == 130
+        assert ("rows are kept" in capsys.readouterr().err) == kept
+        assert (tmp_path / "faces.csv.partial").exists() == kept
+
+
 def test_rows_of_photos_that_have_changed_are_not_kept(classifier: Path, photos: Path, tmp_path: Path) -> None:
     model = pfcluster.load(classifier, device="cpu")
     sources = list_inputs([str(photos)]).sources
