@@ -88,32 +88,28 @@ def compare(treated: Mapping[int, float], reference: Mapping[int, float]) -> Pai
 
 
 def evaluate_aims(
-    recipe: Figures,
-    no_adversary: Figures,
-    equal_flops: Figures,
-    equal_epochs: Figures | None,
-    notes: Mapping[str, str] | None = None,
+    recipe: Figures, no_adversary: Figures, equal_flops: Figures, equal_epochs: Figures | None
 ) -> list[AimResult]:
     """All aims, in the order of the report. `equal_flops` and `equal_epochs` are MAE-ViT's figures; without the latter
-    its aim is left out. `notes`: what is to be said of a control, by "FLOPs" and "epochs".
+    its aim is left out.
     """
     controls = {"FLOPs": equal_flops} | ({} if equal_epochs is None else {"epochs": equal_epochs})
     return [
-        *(_accuracy_aim(recipe, figures, name, (notes or {}).get(name, "")) for name, figures in controls.items()),
+        *(_accuracy_aim(recipe, figures, name) for name, figures in controls.items()),
         *_poker_face_aims(recipe),
         _adversary_aim(recipe, no_adversary),
         _silence_aim(recipe),
     ]
 
 
-def _accuracy_aim(recipe: Figures, control: Figures, budget: str, note: str) -> AimResult:
+def _accuracy_aim(recipe: Figures, control: Figures, budget: str) -> AimResult:
     """Whether PF-ViT is not inferior to MAE-ViT of the same budget by more than `MARGIN`."""
     accuracy = compare(recipe["accuracy"], control["accuracy"])
     p = non_inferiority_p(accuracy.difference)
     criterion = f"difference above -{100 * MARGIN:g} points, one-sided p < {SIGNIFICANCE}"
     points = _points(recipe["accuracy"], control["accuracy"])
     name = f"accuracy of MAE-ViT at equal {budget}"
-    return AimResult(name, criterion, points, p, p is not None and p < SIGNIFICANCE, note)
+    return AimResult(name, criterion, points, p, p is not None and p < SIGNIFICANCE)
 
 
 def non_inferiority_p(difference: Summary) -> float | None:

@@ -92,7 +92,7 @@ def check(file: Path, results: Path) -> list[str]:
 
 def differences(measured: Mapping[str, float], results: Path) -> list[str]:
     """Differences between figures and the committed ones; empty if they agree within `TOLERANCE`."""
-    committed: dict[str, float] = json.loads(results.read_text())["checkpoint"]["figures"]
+    committed: dict[str, float] = json.loads(results.read_text())["figures"]
     problems = [
         f"{name}: {value:.5f} committed, not measured" for name, value in committed.items() if name not in measured
     ]

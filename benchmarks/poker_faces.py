@@ -2,10 +2,11 @@
 many FLOPs), and report whether it meets the aims of benchmarks/poker_aims.py.
 
     python -m benchmarks.poker_faces                   train missing runs, write docs/results/poker_faces.{json,md}
-    python -m benchmarks.poker_faces --again pf-vit    the same for these rows, with the written figures of the others:
-                                                       the nine hours of a core can be spent in parts
+    python -m benchmarks.poker_faces --only pf-vit     train these runs alone, without the report
     python -m benchmarks.poker_faces --check           check that the committed checkpoint of one seed gives its figures
 
+All runs take some nine hours of a core, so the figures of finished ones are kept in benchmarks/results
+(poker_records.py): a run that has a record of its config is not trained again.
 All runs share one pre-training and one judge, as in a study; PF-ViT starts from MAE-ViT of its own seed. The recipe was
 searched with seed 0 on the validation split; this benchmark uses other seeds and the test split of other faces
 (`data.synthetic.seed`). The budget of PF-ViT includes MAE-ViT's.
@@ -21,30 +22,21 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.poker_aims import (
-    NO_ADVERSARY,
-    RECIPE,
-    START,
-    evaluate_aims,
-    over_seeds,
-    read_figures,
-    run_figures,
-)
+from benchmarks.poker_aims import NO_ADVERSARY, RECIPE, START, evaluate_aims, over_seeds
 from benchmarks.poker_check import check, evaluate, save
-from benchmarks.result_files import training_device, write_results
+from benchmarks.poker_records import Record, Records, cost_of, figures_of
+from benchmarks.result_files import write_results
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import with_values
 from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS, from_mae_vit
-from pfcluster.data.dataset import open_dataset
 from pfcluster.launch.budget_controls import budget_controls
 from pfcluster.launch.plan import Plan, Stage, TrainRun
-from pfcluster.runs.folder import PICTURES_DIR, read_result
+from pfcluster.runs.folder import PICTURES_DIR, changes_on_resume, read_result
 from pfcluster.runs.provenance import git_commit
-from pfcluster.training.schedule import total_steps
 
 COMMAND = "python -m benchmarks.poker_faces"
 SEEDS = (1, 2, 3, 4, 5)
@@ -56,6 +48,8 @@ UNSEEN_FACES = 3
 """`data.synthetic.seed` of faces on which neither a search nor a leave-one-out was measured, nor any net trained."""
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 NAME = "poker_faces"
+CHECKPOINT_FIGURES = f"{NAME}_checkpoint.json"
+RECORDS = Path(__file__).resolve().parent / "results" / f"{NAME}_runs.json"
 SHARED_RUNS = ("mae", "judge")
 COMPARED_RUNS = (START, RECIPE, NO_ADVERSARY, EQUAL_EPOCHS, EQUAL_FLOPS)
 FROM_START = (RECIPE, NO_ADVERSARY)
@@ -99,25 +93,40 @@ def configs(folder: Path) -> dict[str, RunConfig]:
     }
 
 
-def plan(folder: Path, seeds: Sequence[int], only: Sequence[str]) -> Plan:
-    """Pre-training and judge, then every run with its seeds. PF-ViT waits for MAE-ViT of its seed; the runs without
-    adversary, which have fewer, come last.
-    """
+def runs_by_name(folder: Path, seeds: Sequence[int]) -> dict[str, list[TrainRun]]:
+    """The runs of each row, in training order."""
     by_name = configs(folder)
-    shared = [Stage(name, (TrainRun(by_name[name], folder / name / "seed-0"),)) for name in SHARED_RUNS]
-    needed = {*only, *((START,) if set(only) & set(FROM_START) else ())}
-    compared = []
+    shared = {name: [TrainRun(by_name[name], folder / name / "seed-0")] for name in SHARED_RUNS}
+    return shared | {
+        name: [
+            seeded_run(folder, by_name[name], name, seed, from_start=name in FROM_START)
+            for seed in seeds_of(name, seeds)
+        ]
+        for name in COMPARED_RUNS
+    }
+
+
+def plan(folder: Path, seeds: Sequence[int], only: Collection[str], records: Records | None = None) -> Plan:
+    """The runs of some rows that have no record, and before them those that they start from. PF-ViT waits for MAE-ViT
+    of its seed; the runs without adversary, which have fewer, come last.
+    """
+    runs = runs_by_name(folder, seeds)
+    to_do = {
+        name: [run for run in runs[name] if records is None or records.find(name, run.config) is None]
+        for name in COMPARED_RUNS
+        if name in only
+    }
+    started = {run.config.seed for name in FROM_START for run in to_do.get(name, ())}
+    started |= {run.config.seed for run in to_do.get(START, ())}
+    to_do[START] = [run for run in runs[START] if run.config.seed in started]
+    stages = [Stage(name, tuple(runs[name])) for name in SHARED_RUNS] if any(to_do.values()) else []
     for name in COMPARED_RUNS:
-        if name not in needed:
-            continue
-        from_start = name in FROM_START
-        of_row = seeds_of(name, seeds)
-        runs = tuple(seeded_run(folder, by_name[name], name, seed, from_start=from_start) for seed in of_row)
-        if name == RECIPE:
-            compared.append(Stage(name, runs, after=SHARED_RUNS, same_seed=(START,)))
-        else:
-            compared.append(Stage(name, runs, after=(*SHARED_RUNS, START) if from_start else SHARED_RUNS))
-    return Plan(NAME, folder, (*shared, *compared), COMMAND)
+        of_row = tuple(to_do.get(name, ()))
+        if of_row and name == RECIPE:
+            stages.append(Stage(name, of_row, after=SHARED_RUNS, same_seed=(START,)))
+        elif of_row:
+            stages.append(Stage(name, of_row, after=(*SHARED_RUNS, START) if name in FROM_START else SHARED_RUNS))
+    return Plan(NAME, folder, tuple(stages), COMMAND)
 
 
 def seeds_of(name: str, seeds: Sequence[int]) -> list[int]:
@@ -133,124 +142,98 @@ def seeded_run(folder: Path, config: RunConfig, name: str, seed: int, *, from_st
     return TrainRun(config, folder / name / f"seed-{seed}")
 
 
-def results(
-    folder: Path, seeds: Sequence[int], commit: str | None, names: Collection[str], former: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Content of poker_faces.json, with the first seed's checkpoint. The rows that are not among `names` are those of
-    the `former` content, and so is the checkpoint if the recipe is not among them. `commit` is recorded where the runs
-    do not know theirs.
+def record(
+    folder: Path, output: Path, seeds: Sequence[int], records: Records, commit: str | None = None
+) -> list[tuple[str, int]]:
+    """Record the finished runs below a folder that have no record; -> their rows and seeds. With the recipe's first
+    seed, its checkpoint, figures and image grid are written. `commit`: where runs do not know theirs.
     """
-    figures = {
-        name: (
-            read_figures(folder, name, seeds_of(name, seeds))
-            if name in names
-            else _former_figures(former, name, seeds_of(name, seeds))
-        )
-        for name in COMPARED_RUNS
+    added = []
+    for name, runs in runs_by_name(folder, seeds).items():
+        for run in runs:
+            if not _is_measured(run, name) or records.find(name, run.config) is not None:
+                continue
+            unseen = unseen_faces(run.folder, folder / "judge" / "seed-0") if name == RECIPE else None
+            written = records.add(name, run, unseen, commit)
+            added.append((name, run.config.seed))
+            if name == RECIPE and run.config.seed == SEEDS[0]:
+                _write_checkpoint(run, folder / "judge" / "seed-0", output, written)
+    return added
+
+
+def _is_measured(run: TrainRun, name: str) -> bool:
+    """Whether a run has finished, on the test split if there is one. Raises ConfigError if the folder is another's."""
+    result = read_result(run.folder) or {}
+    if result.get("status") != "finished":
+        return False
+    changes_on_resume(run.folder, run.config)
+    return name in SHARED_RUNS or result.get("measured_on") == "test"
+
+
+def _write_checkpoint(run: TrainRun, judge: Path, output: Path, written: Record) -> None:
+    """The files that `--check` compares, and the image grid."""
+    output.mkdir(parents=True, exist_ok=True)
+    save(run.folder, judge, output / f"{NAME}.safetensors")
+    shutil.copy(run.folder / PICTURES_DIR / "views.png", output / f"{NAME}.png")
+    values = {
+        "date": written.date,
+        "commit": written.commit,
+        "machine": written.machine,
+        "seed": run.config.seed,
+        "figures": written.figures,
     }
-    cost = {
-        name: _cost(folder, name, seeds, commit)
-        if name in (*SHARED_RUNS, *names)
-        else _former_cost(former, name, seeds)
-        for name in (*SHARED_RUNS, *COMPARED_RUNS)
-    }
-    controls = (figures[NO_ADVERSARY], figures[EQUAL_FLOPS], figures[EQUAL_EPOCHS])
-    aims = evaluate_aims(figures[RECIPE], *controls, _former_budgets(folder, cost))
-    runs = {
-        name: {
-            figure: {**asdict(over_seeds(of_run, figure)), "by_seed": {str(seed): v for seed, v in values.items()}}
-            for figure, values in of_run.items()
-        }
-        for name, of_run in figures.items()
-    }
+    (output / CHECKPOINT_FIGURES).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def results(folder: Path, seeds: Sequence[int], records: Records) -> dict[str, Any]:
+    """Content of poker_faces.json. Raises FileNotFoundError if a run has no record."""
+    found: dict[str, dict[int, Record]] = {}
+    missing = []
+    for name, runs in runs_by_name(folder, seeds).items():
+        of_row = {run.config.seed: records.find(name, run.config) for run in runs}
+        missing += [f"{name} seed {seed}" for seed, one in of_row.items() if one is None]
+        found[name] = {seed: one for seed, one in of_row.items() if one is not None}
+    if missing:
+        raise FileNotFoundError(f"no figures of {', '.join(missing)}; train them first")
+    figures = {name: figures_of(found[name]) for name in COMPARED_RUNS}
+    aims = evaluate_aims(figures[RECIPE], figures[NO_ADVERSARY], figures[EQUAL_FLOPS], figures[EQUAL_EPOCHS])
+    recipe = list(found[RECIPE].values())
+    unseen = {seed: one.unseen for seed, one in found[RECIPE].items() if one.unseen is not None}
     return {
         "command": COMMAND,
-        **(_of_recipe(folder, seeds, commit) if RECIPE in names else _former_recipe(former, seeds)),
+        "date": max(one.date for one in recipe),
+        "commit": ", ".join(dict.fromkeys(str(one.commit) for one in recipe)),
+        "machine": {"device": ", ".join(dict.fromkeys(one.machine for one in recipe)), "torch": recipe[0].torch},
         "seeds": list(seeds),
-        "cost": cost,
+        "test_faces": recipe[0].test_faces,
+        "cost": {name: cost_of(list(of_row.values())) for name, of_row in found.items()},
         "aims": [asdict(aim) for aim in aims],
-        "runs": runs,
+        "runs": {
+            name: {
+                figure: {**asdict(over_seeds(of_run, figure)), "by_seed": {str(seed): v for seed, v in values.items()}}
+                for figure, values in of_run.items()
+            }
+            for name, of_run in figures.items()
+        },
+        "unseen_faces": {
+            "faces": UNSEEN_FACES,
+            "figures": {
+                name: asdict(over_seeds({name: {seed: of[name] for seed, of in unseen.items()}}, name))
+                for name in UNSEEN_FIGURES
+            },
+        },
     }
 
 
-def _former_budgets(folder: Path, cost: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """A note on each control that was measured with a budget other than the recipe's of today."""
-    notes, by_name = {}, configs(folder)
-    for budget, name in (("FLOPs", EQUAL_FLOPS), ("epochs", EQUAL_EPOCHS)):
-        config, measured = by_name[name], cost[name]["steps"]
-        steps = total_steps(config, len(open_dataset(config.data, config.seed).train))
-        if measured != steps:
-            notes[budget] = f"a former control, of {measured:,} steps instead of {steps:,}"
-    return notes
-
-
-RECIPE_KEYS = ("date", "commit", "machine", "test_faces", "checkpoint", "unseen_faces")
-"""What is written of the recipe's runs alone."""
-
-
-def _of_recipe(folder: Path, seeds: Sequence[int], commit: str | None) -> dict[str, Any]:
-    """`RECIPE_KEYS` of the runs below `folder`, without the figures on unseen faces."""
-    checkpoint = read_result(folder / RECIPE / f"seed-{seeds[0]}")
-    assert checkpoint is not None
-    return {
-        "date": date.today().isoformat(),
-        "commit": checkpoint.get("git_commit") or commit,
-        "machine": {"device": training_device(checkpoint), "torch": checkpoint["versions"].get("torch")},
-        "test_faces": checkpoint["test"]["n"],
-        "checkpoint": {"seed": seeds[0], "figures": run_figures(checkpoint)},
-    }
-
-
-def _former_recipe(former: Mapping[str, Any] | None, seeds: Sequence[int]) -> dict[str, Any]:
-    """`RECIPE_KEYS` as written before. Raises FileNotFoundError if the checkpoint is of another seed."""
-    if former is None or former["seeds"] != list(seeds):
-        raise FileNotFoundError(f"{NAME}.json is not of the seeds {list(seeds)}; train {RECIPE} first")
-    return {key: former[key] for key in RECIPE_KEYS if key in former}
-
-
-def _former_figures(former: Mapping[str, Any] | None, name: str, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
-    """The figures of a row over seeds, as written before. Raises FileNotFoundError if they were not."""
-    of_run = {} if former is None else former["runs"].get(name, {})
-    if not of_run or any(str(seed) not in of_run["accuracy"]["by_seed"] for seed in seeds):
-        raise FileNotFoundError(f"{NAME}.json has no figures of {name} for the seeds {seeds}; train it first")
-    return {figure: {seed: cells["by_seed"][str(seed)] for seed in seeds} for figure, cells in of_run.items()}
-
-
-def _cost(folder: Path, name: str, seeds: Sequence[int], commit: str | None) -> dict[str, Any]:
-    """Steps, wall-clock seconds, devices and commit of a row's runs."""
-    of_seeds = [0] if name in SHARED_RUNS else seeds_of(name, seeds)
-    by_seed = [read_result(folder / name / f"seed-{seed}") or {} for seed in of_seeds]
-    return {
-        "steps": by_seed[0]["steps"],
-        "seconds_per_run": [round(result["seconds"], 1) for result in by_seed],
-        "device": sorted({str(result["device"]) for result in by_seed}),
-        "commit": by_seed[0].get("git_commit") or commit,
-    }
-
-
-def _former_cost(former: Mapping[str, Any] | None, name: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """What `_cost` returned for the written row, for the seeds that are read from it."""
-    assert former is not None
-    cost = {"commit": former["commit"], **former["cost"][name]}
-    return cost | {
-        "seconds_per_run": cost["seconds_per_run"][: 1 if name in SHARED_RUNS else len(seeds_of(name, seeds))]
-    }
-
-
-def unseen_faces(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Figures of the recipe's runs on the test split of `UNSEEN_FACES`, over seeds."""
-    by_seed = {}
+def unseen_faces(run: Path, judge: Path) -> dict[str, float]:
+    """`UNSEEN_FIGURES` of a run of the recipe on the test split of `UNSEEN_FACES`."""
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in seeds:
-            file = Path(scratch) / f"{seed}.safetensors"
-            save(folder / RECIPE / f"seed-{seed}", folder / "judge" / "seed-0", file)
-            by_seed[seed] = evaluate(file, UNSEEN_FACES)
-    figures = {name: {seed: by_seed[seed][name] for seed in seeds} for name in by_seed[seeds[0]]}
-    figures |= {
-        "region": {seed: of["poker_mse_inside"] / of["input_mse_inside"] for seed, of in by_seed.items()},
-        "outside": {seed: of["poker_mse_outside"] / of["rec_mse_outside"] for seed, of in by_seed.items()},
-    }
-    return {"faces": UNSEEN_FACES, "figures": {name: asdict(over_seeds(figures, name)) for name in UNSEEN_FIGURES}}
+        file = Path(scratch) / "run.safetensors"
+        save(run, judge, file)
+        figures = evaluate(file, UNSEEN_FACES)
+    figures["region"] = figures["poker_mse_inside"] / figures["input_mse_inside"]
+    figures["outside"] = figures["poker_mse_outside"] / figures["rec_mse_outside"]
+    return {name: figures[name] for name in UNSEEN_FIGURES}
 
 
 def markdown(values: Mapping[str, Any]) -> str:
@@ -269,7 +252,7 @@ def markdown(values: Mapping[str, Any]) -> str:
         "",
         *_figures_table(values["runs"]),
         "",
-        FOOTNOTE + _fewer_seeds(values["runs"], seeds) + _earlier_rows(values),
+        FOOTNOTE + _fewer_seeds(values["runs"], seeds),
         "",
         *_unseen_table(values.get("unseen_faces")),
         *_cost_table(values["cost"]),
@@ -283,13 +266,6 @@ def _fewer_seeds(runs: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) ->
     return "".join(
         f" `{name}` has the seeds {', '.join(of_run)}." for name, of_run in by_run.items() if len(of_run) < len(seeds)
     )
-
-
-def _earlier_rows(values: Mapping[str, Any]) -> str:
-    """A sentence on the rows that are of another commit than the recipe's, whose options may have been others."""
-    cost = values["cost"]
-    earlier = [name for name in COMPARED_RUNS if cost[name]["commit"] != cost[RECIPE]["commit"]]
-    return f" Rows of other commits than `{RECIPE}` (last table): {', '.join(earlier)}." if earlier else ""
 
 
 def _aims_table(aims: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -346,47 +322,36 @@ def _cost_table(cost: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {' | '.join(map(str, cells))} |"
 
 
-def write(folder: Path, output: Path, seeds: Sequence[int], commit: str | None, names: Collection[str]) -> None:
-    """Write results, tables, and the first seed's checkpoint and image grid. Rows not among `names` stay as written;
-    without the recipe among them, so do checkpoint and grid.
-    """
-    written = output / f"{NAME}.json"
-    former = json.loads(written.read_text()) if written.exists() else None
-    values = results(folder, seeds, commit, names, former)
-    if RECIPE not in names:
-        write_results(output, NAME, values, markdown)
-        return
-    write_results(output, NAME, values | {"unseen_faces": unseen_faces(folder, seeds)}, markdown)
-    run = folder / RECIPE / f"seed-{seeds[0]}"
-    save(run, folder / "judge" / "seed-0", output / f"{NAME}.safetensors")
-    shutil.copy(run / PICTURES_DIR / "views.png", output / f"{NAME}.png")
-
-
 def main() -> int:
     """Train and write, or check. Exit code 1 if the checkpoint's figures differ, 130 if interrupted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only evaluate the committed checkpoint")
     parser.add_argument("--folder", type=Path, default=Path("runs/poker-faces"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--records", type=Path, default=RECORDS, help="figures of finished runs")
     parser.add_argument("--max-parallel", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--commit", default=git_commit(), help="commit to record where the runs do not know theirs")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--only", nargs="+", choices=COMPARED_RUNS, help="train only these, and write nothing")
-    which.add_argument("--again", nargs="+", choices=COMPARED_RUNS, help="train and write anew only these rows")
+    parser.add_argument("--only", nargs="+", choices=COMPARED_RUNS, help="train only these, without the report")
     options = parser.parse_args()
     if options.check:
-        problems = check(options.output / f"{NAME}.safetensors", options.output / f"{NAME}.json")
+        problems = check(options.output / f"{NAME}.safetensors", options.output / CHECKPOINT_FIGURES)
         print("\n".join(problems) or "the checkpoint gives the committed figures")
         return 1 if problems else 0
     from pfcluster.launch.local import run_plan
 
-    names = options.only or options.again or COMPARED_RUNS
-    if not run_plan(plan(options.folder, options.seeds, names), processes=1, max_parallel=options.max_parallel):
+    records = Records(options.records, options.folder)
+    keep = partial(record, options.folder, options.output, options.seeds, records, options.commit)
+    keep()
+    planned = plan(options.folder, options.seeds, options.only or COMPARED_RUNS, records)
+    completed = not planned.stages or run_plan(planned, processes=1, max_parallel=options.max_parallel)
+    keep()
+    if not completed:
         return 130
-    if not options.only:
-        write(options.folder, options.output, options.seeds, options.commit, names)
-        print(options.output / f"{NAME}.md")
+    if options.only:
+        print(options.records)
+    else:
+        print(write_results(options.output, NAME, results(options.folder, options.seeds, records), markdown))
     return 0
 
 

@@ -11,15 +11,32 @@ import torch
 from benchmarks import erasure_parts, recipe_parts, silent_tokens
 from benchmarks.poker_aims import evaluate_aims
 from benchmarks.poker_check import differences, evaluate
-from benchmarks.poker_faces import COMPARED_RUNS, NAME, RESULTS, configs, markdown, plan, results
+from benchmarks.poker_faces import (
+    CHECKPOINT_FIGURES,
+    COMPARED_RUNS,
+    NAME,
+    RESULTS,
+    UNSEEN_FIGURES,
+    configs,
+    markdown,
+    plan,
+    record,
+    results,
+    runs_by_name,
+)
+from benchmarks.poker_records import Records
 from benchmarks.poker_residue import COLUMNS, residue
 from benchmarks.recipe_variants import commits_line
+from pfcluster.config.io import with_values
 from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS
 from pfcluster.evaluate.linear_probe import probe_accuracy
+from pfcluster.launch.plan import TrainRun
+from pfcluster.runs.folder import write_config, write_requested_config
 
 pytestmark = pytest.mark.slow
 
 WEIGHTS, FIGURES = RESULTS / f"{NAME}.safetensors", RESULTS / f"{NAME}.json"
+OF_CHECKPOINT = RESULTS / CHECKPOINT_FIGURES
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +47,13 @@ def measured() -> dict[str, float]:
 
 def test_committed_checkpoint_gives_the_committed_figures(measured):
     assert WEIGHTS.stat().st_size <= 5e6
-    assert differences(measured, FIGURES) == []
+    assert differences(measured, OF_CHECKPOINT) == []
 
 
 def test_figures_that_differ_are_reported(measured):
     changed = measured | {"poker_mse_inside": 1.05 * measured["poker_mse_inside"], "accuracy": 0.005}
     del changed["rec_mse_inside"]
-    problems = "\n".join(differences(changed, FIGURES))
+    problems = "\n".join(differences(changed, OF_CHECKPOINT))
     assert "poker_mse_inside: " in problems
     assert "accuracy: " in problems
     assert "not measured" in problems
@@ -152,35 +169,59 @@ def test_leave_one_out_table_marks_what_differs():
     assert "| R1 | 0.500 ± 0.100 |" in table
 
 
-def test_rows_trained_again_stand_beside_the_written_figures_of_the_others(tmp_path):
-    former = json.loads(FIGURES.read_text())
-    rows = ("input", "reconstruction", "poker face", "truth")
-    faces = {
-        row: {"mse_inside": 0.1, "mse_outside": 0.1, "neutralised_rate": 0.9, "emotion_agreement": 0.9} for row in rows
-    }
-    for name, seed in [("mae", 0), ("judge", 0), ("pf-vit", 1), ("pf-vit", 2), ("mae-vit", 1), ("mae-vit", 2)]:
-        folder = tmp_path / name / f"seed-{seed}"
-        folder.mkdir(parents=True)
-        result = {"format": 1, "status": "finished", "measured_on": "test", "steps": 7, "seconds": 1.5, "device": "cpu"}
-        result |= {"test": {"n": 10, "accuracy": 0.5 + seed / 10}, "git_commit": "new", "versions": {"torch": "x"}}
-        probes = {"rows": {"poker face": {"emotion": 0.5, "identity": 0.5}, "f_p": {"emotion": 0.5, "identity": 0.5}}}
-        probes["rows"]["reconstruction"] = probes["rows"]["poker face"]
-        result |= {"poker": {"rows": faces}, "probes": probes | {"emotion_chance": 0.1, "identity_chance": 0.1}}
-        (folder / "result.json").write_text(json.dumps(result))
-    values = results(tmp_path, (1, 2), None, ("pf-vit",), former)
-    assert values["runs"]["pf-vit"]["accuracy"]["by_seed"] == {"1": 0.6, "2": 0.7}
-    of_start = former["runs"]["mae-vit"]["accuracy"]["by_seed"]
-    assert values["runs"]["mae-vit"]["accuracy"]["by_seed"] == {seed: of_start[seed] for seed in ("1", "2")}
-    assert values["cost"]["pf-vit"]["commit"] == values["commit"] == "new"
-    cost = former["cost"]["mae-vit"]
-    assert values["cost"]["mae-vit"] == cost | {"seconds_per_run": cost["seconds_per_run"][:2]}
-    assert values["aims"][0]["note"] == "a former control, of 10,443 steps instead of 12,862"
-    with pytest.raises(FileNotFoundError, match="no figures of mae-vit"):
-        results(tmp_path, (1, 2), None, ("pf-vit",), None)
-    again = results(tmp_path, (1, 2), None, ("mae-vit",), values)
-    assert again["runs"]["mae-vit"]["accuracy"]["by_seed"] == {"1": 0.6, "2": 0.7}
-    assert again["runs"]["pf-vit"] == values["runs"]["pf-vit"]
-    assert again["checkpoint"] == values["checkpoint"]
-    assert again["commit"] == "new"
-    with pytest.raises(FileNotFoundError, match="not of the seeds"):
-        results(tmp_path, (1,), None, ("mae-vit",), values)
+def write_finished_run(run: TrainRun, accuracy: float) -> None:
+    """The files of a run that has finished on the test split, without weights."""
+    faces = {"mse_inside": 0.1, "mse_outside": 0.1, "neutralised_rate": 0.9, "emotion_agreement": 0.9}
+    probes = {row: {"emotion": accuracy, "identity": 0.5} for row in ("reconstruction", "poker face", "f_p")}
+    write_requested_config(run.folder, run.config)
+    write_config(run.folder, run.config)
+    result = {"format": 1, "status": "finished", "measured_on": "test", "steps": 7, "seconds": 1.5, "device": "cpu"}
+    result |= {"test": {"n": 10, "accuracy": accuracy}, "git_commit": "new", "versions": {"torch": "x"}}
+    result |= {"poker": {"rows": dict.fromkeys(("input", "reconstruction", "poker face", "truth"), faces)}}
+    result |= {"probes": {"rows": probes, "emotion_chance": 0.1, "identity_chance": 0.1}}
+    if run.config.objective == "mae":
+        result["test"] = {"loss": 0.3, "n": 10}
+    (run.folder / "result.json").write_text(json.dumps(result))
+
+
+def test_runs_with_a_record_of_their_config_are_not_trained_again(tmp_path):
+    file, folder = tmp_path / "records.json", tmp_path / "runs"
+    runs = runs_by_name(folder, (1, 2))
+    for name in ("mae", "judge"):
+        write_finished_run(runs[name][0], 0.9)
+    write_finished_run(runs["mae-vit"][1], 0.7)
+    records = Records(file, folder)
+    assert record(folder, tmp_path, (1, 2), records) == [("mae", 0), ("judge", 0), ("mae-vit", 2)]
+    assert record(folder, tmp_path, (1, 2), records) == []
+    elsewhere = tmp_path / "elsewhere"
+    read = Records(file, elsewhere)
+    stages = {stage.name: stage.tasks for stage in plan(elsewhere, (1, 2), ("mae-vit",), read).stages}
+    assert [run.config.seed for run in stages["mae-vit"]] == [1]
+    stages = {stage.name: stage.tasks for stage in plan(elsewhere, (1, 2), ("pf-vit",), read).stages}
+    assert [run.config.seed for run in stages["mae-vit"]] == [1, 2], "PF-ViT starts from them"
+    found = read.find("mae-vit", runs_by_name(elsewhere, (1, 2))["mae-vit"][1].config)
+    assert found is not None
+    assert found.figures["accuracy"] == 0.7
+    changed = with_values(runs["mae-vit"][1].config, {"optim.lr": 0.5})
+    assert records.find("mae-vit", changed) is None
+
+
+def test_the_report_needs_a_record_of_every_run(tmp_path):
+    records = Records(tmp_path / "records.json", tmp_path)
+    unseen = dict.fromkeys(UNSEEN_FIGURES, 0.5)
+    rows = runs_by_name(tmp_path, (1, 2, 3))
+    for name, runs in rows.items():
+        for index, run in enumerate(runs):
+            write_finished_run(run, 0.6 + index / 10)
+            if (name, index) != ("pf-vit", 2):
+                records.add(name, run, unseen if name == "pf-vit" else None, None)
+    with pytest.raises(FileNotFoundError, match="no figures of pf-vit seed 3;"):
+        results(tmp_path, (1, 2, 3), records)
+    records.add("pf-vit", rows["pf-vit"][2], unseen, None)
+    values = results(tmp_path, (1, 2, 3), records)
+    assert values["runs"]["pf-vit"]["accuracy"]["by_seed"] == pytest.approx({"1": 0.6, "2": 0.7, "3": 0.8})
+    assert values["cost"]["pf-vit"]["seconds_per_run"] == [1.5] * 3
+    assert plan(tmp_path, (1, 2, 3), COMPARED_RUNS, records).stages == ()
+    table = markdown(values)
+    assert "commit new" in table
+    assert "| judged neutral | 0.5000 ± 0.0000 |" in table
