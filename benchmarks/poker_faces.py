@@ -154,10 +154,11 @@ def record(
             if not _is_measured(run, name) or records.find(name, run.config) is not None:
                 continue
             unseen = unseen_faces(run.folder, folder / "judge" / "seed-0") if name == RECIPE else None
-            written = records.add(name, run, unseen, commit)
-            added.append((name, run.config.seed))
+            measured = records.measured(run, unseen, commit)
             if name == RECIPE and run.config.seed == SEEDS[0]:
-                _write_checkpoint(run, folder / "judge" / "seed-0", output, written)
+                _write_checkpoint(run, folder / "judge" / "seed-0", output, measured)
+            records.add(name, run.config.seed, measured)  # last: what is recorded is not done again
+            added.append((name, run.config.seed))
     return added
 
 
@@ -170,17 +171,17 @@ def _is_measured(run: TrainRun, name: str) -> bool:
     return name in SHARED_RUNS or result.get("measured_on") == "test"
 
 
-def _write_checkpoint(run: TrainRun, judge: Path, output: Path, written: Record) -> None:
+def _write_checkpoint(run: TrainRun, judge: Path, output: Path, measured: Record) -> None:
     """The files that `--check` compares, and the image grid."""
     output.mkdir(parents=True, exist_ok=True)
     save(run.folder, judge, output / f"{NAME}.safetensors")
     shutil.copy(run.folder / PICTURES_DIR / "views.png", output / f"{NAME}.png")
     values = {
-        "date": written.date,
-        "commit": written.commit,
-        "machine": written.machine,
+        "date": measured.date,
+        "commit": measured.commit,
+        "machine": measured.machine,
         "seed": run.config.seed,
-        "figures": written.figures,
+        "figures": measured.figures,
     }
     (output / CHECKPOINT_FIGURES).write_text(json.dumps(values, indent=1) + "\n")
 

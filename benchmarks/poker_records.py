@@ -18,6 +18,7 @@ from benchmarks.result_files import training_device
 from pfcluster.config import RunConfig
 from pfcluster.config.io import to_json
 from pfcluster.launch.plan import TrainRun
+from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import read_result
 
 FOLDER = "FOLDER"
@@ -60,12 +61,12 @@ class Records:
         record = self._by_run.get(name, {}).get(config.seed)
         return record if record is not None and record.config == config_digest(config, self._folder) else None
 
-    def add(self, name: str, run: TrainRun, unseen: Mapping[str, float] | None, commit: str | None) -> Record:
-        """Record a finished run, and write the file. `commit`: where the run does not know its own."""
+    def measured(self, run: TrainRun, unseen: Mapping[str, float] | None, commit: str | None) -> Record:
+        """The record of a finished run, not yet written. `commit`: where the run does not know its own."""
         result = read_result(run.folder)
         assert result is not None
         tested = "accuracy" in (result.get("test") or {})  # a MAE has a loss
-        record = Record(
+        return Record(
             config=config_digest(run.config, self._folder),
             figures=run_figures(result) if tested else {},
             unseen=unseen,
@@ -78,14 +79,16 @@ class Records:
             commit=result.get("git_commit") or commit,
             date=date.today().isoformat(),
         )
-        self._by_run.setdefault(name, {})[run.config.seed] = record
+
+    def add(self, name: str, seed: int, record: Record) -> None:
+        """Add the record of a run, and write the file."""
+        self._by_run.setdefault(name, {})[seed] = record
         values = {
             each: {str(seed): asdict(self._by_run[each][seed]) for seed in sorted(self._by_run[each])}
             for each in sorted(self._by_run)
         }
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps(values, indent=1) + "\n")
-        return record
+        write_atomically(self._file, json.dumps(values, indent=1) + "\n")
 
 
 def config_digest(config: RunConfig, folder: Path) -> str:

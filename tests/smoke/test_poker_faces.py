@@ -214,10 +214,11 @@ def test_the_report_needs_a_record_of_every_run(tmp_path):
         for index, run in enumerate(runs):
             write_finished_run(run, 0.6 + index / 10)
             if (name, index) != ("pf-vit", 2):
-                records.add(name, run, unseen if name == "pf-vit" else None, None)
+                of_run = records.measured(run, unseen if name == "pf-vit" else None, None)
+                records.add(name, run.config.seed, of_run)
     with pytest.raises(FileNotFoundError, match="no figures of pf-vit seed 3;"):
         results(tmp_path, (1, 2, 3), records)
-    records.add("pf-vit", rows["pf-vit"][2], unseen, None)
+    records.add("pf-vit", 3, records.measured(rows["pf-vit"][2], unseen, None))
     values = results(tmp_path, (1, 2, 3), records)
     assert values["runs"]["pf-vit"]["accuracy"]["by_seed"] == pytest.approx({"1": 0.6, "2": 0.7, "3": 0.8})
     assert values["cost"]["pf-vit"]["seconds_per_run"] == [1.5] * 3
