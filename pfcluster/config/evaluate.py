@@ -7,13 +7,16 @@ from typing import Literal
 
 from pfcluster.config.validation import require, require_fraction, require_min, require_not_huge
 
+SHORTEST_INTERVAL = 1e-6
+"""Smallest evaluate.every_epochs, by which numbers of epochs are divided. An interval is at least one step."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """What is measured, when, and which score selects the checkpoint."""
 
     every_epochs: float = 1.0
-    """Epochs between two evaluations on the selection split."""
+    """Epochs between two evaluations on the selection split; at least one step."""
     batch_size: int = 256
     """Images per forward pass and process."""
     metric: Literal["accuracy", "macro_f1"] = "accuracy"
@@ -47,7 +50,7 @@ class EvaluateConfig:
     """Epochs between two image grids of the same validation faces (pictures/steps); PF-MAG only. 0 draws none."""
 
     def __post_init__(self) -> None:
-        require(self.every_epochs > 0, "evaluate.every_epochs", self.every_epochs, "be positive")
+        require_min(SHORTEST_INTERVAL, "evaluate", self, "every_epochs")
         require_not_huge("evaluate", self, "every_epochs", "grid_every")
         require_min(1, "evaluate", self, "batch_size", "n_poker_faces")
         require_min(0, "evaluate", self, "n_probe_images", "grid_every")

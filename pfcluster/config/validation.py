@@ -35,7 +35,7 @@ def require_finite(config: object, section: str = "") -> None:
             require(not isinstance(number, float) or isfinite(number), name, value, "be finite")
 
 
-def require_min(minimum: int, section: str, config: object, *fields: str) -> None:
+def require_min(minimum: float, section: str, config: object, *fields: str) -> None:
     """Require that each of these numeric fields of a section is at least `minimum`."""
     for field in fields:
         value = getattr(config, field)

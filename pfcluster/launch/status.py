@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pfcluster.config import ConfigError
 from pfcluster.config.json_files import try_read_object
 from pfcluster.launch.launcher_lock import LAUNCHER_LOCK
 from pfcluster.launch.local_state import task_state
@@ -23,7 +24,7 @@ from pfcluster.launch.plan_record import (
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.job_state import slurm_tasks
 from pfcluster.launch.task_status import BAD, ENDED, TaskStatus
-from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, log_path, read_progress
+from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, log_path, read_config, read_progress
 from pfcluster.runs.locks import is_locked
 from pfcluster.runs.metrics_file import last_metrics
 
@@ -32,6 +33,7 @@ LOG_ORDER = {"failed": 0, "lost": 0, "timed out": 0, "running": 1, "evaluating":
 DRIVER_SECONDS = 60.0
 """Time in which a sweep's driver must end: its current round may wait for SLURM's controller."""
 RETRIES = "the same command with --retry-failed continues it"
+RESTORE = "restore its config, or remove its folder"
 
 
 class StatusError(ValueError):
@@ -95,6 +97,7 @@ def overview(folder: Path) -> Overview:
     warnings: list[str] = []
     for launch in plan.launches:
         found, warning = _tasks(launch, launcher_alive=at_work and (launch.elsewhere or launch.at_work))
+        found = [_with_config(task, launch) for task in found]
         found = [_retried(_with_reason(_with_metrics(task), launch.stages, found), launch) for task in found]
         tasks = {task.folder: task for task in found} | tasks
         warnings += [] if warning is None else [warning]
@@ -200,6 +203,17 @@ def _tasks(plan: PlanRecord, *, launcher_alive: bool) -> tuple[list[TaskStatus],
     ], None
 
 
+def _with_config(task: TaskStatus, plan: PlanRecord) -> TaskStatus:
+    """A finished training run whose config cannot be read counts as failed: no report and no launcher accepts it."""
+    if task.state != "finished" or not plan.stages[task.stage].trains:
+        return task
+    try:
+        read_config(task.folder)
+    except ConfigError as error:
+        return replace(task, state="failed", reason=RESTORE, error=str(error))
+    return task
+
+
 def _with_metrics(task: TaskStatus) -> TaskStatus:
     train = last_metrics(task.folder, "train")
     total = read_progress(task.folder).get("total_steps")
@@ -222,7 +236,8 @@ def _with_metrics(task: TaskStatus) -> TaskStatus:
 
 def _retried(task: TaskStatus, plan: PlanRecord) -> TaskStatus:
     """Say of a failed trial what trains it again: a sweep goes on without it."""
-    return replace(task, reason=RETRIES) if plan.grows and task.state == "failed" else task
+    retried = plan.grows and task.state == "failed" and task.reason != RESTORE
+    return replace(task, reason=RETRIES) if retried else task
 
 
 def _with_reason(task: TaskStatus, stages: Mapping[str, StageRecord], tasks: Sequence[TaskStatus]) -> TaskStatus:

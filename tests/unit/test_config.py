@@ -24,6 +24,7 @@ from pfcluster.config import (
 )
 from pfcluster.config import run as config_module
 from pfcluster.config.io import REMOVED_FIELDS, differences, from_json, to_json, with_values
+from pfcluster.training.schedule import grid_due
 from tests import config_readers
 from tests.config_readers import all_fields, fields_read
 
@@ -80,6 +81,14 @@ def float_fields(kind: type, prefix: str = "") -> dict[str, bool]:
 def test_epochs_and_seconds_do_not_overflow(name):
     with pytest.raises(ConfigError, match=rf"{name} must be finite, at most 1e\+12, got 1e\+308"):
         with_values(RunConfig(), {name: 1e308})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 5e-324, 1e-300])
+def test_the_interval_of_evaluations_is_one_to_divide_by(value):
+    with pytest.raises(ConfigError, match=r"evaluate.every_epochs must be at least 1e-06, got"):
+        with_values(RunConfig(), {"evaluate.every_epochs": value})
+    config = with_values(RunConfig(), {"evaluate.every_epochs": 1e-6, "evaluate.grid_every": 1e12})
+    assert not grid_due(config, 1)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

@@ -17,13 +17,13 @@ from rich.console import Console
 from pfcluster.cli import watch
 from pfcluster.cli.sweep import sweep
 from pfcluster.cli.train import study
-from pfcluster.config import ConfigError
+from pfcluster.config import ConfigError, RunConfig
 from pfcluster.launch import status
 from pfcluster.launch.launcher_lock import driving, launching, require_kind, require_no_launcher
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.launch.plan_record import PLAN_FILE, PlanRecord, read_plan, write_plan
 from pfcluster.launch.status import Cancelled, StatusError, overview
-from pfcluster.runs.folder import CONFIG_FILE, RESULT_FILE, TRAINING_LOCK, log_path
+from pfcluster.runs.folder import CONFIG_FILE, RESULT_FILE, TRAINING_LOCK, log_path, write_config
 from pfcluster.runs.locks import FileLock
 from pfcluster.runs.processes import process_started
 from pfcluster.sweep.options import read
@@ -38,6 +38,7 @@ def plan(folder: Path, *names: str, grows: bool = False) -> Plan:
 
 def finish(folder: Path) -> None:
     folder.mkdir(parents=True)
+    write_config(folder, RunConfig())
     (folder / RESULT_FILE).write_text('{"status": "finished"}')
 
 
@@ -133,6 +134,22 @@ def test_runs_of_a_folder_that_was_moved_or_copied_are_its_own(tmp_path: Path) -
     write_plan(plan(tmp_path / "copy", "b", "c", grows=True), "local", {})
     assert states(tmp_path / "copy") == {"a": "finished", "b": "finished", "c": "not run"}
     assert states(tmp_path / "new") == {"a": "finished", "b": "not run"}
+
+
+@pytest.mark.parametrize("grows", [True, False])
+@pytest.mark.parametrize("text", [None, "{", '{"no_such_field": 1}'])
+def test_a_finished_run_without_a_readable_config_counts_as_failed(tmp_path: Path, grows: bool, text: str) -> None:
+    """Reports leave it out, and launchers do not take it for finished."""
+    write_plan(plan(tmp_path, "a", "b", grows=grows), "local", {})
+    for name in "ab":
+        finish(tmp_path / name / "seed-0")
+    config = tmp_path / "a/seed-0" / CONFIG_FILE
+    config.unlink() if text is None else config.write_text(text)
+    damaged, whole = overview(tmp_path).tasks
+    assert (damaged.state, damaged.reason) == ("failed", "restore its config, or remove its folder")
+    assert str(config) in damaged.error
+    assert whole.state == "finished"
+    assert not overview(tmp_path).all_finished
 
 
 def test_a_failed_trial_is_continued_by_an_option(tmp_path: Path) -> None:
