@@ -197,11 +197,26 @@ def retain(folder: Path, keep: int, best: int | None) -> None:
     """Remove all checkpoints except the newest `keep` and the one of step `best`."""
     for step in checkpoint_steps(folder)[:-keep]:
         if step != best:
-            shutil.rmtree(step_folder(folder, step))
+            removed = folder / f".step-{step:08d}.removed.tmp"  # `remove_incomplete` removes what is left of it
+            shutil.rmtree(removed, ignore_errors=True)
+            os.replace(step_folder(folder, step), removed)
+            shutil.rmtree(removed, ignore_errors=True)  # a file that is open elsewhere on NFS stays for a while
+
+
+def set_aside_newer(folder: Path, step: int) -> None:
+    """Rename the checkpoints newer than a step to `step-N.damaged`. Call where `latest` found them damaged, so that
+    `retain` does not count them among the newest. Raises OSError.
+    """
+    for newer in checkpoint_steps(folder):
+        if newer > step:
+            path = step_folder(folder, newer)
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Remove the staging folders of interrupted writes. Call only while no writer is active."""
+    """Remove the staging folders of interrupted writes and removals. Call only while no writer is active."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 

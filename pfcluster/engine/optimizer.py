@@ -75,11 +75,12 @@ def set_rates(groups: Iterable[dict[str, Any]], lr: float) -> None:
 
 
 def set_learning_rates(
-    engines: Mapping[str, Engine], config: RunConfig, step: int, total_steps: int, plateau: Plateau
+    engines: Mapping[str, Engine], config: RunConfig, step: int, total_steps: int, plateaus: Mapping[str, Plateau]
 ) -> None:
-    """Give every engine the learning rate of a 0-based step."""
+    """Give every engine the learning rate of a 0-based step. `plateaus`: the plateau schedules by engine, if begun."""
     optimizers = optimizers_of(config)
     for name, engine in engines.items():
+        plateau = plateaus.get(name, Plateau())
         if name == "model" and config.objective == "pf_mag" and config.pf_mag.warmup_lr is not None:
             engine.set_lr(_rate_around_warmup(config, config.pf_mag.warmup_lr, step, total_steps, plateau))
         else:

@@ -29,7 +29,7 @@ from pfcluster.data.batch import make_micro_batches, require_fitting_micro_batch
 from pfcluster.data.labels import CANONICAL
 from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World, generator
-from pfcluster.engine.optimizer import Plateau, set_learning_rates
+from pfcluster.engine.optimizer import set_learning_rates
 from pfcluster.models import factory
 from pfcluster.training.factory import build_engines, build_objective
 
@@ -172,7 +172,7 @@ def train(config: RunConfig, backend: str, world: World) -> ParityRun:
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
         labels = torch.randint(0, CLASSES, (config.batch_size,), generator=random)
         rows = world.slice_of(config.batch_size)
-        set_learning_rates(engines, config, step, STEPS, Plateau())
+        set_learning_rates(engines, config, step, STEPS, {})
         metrics = objective.step(make_micro_batches(RawBatch(images[rows], labels[rows]), config, step, world), step)
         names = sorted(metrics)
         values = world.mean(torch.stack([metrics[name].detach().float() for name in names])).tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,8 @@ class TrainState:
     """Training time so far, over all attempts."""
     best: dict[str, float] | None = None
     """Step and score of the best evaluation so far; higher scores are better."""
-    plateau: Plateau = field(default_factory=Plateau)
+    plateaus: dict[str, Plateau] = field(default_factory=dict)
+    """State of the plateau schedule by the name of the engine; empty before the first evaluation."""
 
 
 def claim_folder(config: RunConfig, folder: Path, command: str | None) -> dict[str, Any] | None:
@@ -87,11 +87,10 @@ def save_checkpoint(
     for name, engine in engines.items():
         tensor_shards |= engine.tensor_shards(name)
         shapes |= engine.saved_shapes(name)
-    best_score = state.plateau.best if math.isfinite(state.plateau.best) else None  # JSON has no infinities
     values = {
         "seconds": state.seconds,
         "best": state.best,
-        "plateau": vars(state.plateau) | {"best": best_score},
+        "plateaus": {name: vars(plateau) for name, plateau in state.plateaus.items()},
         "objective": objective.state(),
         "world_size": world.size,
         "backend": backend,
@@ -107,9 +106,16 @@ def load_checkpoint(
 
     Returns a new state if there is none. A collective.
     """
-    checkpoint, problems = world.from_main(lambda: store.latest(manager.folder))
+
+    def newest() -> tuple[store.Checkpoint | None, list[str]]:
+        checkpoint, problems = store.latest(manager.folder)
+        if checkpoint is not None and problems:
+            store.set_aside_newer(manager.folder, checkpoint.step)
+        return checkpoint, problems
+
+    checkpoint, problems = world.from_main(newest)
     for problem in problems:
-        warn(folder, f"skipped a damaged checkpoint: {problem}", world.is_main)
+        warn(folder, f"skipped a damaged checkpoint: {problem}; it is now called step-N.damaged", world.is_main)
     if checkpoint is None:
         return TrainState()
     for name, engine in engines.items():
@@ -117,6 +123,12 @@ def load_checkpoint(
         engine.sync_after_load()
     values = checkpoint.state
     objective.load_state(values["objective"])
-    best_score = -math.inf if values["plateau"]["best"] is None else values["plateau"]["best"]
-    plateau = Plateau(**values["plateau"] | {"best": best_score})
-    return TrainState(checkpoint.step, values["seconds"], values["best"], plateau)
+    return TrainState(checkpoint.step, values["seconds"], values["best"], _plateaus(values))
+
+
+def _plateaus(values: Mapping[str, Any]) -> dict[str, Plateau]:
+    """The states of the plateau schedules; checkpoints before 2026-11-29 have one for all engines."""
+    if "plateaus" in values:
+        return {name: Plateau(**plateau) for name, plateau in values["plateaus"].items()}
+    common = values["plateau"]
+    return {} if common["best"] is None else dict.fromkeys(("model", "discriminator"), Plateau(**common))

@@ -10,6 +10,7 @@ from pfcluster.config import RunConfig
 from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
+from pfcluster.engine.optimizer import Plateau, optimizers_of
 from pfcluster.evaluate.calibration import calibrate_erasure
 from pfcluster.evaluate.final import evaluate_split
 from pfcluster.evaluate.tracked_faces import TrackedFaces
@@ -53,7 +54,10 @@ class PeriodicEvaluation:
         model.to("cpu")
         if state.step <= self.uncounted_steps:
             return metrics, False
-        state.plateau = state.plateau.after(score, self.config.optim)
+        state.plateaus = {
+            name: state.plateaus.get(name, Plateau()).after(score, optim)
+            for name, optim in optimizers_of(self.config).items()
+        }
         if state.best is not None and score <= state.best["score"]:
             return metrics, False
         state.best = {"step": state.step, "score": score}

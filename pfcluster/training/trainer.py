@@ -211,7 +211,7 @@ class Trainer:
     def _train_step(self, step: int, batches: list[Batch], began: float) -> Metrics:
         """Train on the micro-batches of a step; `began` is when the wait for them began. Raises NonFiniteStep."""
         data_seconds = time.monotonic() - began
-        set_learning_rates(self.engines, self.config, step, self.total_steps, self.state.plateau)
+        set_learning_rates(self.engines, self.config, step, self.total_steps, self.state.plateaus)
         metrics = self.checks.run(step, lambda: self.objective.step(batches, step))
         self.throughput.add(step, data_seconds)
         self.stragglers.add(data_seconds, self._forward_seconds(), time.monotonic() - began)

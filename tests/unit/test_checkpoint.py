@@ -63,6 +63,19 @@ def test_latest_skips_a_damaged_checkpoint_and_names_it(tmp_path):
     assert f"step-00000002/{SHARD} is damaged" in problems[0]
 
 
+def test_a_resumed_run_keeps_its_own_checkpoints_and_not_damaged_newer_ones(tmp_path):
+    """With checkpoint.keep 1 the only good one was removed: the damaged one has the larger number."""
+    write_checkpoint(tmp_path, 400, TENSORS, {})
+    for _ in range(2):  # the second time there is a renamed one already
+        flip_last_byte(write_checkpoint(tmp_path, 500, TENSORS, {}) / SHARD)
+        assert store.latest(tmp_path)[0].step == 400
+        store.set_aside_newer(tmp_path, 400)
+    write_checkpoint(tmp_path, 450, TENSORS, {})
+    store.retain(tmp_path, keep=1, best=None)
+    assert store.latest(tmp_path)[0].step == 450
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000450", "step-00000500.damaged"]
+
+
 def test_latest_raises_if_all_checkpoints_are_damaged(tmp_path):
     (write_checkpoint(tmp_path, 1, TENSORS, {}) / SHARD).unlink()
     with pytest.raises(CheckpointError, match=r"all checkpoints .* are damaged: .*safetensors is missing"):

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from dataclasses import replace
+
 import pytest
 from torch import nn
 
+from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.config import OptimConfig
-from pfcluster.engine.optimizer import Plateau, build_optimizer, learning_rate
+from pfcluster.data.dataset import open_dataset
+from pfcluster.engine.optimizer import Plateau, build_optimizer, learning_rate, set_learning_rates
+from pfcluster.models import factory
 from pfcluster.models.vit import ViT
+from pfcluster.runs.folder import CHECKPOINT_FILE
+from pfcluster.training.factory import build_engines, build_objective
+from pfcluster.training.resume import TrainState, load_checkpoint, save_checkpoint
+from pfcluster.training.selection import PeriodicEvaluation
+from tests.stabilised import SINGLE
+from tests.tiny import config as tiny_config
 
 COSINE = OptimConfig(lr=1.0, warmup_steps=4)
 
@@ -25,6 +38,38 @@ def test_plateau_lowers_rate_after_patience():
         state = state.after(score, options)
         rates.append(learning_rate(options, 0, 10, state))
     assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01])
+
+
+def test_each_optimizer_has_the_plateau_of_its_own_options(tmp_path):
+    """Also after a resume, and from checkpoints that had one state for all."""
+    base = tiny_config("pf_mag")
+    values = replace(
+        base,
+        optim=replace(base.optim, lr=1.0, schedule="plateau", plateau_patience=3, plateau_factor=0.5),
+        discriminator_optim=replace(base.discriminator_optim, lr=1.0, schedule="plateau", plateau_patience=1),
+    )
+    dataset = open_dataset(values.data, values.seed)
+    modules = factory.build(values, len(dataset.classes))
+    engines = build_engines(values, "ddp", modules, SINGLE)
+    objective = build_objective(values, engines, dataset.classes, SINGLE)
+    evaluation = PeriodicEvaluation(values, tmp_path, dataset, copy.deepcopy(modules["model"]), 100, SINGLE)
+    state = TrainState(step=90)
+    for _ in range(3):
+        evaluation.evaluate(engines["model"], state)  # the same weights: no score is better than the first
+    manager = CheckpointManager(tmp_path / "checkpoints", SINGLE, keep=1, asynchronous=False, timeout=60)
+    save_checkpoint(manager, engines, objective, state, world=SINGLE, backend="ddp")
+    resumed = load_checkpoint(manager, engines, objective, folder=tmp_path, world=SINGLE)
+    assert resumed.plateaus == state.plateaus
+    set_learning_rates(engines, values, 95, 100, resumed.plateaus)
+    rates = {name: engine.optimizer.param_groups[0]["lr"] for name, engine in engines.items()}
+    assert rates == {"model": 1.0, "discriminator": pytest.approx(0.01)}
+
+    record = tmp_path / "checkpoints/step-00000090" / CHECKPOINT_FILE  # as written until 2026-11-28, without a seal
+    values = json.loads(record.read_text()) | {"format": 2}
+    values["state"]["plateau"] = values["state"].pop("plateaus")["model"]
+    record.write_text(json.dumps({name: value for name, value in values.items() if name != "sha256"}))
+    resumed = load_checkpoint(manager, engines, objective, folder=tmp_path, world=SINGLE)
+    assert resumed.plateaus == dict.fromkeys(("model", "discriminator"), state.plateaus["model"])
 
 
 def test_constant_schedule():

@@ -19,7 +19,7 @@ from pfcluster.config import (
 from pfcluster.data.batch import make_micro_batches, require_fitting_micro_batch
 from pfcluster.data.dataset import open_dataset, require_labels
 from pfcluster.data.types import DataError
-from pfcluster.engine.optimizer import Plateau, set_learning_rates
+from pfcluster.engine.optimizer import set_learning_rates
 from pfcluster.models import factory, losses
 from pfcluster.training import parity
 from pfcluster.training.factory import build_engines, build_objective
@@ -140,7 +140,7 @@ def test_warmup_has_a_rate_of_its_own_and_the_schedule_begins_after_it():
     built = build_engines(values, "ddp", factory.build(values, CLASSES), SINGLE)
     rates = []
     for step in range(8):
-        set_learning_rates(built, values, step, 8, Plateau())
+        set_learning_rates(built, values, step, 8, {})
         groups = built["model"].optimizer.param_groups
         rates.append(tuple(sorted({round(group["lr"], 9) for group in groups})))
     assert rates[:4] == [(1e-3, 2e-3), (2e-3, 4e-3), (2e-3, 4e-3), (2e-3, 4e-3)]
