@@ -19,8 +19,11 @@ from pfcluster.models.pf_vit import PFViT
 
 
 def rank_batches(count: int, batch_size: int, world: World) -> list[Tensor]:
-    """Batches of this rank's share of the indices 0 ... count - 1. Shares are disjoint and differ by at most one."""
-    return list(torch.arange(world.rank, count, world.size).split(batch_size))
+    """Batches of this rank's share of the indices 0 ... count - 1. Shares are disjoint and differ by at most one; a
+    rank beyond the last index has no batch.
+    """
+    share = torch.arange(count)[world.rank :: world.size]
+    return list(share.split(batch_size)) if len(share) else []
 
 
 def load_images(split: Split, indices: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,14 @@ def test_rank_batches_cover_every_sample_once(ranks):
     assert sorted(torch.cat(batches).tolist()) == list(range(10))
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_ranks_without_a_sample_have_no_batch(count):
+    batches = [rank_batches(count, 3, World(rank, 4, WORLD.device)) for rank in range(4)]
+    assert [[batch.tolist() for batch in each] for each in batches] == [
+        [[rank]] if rank < count else [] for rank in range(4)
+    ]
+
+
 @pytest.fixture(scope="module")
 def faces():
     return open_dataset(DataConfig(size=32, synthetic=SyntheticConfig(train=8, validation=8, test=24, identities=4)), 0)
