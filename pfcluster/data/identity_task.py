@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pfcluster.data.splits import sharded
 from pfcluster.data.types import DataError, Dataset, RawBatch, Split
 
 VALIDATION_EVERY = 8
@@ -31,7 +32,22 @@ class IdentitySplit:
         return self.targets
 
     def batch(self, indices: Tensor) -> RawBatch:
-        return RawBatch(self.split.batch(self.indices[indices]).images, self.targets[indices])
+        """A damaged sample is replaced by the next readable one of these samples. Raises DataError if there is none."""
+        images = self.split.batch(self.indices[indices]).images
+        while (damaged := self._damaged(indices)).any():
+            indices = torch.where(damaged, (indices + 1) % len(self), indices)
+            if damaged.all() and self._damaged(torch.arange(len(self))).all():
+                raise DataError("no sample with an identity can be read; check with `pfcluster inspect --verify`")
+            images = self.split.batch(self.indices[indices]).images
+        return RawBatch(images, self.targets[indices])
+
+    def _damaged(self, indices: Tensor) -> Tensor:
+        """Which samples are known to be damaged, so that `split` replaces them: bool (b,)."""
+        source = sharded(self.split)
+        names = {} if source is None else source.damaged
+        if not names:
+            return torch.zeros(len(indices), dtype=torch.bool)
+        return torch.tensor([key in names for key in self.keys(indices)])
 
     def keys(self, indices: Tensor) -> list[str]:
         return self.split.keys(self.indices[indices])

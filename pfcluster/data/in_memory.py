@@ -99,9 +99,7 @@ def load_in_host_memory(
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / f"{fingerprint[:32]}.lock"):
             if not (labels.exists() and pixels.exists() and pixels.stat().st_size == int(np.prod(shape))):
-                _decode_into(split, shape, pixels, labels, workers)
-                if damaged is not None:
-                    write_atomically(names, json.dumps(damaged) + "\n")
+                _decode_into(split, shape, pixels, labels, workers, lambda: _write_damaged(names, damaged))
             if damaged is not None:
                 damaged |= try_read_object(names) or {}
         mapped = np.memmap(pixels, dtype=np.uint8, mode="c", shape=(shape[0], *shape[2:], 3))
@@ -112,7 +110,20 @@ def load_in_host_memory(
     return InMemorySplit(split, torch.from_numpy(mapped).permute(0, 3, 1, 2), targets)
 
 
-def _decode_into(split: Split, shape: tuple[int, int, int, int], pixels: Path, labels: Path, workers: int) -> None:
+def _write_damaged(names: Path, damaged: dict[str, str] | None) -> None:
+    if damaged is not None:
+        write_atomically(names, json.dumps(damaged) + "\n")
+
+
+def _decode_into(
+    split: Split,
+    shape: tuple[int, int, int, int],
+    pixels: Path,
+    labels: Path,
+    workers: int,
+    before_commit: Callable[[], None],
+) -> None:
+    """`before_commit` is called once all samples are decoded, before the file of pixels has its name."""
     needed, free = int(np.prod(shape)), shutil.disk_usage(pixels.parent).free
     if needed > RESERVE * free:
         raise DataError(
@@ -136,6 +147,7 @@ def _decode_into(split: Split, shape: tuple[int, int, int, int], pixels: Path, l
         mapped.flush()
         fsync(staging)
         write_via_temporary(labels, lambda file: np.save(file, targets, allow_pickle=False))
+        before_commit()
         staging.rename(pixels)
     finally:
         staging.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pfcluster.data.in_memory import load_in_host_memory
 from pfcluster.data.shards import BadSampleError, ShardSplit
 from pfcluster.data.synthetic.dataset import SyntheticFaces
-from pfcluster.data.types import DataError, RawBatch, Split
+from pfcluster.data.types import UNKNOWN_PERSON, DataError, RawBatch, Split
 
 MAX_CACHED_BYTES = 2**31
 """Larger synthetic splits are rendered on each access, unless they are cached in a file."""
@@ -158,12 +158,17 @@ def sharded(split: Split | None) -> ShardedSplit | None:
 
 def identities_of(split: Split) -> list[str]:
     """The identity of each sample, "" if unknown; equal names mean the same person."""
+    return ["" if name.startswith(UNKNOWN_PERSON) else name for name in _recorded_identities(split)]
+
+
+def _recorded_identities(split: Split) -> list[str]:
+    """The identity of each sample as its shard folder records it: the photo's hash if the person is unknown."""
     if isinstance(split, SyntheticSplit):
         return [str(number) for number in split.faces.identities().tolist()]
     if isinstance(split, ShardedSplit):
         return split.shards.identities()
     if isinstance(split, Subset):
-        identities = identities_of(split.split)
+        identities = _recorded_identities(split.split)
         return [identities[index] for index in split.indices.tolist()]
     return [""] * len(split)
 
@@ -173,4 +178,4 @@ def sample_ids(split: Split) -> list[str]:
     person is unknown. The names alone are numbers. Equal for builds of the same photos at another size.
     """
     keys = split.keys(torch.arange(len(split)))
-    return [f"{key} {identity}" for key, identity in zip(keys, identities_of(split), strict=True)]
+    return [f"{key} {identity}" for key, identity in zip(keys, _recorded_identities(split), strict=True)]

@@ -12,6 +12,10 @@ class DataError(ValueError):
     """The data cannot be used. The message names the folder or split, the reason and the remedy."""
 
 
+UNKNOWN_PERSON = "photo-"
+"""Beginning of the identity of a photo of an unknown person in a shard folder; the rest is the photo's hash."""
+
+
 @dataclass(frozen=True)
 class RawBatch:
     """Samples as stored."""

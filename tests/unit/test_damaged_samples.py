@@ -7,15 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from pfcluster.config import DataConfig, EvaluateConfig
 from pfcluster.data.build.pipeline import build
+from pfcluster.data.dataset import open_dataset
 from pfcluster.data.manifest import load_manifest
 from pfcluster.data.shards import BadSampleError, ShardError, ShardSplit
 from pfcluster.data.types import DataError
 from pfcluster.runs.folder import DAMAGED_FILE, WARNINGS_FILE
 from pfcluster.training import run
-from tests.photos import make_folder, options
+from tests.photos import make_csv, make_folder, options
 from tests.tiny import config
 
 
@@ -69,6 +72,31 @@ def test_damaged_samples_are_named_in_folder_and_result(shards: Path, tmp_path: 
         named = json.loads((tmp_path / attempt / DAMAGED_FILE).read_text())
         assert set(named["train"]) == set(keys)
         assert keys[0] in (tmp_path / attempt / WARNINGS_FILE).read_text()
+
+
+def test_a_damaged_face_is_replaced_by_another_with_its_own_identity(tmp_path: Path) -> None:
+    rows = [(f"{number}.png", "happy", f"person-{number % 6}") for number in range(36)]
+    (tmp_path / "raw/images").mkdir(parents=True)
+    for number, (name, _, _) in enumerate(rows):
+        Image.new("RGB", (32, 32), (7 * number, 255 - 7 * number, 128)).save(tmp_path / "raw/images" / name)
+    make_csv(tmp_path / "raw", rows)
+    folder = tmp_path / "shards"
+    build(options(tmp_path / "raw" / "legend.csv", folder, val_share=0.3, samples_per_shard=36))
+    data = DataConfig(shards=str(folder), size=24, target="identity", max_bad_share=0.5)
+    (folder / "train-00000.tar").chmod(0o644)
+    whole = open_dataset(data, 0).train
+    everything = torch.arange(len(whole))
+    images, labels = whole.batch(everything).images, whole.labels()
+    damaged = damage(folder, list(range(0, 24, 3)))
+    split = open_dataset(data, 0).train
+    lost = torch.tensor([key in damaged for key in split.keys(everything)])
+    batch = split.batch(everything)
+    assert 0 < lost.sum() < len(split)
+    assert torch.equal(batch.images[~lost], images[~lost])
+    for index in lost.nonzero().flatten().tolist():
+        source = next(other for other in range(len(split)) if torch.equal(batch.images[index], images[other]))
+        assert not lost[source]
+        assert batch.labels[index] == labels[source]
 
 
 def test_an_intact_run_names_none(shards: Path, tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from pfcluster.config import ConfigError, DataConfig, SyntheticConfig
+from pfcluster.data.build.pipeline import build
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.identity_task import identity_dataset
-from pfcluster.data.splits import identities_of
+from pfcluster.data.splits import identities_of, sample_ids
 from pfcluster.data.types import DataError
+from tests.photos import make_csv, options
 
 FACES = SyntheticConfig(train=96, validation=8, test=8, identities=12)
 IDENTITY_TASK = DataConfig(size=32, target="identity", synthetic=FACES)
@@ -40,6 +42,21 @@ def test_dataset_without_repeated_identities_is_rejected():
     for identities in ([""] * 96, [str(number) for number in range(96)]):
         with pytest.raises(DataError, match="names fewer than two people with two faces or more"):
             identity_dataset(dataset, identities)
+
+
+def test_unknown_persons_are_no_identities(tmp_path):
+    """A build names them by their photo, which two of its faces, or its copies, have in common."""
+    rows = [(f"{number}.png", "happy", f"person-{number}" if number % 2 else "") for number in range(20)]
+    make_csv(tmp_path / "raw", [*rows, *rows])
+    build(options(tmp_path / "raw" / "legend.csv", tmp_path / "shards", val_share=0.3, duplicates="keep"))
+    data = DataConfig(shards=str(tmp_path / "shards"), size=24)
+    train = open_dataset(data, 0).train
+    known = identities_of(train)
+    persons = {name for name in known if name}
+    assert 2 < len(persons) == sum(name.startswith("person-") for name in persons)
+    assert known.count("") > 4
+    assert len(set(sample_ids(train))) == len(train)
+    assert open_dataset(replace(data, target="identity"), 0).classes == tuple(sorted(persons))
 
 
 def test_rendered_faces_are_cached_for_later_runs(tmp_path):
