@@ -28,7 +28,7 @@ from pfcluster.sweep.trials import (
     stop_run,
     write_trials,
 )
-from pfcluster.training.schedule import adversarial_start
+from pfcluster.training.schedule import adversarial_start, selection_start
 
 
 @dataclass(frozen=True)
@@ -103,26 +103,28 @@ class SweepState:
         return TrialStatus(True, self.score(trial, self.spec.seeds) if failed is None else None, failed)
 
     def score(self, trial: Trial, seeds: tuple[int, ...]) -> float | None:
-        """Mean over seeds of the metric up to the step where the trial was stopped, higher being better; None if a seed
-        has no value. In a population: the best of the trial's own generation, and for the last generation the best of
-        its whole lineage.
+        """Mean over seeds of `value`, higher being better; None if a seed has none. In a population: of the trial's own
+        generation, and for the last generation of its whole lineage.
         """
-        until = None if trial.stop is None else trial.stop.step
-        lineage = [trial] if trial.until is not None else self.lineage(trial.number)
-        values = [self.value(lineage, seed, until) for seed in seeds]
+        lineage = [trial] if trial.ends_early else self.lineage(trial.number)
+        values = [self.value(lineage, seed) for seed in seeds]
         measured = [value for value in values if value is not None]
         return self.spec.sign * fmean(measured) if measured and len(measured) == len(values) else None
 
-    def value(self, lineage: list[Trial], seed: int, until: int | None = None) -> float | None:
-        """The metric of a lineage's runs with one seed, not sign-adjusted: that of the checkpoint which its last run
-        selects as the best.
+    def value(self, lineage: list[Trial], seed: int) -> float | None:
+        """The metric of a lineage's runs with one seed, not sign-adjusted; None if it was not measured. Of a trial that
+        is trained to the end: that of the checkpoint which its last run selects as the best. Of a trial that ends
+        before, by ASHA or with its generation: the best after the warm-up, up to where it was stopped.
         """
         folders = self.runs.lineage_folders(lineage, seed)
         runs = [self.runs.run_of(trial, seed) for trial in lineage]
         if self.spec.metric in FINAL_METRICS:
             return poker_face_metric(result_of(folders[-1]), self.spec.metric)
-        curves = [self.counted(folder, run.config) for folder, run in zip(folders, runs, strict=True)]
-        values = [value for points in curves for step, value in points if until is None or step <= until]
+        stop, values = lineage[-1].stop, []
+        for folder, run in zip(folders, runs, strict=True):
+            start = 0 if lineage[-1].ends_early else selection_start(run.config, self.schedule_of(run).total)
+            points = [point for point in self.counted(folder, run.config) if point[0] > start]
+            values += [value for step, value in points if stop is None or step <= stop.step]
         return max(values, default=None)
 
     def counted(self, folder: Path, config: RunConfig) -> list[tuple[int, float]]:
@@ -200,7 +202,7 @@ class SweepState:
         scored = [
             (status.score, trial.number)
             for trial, status in zip(self.trials, self.statuses, strict=True)
-            if trial.number and trial.stop is None and trial.until is None and status.score is not None
+            if trial.number and not trial.ends_early and status.score is not None
         ]
         return [number for _, number in sorted(scored, key=lambda one: (-one[0], one[1]))]
 

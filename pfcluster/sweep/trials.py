@@ -59,6 +59,11 @@ class Trial:
         """Name of its runs."""
         return f"trial-{self.number:03d}"
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether it ends before the end of the run: stopped by ASHA, or with its generation."""
+        return self.stop is not None or self.until is not None
+
 
 @dataclass(frozen=True)
 class TrialRun:

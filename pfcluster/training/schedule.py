@@ -23,6 +23,15 @@ def adversarial_start(config: RunConfig) -> int:
     return config.pf_mag.warmup_steps if config.objective == "pf_mag" else 0
 
 
+def selection_start(config: RunConfig, steps: int) -> int:
+    """Step up to which evaluations of a run with so many steps select no checkpoint: `evaluate.select_from` of the
+    steps, for PF-MAG of those after the warm-up, if the run does not end within it.
+    """
+    warmup = adversarial_start(config)
+    start = warmup if warmup < steps else 0
+    return start + int(config.evaluate.select_from * (steps - start))
+
+
 def schedule_warnings(config: RunConfig, steps: int) -> list[str]:
     """Sentences on what a run of so many steps is too short for: PF-MAG's warm-up, the learning rate's, the average."""
     is_pf_mag, pf_mag = config.objective == "pf_mag", config.pf_mag

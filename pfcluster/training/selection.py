@@ -16,7 +16,7 @@ from pfcluster.evaluate.final import evaluate_split
 from pfcluster.evaluate.tracked_faces import TrackedFaces
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.training.resume import TrainState
-from pfcluster.training.schedule import adversarial_start, evaluation_steps, grid_due
+from pfcluster.training.schedule import evaluation_steps, grid_due, selection_start
 
 
 class PeriodicEvaluation:
@@ -31,9 +31,7 @@ class PeriodicEvaluation:
         self.classes = dataset.classes
         self.total_steps = total_steps
         self.every_steps = evaluation_steps(config, len(dataset.train))
-        start = adversarial_start(config)
-        start = start if start < total_steps else 0
-        self.uncounted_steps = start + int(config.evaluate.select_from * (total_steps - start))
+        self.uncounted_steps = selection_start(config, total_steps)
         """Evaluations up to here select no checkpoint: before PF-MAG's adversarial part begins, PF-ViT generates no
         poker faces, but from a fine-tuned classifier its accuracy may be highest then."""
         self.tracked_faces = TrackedFaces(config, self.split, world) if config.objective == "pf_mag" else None

@@ -26,8 +26,9 @@ from pfcluster.sweep.report.tables import short_names
 from pfcluster.sweep.report.winner import option, winner_of
 from pfcluster.sweep.report.write import SweepFiles, terminal_table, write_sweep_report
 from pfcluster.sweep.space import Parameter, applied
+from pfcluster.training.schedule import selection_start
 from tests.studies import Page
-from tests.sweep_folders import EVERY, TOTAL, write_population, write_result, write_sweep
+from tests.sweep_folders import EVERY, TOTAL, curve_of, write_curve, write_population, write_result, write_sweep
 
 FRESH = {0: (0.560, 0.550, 0.570), 11: (0.580, 0.575, 0.596), 17: (0.571, 0.572, 0.576)}
 """Differences of trial 11 from the baseline: 0.020, 0.025, 0.026."""
@@ -263,6 +264,17 @@ def test_search_score_is_the_mean_over_seeds(tmp_path: Path) -> None:
     assert row.seconds == 80
     assert data.rungs == ()
     assert importances(data).budget == "the end of each trial"
+
+
+def test_report_scores_completed_trials_by_evaluations_that_can_select_a_checkpoint(tmp_path: Path) -> None:
+    state = write_sweep(tmp_path, "--evaluate.select-from", "0.6", "--scheduler", "none", running=(29,))
+    run_folder = state.runs.folder_of(state.trials[3], 0)
+    start = selection_start(state.runs.run_of(state.trials[3], 0).config, TOTAL)
+    late = [(step, value) for step, value in curve_of(state.trials[3], 0) if step > start]
+    write_curve(run_folder, [(EVERY * 5, 0.99), *late])
+    rows = read_sweep(tmp_path).rows
+    assert rows[3].score == max(value for _, value in late)
+    assert rows[29].score is None
 
 
 def test_few_or_equal_trials_have_no_importance(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pfcluster.sweep.options import read
 from pfcluster.sweep.space import parse
 from pfcluster.sweep.spec import Spec
 from pfcluster.sweep.state import SweepState
-from pfcluster.sweep.trials import Runs, Trial
+from pfcluster.sweep.trials import Runs, Stop, Trial
 from pfcluster.training.selection import PeriodicEvaluation
 from tests.sweeps import InProcess, outcome, sweep
 from tests.tiny import OPTIONS, config
@@ -98,6 +98,36 @@ def test_scores_are_evaluations_after_the_warm_up(tmp_path):
     other = SweepState(replace(SPEC, config=classifier, before={}), tmp_path, state.schedule_of)
     other.add(state.trials)
     assert other.score(other.trials[0], (0,)) == 0.9
+
+
+LATE = replace(SPEC, config=replace(PF_VIT, evaluate=replace(PF_VIT.evaluate, select_from=0.5)))
+"""Of twelve steps, three of them warm-up, the evaluations after step 7 can select a checkpoint."""
+
+
+def test_a_trial_trained_to_its_end_is_scored_by_evaluations_that_can_select_a_checkpoint(tmp_path):
+    """Whatever the scheduler, seed and objective; one that ASHA stopped, by those up to its stop."""
+    values = {"optim.lr": 1e-3}
+    for config_of_runs in (LATE.config, replace(config("finetune"), evaluate=LATE.config.evaluate)):
+        folder = tmp_path / config_of_runs.objective
+        spec = replace(LATE, config=config_of_runs, before={})
+        state = SweepState(spec, folder, lambda _: EvalSchedule(12, 1))
+        state.add([Trial(0, values), Trial(1, values), Trial(2, values, stop=Stop(7, "a test"))])
+        for trial in state.trials:
+            write_curve(state.runs.folder_of(trial, 0), {5: 0.9, 6: 0.95, 8: 0.5, 10: 0.6, 12: 0.55})
+        write_curve(folder / "trials/001/seed-7", {6: 0.95, 12: 0.7})
+        assert [state.score(trial, (0,)) for trial in state.trials] == [0.6, 0.6, 0.95]
+        assert state.value(state.lineage(1), 7) == 0.7, "also on the fresh seeds of the confirmation"
+
+
+def test_members_of_a_population_are_scored_within_their_generation_until_the_last(tmp_path):
+    state = SweepState(replace(LATE, scheduler="pbt", trials=4), tmp_path, lambda _: EvalSchedule(12, 1))
+    values = {"optim.lr": 1e-3}
+    state.add([Trial(0, values, until=6), Trial(1, values, parent=0, until=9), Trial(2, values, parent=1)])
+    for trial, points in zip(
+        state.trials, ({5: 0.9, 6: 0.8}, {7: 0.85, 8: 0.7, 9: 0.6}, {10: 0.5, 12: 0.6}), strict=True
+    ):
+        write_curve(state.runs.folder_of(trial, 0), points)
+    assert [state.score(trial, (0,)) for trial in state.trials] == [0.9, 0.85, 0.7]
 
 
 def test_rungs_lie_after_the_warm_up():

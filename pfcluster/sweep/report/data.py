@@ -130,9 +130,14 @@ def read_sweep(folder: Path) -> SweepData:
 
 
 def schedule_of(run: TrainRun, dataset: Mapping[str, Any]) -> EvalSchedule:
-    """A run's evaluation schedule, from the size of its data in a result."""
+    """A run's evaluation schedule, from the size of its data in a result. Raises ReportError if that is unknown."""
     from pfcluster.training.schedule import evaluation_steps, total_steps
 
+    if not dataset.get("train"):
+        raise ReportError(
+            f"{run.folder}: which evaluations select its checkpoint is unknown, because the first {RESULT_FILE} of"
+            " trials/ has no dataset.train; repair that file, or remove it and continue the sweep"
+        )
     samples = int(dataset["train"])
     return EvalSchedule(total_steps(run.config, samples), evaluation_steps(run.config, samples))
 

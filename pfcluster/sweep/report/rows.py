@@ -63,10 +63,11 @@ def read_row(state: SweepState, trial: Trial, *, has_schedule: bool) -> Row:
     start = adversarial_start(state.runs.run_of(trial, spec.seeds[0]).config)
     counted = [[point for point in points if point[0] > start] for points in curves]
     reached = [points[-1][0] if points else 0 for points in curves]
-    score = state.score(trial, spec.seeds)
     trial_state = _state(trial, results, reached, failed)
     if trial_state == "unfinished" and any(is_locked(folder / TRAINING_LOCK) for folder in folders):
         trial_state = "running"
+    closed = trial_state not in ("failed", *OPEN_STATES)
+    score = state.score(trial, spec.seeds) if closed else None
     rungs = state.rungs(trial)[:1] if has_schedule and spec.uses_asha else []
     seconds = [float(result["seconds"]) for result in results if result and result.get("seconds") is not None]
     on_validation = [one for one in results if one and one.get("measured_on") != "test"]
@@ -75,7 +76,7 @@ def read_row(state: SweepState, trial: Trial, *, has_schedule: bool) -> Row:
     return Row(
         trial=trial,
         state=trial_state,
-        score=None if trial_state in ("failed", *OPEN_STATES) or score is None else spec.sign * score,
+        score=None if score is None else spec.sign * score,
         step=min(reached, default=0),
         trained=sum(_trained_steps(*one, metric) for one in zip(results, folders, strict=True)),
         seconds=sum(seconds) if seconds else None,

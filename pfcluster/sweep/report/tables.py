@@ -57,7 +57,7 @@ def confirmation_table(data: SweepData) -> Table | None:
     )  # fmt: skip
     searched, fresh = _listed(data.spec.seeds), _listed(data.spec.fresh_seeds)
     note = (
-        f"{metric_title(data.spec.metric)} on validation. Search: best of the trial's evaluations, seed {searched}. "
+        f"{metric_title(data.spec.metric)} on validation. Search: of the trial's selected checkpoint, seed {searched}. "
         f"Fresh seeds: {fresh}, not used by the search; mean ± standard deviation (n − 1), Student's t interval. "
         "Difference: from the baseline, paired by seed; two-sided paired t-test; Holm p is corrected for the number of "
         "trials compared. ★ Winner: best on fresh seeds. It is selected on these seeds, which biases its score "
@@ -138,8 +138,9 @@ def trials_table(data: SweepData) -> Table:
         ))  # fmt: skip
     columns = ("trial", "state", *(("from",) if population else ()), metric, "step", "time")
     note = (
-        f"{metric}: best evaluation on validation up to that step. A stopped trial has trained for fewer steps than a "
-        "completed one, so their scores are not comparable. ★ Winner on fresh seeds."
+        f"{metric}: best evaluation on validation up to that step, of a completed trial among those that can select its"
+        " checkpoint. A stopped trial has trained for fewer steps than a completed one, so their scores are not "
+        "comparable. ★ Winner on fresh seeds."
     )
     if population:
         note += (
