@@ -88,7 +88,7 @@ def write_population(folder: Path) -> SweepState:
 
 def stop(state: SweepState, absent: set[int]) -> None:
     """Stop the trials that ASHA would stop. absent: trials without scores."""
-    rungs = state.rungs(state.trials[0])
+    rungs = [step for step in state.rungs(state.trials[0]) if step is not None]
     progress = []
     for trial in state.trials:
         curves = [curve_of(trial, seed) for seed in state.spec.seeds]

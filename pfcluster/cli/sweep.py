@@ -149,11 +149,11 @@ def _describe(spec: Spec, folder: Path, schedule_of: ScheduleOf, console: Consol
     first = Trial(0, {})
     schedule = schedule_of(state.runs.run_of(first, spec.seeds[0]))
     how = f"{search.trial_count(spec)} trials by {spec.search}"
-    if spec.scheduler == "asha" and (rungs := state.rungs(first)):
+    if spec.scheduler == "asha" and (rungs := list(filter(None, state.rungs(first)))):
         steps = " and ".join(map(str, rungs))
         how += f", ASHA at steps {steps} of {schedule.total} (1 in {spec.reduction} continues)"
     elif spec.scheduler == "asha":
-        how += f"; too few evaluations in {schedule.total} steps for ASHA: no trial is stopped early"
+        how += f"; too few evaluations in {schedule.total} steps for ASHA: no trial of this length is stopped early"
     elif spec.scheduler == "pbt":
         how = f"a population of {spec.trials} over {spec.generations} generations of {schedule.total} steps"
     seeds = " ".join(map(str, spec.seeds))

@@ -4,6 +4,9 @@ At each rung a trial continues if it is among the best 1 / reduction of the tria
 reached the rung. Ray's and Optuna's ASHA compare with whatever results have arrived, so two sweeps of one spec stop
 different trials; here the outcome depends on scores alone. A trial that cannot be decided yet keeps training, and
 steps trained beyond its stop are ignored.
+
+A rung is known by its number, 0 being the first: the same fraction of each trial's training. Where the space changes
+the length of a run or how often it is evaluated, trials have it at different steps, and some do not have it.
 """
 
 from __future__ import annotations
@@ -32,20 +35,23 @@ class EvalSchedule:
 
 @dataclass(frozen=True)
 class Progress:
-    """A trial's score at each rung that it has passed, and whether more scores can follow."""
+    """A trial's score at each rung that it has passed, by number, and whether more scores can follow."""
 
-    at_rungs: tuple[float, ...]
+    at_rungs: tuple[float | None, ...]
+    """None at a rung that the trial does not have."""
     ended: bool
     """Finished or failed: no further rung will be reached."""
 
 
-def rungs(schedule: EvalSchedule, first_step: int, reduction: int, number: int) -> list[int]:
-    """Steps of the rungs, rising: fractions (1 / reduction)^k of the steps after `first_step`, rounded up to
-    evaluations. Rungs that coincide are merged; rungs at the end of the run are dropped.
+def rungs(schedule: EvalSchedule, first_step: int, reduction: int, number: int) -> list[int | None]:
+    """Steps of the rungs by their number, rising: fractions (1 / reduction)^k of the steps after `first_step`, k from
+    `number` to 1, rounded up to evaluations. None for a rung at the end of the run, and for all but the last of those
+    that fall on one evaluation, whose fraction is the nearest to it.
     """
     remaining = schedule.total - first_step
     steps = [schedule.at_or_after(first_step + remaining / reduction**k) for k in range(number, 0, -1)]
-    return [step for step in dict.fromkeys(steps) if step < schedule.total]
+    later = [*steps[1:], schedule.total]
+    return [step if step < following else None for step, following in zip(steps, later, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,10 @@ class StopDecision:
 
 
 def decide(trials: Sequence[Progress], reduction: int, number: int) -> tuple[dict[int, StopDecision], dict[int, int]]:
-    """-> trials to stop, and for each trial the number of rungs that it has definitely passed.
+    """-> trials to stop, and for each trial the number of rungs that it has definitely passed. `number`: of the rungs.
 
     A trial is decided at a rung once every earlier trial has reached that rung, was stopped below it, or has ended. A
-    trial that ended before a rung is left out there.
+    trial that ended before a rung, or does not have it, is left out there.
     """
     stopped: dict[int, StopDecision] = {}
     passed: dict[int, int] = dict.fromkeys(range(len(trials)), 0)
@@ -80,6 +86,9 @@ def decide(trials: Sequence[Progress], reduction: int, number: int) -> tuple[dic
             if passed[index] < rung:
                 break  # not decided at the rung below yet
             score = trial.at_rungs[rung]
+            if score is None:
+                passed[index] = rung + 1
+                continue
             rank = -math.inf if math.isnan(score) else score
             insort(reached, rank)
             better = len(reached) - bisect_right(reached, rank)

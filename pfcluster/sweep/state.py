@@ -55,7 +55,7 @@ class SweepState:
         """Of trials whose runs will not continue."""
         self._settled: dict[int, TrialStatus] = {}
         """Of trials whose outcome is final."""
-        self._rungs: dict[int, list[int]] = {}
+        self._rungs: dict[int, list[int | None]] = {}
         self._search_runs: dict[int, list[list[TrialRun]]] = {}
 
     def add(self, trials: list[Trial]) -> None:
@@ -75,7 +75,7 @@ class SweepState:
         observed = [self._observe(trial, active, rungs[index]) for index, trial in enumerate(self.trials)]
         progress = [one for _, one in observed]
         stopped, passed = asha.decide(progress, self.spec.reduction, max(map(len, rungs), default=0))
-        self._stop({index: (decision, rungs[index][decision.rung]) for index, decision in stopped.items()})
+        self._stop(stopped, rungs)
         self.statuses = []
         for index, (trial, one) in enumerate(zip(self.trials, progress, strict=True)):
             settled = asha.is_settled(one, index, stopped, passed)
@@ -83,11 +83,12 @@ class SweepState:
                 self._settled[index] = self._status(trial, None if trial.stop else observed[index][0])
             self.statuses.append(self._settled.get(index) or TrialStatus(settled=False))
 
-    def _stop(self, stopped: dict[int, tuple[StopDecision, int]]) -> None:
+    def _stop(self, stopped: dict[int, StopDecision], rungs: list[list[int | None]]) -> None:
         """Record new stops, for the sweep and in the folders of the runs."""
         changed = False
-        for index, (decision, step) in stopped.items():
-            trial = self.trials[index]
+        for index, decision in stopped.items():
+            trial, step = self.trials[index], rungs[index][decision.rung]
+            assert step is not None
             if trial.stop is None:
                 reason = f"{decision.better} of the {decision.among} trials up to this one were better there"
                 stop = Stop(step, reason)
@@ -148,7 +149,9 @@ class SweepState:
             self._search_runs[trial.number] = [self.runs.search_runs(trial, seed) for seed in self.spec.seeds]
         return self._search_runs[trial.number]
 
-    def _observe(self, trial: Trial, active: Container[Path], rungs: list[int]) -> tuple[Failed | None, Progress]:
+    def _observe(
+        self, trial: Trial, active: Container[Path], rungs: list[int | None]
+    ) -> tuple[Failed | None, Progress]:
         """Why a trial failed, and its progress. Files of a trial that has ended, and results of active runs, are not
         read.
         """
@@ -165,27 +168,35 @@ class SweepState:
             self._ended[trial.number] = observed
         return observed
 
-    def rungs(self, trial: Trial) -> list[int]:
-        """Steps at which ASHA compares a trial."""
+    def rungs(self, trial: Trial) -> list[int | None]:
+        """Steps at which ASHA compares a trial, by the rung's number; None where the trial does not have it."""
         if trial.number not in self._rungs:
             run = self.runs.run_of(trial, self.spec.seeds[0])
             schedule, first = self.schedule_of(run), first_step(run)
             self._rungs[trial.number] = asha.rungs(schedule, first, self.spec.reduction, self.spec.rungs)
         return self._rungs[trial.number]
 
-    def _progress(self, trial: Trial, rungs: list[int], ended: bool) -> Progress:
+    def first_rung(self) -> int | None:
+        """Number of ASHA's first rung; None if no trial has one. All trials that have it reach it, unless they fail."""
+        numbered = (one for trial in self.trials for one in enumerate(self.rungs(trial)))
+        return min((number for number, step in numbered if step is not None), default=None)
+
+    def _progress(self, trial: Trial, rungs: list[int | None], ended: bool) -> Progress:
         """A trial's scores at the rungs that all its seeds have passed."""
         if not rungs:
             return Progress((), ended)
         runs = [chain[-1].run for chain in self.search_runs(trial)]
         curves = [self.counted(run.folder, run.config) for run in runs]
         reached = min(points[-1][0] if points else 0 for points in curves)
-        scores = [
-            self.spec.sign
-            * fmean(max((value for at, value in points if at <= step), default=math.nan) for points in curves)
-            for step in rungs
-            if step <= reached
-        ]
+        scores: list[float | None] = []
+        for step in rungs:
+            if step is None:
+                scores.append(None)
+                continue
+            if step > reached:
+                break
+            best = (max((value for at, value in points if at <= step), default=math.nan) for points in curves)
+            scores.append(self.spec.sign * fmean(best))
         return Progress(tuple(scores), ended)
 
     def lineage(self, number: int) -> list[Trial]:

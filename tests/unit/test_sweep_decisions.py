@@ -107,8 +107,12 @@ def test_rungs_are_evaluations_after_the_warm_up():
     schedule = EvalSchedule(total=450, every=38)
     assert schedule.steps()[-2:] == [418, 450]
     assert rungs(schedule, 170, 3, 2) == [228, 266]  # 170 + 280 / 9 = 201 and 170 + 280 / 3 = 263, rounded up
-    assert rungs(EvalSchedule(total=40, every=20), 0, 3, 2) == [20]
-    assert rungs(EvalSchedule(total=40, every=40), 0, 3, 2) == []
+    assert rungs(EvalSchedule(total=40, every=20), 0, 3, 2) == [None, 20], (
+        "both at the evaluation nearest to the second"
+    )
+    assert rungs(EvalSchedule(total=40, every=40), 0, 3, 2) == [None, None]
+    assert rungs(EvalSchedule(total=40, every=20), 18, 2, 2) == [None, None], "18 + 22 / 4 = 23.5, at the end"
+    assert rungs(EvalSchedule(total=60, every=20), 30, 2, 2) == [40, None], "30 + 30 / 2 = 45, at the end"
 
 
 def test_asha_by_hand():
@@ -143,6 +147,40 @@ def test_asha_outcome_does_not_depend_on_arrival_order():
             stopped |= decide([Progress(scores[n][: at[n]], at[n] == 3) for n in range(12)], 3, 3)[0]
         late = decide([Progress(scores[n][: at[n]], True) for n in range(12)], 3, 3)[0]
         assert stopped | late == complete
+
+
+def test_asha_compares_trials_at_the_same_rung_only():
+    """Batches of 512 are evaluated so rarely that both rungs fall on one evaluation, after 77 % of the training: it is
+    compared with the others' second rung, after 38 %, and not with their first, after 25 %.
+    """
+    small, large = (rungs(EvalSchedule(total, every), 40, 3, 2) for total, every in ((1000, 125), (62, 8)))
+    assert (small, large) == ([250, 375], [None, 48])
+    first, second = Progress((0.3, 0.5), True), Progress((0.3, 0.4), True)
+    better = Progress((None, 0.9), True)
+    stopped, passed = decide([better, first, second], 3, 2)
+    assert {number: (one.rung, one.better, one.among) for number, one in stopped.items()} == {
+        1: (1, 1, 2),
+        2: (1, 2, 3),
+    }
+    assert passed == {0: 2, 1: 1, 2: 1}
+    assert is_settled(better, 0, stopped, passed)
+    assert is_settled(Progress((None, None), True), 0, *decide([Progress((None, None), True)], 3, 2))
+
+
+def test_asha_outcome_does_not_depend_on_arrival_order_where_trials_lack_rungs():
+    """A resumed driver sees complete scores, an uninterrupted one saw them arrive."""
+    generator = random.Random(5)
+    scores = [tuple(generator.random() if generator.random() < 0.7 else None for _ in range(3)) for _ in range(12)]
+    complete = decide([Progress(each, True) for each in scores], 2, 3)[0]
+    assert 3 < len(complete) < 12
+    for order in range(20):
+        mixed, at, stopped = random.Random(order), [0] * 12, {}
+        while going := [number for number in range(12) if number not in stopped and at[number] < 3]:
+            at[mixed.choice(going)] += 1
+            stopped |= decide([Progress(scores[n][: at[n]], at[n] == 3) for n in range(12)], 2, 3)[0]
+            resumed = decide([Progress(scores[n][: at[n]], at[n] == 3 or n in stopped) for n in range(12)], 2, 3)[0]
+            assert stopped.items() <= resumed.items() <= complete.items()
+        assert stopped == complete
 
 
 def test_generations_end_at_evaluations():

@@ -19,16 +19,30 @@ from pfcluster.config.overrides import read_overrides
 from pfcluster.launch.study_plan import make_plan
 from pfcluster.launch.training_options import parse_training
 from pfcluster.report.errors import ReportError
-from pfcluster.sweep.report.data import read_sweep
+from pfcluster.sweep.options import read
+from pfcluster.sweep.report.data import read_sweep, schedule_of
 from pfcluster.sweep.report.importance import importances
 from pfcluster.sweep.report.pareto import front
 from pfcluster.sweep.report.tables import short_names
 from pfcluster.sweep.report.winner import option, winner_of
 from pfcluster.sweep.report.write import SweepFiles, terminal_table, write_sweep_report
-from pfcluster.sweep.space import Parameter, applied
+from pfcluster.sweep.space import Parameter, applied, baseline
+from pfcluster.sweep.spec import save
+from pfcluster.sweep.state import SweepState
+from pfcluster.sweep.trials import Trial, write_trials
 from pfcluster.training.schedule import selection_start
 from tests.studies import Page
-from tests.sweep_folders import EVERY, TOTAL, curve_of, write_curve, write_population, write_result, write_sweep
+from tests.sweep_folders import (
+    EVERY,
+    FACES,
+    OPTIONS,
+    TOTAL,
+    curve_of,
+    write_curve,
+    write_population,
+    write_result,
+    write_sweep,
+)
 
 FRESH = {0: (0.560, 0.550, 0.570), 11: (0.580, 0.575, 0.596), 17: (0.571, 0.572, 0.576)}
 """Differences of trial 11 from the baseline: 0.020, 0.025, 0.026."""
@@ -275,6 +289,28 @@ def test_report_scores_completed_trials_by_evaluations_that_can_select_a_checkpo
     rows = read_sweep(tmp_path).rows
     assert rows[3].score == max(value for _, value in late)
     assert rows[29].score is None
+
+
+def test_report_of_trials_of_different_lengths_compares_them_at_the_rung_that_they_share(tmp_path: Path) -> None:
+    options = [*OPTIONS, "--space", "batch_size=choice:32,128", "--pf-mag.warmup-steps", "20"]
+    spec = read([*options, "--output", str(tmp_path)]).spec
+    save(spec, tmp_path)
+    start = baseline(spec.space, spec.stages())
+    trials = [Trial(number, start | {"batch_size": (32, 128)[number % 2]}) for number in range(12)]
+    write_trials(tmp_path, trials)
+    state = SweepState(spec, tmp_path, lambda run: schedule_of(run, FACES))
+    for trial in trials:
+        total = state.schedule_of(state.runs.run_of(trial, 0)).total
+        assert total == (450, 112)[trial.number % 2]
+        points = [(step, round(step / total - trial.number / 100, 4)) for step in (*range(9, total, 9), total)]
+        write_result(state, trial, 0, steps=total)
+        write_curve(state.runs.folder_of(trial, 0), points)
+    data = read_sweep(tmp_path)
+    steps = [data.rows[number].first_rung_step for number in (0, 1)]
+    assert importances(data).budget == f"the first rung, step {min(steps)} to {max(steps)}"
+    assert "ASHA stopped 0 of 12 trials; 3372 of 3372 steps were trained (saved 0 %)." in text(
+        write_sweep_report(tmp_path)
+    )
 
 
 def test_few_or_equal_trials_have_no_importance(tmp_path: Path) -> None:

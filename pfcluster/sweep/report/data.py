@@ -63,6 +63,9 @@ class SweepData:
     schedule: EvalSchedule | None
     """The baseline's; None before a run has reported the size of its data."""
     rungs: tuple[int, ...]
+    """Steps of the baseline's."""
+    first_rung: int | None
+    """Number of the first rung that a trial has; None if there is none."""
     lineage: tuple[Trial, ...]
     """The best trial and, in a population, its ancestors, oldest first."""
     dataset: Mapping[str, Any]
@@ -108,7 +111,8 @@ def read_sweep(folder: Path) -> SweepData:
     if not state.trials:
         raise ReportError(f"{folder} holds no trial yet in {TRIALS}: run the sweep first")
     has_schedule = bool(dataset.get("train"))
-    rows = tuple(read_row(state, trial, has_schedule=has_schedule) for trial in state.trials)
+    first_rung = state.first_rung() if has_schedule and spec.uses_asha else None
+    rows = tuple(read_row(state, trial, first_rung=first_rung, has_schedule=has_schedule) for trial in state.trials)
     confirmation = Confirmation(state)
     confirmed = _compared([_confirmed(confirmation, rows[number]) for number in confirmation.selected() or []])
     number = confirmation.winner() if len(confirmed) > 1 else None
@@ -120,7 +124,8 @@ def read_sweep(folder: Path) -> SweepData:
         confirmed=tuple(confirmed),
         winner=next((one for one in confirmed if one.row.trial.number == number), None),
         schedule=state.schedule_of(state.runs.run_of(state.trials[0], spec.seeds[0])) if has_schedule else None,
-        rungs=tuple(state.rungs(state.trials[0])) if has_schedule and spec.uses_asha else (),
+        rungs=() if first_rung is None else tuple(filter(None, state.rungs(state.trials[0]))),
+        first_rung=first_rung,
         lineage=(),
         dataset=dataset,
         command=_command(folder),

@@ -126,11 +126,11 @@ def _test_split(data: SweepData) -> Iterator[str]:
 
 def _saved_steps(data: SweepData) -> Iterator[str]:
     """What ASHA saved."""
-    if not data.spec.uses_asha or data.schedule is None or not data.rungs:
+    if data.first_rung is None:
         return
     ended = [row for row in data.rows if row.state in ("completed", "stopped")]
     stopped = sum(row.state == "stopped" for row in ended)
-    full = data.schedule.total * len(data.spec.seeds) * len(ended)
+    full = sum(row.planned or 0 for row in ended)
     if not ended or not full:
         return
     trained = sum(row.trained for row in ended)

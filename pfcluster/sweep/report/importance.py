@@ -50,7 +50,7 @@ def importances(data: SweepData) -> Importances:
     spec = data.spec
     if spec.scheduler == "pbt":
         raise ReportError("in a population the values change during training, so no trial has a single value")
-    at_rung = spec.uses_asha and bool(data.rungs)
+    at_rung = data.first_rung is not None
     scores = {row.trial.number: row.first_rung if at_rung else row.score for row in data.rows}
     inside = [
         (row.trial.values, spec.sign * score)
@@ -72,8 +72,14 @@ def importances(data: SweepData) -> Importances:
         rho, p = _spearman([values[one.name] for values, _ in inside], [score for _, score in inside])
         parameters.append(Importance(one, fractions[one.name], rho, p))
     parameters.sort(key=lambda one: -one.fraction)
-    budget = f"the first rung, step {data.rungs[0]}" if at_rung else "the end of each trial"
-    return Importances(tuple(parameters), len(inside), budget)
+    return Importances(tuple(parameters), len(inside), _budget(data))
+
+
+def _budget(data: SweepData) -> str:
+    steps = sorted({row.first_rung_step for row in data.rows if row.first_rung_step is not None})
+    if not steps:
+        return "the end of each trial"
+    return f"the first rung, step {steps[0]}" + (f" to {steps[-1]}" if len(steps) > 1 else "")
 
 
 def _ped_anova(space: tuple[Parameter, ...], trials: list[tuple[dict[str, object], float]]) -> dict[str, float]:

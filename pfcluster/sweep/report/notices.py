@@ -54,7 +54,7 @@ def _failures(data: SweepData) -> Iterator[Notice]:
         if one.failed is not None:
             name = one.row.trial.name if one.row.trial.number else "the baseline"
             yield Notice("a run on a fresh seed failed", f"{name}: {one.failed.error}. It is compared on fewer seeds.")
-    if data.spec.uses_asha and data.schedule is not None and not data.rungs:
+    if data.spec.uses_asha and data.schedule is not None and data.first_rung is None:
         yield Notice("no early stopping", f"{data.schedule.total} steps have too few evaluations for ASHA.")
 
 

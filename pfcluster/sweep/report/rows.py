@@ -33,13 +33,17 @@ class Row:
     """Last evaluation of all seeds up to the trial's stop, in optimizer steps."""
     trained: int
     """Optimizer steps trained, summed over seeds, including those after a stop that was decided later."""
+    planned: int | None
+    """Optimizer steps of complete runs, summed over seeds; None before the size of the data is known."""
     seconds: float | None
     """Training time, summed over seeds. For a member of a population since the start of its lineage."""
     failed: Failed | None
     curve: Points
     """(step, metric on validation), up to the trial's stop."""
     first_rung: float | None
-    """Score at ASHA's first rung, the only budget that all trials have in common."""
+    """Score at ASHA's first rung, the budget that all trials which have it have in common."""
+    first_rung_step: int | None
+    """Its step; None if the trial does not have it."""
     accuracy: float | None
     """On validation, of the selected checkpoint, which also generates the poker faces."""
     poker: Mapping[str, Mapping[str, float]]
@@ -51,8 +55,10 @@ class Row:
         return self.poker.get("poker face", {})
 
 
-def read_row(state: SweepState, trial: Trial, *, has_schedule: bool) -> Row:
-    """Read a trial's runs. has_schedule: the size of the data, and with it ASHA's rungs, are known."""
+def read_row(state: SweepState, trial: Trial, *, first_rung: int | None, has_schedule: bool) -> Row:
+    """Read a trial's runs. first_rung: number of ASHA's first rung; None if no trial has one. has_schedule: the size of
+    the data is known.
+    """
     spec = state.spec
     folders = [state.runs.folder_of(trial, seed) for seed in spec.seeds]
     results = [result_of(folder) for folder in folders]
@@ -68,7 +74,8 @@ def read_row(state: SweepState, trial: Trial, *, has_schedule: bool) -> Row:
         trial_state = "running"
     closed = trial_state not in ("failed", *OPEN_STATES)
     score = state.score(trial, spec.seeds) if closed else None
-    rungs = state.rungs(trial)[:1] if has_schedule and spec.uses_asha else []
+    rung = None if first_rung is None else state.rungs(trial)[first_rung]
+    totals = [state.schedule_of(state.runs.run_of(trial, seed)).total for seed in spec.seeds] if has_schedule else []
     seconds = [float(result["seconds"]) for result in results if result and result.get("seconds") is not None]
     on_validation = [one for one in results if one and one.get("measured_on") != "test"]
     accuracy = [one["validation"]["accuracy"] for one in on_validation if "accuracy" in (one.get("validation") or {})]
@@ -82,7 +89,9 @@ def read_row(state: SweepState, trial: Trial, *, has_schedule: bool) -> Row:
         seconds=sum(seconds) if seconds else None,
         failed=failed if trial_state == "failed" else None,
         curve=_mean_curve(curves),
-        first_rung=next((_best_until(counted, step) for step in rungs), None) if trial_state != "failed" else None,
+        planned=sum(totals) if totals else None,
+        first_rung=None if rung is None or trial_state == "failed" else _best_until(counted, rung),
+        first_rung_step=rung,
         accuracy=fmean(accuracy) if accuracy and completed else None,
         poker=_poker_metrics(on_validation) if completed else {},
     )
