@@ -33,8 +33,3 @@ def write_early_stop(folder: Path, early_stop: EarlyStop) -> None:
     """End a run at a step; if it is past that step already, at the end of the current one."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / EARLY_STOP_FILE, json.dumps(asdict(early_stop)) + "\n")
-
-
-def clear_early_stop(folder: Path) -> None:
-    """Remove the early stop, so that the next start trains to the end."""
-    (folder / EARLY_STOP_FILE).unlink(missing_ok=True)

@@ -84,20 +84,24 @@ class SweepState:
             self.statuses.append(self._settled.get(index) or TrialStatus(settled=False))
 
     def _stop(self, stopped: dict[int, StopDecision], rungs: list[list[int | None]]) -> None:
-        """Record new stops, for the sweep and in the folders of the runs."""
+        """Record new stops, for the sweep and in the folders of the runs; there also those that the sweep knows, but a
+        folder has lost.
+        """
         changed = False
         for index, decision in stopped.items():
             trial, step = self.trials[index], rungs[index][decision.rung]
             assert step is not None
             if trial.stop is None:
                 reason = f"{decision.better} of the {decision.among} trials up to this one were better there"
-                stop = Stop(step, reason)
-                for seed in self.spec.seeds:
-                    stop_run(self.runs.folder_of(trial, seed), stop)
-                self.trials[index] = replace(trial, stop=stop)
+                self.trials[index] = replace(trial, stop=Stop(step, reason))
                 changed = True
         if changed:
             self.save()
+        for trial in self.trials:
+            if trial.stop is not None and trial.number not in self._settled:
+                for folder in (self.runs.folder_of(trial, seed) for seed in self.spec.seeds):
+                    if self.files.early_stop(folder) is None:
+                        stop_run(folder, trial.stop)
 
     def _status(self, trial: Trial, failed: Failed | None) -> TrialStatus:
         """Status of a trial whose outcome is final."""

@@ -24,7 +24,7 @@ from pfcluster.launch.plan import TrainRun
 from pfcluster.report.errors import ReportError
 from pfcluster.report.result_schema import check_fields
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, write_early_stop
+from pfcluster.runs.early_stop import EarlyStop, write_early_stop
 from pfcluster.runs.folder import CHECKPOINTS_DIR, RESULT_FILE
 from pfcluster.runs.metrics_file import metric_series, read_metrics
 from pfcluster.sweep.space import MAE, applied
@@ -252,11 +252,10 @@ def first_failure(runs: Sequence[TrialRun]) -> Failed | None:
 
 
 def clear_failures(folder: Path) -> int:
-    """Let all failed runs of a sweep be tried again. -> their number."""
+    """Let all failed runs of a sweep be tried again, each up to where its trial was stopped. -> their number."""
     paths = list(folder.glob(f"trials/*/*/{FAILED}")) + list(folder.glob(f"*/*/{FAILED}"))
     for path in paths:
         path.unlink()
-        clear_early_stop(path.parent)
     return len(paths)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from pfcluster.launch.errors import LaunchError
 from pfcluster.runs.early_stop import read_early_stop
+from pfcluster.runs.folder import EARLY_STOP_FILE, RESULT_FILE
 from pfcluster.sweep.space import parse
 from pfcluster.sweep.spec import Spec
-from pfcluster.sweep.trials import curve, read_trials, result_of
+from pfcluster.sweep.trials import Failed, clear_failures, curve, read_trials, result_of, write_failed
 from tests.sweeps import InProcess, outcome, sweep
 from tests.tiny import config
 
@@ -91,6 +93,26 @@ def test_complete_sweep_trains_nothing(complete):
     again = InProcess()
     assert sweep(SPEC, complete[0], again)[0]
     assert again.trained == []
+
+
+@pytest.mark.parametrize("loses", ["its result", "its early stop"])
+def test_a_stopped_trial_is_not_trained_on_when_it_is_tried_again(complete, tmp_path, loses):
+    """Its run failed before it could write a result, or its folder lost the record of the stop."""
+    folder = tmp_path / "sweep"
+    shutil.copytree(complete[0], folder)
+    trial = next(trial for trial in read_trials(folder) if trial.stop is not None)
+    run_folder = folder / f"trials/{trial.number:03d}/seed-0"
+    if loses == "its result":
+        (run_folder / RESULT_FILE).unlink()
+        write_failed(run_folder, Failed("storage", "the disk was full"))
+        assert clear_failures(folder) == 1
+    else:
+        (run_folder / EARLY_STOP_FILE).unlink()
+    again = InProcess()
+    assert sweep(SPEC, folder, again)[0]
+    assert again.trained == []
+    assert read_early_stop(run_folder).step == trial.stop.step
+    assert outcome(folder) == complete[1]
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from pfcluster.launch.plan import Plan, TrainRun
 from pfcluster.launch.processes import RunProcesses
 from pfcluster.launch.status import overview
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, USER_ERROR, ExitStatus, _kind_of, _status_of
-from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, read_early_stop, write_early_stop
-from pfcluster.runs.folder import exit_status_path
+from pfcluster.runs.early_stop import EarlyStop, read_early_stop, write_early_stop
+from pfcluster.runs.folder import EARLY_STOP_FILE, exit_status_path
 from pfcluster.sweep.executor import Retries, divide_machine
 from pfcluster.sweep.local import LocalExecutor
 from pfcluster.sweep.ray import task_failure
@@ -136,7 +136,7 @@ def test_exit_status_of_a_run_is_the_most_informative_rank_error(tmp_path):
     assert running.exit_status(0) == ExitStatus(FINISHED)
 
 
-def test_early_stop_ends_a_run_and_can_be_cleared(tmp_path):
+def test_early_stop_ends_a_run_and_can_be_removed(tmp_path):
     tiny = config("finetune")
     uninterrupted = run(tiny, tmp_path / "uninterrupted", "a test")
     write_early_stop(tmp_path / "short", EarlyStop(4, "stopped by ASHA"))
@@ -145,7 +145,7 @@ def test_early_stop_ends_a_run_and_can_be_cleared(tmp_path):
     assert "test" not in short
     assert TrainRun(tiny, tmp_path / "short").finished()
     assert run(tiny, tmp_path / "short", "a test")["steps"] == 4
-    clear_early_stop(tmp_path / "short")
+    (tmp_path / "short" / EARLY_STOP_FILE).unlink()
     assert read_early_stop(tmp_path / "short") is None
     assert not TrainRun(tiny, tmp_path / "short").finished()
     again = run(tiny, tmp_path / "short", "a test")

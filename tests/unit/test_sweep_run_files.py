@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pfcluster.launch.plan import TrainRun
-from pfcluster.runs.early_stop import EarlyStop, clear_early_stop, write_early_stop
-from pfcluster.runs.folder import METRICS_FILE, write_config, write_result
+from pfcluster.runs.early_stop import EarlyStop, write_early_stop
+from pfcluster.runs.folder import EARLY_STOP_FILE, METRICS_FILE, write_config, write_result
 from pfcluster.runs.metrics_file import append_metrics, truncate_metrics
 from pfcluster.sweep.run_files import RunFiles
 from pfcluster.sweep.trials import Failed, curve, write_failed
@@ -46,7 +46,7 @@ def test_results_failures_and_early_stops_are_seen_when_they_change(tmp_path: Pa
     assert files.finished(run)
     assert files.early_stop(tmp_path) == EarlyStop(20, "worse")
     assert not files.finished(replace(run, config=replace(run.config, seed=5)))
-    clear_early_stop(tmp_path)
+    (tmp_path / EARLY_STOP_FILE).unlink()
     assert not files.finished(run)
     write_result(tmp_path, {"status": "finished"})
     assert files.finished(run)
