@@ -72,25 +72,35 @@ class Retries:
 
 
 def divide_machine(
-    *, processes: int, cpus: int | None, gpus: float | None, max_parallel: int | None, cores: int, devices: int
+    *,
+    processes: int,
+    cpus: int | None,
+    gpus: float | None,
+    max_parallel: int | None,
+    cores: int,
+    devices: Sequence[int],
 ) -> Resources:
     """Divide a machine or cluster among runs: a GPU for each process where there are GPUs, and the cores evenly;
-    without GPUs one core for each process. Raises ConfigError if not even one run fits.
+    without GPUs one core for each process. cores: of all machines; devices: GPUs of each machine. A process has its
+    GPUs on one machine, and a fraction of a GPU on one GPU. Raises ConfigError if not even one run fits.
     """
+    count = sum(devices)
     if gpus is not None and gpus < 0:
         raise ConfigError(f"--gpus-per-trial must be at least 0, got {gpus:g}")
-    per_process = gpus if gpus is not None else (1.0 if devices else 0.0)
+    per_process = gpus if gpus is not None else (1.0 if count else 0.0)
     if per_process > 1 and per_process != int(per_process):
         raise ConfigError(f"--gpus-per-trial must be a fraction of one GPU or a whole number, got {per_process:g}")
-    if per_process * processes > devices:
-        raise ConfigError(
-            f"--gpus-per-trial {per_process:g} with {processes} processes: there are {devices} GPUs; use a smaller"
-            " number, or 0"
-        )
     if per_process:
-        slots = int(devices / (per_process * processes) + 1e-9)
+        room = _room(per_process, devices)
+        slots = room // processes
     else:
         slots = max(1, cores // (processes * (cpus or 1)))
+    if not slots:
+        machines = f" on {len(devices)} machines" if len(devices) > 1 else ""
+        raise ConfigError(
+            f"--gpus-per-trial {per_process:g} with {processes} processes: there are {count} GPUs{machines}, with room"
+            f" for {room} such processes; use a smaller number, or 0"
+        )
     max_parallel = max_parallel or slots
     if per_process and max_parallel > slots:
         raise ConfigError(
@@ -98,6 +108,15 @@ def divide_machine(
         )
     cpus = cpus or (max(1, cores // (max_parallel * processes)) if per_process else 1)
     return Resources(processes, cpus, per_process, max_parallel)
+
+
+def _room(gpus: float, devices: Sequence[int]) -> int:
+    """Number of processes with this many GPUs each, a whole number or a fraction of one, that the machines' GPUs hold.
+    What is left of a GPU, or of a machine, is not joined with that of another.
+    """
+    if gpus > 1:
+        return sum(count // int(gpus) for count in devices)
+    return sum(devices) * int(1 / gpus + 1e-9)
 
 
 def local_devices() -> tuple[int, list[str]]:

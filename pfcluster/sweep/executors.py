@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pfcluster.config import ConfigError
@@ -34,19 +34,19 @@ def make_executor(options: SweepOptions, command: str) -> Iterator[Executor]:
         from pfcluster.sweep.ray import RayExecutor
 
         with connected(cluster.address, options.output) as ray:
-            resources = _resources(options, ray.cpus, ray.gpus)
+            resources = _resources(options, ray.cpus, ray.gpus_of_nodes)
             print(ray.text())
             ray_executor = RayExecutor(resources, cluster.nodes, cluster.retries, command)
             with recorded(ray_executor, "ray", plan) as executor:
                 yield executor
         return
     cores, gpus = local_devices()
-    local_executor = LocalExecutor(_resources(options, cores, len(gpus)), cluster.retries, command, gpus)
+    local_executor = LocalExecutor(_resources(options, cores, [len(gpus)]), cluster.retries, command, gpus)
     with recorded(local_executor, "local", plan) as executor:
         yield executor
 
 
-def _resources(options: SweepOptions, cores: int, devices: int) -> Resources:
+def _resources(options: SweepOptions, cores: int, devices: Sequence[int]) -> Resources:
     return divide_machine(
         processes=options.cluster.world_size,
         cpus=options.cpus,

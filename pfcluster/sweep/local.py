@@ -43,7 +43,9 @@ class LocalExecutor:
         return self.resources.max_parallel
 
     def _devices(self, slot: int) -> list[str] | None:
-        """CUDA_VISIBLE_DEVICES of each process of a slot; None on a machine without GPUs."""
+        """CUDA_VISIBLE_DEVICES of each process of a slot; None on a machine without GPUs. Processes that share GPUs are
+        distributed evenly, those of one run over different GPUs as far as there are.
+        """
         processes, gpus = self.resources.processes, self.resources.gpus
         if not self.gpus:
             return None
@@ -51,8 +53,7 @@ class LocalExecutor:
             return [""] * processes
         first = slot * processes
         if gpus <= 1:
-            processes_per_gpu = round(1 / gpus)
-            return [self.gpus[(first + rank) // processes_per_gpu % len(self.gpus)] for rank in range(processes)]
+            return [self.gpus[(first + rank) % len(self.gpus)] for rank in range(processes)]
         count = int(gpus)
         return [",".join(self.gpus[(first + rank) * count : (first + rank + 1) * count]) for rank in range(processes)]
 

@@ -41,9 +41,15 @@ MACHINE = {"processes": 1, "cpus": None, "gpus": None, "max_parallel": None}
         ({"processes": 4}, 64, 8, (4, 8, 1.0, 2)),
         ({"gpus": 0.0}, 64, 8, (1, 1, 0.0, 64)),
         ({"max_parallel": 3}, 64, 8, (1, 21, 1.0, 3)),
+        ({"gpus": 0.4}, 64, 2, (1, 16, 0.4, 4)),  # a fifth run would need 0.2 of both GPUs
+        ({"gpus": 0.6}, 64, 3, (1, 21, 0.6, 3)),
+        ({"gpus": 0.3, "processes": 2}, 64, 4, (2, 5, 0.3, 6)),
+        ({"gpus": 1 / 3}, 64, 1, (1, 21, 1 / 3, 3)),
+        ({"gpus": 2.0}, 64, (3, 3), (1, 32, 2.0, 2)),  # the third GPU of each of two machines is left
     ],
 )
 def test_machine_is_divided_among_trials(options, cores, devices, expected):
+    devices = (devices,) if isinstance(devices, int) else devices
     resources = divide_machine(**{**MACHINE, **options}, cores=cores, devices=devices)
     assert (resources.processes, resources.cpus, resources.gpus, resources.max_parallel) == expected
 
@@ -71,37 +77,42 @@ def test_runs_of_all_drivers_of_a_sweep_are_recorded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "devices", "message"),
     [
-        ({"gpus": 0.5}, "there are 0 GPUs"),
-        ({"gpus": -1.0}, "at least 0"),
-        ({"gpus": 1.5}, "a fraction of one GPU or a whole number"),
+        ({"gpus": 0.5}, [0], "there are 0 GPUs"),
+        ({"gpus": -1.0}, [0], "at least 0"),
+        ({"gpus": 1.5}, [0], "a fraction of one GPU or a whole number"),
+        ({"gpus": 0.6, "processes": 3}, [2], "0.6 with 3 processes: there are 2 GPUs, with room for 2 such processes"),
+        ({"gpus": 4.0}, [2, 2, 2], "there are 6 GPUs on 3 machines, with room for 0 such processes; use a smaller"),
     ],
 )
-def test_missing_gpus_are_refused(options, message):
+def test_missing_gpus_are_refused(options, devices, message):
     with pytest.raises(ConfigError, match=message):
-        divide_machine(**{**MACHINE, **options}, cores=8, devices=0)
+        divide_machine(**{**MACHINE, **options}, cores=8, devices=devices)
 
 
 def test_more_parallel_runs_than_gpus_are_refused():
     with pytest.raises(ConfigError, match="room for 4 runs"):
-        divide_machine(processes=1, cpus=None, gpus=0.5, max_parallel=5, cores=8, devices=2)
+        divide_machine(processes=1, cpus=None, gpus=0.5, max_parallel=5, cores=8, devices=[2])
 
 
 @pytest.mark.parametrize(
     ("processes", "gpus", "slots", "devices"),
     [
-        (1, 0.5, 4, [["4"], ["4"], ["5"], ["5"]]),
+        (1, 0.5, 4, [["4"], ["5"], ["4"], ["5"]]),
+        (1, 0.4, None, [["4"], ["5"], ["4"], ["5"]]),
+        (2, 0.4, None, [["4", "5"], ["4", "5"]]),
+        (1, 0.6, None, [["4"], ["5"]]),
         (1, 1.0, 2, [["4"], ["5"]]),
         (2, 1.0, 1, [["4", "5"]]),
         (1, 2.0, 1, [["4,5"]]),
         (1, 0.0, 1, [[""]]),
     ],
 )
-def test_slots_have_separate_gpus(processes, gpus, slots, devices):
-    resources = divide_machine(processes=processes, cpus=1, gpus=gpus, max_parallel=slots, cores=8, devices=2)
+def test_slots_have_separate_gpus_or_shares_that_fit(processes, gpus, slots, devices):
+    resources = divide_machine(processes=processes, cpus=1, gpus=gpus, max_parallel=slots, cores=8, devices=[2])
     executor = LocalExecutor(resources, 0, "a test", ["4", "5"])
-    assert [executor._devices(slot) for slot in range(slots)] == devices
+    assert [slot.devices for slot in executor._slots] == devices
 
 
 def test_retries_are_counted_per_run(tmp_path):

@@ -31,8 +31,13 @@ class RayCluster:
 
     nodes: int
     cpus: int
-    gpus: int
+    gpus_of_nodes: tuple[int, ...]
     local: bool
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(self.gpus_of_nodes)
 
     def text(self) -> str:
         """The resources in one line."""
@@ -81,8 +86,8 @@ def connected(address: str | None, folder: Path) -> Iterator[RayCluster]:
                 **quiet,
             )
         alive = [node for node in ray.nodes() if node["Alive"]]
-        have = ray.cluster_resources()
-        yield RayCluster(len(alive), int(have.get("CPU", 0)), int(have.get("GPU", 0)), address is None)
+        gpus = tuple(int(node["Resources"].get("GPU", 0)) for node in alive)
+        yield RayCluster(len(alive), int(ray.cluster_resources().get("CPU", 0)), gpus, address is None)
     except ConnectionError as error:
         raise ConfigError(f"--address {address}: no Ray cluster answers there ({error})") from error
     finally:
