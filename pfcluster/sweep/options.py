@@ -23,7 +23,7 @@ from pfcluster.launch.command_line import parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
 from pfcluster.launch.overrides import apply_overrides, override_value
 from pfcluster.sweep.space import MAE, Parameter, named_spaces, parse
-from pfcluster.sweep.spec import CURVE_METRICS, METRICS, Scheduler, Search, Spec
+from pfcluster.sweep.spec import CURVE_METRICS, METRICS, SPEC, Scheduler, Search, Spec, load
 from pfcluster.sweep.trials import JUDGE
 
 DEFAULT_SPACE = "loss_weights"
@@ -70,7 +70,8 @@ class SweepCommand:
     grid_points: int = 3
     """Values of each range with --search grid or one-at-a-time."""
     lag: int | None = None
-    """TPE proposes trial i from the results of the trials up to i - LAG; default: 4, or --max-parallel if larger."""
+    """TPE proposes trial i from the results of the trials up to i - LAG; default: 4, or --max-parallel if larger; in a
+    sweep that goes on, its own."""
     reduction: int = 3
     """ASHA: one trial in REDUCTION continues at each rung."""
     rungs: int = 2
@@ -157,7 +158,7 @@ def _spec(command: SweepCommand, overrides: Sequence[str]) -> Spec:
         search=command.search,
         trials=command.trials,
         grid_points=command.grid_points,
-        lag=max(DEFAULT_LAG, command.max_parallel or 0) if command.lag is None else command.lag,
+        lag=_default_lag(command) if command.lag is None else command.lag,
         scheduler=command.scheduler or ("asha" if on_curve else "none"),
         reduction=command.reduction,
         rungs=command.rungs,
@@ -170,6 +171,15 @@ def _spec(command: SweepCommand, overrides: Sequence[str]) -> Spec:
         preset=preset,
         overrides=tuple(overrides),
     )
+
+
+def _default_lag(command: SweepCommand) -> int:
+    """The lag of the sweep in the folder, which goes on with any --max-parallel: its proposals depend on the lag. Else
+    as many trials as can run in parallel. Raises JsonFileError if the sweep's file is damaged.
+    """
+    if (command.output / SPEC).exists():
+        return load(command.output).lag
+    return max(DEFAULT_LAG, command.max_parallel or 0)
 
 
 def _space(command: SweepCommand) -> tuple[tuple[Parameter, ...], str]:

@@ -12,6 +12,7 @@ from pfcluster.config import ConfigError, presets
 from pfcluster.config.json_files import JsonFileError
 from pfcluster.sweep import pbt, search, space
 from pfcluster.sweep.asha import EvalSchedule, Progress, decide, is_settled, rungs
+from pfcluster.sweep.options import read
 from pfcluster.sweep.search import Observation
 from pfcluster.sweep.space import parse
 from pfcluster.sweep.spec import SPEC as SPEC_FILE
@@ -246,6 +247,23 @@ def test_folder_holds_one_sweep(tmp_path):
         save(other, tmp_path)
     with pytest.raises(ConfigError, match="holds no sweep"):
         load(tmp_path / "none")
+
+
+def test_sweep_goes_on_with_another_number_of_parallel_runs(tmp_path):
+    """Its lag, on which its proposals depend, stays that of its start."""
+
+    def spec_of(*options: str) -> Spec:
+        words = ["--space", "optim.lr=loguniform:1e-4,1e-2", "--role", "scratch", "--output", str(tmp_path / "sweep")]
+        return read([*words, *options]).spec
+
+    started = spec_of("--max-parallel", "8")
+    assert started.lag == 8
+    save(started, tmp_path / "sweep")
+    for options in (["--max-parallel", "2"], ["--max-parallel", "16"], [], ["--lag", "8"]):
+        assert spec_of(*options) == started
+        save(spec_of(*options), tmp_path / "sweep")
+    with pytest.raises(ConfigError, match="another sweep: lag is 8 there, 5 here; use another --output"):
+        save(spec_of("--lag", "5"), tmp_path / "sweep")
 
 
 def test_sweep_of_an_earlier_version_goes_on_unless_a_removed_field_had_an_effect(tmp_path):
