@@ -15,6 +15,7 @@ from pfcluster.config import RunConfig
 from pfcluster.data import transforms
 from pfcluster.data.types import Split
 from pfcluster.distributed.process_group import World
+from pfcluster.engine.precision import autocast
 from pfcluster.models.pf_vit import PFViT
 
 
@@ -56,15 +57,16 @@ def predict(
 
 
 def predict_run(config: RunConfig, model: nn.Module, split: Split, classes: int, world: World) -> tuple[Tensor, Tensor]:
-    """`predict` with a run's model, image size and evaluation batch size."""
-    return predict(
-        logits_function(model),
-        split,
-        size=config.data.size,
-        batch_size=config.evaluate.batch_size,
-        classes=classes,
-        world=world,
-    )
+    """`predict` with a run's model, precision, image size and evaluation batch size."""
+    with autocast(world.device, config.engine.precision):
+        return predict(
+            logits_function(model),
+            split,
+            size=config.data.size,
+            batch_size=config.evaluate.batch_size,
+            classes=classes,
+            world=world,
+        )
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:

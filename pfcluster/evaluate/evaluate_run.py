@@ -16,6 +16,7 @@ from pfcluster.data.fingerprints import require_same_data
 from pfcluster.data.manifest import ShardError
 from pfcluster.data.types import DataError, Dataset, Split
 from pfcluster.distributed.process_group import world
+from pfcluster.engine.precision import autocast
 from pfcluster.evaluate.classification import confusion_matrix, logits_function, predict, scores
 from pfcluster.evaluate.shared_classes import SharedClasses
 from pfcluster.models import factory
@@ -50,14 +51,15 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
             """b 3 h w -> logits of the shared classes, b k."""
             return all_logits(images)[:, columns]
 
-        logits, labels = predict(
-            classify,
-            shared,
-            size=config.data.size,
-            batch_size=config.evaluate.batch_size,
-            classes=len(shared.classes),
-            world=ranks,
-        )
+        with autocast(ranks.device, config.engine.precision):  # as in training, for the scores of result.json
+            logits, labels = predict(
+                classify,
+                shared,
+                size=config.data.size,
+                batch_size=config.evaluate.batch_size,
+                classes=len(shared.classes),
+                world=ranks,
+            )
     values = scores(confusion_matrix(logits, labels), shared.classes)
     name = f"{dataset.name} ({dataset.votes} votes)" if dataset.votes else dataset.name
     return {**values, "dataset": name, "dropped": shared.dropped(), "missing_classes": list(shared.missing_classes)}

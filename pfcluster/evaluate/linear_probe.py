@@ -32,14 +32,17 @@ def pool_tokens(tokens: Tensor) -> Tensor:
     return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1).float()
 
 
-def probe_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
-    """Test accuracy of a logistic regression on standardised features: n f, n, m f, m.
+def probe_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float | None:
+    """Test accuracy of a logistic regression on standardised features: n f, n, m f, m. None if the training samples are
+    of one class.
 
     L2 penalty with C = 1, scikit-learn's default. With more features than samples, both sets are first projected onto
     the span of the training samples, which does not change the solution of an L2-penalised regression.
     """
     from sklearn.linear_model import LogisticRegression
 
+    if len(labels.unique()) < 2:
+        return None
     mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
     train, test = (train - mean) / std, (test - mean) / std
     if train.shape[1] > len(train):

@@ -20,6 +20,7 @@ from pfcluster.data.labels import neutral_index
 from pfcluster.data.splits import SyntheticSplit
 from pfcluster.data.types import Split
 from pfcluster.distributed.process_group import World
+from pfcluster.engine.precision import autocast
 from pfcluster.evaluate.classification import load_images, rank_batches
 from pfcluster.evaluate.evaluators import Evaluators
 from pfcluster.evaluate.frechet import frechet_distance
@@ -72,8 +73,13 @@ def measure(config: RunConfig, model: PFViT, split: Split, evaluators: Evaluator
     emotion_agreement with that sample's emotion, identity_cosine to the face's own photo.
 
     Also n, and the mse of the reconstruction. A metric is None where it cannot be computed; a model without a
-    separator has no row poker face.
+    separator has no row poker face. The model computes in `engine.precision`, the evaluators in float32.
     """
+    with torch.autocast(world.device.type, enabled=False):
+        return _measure(config, model, split, evaluators, world)
+
+
+def _measure(config: RunConfig, model: PFViT, split: Split, evaluators: Evaluators, world: World) -> dict[str, Any]:
     count = min(config.evaluate.n_poker_faces, len(split))
     with_truth = isinstance(split, SyntheticSplit)
     separated = ("poker face", TRANSFER)
@@ -82,7 +88,8 @@ def measure(config: RunConfig, model: PFViT, split: Split, evaluators: Evaluator
     means = _Means([f"{row}/{column}" for row in ROWS for column in COLUMNS] + ["mse"])
     for indices in rank_batches(count, config.evaluate.batch_size, world):
         images, labels = load_images(split, indices, config.data.size, world.device)
-        faces = _views(model, images)
+        with autocast(world.device, config.engine.precision):
+            faces = _views(model, images)
         means.add("mse", (faces["reconstruction"] - images).square().mean() * len(images), len(images))
         if isinstance(split, SyntheticSplit):
             faces["truth"] = transforms.to_float(split.poker_faces(indices).to(world.device))
@@ -127,7 +134,8 @@ def _add_transfer(
     """Metrics of expression transfer to `faces` (indices, images) from the samples half of `count` further on."""
     indices, images = faces
     sources, emotions = load_images(split, (indices + count // 2) % count, config.data.size, world.device)
-    swapped = model.transfer(sources, images).float().clamp(-1, 1)
+    with autocast(world.device, config.engine.precision):
+        swapped = model.transfer(sources, images).float().clamp(-1, 1)
     assert evaluators.judge is not None
     predicted = evaluators.judge.classify(transforms.resize(swapped, evaluators.judge.size)).argmax(1)
     means.add(f"{TRANSFER}/emotion_agreement", (predicted == emotions).sum(), len(images))

@@ -36,10 +36,14 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def _window_means(images: Tensor) -> Tensor:
-    """b c h w -> b c h w: means under the window."""
+    """b c h w -> b c h w: means under the window, also under autocast in the images' precision: the variances are small
+    differences of them.
+    """
     places = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
     weights = torch.exp(-0.5 * (places / SIGMA) ** 2)
     weights = weights / weights.sum()
     channels = images.shape[1]
     kernel = torch.outer(weights, weights).expand(channels, 1, WINDOW, WINDOW)
-    return functional.conv2d(functional.pad(images, (WINDOW // 2,) * 4, mode="reflect"), kernel, groups=channels)
+    padded = functional.pad(images, (WINDOW // 2,) * 4, mode="reflect")
+    with torch.autocast(images.device.type, enabled=False):
+        return functional.conv2d(padded, kernel, groups=channels)

@@ -9,13 +9,14 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from pfcluster.config import DataConfig, EvaluateConfig, SyntheticConfig
+from pfcluster.config import DataConfig, EngineConfig, EvaluateConfig, SyntheticConfig
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.transforms import to_float
 from pfcluster.data.types import DataError, RawBatch
 from pfcluster.distributed.process_group import World
+from pfcluster.engine.precision import autocast
 from pfcluster.evaluate import similarity
-from pfcluster.evaluate.classification import confusion_matrix, predict, rank_batches, scores
+from pfcluster.evaluate.classification import confusion_matrix, predict, predict_run, rank_batches, scores
 from pfcluster.evaluate.evaluators import Evaluators, Judge
 from pfcluster.evaluate.image_grid import pick_round_robin, write_grid
 from pfcluster.evaluate.poker_faces import expression_region, masked_squared_error, measure
@@ -162,8 +163,9 @@ def constant_judge(label):
     return Judge(lambda batch: torch.eye(8)[[label] * len(batch)], 32, neutral=0)
 
 
-def rows_of(faces, model, judge=None):
-    values = config("pf_mag", evaluate=EvaluateConfig(n_poker_faces=24, batch_size=7))
+def rows_of(faces, model, judge=None, precision="fp32"):
+    engine = EngineConfig(device="cpu", precision=precision)
+    values = config("pf_mag", evaluate=EvaluateConfig(n_poker_faces=24, batch_size=7), engine=engine)
     return measure(values, model, faces.test, Evaluators(judge or constant_judge(1)), WORLD)["rows"]
 
 
@@ -177,6 +179,32 @@ def test_poker_face_that_copies_its_input_has_the_metrics_of_the_input(faces):
     assert rows["input"]["neutral_rate"] == rows["input"]["neutralised_rate"] == 0.0
     assert rows["input"]["identity_cosine"] is None
     assert rows["truth"]["mse_inside"] == rows["truth"]["mse_outside"] == 0.0
+
+
+def test_metrics_of_a_bf16_run_are_computed_in_float32(faces):
+    """SSIM was 0.09 too low under autocast, and the judge saw rounded faces. The model here computes nothing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 30 * 30, 8))
+    seen = []
+
+    def classify(batch):
+        seen.append(net(batch))
+        return seen[-1]
+
+    exact = rows_of(faces, FixedPokerFaces(), Judge(classify, 32, neutral=0))
+    with autocast(WORLD.device, "bf16"):
+        assert rows_of(faces, FixedPokerFaces(), Judge(classify, 32, neutral=0), "bf16") == exact
+    assert {logits.dtype for logits in seen} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_is_evaluated_in_its_own_precision(faces, precision):
+    dtypes = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8))
+    model.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    values = config("finetune", engine=EngineConfig(device="cpu", precision=precision))
+    predict_run(values, model, faces.test, 8, WORLD)
+    assert set(dtypes) == {torch.float32 if precision == "fp32" else torch.bfloat16}
 
 
 def test_neutralised_rate_counts_expressive_inputs_only(faces):

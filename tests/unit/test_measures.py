@@ -73,6 +73,16 @@ def test_probes_of_separated_features_read_emotion_and_identity_from_one_part_ea
     assert probe_features(features, emotions, features, emotions, [""] * 160, 40)["rows"]["f_e"]["identity"] is None
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_training_samples_of_one_class_give_no_probe(count):
+    """evaluate.n_probe_images may be small, and must not end a run after its training."""
+    features = {"f": normal(40, 6)}
+    train, test = torch.zeros(count, dtype=torch.long), torch.arange(40) % 4
+    probes = probe_features({"f": features["f"][:count]}, train, features, test, [""] * 40, 40)
+    assert probes["rows"] == {"f": {"emotion": None, "identity": None}}
+    assert probes["emotion_chance"] == 0.25
+
+
 def test_features_without_training_features_have_an_identity_probe_only():
     emotions, identities = torch.arange(40) % 4, torch.arange(40) // 4 % 5
     pixels = {"input": nn.functional.one_hot(identities, 5).repeat(1, 18) + 0.1 * normal(40, 90)}
