@@ -83,20 +83,27 @@ class _LoadPlanner(DefaultLoadPlanner):
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """Calls `commit` on the coordinator after all ranks have written, and before `write` returns on any rank."""
+    """Calls `commit` on the coordinator with the names of all files, after all ranks have written, and before `write`
+    returns on any rank.
 
-    def __init__(self, folder: Path, commit: Callable[[], None]) -> None:
+    The names are those that the ranks report: a listing of the folder may lack files of other machines for as long as
+    NFS caches it.
+    """
+
+    def __init__(self, folder: Path, commit: Callable[[list[str]], None]) -> None:
         super().__init__(str(folder), save_distributed=True)
         self.commit = commit
 
     def finish(self, metadata: Metadata, results: Any) -> None:
         super().finish(metadata, results)
-        self.commit()
+        self.commit(sorted({result.storage_data.relative_path for written in results for result in written}))
 
 
-def write(tensor_shards: TensorShards, folder: Path, commit: Callable[[], None], group: ProcessGroup | None) -> None:
+def write(
+    tensor_shards: TensorShards, folder: Path, commit: Callable[[list[str]], None], group: ProcessGroup | None
+) -> None:
     """Write the shards of all ranks of a group (None: of this process only) into `folder`, then call `commit` on the
-    group's first rank. Raises the same OSError on all ranks if any of them cannot write.
+    group's first rank with the names of the files. Raises the same OSError on all ranks if any of them cannot write.
     """
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:

@@ -97,8 +97,8 @@ class CheckpointManager:
         state: dict[str, Any],
         best: int | None,
     ) -> None:
-        def commit() -> None:
-            store.commit(self.folder, step, shapes, state)
+        def commit(files: list[str]) -> None:
+            store.commit(self.folder, step, files, shapes, state)
             store.retain(self.folder, self.keep, best)
 
         began = time.monotonic()

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,15 @@ def staging_dir(folder: Path, step: int) -> Path:
     return folder / f".step-{step:08d}.tmp"
 
 
-def commit(folder: Path, step: int, shapes: dict[str, tuple[int, ...]], state: dict[str, Any]) -> None:
-    """Complete a staged checkpoint: write checksums and `state.json`, rename the folder. Raises OSError."""
+def commit(
+    folder: Path, step: int, names: Sequence[str], shapes: dict[str, tuple[int, ...]], state: dict[str, Any]
+) -> None:
+    """Complete a staged checkpoint of the named files: write checksums and `state.json`, rename the folder. Raises
+    OSError.
+    """
     staging, final = staging_dir(folder, step), step_folder(folder, step)
-    files = {
-        path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in staging.glob("*.safetensors")
-    }
+    paths = [staging / name for name in names]
+    files = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths}
     record = {"format": FORMAT, "step": step, "files": files, "shapes": shapes, "state": state}
     write_atomically(staging / CHECKPOINT_FILE, json.dumps(record | {"sha256": _seal(record)}) + "\n")
     fsync(staging)

@@ -244,7 +244,7 @@ def test_shards_are_read_under_another_layout(tmp_path):
     tensor = torch.arange(35.0)
     for rank, (start, end) in enumerate([(0, 11), (11, 12), (12, 35)]):
         folder = tmp_path / str(rank)
-        dcp.write({"model/weight": TensorShard(tensor[start:end], start, (5, 7))}, folder, lambda: None, None)
+        dcp.write({"model/weight": TensorShard(tensor[start:end], start, (5, 7))}, folder, lambda names: None, None)
         (folder / SHARD).rename(tmp_path / SHARD.replace("00001-model", f"{rank + 1:05}-model"))
     for start, end in [(0, 20), (20, 35)]:
         values = torch.zeros(end - start)
@@ -275,6 +275,16 @@ def test_asynchronous_save_writes_a_copy_and_completes_later(tmp_path, monkeypat
     may_commit.set()
     manager.wait()
     assert store.load(step_folder(tmp_path, 1)).tensors()["model"]["weight"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_checkpoint_is_complete_though_a_stale_listing_lacks_its_files(tmp_path, monkeypatch):
+    """NFS caches a listing for half a minute, in which another machine's files are missing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", lambda path, pattern: iter(()))
+        patch.setattr(Path, "iterdir", lambda path: iter(()))
+        path = write_checkpoint(tmp_path, 1, TENSORS, {})
+    assert list(json.loads((path / "state.json").read_text())["files"]) == [SHARD]
+    assert store.latest(tmp_path)[0].step == 1
 
 
 def test_a_failed_write_raises_and_leaves_no_files(tmp_path, monkeypatch):
