@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pfcluster.data.build.candidates import Candidate
+from pfcluster.data.build.dedupe import remove_copies
 from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.folder import build_lock
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
+from pfcluster.data.raw.base import OfficialSplit, RawPhoto
 from pfcluster.data.shards import ShardSplit
 from pfcluster.runs.locks import exclusive_lock
 from tests.photos import ROOT, SIZE, contents, make_folder, options, picture
@@ -95,6 +98,62 @@ def test_official_splits_are_kept(tmp_path: Path) -> None:
     for change, message in (({"val_share": 0.2}, "--val-share"), ({"test_share": 0.2}, "--test-share")):
         with pytest.raises(BuildError, match=f"official .* split; remove {message}"):
             build(options(raw, tmp_path / "no", **change))
+
+
+def affectnet(root: Path) -> Path:
+    """AffectNet's layout: 8 photos; 2 of validation.csv are also in training.csv, with another box or none."""
+    lines: dict[str, list[str]] = {"training.csv": [], "validation.csv": []}
+    (root / "Manually_Annotated_Images").mkdir(parents=True)
+    for number in range(8):
+        label = ("happy", "sad")[number % 2]
+        picture(label, number).save(root / "Manually_Annotated_Images" / f"{number}.png")
+        table = lines["validation.csv" if number < 4 else "training.csv"]
+        table.append(f"{number}.png,2,2,20,20,,{1 + number % 2},0,0")
+    for number, box in enumerate(("3,2,20,20", ",,,")):
+        photo = (root / "Manually_Annotated_Images" / f"{number}.png").read_bytes()
+        (root / "Manually_Annotated_Images" / f"copy{number}.png").write_bytes(photo)
+        lines["training.csv"].append(f"copy{number}.png,{box},,{1 + number % 2},0,0")
+    header = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
+    for name, rows in lines.items():
+        (root / name).write_text("\n".join([header, *rows]) + "\n")
+    return root
+
+
+def test_copies_of_test_photos_with_another_box_or_none_are_left_out(tmp_path: Path) -> None:
+    raw = affectnet(tmp_path / "raw")
+    result = build(options(raw, tmp_path / "out", val_share=0))
+    assert result.manifest is not None
+    assert result.manifest.left_out == {"also in the test split": 2}
+    assert any("splits share no photo, but may share persons" in warning for warning in result.warnings)
+    kept = build(options(raw, tmp_path / "all", val_share=0, duplicates="keep"))
+    assert any(warning.startswith("2 photos are in several splits") for warning in kept.warnings)
+    assert not any("share no photo" in warning for warning in kept.warnings)
+
+
+def test_copies_of_test_input_photos_without_boxes_are_left_out(tmp_path: Path) -> None:
+    """ExpW lists boxes, the CSV of the same photos that is given as --test-input does not."""
+    raw, lines = tmp_path / "expw", []
+    (raw / "image").mkdir(parents=True)
+    for number in range(6):
+        picture("happy", number).save(raw / "image" / f"{number}.png")
+        lines += [f"{number}.png {face} 1 {1 + face} 20 20 50.0 {3 + face}" for face in range(2)]
+    (raw / "label.lst").write_text("\n".join(lines))
+    (tmp_path / "test.csv").write_text("image,label\nexpw/image/0.png,happy\nexpw/image/1.png,happy\n")
+    manifest = build(options(raw, tmp_path / "out", test_input=tmp_path / "test.csv", val_share=0)).manifest
+    assert manifest is not None
+    assert manifest.left_out == {"also in the test split": 4}
+    assert {name: split.samples for name, split in manifest.splits.items()} == {"train": 8, "test": 2}
+
+
+def test_boxes_tell_faces_apart_within_a_split_only() -> None:
+    def face(index: int, split: OfficialSplit, left: float) -> Candidate:
+        photo = RawPhoto(f"{index}.jpg", "happy", None, "x.jpg", split=split, box=(left, 0, 9, 9))
+        return Candidate("input", index, photo, "happiness", "0" * 64)
+
+    faces = [face(0, "train", 1), face(1, "validation", 2), face(2, "train", 2), face(3, "validation", 3)]
+    kept, left_out = remove_copies(faces)
+    assert [one.index for one in kept] == [1, 3]
+    assert {one.number: one.reason for one in left_out} == {0: "also in the validation split", 2: "duplicate photo"}
 
 
 def test_build_without_labels(tmp_path: Path) -> None:

@@ -181,13 +181,18 @@ print(len(quality.pairs), quality.pairs_complete, peak)
     assert int(kilobytes) < 950_000, kilobytes
 
 
-def test_identities_in_two_splits_are_found() -> None:
+def test_identities_and_photos_in_two_splits_are_found() -> None:
     train, test = split(3), split(4)
     train.names[5] = test.names[6] = "anna"
     train.names[7] = test.names[8] = "photo-0123"
     quality = measure_quality({"train": train, "test": test})
-    assert [(leak.identity, leak.keys) for leak in quality.leaks] == [("anna", {"train": "key-5", "test": "key-6"})]
-    assert quality_warnings(quality)[0].startswith("1 identities are in more than one split")
+    assert [(leak.identity, leak.keys) for leak in quality.leaks] == [
+        ("anna", {"train": "key-5", "test": "key-6"}),
+        ("photo-0123", {"train": "key-7", "test": "key-8"}),
+    ]
+    persons, photos = quality_warnings(quality)
+    assert persons.startswith("1 identities are in more than one split")
+    assert photos.startswith("1 photos are in more than one split")
 
 
 GOOD = SplitQuality(

@@ -23,8 +23,14 @@ def _identities(manifest: Manifest, plan: Plan, samples: int) -> Iterator[str]:
             f"the identity is known for {known_identities} photos only; each other photo counts as a person, so the"
             " same person may occur in several splits"
         )
+    shared = _photos_in_several_splits(plan)
     if known_identities == 0:
-        yield "no photo has an identity: splits share no photo, but may share persons"
+        yield f"no photo has an identity: splits {'' if shared else 'share no photo, but '}may share persons"
+    if shared:
+        yield (
+            f"{shared} photos are in several splits, as --duplicates keep allows, so a test would reward memorising:"
+            " build with --duplicates leave-out unless published counts are to be matched"
+        )
     photos = Counter(photo.identity for shard in plan.shards for photo in shard.photos)
     for identity, count in photos.most_common(1):
         if count > 1 and 2 * count > photos.total():
@@ -32,6 +38,13 @@ def _identities(manifest: Manifest, plan: Plan, samples: int) -> Iterator[str]:
                 f"one identity, {identity!r}, has {count} of {photos.total()} photos, which all are in one split if the"
                 " dataset names none: check that it is a person"
             )
+
+
+def _photos_in_several_splits(plan: Plan) -> int:
+    """Number of files, by content, that are planned for more than one split."""
+    places = {(photo.sha256, shard.split) for shard in plan.shards for photo in shard.photos}
+    splits = Counter(sha256 for sha256, _ in places)
+    return sum(count > 1 for count in splits.values())
 
 
 def _classes(manifest: Manifest) -> Iterator[str]:

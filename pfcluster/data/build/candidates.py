@@ -41,7 +41,10 @@ class Candidate:
 
     @property
     def face(self) -> str:
-        """Identifies the labelled face: the photo's content, and the face's box if one is listed."""
+        """Identifies the labelled face within a split: the photo's content, and the face's box if one is listed.
+
+        Between splits only `sha256` counts: listings of the same photo may have other boxes, or none.
+        """
         return self.sha256 if self.photo.box is None else f"{self.sha256} {self.photo.box}"
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import tarfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,11 @@ class IdentityLeak(NamedTuple):
     identity: str
     keys: dict[str, str]
     """Split -> key of one face."""
+
+    @property
+    def is_photo(self) -> bool:
+        """Whether the person is unknown, so that the identity is that of one photo's file."""
+        return self.identity.startswith(UNKNOWN_IDENTITY)
 
 
 @dataclass(frozen=True)
@@ -146,13 +152,15 @@ def read_enlargements(folder: Path, shards: Sequence[ShardFile], size: int) -> n
 
 
 def identity_leaks(splits: Mapping[str, Faces]) -> tuple[IdentityLeak, ...]:
-    """Known identities that occur in more than one split."""
-    keys: dict[str, dict[str, str]] = {}
+    """Identities that occur in more than one split: known persons, and photos of unknown ones (UNKNOWN_IDENTITY)."""
+    occurrences = Counter(identity for split in splits.values() for identity in set(split.identities()))
+    leaking = {identity for identity, count in occurrences.items() if count > 1}
+    keys: dict[str, dict[str, str]] = {identity: {} for identity in sorted(leaking)}
     for name, split in splits.items():
         for index, identity in enumerate(split.identities()):
-            if not identity.startswith(UNKNOWN_IDENTITY):
-                keys.setdefault(identity, {}).setdefault(name, split.key(index))
-    return tuple(IdentityLeak(identity, by_split) for identity, by_split in sorted(keys.items()) if len(by_split) > 1)
+            if identity in leaking:
+                keys[identity].setdefault(name, split.key(index))
+    return tuple(IdentityLeak(identity, by_split) for identity, by_split in keys.items())
 
 
 class _ImageStats(NamedTuple):

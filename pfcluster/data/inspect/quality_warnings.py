@@ -45,10 +45,16 @@ def _duplicate_warnings(quality: Quality) -> list[str]:
             f"the search for near-duplicates stopped after {len(quality.pairs)} pairs, so there may be more, also"
             " between splits: remove copies and inspect again"
         )
-    if quality.leaks:
+    photos = sum(leak.is_photo for leak in quality.leaks)
+    if persons := len(quality.leaks) - photos:
         warnings.append(
-            f"{len(quality.leaks)} identities are in more than one split, so the test does not measure generalisation"
+            f"{persons} identities are in more than one split, so the test does not measure generalisation"
             " to new people: split by person, or give photos of different people different identities"
+        )
+    if photos:
+        warnings.append(
+            f"{photos} photos are in more than one split, so a test would reward memorising: build again with"
+            " --duplicates leave-out"
         )
     return warnings
 
