@@ -105,6 +105,16 @@ def test_photos_without_faces_are_rejected() -> None:
     assert (results[2].reason, results[2].detail) == ("no face found", "photo of 9x9 px")
 
 
+def test_errors_of_the_detector_itself_are_raised() -> None:
+    """Not taken for photos without faces: here a net whose weights do not fit, in batches and single photos."""
+    aligner = FaceAligner(48)
+    aligner._detector.pnet.conv1 = torch.nn.Conv2d(4, 10, 3)
+    photo = np.zeros((120, 120, 3), np.uint8)
+    for photos in ([photo], [photo] * 3):
+        with pytest.raises(RuntimeError, match="to have 4 channels"):
+            aligner.align(photos)
+
+
 def wild_photos(count: int) -> list[np.ndarray]:
     """Photos of 350 x 350 px from all over the dataset."""
     root = Path(os.environ["PFCLUSTER_REAL_DATA"]) / "wild"

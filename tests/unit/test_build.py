@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -15,12 +16,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from pfcluster.data.build.detect import FaceAligner
 from pfcluster.data.build.errors import BuildError
+from pfcluster.data.build.make_shard import ShardMaker
 from pfcluster.data.build.pipeline import build
+from pfcluster.data.build.plan import make_plan
 from pfcluster.data.build.split import choose_groups, connected_groups
-from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
+from pfcluster.data.build.workers import run_workers
+from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST, ShardError, load_manifest
+from pfcluster.data.raw.base import RawDataset
+from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.shards import ShardSplit
 from tests.photos import (
     CANONICAL,
@@ -126,6 +134,25 @@ def test_photos_without_faces_are_left_out(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"no face was found in any photo \(no face found: 4\); --align none"):
         build(options(make_folder(tmp_path / "raw", 2, ("happy", "sad")), tmp_path / "out", align="mtcnn"))
     assert not (tmp_path / "out" / MANIFEST).exists()
+
+
+def maker_with_unfit_detector(output: Path, datasets: dict[str, RawDataset]) -> ShardMaker:
+    """A ShardMaker whose detector has weights that do not fit."""
+    aligner = FaceAligner(SIZE)
+    aligner._detector.pnet.conv1 = torch.nn.Conv2d(4, 10, 3)
+    return ShardMaker(output, "raw", datasets, SIZE, 95, aligner)
+
+
+def test_a_detector_that_fails_ends_the_build_with_its_error(tmp_path: Path) -> None:
+    pytest.importorskip("facenet_pytorch")
+    build_options = options(make_folder(tmp_path / "raw", 2, ("happy", "sad")), tmp_path / "out", align="mtcnn")
+    datasets = {"input": read_raw(build_options.input)}
+    shards = make_plan(datasets, build_options.plan_options()).shards
+    (tmp_path / "out" / BUILD_FOLDER).mkdir(parents=True)
+    make_maker = functools.partial(maker_with_unfit_detector, tmp_path / "out", datasets)
+    with pytest.raises(BuildError, match=r"a worker failed \(RuntimeError: .*channels.*finished shards are kept"):
+        run_workers(make_maker, shards, 1, lambda photos: None)
+    assert not list((tmp_path / "out" / BUILD_FOLDER).glob("*.done.json"))
 
 
 @pytest.mark.skipif("PFCLUSTER_REAL_DATA" not in os.environ, reason="PFCLUSTER_REAL_DATA is not set")

@@ -150,14 +150,16 @@ class FaceAligner:
         return detected
 
     def _detect_batch(self, batch: Sequence[_Prepared]) -> list[list[Face]]:
-        """Faces of photos of one size. If facenet-pytorch fails on a batch, its photos are processed one by one."""
+        """Faces of photos of one size. If facenet-pytorch fails on candidates of a batch, its photos are processed one
+        by one. Raises every error that is not due to a photo, such as those of a GPU.
+        """
         scale, shift = batch[0].scale, batch[0].shift
         self._detector.min_face_size = batch[0].min_face
         try:
             pixels = np.stack([prepared.pixels for prepared in batch])
             boxes, probabilities, points = self._detector.detect(pixels, landmarks=True)
-        except (RuntimeError, ValueError, IndexError) as error:  # no candidate in any photo of the batch, or no scale
-            if isinstance(error, RuntimeError) and "memory" in str(error):
+        except (RuntimeError, ValueError, IndexError) as error:
+            if not _is_due_to_photo(error):
                 raise
             if len(batch) == 1:
                 return [[]]
@@ -180,6 +182,15 @@ class FaceAligner:
         else:
             face = choose_face(faces, width, height, self.rule)
         return crop_face(image, face, len(faces), self.size)
+
+
+def _is_due_to_photo(error: Exception) -> bool:
+    """Whether facenet-pytorch 2.5.3 fails so on a photo without usable candidates: it joins an empty list if the photo
+    is smaller than the smallest face or if all candidates lie outside it, and its mask does not fit if some do.
+    """
+    if isinstance(error, IndexError):
+        return "shape of the mask" in str(error)
+    return "non-empty list of Tensors" in str(error)  # a RuntimeError, of newer versions of torch a ValueError
 
 
 def _load_mtcnn(device: str) -> Any:

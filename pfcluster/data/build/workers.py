@@ -130,6 +130,10 @@ def _work(make_maker: Callable[[], ShardMaker], pipe: connection.Connection) -> 
     except ImportError as error:
         hint = "install the project's dependencies, or use --align none if only the detector needs it"
         pipe.send(("error", f"{error}; {hint}"))
+    except RuntimeError as error:  # of torch: of the detector's device, or for want of memory
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        hint = "run the same command again, with fewer workers if memory ran out, or with --device cpu if a GPU fails"
+        pipe.send(("error", f"a worker failed ({reason}); finished shards are kept: {hint}"))
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         pipe.send(("error", f"cannot write{where}: {error.strerror or error}; finished shards are kept"))
