@@ -147,8 +147,16 @@ def _open_shards(config: DataConfig, place: str) -> Dataset:
             raise DataError(f"{place} has no training split; build it with `pfcluster build --input ...`")
         if "validation" not in manifest.splits:
             raise DataError(
-                f"{place} has no validation split, which selects checkpoints: build the shards with --val-share above 0"
+                f"{place} has no validation split, which selects checkpoints: build the shards with --val-share above"
+                f" 0, or from usable photos if {manifest.left_out_file} names all photos of the dataset's own"
+                " validation split"
             )
+        for name, info in manifest.splits.items():
+            if not info.samples:
+                raise DataError(
+                    f"the {name} split of {place} is empty: {manifest.left_out_file} there says why its photos were"
+                    " left out; build the shards again from usable photos"
+                )
         splits = {
             name: ShardedSplit(ShardSplit(place, name, cache=config.cache), config.max_bad_share)
             for name in ("train", "validation", "test")

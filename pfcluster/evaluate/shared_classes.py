@@ -19,7 +19,7 @@ class SharedClasses:
     """The samples of a split whose class the classifier has too; itself a `Split`."""
 
     def __init__(self, split: Split, model_classes: tuple[str, ...]) -> None:
-        """Raises DataError if split and classifier share fewer than two classes."""
+        """Raises DataError if split and classifier share fewer than two classes, or no sample is of a shared class."""
         self.split = split
         self.classes = tuple(name for name in in_canonical_order(split.classes) if name in model_classes)
         """In canonical order."""
@@ -31,6 +31,11 @@ class SharedClasses:
         indices = index_mapping(split.classes, self.classes)
         self._shared_index = torch.tensor([-1 if index is None else index for index in indices])
         self._samples = (self._shared_index[split.labels()] >= 0).nonzero().flatten()
+        if not len(self._samples):
+            raise DataError(
+                f"no sample of the data is of a class that the run has ({', '.join(self.classes)}); give data with the"
+                " run's emotions"
+            )
         self.columns = torch.tensor([model_classes.index(name) for name in self.classes])
         """k: indices of the shared classes among the classifier's outputs."""
         self.missing_classes = tuple(name for name in model_classes if name not in self.classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from pfcluster.config import DataConfig
 from pfcluster.data.build.candidates import Candidate
 from pfcluster.data.build.dedupe import remove_copies
 from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.folder import build_lock
 from pfcluster.data.build.pipeline import build
+from pfcluster.data.dataset import open_dataset
 from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
 from pfcluster.data.raw.base import OfficialSplit, RawPhoto
 from pfcluster.data.shards import ShardSplit
+from pfcluster.data.types import DataError
 from pfcluster.runs.locks import exclusive_lock
 from tests.photos import ROOT, SIZE, contents, make_folder, options, picture
 
@@ -98,6 +102,56 @@ def test_official_splits_are_kept(tmp_path: Path) -> None:
     for change, message in (({"val_share": 0.2}, "--val-share"), ({"test_share": 0.2}, "--test-share")):
         with pytest.raises(BuildError, match=f"official .* split; remove {message}"):
             build(options(raw, tmp_path / "no", **change))
+
+
+def official(root: Path, unreadable: str) -> Path:
+    """Class folders of official splits, 4 photos each; those of one split are unreadable."""
+    for index, split in enumerate(("train", "val", "test")):
+        make_folder(root / split, 2, ("happy", "sad"))
+        for number, photo in enumerate(sorted((root / split).rglob("*.png"))):
+            picture("happy" if number < 2 else "sad", 10 * index + number).save(photo)
+            if split == unreadable:
+                photo.write_bytes(photo.read_bytes()[:60])
+    return root
+
+
+@pytest.mark.parametrize(("folder", "split"), [("val", "validation"), ("test", "test")])
+def test_an_official_split_without_usable_photos_is_left_out_and_named(tmp_path: Path, folder: str, split: str) -> None:
+    raw = official(tmp_path / "raw", folder)
+    for _ in range(2):  # also if it was finished before
+        result = build(options(raw, tmp_path / "out", max_bad_share=0.5))
+        assert result.manifest is not None
+        assert split not in result.manifest.splits
+        assert len(result.manifest.splits) == 2
+        (warning,) = (warning for warning in result.warnings if warning.startswith(f"there is no {split} split"))
+        assert "all 4 photos of the dataset's own were left out (left_out.csv says why)" in warning
+        assert not list((tmp_path / "out").glob(f"{split}-*"))
+    data = DataConfig(shards=str(tmp_path / "out"), size=SIZE)
+    if split == "validation":
+        with pytest.raises(DataError, match=r"no validation split.*if left_out\.csv names all photos of the dataset's"):
+            open_dataset(data, 0)
+    else:
+        assert open_dataset(data, 0).test is None
+
+
+def test_a_build_without_training_photos_is_an_error(tmp_path: Path) -> None:
+    raw = official(tmp_path / "raw", "train")
+    with pytest.raises(BuildError, match=r"any photo of the training split \(unreadable: 4\)"):
+        build(options(raw, tmp_path / "out", max_bad_share=1))
+    with pytest.raises(BuildError, match=r"no photos remain for training \(also in the test split: 4\); the first is "):
+        build(options(raw / "val", tmp_path / "copies", test_input=raw / "val"))
+    assert not list(tmp_path.glob(f"*/{MANIFEST}"))
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_an_empty_split_in_a_manifest_is_refused(damaged: Path, split: str) -> None:
+    values = json.loads((damaged / MANIFEST).read_bytes())
+    values["left_out"]["unreadable"] = values["splits"][split]["samples"]
+    per_class = dict.fromkeys(values["classes"], 0)
+    values["splits"][split] = {"samples": 0, "per_class": per_class, "identities": 0, "shards": []}
+    (damaged / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(DataError, match=rf"the {split} split of .* is empty.*build the shards again"):
+        open_dataset(DataConfig(shards=str(damaged), size=SIZE), 0)
 
 
 def affectnet(root: Path) -> Path:

@@ -97,6 +97,8 @@ def test_shared_classes_are_matched_by_name_and_others_left_out():
     assert (shared.dropped(), shared.missing_classes) == ({"disgust": 2, "surprise": 1}, ("contempt",))
     with pytest.raises(DataError, match="share 1"):
         SharedClasses(data, ("neutral", "contempt"))
+    with pytest.raises(DataError, match=r"no sample of the data is of a class that the run has \(surprise, fear\)"):
+        SharedClasses(GreySplit(fer, [6, 3]), ("surprise", "fear"))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pfcluster.data.build.plan import DEFAULT_VAL_SHARE, Plan
 from pfcluster.data.manifest import Manifest
+from pfcluster.data.raw.base import RawDataset
+
+WHY = "(left_out.csv says why): give usable ones"
 
 
-def build_warnings(manifest: Manifest, plan: Plan) -> tuple[str, ...]:
-    """Sentences on persons, classes and splits that people should know."""
+def build_warnings(manifest: Manifest, plan: Plan, datasets: Mapping[str, RawDataset]) -> tuple[str, ...]:
+    """Sentences on persons, classes and splits that people should know. `datasets`: the listing of each input."""
     samples = sum(split.samples for split in manifest.splits.values())
     assert manifest.photos == samples + sum(manifest.left_out.values()), "every photo is a sample or left out"
-    return (*_identities(manifest, plan, samples), *_classes(manifest), *_empty_splits(manifest))
+    return (*_identities(manifest, plan, samples), *_classes(manifest), *_missing_splits(manifest, plan, datasets))
 
 
 def _identities(manifest: Manifest, plan: Plan, samples: int) -> Iterator[str]:
@@ -56,16 +59,27 @@ def _classes(manifest: Manifest) -> Iterator[str]:
             yield f"the {name} split has no {', '.join(empty)}"
 
 
-def _empty_splits(manifest: Manifest) -> Iterator[str]:
-    """Splits that were to be cut from the training photos and have none."""
+def _missing_splits(manifest: Manifest, plan: Plan, datasets: Mapping[str, RawDataset]) -> Iterator[str]:
+    """Splits that the dataset has or that were to be cut from the training photos, and that have no sample."""
+    listed = Counter[str | None](photo.split for photo in datasets["input"].photos)
+    if "test_input" in datasets:
+        listed["test"] = len(datasets["test_input"].photos)
+    held_out = Counter(shard.split for shard in plan.shards for _ in shard.photos)
     val_share = manifest.options.get("val_share")
     shares = {
         "validation": DEFAULT_VAL_SHARE if val_share is None else val_share,
         "test": manifest.options.get("test_share", 0),
     }
     for name, share in shares.items():
-        if share > 0 and (name not in manifest.splits or not manifest.splits[name].samples):
-            option = "--val-share" if name == "validation" else "--test-share"
+        if name in manifest.splits:
+            continue
+        option = "--val-share" if name == "validation" else "--test-share"
+        needed = ", which training needs" if name == "validation" else ""
+        if photos := listed[name]:
+            yield f"there is no {name} split{needed}: all {photos} photos of the dataset's own were left out {WHY}"
+        elif photos := held_out[name]:
+            yield f"there is no {name} split{needed}: all {photos} photos held out by {option} were left out {WHY}"
+        elif share > 0:
             yield (
                 f"there is no {name} split, although {option} is {share}: photos of one identity stay together, and a"
                 " class stays in the training split; check the identities, or give more photos"

@@ -93,7 +93,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
             if (options.output / MANIFEST).exists():
                 progress.start("checking", sum(len(dataset.photos) for dataset in datasets.values()), 0)
                 plan = make_plan(datasets, options.plan_options(), lambda: progress.advance(1))
-                return replace(_existing_result(options, identity, plan), left_out=_left_out(datasets, plan))
+                return _with_findings(_existing_result(options, identity, plan), datasets, plan)
             plan = load_or_make_plan(options, datasets, identity, files, progress.start, progress.advance)
         _check_bad(options, datasets, plan.left_out)
         in_slice = plan.shards[number::count]
@@ -103,13 +103,20 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildResul
         run_workers(functools.partial(_make_maker, options, datasets), missing, options.workers, progress.advance)
         with exclusive_lock(folder / "merge.lock"):
             if (options.output / MANIFEST).exists():  # written by another slice
-                done = _existing_result(options, identity, plan)
-                return replace(done, photos_now=now, left_out=_left_out(datasets, plan))
+                done = replace(_existing_result(options, identity, plan), photos_now=now)
+                return _with_findings(done, datasets, plan)
             shards_left = sum(not _is_finished(options.output, shard) for shard in plan.shards)
             if shards_left:
                 return BuildResult(None, now, (), shards_left)
             manifest = _finish(options, datasets, identity, plan)
-    return BuildResult(manifest, now, build_warnings(manifest, plan), left_out=_left_out(datasets, plan))
+    return _with_findings(BuildResult(manifest, now, ()), datasets, plan)
+
+
+def _with_findings(result: BuildResult, datasets: Mapping[str, RawDataset], plan: Plan) -> BuildResult:
+    """The result of a finished build with its warnings and with what is left out."""
+    assert result.manifest is not None
+    warnings = build_warnings(result.manifest, plan, datasets)
+    return replace(result, warnings=warnings, left_out=_left_out(datasets, plan))
 
 
 def _left_out(datasets: Mapping[str, RawDataset], plan: Plan) -> tuple[str, ...]:
@@ -151,7 +158,7 @@ def _existing_result(options: BuildOptions, identity: Mapping[str, Any], plan: P
     if plan is not None:
         require_same_content(options.output, plan.digest(), manifest)
     (options.output / BUILD_FOLDER / PLAN).unlink(missing_ok=True)
-    return BuildResult(manifest, 0, () if plan is None else build_warnings(manifest, plan))
+    return BuildResult(manifest, 0, ())
 
 
 def _check_bad(options: BuildOptions, datasets: Mapping[str, RawDataset], left_out: Sequence[LeftOut]) -> None:
@@ -214,19 +221,20 @@ def _is_finished(output: Path, shard: PlannedShard) -> bool:
 def _finish(
     options: BuildOptions, datasets: Mapping[str, RawDataset], identity: Mapping[str, Any], plan: Plan
 ) -> Manifest:
-    """Collect the results of all shards, write left_out.csv, and then the manifest. Raises BuildError."""
+    """Collect the results of all shards, write left_out.csv, and then the manifest. A validation or test split without
+    samples is not in the manifest, and its empty shards are removed. Raises BuildError, also if the training split is
+    empty.
+    """
     results = {
         shard: ShardResult.from_json(read_checksummed(marker_path(options.output, shard.name))) for shard in plan.shards
     }
     left_out = sorted([*plan.left_out, *(photo for result in results.values() for photo in result.left_out)])
     _check_bad(options, datasets, left_out)
-    if not any(result.file.samples for result in results.values()):
-        reasons = Counter(photo.reason for photo in left_out)
-        raise BuildError(f"no face was found in any photo ({_counts(reasons)}); --align none skips detection")
+    _require_training_samples(results)
     splits = {}
     for split in SPLITS:
         in_split = [result for shard, result in results.items() if shard.split == split]
-        if in_split:
+        if any(result.file.samples for result in in_split):
             splits[split] = _split_info(plan.classes, in_split)
     manifest = Manifest(
         format=FORMAT,
@@ -246,12 +254,27 @@ def _finish(
     try:
         for leftover in options.output.glob(TEMPORARY_FILES):
             leftover.unlink()
+        for file in (result.file for shard, result in results.items() if shard.split not in splits):
+            for name in (file.file, file.index_file, file.crc32_file):
+                (options.output / name).unlink(missing_ok=True)
         write_table(options.output / LEFT_OUT_FILE, ("input", "source", "label", "reason", "detail"), rows)
         write_json(options.output / MANIFEST, asdict(manifest), indent=1)
     except OSError as error:
         raise BuildError(f"{options.output} cannot be written: {error.strerror or error}") from error
     (options.output / BUILD_FOLDER / PLAN).unlink()  # build_lock then removes the build folder
     return manifest
+
+
+def _require_training_samples(results: Mapping[PlannedShard, ShardResult]) -> None:
+    """Raises BuildError if no photo of the training split became a sample."""
+    if any(result.file.samples for shard, result in results.items() if shard.split == "train"):
+        return
+    others = any(result.file.samples for result in results.values())
+    reasons = Counter(
+        photo.reason for shard, result in results.items() if shard.split == "train" for photo in result.left_out
+    )
+    where = "any photo of the training split" if others else "any photo"
+    raise BuildError(f"no face was found in {where} ({_counts(reasons)}); --align none skips detection")
 
 
 def _split_info(classes: Sequence[str], results: Sequence[ShardResult]) -> SplitInfo:

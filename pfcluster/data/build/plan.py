@@ -111,7 +111,7 @@ def make_plan(
 ) -> Plan:
     """Plan the build of `input` and, if given, `test_input`. Reads every photo once; `advance` is called for each.
 
-    Raises BuildError if no photo remains, or if the options contradict the dataset's official splits.
+    Raises BuildError if no photo remains for training, or if the options contradict the dataset's official splits.
     """
     val_share = _validation_share(datasets, options)
     candidates, left_out = list_candidates(datasets, options.labels, options.exclude_classes, advance)
@@ -120,6 +120,8 @@ def make_plan(
     if not kept:
         raise BuildError(_no_photos_message(datasets, left_out))
     splits = _split(candidates, kept, val_share, options.test_share, options.seed)
+    if not splits["train"]:
+        raise BuildError(_no_photos_message(datasets, left_out, " for training"))
     shards = [
         shard for split in SPLITS for shard in _shards(split, splits[split], options.samples_per_shard, options.seed)
     ]
@@ -205,8 +207,10 @@ def _shards(split: str, candidates: Sequence[Candidate], samples_per_shard: int,
         yield PlannedShard(f"{split}-{start // samples_per_shard:05d}", split, photos)
 
 
-def _no_photos_message(datasets: Mapping[str, RawDataset], left_out: Sequence[LeftOut]) -> str:
+def _no_photos_message(datasets: Mapping[str, RawDataset], left_out: Sequence[LeftOut], purpose: str = "") -> str:
     """Error message for a plan without photos, with a hint for the most frequent reason."""
+    if not left_out:
+        return f"no photos remain{purpose}: --limit drew none; raise it"
     reasons = Counter(photo.reason for photo in left_out)
     reason = reasons.most_common(1)[0][0]
     first = next(photo for photo in left_out if photo.reason == reason)
@@ -224,4 +228,4 @@ def _no_photos_message(datasets: Mapping[str, RawDataset], left_out: Sequence[Le
         hint += f", searched in {dataset.folder} (as {path}); --images sets the folder of a CSV's photos"
     if dataset.hint:
         hint += f"; {dataset.hint}"
-    return f"no photos remain ({counts}); {hint}"
+    return f"no photos remain{purpose} ({counts}); {hint}"
