@@ -69,7 +69,7 @@ def list_and_plan(source: Path, options: ReadOptions | None = None, kind: str = 
 
 def add_landmarks(dataset: RawDataset, tables: Path) -> None:
     try:
-        with_landmarks = with_openface(dataset, tables)
+        with_landmarks = with_openface({"input": dataset}, tables)["input"]
     except RawDataError as error:
         assert_explains(error, str(tables))
     else:

@@ -166,22 +166,61 @@ def test_expw_lists_faces_with_boxes(tmp_path: Path) -> None:
         read_raw(tmp_path)
 
 
+OPENFACE = ",".join(["face", " confidence", *(f" {axis}_{number}" for axis in "xy" for number in range(68))])
+
+
+def openface_row(confidence: float, shift: float) -> str:
+    """A row of OpenFace's CSV: POINTS, moved to the right."""
+    values = [x + shift for x, _ in POINTS] + [y for _, y in POINTS]
+    return ",".join(map(str, [0, confidence, *values]))
+
+
 def test_landmarks_from_openface_csv_files(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write(tmp_path / "photos" / "happy" / f"{name}.jpg", name)
-    columns = [f" {axis}_{number}" for axis in "xy" for number in range(68)]
-    header = ",".join(["face", " confidence", *columns])
-
-    def face(confidence: float, shift: float) -> str:
-        values = [x + shift for x, _ in POINTS] + [y for _, y in POINTS]
-        return ",".join(map(str, [0, confidence, *values]))
-
-    write(tmp_path / "tables" / "a.csv", "\n".join([header, face(0.4, 50), face(0.9, 0)]))
-    write(tmp_path / "tables" / "happy" / "b.csv", header)
-    dataset = with_openface(read_raw(tmp_path / "photos"), tmp_path / "tables")
+    write(tmp_path / "tables" / "a.csv", "\n".join([OPENFACE, openface_row(0.4, 50), openface_row(0.9, 0)]))
+    write(tmp_path / "tables" / "happy" / "b.csv", OPENFACE)
+    listed = {"input": read_raw(tmp_path / "photos")}
+    dataset = with_openface(listed, tmp_path / "tables")["input"]
     assert [photo.landmarks for photo in dataset.photos] == [FIVE, (), ()]
     write(tmp_path / "tables" / "c.csv", "face, confidence\n0, 1")
     with pytest.raises(RawDataError, match=r"c\.csv is not an OpenFace CSV"):
-        with_openface(read_raw(tmp_path / "photos"), tmp_path / "tables")
+        with_openface(listed, tmp_path / "tables")
     with pytest.raises(RawDataError, match="has no CSV for any photo"):
-        with_openface(read_raw(tmp_path / "photos"), write(tmp_path / "empty" / "x").parent)
+        with_openface(listed, write(tmp_path / "empty" / "x").parent)
+
+
+@pytest.mark.parametrize("photos", [("happy/001.jpg", "sad/001.jpg"), ("happy/001.jpg", "happy/001.png")])
+def test_one_landmark_file_for_several_photos_is_an_error(tmp_path: Path, photos: tuple[str, ...]) -> None:
+    for name in photos:
+        write(tmp_path / "photos" / name)
+    table = write(tmp_path / "tables" / "001.csv", "\n".join([OPENFACE, openface_row(1, 0)]))
+    listed = {"input": read_raw(tmp_path / "photos")}
+    message = rf"001\.csv can be the CSV of photos/{photos[0]} and of photos/{photos[1]}; give each photo its own"
+    with pytest.raises(RawDataError, match=message):
+        with_openface(listed, table.parent)
+    write(tmp_path / "tables" / "happy" / "001.csv", table.read_bytes())
+    if "sad/001.jpg" in photos:  # each has its own now
+        table.rename(write(tmp_path / "tables" / "sad" / "001.csv"))
+        with_openface(listed, tmp_path / "tables")
+
+
+def test_one_landmark_file_for_photos_of_both_inputs_is_an_error(tmp_path: Path) -> None:
+    for name in ("train/happy/1.jpg", "test/happy/1.jpg"):
+        write(tmp_path / name, name)
+    write(tmp_path / "tables" / "happy" / "1.csv", "\n".join([OPENFACE, openface_row(1, 0)]))
+    listed = {"input": read_raw(tmp_path / "train"), "test_input": read_raw(tmp_path / "test")}
+    with pytest.raises(RawDataError, match=r"1\.csv can be the CSV of train/happy/1\.jpg and of test/happy/1\.jpg"):
+        with_openface(listed, tmp_path / "tables")
+
+
+def test_a_listed_box_selects_the_landmarks_of_its_face(tmp_path: Path) -> None:
+    """ExpW lists several faces of a photo, of which OpenFace writes one CSV."""
+    left, right = min(x for x, _ in FIVE), max(x for x, _ in FIVE)
+    lines = [f"one.jpg {face} 0 {left + shift} {right + shift} 999 50 3" for face, shift in enumerate((0, 500, 5000))]
+    write(tmp_path / "expw" / "label.lst", "\n".join(lines))
+    write(tmp_path / "expw" / "image" / "one.jpg")
+    write(tmp_path / "tables" / "one.csv", "\n".join([OPENFACE, openface_row(0.4, 0), openface_row(0.9, 500)]))
+    dataset = with_openface({"input": read_raw(tmp_path / "expw")}, tmp_path / "tables")["input"]
+    moved = tuple((x + 500, y) for x, y in FIVE)
+    assert [photo.landmarks for photo in dataset.photos] == [FIVE, moved, ()]

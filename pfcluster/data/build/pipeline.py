@@ -135,11 +135,14 @@ def require_same_listing(options: BuildOptions) -> None:
 
 
 def _list_inputs(options: BuildOptions) -> tuple[BuildOptions, dict[str, RawDataset]]:
-    """The photos of each input, and the options with the dataset's name: without --name that of an earlier build of the
-    folder, as the input may have been moved since.
+    """The photos of each input, with the landmarks of --landmarks, and the options with the dataset's name: without
+    --name that of an earlier build of the folder, as the input may have been moved since.
     """
     inputs = {"input": options.input} | ({"test_input": options.test_input} if options.test_input else {})
     datasets = {role: _list_photos(options, source) for role, source in inputs.items()}
+    if options.landmarks is not None:
+        datasets = with_openface(datasets, options.landmarks)
+    datasets = {role: subsample(dataset, options.limit, options.seed) for role, dataset in datasets.items()}
     if options.name is None:
         kind = datasets["input"].kind
         name = options.dataset if kind in GENERIC else kind
@@ -175,16 +178,14 @@ def _check_bad(options: BuildOptions, datasets: Mapping[str, RawDataset], left_o
 
 
 def _list_photos(options: BuildOptions, source: Path) -> RawDataset:
-    """List the photos of an input, with the landmarks of --landmarks."""
+    """List the photos of an input."""
     read_options = options.read_options()
     if source is not options.input:  # all of it is the test split
         read_options = replace(read_options, splits={IGNORE: IGNORE}, all_names_occur=False)
     dataset = read_raw(source, read_options, kind=options.kind)
     if source is options.input:
         require_training_photos(dataset)
-    if options.landmarks is not None:
-        dataset = with_openface(dataset, options.landmarks)
-    return subsample(dataset, options.limit, options.seed)
+    return dataset
 
 
 def _make_maker(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> ShardMaker:
