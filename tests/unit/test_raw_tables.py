@@ -161,6 +161,38 @@ def test_hugging_faces_imagefolder(tmp_path: Path, suffix: str) -> None:
     assert dataset.skipped == {}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_repeated_rows_of_metadata_are_listed_as_those_of_a_csv(tmp_path: Path, suffix: str) -> None:
+    put(tmp_path, "a.jpg", "b.jpg")
+    rows = [("a.jpg", "happy"), ("a.jpg", "angry"), ("b.jpg", "fear"), ("b.jpg", "fear"), ("c.jpg", "sad")] * 2
+    rows += [("", "sad"), ("", "sad")]
+    table = tmp_path / f"metadata{suffix}"
+    if suffix == ".csv":
+        table.write_text("\n".join(["file_name,label", *(",".join(row) for row in rows)]))
+    else:
+        table.write_text("\n".join(json.dumps({"file_name": name, "label": label}) for name, label in rows))
+    of_folder = [(photo.source, photo.label, photo.path, photo.left_out) for photo in read_raw(tmp_path).photos]
+    of_table = [(photo.source, photo.label, photo.path, photo.left_out) for photo in read_raw(table).photos]
+    assert sorted(of_folder) == sorted(of_table)
+    assert len(of_folder) == 12
+
+
+def test_metadata_tables_that_differ_about_an_image_are_an_error(tmp_path: Path) -> None:
+    put(tmp_path, "d/a.jpg", "d/b.jpg")
+    (tmp_path / "d" / "metadata.csv").write_text("file_name,label\na.jpg,happy\nb.jpg,sad\n")
+    other = tmp_path / "d" / "metadata.jsonl"
+    other.write_text('{"file_name": "a.jpg", "label": "happy"}')
+    assert [photo.label for photo in read_raw(tmp_path).photos] == ["happy", "sad"]
+    message = r"metadata\.csv and .*metadata\.jsonl both have rows of d/a\.jpg, and differ in them; remove one"
+    for record in ({"label": "angry"}, {"caption": "a man"}, {"label": "happy", "person": "Ann"}):
+        other.write_text(json.dumps({"file_name": "a.jpg", **record}))
+        with pytest.raises(RawDataError, match=message):
+            read_raw(tmp_path)
+    other.rename(tmp_path / "metadata.jsonl").write_text('{"file_name": "d/a.jpg", "label": "angry"}')
+    with pytest.raises(RawDataError, match=r"d/metadata\.csv and .*metadata\.jsonl both have rows of d/a\.jpg"):
+        read_raw(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

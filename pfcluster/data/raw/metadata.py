@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from pfcluster.data.raw.base import OfficialSplit, RawDataError, RawPhoto, ReadOptions, leaves_folder
 from pfcluster.data.raw.split_columns import table_splits
@@ -46,35 +47,62 @@ def metadata_splits(
     return splits, note, dataclasses.replace(options, splits=of_folders)
 
 
+class MetadataRow(NamedTuple):
+    """What a table says about an image; cells are empty where it says nothing."""
+
+    label: str
+    person: str
+    split: OfficialSplit | None
+
+
 def with_metadata(
     photos: Sequence[RawPhoto], root: Path, tables: Sequence[Table], splits: Splits | None
 ) -> Iterator[RawPhoto]:
-    """Photos with the labels, persons and splits of their rows in metadata tables; photos without a row are left out
-    if the tables have labels. `splits`: of the rows of all tables. Raises RawDataError.
+    """Photos with the labels, persons and splits of their rows in metadata tables, once for each row, as in a CSV;
+    photos without a row are left out if the tables have labels. `splits`: of the rows of all tables. Raises
+    RawDataError.
     """
-    rows: dict[str, tuple[str, str, OfficialSplit | None]] = {}
-    labelled = False
+    labelled = any(table.find("label") is not None for table in tables)
+    rows = _rows_by_image(root, tables, splits)
+    for photo in photos:
+        if photo.source not in rows:
+            missing = ("no row in the metadata", "") if labelled else photo.left_out
+            yield dataclasses.replace(photo, left_out=missing)
+        for row in rows.pop(photo.source, ()):
+            values = {"identity": row.person or None, "split": row.split or photo.split}
+            values |= {"label": row.label, "left_out": None} if labelled else {}
+            yield dataclasses.replace(photo, **values)  # type: ignore[arg-type]
+    of_folder = {PurePosixPath(photo.source).parent: photo.split for photo in photos}
+    for name, of_image in rows.items():
+        folder = next((folder for folder in PurePosixPath(name).parents if folder in of_folder), None)
+        for row in of_image:
+            split = row.split or (of_folder[folder] if folder is not None else None)
+            yield RawPhoto(name, row.label, row.person or None, str(root / name) if name else "", split=split)
+
+
+def _rows_by_image(root: Path, tables: Sequence[Table], splits: Splits | None) -> dict[str, list[MetadataRow]]:
+    """The rows of each image, by its name below `root`: all of one table; "" for rows without an image. Raises
+    RawDataError for a row outside the table's folder, and if two tables differ about an image.
+    """
+    rows: dict[str, list[MetadataRow]] = {}
+    table_of: dict[str, Path] = {}
     of_rows = iter(splits if splits is not None else [None] * sum(len(table.rows) for table in tables))
     for table in tables:
-        labelled |= table.find("label") is not None
+        of_table: dict[str, list[MetadataRow]] = {}
         columns = [table.cells(table.find(column)) for column in ("label", "identity")]
         below = table.path.parent.relative_to(root)
         for image, label, person in zip(table.cells(table.require("image")), *columns, strict=True):
             name = image.replace("\\", "/")
             if leaves_folder(name):
                 raise RawDataError(f"{table.path} names an image outside its folder, {name!r}; correct the row")
-            rows[(below / name).as_posix()] = (label, person, next(of_rows))
-    for photo in photos:
-        row = rows.pop(photo.source, None)
-        if row is None:
-            missing = ("no row in the metadata", "") if labelled else photo.left_out
-            yield dataclasses.replace(photo, left_out=missing)
-            continue
-        label, person, split = row
-        values = {"identity": person or None, "split": split or photo.split}
-        yield dataclasses.replace(photo, **values, **({"label": label, "left_out": None} if labelled else {}))  # type: ignore[arg-type]
-    of_folder = {PurePosixPath(photo.source).parent: photo.split for photo in photos}
-    for name, (label, person, split) in rows.items():
-        folder = next((folder for folder in PurePosixPath(name).parents if folder in of_folder), None)
-        split = split or (of_folder[folder] if folder is not None else None)
-        yield RawPhoto(name, label, person or None, str(root / name), split=split)
+            place = (below / name).as_posix() if name else ""
+            of_table.setdefault(place, []).append(MetadataRow(label, person, next(of_rows)))
+        rows.setdefault("", []).extend(of_table.pop("", []))
+        for name, of_image in of_table.items():
+            if of_image != rows.setdefault(name, of_image):
+                raise RawDataError(
+                    f"{table_of[name]} and {table.path} both have rows of {name}, and differ in them; remove one of the"
+                    " tables, or its rows of the same images"
+                )
+            table_of.setdefault(name, table.path)
+    return rows
