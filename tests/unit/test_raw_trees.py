@@ -294,6 +294,23 @@ def test_webdataset_tars_are_labelled_by_cls_files_and_split_by_name(tmp_path: P
     assert [photo.label for photo in read(tmp_path / "fer-test-000000.tar").photos] == ["happy", "1", "sad"]
 
 
+@pytest.mark.parametrize("second", ["0000.cls", "0000.old.cls"])
+def test_different_classes_of_one_webdataset_key_are_an_error(tmp_path: Path, second: str) -> None:
+    def write(*members: tuple[str, str]) -> Path:
+        with tarfile.open(tmp_path / "faces.tar", "w") as archive:
+            for name, data in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data.encode()))
+        return tmp_path / "faces.tar"
+
+    samples = [("0000.jpg", "one"), ("0000.cls", "happy"), ("0000.jpg", "two")]
+    same = read(write(*samples, (second, "happy"), ("._0000.cls", "x"), ("._0001.cls", "y")))
+    assert [photo.label for photo in same.photos] == ["happy", "happy"]
+    with pytest.raises(RawDataError, match=r"faces\.tar has \.cls files of 0000 with different classes"):
+        read(write(*samples, (second, "sad")))
+
+
 def test_what_is_left_out_is_named_with_the_nearest_name(tmp_path: Path) -> None:
     put(tmp_path, "happy/1.jpg", "sad/2.jpg", "happy/3.heic", "happy/4.heic", ".DS_Store", "7/6.jpg", "x/notes")
     put(tmp_path, *(f"suprise/{number}.jpg" for number in range(16)))

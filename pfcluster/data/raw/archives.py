@@ -184,11 +184,16 @@ def _key(name: str) -> str:
 
 
 def _classes(source: Path, listed: Sequence[tuple[str, int, int]]) -> dict[str, str]:
-    """Content of the `.cls` files, by key."""
-    classes = {}
+    """Content of the `.cls` files, by key. Raises RawDataError if files of one key differ."""
+    classes: dict[str, str] = {}
     with open(source, "rb") as file:
         for name, offset, size in listed:
-            if name.lower().endswith(CLASS_SUFFIX):
+            if name.lower().endswith(CLASS_SUFFIX) and not is_hidden(PurePosixPath(name)):
                 file.seek(offset)
-                classes[_key(name)] = decode_short(file.read(min(size, MAX_CLASS_BYTES)))
+                label, key = decode_short(file.read(min(size, MAX_CLASS_BYTES))), _key(name)
+                if label != classes.setdefault(key, label):
+                    raise RawDataError(
+                        f"{source} has {CLASS_SUFFIX} files of {key} with different classes, {classes[key]!r} and"
+                        f" {label!r}; write the tar again, with a key for each sample"
+                    )
     return classes
