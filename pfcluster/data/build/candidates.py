@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from pfcluster.data.labels import UnknownEmotionError, canonical_name
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
+from pfcluster.data.types import UNKNOWN_PERSON
 
 
 class LeftOut(NamedTuple):
@@ -37,7 +38,7 @@ class Candidate:
     @property
     def identity(self) -> str:
         """The person, or `photo-<content hash>` if it is not known."""
-        return self.photo.identity or f"photo-{self.sha256[:16]}"
+        return self.photo.identity or f"{UNKNOWN_PERSON}{self.sha256[:16]}"
 
     @property
     def face(self) -> str:

@@ -27,9 +27,8 @@ from pfcluster.data.inspect.near_duplicates import (
 )
 from pfcluster.data.manifest import ShardError, ShardFile
 from pfcluster.data.shards import UNLABELLED
+from pfcluster.data.types import UNKNOWN_PERSON
 
-UNKNOWN_IDENTITY = "photo-"
-"""Prefix of the identity of a photo whose person is unknown."""
 BATCH_PIXELS = 1 << 22
 """Pixels that are measured at a time; about 100 MB with their brightness."""
 PERCENTILES = (5, 50, 95)
@@ -79,7 +78,7 @@ class IdentityLeak(NamedTuple):
     @property
     def is_photo(self) -> bool:
         """Whether the person is unknown, so that the identity is that of one photo's file."""
-        return self.identity.startswith(UNKNOWN_IDENTITY)
+        return self.identity.startswith(UNKNOWN_PERSON)
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def read_enlargements(folder: Path, shards: Sequence[ShardFile], size: int) -> n
 
 
 def identity_leaks(splits: Mapping[str, Faces]) -> tuple[IdentityLeak, ...]:
-    """Identities that occur in more than one split: known persons, and photos of unknown ones (UNKNOWN_IDENTITY)."""
+    """Identities that occur in more than one split: known persons, and photos of unknown ones (UNKNOWN_PERSON)."""
     occurrences = Counter(identity for split in splits.values() for identity in set(split.identities()))
     leaking = {identity for identity, count in occurrences.items() if count > 1}
     keys: dict[str, dict[str, str]] = {identity: {} for identity in sorted(leaking)}
