@@ -280,8 +280,8 @@ def measured_template(config: RunConfig) -> tuple[tuple[Point, ...], int | None]
 
 
 def template_landmarks(images: np.ndarray, aligner: FaceAligner) -> np.ndarray:
-    """Landmarks of the largest face of each image in which one is found, as fractions of its side: uint8 n h h 3 ->
-    f 5 2.
+    """Landmarks of the largest face of each image in which one is found, as fractions of its side from its edge:
+    uint8 n h h 3 -> f 5 2. The centre of pixel x lies at (x + 1/2) / h.
     """
     import cv2
 

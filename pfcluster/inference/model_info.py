@@ -103,7 +103,7 @@ class Preprocessing:
     """Side of the stored images in pixels; the network's input is resized from them."""
     template: tuple[Point, ...]
     """Where left eye, right eye, nose, left and right mouth corner (from the viewer's side) lie in a crop, (x, y) as
-    fractions of its side. The template alone determines the margin around a face."""
+    fractions of its side; see `targets`. The template alone determines the margin around a face."""
     template_faces: int | None = None
     """None: the template of `pfcluster build`. Else the template is the mean over this many faces that were detected in
     the training data, which is not aligned by landmarks."""
@@ -113,10 +113,14 @@ class Preprocessing:
     """Which face of a photo training used; it is number 0 of a photo's faces."""
 
     def targets(self) -> np.ndarray:
-        """The five landmarks in a crop, in pixels: 5 2. Equal to those of a build to the bit, for its template."""
-        return (
-            template(self.crop_size) if self.template == build_template() else np.array(self.template) * self.crop_size
-        )
+        """The five landmarks in a crop, in pixels whose centres are integers: 5 2.
+
+        Equal to those of a build to the bit, for its template, whose fractions are pixels over the side. Fractions of a
+        measured template count from the crop's edge, half a pixel before the centre of its first pixel.
+        """
+        if self.template == build_template():
+            return template(self.crop_size)
+        return np.array(self.template) * self.crop_size - 0.5
 
 
 def build_template() -> tuple[Point, ...]:

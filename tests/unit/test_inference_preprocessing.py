@@ -14,12 +14,18 @@ import torch
 from PIL import Image
 
 import pfcluster
+from pfcluster.data.build import align
+from pfcluster.data.build.detect import FaceAligner
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.build.pipeline import build
+from pfcluster.data.build.stored_images import DecodedPhoto
 from pfcluster.data.shards import ShardSplit
 from pfcluster.data.splits import ShardedSplit
 from pfcluster.evaluate.classification import load_images
+from pfcluster.inference.crops import DetectedFaces
+from pfcluster.inference.export import DETECTION_SIDE, template_landmarks
 from pfcluster.inference.model import Model
+from pfcluster.inference.model_info import Preprocessing
 from tests import inference_models as models
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +79,21 @@ def test_detected_faces(tmp_path: Path) -> None:
         compare(model, trained_on(tmp_path / "shards"), tmp_path / "photos", detect=True)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_measured_template_leaves_the_image_it_was_measured_in_where_it_is() -> None:
+    """Not shifted by half a pixel: a crop of it is the image at the size of the crops."""
+    size, image = 48, models.rendered(1, DETECTION_SIDE)[0]
+    points = template_landmarks(image[None], FaceAligner(DETECTION_SIDE))[0]
+    template = tuple((x, y) for x, y in points.tolist())
+    preprocessing = Preprocessing(align="none", crop_size=size, template=template, template_faces=1, jpeg_quality=None)
+    (face,) = DetectedFaces(preprocessing, "cpu", "one").faces([DecodedPhoto(b"", image, plain=False)])[0]
+    scale = size / DETECTION_SIDE
+    resized = np.array([(scale, 0, 0.5 * scale - 0.5), (0, scale, 0.5 * scale - 0.5)])
+    assert face.crop is not None
+    assert face.landmarks is not None
+    np.testing.assert_allclose(align.similarity(face.landmarks, preprocessing.targets()), resized, atol=1e-6)
+    assert np.abs(face.crop.astype(int) - align.warp(image, resized, size)).max() <= 1
 
 
 def compare(model: Model, inputs: dict[str, torch.Tensor], photos: Path, *, detect: bool) -> None:
