@@ -210,7 +210,14 @@ def with_figures(
     )
     training = replace(info.training, command=command)
     return replace(
-        info, name=name, figures=figures, over_seeds=None, poker_faces=poker or None, training=training, notes=notes
+        info,
+        name=name,
+        figures=figures,
+        no_figures=None,
+        over_seeds=None,
+        poker_faces=poker or None,
+        training=training,
+        notes=notes,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -29,17 +28,16 @@ from pfcluster.inference.model_folder import require_free, with_precision, write
 from pfcluster.inference.model_info import (
     CARD_FILE,
     WEIGHTS_FILE,
-    Figures,
     ModelInfo,
-    OverSeeds,
     Point,
     Preprocessing,
     Training,
     build_template,
 )
+from pfcluster.inference.run_figures import run_figures
 from pfcluster.inference.torch_predictor import network_info, weights_sha256
 from pfcluster.models.erasure import inference_weights
-from pfcluster.runs.folder import RESULT_FILE, enclosing_run, find_runs, read_config, read_result
+from pfcluster.runs.folder import RESULT_FILE, enclosing_run, read_config, read_result
 from pfcluster.runs.run_inputs import read_inputs, recorded_classes
 
 TEMPLATE_IMAGES = 32
@@ -48,7 +46,6 @@ MIN_TEMPLATE_FACES = 8
 DETECTION_SIDE = 160
 """They are enlarged to this side for the detector, in pixels."""
 OWN_DATA_LICENSE = "apache-2.0"
-POKER_ROW = "poker face"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +102,9 @@ def read_source(source: Path, shards: str | None = None, license: str | None = N
 
 
 def read_run(run: Path, shards: str | None = None, license: str | None = None) -> RunModel:
-    """The best checkpoint of a run, or a checkpoint folder, as a model. Raises InferenceError, CheckpointError."""
+    """The best checkpoint of a run, or a checkpoint folder, as a model; with figures if it is the checkpoint that the
+    run evaluated. Raises InferenceError, CheckpointError.
+    """
     checkpoint = store.load(run)
     folder = enclosing_run(run) or run
     config = read_config(folder)
@@ -119,15 +118,17 @@ def read_run(run: Path, shards: str | None = None, license: str | None = None) -
         )
     require_outputs(folder, weights, classes)
     training = _training(folder, config, result, checkpoint.step)
+    measured = run_figures(folder, config, result, classes, checkpoint.step)
     info = ModelInfo(
         name=f"{config.name}-{training.dataset}",
         network=network_info(config),
         classes=classes,
         preprocessing=_preprocessing(folder, config, shards),
         training=training,
-        figures=_figures(result, classes),
-        over_seeds=_over_seeds(folder, config),
-        poker_faces=_poker_faces(result),
+        figures=measured.figures,
+        no_figures=measured.no_figures,
+        over_seeds=measured.over_seeds,
+        poker_faces=measured.poker_faces,
         license=license or (OWN_DATA_LICENSE if config.data.shards is None else "other"),
         weights_sha256=weights_sha256(weights),
         version=version("pfcluster"),
@@ -168,54 +169,6 @@ def _training(folder: Path, config: RunConfig, result: Mapping[str, Any], step: 
         step=step,
         commit=result.get("git_commit"),
     )
-
-
-def _figures(result: Mapping[str, Any], classes: tuple[str, ...]) -> Figures | None:
-    """Scores of the test split, else of the validation split."""
-    for split in ("test", "validation"):
-        scores = result.get(split)
-        if scores:
-            names = ("accuracy", "mean_class_accuracy", "macro_f1")
-            n = scores.get("n") or (result.get("dataset") or {}).get(split, 0)
-            per_class = {name: value for name, value in scores.get("per_class", {}).items() if name in classes}
-            return Figures(
-                split=split,
-                n=n,
-                per_class=per_class,
-                warning=result.get("warning"),
-                **{name: scores[name] for name in names},
-            )
-    return None
-
-
-def _over_seeds(folder: Path, config: RunConfig) -> OverSeeds | None:
-    """Test accuracy over the finished runs beside this one that share its name; None with fewer than two."""
-    accuracies: dict[int, float] = {}
-    for run in find_runs(folder.parent):
-        try:
-            result = read_result(run) or {}
-        except JsonFileError:
-            continue
-        if result.get("status") == "finished" and result.get("name") == config.name and result.get("test"):
-            accuracies[result["seed"]] = result["test"]["accuracy"]
-    if len(accuracies) < 2 or config.seed not in accuracies:
-        return None
-    values = list(accuracies.values())
-    return OverSeeds(
-        seeds=tuple(sorted(accuracies)),
-        accuracy_mean=statistics.fmean(values),
-        accuracy_std=statistics.stdev(values),
-    )
-
-
-def _poker_faces(result: Mapping[str, Any]) -> dict[str, float | int | str | None] | None:
-    """The figures of the poker faces themselves, without those of the rows that they are compared with."""
-    rows = (result.get("poker") or {}).get("rows") or {}
-    row = rows.get(POKER_ROW, {})
-    values: dict[str, float | int | str | None] = {
-        name: value for name, value in row.items() if isinstance(value, float | int)
-    }
-    return values or None
 
 
 def _preprocessing(folder: Path, config: RunConfig, shards: str | None) -> Preprocessing:

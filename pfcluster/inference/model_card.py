@@ -180,7 +180,7 @@ def _preprocessing(preprocessing: Preprocessing, size: int) -> str:
 def _figures(info: ModelInfo) -> str:
     figures = info.figures
     if figures is None:
-        return "## Figures\n\nThe run has not been evaluated."
+        return f"## Figures\n\n{info.no_figures or 'The run has not been evaluated.'}"
     lines = ["## Figures", "", _summary(figures)]
     if figures.warning:
         lines += ["", f"Note: {figures.warning}."]

@@ -183,7 +183,9 @@ class ModelInfo:
     preprocessing: Preprocessing
     training: Training
     figures: Figures | None
-    """None if the run has not been evaluated."""
+    """None if these weights have not been evaluated."""
+    no_figures: str | None = None
+    """Sentences on why not, if the run has been: its figures are those of another checkpoint."""
     over_seeds: OverSeeds | None = None
     poker_faces: dict[str, float | int | str | None] | None = None
     """The run's metrics of poker faces, by their names in docs/reference/metrics.md."""

@@ -19,7 +19,8 @@ from pfcluster.data.dataset import open_dataset
 from pfcluster.data.fingerprints import run_inputs
 from pfcluster.evaluate import predictions
 from pfcluster.inference.export import read_run
-from pfcluster.inference.model_info import read_info
+from pfcluster.inference.model_card import model_card
+from pfcluster.inference.model_info import parse_info, read_info, to_json
 from pfcluster.models import factory
 from pfcluster.runs.folder import CHECKPOINTS_DIR, read_config, read_result, write_config, write_result
 from pfcluster.runs.run_inputs import write_inputs
@@ -103,7 +104,7 @@ def test_figures_are_also_those_over_the_seeds_of_the_study(built: Path, tmp_pat
     scores = {"n": 40, "mean_class_accuracy": 0.5, "macro_f1": 0.5, "per_class": {"neutral": 0.5}}
     for seed in (0, 1):
         folder = fake_run(tmp_path / f"seed-{seed}", "finetune", shards=str(built))
-        result = {"name": tiny.config("finetune").name, "status": "finished", "seed": seed}
+        result = {"name": tiny.config("finetune").name, "status": "finished", "seed": seed, "steps": 5}
         result |= {"dataset": {"name": "mine", "classes": ["neutral", "happiness", "fear"]}}  # type: ignore[dict-item]
         write_result(folder, {**result, "test": {**scores, "accuracy": 0.5 + 0.2 * seed}})
     info = read_run(tmp_path / "seed-0").info
@@ -113,6 +114,33 @@ def test_figures_are_also_those_over_the_seeds_of_the_study(built: Path, tmp_pat
     assert info.over_seeds.accuracy_mean == pytest.approx(0.6)
     assert info.over_seeds.accuracy_std == pytest.approx(0.2 / 2**0.5)
     assert pfcluster.load(tmp_path / "seed-0", device="cpu").info == info  # the run itself is a model
+
+
+@pytest.mark.parametrize("best", [5, None])
+def test_the_card_has_the_figures_of_its_own_checkpoint_only(built: Path, tmp_path: Path, best: int | None) -> None:
+    """result.json has those of the best checkpoint, or of the last if none was selected."""
+    folder = fake_run(tmp_path / "seed-0", "finetune", shards=str(built))
+    weights = factory.build(read_config(folder), 3, load_init=False)["model"].state_dict()
+    for step in (5, 8):
+        state = {"best": None if best is None else {"step": best, "score": 0.5}}
+        tiny.write_checkpoint(folder / CHECKPOINTS_DIR, step, {"model": weights}, state)
+    scores = {"n": 40, "accuracy": 0.5, "mean_class_accuracy": 0.5, "macro_f1": 0.5, "per_class": {"neutral": 0.5}}
+    result = {"status": "finished", "steps": 8, "test": scores, "poker": {"rows": {"poker face": {"n": 9}}}}
+    result |= {"dataset": {"name": "mine", "classes": ["neutral", "happiness", "fear"]}}
+    write_result(folder, result | {"best": None if best is None else {"step": best, "value": 0.5}})
+    evaluated = best or 8
+    for source, step in (("", evaluated), ("checkpoints/step-00000005", 5), ("checkpoints/step-00000008", 8)):
+        info = read_run(folder / source).info
+        assert info.training.step == step
+        assert (info.figures is not None) == (info.poker_faces is not None) == (step == evaluated)
+        assert (f"these weights are the checkpoint of step {step}, and" in model_card(info)) == (step != evaluated)
+        assert ("accuracy 50.00 %" in model_card(info)) == (step == evaluated)
+        assert parse_info(to_json(info), "config.json") == info
+    for file in (folder / f"checkpoints/step-{evaluated:08d}").glob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    info = read_run(folder).info
+    assert (info.figures, info.training.step) == (None, 13 - evaluated)
+    assert f"checkpoint of step {evaluated}. `pfcluster evaluate" in model_card(info)
 
 
 def test_shards_that_have_moved_are_named(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

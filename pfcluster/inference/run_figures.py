@@ -1,0 +1,104 @@
+"""The figures of a run that a model card shows, from result.json. No torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pfcluster.config import RunConfig
+from pfcluster.config.json_files import JsonFileError
+from pfcluster.inference.model_info import Figures, OverSeeds
+from pfcluster.runs.folder import find_runs, read_result
+
+POKER_ROW = "poker face"
+"""Of result.json: the figures of the poker faces."""
+PokerFigures = dict[str, float | int | str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFigures:
+    """What a model card says of a checkpoint's quality."""
+
+    figures: Figures | None = None
+    no_figures: str | None = None
+    """Why there are none, if the run has been evaluated."""
+    over_seeds: OverSeeds | None = None
+    poker_faces: PokerFigures | None = None
+
+
+def run_figures(
+    folder: Path, config: RunConfig, result: Mapping[str, Any], classes: tuple[str, ...], step: int
+) -> RunFigures:
+    """The figures of the checkpoint of a step. result.json has those of one checkpoint only; any other has none."""
+    figures = _figures(result, classes)
+    if figures is None:
+        return RunFigures()
+    evaluated = _evaluated_step(result)
+    if step != evaluated:
+        return RunFigures(no_figures=_no_figures(step, evaluated))
+    return RunFigures(figures=figures, over_seeds=_over_seeds(folder, config), poker_faces=_poker_faces(result))
+
+
+def _evaluated_step(result: Mapping[str, Any]) -> int | None:
+    """Step of the checkpoint that result.json has the figures of: the best, or the last if none was selected; None if
+    it does not say.
+    """
+    step = (result.get("best") or {}).get("step", result.get("steps"))
+    return None if step is None else int(step)
+
+
+def _no_figures(step: int, evaluated: int | None) -> str:
+    others = "a step that they do not name" if evaluated is None else f"step {evaluated}"
+    return (
+        f"No figures: these weights are the checkpoint of step {step}, and the figures of the run are those of its"
+        f" checkpoint of {others}. `pfcluster evaluate CHECKPOINT` measures any checkpoint of a run."
+    )
+
+
+def _figures(result: Mapping[str, Any], classes: tuple[str, ...]) -> Figures | None:
+    """Scores of the test split, else of the validation split."""
+    for split in ("test", "validation"):
+        scores = result.get(split)
+        if scores:
+            names = ("accuracy", "mean_class_accuracy", "macro_f1")
+            n = scores.get("n") or (result.get("dataset") or {}).get(split, 0)
+            per_class = {name: value for name, value in scores.get("per_class", {}).items() if name in classes}
+            return Figures(
+                split=split,
+                n=n,
+                per_class=per_class,
+                warning=result.get("warning"),
+                **{name: scores[name] for name in names},
+            )
+    return None
+
+
+def _over_seeds(folder: Path, config: RunConfig) -> OverSeeds | None:
+    """Test accuracy over the finished runs beside this one that share its name; None with fewer than two."""
+    accuracies: dict[int, float] = {}
+    for run in find_runs(folder.parent):
+        try:
+            result = read_result(run) or {}
+        except JsonFileError:
+            continue
+        if result.get("status") == "finished" and result.get("name") == config.name and result.get("test"):
+            accuracies[result["seed"]] = result["test"]["accuracy"]
+    if len(accuracies) < 2 or config.seed not in accuracies:
+        return None
+    values = list(accuracies.values())
+    return OverSeeds(
+        seeds=tuple(sorted(accuracies)),
+        accuracy_mean=statistics.fmean(values),
+        accuracy_std=statistics.stdev(values),
+    )
+
+
+def _poker_faces(result: Mapping[str, Any]) -> PokerFigures | None:
+    """The figures of the poker faces themselves, without those of the rows that they are compared with."""
+    rows = (result.get("poker") or {}).get("rows") or {}
+    row = rows.get(POKER_ROW, {})
+    values: PokerFigures = {name: value for name, value in row.items() if isinstance(value, float | int)}
+    return values or None
