@@ -24,9 +24,8 @@ from pfcluster.runs.folder import (
     enclosing_run,
     read_config,
 )
-from pfcluster.runs.run_inputs import DataRecord, RunInputs, SplitRecord, read_inputs, recorded_classes
+from pfcluster.runs.run_inputs import DATA_FIELD, DataRecord, RunInputs, SplitRecord, read_inputs, recorded_classes
 
-DATA_FIELD = "data.shards"
 WEIGHT_FIELDS = (
     "model.init",
     "pf_mag.decoder_init",

@@ -118,7 +118,7 @@ def read_run(run: Path, shards: str | None = None, license: str | None = None) -
         )
     require_outputs(folder, weights, classes)
     training = _training(folder, config, result, checkpoint.step)
-    measured = run_figures(folder, config, result, classes, checkpoint.step)
+    measured = run_figures(folder, result, classes, checkpoint.step)
     info = ModelInfo(
         name=f"{config.name}-{training.dataset}",
         network=network_info(config),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.config import RunConfig
-from pfcluster.config.json_files import JsonFileError
+from pfcluster.config.io import REMOVED_FIELDS, flatten
+from pfcluster.config.json_files import try_read_object
 from pfcluster.inference.model_info import Figures, OverSeeds
-from pfcluster.runs.folder import find_runs, read_result
+from pfcluster.runs.folder import CONFIG_FILE, RESULT_FILE, find_runs
+from pfcluster.runs.seed_differences import config_differences, has_other_data, selection_split
 
 POKER_ROW = "poker face"
 """Of result.json: the figures of the poker faces."""
@@ -29,9 +31,7 @@ class RunFigures:
     poker_faces: PokerFigures | None = None
 
 
-def run_figures(
-    folder: Path, config: RunConfig, result: Mapping[str, Any], classes: tuple[str, ...], step: int
-) -> RunFigures:
+def run_figures(folder: Path, result: Mapping[str, Any], classes: tuple[str, ...], step: int) -> RunFigures:
     """The figures of the checkpoint of a step. result.json has those of one checkpoint only; any other has none."""
     figures = _figures(result, classes)
     if figures is None:
@@ -39,7 +39,7 @@ def run_figures(
     evaluated = _evaluated_step(result)
     if step != evaluated:
         return RunFigures(no_figures=_no_figures(step, evaluated))
-    return RunFigures(figures=figures, over_seeds=_over_seeds(folder, config), poker_faces=_poker_faces(result))
+    return RunFigures(figures=figures, over_seeds=_over_seeds(folder), poker_faces=_poker_faces(result))
 
 
 def _evaluated_step(result: Mapping[str, Any]) -> int | None:
@@ -76,23 +76,56 @@ def _figures(result: Mapping[str, Any], classes: tuple[str, ...]) -> Figures | N
     return None
 
 
-def _over_seeds(folder: Path, config: RunConfig) -> OverSeeds | None:
-    """Test accuracy over the finished runs beside this one that share its name; None with fewer than two."""
-    accuracies: dict[int, float] = {}
-    for run in find_runs(folder.parent):
-        try:
-            result = read_result(run) or {}
-        except JsonFileError:
-            continue
-        if result.get("status") == "finished" and result.get("name") == config.name and result.get("test"):
-            accuracies[result["seed"]] = result["test"]["accuracy"]
-    if len(accuracies) < 2 or config.seed not in accuracies:
+@dataclass(frozen=True)
+class _Run:
+    """A finished run with a test accuracy; a `RunRecord`."""
+
+    values: Mapping[str, Any]
+    config: Mapping[str, Any]
+    seed: int
+    accuracy: float
+
+
+def _over_seeds(folder: Path) -> OverSeeds | None:
+    """Test accuracy over this run and the finished runs beside it that differ from it only in their seed: the same
+    name, objective, config, data and selection of the checkpoint. None with fewer than two.
+    """
+    own = _read(folder)
+    if own is None:
+        return None
+    accuracies = {own.seed: own.accuracy}
+    for other in map(_read, find_runs(folder.parent)):
+        if other is not None and _differ_in_seed_only(own, other):
+            accuracies.setdefault(other.seed, other.accuracy)
+    if len(accuracies) < 2:
         return None
     values = list(accuracies.values())
     return OverSeeds(
         seeds=tuple(sorted(accuracies)),
         accuracy_mean=statistics.fmean(values),
         accuracy_std=statistics.stdev(values),
+    )
+
+
+def _read(folder: Path) -> _Run | None:
+    """None for a run without config, that has not finished, or that has no test accuracy, and for damaged files."""
+    values, recorded = (try_read_object(folder / name) for name in (RESULT_FILE, CONFIG_FILE))
+    if not values or not recorded or values.get("status") != "finished":
+        return None
+    test = values.get("test")
+    accuracy = test.get("accuracy") if isinstance(test, Mapping) else None
+    config = {name: value for name, value in flatten(recorded).items() if (name, value) not in REMOVED_FIELDS.items()}
+    seed = config.get("seed")
+    if not isinstance(accuracy, float | int) or not math.isfinite(accuracy) or not isinstance(seed, int):
+        return None
+    return _Run(values, config, seed, float(accuracy))
+
+
+def _differ_in_seed_only(own: _Run, other: _Run) -> bool:
+    return (
+        not config_differences(own, other)
+        and not has_other_data(own, other)
+        and selection_split(own) == selection_split(other)
     )
 
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pfcluster.data.fingerprints import DATA_FIELD
 from pfcluster.report.errors import Notice
 from pfcluster.report.prediction_stats import accuracy_interval, sample_mismatch
 from pfcluster.report.resampling import BootstrapInterval
 from pfcluster.report.results import Run
 from pfcluster.report.statistics import Summary, summarize
+from pfcluster.runs.seed_differences import config_differences, has_other_data, selection_split
 
-OUTPUT_FIELDS = ("output", "output_dir", "folder", "run_dir", "resume")
-"""Top-level config fields that say where a run writes, not what it computes."""
 MAX_FIELDS = 4
 """Number of differing config fields that a notice lists."""
-NUMBERED = re.compile(r"((?<![A-Za-z0-9.])(?:seed[-_=]?|s)?\d+(?![\w.]))")
-"""A number in a string that may be a seed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class RunGroup:
     @property
     def selection_split(self) -> str:
         """The split that selected the checkpoints; "test" if it did so for any run."""
-        splits = {_selection_split(run) for run in self.runs}
+        splits = {selection_split(run) for run in self.runs}
         return "test" if "test" in splits else min(splits)
 
     @property
@@ -102,42 +97,6 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[RunGroup], list[Notice]]:
     return groups, notices
 
 
-def config_differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
-    """Config fields in which two runs differ, apart from the seed: dotted name -> both values.
-
-    Output folders, strings that differ only by the run's seed (e.g. initial weights in `mae-seed1`), and paths of the
-    same data or weights are ignored.
-    Empty if either run has no config.
-    """
-    if not a.config or not b.config:
-        return {}
-    differences = {}
-    for name in sorted({*a.config, *b.config}):
-        left, right = a.config.get(name), b.config.get(name)
-        ignored = name == "seed" or name.split(".")[0] in OUTPUT_FIELDS
-        ignored |= _inputs(a).get(name) is not None and _inputs(a).get(name) == _inputs(b).get(name)
-        if not ignored and not _equal_but_for_seeds(left, right, (a.seed, b.seed)):
-            differences[name] = (left, right)
-    return differences
-
-
-def _equal_but_for_seeds(left: Any, right: Any, seeds: tuple[int, int]) -> bool:
-    """Whether two values are equal, or strings that differ only where each has its own run's seed: a number that is a
-    word or follows "seed" or "s". Numbers that both strings share, as in a folder `study-1`, are no seeds.
-    """
-    if not (isinstance(left, str) and isinstance(right, str)):
-        return bool(left == right)
-    ours, theirs = (NUMBERED.split(value) for value in (left, right))
-    return len(ours) == len(theirs) and all(
-        one == other or (_seed_in(one), _seed_in(other)) == seeds for one, other in zip(ours, theirs, strict=True)
-    )
-
-
-def _seed_in(part: str) -> int | None:
-    """The seed in a part of a string; None if it is none."""
-    return int(part.lstrip("sed-_=")) if NUMBERED.fullmatch(part) else None
-
-
 def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """The first run of each seed in folder order, by ascending seed; and the remaining runs."""
     first: dict[int, Run] = {}
@@ -163,9 +122,9 @@ def _mismatch(runs: Sequence[Run]) -> str:
         pair = f"{first.relative_path} and {run.relative_path}"
         if fields:
             reasons.append(f"{pair} differ in more than the seed: {_listed(fields)}.")
-        elif _dataset(first) != _dataset(run) or _has_other_data(first, run):
+        elif has_other_data(first, run):
             reasons.append(f"{pair} were trained on different data.")
-        elif _selection_split(first) != _selection_split(run):
+        elif selection_split(first) != selection_split(run):
             reasons.append(f"{pair} selected their checkpoints on different splits.")
         elif mismatch := sample_mismatch([first], [run]):
             reasons.append(f"{mismatch}.")
@@ -176,22 +135,3 @@ def _listed(fields: Mapping[str, tuple[Any, Any]]) -> str:
     values = [f"{name} is {left!r} and {right!r}" for name, (left, right) in fields.items()]
     more = f"; and {len(values) - MAX_FIELDS} more" if len(values) > MAX_FIELDS else ""
     return "; ".join(values[:MAX_FIELDS]) + more
-
-
-def _dataset(run: Run) -> Mapping[str, Any]:
-    return run.values.get("dataset") or {}
-
-
-def _inputs(run: Run) -> Mapping[str, Any]:
-    """Fingerprints of a run's data and weights by config field."""
-    return run.values.get("inputs") or {}
-
-
-def _has_other_data(a: Run, b: Run) -> bool:
-    """Whether two runs have recorded the fingerprints of their data, and these differ."""
-    left, right = (_inputs(run).get(DATA_FIELD) for run in (a, b))
-    return left is not None and right is not None and left != right
-
-
-def _selection_split(run: Run) -> str:
-    return str(run.values.get("selection_split") or "validation")

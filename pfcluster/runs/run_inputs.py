@@ -12,6 +12,9 @@ from pfcluster.config.json_files import JsonFileError, read_record
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import INPUTS_FILE, RESULT_FILE, read_config, try_read_object
 
+DATA_FIELD = "data.shards"
+"""The config's field of the data; also its name in `inputs` of result.json."""
+
 
 @dataclass(frozen=True)
 class SplitRecord:

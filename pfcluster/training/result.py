@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import RunConfig
-from pfcluster.data.fingerprints import DATA_FIELD
 from pfcluster.data.types import Dataset
 from pfcluster.engine.factory import BackendChoice
 from pfcluster.runs import provenance
 from pfcluster.runs.folder import read_result
-from pfcluster.runs.run_inputs import read_inputs
+from pfcluster.runs.run_inputs import DATA_FIELD, read_inputs
 from pfcluster.training.resume import TrainState
 
 FORMAT = 1

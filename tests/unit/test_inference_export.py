@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import pfcluster
 from pfcluster.cli.main import main
+from pfcluster.config.io import with_values
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.fingerprints import run_inputs
@@ -100,13 +101,21 @@ def test_runs_that_are_no_models_say_why(
     assert not (tmp_path / "model").exists()
 
 
-def test_figures_are_also_those_over_the_seeds_of_the_study(built: Path, tmp_path: Path) -> None:
+def finished_run(folder: Path, shards: Path, seed: int, accuracy: float, **values: object) -> Path:
+    """A run with a result; `values`: of its config, by dotted name."""
+    config = tiny.config("finetune")
+    config = with_values(config, {"data.shards": str(shards), "seed": seed, **values})
+    write_config(fake_run(folder, "finetune"), config)
     scores = {"n": 40, "mean_class_accuracy": 0.5, "macro_f1": 0.5, "per_class": {"neutral": 0.5}}
+    result = {"name": config.name, "status": "finished", "seed": seed, "steps": 5, "selection_split": "validation"}
+    dataset = {"name": "mine", "classes": ["neutral", "happiness", "fear"]}
+    write_result(folder, {**result, "dataset": dataset, "test": {**scores, "accuracy": accuracy}})
+    return folder
+
+
+def test_figures_are_also_those_over_the_seeds_of_the_study(built: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
-        folder = fake_run(tmp_path / f"seed-{seed}", "finetune", shards=str(built))
-        result = {"name": tiny.config("finetune").name, "status": "finished", "seed": seed, "steps": 5}
-        result |= {"dataset": {"name": "mine", "classes": ["neutral", "happiness", "fear"]}}  # type: ignore[dict-item]
-        write_result(folder, {**result, "test": {**scores, "accuracy": 0.5 + 0.2 * seed}})
+        finished_run(tmp_path / f"seed-{seed}", built, seed, 0.5 + 0.2 * seed)
     info = read_run(tmp_path / "seed-0").info
     assert info.figures is not None
     assert info.over_seeds is not None
@@ -114,6 +123,30 @@ def test_figures_are_also_those_over_the_seeds_of_the_study(built: Path, tmp_pat
     assert info.over_seeds.accuracy_mean == pytest.approx(0.6)
     assert info.over_seeds.accuracy_std == pytest.approx(0.2 / 2**0.5)
     assert pfcluster.load(tmp_path / "seed-0", device="cpu").info == info  # the run itself is a model
+
+
+def test_only_runs_that_differ_in_their_seed_are_averaged(built: Path, tmp_path: Path) -> None:
+    """Others may have the name, too: of another objective, config, data or selection; and the run itself counts where
+    another one has its seed.
+    """
+    run = finished_run(tmp_path / "b", built, 0, 0.5)
+    finished_run(tmp_path / "a", built, 0, 0.1)
+    finished_run(tmp_path / "c", built, 1, 0.1, **{"optim.lr": 0.5})
+    finished_run(tmp_path / "d", built, 2, 0.1, objective="pf_mag")
+    other_data, other_selection = (finished_run(tmp_path / name, built, 3, 0.1) for name in ("e", "f"))
+    mae = finished_run(tmp_path / "g", built, 4, 0.1)
+    (finished_run(tmp_path / "h", built, 5, 0.1) / "config.json").write_text("{")
+    result = read_result(run)
+    assert result is not None
+    write_result(other_data, result | {"inputs": {"data.shards": {"train": 1}}})
+    write_result(other_selection, result | {"selection_split": "test"})
+    write_result(mae, result | {"test": {"n": 40, "loss": 0.5}})
+    write_result(run, result | {"inputs": {"data.shards": {"train": 2}}})
+    assert read_run(run).info.over_seeds is None
+    finished_run(tmp_path / "i", built, 6, 0.7)
+    over_seeds = read_run(run).info.over_seeds
+    assert over_seeds is not None
+    assert (over_seeds.seeds, over_seeds.accuracy_mean) == ((0, 6), pytest.approx(0.6))
 
 
 @pytest.mark.parametrize("best", [5, None])
