@@ -52,13 +52,13 @@ class Face:
     """Why there is no label: what is wrong with the photo, video or face."""
 
     def to_row(self, classes: Sequence[str]) -> Row:
-        """Values by column, as `columns` lists them."""
+        """Values by column, as `columns` lists them; text as `utf8_text`."""
         box = self.box or (None,) * 4
         points = [None] * 10 if self.landmarks is None else self.landmarks.reshape(-1).tolist()
         values: list[Any] = [self.source, self.frame, self.time_ms, self.number, self.track]
         values += [*(_rounded(value, 2) for value in (*box, *points)), _rounded(self.confidence, 4), self.label]
         values += [_rounded(self.probabilities.get(name), 6) for name in classes]
-        return dict(zip(columns(classes), [*values, self.poker_face, self.reason], strict=True))
+        return utf8_row(dict(zip(columns(classes), [*values, self.poker_face, self.reason], strict=True)))
 
     def to_frame(self) -> Any:
         """A pandas DataFrame of one row. Raises InferenceError without pandas."""
@@ -87,6 +87,18 @@ def columns(classes: Sequence[str]) -> list[str]:
     names += [f"{point}_{axis}" for point in POINTS for axis in ("x", "y")]
     names += ["confidence", "label", *(f"{PROBABILITY}{name}" for name in classes)]
     return [*names, "poker_face", "reason"]
+
+
+def utf8_row(row: Row) -> Row:
+    """A row with text that every table can hold; see `utf8_text`."""
+    return {name: utf8_text(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def utf8_text(text: str) -> str:
+    """Text that can be encoded as UTF-8: a byte of a file name that cannot, which Python reads as a lone surrogate,
+    becomes its backslash escape, such as `\\udcff` for the byte ff.
+    """
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from pfcluster.config.json_files import JsonFileError, parse_json
 from pfcluster.inference.errors import InferenceError
-from pfcluster.inference.faces import PROBABILITY, Row, columns
+from pfcluster.inference.faces import PROBABILITY, Row, columns, utf8_row
 from pfcluster.inference.pipeline import Position
 from pfcluster.runs.atomic_files import write_via_temporary
 from pfcluster.runs.csv_tables import csv_rows
@@ -161,7 +161,7 @@ class PartialTable:
             for line in file:
                 values = _line(line, self.path)
                 if "row" in values:
-                    yield values["row"]
+                    yield utf8_row(values["row"])  # earlier versions kept names as they were
 
 
 def _line(line: bytes, path: Path) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class VideoReader:
         else:
             if os.path.getsize(name) == 0:
                 raise UnreadablePhotoError("the file is empty")
-            self._capture = cv2.VideoCapture(name)
+            file: Any = os.fsencode(name)  # given a str that is not UTF-8, OpenCV crashes
+            self._capture = cv2.VideoCapture(file)
         if not self._capture.isOpened():
             self._capture.release()
             if is_webcam:
@@ -107,7 +108,8 @@ class VideoWriter:
         import cv2
 
         self._size = (width, height)
-        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*CODEC), rate, self._size)
+        file: Any = os.fsencode(path)  # as in VideoReader
+        self._writer = cv2.VideoWriter(file, cv2.VideoWriter.fourcc(*CODEC), rate, self._size)
         if not self._writer.isOpened():
             raise InferenceError(f"OpenCV cannot write {path}: check that the folder exists and that it ends in .mp4")
 

@@ -21,6 +21,7 @@ import pfcluster
 from pfcluster.cli.main import main
 from pfcluster.inference.crops import WholePhotos
 from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.faces import Face
 from pfcluster.inference.model import Model
 from pfcluster.inference.pipeline import Position
 from pfcluster.inference.prediction import PredictionOptions, run_prediction
@@ -144,6 +145,39 @@ def test_bad_files_are_rows_and_the_others_go_on(
     captured = capsys.readouterr()
     assert "none of the 6 inputs can be read" in captured.err
     assert len(captured.out.splitlines()) == 6
+
+
+@pytest.mark.skipif("sys.platform == 'darwin'", reason="file names are UTF-8")
+def test_names_that_are_not_utf8_are_escaped_in_all_tables(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of videos and pictures, and rows that an earlier version kept; an attempt goes on after them."""
+    folder = tmp_path / os.fsdecode(b"in\xff")
+    folder.mkdir()
+    models.face_pictures(folder, 1, side=48)[0].rename(folder / os.fsdecode(b"a\xe9.png"))
+    models.write_video(folder / os.fsdecode(b"b\xe9.mp4"), list(models.rendered(2, 48)))
+    (folder / "c\u00e9.png").write_bytes(b"no image")
+    words = ["predict", str(folder), "--model", str(classifier), "--no-detect"]
+    sources = [
+        f"{tmp_path}/in\\udcff/{name}" for name in ("a\\udce9.png", "b\\udce9.mp4", "b\\udce9.mp4", "c\u00e9.png")
+    ]
+    for suffix, read in (("csv", pandas.read_csv), ("parquet", pandas.read_parquet)):
+        assert main([*words, "--output", str(tmp_path / f"out.{suffix}")]) == 0
+        assert list(read(tmp_path / f"out.{suffix}")["source"]) == sources
+    output, drawn = tmp_path / os.fsdecode(b"\xff.jsonl"), tmp_path / os.fsdecode(b"drawn\xff")
+    assert main([*words, "--output", str(output), "--annotate", str(drawn)]) == 0
+    assert [json.loads(line)["source"] for line in output.read_text().splitlines()] == sources
+    assert sorted(path.name for path in drawn.iterdir()) == ["000000_a_.jpg", "000001_b_.mp4"]
+    table = PartialTable(tmp_path / "old.csv", {"model": "a"})
+    table.append([{**Face(str(folder)).to_row(()), "source": str(folder)}], Position(1))
+    table.close()
+    again = PartialTable(tmp_path / "old.csv", {"model": "a"})
+    assert again.rows == 1
+    again.finish(())
+    assert rows(tmp_path / "old.csv")[0]["source"] == f"{tmp_path}/in\\udcff"
+    capsys.readouterr()
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith(f"{sources[0]} face 0")
 
 
 @pytest.mark.parametrize(
