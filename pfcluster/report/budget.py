@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,6 @@ def budgets(groups: Sequence[RunGroup]) -> dict[str, Budget]:
     if not any(group.objective == "pf_mag" for group in groups):
         return {}
     by_folder = {run.folder.resolve(): run for group in groups for run in group.runs}
-    names = {folder.parts[-2:]: run for folder, run in by_folder.items()}
     costs: dict[tuple[str, str], TrainingCost | None] = {}
 
     def cost_of(run: Run) -> TrainingCost | None:
@@ -53,8 +53,7 @@ def budgets(groups: Sequence[RunGroup]) -> dict[str, Budget]:
         init = run.config.get("model.init")
         if init is None:
             return "", None
-        place = Path(str(init))
-        start = by_folder.get(place.resolve()) or names.get(place.parts[-2:])  # also in a study that was moved
+        start = _start(Path(str(init)), {folder: one for folder, one in by_folder.items() if one is not run})
         return (str(init) if start is None else start.name), start
 
     found = {}
@@ -64,14 +63,34 @@ def budgets(groups: Sequence[RunGroup]) -> dict[str, Budget]:
             continue
         name, start = start_of(group.runs[0])
         total: TrainingCost | None = own
-        before = start
+        before, counted = start, {group.runs[0].folder}
         while before is not None and before.objective != "mae" and total is not None:
             cost = cost_of(before)
-            total = None if cost is None else total + cost
+            circular = before.folder in counted  # as wrongly found in a study that was moved
+            total = None if cost is None or circular else total + cost
+            counted.add(before.folder)
             before = start_of(before)[1]
         if total is not None:
             found[group.label] = Budget(own, total, name)
     return found
+
+
+def _start(place: Path, by_folder: Mapping[Path, Run]) -> Run | None:
+    """The run in this folder. If nothing is there, the study was moved: the run whose path agrees with the folder's in
+    most of its last parts, at least in two. None if there is no such run, or more than one.
+    """
+    try:
+        present = place.exists()
+    except OSError:  # a folder of others
+        present = True
+    if present or place.resolve() in by_folder:
+        return by_folder.get(place.resolve())
+    alike: dict[int, list[Run]] = {}
+    for folder, run in by_folder.items():
+        pairs = zip(reversed(folder.parts), reversed(place.parts), strict=False)
+        alike.setdefault(len(list(takewhile(lambda pair: pair[0] == pair[1], pairs))), []).append(run)
+    most = max(alike, default=0)
+    return alike[most][0] if most >= 2 and len(alike[most]) == 1 else None
 
 
 def _cost(run: Run) -> TrainingCost | None:
@@ -121,8 +140,8 @@ def budget_table(groups: Sequence[RunGroup], by_label: Mapping[str, Budget]) -> 
     )
     note = (
         "Of one run. FLOPs: forward and backward passes of all training steps, counted from the config; a multiply-add "
-        "is 2 FLOPs; evaluations are left out. In all: with the classifier that the run started from, without the "
-        "pre-training of the MAE."
+        "is 2 FLOPs; evaluations are left out. In all: with the classifier that the run started from, if that is in "
+        "this study, without the pre-training of the MAE."
     )
     return Table("Training budget", columns, tuple(rows), note, labels=2) if rows else None
 

@@ -98,6 +98,54 @@ def test_report_names_every_budget_and_compares_by_seed(tmp_path):
     assert against_start != against_control
 
 
+def at(study: Path, place: str, run: RunConfig, init: str | None, seed: int = 0) -> Path:
+    """A finished run in this folder of the study."""
+    folder, target = write(study / "made", run, seed, 0.7, None if init is None else Path(init)), study / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return folder.rename(target)
+
+
+def budgets_of(study: Path):
+    """Start and epochs in all, by label."""
+    return {label: (one.start, one.total.epochs) for label, one in write_report(study).report.budgets.items()}
+
+
+def test_a_start_outside_the_study_is_none_of_its_runs(tmp_path):
+    """MAE-ViT starts from a run of another study with its own name, which exists or was removed."""
+    for name, made in (("removed", False), ("present", True)):
+        study, outside = tmp_path / name, tmp_path / f"elsewhere-{name}/mae-vit/seed-0"
+        if made:
+            outside.mkdir(parents=True)
+        at(study, "mae-vit/seed-0", MAE_VIT, str(outside))
+        at(study, "pf-vit/seed-0", PF_VIT, str(study / "mae-vit/seed-0"))
+        assert budgets_of(study) == {"mae-vit": (str(outside), 4), "pf-vit": ("mae-vit", 10)}
+    other = tmp_path / "another/mae-vit/seed-0"
+    other.mkdir(parents=True)
+    study = tmp_path / "third"
+    at(study, "mae-vit/seed-0", MAE_VIT, None)
+    at(study, "pf-vit/seed-0", PF_VIT, str(other))
+    assert budgets_of(study)["pf-vit"] == (str(other), 6), "there is a folder, but it is not of this study"
+
+
+def test_starts_are_found_in_a_study_that_was_moved(tmp_path):
+    for dataset, epochs in (("a", 4), ("b", 2)):
+        start = replace(MAE_VIT, name=f"mae-vit-{dataset}", epochs=epochs)
+        at(tmp_path, f"{dataset}/mae-vit/seed-0", start, "/gone/mae/seed-0")
+        pf_vit = replace(PF_VIT, name=f"pf-vit-{dataset}")
+        at(tmp_path, f"{dataset}/pf-vit/seed-0", pf_vit, f"/gone/{dataset}/mae-vit/seed-0")
+    at(tmp_path, "c/pf-vit/seed-0", replace(PF_VIT, name="pf-vit-c"), "/gone/c/mae-vit/seed-0")
+    found = budgets_of(tmp_path)
+    assert [found[f"pf-vit-{one}"] for one in "ab"] == [("mae-vit-a", 10), ("mae-vit-b", 8)]
+    assert found["pf-vit-c"] == ("/gone/c/mae-vit/seed-0", 6), "it may be either of the two"
+
+
+def test_runs_that_seem_to_have_started_from_each_other_have_no_budget(tmp_path):
+    at(tmp_path, "a/seed-0", replace(MAE_VIT, name="a"), "/gone/b/seed-0")
+    at(tmp_path, "b/seed-0", replace(MAE_VIT, name="b"), "/gone/a/seed-0")
+    at(tmp_path, "pf-vit/seed-0", PF_VIT, "/gone/mae/seed-0")
+    assert set(budgets_of(tmp_path)) == {"pf-vit"}
+
+
 def test_report_without_sizes_has_no_budgets(tmp_path):
     folder = write_run(tmp_path, "scratch", 0)
     result = json.loads((folder / "result.json").read_text())
