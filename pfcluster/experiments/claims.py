@@ -23,7 +23,7 @@ UNCORRECTED = "only before correction"
 
 def compare_interval(theirs: float | None, ours: Summary | None) -> str:
     """Whether our 95 % interval contains the paper's value, or is above or below it. A dash if the paper states no
-    value, or if there is no interval because there is one seed.
+    value, or if there is no interval because there is one seed or all values are equal.
     """
     if ours is None:
         return NOT_RUN
@@ -72,7 +72,7 @@ def check_claims(results: Results) -> list[ClaimResult]:
 
     A claim is supported if the difference is positive with a corrected p below 0.05; "supported only before
     correction" if only the interval of its own test excludes 0; likewise contradicted for a negative difference; else
-    inconclusive.
+    inconclusive. Without a t-test, as for one seed or equal differences, the outcome is the reason.
     """
     cases = [
         (dataset, claim, results.group(dataset, claim.better), results.group(dataset, claim.worse))
@@ -95,7 +95,7 @@ def _outcome(difference: Paired | None, holm_p: float | None) -> str:
     if difference is None:
         return NOT_RUN
     if difference.sign is None:
-        return "one seed: no test"
+        return "one seed: no test" if difference.difference.n == 1 else difference.no_t_test
     if difference.sign == 0:
         return INCONCLUSIVE
     outcome = SUPPORTED if difference.sign > 0 else CONTRADICTED

@@ -134,13 +134,14 @@ def _sample_evidence(predictions: PredictionComparison, test: Paired) -> tuple[s
     difference = predictions.difference
     samples = f"{count(difference.samples)} test samples"
     bounds = f"95 % interval {interval(difference, 2, sign=True)}"
-    if test.sign is None:
+    if test.difference.n == 1:
         return "", (
             f"On {samples} the {bounds} (over samples only), McNemar's {p_text(predictions.tests[0].p)}; "
             "this compares two trained networks, not two training methods."
         )
-    if test.sign == 0:
-        note = ", not conclusive because the interval over seeds contains 0" if difference.sign else ""
+    if not test.sign:
+        reason = "the interval over seeds contains 0" if test.sign == 0 else "there is no interval over seeds"
+        note = f", not conclusive because {reason}" if difference.sign else ""
         return "", f"Over seeds and {samples}: {bounds}{note}."
     if difference.sign == test.sign:
         return "", f"The interval over seeds and {samples} also excludes 0: {bounds}."
@@ -163,8 +164,9 @@ def difference_sentence(
     better: +1 if larger is better, else -1. caveat: appended to a significant difference.
     """
     change = f"{signed(test.difference.mean, digits)}{unit}"
-    if test.sign is None:
-        return f"{name} scores {change} against {base} on the one common seed; a single seed does not allow a test."
+    if test.no_t_test:
+        common = "the one common seed" if test.difference.n == 1 else f"each of {test.difference.n} seeds"
+        return f"{name} scores {change} against {base} on {common}; {test.no_t_test}."
     seeds = f"{test.difference.n} seeds"
     bounds = f"95 % interval {interval(test.difference, digits, sign=True)}, {p_text(test.t_p)}"
     if test.sign == 0:

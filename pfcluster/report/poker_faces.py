@@ -84,9 +84,11 @@ def _distance_sentence(group: RunGroup, metric: PokerMetric, reference: str) -> 
     assert test is not None
     means = f"{metric.title} {_mean(group, 'poker face', metric)} against {_mean(group, reference, metric)}"
     target = f"the true neutral face than the {reference}"
-    if test.sign is None:
+    if test.no_t_test:
         side = "closer to" if test.difference.mean * metric.better > 0 else "not closer to"
-        return f"The poker faces of the single seed are {side} {target}: {means}. A single seed does not allow a test."
+        seeds = "the single seed" if test.difference.n == 1 else f"each of {test.difference.n} seeds"
+        reason = test.no_t_test[:1].upper() + test.no_t_test[1:]
+        return f"The poker faces of {seeds} are {side} {target}: {means}. {reason}."
     details = (
         f"{means}; difference {signed(test.difference.mean, metric.digits)}, "
         f"95 % interval {interval(test.difference, metric.digits, sign=True)}, "
@@ -101,8 +103,8 @@ def _distance_sentence(group: RunGroup, metric: PokerMetric, reference: str) -> 
 def _against_input(group: RunGroup, metric: PokerMetric) -> str:
     test = _difference(group, metric, "input")
     assert test is not None
-    if test.sign is None:
-        result = "one seed"
+    if test.no_t_test:
+        result = "one seed" if test.difference.n == 1 else test.no_t_test
     elif test.sign == 0:
         result = "no significant difference"
     else:

@@ -14,6 +14,10 @@ WILCOXON_MIN_PAIRS = 6
 """Minimum number of pairs for Wilcoxon's test: with 5 the smallest two-sided p is 2 / 2^5 = 0.0625, above 0.05."""
 
 
+DIGITS = 12
+"""Significant digits of a difference, relative to the values that it is of."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """Mean, standard deviation and confidence interval of one metric over seeds."""
@@ -23,9 +27,9 @@ class Summary:
     std: float | None
     """Standard deviation with n - 1 in the denominator; None for n = 1."""
     low: float | None
-    """Lower end of the interval of the mean; None for n = 1."""
+    """Lower end of the interval of the mean; None for n = 1 and for equal values, whose variance is unknown."""
     high: float | None
-    """Upper end of the interval of the mean; None for n = 1."""
+    """Upper end of the interval of the mean; None as for `low`."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,16 @@ class Paired:
 
     difference: Summary
     t_p: float | None
-    """Two-sided p of the paired t-test; None for n = 1 and for constant differences."""
+    """Two-sided p of the paired t-test; None for n = 1 and for equal differences."""
     wilcoxon_p: float | None
     """Two-sided p of Wilcoxon's signed-rank test; None with fewer than `WILCOXON_MIN_PAIRS` unequal pairs."""
+
+    @property
+    def no_t_test(self) -> str:
+        """Why there is no t-test and no interval, as the end of a sentence; empty if there are."""
+        if self.difference.n == 1:
+            return "a single seed does not allow a test"
+        return "all differences are equal: no test" if self.t_p is None else ""
 
     @property
     def min_detectable(self) -> float | None:
@@ -47,7 +58,7 @@ class Paired:
 
     @property
     def sign(self) -> int | None:
-        """+1 or -1 if the interval of the mean difference excludes 0, 0 if it contains 0, None for n = 1."""
+        """+1 or -1 if the interval of the mean difference excludes 0, 0 if it contains 0, None without an interval."""
         low, high = self.difference.low, self.difference.high
         if low is None or high is None:
             return None
@@ -58,8 +69,9 @@ def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
     """Mean, standard deviation and Student's t interval of the mean.
 
     std = sqrt(sum (x - mean)^2 / (n - 1)); interval = mean ± t(n - 1, (1 + confidence) / 2) std / sqrt(n)
-    (Student 1908), for seeds drawn independently from an approximately normal distribution. Raises ValueError for an
-    empty list, a non-finite value, or a confidence outside (0, 1).
+    (Student 1908), for seeds drawn independently from an approximately normal distribution. Equal values have no
+    interval: few seeds that agree to the last sample do not show that others would. Raises ValueError for an empty
+    list, a non-finite value, or a confidence outside (0, 1).
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
@@ -71,8 +83,8 @@ def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
     if n == 1:
         return Summary(1, mean, None, None, None)
     std = stdev(values)
-    if std == 0:  # scipy returns NaN for a scale of 0
-        return Summary(n, mean, std, mean, mean)
+    if std == 0:
+        return Summary(n, mean, std, None, None)
     from scipy import stats
 
     low, high = stats.t.interval(confidence, n - 1, loc=mean, scale=std / math.sqrt(n))
@@ -82,23 +94,34 @@ def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
 def paired(treated: Sequence[float], reference: Sequence[float], confidence: float = 0.95) -> Paired:
     """Paired t-test and Wilcoxon's signed-rank test (1945); `treated[i]` and `reference[i]` share a seed.
 
-    Wilcoxon's test drops pairs with equal values. Raises ValueError for lists of unequal length or empty lists.
+    Differences are rounded (see `_differences`). Wilcoxon's test drops pairs with equal values. Raises ValueError for
+    lists of unequal length or empty lists, and as `summarize`.
     """
     if len(treated) != len(reference):
         raise ValueError(f"paired needs as many values on both sides, got {len(treated)} and {len(reference)}")
-    differences = [a - b for a, b in zip(treated, reference, strict=True)]
+    differences = _differences(treated, reference)
     summary = summarize(differences, confidence)
-    return Paired(summary, _t_test_p(treated, reference, summary.std), _wilcoxon_p(differences))
+    return Paired(summary, _t_test_p(differences, summary.std), _wilcoxon_p(differences))
 
 
-def _t_test_p(treated: Sequence[float], reference: Sequence[float], std: float | None) -> float | None:
-    """None where the differences' standard deviation is undefined or no larger than rounding errors."""
-    scale = max(abs(value) for value in (*treated, *reference))
-    if std is None or std <= 1e-12 * max(scale, 1e-300):
+def _differences(treated: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """treated - reference, rounded to `DIGITS` digits of the largest value, so that equal differences stay equal: by
+    rounding errors, 100 * 0.91 - 100 * 0.90 differs from 100 * 0.92 - 100 * 0.91.
+    """
+    scale = max((abs(value) for value in (*treated, *reference)), default=0.0)
+    differences = [a - b for a, b in zip(treated, reference, strict=True)]
+    if scale == 0 or not math.isfinite(scale):
+        return differences
+    decimals = DIGITS - 1 - math.floor(math.log10(scale))
+    return [round(value, decimals) for value in differences]
+
+
+def _t_test_p(differences: Sequence[float], std: float | None) -> float | None:
+    if not std:
         return None
     from scipy import stats
 
-    return float(stats.ttest_rel(treated, reference).pvalue)
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def _wilcoxon_p(differences: Sequence[float]) -> float | None:

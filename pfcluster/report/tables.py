@@ -102,7 +102,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table | None:
         "training methods. "
     )
     note += f"Wilcoxon's signed-rank test needs {WILCOXON_MIN_PAIRS} unequal pairs. " if wilcoxon else ""
-    note += "A dash: too few seeds, or not measured." + _dagger(row[4] for row in rows)
+    note += "A dash: too few seeds, equal differences on all of them, or not measured." + _dagger(
+        row[4] for row in rows
+    )
     note += "".join(
         f" {one.group.label} is not compared: {one.not_compared}." for one in comparisons if one.not_compared
     )

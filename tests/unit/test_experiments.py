@@ -181,6 +181,17 @@ def test_claim_outcomes(reproduced):
     assert any("not run" in row for row in table.rows)
 
 
+def test_a_claim_with_equal_differences_is_not_tested(reproduced):
+    for seed, value in enumerate(ACCURACIES["mae-vit"]):
+        file = reproduced / f"rafdb/pf-vit/seed-{seed}/result.json"
+        content = json.loads(file.read_text())
+        content["test"]["accuracy"] = value + 0.01
+        file.write_text(json.dumps(content))
+    claims = {one.claim.name: one for one in check_claims(read_results(reproduced))}
+    assert claims["pf-vit beats mae-vit"].outcome == "all differences are equal: no test"
+    assert claims["pf-vit beats mae-vit"].holm_p is None
+
+
 def test_mask_ratio_table(reproduced):
     (row,) = mask_ratio_table(read_results(reproduced), "rafdb").rows
     assert row[1] == "60.00 ± 0.00"

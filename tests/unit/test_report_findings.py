@@ -32,6 +32,21 @@ def test_no_significant_difference(tmp_path: Path) -> None:
     assert "Smallest detectable difference at this variance: 4.30 points" in report
 
 
+def test_equal_differences_are_no_significant_difference(tmp_path: Path) -> None:
+    write_group(tmp_path, "scratch", [0.90, 0.91])
+    write_group(tmp_path, "mae-vit", [0.91, 0.92], poker=poker(0.05))
+    files = write_report(tmp_path)
+    report = text(files)
+    sentence = "mae-vit scores +1.00 points against scratch on each of 2 seeds; all differences are equal: no test."
+    assert sentence in report
+    assert "mae-vit is better" not in report
+    assert "| mae-vit | 2 | +1.00 | – | – | – | – |" in report
+    (comparison,) = files.report.comparisons
+    assert comparison.holm_p is None
+    assert "The poker faces of each of 2 seeds are closer to the true neutral face than the input: " in report
+    assert "All differences are equal: no test." in report
+
+
 def test_holm_correction_over_comparisons(tmp_path: Path) -> None:
     write_group(tmp_path, "scratch", [0.70, 0.71, 0.72])
     for name in "abcd":

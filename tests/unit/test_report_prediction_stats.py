@@ -107,6 +107,21 @@ def test_one_seed_has_an_interval_over_samples_only_and_no_finding(tmp_path: Pat
     assert "better is better" not in report
 
 
+def test_equal_differences_have_no_test_but_an_interval_over_samples(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, "scratch", seed, correct=[True] * 40 + [False] * 60)
+        write_run(tmp_path, "better", seed, correct=[True] * 70 + [False] * 30)
+    files = write_report(tmp_path)
+    report = text(files)
+    assert (
+        "better scores +30.00 points against scratch on each of 2 seeds; all differences are equal: no test." in report
+    )
+    assert re.search(r"Over seeds and 100 test samples: 95 % interval .*, not conclusive because there is no", report)
+    assert "over samples only" not in report
+    row = next(csv.DictReader(files.comparisons_csv.open()))
+    assert (row["accuracy.low"], row["accuracy.high"], row["accuracy.t_p"]) == ("", "", "")
+
+
 def test_difference_within_sampling_error_has_a_caveat(tmp_path: Path) -> None:
     # 1, 1 and 2 of 20 samples more: consistent over seeds, within sampling error of the test set.
     base = [True] * 10 + [False] * 10
@@ -127,7 +142,7 @@ def test_runs_without_predictions_have_a_dash_and_a_reason(tmp_path: Path) -> No
     write_predicted(tmp_path, "scratch", [0.6, 0.61])
     write_group(tmp_path, "old", [0.7, 0.71], test={"n": N, "accuracy": 0.7, "macro_f1": 0.6})
     report = text(write_report(tmp_path))
-    assert "| old | finetune | validation | 2 | 400 | 70.00 ± 0.00 | 70.00 to 70.00 | – | – |" in report
+    assert "| old | finetune | validation | 2 | 400 | 70.00 ± 0.00 | – | – | – |" in report
     reason = "predictions are missing: old seed 0, old seed 1: no predictions.safetensors (an older run)."
     assert report.count(reason) == 2
     assert "old is better" in report

@@ -43,9 +43,9 @@ def test_summarize_rejects_empty_nan_and_bad_confidence() -> None:
         summarize([1.0, 2.0], 1.0)
 
 
-def test_constant_values_have_an_interval_of_width_zero() -> None:
+def test_equal_values_have_no_interval() -> None:
     summary = summarize([0.7, 0.7, 0.7])
-    assert (summary.std, summary.low, summary.high) == (0, summary.mean, summary.mean)
+    assert (summary.mean, summary.std, summary.low, summary.high) == (pytest.approx(0.7), 0, None, None)
 
 
 def test_paired_by_hand() -> None:
@@ -83,9 +83,29 @@ def test_sign_is_that_of_an_interval_excluding_zero() -> None:
     assert paired([1.0], [2.0]).min_detectable is None
 
 
-def test_constant_differences_have_no_t_test() -> None:
-    for treated in ([1.0, 2.0, 3.0], [1.1, 2.1, 3.1]):
-        assert paired(treated, [1.0, 2.0, 3.0]).t_p is None
+@pytest.mark.parametrize(
+    ("treated", "reference"),
+    [
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]),
+        ([1.1, 2.1, 3.1], [1.0, 2.0, 3.0]),  # differences of 0.1 with rounding errors
+        ([91.0, 92.0], [90.0, 91.0]),
+        ([100 * 0.704, 100 * 0.706, 100 * 0.701], [100 * 0.701, 100 * 0.703, 100 * 0.698]),
+        ([3e-9, 4e-9], [2e-9, 3e-9]),
+        ([0.0, 0.0], [0.0, 0.0]),
+    ],
+)
+def test_equal_differences_have_no_interval_no_test_and_no_sign(treated: list[float], reference: list[float]) -> None:
+    test = paired(treated, reference)
+    assert (test.difference.std, test.difference.low, test.difference.high) == (0, None, None)
+    assert (test.t_p, test.sign, test.min_detectable) == (None, None, None)
+    assert test.no_t_test == "all differences are equal: no test"
+
+
+def test_small_differences_of_small_values_have_a_test() -> None:
+    small = paired([1e-11 * value for value in (71.0, 74.0, 78.0)], [1e-11 * value for value in (70.0, 72.0, 75.0)])
+    assert small.t_p == pytest.approx(paired([71.0, 74.0, 78.0], [70.0, 72.0, 75.0]).t_p)
+    assert small.no_t_test == ""
+    assert paired([1.0], [2.0]).no_t_test == "a single seed does not allow a test"
 
 
 def test_paired_rejects_unequal_lengths() -> None:

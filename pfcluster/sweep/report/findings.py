@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pfcluster.report.comparisons import difference_sentence
 from pfcluster.report.errors import ReportError
 from pfcluster.report.formatting import mean_std, number, p_text, signed
-from pfcluster.report.statistics import Paired
 from pfcluster.sweep.report.data import SweepData, on_common_seeds
 from pfcluster.sweep.report.importance import RELIABLE_TRIALS, Importances, importances
 from pfcluster.sweep.report.metrics import metric_digits, metric_title
@@ -40,7 +39,9 @@ def _result(data: SweepData) -> Iterator[str]:
         yield _unconfirmed_result(data)
         return
     name, metric, digits = winner.row.trial.name, data.spec.metric, metric_digits(data.spec.metric)
-    yield _against_baseline(name, winner.difference, winner.holm_p, metric, data.spec.sign)
+    yield difference_sentence(
+        name, "the baseline", winner.difference, winner.holm_p, digits=digits, better=data.spec.sign
+    )
     family = sum(other.holm_p is not None for other in data.confirmed)
     if winner.holm_p is not None and family > 1:
         yield f"Corrected for the comparison of {family} confirmed trials (Holm): {p_text(winner.holm_p)}."
@@ -68,16 +69,6 @@ def _unconfirmed_result(data: SweepData) -> str:
         f"{best.trial.name} is the best of the search with {metric_title(metric)} {score}{baseline}. {status} on fresh "
         "seeds, and the best score of many trials overestimates the trial."
     )
-
-
-def _against_baseline(name: str, test: Paired, holm_p: float | None, metric: str, better: int) -> str:
-    """A trial compared with the baseline: difference, interval, p, and the detectable difference."""
-    if test.t_p is None and test.difference.n > 1:
-        if test.difference.mean == 0:
-            return f"{name} scores the same as the baseline on every seed."
-        change = signed(test.difference.mean, metric_digits(metric))
-        return f"{name} differs from the baseline by {change} on every seed; a constant difference allows no test."
-    return difference_sentence(name, "the baseline", test, holm_p, digits=metric_digits(metric), better=better)
 
 
 def beats_baseline(data: SweepData) -> bool:
@@ -120,7 +111,8 @@ def _test_split(data: SweepData) -> Iterator[str]:
     for metric in ("accuracy", "macro_f1"):
         test = on_common_seeds(data.winner.test.get(metric, {}), data.baseline.test.get(metric, {}))
         if test is not None:
-            sentence = _against_baseline(data.winner.row.trial.name, test, None, metric, 1)
+            name = data.winner.row.trial.name
+            sentence = difference_sentence(name, "the baseline", test, None, digits=metric_digits(metric))
             yield f"On the test split, which was not used for any selection, {metric_title(metric)}: {sentence}"
 
 
