@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -94,8 +95,9 @@ def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
 def paired(treated: Sequence[float], reference: Sequence[float], confidence: float = 0.95) -> Paired:
     """Paired t-test and Wilcoxon's signed-rank test (1945); `treated[i]` and `reference[i]` share a seed.
 
-    Differences are rounded (see `_differences`). Wilcoxon's test drops pairs with equal values. Raises ValueError for
-    lists of unequal length or empty lists, and as `summarize`.
+    Differences are rounded (see `_differences`). Wilcoxon's p is exact for the given ranks: pairs with equal values are
+    dropped, and differences of equal size share the mean of their ranks. Raises ValueError for lists of unequal length
+    or empty lists, and as `summarize`.
     """
     if len(treated) != len(reference):
         raise ValueError(f"paired needs as many values on both sides, got {len(treated)} and {len(reference)}")
@@ -125,12 +127,20 @@ def _t_test_p(differences: Sequence[float], std: float | None) -> float | None:
 
 
 def _wilcoxon_p(differences: Sequence[float]) -> float | None:
+    """Twice the smaller tail of the sum of positive ranks over all 2^n equally likely signs (no normal approximation,
+    which scipy falls back to for ties), at most 1.
+    """
     nonzero = [value for value in differences if value != 0]
     if len(nonzero) < WILCOXON_MIN_PAIRS:
         return None
-    from scipy import stats
-
-    return float(stats.wilcoxon(nonzero).pvalue)
+    sizes = sorted(map(abs, nonzero))
+    doubled = [bisect_left(sizes, abs(value)) + bisect_right(sizes, abs(value)) + 1 for value in nonzero]  # integers
+    ways = [1] + [0] * sum(doubled)  # by sum of doubled ranks: choices of signs
+    for rank in doubled:
+        ways = [here + (ways[total - rank] if total >= rank else 0) for total, here in enumerate(ways)]
+    positive = sum(rank for rank, value in zip(doubled, nonzero, strict=True) if value > 0)
+    tail = min(sum(ways[: positive + 1]), sum(ways[positive:]))
+    return min(1.0, 2 * tail / 2 ** len(nonzero))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
