@@ -17,6 +17,7 @@ from pfcluster.config.io import flatten, with_values
 from pfcluster.config.preset_parts import Recipe
 from pfcluster.config.starts import PfVitStart, require_classifier_start, starts_from_mae_vit, with_start
 from pfcluster.experiments.cells import CELLS, DEFAULT_SIZE, Cell, cell_by_name, mae_vit_name
+from pfcluster.training.schedule import total_steps
 
 PRETRAINING, JUDGE, IDENTITY_NET = "pretraining", "judge", "identity-net"
 """Folder of the runs that all datasets share, and names of the auxiliary runs."""
@@ -111,7 +112,7 @@ def selected_cells(settings: Settings, dataset: str) -> list[Cell]:
 
 
 def plan_runs(settings: Settings) -> list[PlannedRun]:
-    """All runs; dependencies come first. Raises ConfigError."""
+    """All runs; dependencies come first. Raises ConfigError, and DataError where a length depends on the data."""
     cells = {
         dataset: [cell for cell in selected_cells(settings, dataset) if unavailable_reason(settings, cell) is None]
         for dataset in settings.datasets
@@ -195,7 +196,7 @@ def _cell_run(settings: Settings, cell: Cell, dataset: str, seed: int) -> Planne
     values: dict[str, Any] = {"name": cell.name, "seed": seed}
     if cell.equal_epochs:
         pf_vit = _preset(settings, cell.size, "pf-vit", settings.datasets[dataset])
-        values["epochs"] = config.epochs + pf_vit.epochs
+        values |= _length_of_both(replace(config, seed=seed), pf_vit)
     if cell.init == "mae":
         values["model.init"] = weights_of(PRETRAINING, f"mae-{cell.size}")
         if _starts_from_mae_vit(settings, cell):
@@ -219,6 +220,20 @@ def _cell_run(settings: Settings, cell: Cell, dataset: str, seed: int) -> Planne
     values |= cell.changes
     folder = _folder(settings, dataset, cell.name, seed)
     return PlannedRun(dataset, cell.name, with_values(config, values), folder, tuple(dependencies), start, cell)
+
+
+def _length_of_both(mae_vit: RunConfig, pf_vit: RunConfig) -> dict[str, Any]:
+    """Epochs of MAE-ViT with as many as both have together; also its steps if `max_steps` may end one of them earlier,
+    which depends on the number of training images. Raises DataError.
+    """
+    length: dict[str, Any] = {"epochs": mae_vit.epochs + pf_vit.epochs}
+    if mae_vit.max_steps is None and pf_vit.max_steps is None:
+        return length
+    from pfcluster.data.dataset import open_dataset
+
+    samples = len(open_dataset(mae_vit.data, mae_vit.seed).train)
+    images = sum(total_steps(config, samples) * config.batch_size for config in (mae_vit, pf_vit))
+    return length | {"max_steps": max(1, round(images / mae_vit.batch_size))}
 
 
 def _identity_net(settings: Settings, cell: Cell) -> str:

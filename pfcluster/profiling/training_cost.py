@@ -86,8 +86,11 @@ def _flops_per_image(config: RunConfig, classes: int, *, warmup: bool) -> float:
 
 
 def with_epochs(config: RunConfig, name: str, epochs: float) -> RunConfig:
-    """The config under another name, trained for some epochs with its schedule over all of them."""
-    return replace(config, name=name, epochs=round(epochs, 3), max_steps=None)
+    """The config under another name, trained for some epochs with its schedule over all of them. Of less than one epoch
+    six digits are kept: with `max_steps` the few steps of a run may be a small part of one.
+    """
+    rounded = round(epochs, 3) if epochs >= 1 else float(f"{epochs:.6g}")
+    return replace(config, name=name, epochs=rounded, max_steps=None)
 
 
 def equal_epochs(config: RunConfig, budget: TrainingCost, name: str) -> RunConfig:

@@ -16,6 +16,7 @@ from pfcluster.launch.training_options import parse_training
 from pfcluster.profiling.flops import profile
 from pfcluster.profiling.training_cost import training_cost
 from pfcluster.report.write import write_report
+from pfcluster.training.schedule import total_steps
 from tests.studies import CLASSES, text, write_run
 from tests.tiny import OPTIONS, config
 
@@ -44,6 +45,15 @@ def test_controls_are_as_long_as_what_they_control(from_mae_vit, epochs):
     budget += training_cost(MAE_VIT, CLASS_COUNT, SAMPLES) if from_mae_vit else replace(budget, flops=0)
     step = profile(MAE_VIT, CLASS_COUNT).flops * 16
     assert training_cost(by_flops, CLASS_COUNT, SAMPLES).flops == pytest.approx(budget.flops, abs=step)
+
+
+def test_controls_of_limited_runs_have_their_steps():
+    """Two steps of four images each, of a split of 20 000: less than a thousandth of an epoch."""
+    data = replace(MAE_VIT.data, synthetic=replace(MAE_VIT.data.synthetic, train=20_000))
+    limited = [replace(run, data=data, batch_size=4, max_steps=2) for run in (MAE_VIT, PF_VIT)]
+    by_epochs, by_flops = budget_controls(("epochs", "flops"), *limited, starts_from_mae_vit=True)
+    assert total_steps(by_epochs, 20_000) == 4
+    assert total_steps(by_flops, 20_000) > 4, "a step of PF-ViT takes more FLOPs"
 
 
 def test_study_plans_controls_from_the_same_mae(tmp_path):

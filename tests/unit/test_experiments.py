@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pfcluster.cli.reproduce import OF_REAL_DATASETS, ReproduceOptions, parse
-from pfcluster.config import ConfigError
+from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import differences
 from pfcluster.config.starts import EQUAL_EPOCHS
 from pfcluster.data.build.pipeline import build
@@ -25,6 +25,7 @@ from pfcluster.experiments.results import read_results
 from pfcluster.experiments.tables import all_tables
 from pfcluster.experiments.write import write_tables
 from pfcluster.report.statistics import Summary
+from pfcluster.training.schedule import total_steps
 from tests.photos import make_folder
 from tests.photos import options as photo_options
 from tests.studies import Page, poker, write_run
@@ -290,6 +291,33 @@ def test_overrides_apply_to_every_run_before_the_changes_of_cells():
     plan = reproduction.plan()
     assert plan.continue_on_failure
     assert {group.name for group in plan.stages if group.always_run} >= {"tables", "cross", "costs", "studio-report"}
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["--epochs", "1", "--max-steps", "10"], 20),
+        (["--epochs", "1", "--max-steps", "1000"], 150),
+        (["--epochs", "1", "--max-steps", "100000"], 150),
+    ],
+)
+def test_mae_vit_of_equal_epochs_has_the_steps_of_both_runs(words, steps):
+    """2400 images in batches of 32: 75 steps an epoch, unless `max_steps` ends the runs earlier."""
+    reproduction = parse(["--miniature", "--executor", "local", "--batch-size", "32", "--seeds", "0", *words])
+    runs = {run.name: run.config for run in reproduction.runs if run.dataset == "studio"}
+    assert total_steps(runs["mae-vit"], 2400) + total_steps(runs["pf-vit"], 2400) == steps
+    assert total_steps(runs[EQUAL_EPOCHS], 2400) == steps
+
+
+def test_mae_vit_of_equal_epochs_is_as_long_as_runs_of_different_limits(tmp_path):
+    """PF-ViT is limited, and its batches are smaller: 10 of 16 images after 75 of 32."""
+
+    def change(config: RunConfig) -> RunConfig:
+        limits = {"batch_size": 16, "max_steps": 10} if config.objective == "pf_mag" else {"batch_size": 32}
+        return replace(config, epochs=1, **limits)
+
+    runs = {run.name: run.config for run in plan_runs(miniature(tmp_path, (0,), (), (), change))}
+    assert total_steps(runs[EQUAL_EPOCHS], 2400) == 75 + 5
 
 
 def test_pf_vit_starts_from_mae_vit_of_its_seed_and_size():
