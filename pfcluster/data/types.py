@@ -12,6 +12,10 @@ class DataError(ValueError):
     """The data cannot be used. The message names the folder or split, the reason and the remedy."""
 
 
+class UnfitDataError(DataError):
+    """The data can be read, but lacks what is asked of it: a split, or classes in common with a run."""
+
+
 UNKNOWN_PERSON = "photo-"
 """Beginning of the identity of a photo of an unknown person in a shard folder; the rest is the photo's hash."""
 

@@ -14,7 +14,7 @@ from pfcluster.config import ConfigError, DataConfig, RunConfig
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.fingerprints import require_same_data
 from pfcluster.data.manifest import ShardError
-from pfcluster.data.types import DataError, Dataset, Split
+from pfcluster.data.types import DataError, Dataset, Split, UnfitDataError
 from pfcluster.distributed.process_group import world
 from pfcluster.engine.precision import autocast
 from pfcluster.evaluate.classification import confusion_matrix, logits_function, predict, scores
@@ -30,7 +30,8 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
     (`missing_classes`).
 
     `data` is a folder of shards or a DataConfig, read at the run's image size; None is the run's own dataset.
-    Raises ConfigError, also if there is other data now where the run's own was; DataError, CheckpointError.
+    Raises ConfigError, also if there is other data now where the run's own was; DataError, of which UnfitDataError for
+    data without the split or without two classes of the run; CheckpointError.
     """
     weights = store.load(run).weights()
     config = read_config(enclosing_run(run) or run)
@@ -99,5 +100,5 @@ def _evaluation_data(config: RunConfig, data: DataConfig | str) -> Dataset:
 def _split(dataset: Dataset, name: str) -> Split:
     split = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}[name]
     if split is None:
-        raise DataError(f"{dataset.name} has no test split; give --split validation")
+        raise UnfitDataError(f"{dataset.name} has no test split; give --split validation")
     return split

@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from pfcluster.data.labels import in_canonical_order, index_mapping
-from pfcluster.data.types import DataError, RawBatch, Split
+from pfcluster.data.types import RawBatch, Split, UnfitDataError
 
 
 class SharedClasses:
     """The samples of a split whose class the classifier has too; itself a `Split`."""
 
     def __init__(self, split: Split, model_classes: tuple[str, ...]) -> None:
-        """Raises DataError if split and classifier share fewer than two classes, or no sample is of a shared class."""
+        """Raises UnfitDataError if split and classifier share fewer than two classes, or no sample is of a shared
+        class.
+        """
         self.split = split
         self.classes = tuple(name for name in in_canonical_order(split.classes) if name in model_classes)
         """In canonical order."""
         if len(self.classes) < 2:
-            raise DataError(
+            raise UnfitDataError(
                 f"the data's classes ({', '.join(split.classes) or 'none'}) and the run's ({', '.join(model_classes)})"
                 f" share {len(self.classes)}: at least two shared classes are needed; give data with the run's emotions"
             )
@@ -32,7 +34,7 @@ class SharedClasses:
         self._shared_index = torch.tensor([-1 if index is None else index for index in indices])
         self._samples = (self._shared_index[split.labels()] >= 0).nonzero().flatten()
         if not len(self._samples):
-            raise DataError(
+            raise UnfitDataError(
                 f"no sample of the data is of a class that the run has ({', '.join(self.classes)}); give data with the"
                 " run's emotions"
             )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
+from pfcluster import training
 from pfcluster.cli.reproduce import OF_REAL_DATASETS, ReproduceOptions, parse
-from pfcluster.config import ConfigError, RunConfig
+from pfcluster.config import ConfigError, RunConfig, SyntheticConfig
 from pfcluster.config.io import differences
 from pfcluster.config.starts import EQUAL_EPOCHS
 from pfcluster.data.build.pipeline import build
@@ -18,6 +19,7 @@ from pfcluster.experiments.accuracy_tables import accuracy_table, claims_table
 from pfcluster.experiments.cells import CELLS, REFERENCE, TABLES, cell_by_name
 from pfcluster.experiments.claims import check_claims, compare_interval
 from pfcluster.experiments.matrix import Settings, plan_runs, runs_by_cell, selected_cells
+from pfcluster.experiments.measure import MeasureError, measure
 from pfcluster.experiments.measure_tables import mask_ratio_table
 from pfcluster.experiments.miniature import miniature
 from pfcluster.experiments.record import RecordError, make_record, read_record, write_record
@@ -29,6 +31,7 @@ from pfcluster.training.schedule import total_steps
 from tests.photos import make_folder
 from tests.photos import options as photo_options
 from tests.studies import Page, poker, write_run
+from tests.tiny import DATA, config
 
 
 def real_settings(output: Path, **changes) -> Settings:
@@ -215,6 +218,37 @@ def test_missing_cells_have_a_reason(reproduced):
     accuracy = next(cell["accuracy"] for cell in values["cells"] if cell["cell"] == "pf-vit")
     assert list(accuracy.values()) == ACCURACIES["pf-vit"]
     assert len(all_tables(results)) >= 6
+
+
+def test_cross_dataset_accuracy_skips_unfit_data_and_keeps_rows_of_unreadable_data(tmp_path):
+    """Trained on one dataset; another has the same faces, a third no test split, a fourth other classes."""
+    faces = {"data.size": 32, "data.synthetic": asdict(replace(DATA.synthetic, classes=("neutral", "fear")))}
+    settings = real_settings(
+        tmp_path,
+        datasets={
+            "own": faces,
+            "same": faces,
+            "untested": faces | {"data.target": "identity"},
+            "others": faces | {"data.synthetic.classes": ["anger", "sadness"]},
+            "disk": {"data.shards": str(tmp_path / "disk")},
+        },
+        with_neutral=frozenset(),
+        cells=("mae-vit",),
+    )
+    settings = replace(settings, seeds=(0,))
+    write_record(tmp_path, make_record(settings, [], "the command", miniature=False))
+    data = replace(DATA, synthetic=SyntheticConfig(**faces["data.synthetic"]))
+    training.run(config("finetune", name="mae-vit", epochs=1, data=data), tmp_path / "own/mae-vit/seed-0")
+    with pytest.raises(MeasureError, match=r"cross\.json lacks 1 of .*mae-vit/seed-0 on disk: .*disk.*again"):
+        measure("cross", tmp_path)
+    (row,) = read_results(tmp_path).cross
+    own = json.loads((tmp_path / "own/mae-vit/seed-0/result.json").read_text())["test"]["accuracy"]
+    assert (row["trained"], row["tested"], row["accuracy"]) == ("own", "same", own)
+    earlier = {**row, "tested": "disk", "accuracy": 0.123}
+    (tmp_path / "measured/cross.json").write_text(json.dumps([earlier]))
+    with pytest.raises(MeasureError, match="holds those of an earlier command"):
+        measure("cross", tmp_path)
+    assert read_results(tmp_path).cross == [row, earlier]
 
 
 def test_record_round_trip_and_errors(tmp_path):
