@@ -30,6 +30,8 @@ from pfcluster.report.saved_pictures import INDEX_FILE, SavedPicture, run_pictur
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import PICTURES_DIR
 
+HTML_FILE = "index.html"
+
 
 @dataclass(frozen=True)
 class PictureFiles:
@@ -77,7 +79,7 @@ def write_pictures(
     pictures = [attention, *features, *failures]
     results = [read_run(folder, folder.as_posix()) for folder in folders]
     write_atomically(output / INDEX_FILE, json.dumps([asdict(one) for one in pictures], indent=1) + "\n")
-    html = output / "index.html"
+    html = output / HTML_FILE
     notes = [*feature_notes, *failure_notes]
     write_atomically(html, _page(gallery, results, pictures, notes))
     return PictureFiles(html, tuple(pictures), tuple(notes))
@@ -134,7 +136,7 @@ def _page(gallery: _Gallery, results: Sequence[Run], pictures: Sequence[SavedPic
     groups, _ = group_runs(results)
     mae = [group for group in groups if group.objective == "mae"]
     others = [group for group in groups if group.objective != "mae"]
-    shown = PagePictures(gallery.folder)
+    shown = PagePictures(gallery.folder / HTML_FILE)
     sections = {
         name: [
             shown.picture(PictureFile(gallery.folder, one.file, one.caption)) for one in pictures if one.section == name

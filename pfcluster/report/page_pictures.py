@@ -14,8 +14,8 @@ from pfcluster.runs.atomic_files import write_atomically
 MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 MAX_INLINE_BYTES = 8 << 20
 """Bytes of pictures that a page contains; further ones are files beside it."""
-FILES_DIR = "page_files"
-"""Folder of those files, beside the page; they are named by their content."""
+FILES_SUFFIX = "_files"
+"""A page's folder of those files is named after it: report_files/ of report.html; they are named by their content."""
 OWN_NAME = re.compile(r"[0-9a-f]{20}\.(png|jpe?g|webp)")
 
 
@@ -39,10 +39,11 @@ class PictureFile:
 
 
 class PagePictures:
-    """The pictures of one page, which will lie in `folder`."""
+    """The pictures of one page. Pages of different names can lie in one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, page: Path) -> None:
+        """page: the HTML file, which need not exist yet."""
+        self._files = page.with_name(f"{page.stem}{FILES_SUFFIX}")
         self._inlined = 0
         self._beside: set[str] = set()
 
@@ -71,7 +72,7 @@ class PagePictures:
 
     def _copy(self, content: bytes, suffix: str) -> str:
         """Write a picture beside the page, once; its path relative to the page."""
-        target = self.folder / FILES_DIR / f"{hashlib.sha256(content).hexdigest()[:20]}{suffix}"
+        target = self._files / f"{hashlib.sha256(content).hexdigest()[:20]}{suffix}"
         if target.name not in self._beside:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,13 +80,12 @@ class PagePictures:
             except OSError as error:
                 raise ReportError(f"cannot write {target}: {error.strerror}; give another output folder") from error
             self._beside.add(target.name)
-        return f"{FILES_DIR}/{target.name}"
+        return f"{self._files.name}/{target.name}"
 
     def remove_outdated(self) -> None:
         """Remove pictures that an earlier version of the page had beside it."""
-        files = self.folder / FILES_DIR
-        for path in files.iterdir() if files.is_dir() else ():
+        for path in self._files.iterdir() if self._files.is_dir() else ():
             if OWN_NAME.fullmatch(path.name) and path.name not in self._beside:
                 path.unlink(missing_ok=True)
-        if not self._beside and files.is_dir() and not any(files.iterdir()):
-            files.rmdir()
+        if not self._beside and self._files.is_dir() and not any(self._files.iterdir()):
+            self._files.rmdir()

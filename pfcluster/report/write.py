@@ -16,6 +16,7 @@ from pfcluster.report.rendering import csv_text, latex, markdown, markdown_text
 from pfcluster.report.study import Report, read_report
 from pfcluster.runs.atomic_files import write_atomically
 
+HTML_FILE = "report.html"
 DISCLAIMER = (
     "Poker faces are synthetic images. A recognised expression is not a felt emotion. Checkpoints were selected on the "
     "validation split unless a table states otherwise."
@@ -50,10 +51,10 @@ def write_report(study: Path, output: Path | None = None, *, baseline: str | Non
     study = Path(study)
     report = read_report(study, baseline)
     folder = study / "report" if output is None else Path(output)
-    html, picture_notices = page.render(report, PagePictures(folder))
+    html, picture_notices = page.render(report, PagePictures(folder / HTML_FILE))
     main, notices = tables.main_table(report.groups), (*report.notices, *picture_notices)
     contents = {
-        "report.html": html,
+        HTML_FILE: html,
         "report.md": report_markdown(report, notices),
         "results.csv": csv_text(run_rows(report)),
         "summary.csv": csv_text([group_row(group, report.budgets.get(group.label)) for group in report.groups]),
@@ -62,7 +63,7 @@ def write_report(study: Path, output: Path | None = None, *, baseline: str | Non
     }
     paths = {name: write_file(folder / name, text) for name, text in contents.items()}
     return ReportFiles(
-        html=paths["report.html"],
+        html=paths[HTML_FILE],
         markdown=paths["report.md"],
         results_csv=paths["results.csv"],
         summary_csv=paths["summary.csv"],

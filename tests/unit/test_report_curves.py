@@ -65,17 +65,32 @@ def test_of_many_groups_the_baseline_and_the_best_are_shown(study: Path) -> None
 
 def test_pictures_that_a_page_has_no_room_for_lie_beside_it(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data:image/png" in write_report(study).html.read_text()
-    assert not (study / "report" / page_pictures.FILES_DIR).exists()
+    beside = study / "report" / "report_files"
+    assert not beside.exists()
     monkeypatch.setattr(page_pictures, "MAX_INLINE_BYTES", 0)
     files = write_report(study)
     html = files.html.read_text()
     assert "data:image" not in html
     sources = re.findall(r'<img loading="lazy" src="([^"]+)"', html)
-    assert sorted(sources) == sorted(
-        f"{page_pictures.FILES_DIR}/{path.name}" for path in (files.html.parent / page_pictures.FILES_DIR).iterdir()
-    )
+    assert sorted(sources) == sorted(f"report_files/{path.name}" for path in beside.iterdir())
     with Image.open(files.html.parent / sources[0]) as picture:
         assert picture.size == (9, 9)
     monkeypatch.undo()
     write_report(study)
-    assert not (study / "report" / page_pictures.FILES_DIR).exists()
+    assert not beside.exists()
+
+
+def test_pages_in_one_folder_keep_their_own_pictures(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of `pfcluster pictures` with the report's folder as its --output."""
+    monkeypatch.setattr(page_pictures, "MAX_INLINE_BYTES", 0)
+    files = write_report(study)
+    sources = re.findall(r'<img loading="lazy" src="([^"]+)"', files.html.read_text())
+    other = page_pictures.PagePictures(files.html.with_name("index.html"))
+    Image.new("RGB", (9, 9), (200, 0, 0)).save(study / "other.png")
+    uri = other.uri(study, "other.png")
+    other.remove_outdated()
+    assert uri.startswith("index_files/")
+    assert sources
+    assert all((files.html.parent / source).exists() for source in sources)
+    write_report(study)
+    assert (files.html.parent / uri).exists()
