@@ -37,8 +37,7 @@ class VideoReader:
         if is_webcam:
             self._capture: Any = cv2.VideoCapture(int(name.split()[-1]))
         else:
-            if os.path.getsize(name) == 0:
-                raise UnreadablePhotoError("the file is empty")
+            _require_content(name)
             file: Any = os.fsencode(name)  # given a str that is not UTF-8, OpenCV crashes
             self._capture = cv2.VideoCapture(file)
         if not self._capture.isOpened():
@@ -91,6 +90,17 @@ class VideoReader:
         if self.count is not None and self._read < MIN_COMPLETE * self.count and not self._capture.grab():
             return f"ends after frame {self._read - 1} of {self.count}: the file is cut or damaged"
         return None
+
+
+def _require_content(name: str) -> None:
+    """Raises UnreadablePhotoError for a file that is empty, missing or cannot be opened; OpenCV would not say why."""
+    try:
+        if os.stat(name).st_size == 0:
+            raise UnreadablePhotoError("the file is empty")
+        with open(name, "rb"):
+            pass
+    except OSError as error:
+        raise UnreadablePhotoError(error.strerror or str(error)) from error
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:

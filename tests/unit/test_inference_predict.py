@@ -130,8 +130,12 @@ def odd_files(folder: Path) -> list[str]:
 def test_bad_files_are_rows_and_the_others_go_on(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Broken links, too, of photos and of videos."""
     (tmp_path / "in").mkdir()
     bad, odd = bad_files(tmp_path / "in"), odd_files(tmp_path / "in")
+    for name in ("lost.mp4", "lost.png"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "nowhere")
+        bad[name] = "No such file or directory"
     words = ["predict", str(tmp_path / "in"), "--model", str(model_folder), "--no-detect", "--output"]
     assert main([*words, str(tmp_path / "out.csv")]) == 0
     table = {Path(row["source"]).name: row for row in rows(tmp_path / "out.csv")}
@@ -141,6 +145,7 @@ def test_bad_files_are_rows_and_the_others_go_on(
         assert not table[name]["label"]
     assert all(table[name]["label"] in models.CLASSES for name in odd)
     capsys.readouterr()
+    del bad["lost.mp4"], bad["lost.png"]
     assert main(["predict", *(str(tmp_path / "in" / name) for name in bad), *words[2:-1]]) == 2
     captured = capsys.readouterr()
     assert "none of the 6 inputs can be read" in captured.err
