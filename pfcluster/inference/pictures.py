@@ -15,6 +15,7 @@ from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.faces import Face
 from pfcluster.inference.sources import Frame, Source
 from pfcluster.inference.video import DEFAULT_RATE, VideoWriter
+from pfcluster.runs.atomic_files import cut_encoded, hidden_beside
 
 SHOWN_SIDE = 224
 """Side of each of the two faces in a picture, in pixels, or the next multiple of the poker face's side."""
@@ -34,12 +35,13 @@ METADATA = {
 """Text chunks of a PNG that is marked as synthetic."""
 COLOUR = (64, 220, 96)
 MAX_STEM = 80
+"""Bytes of a source's name in the names of its pictures."""
 
 
 def file_stem(index: int, source: Source) -> str:
     """Name of a source's pictures, without suffix: unique, and sorted as the sources are."""
     stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in Path(source.name).stem)
-    return f"{index:06d}_{stem[:MAX_STEM]}"
+    return f"{index:06d}_{cut_encoded(stem, MAX_STEM)}"
 
 
 def is_one_video(target: Path) -> bool:
@@ -148,7 +150,7 @@ class Annotator:
         if self._writer is None:
             stem = file_stem(frame.source, source)
             self._final = self._target if self._is_file else self._target / f"{stem}.mp4"
-            self._temporary = self._final.with_name(f".{self._final.name}.partial.mp4")
+            self._temporary = hidden_beside(self._final, ".partial.mp4")
             height, width = image.shape[:2]
             self._writer = VideoWriter(self._temporary, frame.rate or DEFAULT_RATE, width, height)
         return self._writer

@@ -13,12 +13,32 @@ from pfcluster.runs.os_errors import retry_transient
 TEMPORARY_FILES = ".*.tmp"
 """Glob of the temporary files of `write_via_temporary`; a killed process leaves one behind."""
 
+MAX_NAME = 255
+"""Bytes of a file name, on nearly all file systems."""
+
+
+def hidden_beside(path: Path, suffix: str) -> Path:
+    """The hidden file `.NAME` + `suffix` beside a file. A name that leaves no room for it is cut and made unique by its
+    checksum.
+    """
+    room = MAX_NAME - len(f".{suffix}")
+    name = path.name
+    if len(os.fsencode(name)) > room:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        name = f"{cut_encoded(name, room - len(digest) - 1)}.{digest}"
+    return path.with_name(f".{name}{suffix}")
+
+
+def cut_encoded(text: str, size: int) -> str:
+    """The start of a text that has at most `size` bytes in UTF-8, without half a character."""
+    return text.encode(errors="surrogateescape")[:size].decode(errors="ignore")
+
 
 def write_via_temporary(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Have `fill` write a temporary file in the folder of `path`, fsync it, and rename it to `path`. Readers see the
     complete old or the complete new file. The temporary file is removed on errors.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = hidden_beside(path, f".{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             fill(file)

@@ -68,3 +68,26 @@ def test_pictures_are_not_written_where_the_next_prediction_looks(
         for _ in range(2):
             assert main(["predict", source, *words, option, target]) == 0
         assert not {path.suffix for path in Path(target).iterdir()} - {".jpg"}
+
+
+def test_names_are_as_long_as_files_may_have_them(model_folder: Path, tmp_path: Path) -> None:
+    """In bytes: of the inputs, of which pictures take the start, and of the outputs, whose temporary files have longer
+    ones.
+    """
+    wide = "\u8868"  # three bytes
+    (tmp_path / "in").mkdir()
+    photo = models.face_pictures(tmp_path / "in", 1, side=48)[0].rename(tmp_path / "in" / f"{wide * 83}.png")
+    film = models.write_video(tmp_path / "film.mp4", list(models.rendered(3, 48)))
+    film = film.rename(tmp_path / "in" / f"x{wide * 83}.mp4")
+    words = ["--model", str(model_folder), "--no-detect"]
+    drawn, poker, table = tmp_path / "drawn", tmp_path / "poker", tmp_path / f"{'t' * 243}.csv"
+    pictures = ["--annotate", str(drawn), "--poker-face", str(poker)]
+    assert main(["predict", str(photo.parent), *words, *pictures, "--output", str(table)]) == 0
+    stems = [f"000000_x{wide * 26}", f"000001_{wide * 26}"]
+    assert sorted(path.name for path in drawn.iterdir()) == [f"{stems[0]}.mp4", f"{stems[1]}.jpg"]
+    faces = [*(f"{stems[0]}_frame{number:07d}_face0.png" for number in range(3)), f"{stems[1]}_face0.png"]
+    assert sorted(path.name for path in poker.iterdir()) == faces
+    one = tmp_path / "one" / f"{'v' * 251}.mp4"
+    assert main(["predict", str(film), *words, "--annotate", str(one)]) == 0
+    assert list(one.parent.iterdir()) == [one]
+    assert table.is_file()
