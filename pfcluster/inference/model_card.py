@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 from pfcluster.inference.model_info import Figures, ModelInfo, Preprocessing, Training
 from pfcluster.inference.runtime_info import (
     CLASSIFIER_EXPORT,
@@ -27,6 +30,8 @@ POKER_FACE_LAW = (
     "Poker faces are synthetic images of a real person: mark them as such (Art. 50(4)). `pfcluster predict"
     " --poker-face` does so in the pixels and in the metadata."
 )
+PLAIN_YAML = re.compile(r"(?!(?:true|false|null|yes|no|on|off|y|n)$)[a-z][a-z0-9.+-]*", re.IGNORECASE)
+"""Text that YAML reads as itself without quotes, such as apache-2.0."""
 SPLITS = ("train", "validation", "test")
 KINDS = {
     "cnn": "a small convolutional classifier (the *judge* of pfcluster)",
@@ -56,8 +61,18 @@ def model_card(info: ModelInfo) -> str:
 
 def _header(info: ModelInfo) -> str:
     tags = ["facial-expression-recognition", "pfcluster", "pytorch_model_hub_mixin", "model_hub_mixin"]
-    lines = ["---", f"library_name: {info.library}", f"license: {info.license}", "pipeline_tag: image-classification"]
+    lines = [
+        "---",
+        f"library_name: {info.library}",
+        f"license: {yaml_text(info.license)}",
+        "pipeline_tag: image-classification",
+    ]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def yaml_text(text: str) -> str:
+    """Text as a YAML scalar, in quotes if YAML would read it as something else."""
+    return text if PLAIN_YAML.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
 def _data(training: Training) -> str:

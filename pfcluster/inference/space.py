@@ -12,7 +12,7 @@ from pathlib import Path
 from pfcluster.inference.builtin_models import builtin_folder
 from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.export import export_run
-from pfcluster.inference.model_card import EMOTION_LAW, POKER_FACE_LAW
+from pfcluster.inference.model_card import EMOTION_LAW, POKER_FACE_LAW, yaml_text
 from pfcluster.inference.model_info import CARD_FILE, ModelInfo
 from pfcluster.runs.atomic_files import write_atomically
 
@@ -86,7 +86,8 @@ def space_card(info: ModelInfo) -> str:
     with contextlib.suppress(metadata.PackageNotFoundError):  # without the line a Space takes the newest one
         lines.append(f"sdk_version: {metadata.version('gradio')}")
     lines.append(f'python_version: "{sys.version_info.major}.{sys.version_info.minor}"')
-    lines += [f"app_file: {APP_FILE}", "pinned: false", f"license: {info.license}", f"short_description: {kind}", "---"]
+    lines += [f"app_file: {APP_FILE}", "pinned: false", f"license: {yaml_text(info.license)}"]
+    lines += [f"short_description: {kind}", "---"]
     law = f"{EMOTION_LAW} {POKER_FACE_LAW}" if info.generates else EMOTION_LAW
     return "\n".join(
         [

@@ -23,6 +23,7 @@ from pfcluster.config import DataConfig, ModelConfig, PfMagConfig, RunConfig
 from pfcluster.inference import builtin_models
 from pfcluster.inference.errors import InferenceError, NoGeneratorError
 from pfcluster.inference.hub import HubModel
+from pfcluster.inference.model_card import model_card
 from pfcluster.inference.model_folder import with_precision, write_model
 from pfcluster.inference.model_info import (
     CONFIG_FILE,
@@ -34,6 +35,7 @@ from pfcluster.inference.model_info import (
     NetworkInfo,
     read_info,
 )
+from pfcluster.inference.space import space_card
 from pfcluster.inference.torch_predictor import build_net, network_info
 from tests import inference_models as models
 
@@ -69,6 +71,17 @@ def test_models_load_back_equal_to_the_bit(tmp_path: Path, kind: Kind, name: str
     else:
         with pytest.raises(NoGeneratorError, match="no generator of poker faces"):
             model.poker_face(CROPS, detect=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["apache-2.0", "my own: ask", "no", "1.0", "# none", '"quoted" \\ by\nlines', "eig\u00e9n"]
+)
+def test_the_hubs_client_reads_every_licence(text: str) -> None:
+    """From the YAML headers of the cards of models and of Spaces."""
+    info = dataclasses.replace(models.info(), license=text)
+    for card in (model_card(info), space_card(info)):
+        assert huggingface_hub.ModelCard(card).data.license == text
+    assert (f"license: {text}\n" in model_card(info)) == (text == "apache-2.0")
 
 
 def test_half_precision_halves_the_file(folder: Path, tmp_path: Path) -> None:
