@@ -73,8 +73,8 @@ class Inputs:
 
 
 def list_inputs(inputs: Sequence[str]) -> Inputs:
-    """All photos and videos that the inputs name, without repetition. Raises InferenceError for an input that names
-    none.
+    """All photos and videos that the inputs name, each path once, as it is spelled first. Raises InferenceError for an
+    input that names none.
 
     An input is a file, a folder (searched recursively, hidden names skipped), a pattern such as `photos/**/*.jpg`, or
     the number of a webcam.
@@ -96,9 +96,20 @@ def list_inputs(inputs: Sequence[str]) -> Inputs:
             patterns.append(text)
             named, note = _pattern(text)
         for source in named:
-            sources.setdefault(source.name, source)
+            sources.setdefault(_place(source), source)
         notes += [f"{text}: {note}"] if note else []
     return Inputs(tuple(sources.values()), tuple(folders), tuple(patterns), tuple(notes))
+
+
+def _place(source: Source) -> str:
+    """The same for all spellings of a path: `a.jpg`, `./a.jpg`, `folder/../a.jpg`, and from the root. Links count as
+    files of their own.
+    """
+    if source.kind == "webcam":
+        return source.name
+    folder, name = os.path.split(source.name)
+    folder = os.path.realpath(folder) if os.pardir in folder.split(os.sep) else os.path.abspath(folder)
+    return os.path.join(folder, name)
 
 
 def split_pattern(pattern: str) -> tuple[Path, tuple[str, ...]]:

@@ -390,6 +390,18 @@ def test_files_that_are_skipped_are_counted(
     )
 
 
+def test_a_path_is_one_input_however_it_is_spelled(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is spelled first. Links are files of their own, and `..` leads where the system says."""
+    monkeypatch.chdir(photos.parent)
+    (photos / "link.png").symlink_to("face0.png")
+    (photos.parent / "other").symlink_to(photos / "deep")
+    spelled = ["photos/face0.png", "./photos/face0.png", "photos//face0.png", str(photos / "face0.png")]
+    spelled += ["photos/deep/../face0.png", "other/../face0.png", "ph*/face0.png", "photos/link.png"]
+    assert [source.name for source in list_inputs(spelled).sources] == ["photos/face0.png", "photos/link.png"]
+    everything = {source.name for source in list_inputs(["photos"]).sources}
+    assert {source.name for source in list_inputs(["photos", "./photos/", str(photos)]).sources} == everything
+
+
 def test_a_partial_table_of_another_command_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     table = PartialTable(output, {"model": "a"})
