@@ -23,7 +23,7 @@ from pfcluster.data.manifest import Manifest, ShardError, load_manifest
 from pfcluster.data.types import DataError
 from pfcluster.evaluate.evaluate_run import require_outputs
 from pfcluster.inference.errors import InferenceError
-from pfcluster.inference.load import load
+from pfcluster.inference.load import is_run, load
 from pfcluster.inference.model_folder import require_free, with_precision, write_model
 from pfcluster.inference.model_info import (
     CARD_FILE,
@@ -87,7 +87,9 @@ def is_model(source: Path) -> bool:
     """Whether `pfcluster.load` takes it as something else than a run: a folder or file of an export, a name on the hub,
     builtin:NAME.
     """
-    return not source.is_dir() or any((source / name).exists() for name in (WEIGHTS_FILE, CARD_FILE))
+    if not source.is_dir():
+        return True
+    return not is_run(source) and any((source / name).exists() for name in (WEIGHTS_FILE, CARD_FILE))
 
 
 def read_source(source: Path, shards: str | None = None, license: str | None = None) -> RunModel:

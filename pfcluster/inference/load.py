@@ -31,7 +31,7 @@ def load(source: str | Path, *, device: str = "auto") -> Model:
     if text.startswith(BUILTIN):
         return _from_files(builtin_model(text.removeprefix(BUILTIN)), device)
     if path.exists():
-        if (path / CHECKPOINTS_DIR).is_dir() or (path / CHECKPOINT_FILE).is_file():
+        if is_run(path):
             return _from_run(path, device)
         return _from_files(path, device)
     match = None if isinstance(source, Path) else HUB_ID.fullmatch(text)
@@ -41,6 +41,11 @@ def load(source: str | Path, *, device: str = "auto") -> Model:
         raise InferenceError(f"no model {text}: give {FORMS}")
     info, net = hub_module().pull(match["repo"], match["revision"])
     return Model(TorchPredictor(info, net, device))
+
+
+def is_run(path: Path) -> bool:
+    """Whether `load` takes a path as a run or a checkpoint folder, whatever else it holds."""
+    return (path / CHECKPOINTS_DIR).is_dir() or (path / CHECKPOINT_FILE).is_file()
 
 
 def _require_no_folder(text: str, path: Path, *, on_hub: bool) -> None:

@@ -180,6 +180,7 @@ def test_shards_that_have_moved_are_named(built: Path, tmp_path: Path, capsys: p
     """Their manifest says how photos were cropped; the config of the model tells it."""
     folder = fake_run(tmp_path / "run", "finetune", shards="gone")
     write_result(folder, {"dataset": {"name": "mine", "classes": ["neutral", "happiness", "sadness"]}})
+    (folder / "README.md").write_text("notes")  # which makes it no model
     words = ["export", str(folder), "--output", str(tmp_path / "model"), "--shards", str(built)]
     assert main([*words, "--license", "cc-by-4.0", "--precision", "float16"]) == 0
     info = json.loads((tmp_path / "model" / "config.json").read_text())
