@@ -67,9 +67,9 @@ FOOTNOTE = (
     "Prefixes `input`, `rec`, `poker`, `truth`, `transfer`: photo, reconstruction, poker face, true poker face, "
     "expression transfer. `mse_inside`, `mse_outside`: mean squared error against the true poker face inside and "
     "outside the expression region (values in -1..1). `neutralised_rate`: share of faces with an expression that the "
-    "judge classifies as neutral; `emotion_agreement`: share that it assigns to the input's emotion. `emotion_probe`,"
-    " `identity_probe`: accuracy of linear probes of tokens (f, f_e, f_p) or pixels. `fid`, `fid_neutral`: Fréchet "
-    "distance of the judge's features to all and to neutral photos, not comparable with an FID."
+    "judge classifies as neutral; `emotion_agreement`: share of all faces that it assigns to the input's emotion. "
+    "`emotion_probe`, `identity_probe`: accuracy of linear probes of tokens (f, f_e, f_p) or pixels. `fid`, "
+    "`fid_neutral`: Fréchet distance of the judge's features to all and to neutral photos, not comparable with an FID."
 )
 
 

@@ -61,7 +61,8 @@ def measure(config: RunConfig, model: PFViT, split: Split, evaluators: Evaluator
     truth:
 
     - neutral_rate: share that the judge classifies as neutral; neutralised_rate: the same over inputs that are not
-      neutral; emotion_agreement: share that the judge assigns to the *input's* emotion.
+      neutral; emotion_agreement: share of all, neutral inputs included, that the judge assigns to the *input's*
+      emotion.
     - neutralised_x_agreement (poker face only): its neutralised_rate times the reconstruction's emotion_agreement, as
       blur raises the first and lowers the second.
     - identity_cosine: cosine similarity of identity features to the input's.

@@ -142,12 +142,12 @@ def poker_table(groups: Sequence[RunGroup]) -> Table | None:
     columns = ("run", "image", *(metric.title for metric in POKER_METRICS))
     note = (
         "Neutral rate: share that the judge (a classifier not used in training) classifies as neutral; neutralised "
-        "rate: the same among faces with an expression. Emotion agreement: share of faces with an expression whose "
-        "emotion the judge recognises. Blur affects the judge: compare the poker faces with the reconstructions, which "
-        "are equally blurred, and with the truth; if emotion agreement of the reconstructions is low, a high neutral "
-        "rate is not informative. Identity cosine: similarity of face embeddings with the input. PSNR, SSIM and MSE: "
-        "against the true neutral face, where available; inside and outside the region of the expression. Mean ± "
-        "standard deviation over seeds."
+        "rate: the same among faces with an expression. Emotion agreement: share of all faces, neutral ones included, "
+        "that the judge assigns to the input's emotion. Blur affects the judge: compare the poker faces with the "
+        "reconstructions, which are equally blurred, and with the truth; if emotion agreement of the reconstructions "
+        "is low, a high neutral rate is not informative. Identity cosine: similarity of face embeddings with the "
+        "input. PSNR, SSIM and MSE: against the true neutral face, where available; inside and outside the region of "
+        "the expression. Mean ± standard deviation over seeds."
     )
     return Table("Poker faces", columns, tuple(rows), note, labels=2) if rows else None
 

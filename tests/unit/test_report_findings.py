@@ -99,6 +99,7 @@ def test_neutralised_rate_in_words(tmp_path: Path, neutralised_rate: float, word
         "0.970 for truth" in report
     )
     assert "emotion agreement of the reconstructions: 0.800" in report
+    assert "Emotion agreement: share of all faces, neutral ones included, that the judge assigns to" in report
     assert f"{words} classified as neutral" in report.partition("###")[0], "not among the findings"
 
 
