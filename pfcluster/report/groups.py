@@ -71,8 +71,8 @@ class RunGroup:
         return accuracy_interval(self.runs)
 
     def test_set(self) -> tuple[Any, ...]:
-        """Dataset with its vote mode, classes and number of test samples; compared groups must agree in these."""
-        return self.runs[0].dataset, self.classes, self.runs[0].number("test", "n")
+        """Dataset with its vote mode, classes and numbers of test samples; compared groups must agree in these."""
+        return self.runs[0].dataset, self.classes, frozenset(self.by_seed("test", "n").values())
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[RunGroup], list[Notice]]:
@@ -126,6 +126,8 @@ def _mismatch(runs: Sequence[Run]) -> str:
             reasons.append(f"{pair} were trained on different data.")
         elif selection_split(first) != selection_split(run):
             reasons.append(f"{pair} selected their checkpoints on different splits.")
+        elif len({run.number("test", "n") for run in (first, run)} - {None}) > 1:
+            reasons.append(f"{pair} were tested on different numbers of samples.")
         elif mismatch := sample_mismatch([first], [run]):
             reasons.append(f"{mismatch}.")
     return " ".join(reasons) + (" Their mean is not meaningful: give them different names." if reasons else "")

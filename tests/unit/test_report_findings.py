@@ -176,6 +176,20 @@ def test_runs_selected_on_the_test_split_are_marked_and_not_compared(tmp_path: P
     assert "‡" not in text(write_report(tmp_path / "runs" / "scratch-seed0-0"))
 
 
+def test_runs_tested_on_different_numbers_of_samples_are_not_averaged(tmp_path: Path) -> None:
+    write_group(tmp_path, "scratch", [0.7, 0.71])
+    write_run(tmp_path, "odd", 0, test={"n": 8, "accuracy": 0.75})
+    write_run(tmp_path, "odd", 1, test={"n": 7, "accuracy": 0.75})
+    write_run(tmp_path, "spared", 0, test={})
+    write_run(tmp_path, "spared", 1, test={"n": 8, "accuracy": 0.75})
+    files = write_report(tmp_path)
+    (notice,) = (one for one in files.notices if one.name == "runs not comparable")
+    assert notice.text.startswith("odd: ")
+    assert "were tested on different numbers of samples" in notice.text
+    assert "odd cannot be compared with scratch" in text(files)
+    assert "spared scores" in text(files), "its first run was not tested, and the other one on the same samples"
+
+
 def test_groups_on_different_test_sets_are_not_compared(tmp_path: Path) -> None:
     write_group(tmp_path, "scratch", [0.7, 0.71])
     dataset = {"name": "other", "classes": CLASSES}
