@@ -13,8 +13,7 @@ from pfcluster.report.study import Report
 def findings(report: Report) -> list[str]:
     """Test accuracies, comparisons with the baseline, poker faces, and cautions."""
     sentences = [_accuracy_sentence(group) for group in report.groups if group.classifies]
-    sentences += map(comparison_sentence, report.comparisons)
-    sentences += [comparison_sentence(one) for one in report.on_budgets if one.baseline is not report.baseline]
+    sentences += map(comparison_sentence, report.all_comparisons)
     for group in report.groups:
         if group.has_poker_faces:
             sentences.append(f"{group.label}: {' '.join(poker_findings(group))}")

@@ -33,6 +33,14 @@ class Report:
     on_budgets: tuple[Comparison, ...] = ()
     """PF-ViT against MAE-ViT and its controls."""
 
+    @property
+    def all_comparisons(self) -> tuple[Comparison, ...]:
+        """Each compared pair once: those with the baseline, then those of `on_budgets` with other groups. A pair of
+        both is corrected with the others of the baseline.
+        """
+        others = (one for one in self.on_budgets if one.baseline is not self.baseline)
+        return (*self.comparisons, *others)
+
 
 def read_report(study: Path, baseline: str | None = None) -> Report:
     """Read a study's runs, group them and compare the groups with the baseline.

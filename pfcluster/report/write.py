@@ -34,8 +34,8 @@ class ReportFiles:
     summary_csv: Path
     """One row per group: n, mean, std (n - 1) and 95 % interval of each metric."""
     comparisons_csv: Path
-    """One row per group except the baseline, and for PF-ViT against its controls of equal budget: differences in
-    percentage points, intervals and tests."""
+    """One row per group except the baseline, and for PF-ViT against the other controls of equal budget: differences
+    in percentage points, intervals and tests."""
     latex: Path
     report: Report
     notices: tuple[Notice, ...]
@@ -58,7 +58,7 @@ def write_report(study: Path, output: Path | None = None, *, baseline: str | Non
         "report.md": report_markdown(report, notices),
         "results.csv": csv_text(run_rows(report)),
         "summary.csv": csv_text([group_row(group, report.budgets.get(group.label)) for group in report.groups]),
-        "comparisons.csv": csv_text([comparison_row(one) for one in (*report.comparisons, *report.on_budgets)]),
+        "comparisons.csv": csv_text([comparison_row(one) for one in report.all_comparisons]),
         "table.tex": latex(main) if main else "% no run has a test accuracy\n",
     }
     paths = {name: write_file(folder / name, text) for name, text in contents.items()}

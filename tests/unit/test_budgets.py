@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,8 @@ def test_report_names_every_budget_and_compares_by_seed(tmp_path):
     summary = report.summary_csv.read_text().splitlines()[0].split(",")
     assert {"budget.flops", "budget_in_all.epochs"} <= set(summary)
     assert against_start != against_control
+    compared = csv.DictReader(write_report(tmp_path, baseline="mae-vit").comparisons_csv.open())
+    assert [row["baseline"] for row in compared if row["name"] == "pf-vit"] == ["mae-vit", "mae-vit-equal-epochs"]
 
 
 def at(study: Path, place: str, run: RunConfig, init: str | None, seed: int = 0) -> Path:
