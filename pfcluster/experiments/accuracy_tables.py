@@ -19,7 +19,7 @@ from pfcluster.experiments.results import Results
 from pfcluster.report.formatting import MISSING, interval, mean_std, number, p_value, signed
 from pfcluster.report.rendering import Table
 from pfcluster.report.statistics import Paired, holm, summarize
-from pfcluster.report.tables import OVER_SAMPLES, OVER_SEEDS
+from pfcluster.report.tables import NOT_COMPARABLE, OVER_SAMPLES, OVER_SEEDS
 
 STAND_IN = "rafdb"
 """Dataset of the paper with whose differences the miniature is compared."""
@@ -91,6 +91,7 @@ def accuracy_table(results: Results, dataset: str, key: str) -> Table | None:
         if results.record.miniature
         else "CI vs. paper: whether our CI (seeds) contains the paper's accuracy, or is above or below it."
     )
+    note += NOT_COMPARABLE if any("⚠" in row[0] for row in rows) else ""
     return Table(f"{TABLES[key]}: {dataset}", columns, tuple(rows), note).without_empty_columns()
 
 
@@ -125,7 +126,7 @@ def _accuracy_row(
     if difference is not None:
         predictions = prediction_difference(group, results.group(dataset, reference.name))
     return (
-        cell.title,
+        cell.title if group is None or group.comparable else f"{cell.title} ⚠",
         number(None if miniature else theirs, 2),
         str(ours.n) if ours else "0",
         mean_std(ours, 2),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pfcluster.experiments.paper import CLAIMS, Claim
 from pfcluster.experiments.results import Results
+from pfcluster.report.comparisons import not_comparable
 from pfcluster.report.formatting import MISSING
 from pfcluster.report.groups import RunGroup
 from pfcluster.report.prediction_stats import (
@@ -38,8 +39,10 @@ def accuracy(group: RunGroup | None) -> Summary | None:
 
 
 def accuracy_difference(treated: RunGroup | None, reference: RunGroup | None) -> Paired | None:
-    """Difference of the test accuracies in percentage points over common seeds; None if there are none."""
-    if treated is None or reference is None:
+    """Difference of the test accuracies in percentage points over common seeds; None if there are none, or the groups
+    cannot be compared.
+    """
+    if treated is None or reference is None or not_comparable(treated, reference):
         return None
     left, right = treated.by_seed("test", "accuracy"), reference.by_seed("test", "accuracy")
     seeds = sorted(left.keys() & right.keys())
@@ -47,8 +50,8 @@ def accuracy_difference(treated: RunGroup | None, reference: RunGroup | None) ->
 
 
 def prediction_difference(treated: RunGroup | None, reference: RunGroup | None) -> PredictionComparison | None:
-    """Per-sample comparison of two groups; None if predictions are missing or the test samples differ."""
-    if treated is None or reference is None:
+    """Per-sample comparison of two groups; None if predictions are missing or the groups cannot be compared."""
+    if treated is None or reference is None or not_comparable(treated, reference):
         return None
     return compare_predictions(treated.runs, reference.runs)[0]
 
@@ -72,7 +75,8 @@ def check_claims(results: Results) -> list[ClaimResult]:
 
     A claim is supported if the difference is positive with a corrected p below 0.05; "supported only before
     correction" if only the interval of its own test excludes 0; likewise contradicted for a negative difference; else
-    inconclusive. Without a t-test, as for one seed or equal differences, the outcome is the reason.
+    inconclusive. Without a t-test, as for one seed or equal differences, the outcome is the reason; so it is for
+    groups that cannot be compared.
     """
     cases = [
         (dataset, claim, results.group(dataset, claim.better), results.group(dataset, claim.worse))
@@ -84,9 +88,10 @@ def check_claims(results: Results) -> list[ClaimResult]:
     corrected = iter(holm([one.t_p for one in differences if one is not None and one.t_p is not None]))
     predictions = correct_over_comparisons([prediction_difference(better, worse) for _, _, better, worse in cases])
     claim_results = []
-    for (dataset, claim, _, _), difference, comparison in zip(cases, differences, predictions, strict=True):
+    for (dataset, claim, better, worse), difference, comparison in zip(cases, differences, predictions, strict=True):
         holm_p = next(corrected) if difference is not None and difference.t_p is not None else None
-        outcome = _outcome(difference, holm_p)
+        reason = not_comparable(better, worse) if better is not None and worse is not None else ""
+        outcome = f"not compared: {reason}" if reason else _outcome(difference, holm_p)
         claim_results.append(ClaimResult(dataset, claim, difference, holm_p, outcome, comparison))
     return claim_results
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pfcluster.config.json_files import JsonFileError, convert, read_json
 from pfcluster.experiments.cells import CELLS, cell_by_name
 from pfcluster.experiments.record import PlannedCell, Record, read_record
-from pfcluster.report.errors import ReportError
+from pfcluster.report.errors import Notice, ReportError
 from pfcluster.report.groups import RunGroup, group_runs
 from pfcluster.report.results import Run, read_run
 from pfcluster.runs.folder import METRICS_FILE, is_finished, logged_error
@@ -68,6 +68,8 @@ class Results:
     """Finished runs by dataset and cell."""
     missing: dict[tuple[str, str], str]
     """Why runs of a cell are missing, by dataset and cell."""
+    notices: tuple[Notice, ...]
+    """Warnings about runs of a cell that cannot be averaged."""
     cross: list[dict[str, Any]]
     """Accuracies of runs on other datasets: cell, seed, trained, tested, accuracy, n."""
     costs: dict[str, dict[str, Any]]
@@ -89,20 +91,29 @@ def read_results(root: Path) -> Results:
     record = read_record(root)
     groups: dict[tuple[str, str], RunGroup] = {}
     missing: dict[tuple[str, str], str] = {}
+    notices: list[Notice] = []
     for planned in record.cells:
         key = planned.dataset, planned.cell
         runs, reason = _read_cell(root, record, planned)
         if reason:
             missing[key] = reason
         if runs:
-            (groups[key],), _ = group_runs(runs)
+            found, warnings = group_runs(runs)
+            if len(found) > 1:
+                labels = ", ".join(group.label for group in found)
+                raise ReportError(
+                    f"{root / planned.dataset / planned.cell} holds runs of several names or objectives ({labels});"
+                    " move those of others away"
+                )
+            groups[key] = found[0]
+            notices += [replace(one, text=f"{planned.dataset}: {one.text}") for one in warnings]
     for dataset, name in record.auxiliary:
         folder = root / dataset / name / f"seed-{record.seeds[0]}"
         if not is_finished(folder):
             missing[dataset, name] = _missing_reason(folder)
     cross = _read_measurement(root, "cross", list[CrossScore], [])
     costs = _read_measurement(root, "costs", dict[str, Cost], {})
-    return Results(root, record, groups, missing, cross, costs)
+    return Results(root, record, groups, missing, tuple(notices), cross, costs)
 
 
 def _read_cell(root: Path, record: Record, planned: PlannedCell) -> tuple[list[Run], str]:

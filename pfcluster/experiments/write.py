@@ -15,6 +15,7 @@ from pfcluster.experiments import tables
 from pfcluster.experiments.claims import ClaimResult, check_claims
 from pfcluster.experiments.results import Results, read_results
 from pfcluster.report import rendering
+from pfcluster.report.errors import Notice
 from pfcluster.report.page import provenance, render_template
 from pfcluster.report.rendering import Table
 from pfcluster.report.write import write_file
@@ -40,6 +41,7 @@ def write_tables(root: Path) -> TableFiles:
     context = {
         "title": root.resolve().name,
         "about": about,
+        "notices": results.notices,
         "sentences": sentences,
         "tables": all_tables,
         "anchors": [(f"table-{number}", table.caption) for number, table in enumerate(all_tables, start=1)],
@@ -49,7 +51,7 @@ def write_tables(root: Path) -> TableFiles:
     return TableFiles(
         tuple(sentences),
         write_file(folder / "tables.html", render_template("page.html.j2", context, "pfcluster.experiments")),
-        write_file(folder / "tables.md", _markdown(about, sentences, all_tables)),
+        write_file(folder / "tables.md", _markdown(about, results.notices, sentences, all_tables)),
         write_file(folder / "tables.json", json.dumps(_values(results, about), indent=1) + "\n"),
     )
 
@@ -87,17 +89,20 @@ def claim_sentences(results: Results) -> list[str]:
     return [f"{outcome[:1].upper()}{outcome[1:]}: {'; '.join(texts)}." for outcome, texts in by_outcome.items()]
 
 
-def _markdown(about: dict[str, str], sentences: Sequence[str], all_tables: Sequence[Table]) -> str:
+def _markdown(
+    about: dict[str, str], notices: Sequence[Notice], sentences: Sequence[str], all_tables: Sequence[Table]
+) -> str:
     head = [
         f"- {name}: {f'`{value}`' if name == 'command' else rendering.markdown_text(value)}"
         for name, value in about.items()
     ]
+    head += [f"- **{rendering.markdown_text(one.name)}** – {rendering.markdown_text(one.text)}" for one in notices]
     claims = [f"- {rendering.markdown_text(sentence)}" for sentence in sentences]
     return "\n".join(["\n".join(head) + "\n", "\n".join(claims) + "\n", *map(rendering.markdown, all_tables)])
 
 
 def _values(results: Results, about: dict[str, str]) -> dict[str, Any]:
-    """Content of tables.json: every cell's accuracies by seed, every claim's difference, and missing cells."""
+    """Content of tables.json: accuracies by cell and seed, differences by claim, missing cells, and warnings."""
     cells = [
         {
             "dataset": dataset,
@@ -111,7 +116,8 @@ def _values(results: Results, about: dict[str, str]) -> dict[str, Any]:
         {"dataset": dataset, "cell": name, "reason": reason} for (dataset, name), reason in results.missing.items()
     ]
     claims = [_claim_values(one) for one in check_claims(results)]
-    return {"about": about, "cells": cells, "claims": claims, "missing": missing}
+    notices = [one.text for one in results.notices]
+    return {"about": about, "notices": notices, "cells": cells, "claims": claims, "missing": missing}
 
 
 def _claim_values(one: ClaimResult) -> dict[str, Any]:

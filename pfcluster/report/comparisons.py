@@ -79,8 +79,8 @@ def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
 
 
 def _compare(group: RunGroup, baseline: RunGroup) -> Comparison:
-    seeds = tuple(sorted({*group.by_seed("test", "accuracy")} & {*baseline.by_seed("test", "accuracy")}))
-    reason = _not_comparable(group, baseline, seeds)
+    seeds = _common_seeds(group, baseline)
+    reason = not_comparable(group, baseline)
     if reason:
         return Comparison(group, baseline, seeds, not_compared=reason)
     predictions, no_predictions = compare_predictions(group.runs, baseline.runs)
@@ -96,7 +96,11 @@ def _compare(group: RunGroup, baseline: RunGroup) -> Comparison:
     )
 
 
-def _not_comparable(group: RunGroup, baseline: RunGroup, seeds: Sequence[int]) -> str:
+def _common_seeds(group: RunGroup, baseline: RunGroup) -> tuple[int, ...]:
+    return tuple(sorted({*group.by_seed("test", "accuracy")} & {*baseline.by_seed("test", "accuracy")}))
+
+
+def not_comparable(group: RunGroup, baseline: RunGroup) -> str:
     """Reason why two groups cannot be compared; empty if they can."""
     if group.test_set() != baseline.test_set():
         return "evaluated on a different test set"
@@ -104,7 +108,7 @@ def _not_comparable(group: RunGroup, baseline: RunGroup, seeds: Sequence[int]) -
         return "runs of one name differ in more than the seed"
     if group.selection_split != baseline.selection_split:
         return f"its checkpoint was selected on {group.selection_split}, the baseline's on {baseline.selection_split}"
-    if not seeds:
+    if not _common_seeds(group, baseline):
         return "no seed in common"
     return sample_mismatch(group.runs, baseline.runs)
 

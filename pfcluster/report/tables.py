@@ -15,6 +15,8 @@ from pfcluster.report.statistics import WILCOXON_MIN_PAIRS
 
 OVER_SEEDS = "95 % CI (seeds)"
 OVER_SAMPLES = "95 % CI (seeds and samples)"
+NOT_COMPARABLE = " ⚠ The runs differ in more than their seed: the mean is not meaningful."
+"""Note of a table with the title of such a group."""
 
 
 def main_table(groups: Sequence[RunGroup]) -> Table | None:
@@ -36,7 +38,7 @@ def main_table(groups: Sequence[RunGroup]) -> Table | None:
     if any(row[2] == "test ‡" for row in rows):
         note += " ‡ Checkpoint selected on the test split: optimistic."
     if any("⚠" in row[0] for row in rows):
-        note += " ⚠ The runs differ in more than their seed: the mean is not meaningful."
+        note += NOT_COMPARABLE
     note += _no_predictions(group.bootstrap_accuracy[1] for group in scored)
     names = [name for name in dict.fromkeys(group.runs[0].dataset for group in scored) if name]
     caption = "Expression recognition on the test split" + (f" of {' and '.join(names)}" if names else "")

@@ -196,6 +196,25 @@ def test_a_claim_with_equal_differences_is_not_tested(reproduced):
     assert claims["pf-vit beats mae-vit"].holm_p is None
 
 
+def test_runs_of_a_cell_that_differ_in_more_than_the_seed_are_not_compared(reproduced):
+    file = reproduced / "rafdb/pf-vit/seed-1/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"batch_size": 32}))
+    results = read_results(reproduced)
+    (notice,) = results.notices
+    assert notice.text.startswith("rafdb: pf-vit: ")
+    assert "batch_size is 64 and 32" in notice.text
+    claims = {one.claim.name: one for one in check_claims(results)}
+    compared = claims["pf-vit beats mae-vit"]
+    assert (compared.difference, compared.predictions, compared.holm_p) == (None, None, None)
+    assert compared.outcome == "not compared: runs of one name differ in more than the seed"
+    table = accuracy_table(results, "rafdb", "baselines")
+    assert "PF-ViT ⚠" in [row[0] for row in table.rows]
+    files = write_tables(reproduced)
+    assert "batch_size is 64 and 32" in " ".join(Page(files.html.read_text()).words)
+    assert "is 64 and 32" in files.markdown.read_text()
+    assert json.loads(files.json.read_text())["notices"] == [notice.text]
+
+
 def test_mask_ratio_table(reproduced):
     (row,) = mask_ratio_table(read_results(reproduced), "rafdb").rows
     assert row[1] == "60.00 ± 0.00"
