@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.errors import LaunchError
@@ -15,6 +17,9 @@ OnFailure = Callable[[TrainRun, LaunchError], None]
 Train = Callable[[Sequence[TrainRun], str, OnFailure | None], bool]
 """Trains runs, with a title for their progress. Returns True once all have ended, False if a signal stopped them.
 Failures go to OnFailure; without it the first one is raised."""
+
+POLL_SECONDS = 0.2
+"""Interval at which a command is checked for a stop request."""
 
 
 def run_waves(plan: Plan, train: Train) -> bool:
@@ -64,9 +69,22 @@ def _run_wave(wave: Sequence[Stage], plan: Plan, train: Train, title: str, failu
 
 
 def run_command(command: Command) -> bool:
-    """Run a command in this terminal; False if a signal stopped it. Raises LaunchError if it fails."""
+    """Run a command in this terminal; False if a signal stopped the plan meanwhile. Raises LaunchError if it fails.
+
+    A stop request is passed on as SIGTERM; Ctrl-C reaches the command without that.
+    """
     with StopRequest() as stop:
-        code = subprocess.run([sys.executable, "-m", command.module, *command.arguments], check=False).returncode
+        process, forwarded = subprocess.Popen([sys.executable, "-m", command.module, *command.arguments]), False
+        try:
+            while process.poll() is None:
+                if stop.requested and stop.signal != signal.SIGINT and not forwarded:
+                    process.send_signal(signal.SIGTERM)
+                    forwarded = True
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
+        finally:
+            process.kill()  # after a second Ctrl-C
+    code = process.returncode
     if code and not stop.requested:
         raise LaunchError(f"{command.label} ended with {code}; its error is printed above", code)
-    return code == 0
+    return not stop.requested

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pfcluster.launch.local import run_plan
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
 from pfcluster.launch.plan_record import PLAN_FILE, read_plan
 from pfcluster.launch.processes import RunMonitor
+from pfcluster.launch.waves import run_waves
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import METRICS_FILE, TRAINING_LOCK
 from pfcluster.runs.locks import is_locked, lock_owner
@@ -98,6 +100,27 @@ def test_failed_run_does_not_end_the_runs_beside_it(tmp_path: Path) -> None:
     assert (plan.tasks[1].step, plan.tasks[1].total_steps) == (1, 1)
     assert plan.all_ended
     assert not plan.all_finished
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_command_ends_it_and_the_plan(tmp_path: Path, sent: int) -> None:
+    """`pfcluster cancel` signals the launcher alone: the command is told, and nothing begins after it."""
+    seconds = 60 if sent == signal.SIGTERM else 3  # Ctrl-C reaches a command without the launcher
+    statements = {
+        "first": f"import pathlib, time; time.sleep({seconds}); pathlib.Path({str(tmp_path / 'first')!r}).touch()",
+        "second": f"import pathlib; pathlib.Path({str(tmp_path / 'second')!r}).touch()",
+    }
+    stages = [
+        Stage(name, (Command(name, tmp_path, ("-n", "1", "-r", "1", statement), "timeit"),))
+        for name, statement in statements.items()
+    ]
+    stages[1] = replace(stages[1], after=("first",))
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), sent))
+    timer.start()
+    assert run_waves(Plan("plan", tmp_path, tuple(stages), ""), lambda runs, title, on_failure: True) is False
+    timer.join()
+    assert (tmp_path / "first").exists() == (sent == signal.SIGINT)
+    assert not (tmp_path / "second").exists()
 
 
 def wait_for(condition, launcher: subprocess.Popen[bytes] | None = None) -> None:
