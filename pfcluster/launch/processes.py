@@ -15,7 +15,7 @@ from pfcluster.distributed.hosts import free_port, host_name
 from pfcluster.launch.attempts import now
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, informative_status
-from pfcluster.runs.folder import LOG_HEADER, exit_status_path, log_path, write_requested_config
+from pfcluster.runs.folder import LOG_HEADER, exit_status_path, log_path, remove_exit_statuses, write_requested_config
 from pfcluster.runs.metrics_file import MetricsTail
 
 LOOPBACK_INTERFACE = "lo"
@@ -112,10 +112,10 @@ def start_run(
     config = write_requested_config(run.folder, run.config)
     log_path(run.folder, 0).parent.mkdir(exist_ok=True)
     arguments = [str(config), str(run.folder), "--threads", str(threads), "--command", command]
+    remove_exit_statuses(run.folder)
     started, logs = [], []
     for rank, environment in enumerate(rank_environments(processes, threads)):
         path = log_path(run.folder, rank)
-        exit_status_path(run.folder, rank).unlink(missing_ok=True)
         if devices is not None:
             environment |= {"CUDA_VISIBLE_DEVICES": devices[rank], "LOCAL_RANK": "0"}
         with open(path, "ab") as log:

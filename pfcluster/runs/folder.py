@@ -31,6 +31,7 @@ cancelled, .stop         markers: cancelled by the user; a running attempt is as
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,12 @@ def write_progress(folder: Path, total_steps: int, stage: str) -> None:
     write_atomically(folder / PROGRESS_FILE, json.dumps({"total_steps": total_steps, "stage": stage}) + "\n")
 
 
+def remove_exit_statuses(folder: Path) -> None:
+    """Remove those of earlier attempts, which may have had more ranks."""
+    for path in (folder / LOGS_DIR).glob("exit-status-*.json"):
+        path.unlink(missing_ok=True)
+
+
 def append_warning(folder: Path, message: str) -> None:
     """Append a line to warnings.log."""
     with open(folder / WARNINGS_FILE, "a", encoding="utf-8") as file:
@@ -217,9 +224,16 @@ def append_warning(folder: Path, message: str) -> None:
 
 def logged_error(folder: Path) -> str | None:
     """The last `error: ...` line of the newest attempt, without the prefix; of the lowest rank that has one."""
-    for path in sorted((folder / LOGS_DIR).glob("rank-*.log")):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    size: int | None = None
+    """Number of ranks of the newest attempt; earlier ones may have had more, whose logs remain."""
+    ranks = [path.stem.removeprefix("rank-") for path in (folder / LOGS_DIR).glob("rank-*.log")]
+    for rank in sorted(int(rank) for rank in ranks if rank.isdecimal()):
+        if size is not None and rank >= size:
+            break
+        lines = log_path(folder, rank).read_text(encoding="utf-8", errors="replace").splitlines()
         starts = [number for number, line in enumerate(lines) if line.startswith(LOG_HEADER)]
+        if starts and (header := re.search(r" rank \d+ of (\d+) on ", lines[starts[-1]])):
+            size = size or int(header.group(1))
         lines = lines[starts[-1] if starts else 0 :]
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         if errors:

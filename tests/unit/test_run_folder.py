@@ -23,6 +23,7 @@ from pfcluster.runs.folder import (
     changes_on_resume,
     checkpoint_steps,
     enclosing_run,
+    exit_status_path,
     find_runs,
     is_finished,
     log_path,
@@ -31,6 +32,7 @@ from pfcluster.runs.folder import (
     read_config,
     read_progress,
     read_result,
+    remove_exit_statuses,
     step_folder,
     write_config,
     write_failure,
@@ -235,6 +237,22 @@ def test_the_last_error_of_the_first_rank_that_has_one(tmp_path: Path) -> None:
     log_path(tmp_path, 1).write_text("error: first\nerror: second\nend\n")
     log_path(tmp_path, 2).write_text("error: third\n")
     assert logged_error(tmp_path) == "second"
+
+
+def test_errors_of_an_earlier_attempt_with_more_ranks_are_not_those_of_the_newest(tmp_path: Path) -> None:
+    log_path(tmp_path, 0).parent.mkdir()
+    for rank in range(12):
+        error = f"error: rank {rank} is out of memory\n" if rank in (2, 10) else ""
+        log_path(tmp_path, rank).write_text(f"--- 2026-11-28 12:00:00 rank {rank} of 12 on node1\n{error}")
+    assert logged_error(tmp_path) == "rank 2 is out of memory"
+    for rank in range(2):
+        with open(log_path(tmp_path, rank), "a") as log:
+            log.write(f"--- 2026-11-28 13:00:00 rank {rank} of 2 on node1\nkilled\n")
+    assert logged_error(tmp_path) is None
+    for rank in (0, 11):
+        exit_status_path(tmp_path, rank).write_text('{"kind": "out of memory"}')
+    remove_exit_statuses(tmp_path)
+    assert not list((tmp_path / "logs").glob("exit-status*"))
 
 
 def test_nested_mappings_flatten_to_dotted_names() -> None:
