@@ -96,6 +96,7 @@ class _Supervisor:
                     run = queue.next()
                     if run is None:
                         break
+                    (run.folder / STOP_FILE).unlink(missing_ok=True)
                     reference = train_remotely.remote(run, self.workers, self.retries, self.command)
                     running[reference] = RunMonitor(run)
                 ended, _ = ray.wait(list(running), timeout=0.5)

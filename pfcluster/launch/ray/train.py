@@ -29,7 +29,13 @@ from pfcluster.launch.rank import RankInfo, redirect_output
 from pfcluster.launch.training_lock import training_lock
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, informative_status, work
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, STOP_FILE, exit_status_path, write_requested_config
+from pfcluster.runs.folder import (
+    REQUESTED_CONFIG_FILE,
+    STOP_FILE,
+    exit_status_path,
+    remove_exit_statuses,
+    write_requested_config,
+)
 
 RAY_JOB = "ray"
 """Stands for the job id in the attempts of a run."""
@@ -49,7 +55,8 @@ class Workers:
 
 
 def train(run: TrainRun, *, workers: Workers, retries: int, command: str) -> ExitStatus:
-    """Train a run; returns how it ended. Blocks. May be called in any Ray task or actor.
+    """Train a run; returns how it ended. Blocks. May be called in any Ray task or actor. STOP_FILE in the run's folder
+    stops it, also before it has begun: remove an earlier one first.
 
     Failures that another attempt would repeat are final; others are retried `retries` times from the newest checkpoint.
     """
@@ -58,9 +65,7 @@ def train(run: TrainRun, *, workers: Workers, retries: int, command: str) -> Exi
 
     folder = run.folder.resolve()
     write_requested_config(folder, run.config)
-    (folder / STOP_FILE).unlink(missing_ok=True)
-    for rank in range(workers.count):
-        exit_status_path(folder, rank).unlink(missing_ok=True)
+    remove_exit_statuses(folder)
     storage = folder / "ray"
     trainer = TorchTrainer(
         train_loop,
