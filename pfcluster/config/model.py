@@ -77,8 +77,6 @@ class ModelConfig:
         require(not given or self.architecture == "cnn", "model.architecture", self.architecture, CNN_ONLY)
         unused = not stages or self.architecture == "vit"
         require(unused, "model.stem_channels", stages, 'be empty with model.architecture "cnn"')
-        scratch = 'be empty with model.architecture "cnn", which is trained from scratch'
-        require(self.init is None or self.architecture == "vit", "model.init", self.init, scratch)
         linear = "be 1 with model.stem_channels: it scales the linear patch embedding that the stem replaces"
         require(self.patch_gain == 1 or not stages, "model.patch_gain", self.patch_gain, linear)
 

@@ -26,6 +26,8 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 BUILD_FOLDER = ".build"
 """Subfolder of a shard folder while a build is running."""
+UNKNOWN_PERSON = "photo-"
+"""Beginning of the identity of a photo of an unknown person; the rest is the photo's hash."""
 BUILD_LOCK = "lock"
 """In the build folder."""
 CRC32_BYTES = 4

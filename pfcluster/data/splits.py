@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pfcluster.data.in_memory import load_in_host_memory
+from pfcluster.data.manifest import UNKNOWN_PERSON
 from pfcluster.data.shards import BadSampleError, ShardSplit
 from pfcluster.data.synthetic.dataset import SyntheticFaces
-from pfcluster.data.types import UNKNOWN_PERSON, DataError, RawBatch, Split
+from pfcluster.data.types import DataError, RawBatch, Split
 
 MAX_CACHED_BYTES = 2**31
 """Larger synthetic splits are rendered on each access, unless they are cached in a file."""

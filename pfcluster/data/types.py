@@ -16,10 +16,6 @@ class UnfitDataError(DataError):
     """The data can be read, but lacks what is asked of it: a split, or classes in common with a run."""
 
 
-UNKNOWN_PERSON = "photo-"
-"""Beginning of the identity of a photo of an unknown person in a shard folder; the rest is the photo's hash."""
-
-
 @dataclass(frozen=True)
 class RawBatch:
     """Samples as stored."""

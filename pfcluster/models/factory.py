@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pfcluster.config import RunConfig
+from pfcluster.config.validation import require
 from pfcluster.distributed.process_group import derive_seed
 from pfcluster.models import pretrained
 from pfcluster.models.cnn import SmallCNN
@@ -22,8 +23,11 @@ from pfcluster.models.vit import Classifier, ViT
 def build(config: RunConfig, classes: int, *, load_init: bool = True) -> dict[str, nn.Module]:
     """The modules of a run: `model`, and `discriminator` for PF-MAG. Equal configs give equal weights.
 
-    Raises WeightsError if `model.init` cannot be loaded or does not fit.
+    Raises WeightsError if `model.init` cannot be loaded or does not fit, ConfigError if a cnn has one.
     """
+    if config.model.architecture == "cnn" and load_init:
+        scratch = 'be empty with model.architecture "cnn", which is trained from scratch'
+        require(config.model.init is None, "model.init", config.model.init, scratch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
         modules, encoder, decoder = _build_networks(config, classes)

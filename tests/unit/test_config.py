@@ -58,7 +58,6 @@ def test_presets_survive_json(name):
             lambda: RunConfig(data=DataConfig(size=8), model=ModelConfig(architecture="cnn", cnn_widths=(4,) * 5)),
             "data.size",
         ),
-        (lambda: ModelConfig(architecture="cnn", init="runs/mae/seed-0"), "model.init"),
         (lambda: ModelConfig(patch=4, stem_channels=(4, 8), patch_gain=4.0), "model.patch_gain"),
         (lambda: PfMagConfig(identity_net="tokens", identity_net_weights="x.pt"), "pf_mag.identity_net"),
     ],

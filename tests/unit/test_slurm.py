@@ -24,6 +24,7 @@ from pfcluster.launch.slurm.client import JobInfo, SlurmError
 from pfcluster.launch.slurm.job_state import slurm_task
 from pfcluster.launch.slurm.script import script_of, scripts_folder
 from pfcluster.launch.slurm.site import Site, load_site
+from pfcluster.runs.folder import write_config
 from pfcluster.sweep.slurm import SlurmExecutor
 from tests.tiny import config
 
@@ -321,6 +322,7 @@ def test_status_without_slurm_reads_the_folders(tmp_path, monkeypatch):
     }
     for name, history in histories.items():
         write_job(tmp_path / name, JobRecord("7", 1))
+        write_config(tmp_path / name, RunConfig())
         for attempt in history:
             attempts.write(tmp_path / name, attempt)
     folders = [str(tmp_path / name) for name in histories]

@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pfcluster.config import DataConfig, ModelConfig, RunConfig, presets
+from pfcluster.config import ConfigError, DataConfig, ModelConfig, RunConfig, presets
 from pfcluster.launch.overrides import apply_overrides
 from pfcluster.models import factory, pretrained
 from pfcluster.models.mae import Decoder
@@ -30,6 +30,13 @@ def timm_vit():
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
+
+
+def test_a_cnn_takes_no_weights():
+    values = RunConfig(model=ModelConfig(architecture="cnn", init="runs/mae/seed-0"))
+    with pytest.raises(ConfigError, match=r'model.init must be empty with model.architecture "cnn", .* got .runs/mae'):
+        factory.build(values, 7)
+    assert set(factory.build(values, 7, load_init=False)) == {"model"}
 
 
 def test_timm_weights_give_timms_features(tmp_path):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pfcluster.data.labels import UnknownEmotionError, canonical_name
+from pfcluster.data.manifest import UNKNOWN_PERSON
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
-from pfcluster.data.types import UNKNOWN_PERSON
 
 
 class LeftOut(NamedTuple):

@@ -271,9 +271,8 @@ def _require_training_samples(results: Mapping[PlannedShard, ShardResult]) -> No
     if any(result.file.samples for shard, result in results.items() if shard.split == "train"):
         return
     others = any(result.file.samples for result in results.values())
-    reasons = Counter(
-        photo.reason for shard, result in results.items() if shard.split == "train" for photo in result.left_out
-    )
+    counted = [result for shard, result in results.items() if shard.split == "train" or not others]
+    reasons = Counter(photo.reason for result in counted for photo in result.left_out)
     where = "any photo of the training split" if others else "any photo"
     raise BuildError(f"no face was found in {where} ({_counts(reasons)}); --align none skips detection")
 

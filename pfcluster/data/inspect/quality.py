@@ -25,9 +25,8 @@ from pfcluster.data.inspect.near_duplicates import (
     near_pairs,
     thumbnails,
 )
-from pfcluster.data.manifest import ShardError, ShardFile
+from pfcluster.data.manifest import UNKNOWN_PERSON, ShardError, ShardFile
 from pfcluster.data.shards import UNLABELLED
-from pfcluster.data.types import UNKNOWN_PERSON
 
 BATCH_PIXELS = 1 << 22
 """Pixels that are measured at a time; about 100 MB with their brightness."""
