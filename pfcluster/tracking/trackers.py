@@ -6,12 +6,13 @@ import importlib.util
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.distributed.process_group import World
-from pfcluster.runs.folder import TRACKERS_FILE, find_runs, read_config
+from pfcluster.runs.folder import TRACKERS_FILE, TRAINING_LOCK, find_runs, read_config, read_result
+from pfcluster.runs.locks import is_locked
 from pfcluster.runs.progress import warn
 from pfcluster.tracking.clients import CLIENTS, TrackedRun
 from pfcluster.tracking.follower import TrackerFollower, TrackerRecords
@@ -67,9 +68,14 @@ def require_trackers(config: RunConfig) -> None:
 
 
 def send_report(study: Path, page: Path) -> None:
-    """Attach a study's report to its runs in their trackers; TensorBoard keeps no files. Failures are warnings."""
+    """Attach a study's report to its runs in their trackers; TensorBoard keeps no files. Failures are warnings. Runs in
+    progress are left out; the others have the same status as before.
+    """
     for folder in find_runs(study):
         try:
+            if is_locked(folder / TRAINING_LOCK):
+                continue
+            status = (read_result(folder) or {}).get("status", "failed")
             records = TrackerRecords(folder)
             for name in read_config(folder).tracker:
                 received = records.get(name)
@@ -77,6 +83,7 @@ def send_report(study: Path, page: Path) -> None:
                     tracker = CLIENTS[name]()
                     tracker.start(TrackedRun(read_config(folder), folder, received.id), received.id)
                     tracker.file(page)
-                    tracker.finish("finished")
+                    tracker.finish(status)
         except Exception as error:  # as in the follower: a tracker ends nothing
-            warn(folder, f"the report was not sent to a tracker: {type(error).__name__}: {error}", True)
+            with suppress(OSError):  # the study may be read-only
+                warn(folder, f"the report was not sent to a tracker: {type(error).__name__}: {error}", True)

@@ -121,12 +121,15 @@ def test_mlflow_file_store_and_report(tmp_path: Path, patient: None) -> None:
 
     folder = tmp_path / "study" / "scratch" / "seed-0"
     interrupted(config("mlflow"), folder)
-    run(config("mlflow"), folder)
     page = tmp_path / "report.html"
     page.write_text("<html></html>")
     trackers.send_report(tmp_path / "study", page)
     client = MlflowClient(tracking_uri=(folder / "trackers/mlflow").as_uri())
     experiment = client.get_experiment_by_name("pfcluster")
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "KILLED", "the report does not call an interrupted run finished"
+    run(config("mlflow"), folder)
+    trackers.send_report(tmp_path / "study", page)
     (tracked,) = client.search_runs([experiment.experiment_id])
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["model.width"] == "32"
