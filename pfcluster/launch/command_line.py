@@ -55,11 +55,19 @@ def parse_known(
     return options, rest
 
 
+QUOTING = ("--build",)
+"""Options whose value is another command's options."""
+
+
 def join_quoted(arguments: Sequence[str]) -> list[str]:
-    """`--build "--size 112"` as `--build="--size 112"`: tyro takes every word that begins with -- for an option."""
+    """`--build "--size 112"` as `--build="--size 112"`: tyro takes every word that begins with -- for an option. A
+    single word, as of `--build --no-detect`, can only be told from an option after `QUOTING`.
+    """
     words: list[str] = []
     for word in arguments:
-        if word.startswith("-") and " " in word and words and words[-1].startswith("--") and "=" not in words[-1]:
+        before = words[-1] if words else ""
+        quoted = before in QUOTING or (" " in word and before.startswith("--") and "=" not in before)
+        if word.startswith("-") and quoted:
             words[-1] += f"={word}"
         else:
             words.append(word)

@@ -50,6 +50,12 @@ def test_quoted_options_are_the_value_of_an_option(build):
     assert options.overrides == ("--optim.lr", "1e-3")
 
 
+@pytest.mark.parametrize("option", ["--no-detect", "--align=none"])
+def test_a_single_quoted_option_is_the_value_of_build(option):
+    options = parse_training("pipeline", ["--build", option, "--optim.lr", "1e-3"])
+    assert (options.build, options.overrides) == ((option,), ("--optim.lr", "1e-3"))
+
+
 def test_parse_known_returns_the_other_arguments_in_order():
     words = ["runs", "--optim.betas", "0.9", "0.95", "--count", "2", "--data.shards=x"]
     example, rest = parse_known(Example, words)

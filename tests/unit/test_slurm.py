@@ -250,6 +250,12 @@ def test_invalid_site_file_is_refused_with_a_hint(tmp_path, text, words):
         load_site(path)
 
 
+def test_not_every_token_is_a_secret(tmp_path):
+    path = tmp_path / "site.toml"
+    path.write_text('[environment]\nTOKENIZERS_PARALLELISM = "false"\n')
+    assert load_site(path).environment == {"TOKENIZERS_PARALLELISM": "false"}
+
+
 def test_defaults_without_a_site_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

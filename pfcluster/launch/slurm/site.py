@@ -36,7 +36,8 @@ else:
 
 PLACES = (Path("pfcluster.toml"), Path(".config/pfcluster.toml"))
 """Places of the file, if neither --site nor $PFCLUSTER_SITE names one: in the working and in the home folder."""
-SUSPICIOUS = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+SUSPICIOUS = re.compile(r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+"""Not TOKENIZERS_PARALLELISM."""
 LAUNCHER_OPTIONS = (
     "job-name",
     "output",
