@@ -100,9 +100,11 @@ def token_probes(run: Path) -> dict[str, float]:
         identity_tokens(config, dataset.test, test, model),
     )
     labels, truth = dataset.train.labels()[train], dataset.test.labels()[test]
+    linear = probe_accuracy(seen.flatten(1), labels, unseen.flatten(1), truth)
+    assert linear is not None
     return {
         "f_p_emotion_net": net_probe(pool_tokens(seen), labels, pool_tokens(unseen), truth),
-        "f_p_emotion_all": probe_accuracy(seen.flatten(1), labels, unseen.flatten(1), truth),
+        "f_p_emotion_all": linear,
         "f_p_emotion_net_all": net_probe(seen.flatten(1), labels, unseen.flatten(1), truth),
     }
 
