@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from pfcluster.cli.commands import COMMANDS, SLURM_COMMANDS, help_text, similar
 from pfcluster.launch.errors import LaunchError
-from pfcluster.launch.redaction import redact_output
 from pfcluster.runs.os_errors import describe
+from pfcluster.runs.redaction import redact_output
 from pfcluster.runs.streams import accept_all_characters
 
 BROKEN_PIPE = 141

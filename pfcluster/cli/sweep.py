@@ -19,8 +19,8 @@ from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.command_line import parse
 from pfcluster.launch.plan import Plan, Stage, TrainRun, stages_of
 from pfcluster.launch.preflight import preflight
-from pfcluster.launch.redaction import redact
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.redaction import redact
 from pfcluster.runs.terminal import plain_console, print_warnings
 from pfcluster.sweep import search
 from pfcluster.sweep.asha import EvalSchedule

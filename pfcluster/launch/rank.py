@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pfcluster.distributed.hosts import host_name
 from pfcluster.launch import attempts
-from pfcluster.launch.redaction import redact_output
 from pfcluster.runs.folder import LOG_HEADER, log_path
+from pfcluster.runs.redaction import redact_output
 from pfcluster.runs.streams import accept_all_characters
 
 

@@ -40,6 +40,7 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import differences, load, may_change_on_resume, to_json
 from pfcluster.config.json_files import convert, read_json, read_object, try_read_object
 from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.runs.redaction import redact
 from pfcluster.runs.walk import walk_through_links
 
 CONFIG_FILE = "config.json"
@@ -217,9 +218,9 @@ def remove_exit_statuses(folder: Path) -> None:
 
 
 def append_warning(folder: Path, message: str) -> None:
-    """Append a line to warnings.log."""
+    """Append a line to warnings.log, without secrets: messages of other packages may have them."""
     with open(folder / WARNINGS_FILE, "a", encoding="utf-8") as file:
-        file.write(message + "\n")
+        file.write(redact(message) + "\n")
 
 
 def logged_error(folder: Path) -> str | None:

@@ -230,6 +230,16 @@ def test_rank_times_progress_failures_and_warnings(tmp_path: Path) -> None:
     assert (tmp_path / "warnings.log").read_text() == "one\ntwo\n"
 
 
+def test_warnings_have_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    monkeypatch.setenv("PFCLUSTER_SECRETS", "HF_TOKEN")
+    append_warning(tmp_path, "401 for hf_abcdefgh at https://user:pass@host/shards")
+    text = (tmp_path / "warnings.log").read_text()
+    assert "<HF_TOKEN>" in text
+    assert "hf_abc" not in text
+    assert "pass" not in text
+
+
 def test_the_last_error_of_the_first_rank_that_has_one(tmp_path: Path) -> None:
     assert logged_error(tmp_path) is None
     log_path(tmp_path, 0).parent.mkdir()

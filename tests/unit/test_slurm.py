@@ -13,7 +13,7 @@ import pytest
 
 from pfcluster.cli.main import main
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.launch import attempts, redaction, status
+from pfcluster.launch import attempts, status
 from pfcluster.launch.attempts import Attempt, Failure
 from pfcluster.launch.job_record import JobRecord, write_job
 from pfcluster.launch.options import Cluster
@@ -24,6 +24,7 @@ from pfcluster.launch.slurm.client import JobInfo, SlurmError
 from pfcluster.launch.slurm.job_state import slurm_task
 from pfcluster.launch.slurm.script import script_of, scripts_folder
 from pfcluster.launch.slurm.site import Site, load_site
+from pfcluster.runs import redaction
 from pfcluster.runs.folder import write_config
 from pfcluster.sweep.slurm import SlurmExecutor
 from tests.tiny import config

@@ -10,9 +10,9 @@ from typing import Any
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.job_record import read_job
-from pfcluster.launch.redaction import redact
 from pfcluster.launch.slurm import client
 from pfcluster.runs.folder import LOGS_DIR
+from pfcluster.runs.redaction import redact
 
 ATTEMPT_MARK = "--- attempt of job"
 """Printed by the batch script before it starts srun."""

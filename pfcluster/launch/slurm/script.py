@@ -15,12 +15,12 @@ from pfcluster.config import ConfigError
 from pfcluster.launch.code_snapshot import CODE_DIR
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, Stage
-from pfcluster.launch.redaction import VARIABLE
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError, UnreachableError
 from pfcluster.launch.slurm.diagnosis import ATTEMPT_MARK
 from pfcluster.launch.slurm.site import Site
 from pfcluster.runs.os_errors import describe
+from pfcluster.runs.redaction import VARIABLE
 
 SCRIPTS_DIR = "slurm"
 """Folder of submitit's files in the plan's folder."""
