@@ -55,6 +55,7 @@ def parse_known(
     return options, rest
 
 
+HELP = ("-h", "--help")
 QUOTING = ("--build",)
 """Options whose value is another command's options."""
 
@@ -67,7 +68,7 @@ def join_quoted(arguments: Sequence[str]) -> list[str]:
     for word in arguments:
         before = words[-1] if words else ""
         quoted = before in QUOTING or (" " in word and before.startswith("--") and "=" not in before)
-        if word.startswith("-") and quoted:
+        if word.startswith("-") and quoted and word not in HELP:
             words[-1] += f"={word}"
         else:
             words.append(word)
@@ -76,7 +77,7 @@ def join_quoted(arguments: Sequence[str]) -> list[str]:
 
 def is_help(arguments: Sequence[str]) -> bool:
     """Whether the arguments ask for help."""
-    return any(word in ("-h", "--help") for word in arguments)
+    return any(word in HELP for word in arguments)
 
 
 def sentence(text: str) -> str:

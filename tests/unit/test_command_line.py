@@ -16,7 +16,7 @@ import tyro
 from pfcluster.cli.commands import COMMANDS, SLURM_COMMANDS
 from pfcluster.cli.main import BROKEN_PIPE, load_command, main
 from pfcluster.config import ConfigError, RunConfig, presets
-from pfcluster.launch.command_line import parse, parse_known
+from pfcluster.launch.command_line import is_help, join_quoted, parse, parse_known
 from pfcluster.launch.options import ClusterOptions, InlineCluster
 from pfcluster.launch.overrides import apply_overrides, override_value
 from pfcluster.launch.training_options import STUDIES, TRAINING, parse_training
@@ -54,6 +54,7 @@ def test_quoted_options_are_the_value_of_an_option(build):
 def test_a_single_quoted_option_is_the_value_of_build(option):
     options = parse_training("pipeline", ["--build", option, "--optim.lr", "1e-3"])
     assert (options.build, options.overrides) == ((option,), ("--optim.lr", "1e-3"))
+    assert is_help(join_quoted(["--build", "--help"]))
 
 
 def test_parse_known_returns_the_other_arguments_in_order():
