@@ -278,7 +278,7 @@ def _aims_table(aims: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{aim['name']}{': ' + aim['note'] if aim['note'] else ''}",
             aim["criterion"],
             f"{value['mean']:.4g} ± {value['std']:.2g}",
-            f"{value['low']:.4g} to {value['high']:.4g}",
+            "–" if value["low"] is None else f"{value['low']:.4g} to {value['high']:.4g}",
             "–" if aim["p"] is None else f"{aim['p']:.2g}",
             "yes" if aim["met"] else "**no**",
         )
