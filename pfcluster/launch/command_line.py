@@ -56,6 +56,7 @@ def parse_known(
 
 
 HELP = ("-h", "--help")
+"""Options that ask for help, also after one of `QUOTING`."""
 QUOTING = ("--build",)
 """Options whose value is another command's options."""
 
