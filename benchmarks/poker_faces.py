@@ -108,7 +108,7 @@ def runs_by_name(folder: Path, seeds: Sequence[int]) -> dict[str, list[TrainRun]
 
 def plan(folder: Path, seeds: Sequence[int], only: Collection[str], records: Records | None = None) -> Plan:
     """The runs of some rows that have no record, and before them those that they start from. PF-ViT waits for MAE-ViT
-    of its seed; the runs without adversary, which have fewer, come last.
+    of its seed, where both are to be run for the same seeds; the runs without adversary, which have fewer, come last.
     """
     runs = runs_by_name(folder, seeds)
     to_do = {
@@ -122,7 +122,7 @@ def plan(folder: Path, seeds: Sequence[int], only: Collection[str], records: Rec
     stages = [Stage(name, tuple(runs[name])) for name in SHARED_RUNS] if any(to_do.values()) else []
     for name in COMPARED_RUNS:
         of_row = tuple(to_do.get(name, ()))
-        if of_row and name == RECIPE:
+        if of_row and name == RECIPE and len(of_row) == len(to_do[START]):
             stages.append(Stage(name, of_row, after=SHARED_RUNS, same_seed=(START,)))
         elif of_row:
             stages.append(Stage(name, of_row, after=(*SHARED_RUNS, START) if name in FROM_START else SHARED_RUNS))

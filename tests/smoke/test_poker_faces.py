@@ -213,11 +213,15 @@ def test_the_report_needs_a_record_of_every_run(tmp_path):
     for name, runs in rows.items():
         for index, run in enumerate(runs):
             write_finished_run(run, 0.6 + index / 10)
-            if (name, index) != ("pf-vit", 2):
+            if (name, index) not in (("pf-vit", 2), ("no-adversary", 1)):
                 of_run = records.measured(run, unseen if name == "pf-vit" else None, None)
                 records.add(name, run.config.seed, of_run)
-    with pytest.raises(FileNotFoundError, match="no figures of pf-vit seed 3;"):
+    with pytest.raises(FileNotFoundError, match="no figures of pf-vit seed 3, no-adversary seed 2;"):
         results(tmp_path, (1, 2, 3), records)
+    stages = {stage.name: stage for stage in plan(tmp_path, (1, 2, 3), COMPARED_RUNS, records).stages}
+    assert [task.config.seed for task in stages["mae-vit"].tasks] == [2, 3]
+    assert "mae-vit" in stages["pf-vit"].after, "the rows have other seeds"
+    records.add("no-adversary", 2, records.measured(rows["no-adversary"][1], None, None))
     records.add("pf-vit", 3, records.measured(rows["pf-vit"][2], unseen, None))
     values = results(tmp_path, (1, 2, 3), records)
     assert values["runs"]["pf-vit"]["accuracy"]["by_seed"] == pytest.approx({"1": 0.6, "2": 0.7, "3": 0.8})
