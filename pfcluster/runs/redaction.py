@@ -1,4 +1,4 @@
-"""Secrets in environment variables are redacted from everything that Python prints."""
+"""Secrets in environment variables, and credentials in URLs, are redacted from everything that Python prints."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ class RedactedStream:
 
 
 def redact_output() -> None:
-    """Redact stdout and stderr of this process from now on. Does nothing if there are no secrets."""
-    if secret_names() and not isinstance(sys.stdout, RedactedStream):
+    """Redact stdout and stderr of this process from now on."""
+    if not isinstance(sys.stdout, RedactedStream):
         sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
