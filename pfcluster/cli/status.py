@@ -27,7 +27,7 @@ class StatusOptions:
 
 
 def status(arguments: list[str]) -> int:
-    """Print the state of plans."""
+    """Print the state of plans. Of all plans, one whose record is damaged is named, and the exit code is then 1."""
     options = parse(StatusOptions, arguments, prog="pfcluster status")
     console = plain_console()
     if options.name is None:
@@ -38,9 +38,16 @@ def status(arguments: list[str]) -> int:
         folders = [plans.find_plan(options.name, options.output)]
     if options.watch:
         return 0 if watch(folders[-1], console).all_finished else 1
+    damaged = False
     for folder in folders:
-        console.print(table(plans.overview(folder), console.width))
-    return 0
+        try:
+            console.print(table(plans.overview(folder), console.width))
+        except plans.StatusError as error:
+            if options.name is not None:
+                raise
+            console.print(f"error: {error}", style="red", soft_wrap=True)
+            damaged = True
+    return 1 if damaged else 0
 
 
 @dataclass(frozen=True, kw_only=True)
