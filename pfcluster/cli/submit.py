@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from pfcluster.cli.main import load_command
 from pfcluster.cli.train import INTERRUPTED
 from pfcluster.cli.watch import watch
 from pfcluster.config import ConfigError
-from pfcluster.launch.command_line import parse_known
+from pfcluster.data.build.options import BuildOptions
+from pfcluster.launch.command_line import parse, parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
 from pfcluster.launch.plan import Command, Plan, Stage
 from pfcluster.launch.slurm.submit import submit as submit_to_slurm
@@ -28,7 +30,7 @@ class SubmitOptions:
     """Run a command as a SLURM job."""
 
     job_name: str | None = None
-    """Name of the job; default: the command and its first argument."""
+    """Name of the job; default: the command, its first argument and a digest of the others."""
     cluster: InlineCluster = field(default_factory=lambda: ClusterOptions(executor="local"))
 
 
@@ -56,10 +58,14 @@ def run_or_submit(command: str, arguments: list[str]) -> int:
 
 
 def job_name(command: str, arguments: Sequence[str]) -> str:
-    """A name made of the command and of the path that it reads or, for a build, writes."""
-    paths = [word for word in arguments if not word.startswith("-")]
-    path = (paths[-1] if command == BUILD_COMMAND else paths[0]) if paths else "all"
-    return f"{command}-{re.sub(r'[^A-Za-z0-9.]+', '-', path).strip('-.')}"
+    """A name that tells commands apart: the command, its first argument and, if there are others, a digest of them; of
+    a build the folder that it writes.
+    """
+    first, others = (arguments[0], arguments[1:]) if arguments and arguments[0][0] != "-" else ("", arguments)
+    if command == BUILD_COMMAND:
+        first, others = str(parse(BuildOptions, arguments, prog=f"pfcluster {BUILD_COMMAND}").output), ()
+    digest = hashlib.sha256("\0".join(others).encode()).hexdigest()[:6] if others else ""
+    return "-".join(part for part in (command, re.sub(r"[^A-Za-z0-9.]+", "-", first).strip("-."), digest) if part)
 
 
 def submit(plan: Plan, cluster: Cluster, console: Console) -> int:

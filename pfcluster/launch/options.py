@@ -62,7 +62,8 @@ class ClusterOptions:
     time: str | None = None
     """Time limit of one job: minutes, H:MM:SS or D-HH:MM:SS. A run that takes longer continues in further jobs."""
     site: Path | None = None
-    """TOML file with the site's settings; default: $PFCLUSTER_SITE, pfcluster.toml, ~/.config/pfcluster.toml."""
+    """TOML file with the settings of a SLURM site; default: $PFCLUSTER_SITE, pfcluster.toml,
+    ~/.config/pfcluster.toml."""
     retries: int = 2
     """Failures of a task that are retried. Preemptions and time limits do not count."""
     wait: bool = False
@@ -122,17 +123,14 @@ def resolve_cluster(options: ClusterOptions, *, dry_run: bool = False) -> Cluste
     if options.time is not None:
         client.minutes(options.time)
     executor, reason, answers = choose_executor(options.executor, dry_run=dry_run)
-    site = load_site(options.site).with_options({name: getattr(options, name) for name in SITE_OPTIONS})
-    if executor == "slurm":
-        nodes, per_node = site.nodes or 1, site.gpus_per_node or options.processes
-    else:  # the site file describes other machines
-        nodes, per_node = options.nodes or 1, options.gpus_per_node or options.processes
+    site = load_site(options.site) if executor == "slurm" else Site()  # the file describes a SLURM cluster
+    site = site.with_options({name: getattr(options, name) for name in SITE_OPTIONS})
     return Cluster(
         executor,
         reason,
         site,
-        nodes,
-        per_node,
+        site.nodes or 1,
+        site.gpus_per_node or options.processes,
         options.processes,
         options.retries,
         options.wait,

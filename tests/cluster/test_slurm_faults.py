@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,11 +173,54 @@ def test_lost_node_and_restarted_controller_cost_at_most_one_attempt(work, unint
         work.cluster.wait_until_up()
 
 
+def forbid_requeueing(work: Work) -> None:
+    site = work.folder / "pfcluster.toml"
+    site.write_text("requeue = false\n" + site.read_text())
+
+
+STUBBORN = """
+import signal, sys, time
+from pathlib import Path
+signals = []
+signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+started = Path("started")
+first = not started.exists()
+started.touch()
+while first and len(signals) < 2:  # the first is that of the task, the second SLURM's at the time limit
+    time.sleep(0.1)
+sys.exit(3 if first else 0)
+"""
+SUBMISSION = """
+from pathlib import Path
+from pfcluster.launch.plan import Command, Plan, Stage
+from pfcluster.launch.slurm.site import load_site
+from pfcluster.launch.slurm.submit import submit
+stage = Stage("stubborn", (Command("stubborn", Path("runs/x/stubborn"), (), module="stubborn"),), single_process=True)
+submit(Plan("x", Path("runs/x"), (stage,), "x"), load_site(None), processes=1, retries=0)
+"""
+
+
+def test_a_job_that_has_not_stopped_by_its_time_limit_continues_in_one_new_job(work):
+    forbid_requeueing(work)
+    site, task = work.folder / "pfcluster.toml", "runs/x/stubborn"
+    site.write_text('partition = "short"\n' + site.read_text())
+    (work.folder / "stubborn.py").write_text(STUBBORN)
+    environment = work.cluster.environment | {"PYTHONPATH": f"{work.folder}:{os.environ.get('PYTHONPATH', '')}"}
+    subprocess.run([sys.executable, "-c", SUBMISSION], cwd=work.folder, env=environment, check=True)
+    job = work.job(task)
+    assert work.wait_for_end(task).outcome == "finished"
+    follower = work.job(task)
+    assert int(follower) == int(job) + 1
+    first, second = work.attempts(task)
+    assert (first.outcome, first.next) == ("time limit", f"submitted again as {follower}")
+    assert second.job == follower
+    log = (work.folder / task / "logs/rank-0.log").read_text()
+    assert f"no step ended in time: submitted again as {follower}" in log
+
+
 def test_runs_continue_in_new_jobs_where_requeueing_is_forbidden(work):
-    with open(work.folder / "pfcluster.toml", "r+") as file:
-        text = file.read()
-        file.seek(0)
-        file.write("requeue = false\n" + text)
+    forbid_requeueing(work)
     work.launch(*FINETUNE, "--partition", "graceful")
     work.hold_at_step(RUN, 30)
     first = work.job(RUN)

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from pfcluster.cli.submit import job_name
 from tests.cluster.slurm import Slurm
 from tests.cluster.work import TINY, Work
 from tests.photos import make_folder
@@ -147,6 +148,43 @@ def test_queued_runs_are_attached_to_and_another_config_is_refused(work):
     work.cluster.run("scancel", blocker)
 
 
+def test_two_submissions_into_a_folder_are_one_to_status_and_cancel(work):
+    blocker = work.occupy("main")
+    for seed in ("0", "1"):
+        work.launch("finetune", "--preset", "demo", *TINY, "--seeds", seed)
+    shown = work.launch("status", "scratch")
+    assert "scratch seed 0" in shown
+    assert "scratch seed 1" in shown
+    assert "cancelled: scratch seed 0, scratch seed 1" in work.launch("cancel", "scratch")
+    assert work.queue() == [blocker]
+    words = ["--seeds", "2", "--partition", "main,short", "--time", "90"]
+    assert "partition main,short allows 1 minutes of the 90" in work.launch(
+        "finetune", "--preset", "demo", *TINY, *words
+    )
+    assert "scratch seed 0" not in work.launch("status", "scratch"), "its job has ended"
+    work.cluster.run("scancel", blocker, work.job("runs/scratch/seed-2"))
+
+
+def test_another_command_under_the_name_of_a_queued_one_is_refused(work):
+    blocker = work.occupy("main")
+    words = ["evaluate", "runs/a", "--executor", "slurm", "--job-name", "scores"]
+    assert "1 submitted" in work.launch(*words, "--split", "test")
+    assert "1 attached" in work.launch(*words, "--split", "test")
+    job = work.job("runs/scores/evaluate")
+    refused = work.launch(*words, "--split", "validation", code=2)
+    assert f"is queued as job {job} with another command; cancel it first, or use another --output or --job-" in refused
+    work.cluster.run("scancel", blocker, job)
+
+
+def test_a_submission_that_slurm_refused_is_repeated_from_a_moved_folder(work):
+    arguments = ["finetune", "--preset", "demo", *TINY, "--output"]
+    assert "SLURM refused scratch" in work.launch(*arguments, "before", "--constraint", "a100", code=2)
+    (work.folder / "before").rename(work.folder / "moved")
+    blocker = work.occupy("main")
+    assert "1 submitted" in work.launch(*arguments, "moved")
+    work.cluster.run("scancel", blocker, work.job("moved/scratch/seed-0"))
+
+
 def test_job_is_identified_after_the_launcher_died_during_submission(work):
     blocker = work.occupy("main")
     arguments = ["finetune", "--preset", "demo", *TINY, "--seeds", "0", "1"]
@@ -191,6 +229,8 @@ def test_command_inside_of_a_job_runs_locally(work):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--partition", "main,gpu"], "--partition main,gpu: "),
+        (["--partition", "short,main", "--nodes", "8"], "scratch needs --nodes 8, but partition short,main has 4"),
         (["--nodes", "8"], "scratch needs --nodes 8, but partition main has 4"),
         (["--partition", "gpu"], "--partition gpu: "),
         (["--account", "nobody", "--qos", "none", "--constraint", "a100"], "SLURM refused scratch: "),
@@ -232,9 +272,10 @@ def test_evaluate_and_doctor_run_as_jobs_with_redacted_secrets(work, pipeline):
         for path in (work.folder / "runs").rglob("*"):
             if path.suffix in (".log", ".sh", ".out"):
                 assert "s3cr3t-value" not in path.read_text(errors="replace"), path
-        output = work.launch("doctor", "--executor", "slurm", "--nodes", "2", "--backends", "ddp", "--wait")
+        words = ["--backends", "ddp"]
+        output = work.launch("doctor", "--executor", "slurm", "--nodes", "2", *words, "--wait")
         assert "finished" in output
-        assert "n1" in work.launch("logs", "doctor-ddp", "--lines", "100")
+        assert "n1" in work.launch("logs", job_name("doctor", words), "--lines", "100")
     finally:
         work.cluster.environment.pop("MY_TOKEN")
 

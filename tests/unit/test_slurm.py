@@ -12,13 +12,17 @@ from pathlib import Path
 import pytest
 
 from pfcluster.cli.main import main
+from pfcluster.cli.submit import job_name
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.launch import attempts, status
 from pfcluster.launch.attempts import Attempt, Failure
 from pfcluster.launch.job_record import JobRecord, write_job
-from pfcluster.launch.options import Cluster
+from pfcluster.launch.options import Cluster, ClusterOptions, resolve_cluster
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.launch.plan_record import PLAN_FILE
+from pfcluster.launch.ray.connect import RayCluster
+from pfcluster.launch.ray.run import workers_of
+from pfcluster.launch.ray.train import Workers
 from pfcluster.launch.slurm import client, diagnosis, resubmit
 from pfcluster.launch.slurm.client import JobInfo, SlurmError
 from pfcluster.launch.slurm.job_state import slurm_task
@@ -31,7 +35,7 @@ from tests.tiny import config
 
 CLUSTER = Cluster("slurm", "a test", Site(), nodes=1, per_node=1, processes=1, retries=2, wait=False)
 SCONTROL_LINE = (
-    "JobId=31 ArrayJobId=30 ArrayTaskId=1 JobName=x UserId=root(0) JobState={state} Reason=None Dependency=(null)"
+    "JobId=31 ArrayJobId=30 ArrayTaskId=1 JobName=x UserId=root(0) JobState={state} Reason={reason} Dependency=(null)"
     " Requeue=1 Restarts={restarts} BatchFlag=1 Reboot=0 RunTime=00:00:03 EndTime=2026-11-25T13:30:44"
     " PreemptEligibleTime=2026-11-25T13:29:40 PreemptTime={preempted} ReqNodeList=(null) ExcNodeList=n4"
     " NodeList=n[1-2] BatchHost=n1"
@@ -39,20 +43,24 @@ SCONTROL_LINE = (
 
 
 @pytest.mark.parametrize(
-    ("state", "restarts", "preempted", "cause"),
+    ("state", "reason", "restarts", "preempted", "cause"),
     [
-        ("COMPLETING", 0, "None", "cancelled"),  # scancel
-        ("COMPLETING", 1, "None", "requeued"),  # PreemptMode=REQUEUE, scontrol requeue
-        ("COMPLETING", 0, "2026-11-25T13:29:20", "preempted"),  # PreemptMode=CANCEL
-        ("RUNNING", 0, "2026-11-25T13:29:44", "warned"),  # GraceTime
-        ("SIGNALING", 0, "2026-11-25T13:29:44", "warned"),
-        ("RUNNING", 0, "None", "warned"),  # time limit
-        ("PENDING", 1, "None", "requeued"),
-        ("CANCELLED", 0, "None", "cancelled"),
+        ("COMPLETING", "None", 0, "None", "cancelled"),  # scancel
+        ("COMPLETING", "TimeLimit", 0, "None", "timed out"),
+        ("TIMEOUT", "TimeLimit", 0, "None", "timed out"),
+        ("COMPLETING", "TimeLimit", 1, "None", "requeued"),
+        ("COMPLETING", "None", 1, "None", "requeued"),  # PreemptMode=REQUEUE, scontrol requeue
+        ("COMPLETING", "None", 0, "2026-11-25T13:29:20", "preempted"),  # PreemptMode=CANCEL
+        ("RUNNING", "None", 0, "2026-11-25T13:29:44", "warned"),  # GraceTime
+        ("SIGNALING", "None", 0, "2026-11-25T13:29:44", "warned"),
+        ("RUNNING", "None", 0, "None", "warned"),  # time limit
+        ("PENDING", "None", 1, "None", "requeued"),
+        ("CANCELLED", "None", 0, "None", "cancelled"),
     ],
 )
-def test_signal_cause_follows_the_job_record(state, restarts, preempted, cause):
-    job = client.parse_job(SCONTROL_LINE.format(state=state, restarts=restarts, preempted=preempted))
+def test_signal_cause_follows_the_job_record(state, reason, restarts, preempted, cause):
+    line = SCONTROL_LINE.format(state=state, reason=reason, restarts=restarts, preempted=preempted)
+    job = client.parse_job(line)
     assert (job.job, job.nodes) == ("30_1", "n[1-2]")
     assert client.signal_cause(job, 0) == cause
 
@@ -194,6 +202,22 @@ def test_only_runs_of_the_same_seed_wait_for_a_run(tmp_path):
     assert resubmit.waiting_folders(Path("/m"), replace(record, stage="mae"), transitive=True) == everything
 
 
+def test_tasks_of_a_newer_plan_do_not_wait_for_those_of_an_earlier_one(tmp_path):
+    """`study --seeds 0`, then `study --seeds 1` while the first is queued: the report waits for the second."""
+    plans = [{name: {"folders": [f"/{name}{seed}"]} for name in ("mae-vit", "pf-vit")} for seed in (1, 0)]
+    for stages in plans:
+        stages["pf-vit"]["same_seed"] = ["mae-vit"]
+        stages["report"] = {"after": ["mae-vit", "pf-vit"], "folders": ["/r"]}
+    write_plan_file(tmp_path, plans[1])
+    earlier = json.loads((tmp_path / PLAN_FILE).read_text())
+    write_plan_file(tmp_path, plans[0])
+    newest = json.loads((tmp_path / PLAN_FILE).read_text())
+    (tmp_path / PLAN_FILE).write_text(json.dumps(newest | {"also": [earlier]}))
+    record = JobRecord("7", plan_folder=str(tmp_path), stage="mae-vit")
+    assert resubmit.waiting_folders(Path("/mae-vit1"), record) == [Path("/pf-vit1"), Path("/r")]
+    assert resubmit.waiting_folders(Path("/mae-vit0"), record, transitive=True) == [Path("/pf-vit0")]
+
+
 def test_waves_follow_the_order_of_stages(tmp_path):
     def stage(name: str, *after: str) -> Stage:
         return Stage(name, (TrainRun(RunConfig(name=name), tmp_path / name),), after)
@@ -267,16 +291,65 @@ def test_defaults_without_a_site_file(tmp_path, monkeypatch):
 
 
 def test_secrets_are_redacted_from_output(monkeypatch, capsys):
-    monkeypatch.setenv("MY_TOKEN", "abcd1234")
-    monkeypatch.setenv(redaction.VARIABLE, "MY_TOKEN,ABSENT")
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     redaction.redact_output()
+    print("GET https://user:abcd1234@host/")  # no secrets are named
+    assert capsys.readouterr().out == "GET https://***@host/\n"
+    monkeypatch.setenv("MY_TOKEN", "abcd1234")
+    monkeypatch.setenv(redaction.VARIABLE, "MY_TOKEN,ABSENT")
     print("GET https://host/?key=abcd1234&x")
     print("warning abcd1234", file=sys.stderr)
     captured = capsys.readouterr()
     assert captured.out == "GET https://host/?key=<MY_TOKEN>&x\n"
     assert captured.err == "warning <MY_TOKEN>\n"
+
+
+@pytest.mark.parametrize(("job", "of_task"), [("1230", "1230"), ("1230_3", "1233")])
+def test_a_cancelled_task_is_cancelled_also_in_an_array(tmp_path, job, of_task):
+    """A task of an array has a job id of its own, which its attempt records."""
+    write_job(tmp_path, JobRecord(job, 1))
+    cancelled = JobInfo(job, "CANCELLED")
+    begun = attempts.begin(tmp_path, of_task, 0, "n1")
+    attempts.end(tmp_path, begun, "cancelled")
+    assert slurm_task("s", "run", tmp_path, cancelled, True).state == "cancelled"
+    attempts.end(tmp_path, begun, "failed", kind="bug", error="boom", next="requeued")
+    assert slurm_task("s", "run", tmp_path, cancelled, True).state == "cancelled", "while it was queued again"
+    attempts.end(tmp_path, begun, "failed", kind="bug", error="boom", next=f"submitted again as {job}")
+    assert slurm_task("s", "run", tmp_path, cancelled, True).state == "not run"
+    write_job(tmp_path, JobRecord(job, 2))
+    assert slurm_task("s", "run", tmp_path, cancelled, True).state == "not run", "another submission"
+
+
+def test_commands_that_differ_have_names_that_differ():
+    names = [
+        job_name("evaluate", words)
+        for words in (["runs/a"], ["runs/a", "--split", "test"], ["runs/a", "--split", "validation"], ["runs/b"])
+    ]
+    assert (names[0], names[3]) == ("evaluate-runs-a", "evaluate-runs-b")
+    assert all(name.startswith("evaluate-runs-a-") for name in names[1:3])
+    assert len(set(names)) == 4
+    assert job_name("report", ["--baseline", "scratch", "runs/study"]).startswith("report-")
+    assert job_name("doctor", []) == "doctor"
+    assert job_name("build", ["--input", "rafdb", "--output", "data/rafdb", "--size", "112"]) == "build-data-rafdb"
+
+
+def test_a_time_limit_before_the_signal_is_refused(tmp_path):
+    plan = Plan("p", tmp_path, (Stage("scratch", (TrainRun(config("finetune"), tmp_path / "run"),)),), "")
+    cluster = replace(CLUSTER, slurm_answers=False)
+    with pytest.raises(ConfigError, match=r"scratch: jobs of 2 minutes would be told to stop 120 s before their end"):
+        script_of(plan, plan.stages[0], replace(cluster, site=Site(time="2")))
+    assert "--time=3" in script_of(plan, plan.stages[0], replace(cluster, site=Site(time="3")))
+
+
+def test_settings_of_a_slurm_site_do_not_describe_other_machines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("pfcluster.toml").write_text("nodes = 4\ngpus_per_node = 8\ncpus_per_task = 12\n")
+    cluster = resolve_cluster(ClusterOptions(executor="ray", processes=2))
+    assert (cluster.nodes, cluster.per_node, cluster.site.cpus_per_task) == (1, 2, None)
+    assert workers_of(cluster, RayCluster(1, 8, (0,), True)) == Workers(2, 1.0, 0.0, 1)
+    given = resolve_cluster(ClusterOptions(executor="ray", gpus_per_node=2, cpus_per_task=3))
+    assert workers_of(given, RayCluster(1, 8, (2,), True)) == Workers(2, 3.0, 1.0, 1)
 
 
 def test_hopeless_and_alive_states():
@@ -345,6 +418,19 @@ def test_status_without_slurm_reads_the_folders(tmp_path, monkeypatch):
     assert status.find_plan("x", tmp_path) == tmp_path
     with pytest.raises(ValueError, match="nothing was started as y; there is"):
         status.find_plan("y", tmp_path)
+
+
+def test_one_damaged_plan_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        write_plan_file(tmp_path / "runs" / name, {"s": {"folders": [f"/none/{name}"]}})
+    (tmp_path / "runs/b" / PLAN_FILE).write_text("{")
+    assert main(["status"]) == 1
+    shown = capsys.readouterr().out
+    assert "runs/b holds no readable plan.json" in shown
+    assert shown.count("/none") == 2
+    assert main(["status", "b"]) == 2
 
 
 def test_a_plan_is_found_by_the_folder_that_holds_it(tmp_path):

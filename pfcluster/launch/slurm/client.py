@@ -5,6 +5,7 @@ A job id is written as SLURM prints it: `12`, or `12_3` for a task of an array.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ FIELDS = ("ArrayJobId", "ArrayTaskId", "JobId", "JobState", "Restarts", "Preempt
 STARTED = ("RUNNING", "SUSPENDED", "CONFIGURING", "SIGNALING", "STOPPED", "RESIZING")
 """SIGNALING replaces RUNNING for a moment while a signal is delivered."""
 ALIVE = (*STARTED, "PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
-SignalCause = Literal["cancelled", "requeued", "preempted", "warned"]
+SignalCause = Literal["cancelled", "requeued", "preempted", "timed out", "warned"]
 
 
 class SlurmError(ValueError):
@@ -53,7 +54,7 @@ class JobInfo:
     state: str
     """PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ..."""
     reason: str = ""
-    """Why the job is pending."""
+    """Why the job is pending, or ended."""
     nodes: str = ""
     restarts: int = 0
     preempted: bool = False
@@ -150,9 +151,10 @@ def _time(text: str) -> datetime | None:
 def signal_cause(job: JobInfo | None, restarts: int) -> SignalCause:
     """Why SLURM sent a signal to a job that had been restarted `restarts` times before.
 
-    "cancelled": by a user; "requeued": SLURM restarts it; "preempted": SLURM ends it and does not restart it; "warned":
-    the time limit or the grace time approaches. A job that is ending has only the state COMPLETING in `scontrol`; its
-    restarts and its preemption time tell the cases apart (observed with SLURM 22.05).
+    "cancelled": by a user; "requeued": SLURM restarts it; "preempted": SLURM ends it and does not restart it; "timed
+    out": it is at its time limit; "warned": the time limit or the grace time approaches. A job that is ending has only
+    the state COMPLETING in `scontrol`; its restarts, its preemption time and its reason tell the cases apart (observed
+    with SLURM 22.05).
     """
     if job is None:
         return "cancelled"
@@ -160,6 +162,8 @@ def signal_cause(job: JobInfo | None, restarts: int) -> SignalCause:
         return "requeued"
     if job.state in STARTED:
         return "warned"
+    if job.reason == "TimeLimit":
+        return "timed out"
     return "preempted" if job.preempted or job.state == "PREEMPTED" else "cancelled"
 
 
@@ -232,7 +236,16 @@ def cancel(jobs: Iterable[str]) -> None:
 
 
 def partition(name: str | None) -> dict[str, str]:
-    """Settings of a partition, or of the default one, from `scontrol show partition`. Raises SlurmError."""
+    """Settings of a partition, or of the default one, from `scontrol show partition`. Of several, separated by commas,
+    of which a job runs in the first that is free: the shortest time limit and the largest number of nodes. Raises
+    SlurmError.
+    """
+    if name and "," in name:
+        several = [partition(each) for each in name.split(",") if each]
+        limits = [each.get("MaxTime", "UNLIMITED") for each in several]
+        shortest = min(limits, key=lambda limit: math.inf if (value := minutes(limit)) is None else value)
+        largest = max((int(total) for each in several if (total := each.get("TotalNodes", "")).isdecimal()), default="")
+        return {"PartitionName": name, "MaxTime": shortest, "TotalNodes": str(largest)}
     text = run_command("scontrol", "--oneliner", "show", "partition", *([name] if name else []), retry_seconds=5)
     rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.strip()]
     chosen = [row for row in rows if name or row.get("Default") == "YES"]

@@ -2,7 +2,7 @@
 
     python -m pfcluster.launch.slurm.epilogue FOLDERS --status N
 
-Finished: nothing follows. Stopped by a time limit or a preemption: requeued, without counting as a failure. Failed:
+Finished: nothing follows. Ended by a time limit or a preemption: requeued, without counting as a failure. Failed:
 requeued, without the node on which it began, unless `attempts.reason_to_give_up` says otherwise; then the stages that
 wait for it are cancelled. Cancelled: nothing follows. Standard library only, because it runs outside of a container.
 """
@@ -23,7 +23,7 @@ from pfcluster.launch.job_record import read_job
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError
 from pfcluster.launch.slurm.diagnosis import explain
-from pfcluster.launch.slurm.resubmit import cancel_waiting, resubmit
+from pfcluster.launch.slurm.resubmit import cancel_waiting, resubmit, this_job
 from pfcluster.runs.folder import CANCELLED_FILE
 
 NODE_FAILURES = ("killed", "storage", "device", "lost rank", "submission")
@@ -59,6 +59,8 @@ def conclude(folder: Path, job: str, restart: int, status: int) -> Attempt:
         return attempts.end(folder, attempt, "cancelled")
     if cause == "requeued":  # by SLURM after a preemption, or by a user
         return attempts.end(folder, attempt, "preempted", next="requeued by SLURM")
+    if cause == "timed out":
+        return _run_again(folder, attempts.end(folder, attempt, "time limit"), job)
     if attempt.outcome == "stopped":
         time_limit = attempt.signal == "SIGUSR2" and not _is_preempted(job)
         return _run_again(folder, attempts.end(folder, attempt, "time limit" if time_limit else "preempted"), job)
@@ -98,16 +100,21 @@ def _handle_failure(folder: Path, attempt: Attempt, job: str, status: int) -> At
 
 
 def _run_again(folder: Path, attempt: Attempt, job: str, node: str | None = None) -> Attempt:
-    """Requeue the job, without a node. If SLURM refuses, submit a new job and update the jobs that wait for it."""
-    exclude = _nodes_to_exclude(job, node)
-    try:
-        client.requeue(job, exclude)
-        follows = "requeued"
-    except SlurmError as refused:
+    """Requeue the job, without a node. If SLURM refuses, submit a new job, unless rank 0 has done so, and update the
+    jobs that wait for it.
+    """
+    exclude, follower = _nodes_to_exclude(job, node), read_job(folder).job
+    if follower not in ("", this_job()):
+        follows = f"submitted again as {follower}"
+    else:
         try:
-            follows = f"submitted again as {resubmit(folder, exclude)}"
-        except (SlurmError, OSError) as error:
-            follows = f"given up: neither requeued ({refused}) nor submitted again ({error}); {attempts.CONTINUES}"
+            client.requeue(job, exclude)
+            follows = "requeued"
+        except SlurmError as refused:
+            try:
+                follows = f"submitted again as {resubmit(folder, exclude)}"
+            except (SlurmError, OSError) as error:
+                follows = f"given up: neither requeued ({refused}) nor submitted again ({error}); {attempts.CONTINUES}"
     attempt = replace(attempt, next=follows, excluded=exclude)
     attempts.write(folder, attempt)
     return attempt

@@ -8,7 +8,7 @@ from typing import Any
 
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Attempt
-from pfcluster.launch.job_record import read_job
+from pfcluster.launch.job_record import JobRecord, read_job
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import JobInfo, SlurmError
 from pfcluster.launch.task_status import BAD, TaskStatus
@@ -38,7 +38,7 @@ def slurm_task(stage: str, label: str, folder: Path, job: JobInfo | None, querie
     newest = recorded[-1] if recorded else None
     submission = read_job(folder)
     alive = job is not None and job.alive
-    state, reason = _state(folder, newest, job, submission.job, queried)
+    state, reason = _state(folder, newest, job, submission, queried)
     current = [attempt for attempt in recorded if attempt.submission == submission.submission]
     return TaskStatus(
         stage,
@@ -54,8 +54,10 @@ def slurm_task(stage: str, label: str, folder: Path, job: JobInfo | None, querie
     )
 
 
-def _state(folder: Path, newest: Attempt | None, job: JobInfo | None, submitted: str, queried: bool) -> tuple[str, str]:
-    """State and reason. `submitted`: id of the newest job."""
+def _state(
+    folder: Path, newest: Attempt | None, job: JobInfo | None, submission: JobRecord, queried: bool
+) -> tuple[str, str]:
+    """State and reason. `submission`: the newest one."""
     if job is not None and job.alive:
         return _alive_state(folder, newest, job)
     if is_finished(folder) or (newest is not None and newest.outcome == "finished"):
@@ -65,12 +67,15 @@ def _state(folder: Path, newest: Attempt | None, job: JobInfo | None, submitted:
     if newest is None:
         if job is not None:
             return ("not run", "") if job.state == "CANCELLED" else ("lost", job.state)
-        return ("not run", "") if submitted and queried else ("not started", "")
-    if newest.job and submitted and newest.job != submitted and job is not None and job.state == "CANCELLED":
-        return "not run", ""
-    continues = (newest.next or "").startswith(FOLLOWED)
-    if newest.outcome in ("failed", "cancelled") and (queried or not continues):
-        return newest.outcome, newest.next or ""
+        return ("not run", "") if submission.job and queried else ("not started", "")
+    follows = newest.next or ""
+    if job is not None and job.state == "CANCELLED":
+        if newest.submission != submission.submission or follows == f"submitted again as {submission.job}":
+            return "not run", ""  # it was cancelled before it began
+        if follows.startswith(FOLLOWED):
+            return "cancelled", ""
+    if newest.outcome in ("failed", "cancelled") and (queried or not follows.startswith(FOLLOWED)):
+        return newest.outcome, follows
     if job is None and not queried:
         return "unknown", ""
     if job is not None and job.state == "TIMEOUT":

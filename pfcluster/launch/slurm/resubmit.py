@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +20,20 @@ INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "PMI", "SUBMITIT_")
 """Prefixes of variables of this job that a new job must not inherit."""
 
 
+def this_job() -> str:
+    """The id of the job that this process runs in."""
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ["SLURM_JOB_ID"]
+
+
 def resubmit(folder: Path, exclude: str | None) -> str:
     """Submit the task as a new job that starts after this one; returns its id. Raises SlurmError, OSError."""
     record = read_job(folder)
-    this_job, task = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_TASK_ID")
-    name = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else this_job
+    name, task = this_job(), os.environ.get("SLURM_ARRAY_TASK_ID")
     scripts = Path(record.scripts)
     script = scripts / f"{name.split('_')[0]}_submission.sh"
-    options = ["--parsable", f"--dependency=afterany:{this_job}", *([f"--array={task}"] if task else [])]
+    after = f"--dependency=afterany:{os.environ['SLURM_JOB_ID']}"
+    options = ["--parsable", after, *([f"--array={task}"] if task else [])]
     options += [f"--exclude={exclude}"] if exclude else []
     environment = {
         key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(INHERITED)
@@ -52,8 +58,9 @@ def cancel_waiting(folder: Path) -> list[str]:
     labels where only some of a stage wait for it.
     """
     record = read_job(folder)
-    stages, jobs, names = _stages(record), [], []
-    for name, folders in _waiting(folder, record, stages, transitive=True).items():
+    stages, newer = _stages(folder, record)
+    jobs, names = [], []
+    for name, folders in _waiting(folder, record, stages, newer, transitive=True).items():
         stage = stages[name]
         submitted = [each for each in folders if read_job(Path(each)).job]
         jobs += [read_job(Path(each)).job for each in submitted]
@@ -72,41 +79,48 @@ def waiting_folders(folder: Path, record: JobRecord, *, transitive: bool = False
     """Folders of the tasks that wait for the task of a folder. `transitive`: all that can never run without it,
     including what waits for those, but no stages that always run.
     """
-    waiting = _waiting(folder, record, _stages(record), transitive=transitive)
+    waiting = _waiting(folder, record, *_stages(folder, record), transitive=transitive)
     return [Path(each) for folders in waiting.values() for each in folders]
 
 
 def _waiting(
-    folder: Path, record: JobRecord, stages: Mapping[str, StageRecord], *, transitive: bool
+    folder: Path, record: JobRecord, stages: Mapping[str, StageRecord], newer: Container[str], *, transitive: bool
 ) -> dict[str, list[str]]:
-    """`waiting_folders` by stage."""
+    """`waiting_folders` by stage, without those of newer plans."""
     blocked = {record.stage: {str(folder)}}
     waiting: dict[str, list[str]] = {}
     for name, stage in stages.items():  # in an order in which they can run
         if transitive and stage.always_run:
             continue
         if any(before in blocked for before in stage.after):
-            waiting[name] = stage.folders
+            waiting[name] = [own for own in stage.folders if own not in newer]
         else:
             rows = zip(stage.folders, *(stages[before].folders for before in stage.same_seed), strict=True)
             awaited = [blocked.get(before, set()) for before in stage.same_seed]
             own = [own for own, *before in rows if any(one in some for one, some in zip(before, awaited, strict=True))]
+            own = [each for each in own if each not in newer]
             waiting |= {name: own} if own else {}
         if transitive and name in waiting:
             blocked[name] = set(waiting[name])
     return waiting
 
 
-def _stages(record: JobRecord) -> dict[str, StageRecord]:
+def _stages(folder: Path, record: JobRecord) -> tuple[dict[str, StageRecord], set[str]]:
+    """The stages of the newest plan that holds a task, and the folders of the tasks of plans newer than that."""
     plan = read_plan(Path(record.plan_folder))
-    return {} if plan is None else plan.stages
+    newer: set[str] = set()
+    for launch in [] if plan is None else plan.launches:
+        if record.stage in launch.stages and str(folder) in launch.stages[record.stage].folders:
+            return launch.stages, newer
+        newer.update(*(stage.folders for stage in launch.stages.values()))
+    return {}, set()
 
 
 def _update_dependency(folder: Path) -> None:
     """Let a waiting job depend on the current jobs of the tasks before it."""
     record = read_job(folder)
-    stages = _stages(record)
-    if not record.job or record.stage not in stages:
+    stages, _ = _stages(folder, record)
+    if not record.job or not stages:
         return
     stage = stages[record.stage]
     before = [Path(path) for path in folders_before(stages, record.stage, str(folder))]

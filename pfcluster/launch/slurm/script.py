@@ -44,7 +44,8 @@ class Layout:
 def layout_of(stage: Stage, site: Site, processes: int, *, query: bool = True) -> Layout:
     """The layout of a stage's jobs. Without `query`, SLURM is not asked for the limits of the partition.
 
-    Raises ConfigError for a partition that does not exist or has too few nodes, UnreachableError.
+    Raises ConfigError for a partition that does not exist or has too few nodes, and for a time limit without time
+    before the signal; UnreachableError.
     """
     settings = site.for_run(stage.name)
     nodes = 1 if stage.single_process else settings.nodes or 1
@@ -64,6 +65,11 @@ def layout_of(stage: Stage, site: Site, processes: int, *, query: bool = True) -
         )
     longest = allowed if allowed is not None else requested or MINUTES_PER_DAY
     time = min(requested or min(longest, MINUTES_PER_DAY), longest)
+    if 60 * time <= settings.signal_seconds:
+        raise ConfigError(
+            f"{stage.name}: jobs of {time} minutes would be told to stop {settings.signal_seconds} s before their end,"
+            " as they begin: give a longer --time or another partition, or a smaller signal_seconds in the site file"
+        )
     note = None
     if requested is not None and requested > time:
         note = (

@@ -21,12 +21,12 @@ from pfcluster.launch.code_snapshot import snapshot
 from pfcluster.launch.job_record import JobRecord, read_job, write_job
 from pfcluster.launch.launcher_lock import require_kind, require_no_launcher
 from pfcluster.launch.plan import Plan, Stage, Task, TrainRun
-from pfcluster.launch.plan_record import write_plan
+from pfcluster.launch.plan_record import PlanRecord, read_plan, write_plan
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import JobInfo, UnreachableError
 from pfcluster.launch.slurm.script import FOLDERS_FILE, SCRIPTS_DIR, Layout, executor_of, layout_of, scripts_folder
 from pfcluster.launch.slurm.site import Site
-from pfcluster.launch.slurm.task import run_task
+from pfcluster.launch.slurm.task import read_task, run_task
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, TASK_FILE, write_requested_config
 from pfcluster.runs.locks import FileLock
@@ -70,8 +70,9 @@ def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Subm
     with _submit_lock(plan.folder):
         submission = _Submission(plan, site, layouts, retries)
         for task in submission.unfinished_tasks():
-            _check_same_config(task, submission.job_of(task))
-        write_plan(plan, "slurm", {name: (layout.nodes, layout.per_node) for name, layout in layouts.items()})
+            _check_same_task(task, submission.job_of(task))
+        nodes = {name: (layout.nodes, layout.per_node) for name, layout in layouts.items()}
+        write_plan(plan, "slurm", nodes, also=[] if plan.grows else _at_work_beside(plan))
         submission.code = snapshot(plan.folder)
         return [submission.submit_stage(stage) for stage in plan.stages]
 
@@ -207,6 +208,8 @@ def _current_job(task: Task) -> JobRecord:
         "squeue", "--noheader", "--array", "--states=all", "--format=%i|%k", "--me", retry_seconds=10
     )
     jobs = [line.split("|")[0] for line in text.splitlines() if line.endswith(f"pfcluster:{record.token}")]
+    if not jobs:  # it was refused
+        return record
     folders = (Path(record.scripts) / FOLDERS_FILE).read_text(encoding="utf-8").splitlines()
     if len(folders) > 1:
         index = str(folders.index(str(task.folder.resolve())))
@@ -235,14 +238,37 @@ def _will_execute(task: Task, job: JobInfo | None) -> bool:
     return bool(recorded) and (recorded[-1].next or "").startswith(("requeued", "submitted"))
 
 
-def _check_same_config(task: Task, job: JobInfo | None) -> None:
-    """Raises ConfigError if the job of a run was submitted with another config."""
-    if job is None or not isinstance(task, TrainRun) or not _will_execute(task, job):
+def _check_same_task(task: Task, job: JobInfo | None) -> None:
+    """Raises ConfigError if the job of a task was submitted with another config or command."""
+    if job is None or not _will_execute(task, job):
         return
-    if load(task.folder / REQUESTED_CONFIG_FILE) != task.config:
+    if isinstance(task, TrainRun):
+        differs = "config" if load(task.folder / REQUESTED_CONFIG_FILE) != task.config else None
+    else:
+        submitted = read_task(task.folder)
+        differs = "command" if (submitted.module, submitted.arguments) != (task.module, task.arguments) else None
+    if differs:
+        name = "--output" if isinstance(task, TrainRun) else "--output or --job-name"
         raise ConfigError(
-            f"{task.folder} is queued as job {job.job} with another config; cancel it first, or use another --output"
+            f"{task.folder} is queued as job {job.job} with another {differs}; cancel it first, or use another {name}"
         )
+
+
+def _at_work_beside(plan: Plan) -> list[PlanRecord]:
+    """Earlier plans in the folder with jobs, of other tasks, that have not ended."""
+    record = read_plan(plan.folder)
+    launches = [replace(one, also=[]) for one in record.launches if one.launcher == "slurm"] if record else []
+    own = {str(task.folder.resolve()) for stage in plan.stages for task in stage.tasks}
+    others = {
+        folder: read_job(Path(folder)).job
+        for launch in launches
+        for stage in launch.stages.values()
+        for folder in stage.folders
+        if folder not in own
+    }
+    jobs = client.job_states(others.values())
+    alive = {folder for folder, job in others.items() if job in jobs and jobs[job].alive}
+    return [launch for launch in launches if any(alive.intersection(stage.folders) for stage in launch.stages.values())]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Failure
 from pfcluster.launch.rank import RankInfo, redirect_output
 from pfcluster.launch.slurm import client
+from pfcluster.launch.slurm.resubmit import resubmit
 from pfcluster.launch.training_lock import training_lock
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, TASK_FILE
@@ -106,7 +107,7 @@ def _run(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
         status = ExitStatus(FAILED, "user", error)
         _write_failure(folder, attempt.number, info, status)
         return status
-    with SignalWatcher(info, stop):
+    with SignalWatcher(folder, info, stop):
         status = execute(folder, info, stop)
     _write_failure(folder, attempt.number, info, status)
     if status.code in (FINISHED, INTERRUPTED):
@@ -185,12 +186,13 @@ def _attempt_number(folder: Path, info: RankInfo) -> int:
 class SignalWatcher:
     """Signal-handling thread of rank 0, which works while the main thread is blocked in a collective.
 
-    On a signal it queries SLURM for the cause, and requeues the job in two cases: SLURM preempts the job without
-    requeueing it, or the job is about to be killed before the current step has ended.
+    On a signal it queries SLURM for the cause, and requeues the job, or submits a new one where SLURM refuses, in two
+    cases: SLURM preempts the job without requeueing it, or the job is about to be killed before the current step has
+    ended.
     """
 
-    def __init__(self, info: RankInfo, stop: StopRequest) -> None:
-        self.info, self.stop = info, stop
+    def __init__(self, folder: Path, info: RankInfo, stop: StopRequest) -> None:
+        self.folder, self.info, self.stop = folder, info, stop
         self._ended = threading.Event()
         self._reader, self._writer = socket.socketpair()
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -223,12 +225,19 @@ class SignalWatcher:
             cause = client.signal_cause(job, self.info.restart)
             print(f"{attempts.now()} received a signal; cause according to SLURM: {cause}", flush=True)
             if cause == "preempted":
-                client.requeue(self.info.job)
-                print("preempted without a requeue by SLURM: requeued", flush=True)
+                print(f"preempted without a requeue by SLURM: {self._run_again()}", flush=True)
             elif cause == "warned" and job is not None and job.ends is not None:
                 seconds = job.ends.timestamp() - time.time() - REQUEUE_SECONDS
                 if not self._ended.wait(max(0.0, seconds)):
-                    print("no step ended in time; requeued, to continue from the last checkpoint", flush=True)
-                    client.requeue(self.info.job)
-        except client.SlurmError as error:
+                    follows = self._run_again()
+                    print(f"no step ended in time: {follows}, to continue from the last checkpoint", flush=True)
+        except (client.SlurmError, OSError) as error:
             print(f"warning: {error}", file=sys.stderr, flush=True)
+
+    def _run_again(self) -> str:
+        """Requeue the job or submit a new one; returns which. Raises SlurmError, OSError."""
+        try:
+            client.requeue(self.info.job)
+        except client.SlurmError:
+            return f"submitted again as {resubmit(self.folder, None)}"
+        return "requeued"
