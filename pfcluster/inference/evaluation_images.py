@@ -67,7 +67,9 @@ class EvaluationImages:
 
 
 def evaluation_images(run: Path, info: ModelInfo, shards: str | None = None) -> EvaluationImages:
-    """Of the run's test split, else of its validation split. `shards`: where the run's shards are now."""
+    """Of the run's test split, else, or if `evaluate.final_split` leaves that alone, of its validation split. `shards`:
+    where the run's shards are now.
+    """
     config = read_config(enclosing_run(run) or run)
     data = (
         config.data
@@ -78,7 +80,7 @@ def evaluation_images(run: Path, info: ModelInfo, shards: str | None = None) -> 
     try:
         dataset = open_dataset(data, config.seed)
         split = dataset.test
-        if split is None:
+        if split is None or config.evaluate.final_split != "test":
             split, name = dataset.validation, "validation"
         reason = None if split.classes == info.classes else "the classes of the run's data are not those of the run"
         if reason is None and len(split):

@@ -18,9 +18,11 @@ from torch import nn
 
 import pfcluster
 from pfcluster.cli.main import main
+from pfcluster.config import EvaluateConfig
 from pfcluster.data.dataset import open_dataset
 from pfcluster.inference import export_runtimes
 from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.evaluation_images import evaluation_images
 from pfcluster.inference.model import Model
 from pfcluster.inference.model_info import read_info
 from pfcluster.inference.onnx_predictor import OnnxPredictor
@@ -114,6 +116,16 @@ def test_onnx_predicts_without_torch_what_torch_predicts(pf_vit_run: Path, onnx_
     for picture in (tmp_path / "torch").iterdir():
         first, second = (np.asarray(Image.open(tmp_path / one / picture.name), int) for one in ("torch", "onnx"))
         assert np.abs(first - second).max() <= 1
+
+
+def test_a_run_that_leaves_the_test_split_alone_is_checked_with_the_validation_split(tmp_path) -> None:
+    for final_split, count in (("test", 40), ("validation", 32)):
+        config = tiny.config("finetune", evaluate=EvaluateConfig(final_split=final_split))
+        (tmp_path / final_split).mkdir()
+        write_config(tmp_path / final_split, config)
+        info = dataclasses.replace(models.info(), classes=open_dataset(config.data, 0).classes)
+        images = evaluation_images(tmp_path / final_split, info)
+        assert (images.name, len(images.split)) == (final_split, count)
 
 
 @pytest.mark.slow
