@@ -20,7 +20,7 @@ from pfcluster.experiments.matrix import plan_runs
 from pfcluster.experiments.miniature import miniature
 from pfcluster.launch.command_line import parse_known
 from pfcluster.launch.options import ClusterOptions, InlineCluster, resolve_cluster
-from pfcluster.launch.overrides import apply_overrides
+from pfcluster.launch.overrides import SET_BY_STUDIES, apply_overrides, require_absent
 from pfcluster.launch.training_options import Options, command_text, require_seeds
 from pfcluster.runs.terminal import plain_console
 
@@ -40,6 +40,18 @@ OF_REAL_DATASETS = (
     "fid",
 )
 """Options that have no effect with --miniature."""
+SET_BY_CELLS = {
+    **SET_BY_STUDIES,
+    "--data.shards": "each dataset is a folder of --data-root, named by --datasets",
+    "--model.init": "the cells say what each run starts from",
+    "--pf-mag.decoder-init": "the cells say what each run starts from",
+    "--pf-mag.identity-net": "--identity-net names it, and cells compare it",
+    "--pf-mag.identity-net-weights": "--identity-net-weights names them",
+    "--evaluate.judge": "the judge is trained for each dataset",
+    "--evaluate.fid": "--fid names the features",
+    "--evaluate.identity-net": "--identities names the dataset that it is trained on",
+    "--evaluate.n-probe-images": "the tables compare probes of equal size",
+}
 TIMM = "timm:vit_base_patch16_224.augreg_in1k"
 
 
@@ -125,6 +137,7 @@ def main(arguments: list[str]) -> int:
 def parse(arguments: Sequence[str]) -> Reproduction:
     """The experiments that a command line describes. Raises ConfigError, DataError, IdentityNetError."""
     given, overrides = parse_known(ReproduceOptions, arguments, prog="pfcluster reproduce")
+    require_absent(overrides, SET_BY_CELLS)
     if given.miniature:
         _require_no_real_data(arguments)
 

@@ -17,6 +17,9 @@ from pfcluster.config.io import with_values
 from pfcluster.config.json_files import JsonFileError, read_json
 from pfcluster.config.preset_parts import Recipe
 
+FIELDS_OF_COMMANDS = ("seed", "objective")
+"""Fields that every command which trains sets itself."""
+
 
 @dataclass(frozen=True)
 class OverridesFile:
@@ -71,4 +74,7 @@ def read_overrides(path: Path) -> OverridesFile:
     preset = content.get("preset")
     if preset is not None and preset not in presets.PRESETS:
         raise ConfigError(f"{path}: preset must be one of {', '.join(sorted(presets.PRESETS))}, got {preset!r}")
+    for name in content["overrides"]:
+        if name.rpartition(":")[2] in FIELDS_OF_COMMANDS:
+            raise ConfigError(f"{path}: {name} would have no effect, as commands set it themselves; remove it")
     return OverridesFile(path, preset, content["overrides"])

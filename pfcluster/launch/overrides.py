@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from pfcluster.config import RunConfig
+from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import with_values
 from pfcluster.config.starts import SAME_SEED_MAE_VIT
 from pfcluster.launch.command_line import parse
+
+SET_BY_COMMANDS = {
+    "--seed": "runs take their seeds from --seeds",
+    "--objective": "the command says what is trained",
+}
+"""Fields that every command which trains sets itself, and why they cannot be given."""
+SET_BY_STUDIES = {**SET_BY_COMMANDS, "--name": "the runs of a study are named after what they train"}
+
+
+def require_absent(overrides: Sequence[str], reasons: Mapping[str, str]) -> None:
+    """Raises ConfigError if the pairs give one of the options in `reasons`, whose value would have no effect."""
+    for word in overrides:
+        option = word.partition("=")[0].replace("_", "-")
+        if option in reasons:
+            raise ConfigError(f"{option} would have no effect: {reasons[option]}; leave it out")
 
 
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

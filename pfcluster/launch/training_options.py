@@ -18,7 +18,7 @@ from pfcluster.config.starts import MAE_VIT, PfVitStart, with_start
 from pfcluster.launch.budget_controls import BudgetControl
 from pfcluster.launch.command_line import is_help, parse, parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
-from pfcluster.launch.overrides import override_value
+from pfcluster.launch.overrides import SET_BY_COMMANDS, SET_BY_STUDIES, override_value, require_absent
 from pfcluster.runs.redaction import redact
 
 TRAINING = {"pretrain": "mae", "finetune": "scratch", "pf-mag": "pf-vit", "judge": "judge"}
@@ -149,6 +149,7 @@ def parse_training(command: str, arguments: Sequence[str]) -> Options:
         everything = with_config(command, default)
         parse(type(everything), ["--help"], prog=prog, default=everything)
     options, overrides = parse_known(type(default), arguments, prog=prog, default=default)
+    require_absent(overrides, SET_BY_STUDIES if command in STUDIES else SET_BY_COMMANDS)
     study = options if isinstance(options, StudyOptions) else StudyOptions()
     overrides_file = None if options.overrides is None else read_overrides(options.overrides)
     if overrides_file is not None and command in TRAINING:

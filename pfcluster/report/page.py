@@ -26,7 +26,7 @@ LOSSES = {
     "rec": "Reconstruction, L_rec",
     "adv": "Adversarial, L_adv",
     "ort": "Orthogonality, L_ort",
-    "discriminator": "Discriminator loss",
+    "disc_loss": "Discriminator loss",
 }
 """Training metrics that are plotted, and their titles."""
 VALIDATION = {"accuracy": "Validation accuracy", "macro_f1": "Validation macro F1"}

@@ -21,7 +21,7 @@ from pfcluster.config.starts import (
 from pfcluster.data.labels import neutral_index
 from pfcluster.launch.command_line import parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
-from pfcluster.launch.overrides import apply_overrides, override_value
+from pfcluster.launch.overrides import SET_BY_STUDIES, apply_overrides, override_value, require_absent
 from pfcluster.sweep.space import MAE, Parameter, named_spaces, parse
 from pfcluster.sweep.spec import CURVE_METRICS, METRICS, SPEC, Scheduler, Search, Spec, load
 from pfcluster.sweep.trials import JUDGE
@@ -107,6 +107,9 @@ class SweepCommand:
             raise ConfigError(f"--max-parallel must be at least 1, got {self.max_parallel}")
 
 
+SET_BY_SWEEPS = {**SET_BY_STUDIES, "--evaluate.final-split": "no trial of a search uses the test split"}
+
+
 @dataclass(frozen=True)
 class SweepOptions:
     """A sweep and where it runs."""
@@ -127,6 +130,7 @@ def read(arguments: Sequence[str]) -> SweepOptions:
     WeightsError, SlurmError.
     """
     command, overrides = parse_known(SweepCommand, arguments, prog="pfcluster sweep")
+    require_absent(overrides, SET_BY_SWEEPS)
     return SweepOptions(
         _spec(command, overrides),
         command.output,

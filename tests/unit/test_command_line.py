@@ -104,6 +104,25 @@ def test_errors_of_overrides_name_field_and_value(words, message):
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["finetune", "--seed", "3"], "--seed would have no effect: runs take their seeds from --seeds; leave it out"),
+        (["pretrain", "--objective=finetune"], "--objective would have no effect: the command says what is trained"),
+        (["study", "--name", "mine"], "--name would have no effect: the runs of a study are named after"),
+        (["sweep", "--seed", "3"], "--seed would have no effect: runs take their seeds from --seeds"),
+        (["sweep", "--evaluate.final_split", "test"], "--evaluate.final-split would have no effect: no trial"),
+        (["reproduce", "--miniature", "--evaluate.n-probe-images=9"], "--evaluate.n-probe-images would have no effect"),
+        (["reproduce", "--miniature", "--data.shards", "x"], "--data.shards would have no effect: each dataset is a"),
+    ],
+)
+def test_fields_that_a_command_sets_itself_are_refused(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--executor", "local", "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_overrides_change_a_config():
     config = presets.recipe("demo")["mae"]
     assert apply_overrides(config, []) == config

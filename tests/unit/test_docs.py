@@ -15,6 +15,7 @@ import pytest
 from pfcluster.cli.commands import COMMANDS
 from pfcluster.config import RunConfig
 from pfcluster.evaluate import poker_faces
+from pfcluster.report.page import LOSSES
 from pfcluster.runs import folder, metrics_file
 from pfcluster.sweep.spec import METRICS
 from pfcluster.training import run
@@ -211,7 +212,7 @@ def test_run_folder_reference_has_every_name() -> None:
 
 def test_metrics_reference_has_every_metric_of_sweeps_and_poker_faces() -> None:
     page = (ROOT / "docs/reference/metrics.md").read_text()
-    assert not [name for name in {*METRICS, *poker_faces.COLUMNS} if f"`{name}`" not in page]
+    assert not [name for name in {*METRICS, *poker_faces.COLUMNS, *LOSSES} if f"`{name}`" not in page]
 
 
 @pytest.mark.parametrize("objective", ["mae", "finetune", "pf_mag"])

@@ -179,6 +179,7 @@ def test_a_command_refuses_a_file_whose_values_are_all_of_other_runs(tmp_path: P
         ("[]", 'must be a JSON object with the key "overrides"'),
         ('{"preset": "none", "overrides": {}}', "preset must be one of"),
         ('{"overrides": {"vit:epochs": 3}}', "no run 'vit'"),
+        ('{"overrides": {"pf-vit:seed": 3}}', "pf-vit:seed would have no effect"),
         ('{"overrides": {"epoch": 3}}', "no field epoch"),
     ],
 )
