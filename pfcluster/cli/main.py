@@ -80,7 +80,8 @@ def report_errors(run: Callable[[], int]) -> int:
     """
     try:
         code = run()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as after `>&-`
+            sys.stdout.flush()
         return code
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)

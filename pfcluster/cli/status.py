@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from pfcluster.cli.watch import table, watch
+from pfcluster.config.json_files import JsonFileError
 from pfcluster.launch import status as plans
 from pfcluster.launch.command_line import parse
 from pfcluster.runs.terminal import plain_console
@@ -42,7 +43,7 @@ def status(arguments: list[str]) -> int:
     for folder in folders:
         try:
             console.print(table(plans.overview(folder), console.width))
-        except plans.StatusError as error:
+        except (plans.StatusError, JsonFileError) as error:
             if options.name is not None:
                 raise
             console.print(f"error: {error}", style="red", soft_wrap=True)

@@ -61,7 +61,7 @@ def job_name(command: str, arguments: Sequence[str]) -> str:
     """A name that tells commands apart: the command, its first argument and, if there are others, a digest of them; of
     a build the folder that it writes.
     """
-    first, others = (arguments[0], arguments[1:]) if arguments and arguments[0][0] != "-" else ("", arguments)
+    first, others = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
     if command == BUILD_COMMAND:
         first, others = str(parse(BuildOptions, arguments, prog=f"pfcluster {BUILD_COMMAND}").output), ()
     digest = hashlib.sha256("\0".join(others).encode()).hexdigest()[:6] if others else ""

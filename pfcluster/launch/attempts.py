@@ -178,10 +178,13 @@ def is_given_up(attempt: Attempt) -> bool:
     return attempt.outcome == "failed" and follows.startswith("given up") and not follows.endswith(CONTINUES)
 
 
-def lost_repeatedly(attempts: list[Attempt]) -> bool:
-    """Whether the last three attempts of a submission were lost without an error and without a new checkpoint."""
+def ended_repeatedly(attempts: list[Attempt]) -> bool:
+    """Whether the last three attempts of a submission were lost, or ended by their time limit, without an error and
+    without a new checkpoint.
+    """
     last = [each for each in attempts if each.submission == attempts[-1].submission][-3:]
-    return len(last) == 3 and all(each.outcome == "lost" and each.checkpoint_step <= each.from_step for each in last)
+    ended = [each.outcome in ("lost", "time limit") and each.checkpoint_step <= each.from_step for each in last]
+    return len(ended) == 3 and all(ended)
 
 
 def _same_failure(first: Attempt, second: Attempt) -> bool:

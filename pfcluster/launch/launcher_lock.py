@@ -14,6 +14,7 @@ from pathlib import Path
 from pfcluster.config import ConfigError
 from pfcluster.launch.plan import Plan
 from pfcluster.launch.plan_record import Launcher, of_this_process, read_plan, write_plan, write_record
+from pfcluster.launch.slurm.queued_plans import QueuedPlans
 from pfcluster.launch.training_lock import QUIET_SECONDS
 from pfcluster.runs.folder import CONFIG_FILE
 from pfcluster.runs.locks import FileLock, exclusive_lock, owner_text
@@ -34,7 +35,7 @@ def launching(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, i
     plan.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(plan.folder / LAUNCHER_LOCK) as lock:
         if _wait(lock):
-            write_plan(plan, launcher, layouts)
+            write_plan(plan, launcher, layouts, QueuedPlans(plan).launches)
             lock.acquire(shared=True)
         else:
             if not lock.acquire(shared=True, blocking=False):
@@ -42,7 +43,8 @@ def launching(plan: Plan, launcher: Launcher, layouts: Mapping[str, tuple[int, i
             with exclusive_lock(plan.folder / RECORD_LOCK):
                 record = read_plan(plan.folder)
                 launches = [] if record is None else [replace(one, also=[]) for one in record.launches]
-                write_plan(plan, launcher, layouts, [one for one in launches if one.elsewhere or one.at_work])
+                others = [one for one in launches if one.launcher != "slurm" and (one.elsewhere or one.at_work)]
+                write_plan(plan, launcher, layouts, [*others, *QueuedPlans(plan).launches])
         yield
 
 

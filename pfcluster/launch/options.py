@@ -123,7 +123,9 @@ def resolve_cluster(options: ClusterOptions, *, dry_run: bool = False) -> Cluste
     if options.time is not None:
         client.minutes(options.time)
     executor, reason, answers = choose_executor(options.executor, dry_run=dry_run)
-    site = load_site(options.site) if executor == "slurm" else Site()  # the file describes a SLURM cluster
+    site = load_site(options.site) if executor == "slurm" or options.site is not None else Site()
+    if executor != "slurm":
+        site = Site()  # the file describes a SLURM cluster
     site = site.with_options({name: getattr(options, name) for name in SITE_OPTIONS})
     return Cluster(
         executor,

@@ -125,7 +125,7 @@ def read_plan(folder: Path) -> PlanRecord | None:
 def folders_before(stages: Mapping[str, StageRecord], name: str, folder: str) -> list[str]:
     """Folders of the tasks that the task of a stage waits for."""
     stage = stages[name]
-    folders = [each for before in stage.after for each in stages[before].folders]
+    folders = [each for before in stage.after if before in stages for each in stages[before].folders]
     if stage.same_seed and folder in stage.folders:
         position = stage.folders.index(folder)
         folders += [stages[before].folders[position] for before in stage.same_seed]

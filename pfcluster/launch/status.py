@@ -123,23 +123,26 @@ def cancel(folder: Path) -> Cancelled:
     plan whose launcher runs on another machine.
     """
     plan, at_work = _read(folder), is_locked(folder / LAUNCHER_LOCK)
-    tasks = [task for task in overview(folder).tasks if task.state not in ENDED]
+    tasks = [task for task in overview(folder).tasks if task.state not in ENDED] if at_work else []
     if at_work:
         _end_launchers(folder, plan)
-    if plan.launcher == "slurm":
-        if at_work:
+    if any(launch.launcher == "slurm" for launch in plan.launches):
+        if at_work and plan.launcher == "slurm":
             _wait_for_driver(folder, plan.pid)
-        tasks = [task for task in overview(folder).tasks if task.state not in ENDED and task.job]
-        for task in tasks:
+            tasks = []
+        queued = [task for task in overview(folder).tasks if task.state not in ENDED and task.job]
+        for task in queued:
             (task.folder / CANCELLED_FILE).touch()
-        client.cancel(task.job for task in tasks)
-    return Cancelled([task.label for task in tasks] if at_work or plan.launcher == "slurm" else [], at_work)
+        client.cancel(task.job for task in queued)
+        tasks += [task for task in queued if task.folder not in [each.folder for each in tasks]]
+    return Cancelled([task.label for task in tasks], at_work)
 
 
 def _end_launchers(folder: Path, plan: PlanRecord) -> None:
     """Tell the launchers of this machine to end. Raises StatusError if others are, or may be, at work."""
-    elsewhere = sorted({launch.host for launch in plan.launches if launch.elsewhere})
-    here = [launch.pid for launch in plan.launches if launch.at_work]
+    launches = [one for one in plan.launches if one.grows or one.launcher != "slurm"]  # others have left jobs only
+    elsewhere = sorted({launch.host for launch in launches if launch.elsewhere})
+    here = [launch.pid for launch in launches if launch.at_work]
     for process in here:
         with suppress(ProcessLookupError):  # it has ended since
             os.kill(process, signal.SIGTERM)

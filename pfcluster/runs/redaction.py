@@ -44,10 +44,14 @@ class RedactedStream:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_stream":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
 
 def redact_output() -> None:
-    """Redact stdout and stderr of this process from now on."""
-    if not isinstance(sys.stdout, RedactedStream):
-        sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
+    """Redact stdout and stderr of this process, as far as they are open, from now on."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, RedactedStream):
+            setattr(sys, name, RedactedStream(stream))

@@ -72,18 +72,28 @@ def send_report(study: Path, page: Path) -> None:
     progress are left out; the others have the same status as before.
     """
     for folder in find_runs(study):
-        try:
+        with _failures_as_warnings(folder):
             if is_locked(folder / TRAINING_LOCK):
                 continue
             status = (read_result(folder) or {}).get("status", "failed")
-            records = TrackerRecords(folder)
-            for name in read_config(folder).tracker:
+            config, records = read_config(folder), TrackerRecords(folder)
+            for name in config.tracker:
                 received = records.get(name)
-                if received is not None and name != "tensorboard":
+                if received is None or name == "tensorboard":
+                    continue
+                with _failures_as_warnings(folder):  # of one tracker, the others receive it
                     tracker = CLIENTS[name]()
-                    tracker.start(TrackedRun(read_config(folder), folder, received.id), received.id)
-                    tracker.file(page)
-                    tracker.finish(status)
-        except Exception as error:  # as in the follower: a tracker ends nothing
-            with suppress(OSError):  # the study may be read-only
-                warn(folder, f"the report was not sent to a tracker: {type(error).__name__}: {error}", True)
+                    tracker.start(TrackedRun(config, folder, received.id), received.id)
+                    try:
+                        tracker.file(page)
+                    finally:
+                        tracker.finish(status)
+
+
+@contextmanager
+def _failures_as_warnings(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # as in the follower: a tracker ends nothing
+        with suppress(OSError):  # the study may be read-only
+            warn(folder, f"the report was not sent to a tracker: {type(error).__name__}: {error}", True)

@@ -187,27 +187,47 @@ signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 started = Path("started")
 first = not started.exists()
 started.touch()
-while first and len(signals) < 2:  # the first is that of the task, the second SLURM's at the time limit
+while first and len(signals) < int(sys.argv[1]):
     time.sleep(0.1)
 sys.exit(3 if first else 0)
 """
 SUBMISSION = """
+import sys
 from pathlib import Path
 from pfcluster.launch.plan import Command, Plan, Stage
 from pfcluster.launch.slurm.site import load_site
 from pfcluster.launch.slurm.submit import submit
-stage = Stage("stubborn", (Command("stubborn", Path("runs/x/stubborn"), (), module="stubborn"),), single_process=True)
+task = Command("stubborn", Path("runs/x/stubborn"), (sys.argv[1],), module="stubborn")
+stage = Stage("stubborn", (task,), single_process=True)
 submit(Plan("x", Path("runs/x"), (stage,), "x"), load_site(None), processes=1, retries=0)
 """
 
 
-def test_a_job_that_has_not_stopped_by_its_time_limit_continues_in_one_new_job(work):
-    forbid_requeueing(work)
-    site, task = work.folder / "pfcluster.toml", "runs/x/stubborn"
-    site.write_text('partition = "short"\n' + site.read_text())
+def submit_stubborn(work: Work, partition: str, n_signals: int) -> str:
+    """Submit a command that at first ignores signals up to the n-th; returns its folder."""
+    site = work.folder / "pfcluster.toml"
+    site.write_text(f'partition = "{partition}"\n' + site.read_text())
     (work.folder / "stubborn.py").write_text(STUBBORN)
     environment = work.cluster.environment | {"PYTHONPATH": f"{work.folder}:{os.environ.get('PYTHONPATH', '')}"}
-    subprocess.run([sys.executable, "-c", SUBMISSION], cwd=work.folder, env=environment, check=True)
+    command = [sys.executable, "-c", SUBMISSION, str(n_signals)]
+    subprocess.run(command, cwd=work.folder, env=environment, check=True)
+    return "runs/x/stubborn"
+
+
+def test_a_job_that_is_killed_when_it_is_preempted_is_requeued_by_rank_0(work):
+    task = submit_stubborn(work, "cancelled", 99)
+    work.wait_for(lambda: (work.folder / "started").exists(), "the start")
+    blocker = work.occupy()
+    log = work.folder / task / "logs/rank-0.log"
+    work.wait_for(lambda: "preempted without a requeue by SLURM: requeued" in log.read_text(), "the requeue")
+    work.cluster.run("scancel", blocker)
+    assert work.wait_for_end(task).outcome == "finished"
+    assert len(work.attempts(task)) == 2
+
+
+def test_a_job_that_has_not_stopped_by_its_time_limit_continues_in_one_new_job(work):
+    forbid_requeueing(work)
+    task = submit_stubborn(work, "short", 2)  # the first is that of the task, the second SLURM's at the time limit
     job = work.job(task)
     assert work.wait_for_end(task).outcome == "finished"
     follower = work.job(task)

@@ -165,6 +165,49 @@ def test_two_submissions_into_a_folder_are_one_to_status_and_cancel(work):
     work.cluster.run("scancel", blocker, work.job("runs/scratch/seed-2"))
 
 
+def test_runs_on_this_machine_do_not_hide_jobs_in_their_folder(work):
+    blocker = work.occupy("main")
+    arguments = ["finetune", "--preset", "demo", *TINY, "--seeds"]
+    work.launch(*arguments, "0")
+    work.launch(*arguments, "1", "--executor", "local")
+    shown = work.launch("status", "scratch")
+    assert "scratch seed 0" in shown
+    assert "scratch seed 1" in shown
+    assert "cancelled: scratch seed 0\n" in work.launch("cancel", "scratch")
+    assert work.queue() == [blocker]
+    work.cluster.run("scancel", blocker)
+
+
+GROWING = """
+import sys
+from pathlib import Path
+from pfcluster.launch.plan import Command, Plan, Stage
+from pfcluster.launch.slurm.site import load_site
+from pfcluster.launch.slurm.submit import submit
+root = Path("runs/x")
+report = Command("report", root / "report", (), module="this", produces=root / "report.html")
+run = Command(f"r seed {sys.argv[1]}", root / f"r/seed-{sys.argv[1]}", (), module="this")
+stages = (Stage("r", (run,), single_process=True), Stage("report", (report,), ("r",), single_process=True))
+submit(Plan("x", root, stages, "x"), load_site(None), processes=1, retries=0)
+"""
+
+
+def test_a_report_waits_for_the_runs_of_all_submissions(work):
+    blocker = work.occupy("main")
+    work.cluster.environment["SBATCH_PARTITION"] = "high"
+    try:
+        for seed in ("0", "1"):
+            command = [sys.executable, "-c", GROWING, seed]
+            subprocess.run(command, cwd=work.folder, env=work.cluster.environment, check=True)
+    finally:
+        del work.cluster.environment["SBATCH_PARTITION"]
+    runs = [work.job(f"runs/x/r/seed-{seed}") for seed in (0, 1)]
+    shown = work.cluster.run("squeue", "-h", "-o", "%i %P %E", "-j", work.job("runs/x/report"))
+    assert all(f"afterok:{run}(" in shown for run in runs), shown
+    assert " high " in shown, "where the site file names no partition the user's variable does"
+    work.cluster.run("scancel", blocker, *runs, work.job("runs/x/report"))
+
+
 def test_another_command_under_the_name_of_a_queued_one_is_refused(work):
     blocker = work.occupy("main")
     words = ["evaluate", "runs/a", "--executor", "slurm", "--job-name", "scores"]

@@ -116,9 +116,11 @@ def test_bug_is_retried_once_and_only_after_progress():
 
 def test_three_lost_attempts_without_progress_end_the_task():
     lost = [failed(number, outcome="lost", kind=None, from_step=5, checkpoint_step=5) for number in (1, 2, 3)]
-    assert attempts.lost_repeatedly(lost)
-    assert not attempts.lost_repeatedly(lost[1:])
-    assert not attempts.lost_repeatedly([*lost[:2], replace(lost[2], checkpoint_step=6)])
+    assert attempts.ended_repeatedly(lost)
+    assert not attempts.ended_repeatedly(lost[1:])
+    assert not attempts.ended_repeatedly([*lost[:2], replace(lost[2], checkpoint_step=6)])
+    assert attempts.ended_repeatedly([*lost[:2], replace(lost[2], outcome="time limit")])
+    assert not attempts.ended_repeatedly([*lost[:2], replace(lost[2], outcome="preempted")])
 
 
 def test_next_attempt_closes_one_without_an_end(tmp_path):
@@ -202,8 +204,8 @@ def test_only_runs_of_the_same_seed_wait_for_a_run(tmp_path):
     assert resubmit.waiting_folders(Path("/m"), replace(record, stage="mae"), transitive=True) == everything
 
 
-def test_tasks_of_a_newer_plan_do_not_wait_for_those_of_an_earlier_one(tmp_path):
-    """`study --seeds 0`, then `study --seeds 1` while the first is queued: the report waits for the second."""
+def test_a_task_of_two_plans_waits_for_the_tasks_of_both(tmp_path):
+    """`study --seeds 0`, then `study --seeds 1` while the first is queued: the report waits for both."""
     plans = [{name: {"folders": [f"/{name}{seed}"]} for name in ("mae-vit", "pf-vit")} for seed in (1, 0)]
     for stages in plans:
         stages["pf-vit"]["same_seed"] = ["mae-vit"]
@@ -215,7 +217,7 @@ def test_tasks_of_a_newer_plan_do_not_wait_for_those_of_an_earlier_one(tmp_path)
     (tmp_path / PLAN_FILE).write_text(json.dumps(newest | {"also": [earlier]}))
     record = JobRecord("7", plan_folder=str(tmp_path), stage="mae-vit")
     assert resubmit.waiting_folders(Path("/mae-vit1"), record) == [Path("/pf-vit1"), Path("/r")]
-    assert resubmit.waiting_folders(Path("/mae-vit0"), record, transitive=True) == [Path("/pf-vit0")]
+    assert resubmit.waiting_folders(Path("/mae-vit0"), record, transitive=True) == [Path("/pf-vit0"), Path("/r")]
 
 
 def test_waves_follow_the_order_of_stages(tmp_path):
@@ -331,6 +333,7 @@ def test_commands_that_differ_have_names_that_differ():
     assert len(set(names)) == 4
     assert job_name("report", ["--baseline", "scratch", "runs/study"]).startswith("report-")
     assert job_name("doctor", []) == "doctor"
+    assert job_name("report", [""]) == "report"
     assert job_name("build", ["--input", "rafdb", "--output", "data/rafdb", "--size", "112"]) == "build-data-rafdb"
 
 
@@ -348,8 +351,28 @@ def test_settings_of_a_slurm_site_do_not_describe_other_machines(tmp_path, monke
     cluster = resolve_cluster(ClusterOptions(executor="ray", processes=2))
     assert (cluster.nodes, cluster.per_node, cluster.site.cpus_per_task) == (1, 2, None)
     assert workers_of(cluster, RayCluster(1, 8, (0,), True)) == Workers(2, 1.0, 0.0, 1)
+    with pytest.raises(ConfigError, match=r"none.toml cannot be read"):
+        resolve_cluster(ClusterOptions(executor="ray", site=Path("none.toml")))
     given = resolve_cluster(ClusterOptions(executor="ray", gpus_per_node=2, cpus_per_task=3))
     assert workers_of(given, RayCluster(1, 8, (2,), True)) == Workers(2, 3.0, 1.0, 1)
+
+
+@pytest.mark.parametrize(("words", "redirection"), [("status --output none", "2>&-"), ("--version", ">&-")])
+def test_a_closed_stream_ends_no_command(words, redirection):
+    done = subprocess.run(f"{sys.executable} -m pfcluster {words} {redirection}", shell=True, check=False)
+    assert done.returncode == (2 if "status" in words else 0)
+
+
+def test_an_sbatch_that_does_not_answer_is_an_error_of_slurm(tmp_path, monkeypatch):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\nsleep 30\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(resubmit, "SBATCH_SECONDS", 0.1)
+    write_job(tmp_path, JobRecord("7", 1, scripts=str(tmp_path)))
+    with pytest.raises(SlurmError, match=r"sbatch did not answer in 0\.1 s"):
+        resubmit.resubmit(tmp_path, None)
 
 
 def test_hopeless_and_alive_states():
@@ -425,12 +448,18 @@ def test_one_damaged_plan_does_not_hide_the_others(tmp_path, monkeypatch, capsys
     for name in ("a", "b", "c"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         write_plan_file(tmp_path / "runs" / name, {"s": {"folders": [f"/none/{name}"]}})
-    (tmp_path / "runs/b" / PLAN_FILE).write_text("{")
-    assert main(["status"]) == 1
-    shown = capsys.readouterr().out
-    assert "runs/b holds no readable plan.json" in shown
-    assert shown.count("/none") == 2
-    assert main(["status", "b"]) == 2
+    for damaged, words in (
+        (tmp_path / "runs/b" / PLAN_FILE, "runs/b holds no readable plan.json"),
+        (tmp_path / "task/job.json", "job.json"),
+    ):
+        write_plan_file(tmp_path / "runs/b", {"s": {"folders": [str(tmp_path / "task")]}})
+        damaged.parent.mkdir(exist_ok=True)
+        damaged.write_text("{")
+        assert main(["status"]) == 1
+        shown = capsys.readouterr().out
+        assert words in shown
+        assert shown.count("/none") == 2
+        assert main(["status", "b"]) == 2
 
 
 def test_a_plan_is_found_by_the_folder_that_holds_it(tmp_path):

@@ -30,6 +30,8 @@ FIELDS = ("ArrayJobId", "ArrayTaskId", "JobId", "JobState", "Restarts", "Preempt
 STARTED = ("RUNNING", "SUSPENDED", "CONFIGURING", "SIGNALING", "STOPPED", "RESIZING")
 """SIGNALING replaces RUNNING for a moment while a signal is delivered."""
 ALIVE = (*STARTED, "PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
+JOB_VARIABLES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_CPU_BIND", "SBATCH_MEM_BIND", "PMI", "SUBMITIT_")
+"""Prefixes of variables that describe a job to its processes; a new job must not inherit them."""
 SignalCause = Literal["cancelled", "requeued", "preempted", "timed out", "warned"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ def slurm_tasks(tasks: Sequence[tuple[str, str, Path]], **options: Any) -> tuple
         jobs, warning = {}, f"{error}; the states are those recorded in the folders"
     queried = warning is None
     states = [slurm_task(stage, label, folder, jobs.get(ids[folder]), queried) for stage, label, folder in tasks]
-    return states, warning
+    # one that was submitted again meanwhile has not ended with the job that was asked for
+    return [
+        replace(state, state="queued", reason="") if state.job != ids[state.folder] and state.state in BAD else state
+        for state in states
+    ], warning
 
 
 def slurm_task(stage: str, label: str, folder: Path, job: JobInfo | None, queried: bool) -> TaskStatus:

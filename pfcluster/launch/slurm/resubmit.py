@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from pfcluster.launch import attempts
 from pfcluster.launch.job_record import JobRecord, read_job, write_job
 from pfcluster.launch.plan_record import StageRecord, folders_before, read_plan
 from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import SlurmError
+from pfcluster.launch.slurm.client import JOB_VARIABLES, SlurmError
 
-INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "PMI", "SUBMITIT_")
-"""Prefixes of variables of this job that a new job must not inherit."""
+SBATCH_SECONDS = 120
+"""Time in which sbatch must answer."""
 
 
 def this_job() -> str:
@@ -36,11 +36,15 @@ def resubmit(folder: Path, exclude: str | None) -> str:
     options = ["--parsable", after, *([f"--array={task}"] if task else [])]
     options += [f"--exclude={exclude}"] if exclude else []
     environment = {
-        key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(INHERITED)
+        key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(JOB_VARIABLES)
     }
-    done = subprocess.run(
-        ["sbatch", *options, str(script)], env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    command = ["sbatch", *options, str(script)]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=SBATCH_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"sbatch did not answer in {SBATCH_SECONDS} s") from error
     if done.returncode:
         raise SlurmError(f"sbatch: {done.stderr.strip()}")
     number = done.stdout.strip().split(";")[0]
@@ -58,74 +62,73 @@ def cancel_waiting(folder: Path) -> list[str]:
     labels where only some of a stage wait for it.
     """
     record = read_job(folder)
-    stages, newer = _stages(folder, record)
     jobs, names = [], []
-    for name, folders in _waiting(folder, record, stages, newer, transitive=True).items():
-        stage = stages[name]
-        submitted = [each for each in folders if read_job(Path(each)).job]
-        jobs += [read_job(Path(each)).job for each in submitted]
-        if submitted and len(folders) == len(stage.folders):
-            names.append(name)
-        else:
-            names += [stage.labels[stage.folders.index(each)] for each in submitted]
+    for stages in _plans(folder, record):
+        for name, folders in _waiting(folder, record, stages, transitive=True).items():
+            stage = stages[name]
+            submitted = [each for each in folders if read_job(Path(each)).job]
+            jobs += [read_job(Path(each)).job for each in submitted]
+            if submitted and len(folders) == len(stage.folders):
+                names.append(name)
+            else:
+                names += [stage.labels[stage.folders.index(each)] for each in submitted]
     try:
         client.cancel(jobs)
     except SlurmError as error:
         print(f"warning: {error}", file=sys.stderr)
-    return names
+    return list(dict.fromkeys(names))
 
 
 def waiting_folders(folder: Path, record: JobRecord, *, transitive: bool = False) -> list[Path]:
     """Folders of the tasks that wait for the task of a folder. `transitive`: all that can never run without it,
     including what waits for those, but no stages that always run.
     """
-    waiting = _waiting(folder, record, *_stages(folder, record), transitive=transitive)
-    return [Path(each) for folders in waiting.values() for each in folders]
+    plans = [_waiting(folder, record, stages, transitive=transitive) for stages in _plans(folder, record)]
+    return [Path(each) for each in dict.fromkeys(each for plan in plans for some in plan.values() for each in some)]
 
 
 def _waiting(
-    folder: Path, record: JobRecord, stages: Mapping[str, StageRecord], newer: Container[str], *, transitive: bool
+    folder: Path, record: JobRecord, stages: Mapping[str, StageRecord], *, transitive: bool
 ) -> dict[str, list[str]]:
-    """`waiting_folders` by stage, without those of newer plans."""
+    """`waiting_folders` of one plan, by stage."""
     blocked = {record.stage: {str(folder)}}
     waiting: dict[str, list[str]] = {}
     for name, stage in stages.items():  # in an order in which they can run
         if transitive and stage.always_run:
             continue
         if any(before in blocked for before in stage.after):
-            waiting[name] = [own for own in stage.folders if own not in newer]
+            waiting[name] = stage.folders
         else:
             rows = zip(stage.folders, *(stages[before].folders for before in stage.same_seed), strict=True)
             awaited = [blocked.get(before, set()) for before in stage.same_seed]
             own = [own for own, *before in rows if any(one in some for one, some in zip(before, awaited, strict=True))]
-            own = [each for each in own if each not in newer]
             waiting |= {name: own} if own else {}
         if transitive and name in waiting:
             blocked[name] = set(waiting[name])
     return waiting
 
 
-def _stages(folder: Path, record: JobRecord) -> tuple[dict[str, StageRecord], set[str]]:
-    """The stages of the newest plan that holds a task, and the folders of the tasks of plans newer than that."""
+def _plans(folder: Path, record: JobRecord) -> list[dict[str, StageRecord]]:
+    """The stages of each plan in the folder of a task's plan that holds the task."""
     plan = read_plan(Path(record.plan_folder))
-    newer: set[str] = set()
-    for launch in [] if plan is None else plan.launches:
-        if record.stage in launch.stages and str(folder) in launch.stages[record.stage].folders:
-            return launch.stages, newer
-        newer.update(*(stage.folders for stage in launch.stages.values()))
-    return {}, set()
+    return [
+        launch.stages
+        for launch in ([] if plan is None else plan.launches)
+        if record.stage in launch.stages and str(folder) in launch.stages[record.stage].folders
+    ]
 
 
 def _update_dependency(folder: Path) -> None:
     """Let a waiting job depend on the current jobs of the tasks before it."""
     record = read_job(folder)
-    stages, _ = _stages(folder, record)
-    if not record.job or not stages:
+    plans = _plans(folder, record)
+    if not record.job or not plans:
         return
-    stage = stages[record.stage]
-    before = [Path(path) for path in folders_before(stages, record.stage, str(folder))]
-    jobs = [read_job(path).job for path in before if not finished(path)]
-    dependency = ":".join(["afterany" if stage.always_run else "afterok", *(job for job in jobs if job)])
+    before = [path for stages in plans for path in folders_before(stages, record.stage, str(folder))]
+    jobs = [read_job(Path(path)).job for path in dict.fromkeys(before) if not finished(Path(path))]
+    dependency = ":".join(
+        ["afterany" if plans[0][record.stage].always_run else "afterok", *(job for job in jobs if job)]
+    )
     try:
         client.run_command("scontrol", "update", f"JobId={record.job}", f"Dependency={dependency}", retry_seconds=30)
     except SlurmError as error:

@@ -51,7 +51,8 @@ def layout_of(stage: Stage, site: Site, processes: int, *, query: bool = True) -
     nodes = 1 if stage.single_process else settings.nodes or 1
     per_node = 1 if stage.single_process else settings.gpus_per_node or processes
     try:
-        limits = client.partition(settings.partition) if query else {}
+        partition = settings.partition or os.environ.get("SBATCH_PARTITION")
+        limits = client.partition(partition) if query else {}
         allowed = client.minutes(limits.get("MaxTime", "UNLIMITED"))
         requested = client.minutes(settings.time) if settings.time else None
     except UnreachableError:

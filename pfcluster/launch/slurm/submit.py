@@ -21,9 +21,10 @@ from pfcluster.launch.code_snapshot import snapshot
 from pfcluster.launch.job_record import JobRecord, read_job, write_job
 from pfcluster.launch.launcher_lock import require_kind, require_no_launcher
 from pfcluster.launch.plan import Plan, Stage, Task, TrainRun
-from pfcluster.launch.plan_record import PlanRecord, read_plan, write_plan
+from pfcluster.launch.plan_record import write_plan
 from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import JobInfo, UnreachableError
+from pfcluster.launch.slurm.client import JOB_VARIABLES, JobInfo, UnreachableError
+from pfcluster.launch.slurm.queued_plans import QueuedPlans
 from pfcluster.launch.slurm.script import FOLDERS_FILE, SCRIPTS_DIR, Layout, executor_of, layout_of, scripts_folder
 from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.task import read_task, run_task
@@ -31,6 +32,29 @@ from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, TASK_FILE, write_requested_config
 from pfcluster.runs.locks import FileLock
 
+SCRIPT_VARIABLES = tuple(
+    f"SBATCH_{name}"
+    for name in (
+        "JOB_NAME",
+        "TIMELIMIT",
+        "SIGNAL",
+        "OUTPUT",
+        "ERROR",
+        "OPEN_MODE",
+        "ARRAY_INX",
+        "REQUEUE",
+        "NO_REQUEUE",
+    )
+)
+"""Variables for options that every batch script has."""
+VARIABLES_OF_OPTIONS = {
+    "partition": "SBATCH_PARTITION",
+    "account": "SBATCH_ACCOUNT",
+    "qos": "SBATCH_QOS",
+    "constraint": "SBATCH_CONSTRAINT",
+    "mem": "SBATCH_MEM_PER_NODE",
+}
+"""Setting of a site -> variable for the same."""
 Action = Literal["finished", "attached", "submitted"]
 
 
@@ -72,7 +96,7 @@ def submit(plan: Plan, site: Site, *, processes: int, retries: int) -> list[Subm
         for task in submission.unfinished_tasks():
             _check_same_task(task, submission.job_of(task))
         nodes = {name: (layout.nodes, layout.per_node) for name, layout in layouts.items()}
-        write_plan(plan, "slurm", nodes, also=[] if plan.grows else _at_work_beside(plan))
+        write_plan(plan, "slurm", nodes, also=submission.queued.launches)
         submission.code = snapshot(plan.folder)
         return [submission.submit_stage(stage) for stage in plan.stages]
 
@@ -91,6 +115,7 @@ class _Submission:
         self.resubmitted_folders: set[Path] = set()
         """Folders of those tasks."""
         self.same_seed = plan.same_seed_runs()
+        self.queued = QueuedPlans(plan)
 
     def unfinished_tasks(self) -> list[Task]:
         return [task for tasks in self.unfinished.values() for task in tasks]
@@ -132,6 +157,7 @@ class _Submission:
         for task in tasks:
             own = [before for before in self.same_seed.get(task.folder, ()) if not before.finished()]
             jobs = [*common, *(read_job(before.folder).job for before in own)]
+            jobs += self.queued.jobs_before(stage.name, task.folder)
             dependency = _dependency([], [*jobs, *replaced]) if stage.always_run else _dependency(jobs, replaced)
             by_dependency.setdefault(dependency, []).append(task)
         return by_dependency
@@ -166,7 +192,7 @@ def _submit_array(submission: _Submission, stage: Stage, tasks: Sequence[Task], 
     layout = submission.layouts[stage.name]
     executor = executor_of(plan, stage, submission.site, layout, submission.code, scripts, more)
     try:
-        with _without_job_variables():
+        with _without_variables(submission.site.for_run(stage.name)):
             jobs = executor.map_array(run_task, [str(task.folder.resolve()) for task in tasks])
     except (FailedJobError, FailedSubmissionError) as error:
         if client.is_unreachable(str(error)):
@@ -254,37 +280,22 @@ def _check_same_task(task: Task, job: JobInfo | None) -> None:
         )
 
 
-def _at_work_beside(plan: Plan) -> list[PlanRecord]:
-    """Earlier plans in the folder with jobs, of other tasks, that have not ended."""
-    record = read_plan(plan.folder)
-    launches = [replace(one, also=[]) for one in record.launches if one.launcher == "slurm"] if record else []
-    own = {str(task.folder.resolve()) for stage in plan.stages for task in stage.tasks}
-    others = {
-        folder: read_job(Path(folder)).job
-        for launch in launches
-        for stage in launch.stages.values()
-        for folder in stage.folders
-        if folder not in own
-    }
-    jobs = client.job_states(others.values())
-    alive = {folder for folder, job in others.items() if job in jobs and jobs[job].alive}
-    return [launch for launch in launches if any(alive.intersection(stage.folders) for stage in launch.stages.values())]
-
-
 @contextmanager
-def _without_job_variables() -> Iterator[None]:
-    """Hide the variables of a job that the launcher itself runs in: sbatch would take them for options."""
-    prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI")
+def _without_variables(site: Site) -> Iterator[None]:
+    """Hide variables that sbatch would take for options: those of a job that the launcher itself runs in, and the
+    user's for what the batch script says, as they would take precedence.
+    """
+    of_job = JOB_VARIABLES if "SLURM_JOB_ID" in os.environ else ()
+    given = [name for option, name in VARIABLES_OF_OPTIONS.items() if getattr(site, option) is not None]
     hidden = {
         name: os.environ.pop(name)
         for name in list(os.environ)
-        if "SLURM_JOB_ID" in os.environ and name.startswith(prefixes) and name not in ("SLURM_CONF", "SLURM_JOB_ID")
+        if (name.startswith(of_job) and name != "SLURM_CONF") or name in (*SCRIPT_VARIABLES, *given)
     }
-    job = os.environ.pop("SLURM_JOB_ID", None)
     try:
         yield
     finally:
-        os.environ |= hidden | ({} if job is None else {"SLURM_JOB_ID": job})
+        os.environ |= hidden
 
 
 @contextmanager

@@ -23,15 +23,18 @@ from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch import attempts
 from pfcluster.launch.attempts import Failure
+from pfcluster.launch.plan import CLI_MODULE
 from pfcluster.launch.rank import RankInfo, redirect_output
 from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.resubmit import resubmit
 from pfcluster.launch.training_lock import training_lock
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
-from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, TASK_FILE
+from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, TASK_FILE
 
 REQUEUE_SECONDS = 10.0
 """A job that has not stopped this long before SLURM kills it is requeued."""
+REQUEST_SECONDS = 60.0
+"""Longest time that a rank waits at its end for a request to SLURM under way."""
 
 
 def rank_info() -> RankInfo:
@@ -102,8 +105,11 @@ def _run(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
         _write_failure(folder, number, info, status)
         return status
     attempt = attempts.begin(folder, info.job, info.restart, info.nodes)
-    if attempts.lost_repeatedly(attempts.read(folder)[:-1]):
-        error = "three attempts in a row were lost without an error or a new checkpoint; check nodes and memory"
+    if not _continues(folder) and attempts.ended_repeatedly(attempts.read(folder)[:-1]):
+        error = (
+            "three attempts in a row were lost, or ended by their time limit, without an error or a new checkpoint;"
+            " check nodes and memory, or give a longer --time"
+        )
         status = ExitStatus(FAILED, "user", error)
         _write_failure(folder, attempt.number, info, status)
         return status
@@ -114,6 +120,12 @@ def _run(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
         name = signal.Signals(stop.signal).name if stop.signal else None
         attempts.end(folder, attempt, "finished" if status.code == FINISHED else "stopped", signal=name)
     return status
+
+
+def _continues(folder: Path) -> bool:
+    """Whether the task goes on with what an earlier attempt has done, without checkpoints: a build."""
+    task = read_task(folder)
+    return task.module == CLI_MODULE and task.arguments[:1] == ("build",)
 
 
 def execute(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
@@ -210,8 +222,11 @@ class SignalWatcher:
         signal.set_wakeup_fd(self._previous)
         self._ended.set()
         self._writer.close()
+        self._thread.join(REQUEST_SECONDS)  # the epilogue must know a job that it is submitting
 
     def _listen(self) -> None:
+        # SLURM signals every process of the step, more than once: the commands below, which inherit this, must survive
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
         while received := self._reader.recv(64):
             signals = [number for number in received if number in (signal.SIGTERM, signal.SIGUSR2)]
             if signals:
@@ -228,7 +243,8 @@ class SignalWatcher:
                 print(f"preempted without a requeue by SLURM: {self._run_again()}", flush=True)
             elif cause == "warned" and job is not None and job.ends is not None:
                 seconds = job.ends.timestamp() - time.time() - REQUEUE_SECONDS
-                if not self._ended.wait(max(0.0, seconds)):
+                ended = self._ended.wait(max(0.0, seconds))
+                if not ended and not (self.folder / CANCELLED_FILE).exists():
                     follows = self._run_again()
                     print(f"no step ended in time: {follows}, to continue from the last checkpoint", flush=True)
         except (client.SlurmError, OSError) as error:
