@@ -85,8 +85,8 @@ class DataConfig:
     """Reader threads, each prefetching one batch; 0 reads synchronously in the training loop. On CUDA with at least
     one, a further thread copies and augments one batch ahead."""
     cache: str | None = None
-    """Folder for shards fetched from a URL and for data.cache_mode host; None takes $PFCLUSTER_CACHE, else
-    ~/.cache/pfcluster."""
+    """Folder for shards fetched from a URL, for data.cache_mode host and for indexes; None takes $PFCLUSTER_CACHE,
+    $XDG_CACHE_HOME/pfcluster or ~/.cache/pfcluster, the first that is set."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
