@@ -343,6 +343,7 @@ def test_strings_are_escaped(tmp_path: Path) -> None:
     state = write_sweep(tmp_path, failed=())
     script = "<script>alert(1)</script>"
     write_result(state, state.trials[0], 0, dataset={"name": script, "classes": [], "train": 2400}, command=script)
+    (tmp_path / "command.txt").write_text(script)
     page = Page(write_sweep_report(tmp_path).html.read_text())
     assert not page.all("script")
     assert script in "".join(page.words)

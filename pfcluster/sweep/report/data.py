@@ -23,6 +23,8 @@ from pfcluster.sweep.spec import FINAL_METRICS, Spec, load
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import TRIALS, Failed, Trial, first_failure, result_of
 
+COMMAND = "command.txt"
+
 
 @dataclass(frozen=True)
 class Confirmed:
@@ -156,6 +158,9 @@ def _dataset(folder: Path) -> Mapping[str, Any]:
 
 def _command(folder: Path) -> str:
     """The command that repeats the sweep; "" if it was not recorded."""
+    path = folder / COMMAND
+    if path.exists():
+        return path.read_text().strip()
     results = (result_of(path.parent) for path in sorted(folder.glob(f"trials/*/seed-*/{RESULT_FILE}")))
     return next((str(result["command"]) for result in results if result and result.get("command")), "")
 
