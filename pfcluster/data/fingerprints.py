@@ -148,6 +148,8 @@ def check_inputs(folder: Path, config: RunConfig, *, finished: bool = False) -> 
     except (ShardError, OSError):
         if not finished:
             raise
+    if recorded is not None and not finished:
+        _require_same_order(folder, config.data)
     changes = changes_on_resume(folder, config, partial(_is_moved, recorded))
     if recorded is not None and not finished:
         for name, place in _places(config).items():
@@ -158,6 +160,18 @@ def check_inputs(folder: Path, config: RunConfig, *, finished: bool = False) -> 
                     " them, or train in another folder"
                 )
     return changes
+
+
+def _require_same_order(folder: Path, data: DataConfig) -> None:
+    """Raises ConfigError if a run's shards have moved to or from a URL, where `data.order` auto is another order."""
+    before = read_config(folder).data
+    if None in (before.shards, data.shards) or (data.order, data.sampling) != ("auto", "uniform"):
+        return
+    if ("://" in str(before.shards)) != ("://" in str(data.shards)):
+        raise ConfigError(
+            f"data.shards: {folder} was started with {before.shards}, and data.order auto reads {data.shards} in"
+            " another order; continue with the former, or train in another folder"
+        )
 
 
 def _is_moved(recorded: RunInputs | None, name: str, old: Any, new: Any) -> bool:

@@ -102,10 +102,13 @@ def _draw_erased(probability: float, uniform: Callable[[float, float], Tensor]) 
 def crop_on_host(images: Tensor, params: AugmentParams, size: int) -> Tensor:
     """Apply `params.affine` on the CPU: uint8 b 3 h w -> uint8 b 3 size size, a view of b h w 3.
 
-    A crop without rotation is rounded to whole pixels, as in torchvision.
+    Larger images are first reduced to the size as a whole, as on the device, against aliasing. A crop without rotation
+    is rounded to whole pixels, as in torchvision.
     """
     import cv2
 
+    if min(images.shape[2:]) > size:
+        images = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     height, width = pixels.shape[1:3]
     cropped = np.empty((len(pixels), size, size, 3), dtype=np.uint8)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards, unsharded
@@ -34,6 +35,16 @@ class NonFiniteError(RuntimeError):
 
 class EngineError(RuntimeError):
     """A step violates the engines' contract; some backend would silently compute wrong weights. Nothing was updated."""
+
+
+def norm_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a module's batch norms by name."""
+    return {
+        f"{name}.{key}": buffer
+        for name, part in module.named_modules()
+        if isinstance(part, _BatchNorm)
+        for key, buffer in part.named_buffers()
+    }
 
 
 class Engine(ABC):
@@ -59,6 +70,8 @@ class Engine(ABC):
         self.precision = precision
         self.decay = ema
         self.average: dict[str, Tensor] = {}
+        self.average_buffers: dict[str, Tensor] = {}
+        """Buffers of the averaged weights that are not those of the weights: statistics of batch norms, recomputed."""
         self.attention: AttentionKernels | None = None
         """With `double_backward`: the attention kernels of the module's units."""
         self.guard: UpdateGuard | None = None
@@ -199,11 +212,13 @@ class Engine(ABC):
                 f"{name}_ema/{key}": TensorShard(value, weights[key].offset, weights[key].shape)
                 for key, value in self._averaged().items()
             }
+        if loading and self.decay:
+            self.average_buffers = {key: buffer.clone() for key, buffer in norm_statistics(self.module).items()}
         if loading or self.world.is_main:
             for key, buffer in self._saved_buffers().items():
                 shards[f"{name}/{key}"] = unsharded(buffer)
                 if self.decay:
-                    shards[f"{name}_ema/{key}"] = unsharded(buffer)
+                    shards[f"{name}_ema/{key}"] = unsharded(self.average_buffers.get(key, buffer))
         return {key: shard for key, shard in shards.items() if len(shard.values)}
 
     def saved_shapes(self, name: str) -> dict[str, tuple[int, ...]]:

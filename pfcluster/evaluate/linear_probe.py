@@ -27,6 +27,11 @@ class IdentityHalves(NamedTuple):
     test_labels: Tensor
 
 
+CONSTANT = 1e-4
+"""Standard deviation up to which a feature counts as constant: divided by it, a test image that differs there would be
+an outlier of any size."""
+
+
 def pool_tokens(tokens: Tensor) -> Tensor:
     """b t d -> class token concatenated with the mean of the patch tokens: b 2d, float32."""
     return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1).float()
@@ -43,7 +48,8 @@ def probe_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -
 
     if len(labels.unique()) < 2:
         return None
-    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
+    mean, std = train.mean(0), train.std(0)
+    std = torch.where(std > CONSTANT, std, 1.0)
     train, test = (train - mean) / std, (test - mean) / std
     if train.shape[1] > len(train):
         span = torch.linalg.qr(train.T).Q

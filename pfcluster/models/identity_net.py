@@ -49,7 +49,10 @@ class IdentityNet(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """b 3 h w in -1..1 -> features b f, not normalised."""
         if images.shape[-1] != self.size:
-            images = functional.interpolate(images, size=self.size, mode="bilinear", align_corners=False)
+            reduces = images.shape[-1] > self.size
+            images = functional.interpolate(
+                images, size=self.size, mode="bilinear", align_corners=False, antialias=reduces
+            )
         return self.features(images.contiguous(memory_format=torch.channels_last)).flatten(1)
 
     @abstractmethod

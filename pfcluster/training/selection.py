@@ -9,14 +9,15 @@ from torch import nn
 from pfcluster.config import RunConfig
 from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World
-from pfcluster.engine.base import Engine
+from pfcluster.engine.base import Engine, norm_statistics
 from pfcluster.engine.optimizer import Plateau, optimizers_of
+from pfcluster.evaluate.batch_norms import recompute_batch_norms
 from pfcluster.evaluate.calibration import calibrate_erasure
 from pfcluster.evaluate.final import evaluate_split
 from pfcluster.evaluate.tracked_faces import TrackedFaces
 from pfcluster.models.pf_vit import PFViT
 from pfcluster.training.resume import TrainState
-from pfcluster.training.schedule import evaluation_steps, grid_due, selection_start
+from pfcluster.training.schedule import adversarial_start, evaluation_steps, grid_due, selection_start
 
 
 class PeriodicEvaluation:
@@ -34,6 +35,9 @@ class PeriodicEvaluation:
         self.uncounted_steps = selection_start(config, total_steps)
         """Evaluations up to here select no checkpoint: before PF-MAG's adversarial part begins, PF-ViT generates no
         poker faces, but from a fine-tuned classifier its accuracy may be highest then."""
+        self.warmup_steps = min(adversarial_start(config), self.uncounted_steps)
+        """Evaluations up to here count for no plateau, whose scores PF-MAG's adversarial part would change."""
+        self._has_averaged_norms = config.optim.ema > 0 and bool(norm_statistics(replica))
         self.tracked_faces = TrackedFaces(config, self.split, world) if config.objective == "pf_mag" else None
 
     def due(self, step: int) -> bool:
@@ -50,20 +54,25 @@ class PeriodicEvaluation:
             if grid_due(self.config, state.step // self.every_steps) or state.step == self.total_steps:
                 self.tracked_faces.draw(model, self.folder, state.step)
         model.to("cpu")
+        if state.step > self.warmup_steps:
+            state.plateaus = {
+                name: state.plateaus.get(name, Plateau()).after(score, optim)
+                for name, optim in optimizers_of(self.config).items()
+            }
         if state.step <= self.uncounted_steps:
             return metrics, False
-        state.plateaus = {
-            name: state.plateaus.get(name, Plateau()).after(score, optim)
-            for name, optim in optimizers_of(self.config).items()
-        }
         if state.best is not None and score <= state.best["score"]:
             return metrics, False
         state.best = {"step": state.step, "score": score}
         return metrics, True
 
     def _calibrate(self, engine: Engine, model: nn.Module) -> None:
-        """Fit the erasure of f_p to the evaluated weights, and keep it in the module that is saved. A collective."""
+        """Fit what belongs to the evaluated weights, the erasure of f_p and batch norms of averaged weights, and keep
+        it where it is saved. A collective.
+        """
         trained = engine.module
+        if self._has_averaged_norms:
+            engine.average_buffers = recompute_batch_norms(self.config, model, self.train, self.world)
         if isinstance(model, PFViT) and model.erasure is not None and model.erasure.erases:
             assert isinstance(trained, PFViT)
             assert trained.erasure is not None
@@ -71,8 +80,13 @@ class PeriodicEvaluation:
             trained.erasure.copy_calibration(model.erasure)
 
     def before_saving(self, engine: Engine, step: int) -> None:
-        """Let a checkpoint that was not evaluated have the erasure of its training, which nearly fits its weights."""
+        """Let a checkpoint that was not evaluated have the erasure of its training, which nearly fits its weights, and
+        the statistics of batch norms for its averaged weights. A collective.
+        """
         trained = engine.module
+        if self._has_averaged_norms and not self.due(step):
+            self._calibrate(engine, self._plain_model(engine))
+            self.replica.to("cpu")
         if isinstance(trained, PFViT) and trained.erasure is not None and not self.due(step):
             trained.erasure.calibrate_from_running()
 

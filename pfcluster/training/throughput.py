@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +38,15 @@ class Throughput:
         warmup = self.config.objective == "pf_mag" and step < self.config.pf_mag.warmup_steps
         self.steps[warmup] += 1
         self.waited += waited
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of what is no training: evaluations and waits for checkpoints."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.since += time.monotonic() - began
 
     def flush(self) -> dict[str, float]:
         """The figures of the steps since the last call. The device must have finished them."""

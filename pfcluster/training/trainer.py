@@ -194,11 +194,13 @@ class Trainer:
             if self._due(self.config.engine.log_every):
                 self.checks.require_finite()
                 self._log(log, progress)
-            improved = self.evaluation.due(self.state.step) and self._evaluate(log, progress)
+            with self.throughput.paused():
+                improved = self.evaluation.due(self.state.step) and self._evaluate(log, progress)
             interrupted, stopped = self.world.any_of(self.stop.requested, self._stops_early())
             if improved or interrupted or stopped or self._due(self.config.checkpoint.every_steps):
                 self.checks.require_finite()
-                self._save()
+                with self.throughput.paused():
+                    self._save()
             if stopped:
                 return self._report_early_stop(progress)
             if interrupted and self.state.step < self.total_steps:

@@ -129,3 +129,13 @@ def test_missing_evaluators_raise_before_training():
         values = replace(values, evaluate=replace(values.evaluate, **{field: "gone"}))
         with pytest.raises(ConfigError, match=rf"evaluate\.{field}: .*{why}"):
             load_evaluators(values, open_dataset(values.data, 0), None, world)
+
+
+def test_a_probe_ignores_features_that_are_constant_in_training() -> None:
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 4
+    features = torch.nn.functional.one_hot(labels, 4) + 0.1 * torch.randn(200, 4, generator=draws)
+    constant = torch.ones(200, 50)
+    deviating = constant - 0.1 * (torch.rand(200, 50, generator=draws) < 0.05)
+    train, test = torch.cat([features, constant], 1), torch.cat([features, deviating], 1)
+    assert probe_accuracy(train, labels, test, labels) == 1

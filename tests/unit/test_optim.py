@@ -9,13 +9,15 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
+from pfcluster.checkpoint import store
 from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.config import OptimConfig
 from pfcluster.data.dataset import open_dataset
 from pfcluster.engine.optimizer import Plateau, build_optimizer, learning_rate, set_learning_rates
 from pfcluster.models import factory
 from pfcluster.models.vit import ViT
-from pfcluster.runs.folder import CHECKPOINT_FILE
+from pfcluster.runs.folder import CHECKPOINT_FILE, step_folder
+from pfcluster.training import run
 from pfcluster.training.factory import build_engines, build_objective
 from pfcluster.training.resume import TrainState, load_checkpoint, save_checkpoint
 from pfcluster.training.selection import PeriodicEvaluation
@@ -38,6 +40,16 @@ def test_plateau_lowers_rate_after_patience():
         state = state.after(score, options)
         rates.append(learning_rate(options, 0, 10, state))
     assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01])
+
+
+def test_a_plateau_counts_evaluations_that_select_no_checkpoint(tmp_path):
+    base = tiny_config("finetune", epochs=3)
+    optim = replace(base.optim, lr=1e-9, schedule="plateau", plateau_patience=9)
+    config = replace(base, optim=optim, evaluate=replace(base.evaluate, select_from=0.9))
+    run(config, tmp_path)
+    state = store.verify(step_folder(tmp_path / "checkpoints", 18)).state
+    assert state["best"]["step"] == 18
+    assert state["plateaus"]["model"]["waited"] == 2, "the weights hardly change, in three evaluations"
 
 
 def test_each_optimizer_has_the_plateau_of_its_own_options(tmp_path):

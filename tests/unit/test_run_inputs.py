@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +51,26 @@ def test_records_survive_their_file(tmp_path: Path, shards: dict[str, Path]) -> 
     assert inputs is not None
     assert inputs.data == data_record(config.data)
     assert inputs.data.classes == ("neutral", "happiness", "sadness")
+
+
+@pytest.mark.parametrize("order", ["auto", "blocks"])
+def test_shards_that_move_to_a_url_keep_the_order_of_their_samples(
+    tmp_path: Path, shards: dict[str, Path], order: str
+) -> None:
+    """A folder is shuffled as a whole and a URL in blocks, unless the config says which."""
+    config = on(shards["a"])
+    config = started(tmp_path / "run", replace(config, data=replace(config.data, order=order)))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(shards["a"]))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        moved = replace(config, data=replace(config.data, shards=url, cache=str(tmp_path / "cache")))
+        if order == "auto":
+            with pytest.raises(ConfigError, match=r"data\.order auto reads .* in another order"):
+                check_inputs(tmp_path / "run", moved)
+        else:
+            assert check_inputs(tmp_path / "run", moved)["data.shards"] == (str(shards["a"]), url)
+        server.shutdown()
 
 
 def test_the_same_data_at_another_path_is_accepted(tmp_path: Path, shards: dict[str, Path]) -> None:

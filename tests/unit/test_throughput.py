@@ -15,6 +15,7 @@ from pfcluster.launch.worker import work
 from pfcluster.profiling.training_cost import step_flops
 from pfcluster.runs.folder import read_result
 from pfcluster.runs.metrics_file import read_metrics
+from pfcluster.training import throughput
 from pfcluster.training.throughput import Throughput
 from tests import tiny
 
@@ -57,6 +58,19 @@ def test_figures_of_two_ranks_with_a_warm_up() -> None:
     assert "peak_memory_gb" not in line
     assert measured.total_flops == 4 * 16 * per_image
     assert measured.summary()["peak_source"] == "engine.peak_tflops"
+
+
+def test_evaluations_are_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 10.0, 60.0, 62.0, 62.0])  # twice from the beginning, a pause from 10 to 60, a flush at 62
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: next(clock))
+    measured = Throughput(tiny.config("finetune"), 8, World(0, 1, torch.device("cpu")), None)
+    measured.restart()
+    measured.add(0, 3.0)
+    with measured.paused():
+        pass
+    line = measured.flush()
+    assert line["images_per_second"] == pytest.approx(16 / 12)
+    assert line["host_wait"] == pytest.approx(3 / 12)
 
 
 def test_what_is_unknown_is_null() -> None:
