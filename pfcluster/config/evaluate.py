@@ -33,7 +33,7 @@ class EvaluateConfig:
     """Run folder of a separately trained classifier that rates how neutral poker faces are; None skips this."""
     identity_net: str | None = None
     """Run folder of an identity classifier (data.target identity) that measures how much of the identity poker faces
-    keep; None takes pf_mag.identity_net if the run has one, else skips this."""
+    keep; None takes FaceNet if that is the run's pf_mag.identity_net, else skips this."""
     fid: str | None = None
     """Features for the Fréchet distance between poker faces and photos: "inception" (downloads its weights), a file
     with them, or a run folder, whose distance is not an FID; None skips this."""

@@ -77,6 +77,7 @@ class RunConfig:
         if self.objective == "pf_mag":
             self._check_generation()
         self._check_optimizers()
+        self._check_classes()
         self._check_architecture()
 
     def _check_batch(self) -> None:
@@ -139,6 +140,12 @@ class RunConfig:
         require(ema == 0, "discriminator_optim.ema", ema, "be 0: the discriminator's average is not used")
         uniform = "be 1: all blocks of the discriminator have the same learning rate"
         require(decay == 1, "discriminator_optim.layer_decay", decay, uniform)
+
+    def _check_classes(self) -> None:
+        """Options that would correct for unequal classes twice."""
+        balance, balanced = self.classifier.class_balance, self.data.sampling == "balanced"
+        once = 'be "none" with data.sampling balanced, which already shows all classes equally often'
+        require(not balanced or balance == "none", "classifier.class_balance", balance, once)
 
     def _check_architecture(self) -> None:
         """Options that depend on the kind of net."""

@@ -77,14 +77,18 @@ def set_rates(groups: Iterable[dict[str, Any]], lr: float) -> None:
 def set_learning_rates(
     engines: Mapping[str, Engine], config: RunConfig, step: int, total_steps: int, plateaus: Mapping[str, Plateau]
 ) -> None:
-    """Give every engine the learning rate of a 0-based step. `plateaus`: the plateau schedules by engine, if begun."""
+    """Give every engine the learning rate of a 0-based step. `plateaus`: the plateau schedules by engine, if begun. The
+    schedule of a discriminator that is not trained during the warm-up begins after it.
+    """
     optimizers = optimizers_of(config)
     for name, engine in engines.items():
         plateau = plateaus.get(name, Plateau())
         if name == "model" and config.objective == "pf_mag" and config.pf_mag.warmup_lr is not None:
             engine.set_lr(_rate_around_warmup(config, config.pf_mag.warmup_lr, step, total_steps, plateau))
         else:
-            engine.set_lr(learning_rate(optimizers[name], step, total_steps, plateau))
+            waits = name == "discriminator" and not config.pf_mag.warmup_discriminator
+            start = config.pf_mag.warmup_steps if waits else 0
+            engine.set_lr(learning_rate(optimizers[name], max(0, step - start), total_steps - start, plateau))
 
 
 def _rate_around_warmup(config: RunConfig, warmup_lr: float, step: int, total_steps: int, plateau: Plateau) -> float:

@@ -12,6 +12,7 @@ import pytest
 
 from pfcluster.config import (
     AugmentConfig,
+    ClassifierConfig,
     ConfigError,
     DataConfig,
     EngineConfig,
@@ -204,3 +205,10 @@ def test_field_without_reader_is_reported(monkeypatch):
 )
 def test_only_attributes_of_the_section_count_as_readers(source, field, is_read):
     assert (field in fields_read([source])) == is_read
+
+
+def test_unequal_classes_are_not_corrected_twice():
+    balanced = DataConfig(sampling="balanced")
+    with pytest.raises(ConfigError, match=r'classifier\.class_balance must be "none" with data\.sampling balanced'):
+        RunConfig(data=balanced, classifier=ClassifierConfig(class_balance="inverse"))
+    assert RunConfig(data=balanced).classifier.class_balance == "none"

@@ -52,6 +52,21 @@ def test_a_plateau_counts_evaluations_that_select_no_checkpoint(tmp_path):
     assert state["plateaus"]["model"]["waited"] == 2, "the weights hardly change, in three evaluations"
 
 
+@pytest.mark.parametrize(("trains_in_warmup", "rates"), [(True, [0.1, 0.854, 0.5]), (False, [0.1, 0.1, 0.75])])
+def test_the_schedule_of_a_discriminator_begins_with_its_training(trains_in_warmup, rates):
+    """110 steps, 40 of them warm-up: ten of linear warm-up and a half cosine, over all steps or over the last 70."""
+    base = tiny_config("pf_mag")
+    values = replace(
+        base,
+        discriminator_optim=replace(base.discriminator_optim, lr=1.0, schedule="cosine", warmup_steps=10),
+        pf_mag=replace(base.pf_mag, warmup_steps=40, warmup_discriminator=trains_in_warmup),
+    )
+    engines = build_engines(values, "ddp", factory.build(values, 8), SINGLE)
+    for step, rate in zip((0, 35, 60) if trains_in_warmup else (0, 40, 70), rates, strict=True):
+        set_learning_rates(engines, values, step, 110, {})
+        assert engines["discriminator"].optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-3)
+
+
 def test_each_optimizer_has_the_plateau_of_its_own_options(tmp_path):
     """Also after a resume, and from checkpoints that had one state for all."""
     base = tiny_config("pf_mag")
