@@ -20,8 +20,10 @@ MAX_IMAGES = 2000
 @torch.no_grad()
 def recompute_batch_norms(config: RunConfig, model: nn.Module, train: Split, world: World) -> dict[str, Tensor]:
     """Set the running statistics of a model to means over batches of training images without augmentation, equal on all
-    ranks (Izmailov et al. 2018, section 3.2); -> the norms' buffers by name.
+    ranks (Izmailov et al. 2018, section 3.2); -> the norms' buffers by name. They stay as they are where the net's
+    weights have grown so large that they would not be finite.
     """
+    before = {name: buffer.clone() for name, buffer in norm_statistics(model).items()}
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -36,4 +38,8 @@ def recompute_batch_norms(config: RunConfig, model: nn.Module, train: Split, wor
             model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return {name: buffer.clone() for name, buffer in norm_statistics(model).items()}
+    after = norm_statistics(model)
+    if not all(buffer.isfinite().all() for buffer in after.values()):
+        for name, buffer in after.items():
+            buffer.copy_(before[name])
+    return {name: buffer.clone() for name, buffer in after.items()}
