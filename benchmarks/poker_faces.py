@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -239,13 +240,14 @@ def unseen_faces(run: Path, judge: Path) -> dict[str, float]:
 
 def markdown(values: Mapping[str, Any]) -> str:
     """poker_faces.md from the content of poker_faces.json."""
-    seeds = values["seeds"]
+    seeds, commits = values["seeds"], _short(values["commit"])
+    at = "the last of these commits" if "," in commits else "that commit"
     lines = [
         "# Poker faces: the recipe against its aims",
         "",
-        f"{values['date']}, commit {values['commit']}, {values['machine']['device']}, {len(seeds)} seeds "
+        f"{values['date']}, commit {commits}, {values['machine']['device']}, {len(seeds)} seeds "
         f"({', '.join(map(str, seeds))}), {values['test_faces']} test faces; mean ± standard deviation over seeds, "
-        "Student's 95 % interval. Reproduce, at that commit, with",
+        f"Student's 95 % interval. Reproduce, at {at}, with",
         "",
         f"    {values['command']}",
         "",
@@ -259,6 +261,10 @@ def markdown(values: Mapping[str, Any]) -> str:
         *_cost_table(values["cost"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _short(commits: str) -> str:
+    return re.sub(r"\b([0-9a-f]{7})[0-9a-f]{33}\b", r"\1", commits)
 
 
 def _fewer_seeds(runs: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
@@ -318,7 +324,7 @@ def _cost_table(cost: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             of_run["steps"],
             f"{mean:.0f}",
             ", ".join(of_run["device"]),
-            of_run["commit"],
+            _short(of_run["commit"]),
         )
         yield f"| {' | '.join(map(str, cells))} |"
 
