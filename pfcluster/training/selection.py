@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from torch import nn
@@ -61,7 +62,7 @@ class PeriodicEvaluation:
             }
         if state.step <= self.uncounted_steps:
             return metrics, False
-        if state.best is not None and score <= state.best["score"]:
+        if state.best is not None and not is_better(score, state.best["score"]):
             return metrics, False
         state.best = {"step": state.step, "score": score}
         return metrics, True
@@ -97,6 +98,11 @@ class PeriodicEvaluation:
         """
         self.replica.load_state_dict(engine.model_state(averaged=self.config.optim.ema > 0))
         return self.replica.to(self.world.device)
+
+
+def is_better(score: float, best: float) -> bool:
+    """Whether a score is above the best so far. One that is not a number is above none, and any other is above it."""
+    return score > best or (math.isnan(best) and not math.isnan(score))
 
 
 def selection_split(config: RunConfig, dataset: Dataset) -> Split:

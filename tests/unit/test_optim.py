@@ -20,7 +20,7 @@ from pfcluster.runs.folder import CHECKPOINT_FILE, step_folder
 from pfcluster.training import run
 from pfcluster.training.factory import build_engines, build_objective
 from pfcluster.training.resume import TrainState, load_checkpoint, save_checkpoint
-from pfcluster.training.selection import PeriodicEvaluation
+from pfcluster.training.selection import PeriodicEvaluation, is_better
 from tests.stabilised import SINGLE
 from tests.tiny import config as tiny_config
 
@@ -40,6 +40,13 @@ def test_plateau_lowers_rate_after_patience():
         state = state.after(score, options)
         rates.append(learning_rate(options, 0, 10, state))
     assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01])
+
+
+def test_a_score_that_is_no_number_does_not_stay_the_best():
+    nan = float("nan")
+    assert is_better(0.6, 0.5)
+    assert is_better(0.1, nan)
+    assert not any(is_better(*pair) for pair in ((0.5, 0.5), (nan, 0.5), (nan, nan)))
 
 
 def test_a_plateau_counts_evaluations_that_select_no_checkpoint(tmp_path):
