@@ -147,11 +147,12 @@ def _views_grid(config: RunConfig, folder: Path, split: Split, model: PFViT, wor
 
 @torch.inference_mode()
 def _transfer_grid(config: RunConfig, folder: Path, split: Split, model: PFViT, world: World) -> str:
-    """Write a grid of expression transfer: a row for each face, a column for each class, whose emotion tokens come from
-    the photo in the first row.
+    """Write a grid of expression transfer: a row for each face, a column for each class of the split, whose emotion
+    tokens come from the photo in the first row.
     """
-    classes = len(split.classes)
-    indices = pick_round_robin(split.labels(), classes, classes + N_TRANSFER_FACES)
+    all_labels = split.labels()
+    classes = len(all_labels[all_labels >= 0].unique())
+    indices = pick_round_robin(all_labels, len(split.classes), classes + N_TRANSFER_FACES)
     images, labels = load_images(split, indices, config.data.size, world.device)
     sources, faces = images[:classes], images[-N_TRANSFER_FACES:]
     columns = {"face": torch.cat([torch.ones_like(faces[:1]), faces])}

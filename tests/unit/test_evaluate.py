@@ -11,11 +11,12 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from pfcluster.config import DataConfig, EngineConfig, EvaluateConfig, SyntheticConfig
 from pfcluster.data.dataset import open_dataset
+from pfcluster.data.splits import Subset
 from pfcluster.data.transforms import to_float
 from pfcluster.data.types import DataError, RawBatch
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.precision import autocast
-from pfcluster.evaluate import similarity
+from pfcluster.evaluate import final, similarity
 from pfcluster.evaluate.classification import confusion_matrix, predict, predict_run, rank_batches, scores
 from pfcluster.evaluate.evaluators import Evaluators, Judge
 from pfcluster.evaluate.image_grid import pick_round_robin, write_grid
@@ -227,6 +228,18 @@ def test_transferred_emotion_is_that_of_another_sample(faces):
     rows = rows_of(faces, FixedPokerFaces(), Judge(knows, 32, neutral=0))
     assert rows["expression transfer"]["emotion_agreement"] == 1.0
     assert rows["expression transfer"]["mse_inside"] is None
+
+
+def test_the_grid_of_transfers_has_a_column_for_each_class_of_the_split(tmp_path, monkeypatch):
+    grids = []
+    monkeypatch.setattr(final, "_write_grid", lambda folder, name, columns, rows, world: grids.append(columns) or name)
+    values = config("pf_mag")
+    split = open_dataset(values.data, 0).test
+    without = Subset(split, (split.labels() != 3).nonzero()[:, 0])
+    model = factory.build(values, 8)["model"].eval()
+    final._transfer_grid(values, tmp_path, without, model, World(0, 1, torch.device("cpu")))
+    classes = [name for index, name in enumerate(split.classes) if index != 3]
+    assert list(grids[0]) == ["face", *(f"with {name}" for name in classes)]
 
 
 def test_transfer_takes_emotion_tokens_of_one_image_and_identity_tokens_of_the_other():
