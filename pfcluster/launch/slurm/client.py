@@ -242,12 +242,13 @@ def partition(name: str | None) -> dict[str, str]:
     of which a job runs in the first that is free: the shortest time limit and the largest number of nodes. Raises
     SlurmError.
     """
-    if name and "," in name:
-        several = [partition(each) for each in name.split(",") if each]
+    names = [each for each in (name or "").split(",") if each]
+    if len(names) > 1:
+        several = [partition(each) for each in names]
         limits = [each.get("MaxTime", "UNLIMITED") for each in several]
         shortest = min(limits, key=lambda limit: math.inf if (value := minutes(limit)) is None else value)
         largest = max((int(total) for each in several if (total := each.get("TotalNodes", "")).isdecimal()), default="")
-        return {"PartitionName": name, "MaxTime": shortest, "TotalNodes": str(largest)}
+        return {"PartitionName": ",".join(names), "MaxTime": shortest, "TotalNodes": str(largest)}
     text = run_command("scontrol", "--oneliner", "show", "partition", *([name] if name else []), retry_seconds=5)
     rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.strip()]
     chosen = [row for row in rows if name or row.get("Default") == "YES"]
