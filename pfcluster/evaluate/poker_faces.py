@@ -94,6 +94,7 @@ def _measure(config: RunConfig, model: PFViT, split: Split, evaluators: Evaluato
         means.add("mse", (faces["reconstruction"] - images).square().mean() * len(images), len(images))
         if isinstance(split, SyntheticSplit):
             faces["truth"] = transforms.to_float(split.poker_faces(indices).to(world.device))
+        features.add_labels(labels, indices)
         for row, face in faces.items():
             _add_judge_metrics(means, row, face, labels, evaluators)
             _add_identity(means, row, face, images, evaluators)
@@ -166,11 +167,16 @@ class _FrechetFeatures:
 
     def __init__(self, split: Split, count: int, rows: list[str], evaluators: Evaluators, world: World) -> None:
         self.net, self.world = evaluators.fid, world
-        self.labels, self.neutral = split.labels()[:count], neutral_index(split.classes)
+        self.neutral = neutral_index(split.classes)
+        self.labels = torch.zeros(count, dtype=torch.long, device=world.device)
         self.rows: dict[str, Tensor] = {}
         if self.net is not None:
             width = self.net(torch.zeros(1, 3, 48, 48, device=world.device)).shape[1]
             self.rows = {row: torch.zeros(count, width, device=world.device) for row in rows}
+
+    def add_labels(self, labels: Tensor, indices: Tensor) -> None:
+        """Of the images that were read, which differ from the split's where a damaged sample was replaced."""
+        self.labels[indices.to(labels.device)] = labels
 
     def add(self, row: str, faces: Tensor, indices: Tensor) -> None:
         if self.net is not None:
@@ -179,7 +185,8 @@ class _FrechetFeatures:
     def distances(self) -> dict[str, dict[str, float | None]]:
         """`fid` and `fid_neutral` by row. A collective."""
         features = {row: self.world.sum(values).cpu() for row, values in self.rows.items()}
-        neutral = None if self.neutral is None else self.labels == self.neutral
+        labels = self.world.sum(self.labels).cpu()
+        neutral = None if self.neutral is None else labels == self.neutral
         return {
             row: {
                 "fid": frechet_distance(values, features["input"]),

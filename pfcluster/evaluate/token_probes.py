@@ -33,37 +33,31 @@ def probe_run(config: RunConfig, dataset: Dataset, split: Split, model: nn.Modul
         return {}
     train_indices = torch.randperm(len(dataset.train), generator=generator(config.seed, "probe"))[:n_images]
     test_indices = torch.arange(min(n_images, len(split)))
-    train = token_features(config, dataset.train, train_indices, model, world)
-    test = token_features(config, split, test_indices, model, world)
+    train, train_labels = token_features(config, dataset.train, train_indices, model, world)
+    test, test_labels = token_features(config, split, test_indices, model, world)
     identities = [identities_of(split)[index] for index in test_indices.tolist()]
     if isinstance(model, PFViT) and any(identities):
         test |= _pixel_features(config, split, test_indices, model, world)
     if not world.is_main:
         return {}
-    return probe_features(
-        train,
-        dataset.train.labels()[train_indices],
-        test,
-        split.labels()[test_indices],
-        identities,
-        config.evaluate.n_probe_identities,
-    )
+    return probe_features(train, train_labels, test, test_labels, identities, config.evaluate.n_probe_identities)
 
 
 @torch.inference_mode()
 def token_features(
     config: RunConfig, split: Split, indices: Tensor, model: PFViT | Classifier, world: World
-) -> dict[str, Tensor]:
-    """Pooled tokens by name, n f each, on the CPU of every rank."""
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Pooled tokens by name, n f each, and the labels n of the images that were read, on the CPU of every rank."""
     names = ("f", "f_e", "f_p") if isinstance(model, PFViT) and model.separator is not None else ("f",)
     features = {name: torch.zeros(len(indices), 2 * config.model.width, device=world.device) for name in names}
+    labels = torch.zeros(len(indices), dtype=torch.long, device=world.device)
     for rows in rank_batches(len(indices), config.evaluate.batch_size, world):
-        images, _ = load_images(split, indices[rows], config.data.size, world.device)
+        images, labels[rows.to(world.device)] = load_images(split, indices[rows], config.data.size, world.device)
         token_sets = model.separate(images) if isinstance(model, PFViT) else (model.encoder(images),)
         for name, tokens in zip(names, token_sets, strict=False):
             assert tokens is not None
             features[name][rows.to(world.device)] = pool_tokens(tokens)
-    return {name: world.sum(values).cpu() for name, values in features.items()}
+    return {name: world.sum(values).cpu() for name, values in features.items()}, world.sum(labels).cpu()
 
 
 @torch.inference_mode()

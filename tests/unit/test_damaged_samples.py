@@ -16,6 +16,9 @@ from pfcluster.data.dataset import open_dataset
 from pfcluster.data.manifest import load_manifest
 from pfcluster.data.shards import BadSampleError, ShardError, ShardSplit
 from pfcluster.data.types import DataError
+from pfcluster.distributed.process_group import World
+from pfcluster.evaluate.token_probes import token_features
+from pfcluster.models.factory import build as build_modules
 from pfcluster.runs.folder import DAMAGED_FILE, WARNINGS_FILE
 from pfcluster.training import run
 from tests.photos import make_csv, make_folder, options
@@ -132,3 +135,16 @@ def test_shards_of_earlier_versions_are_read_without_checksums(shards: Path) -> 
         del shard["crc32_sha256"]
     (shards / "manifest.json").write_text(json.dumps(values))
     assert ShardSplit(shards, "train", verify=True).image(0).shape == (24, 24, 3)
+
+
+def test_probes_take_the_labels_of_the_images_that_replace_damaged_ones(shards: Path) -> None:
+    whole = ShardSplit(shards, "train").labels()
+    damage(shards, [int(row) for row in (whole[:-1] != whole[1:]).nonzero().flatten()[:3]])
+    settings = finetune(shards)
+    dataset = open_dataset(settings.data, 0)
+    encoder = build_modules(settings, len(dataset.classes))["model"]
+    world = World(0, 1, torch.device("cpu"))
+    everything = torch.arange(len(dataset.train))
+    features, labels = token_features(settings, dataset.train, everything, encoder, world)
+    assert labels.tolist() == dataset.train.batch(everything).labels.tolist() != whole.tolist()
+    assert len(features["f"]) == len(labels)
