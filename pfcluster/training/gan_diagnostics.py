@@ -92,7 +92,8 @@ def gradient_norms(
     emotion_view: bool,
 ) -> Metrics:
     """Norm of each weighted term's gradient with respect to f_e, f_p, I_rec and I_p, per image, averaged over a
-    micro-batch: `grad_TENSOR_TERM` for the pairs in `TERMS_BY_TENSOR`.
+    micro-batch: `grad_TENSOR_TERM` for the pairs in `TERMS_BY_TENSOR`. The discriminator sees images augmented as in
+    PF-ViT's update; all images of the batch are generated.
 
     Each term gets its own copy of the images, so that one forward and one backward pass separate the terms; a few
     images at a time, to stay within a step's memory. Both modules are frozen, and the separator's outputs become leaf
@@ -128,7 +129,9 @@ def gradient_norms(
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    return Batch(batch.images[rows], batch.labels[rows], None if batch.order is None else batch.order[rows])
+    order = None if batch.order is None else batch.order[rows]
+    augments = tuple(params[rows] for params in batch.discriminator_augments)
+    return Batch(batch.images[rows], batch.labels[rows], order, discriminator_augments=augments)
 
 
 def _total(

@@ -185,7 +185,9 @@ class PfMagObjective:
         erasure.observe(statistics, fit=fit, skips=None if guard is None else guard.skips)
 
     def _gradient_norms(self, batch: Batch, *, warmup: bool) -> Metrics:
-        """Gradient norms of the loss terms, with the weights after the step."""
+        """Gradient norms of the loss terms, with the weights after the step, over the images from which the step
+        generates.
+        """
 
         def single_term_loss(name: str, output: PFViTOutput, part: Batch, discriminator: Callable[..., Any]) -> Tensor:
             terms = pf_vit_terms(output, part, None if warmup else discriminator, self.settings)
@@ -196,7 +198,8 @@ class PfMagObjective:
         names = tuple(name for name in measured if name != "swap")  # its tensors are of other images
         emotion_view = self.settings.identity_net is not None and not warmup
         model, discriminator = self.engines["model"], self.engines["discriminator"]
-        return gradient_norms(batch, model, discriminator, names, single_term_loss, emotion_view=emotion_view)
+        generated = batch.every(self.config.generate_every)
+        return gradient_norms(generated, model, discriminator, names, single_term_loss, emotion_view=emotion_view)
 
     def state(self) -> dict[str, Any]:
         return self.balancer.state()

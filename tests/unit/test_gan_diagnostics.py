@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfcluster.config import EngineConfig, LossWeights, OptimConfig, RunConfig
-from pfcluster.data.batch import Batch
+from pfcluster.config import AugmentConfig, EngineConfig, LossWeights, OptimConfig, RunConfig
+from pfcluster.data.batch import Batch, make_micro_batches
 from pfcluster.data.dataset import open_dataset
+from pfcluster.data.types import RawBatch
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.ddp import DdpEngine
 from pfcluster.evaluate.tracked_faces import TrackedFaces
@@ -92,6 +93,26 @@ def test_gradient_norms_equal_those_of_separate_terms():
                 assert metrics[f"grad_{place}_{name}"].item() == pytest.approx(norm.item(), rel=1e-4), (place, name)
             else:
                 assert gradient is None, (place, name)
+
+
+def test_gradient_norms_are_those_of_the_augmented_images_that_the_discriminator_sees():
+    base = config("pf_mag")
+    pf_mag = replace(base.pf_mag, loss_balancing="fixed", warmup_steps=0, grad_norms_every=1, generate_every=2)
+    values = replace(base, pf_mag=pf_mag, batch_size=8, discriminator_augment=AugmentConfig(erasing=1.0))
+    trained = objective(values)
+    raw = RawBatch(torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 2, 3] * 2))
+    (batch,) = make_micro_batches(raw, values, 0, SINGLE)
+    metrics = trained.step([batch], 0)
+    twins = factory.build(values, 4)
+    for name, engine in trained.engines.items():
+        twins[name].load_state_dict(engine.module.state_dict())
+    delta, generated = twins["discriminator"], batch.every(2)
+    rec = twins["model"](generated.images, emotion_view=False).reconstruction.detach().requires_grad_()
+    logits = delta(generated.augment_for_discriminator(rec, -1))
+    term = losses.adversarial(logits, logits.detach(), generated.labels, 0)
+    (gradient,) = torch.autograd.grad(term, rec)
+    norm = pf_mag.weights.adv * len(rec) * gradient.flatten(1).norm(dim=1).mean()
+    assert metrics["grad_rec_adv"].item() == pytest.approx(norm.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{"separator_ratio": 0.0}, {"fusion": "self", "mask_ratio": 0.5}])
