@@ -48,7 +48,7 @@ class PfMagConfig:
     `model.init` starts PF-ViT's encoder and classification head."""
     loss_balancing: Literal["auto", "fixed"] = "auto"
     """"auto" divides each loss term by its mean magnitude over the first `loss_balancing_steps` steps after the
-    warm-up, then keeps the divisors; "fixed" uses the weights as they are."""
+    warm-up (the swap cycle by the reconstruction's), then keeps the divisors; "fixed" uses the weights as they are."""
     loss_balancing_steps: int = 20
     """Steps over which automatic loss balancing averages the magnitudes."""
     warmup_steps: int = 0

@@ -14,6 +14,10 @@ from pfcluster.training.objective import Metrics
 
 TERMS = ("cls", "adv", "rec", "ort", "confusion", "anchor", "swap")
 SMALLEST_MAGNITUDE = 1e-4
+MAGNITUDE_OF = {"swap": "rec"}
+"""Terms that take another one's magnitude. The swap cycle is a squared error of pixels, too, and 0 in steps without
+neutral images: its own mean would hang on how many these first steps had.
+"""
 
 
 @dataclass
@@ -58,7 +62,8 @@ class LossBalancer:
         weight = float(getattr(self.weights, name))
         if not self.automatic:
             return weight
-        return weight / max(self.sums[name] / self.steps_measured, SMALLEST_MAGNITUDE)
+        magnitude = self.sums[MAGNITUDE_OF.get(name, name)] / self.steps_measured
+        return weight / max(magnitude, SMALLEST_MAGNITUDE)
 
     def total(self, terms: Metrics, *, warmup: bool) -> Tensor:
         """L_PFViT = Σ λ_i L_i; in the warm-up λ_rec L_rec + λ_cls L_cls."""

@@ -14,6 +14,7 @@ from pfcluster.config import (
 )
 from pfcluster.data.batch import make_micro_batches
 from pfcluster.models import factory, losses
+from pfcluster.training.loss_balancing import LossBalancer
 from pfcluster.training.pf_mag import pf_mag_step
 from pfcluster.training.pf_mag_terms import discriminator_terms, neutral_faces, pf_vit_terms
 from tests.stabilised import CLASSES, FIXED, MOVING, SINGLE, balancer, config, engines, raw, settings
@@ -158,3 +159,10 @@ def test_confusion_raises_the_adversarys_loss():
             metrics = pf_mag_step([batch], model, discriminator, settings(values), balancer(values), warmup=False)
         adversary_loss[weight] = metrics["adversary_loss"].item()
     assert adversary_loss[1e-9] < 0.5 * adversary_loss[5.0]
+
+
+def test_automatic_balancing_divides_the_swap_cycle_by_the_reconstructions_magnitude() -> None:
+    balance = LossBalancer(LossWeights(cls=1.0, rec=3.0, swap=2.0), True, 2, 1.0, 1.0, SINGLE)
+    for rec in (0.1, 0.3):  # the first steps have no neutral image, and the swap cycle is 0
+        balance.observe({"cls": torch.tensor(4.0), "rec": torch.tensor(rec), "swap": torch.tensor(0.0)})
+    assert [balance.weight(name) for name in ("cls", "rec", "swap")] == pytest.approx([0.25, 15.0, 10.0])
