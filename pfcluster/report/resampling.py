@@ -75,14 +75,16 @@ def small_sample_factor(seeds: int, confidence: float = 0.95) -> float:
     """Width of Student's t interval relative to the percentile bootstrap's: sqrt(s / (s - 1)) t / z.
 
     The expanded percentile interval of Hesterberg 2015 (The American Statistician 69(4)), as a factor: 2.7 for three
-    seeds, 1.2 for ten; 1 for one seed, which has no spread.
+    seeds, 1.2 for ten; 1 for one seed, which has no spread. A draw of two seeds deviates by no more than sqrt(2)
+    standard deviations, which then stands for z: 12.7.
     """
     if seeds == 1:
         return 1.0
     from scipy import stats
 
     quantile = (1 + confidence) / 2
-    return float(math.sqrt(seeds / (seeds - 1)) * stats.t.ppf(quantile, seeds - 1) / stats.norm.ppf(quantile))
+    normal = stats.norm.ppf(quantile) if seeds > 2 else min(stats.norm.ppf(quantile), math.sqrt(2))
+    return float(math.sqrt(seeds / (seeds - 1)) * stats.t.ppf(quantile, seeds - 1) / normal)
 
 
 def bootstrap_difference(treated: ArrayLike, reference: ArrayLike, confidence: float = 0.95) -> BootstrapInterval:

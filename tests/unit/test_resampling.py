@@ -52,10 +52,8 @@ def test_bootstrap_of_one_seed_covers_samples_only() -> None:
 
 def test_bootstrap_of_constant_samples_covers_seeds_only() -> None:
     # Identical samples: a replicate's mean is that of 2 draws from {0, 1}, i.e. 0, 1/2 or 1, expanded about 1/2.
-    interval = bootstrap([[0.0] * 50, [1.0] * 50])
-    assert (interval.mean, interval.low, interval.high) == pytest.approx(
-        (0.5, 0.5 - small_sample_factor(2) / 2, 0.5 + small_sample_factor(2) / 2)
-    )
+    interval, student = bootstrap([[0.0] * 50, [1.0] * 50]), summarize([0.0, 1.0])
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, student.low, student.high))
 
 
 def test_bootstrap_over_seeds_approximates_students_interval() -> None:
