@@ -23,6 +23,9 @@ from torch.nn import functional
 
 DECAY = 0.98
 """Of the running sums over training steps: they cover the last 50 steps."""
+SMALLEST_COUNT = 1e-12
+"""Of a class in the running sums: one that has not occurred for a thousand steps keeps its mean, which smaller and
+smaller sums would lose to rounding."""
 TEMPERATURE = 3.0
 """Of the classifier's probabilities, so that they grade an expression instead of naming it with certainty."""
 RIDGE = 1e-4
@@ -178,6 +181,10 @@ class EmotionErasure(nn.Module):
         sums = ClassStatistics(self.counts, self.tokens, self.emotions)
         for running, added in zip(sums, step, strict=True):
             running.copy_(torch.where(valid, DECAY * running + (1 - DECAY) * added.float(), running))
+        faded = (self.counts > 0) & (self.counts < SMALLEST_COUNT)
+        scale = torch.where(faded, SMALLEST_COUNT / self.counts, 1)
+        for running in sums:
+            running.mul_(scale.reshape(-1, *[1] * (running.ndim - 1)))
         if fit and self.running is not None:
             self.running.fit(sums, valid)
 

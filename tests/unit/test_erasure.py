@@ -68,6 +68,17 @@ def means_differ(tokens: Tensor, labels: Tensor, classes: int = K) -> float:
     return float((means - means.mean(0)).abs().max() / tokens.std())
 
 
+def test_a_class_that_does_not_occur_for_thousands_of_steps_keeps_its_mean() -> None:
+    tokens, logits, labels = images(40)
+    erasure = fitted(tokens, logits, labels)
+    rare = class_means(erasure.counts, erasure.tokens)[0]
+    others = statistics(tokens[labels > 0], logits[labels > 0], labels[labels > 0])
+    for _ in range(6000):
+        erasure.observe(others, fit=False)
+    assert erasure.counts[0] > 0
+    assert torch.allclose(class_means(erasure.counts, erasure.tokens)[0], rare, rtol=1e-3)
+
+
 def test_no_linear_classifier_beats_chance_after_the_erasure() -> None:
     tokens, logits, labels = images(800)
     erasure = EmotionErasure(T, D, K).train()
