@@ -64,13 +64,17 @@ class EvaluateOptions:
     """Split to evaluate on."""
     shards: str | None = None
     """Other shards to evaluate on; classes are matched by name. Default: those of the run."""
+    judge: Path | None = None
+    """Folder of the run of a classifier: print how it classifies the photos, reconstructions and poker faces of a run
+    of pf-mag. It may be another one than the judge that the run was trained with."""
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Print accuracy and F1 of a run."""
-    from pfcluster.evaluate.evaluate_run import evaluate_run
+    """Print accuracy and F1 of a run, and what a judge says of its poker faces."""
+    from pfcluster.evaluate.evaluate_run import evaluate_run, judge_run
 
     options = parse(EvaluateOptions, arguments, prog="pfcluster evaluate")
+    judged = None if options.judge is None else judge_run(options.run, options.judge, options.split, options.shards)
     scores = evaluate_run(options.run, options.split, options.shards)
     console = plain_console()
     console.print(_score_table(f"{options.run} on {scores['dataset']}, {options.split}", scores))
@@ -80,7 +84,22 @@ def evaluate(arguments: list[str]) -> int:
     if scores["missing_classes"]:
         names = ", ".join(scores["missing_classes"])
         console.print(f"the data has no {names}: these classes were excluded from the predictions")
+    if judged is not None:
+        console.print(_judge_table(f"Classified by {options.judge}: {judged['n']} images", judged["rows"]))
     return 0
+
+
+def _judge_table(title: str, rows: dict[str, dict[str, float | None]]) -> Table:
+    columns = {
+        "neutral, of faces with an expression": "neutralised_rate",
+        "neutral, of all": "neutral_rate",
+        "emotion of its source": "emotion_agreement",
+    }
+    table = Table("image", *columns, title=title)
+    for name, figures in rows.items():
+        values = [figures[column] for column in columns.values()]
+        table.add_row(name, *("" if value is None else f"{100 * value:.1f} %" for value in values))
+    return table
 
 
 def _score_table(title: str, scores: dict[str, Any]) -> Table:

@@ -1,4 +1,6 @@
-"""Scores of a finished run: its best checkpoint on any split, of its own dataset or of other shards."""
+"""Scores of a finished run and of its poker faces: its best checkpoint on any split, of its own dataset or of other
+shards.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfcluster.checkpoint import store
 from pfcluster.config import ConfigError, DataConfig, RunConfig
@@ -17,9 +19,12 @@ from pfcluster.data.manifest import ShardError
 from pfcluster.data.types import DataError, Dataset, Split, UnfitDataError
 from pfcluster.distributed.process_group import world
 from pfcluster.engine.precision import autocast
+from pfcluster.evaluate import poker_faces
 from pfcluster.evaluate.classification import confusion_matrix, logits_function, predict, scores
+from pfcluster.evaluate.evaluators import Evaluators, load_judge
 from pfcluster.evaluate.shared_classes import SharedClasses
 from pfcluster.models import factory
+from pfcluster.models.pf_vit import PFViT
 from pfcluster.runs.folder import enclosing_run, read_config
 from pfcluster.runs.run_inputs import read_inputs, recorded_classes
 
@@ -33,19 +38,10 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
     Raises ConfigError, also if there is other data now where the run's own was; DataError, of which UnfitDataError for
     data without the split or without two classes of the run; CheckpointError.
     """
-    weights = store.load(run).weights()
-    config = read_config(enclosing_run(run) or run)
-    if config.objective == "mae":
-        raise ConfigError(f"{run} is a run of MAE pre-training, which has no classes; give a run of finetune or pf-mag")
-    folder = enclosing_run(run) or run
-    dataset = open_own_dataset(folder, config) if data is None else _evaluation_data(config, data)
-    classes = recorded_classes(folder) or open_dataset(config.data, config.seed).classes
-    require_outputs(folder, weights, classes)
+    config, dataset, classes = _read(run, data)
     shared = SharedClasses(_split(dataset, split), classes)
     with world(config.engine.device) as ranks:
-        model = factory.build(config, len(classes), load_init=False)["model"]
-        model.load_state_dict(weights)
-        all_logits = logits_function(model.to(ranks.device).eval())
+        all_logits = logits_function(_model(run, config, classes).to(ranks.device).eval())
         columns = shared.columns.to(ranks.device)
 
         def classify(images: Tensor) -> Tensor:
@@ -64,6 +60,48 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
     values = scores(confusion_matrix(logits, labels), shared.classes)
     name = f"{dataset.name} ({dataset.votes} votes)" if dataset.votes else dataset.name
     return {**values, "dataset": name, "dropped": shared.dropped(), "missing_classes": list(shared.missing_classes)}
+
+
+def judge_run(run: Path, judge: Path, split: str = "test", data: DataConfig | str | None = None) -> dict[str, Any]:
+    """Figures of all poker faces of a split by a judge (see `poker_faces.measure`), which need not be the judge that
+    the run was trained with: `judge` is the folder of its run. `data` as in `evaluate_run`.
+
+    Raises ConfigError, also for a run that generates no images and for a judge that was trained on another build of
+    the data or on other classes; DataError; CheckpointError.
+    """
+    config, dataset, classes = _read(run, data)
+    if config.objective != "pf_mag":
+        raise ConfigError(f"{run} is a run of {config.objective}, which makes no poker faces; leave --judge out")
+    faces = _split(dataset, split)
+    config = replace(config, evaluate=replace(config.evaluate, judge=str(judge), n_poker_faces=len(faces)))
+    with world(config.engine.device) as ranks:
+        model = _model(run, config, classes).to(ranks.device).eval()
+        assert isinstance(model, PFViT)
+        return poker_faces.measure(config, model, faces, Evaluators(load_judge(config, dataset, ranks)), ranks)
+
+
+def _read(run: Path, data: DataConfig | str | None) -> tuple[RunConfig, Dataset, tuple[str, ...]]:
+    """Config of a run with the data to evaluate on, the dataset of these data, and the run's classes."""
+    folder = enclosing_run(run) or run
+    config = read_config(folder)
+    if config.objective == "mae":
+        raise ConfigError(f"{run} is a run of MAE pre-training, which has no classes; give a run of finetune or pf-mag")
+    dataset = open_own_dataset(folder, config) if data is None else None
+    classes = recorded_classes(folder) or open_dataset(config.data, config.seed).classes
+    if isinstance(data, str):
+        data = replace(config.data, shards=data, expected_name=None, limit=None)
+    if data is not None:
+        config = replace(config, data=replace(data, size=config.data.size))
+    return config, dataset or open_dataset(config.data, config.seed), classes
+
+
+def _model(run: Path, config: RunConfig, classes: tuple[str, ...]) -> nn.Module:
+    """The net of a run with the weights of its best checkpoint."""
+    weights = store.load(run).weights()
+    require_outputs(enclosing_run(run) or run, weights, classes)
+    model = factory.build(config, len(classes), load_init=False)["model"]
+    model.load_state_dict(weights)
+    return model
 
 
 def open_own_dataset(folder: Path, config: RunConfig) -> Dataset:
@@ -88,13 +126,6 @@ def require_outputs(folder: Path, weights: Mapping[str, Tensor], classes: tuple[
             f"{folder} has {outputs[0]} outputs, and its data has {len(classes)} classes ({', '.join(classes)}): the"
             " data in its place is not what it was trained on; restore that data"
         )
-
-
-def _evaluation_data(config: RunConfig, data: DataConfig | str) -> Dataset:
-    """The dataset to evaluate on, at the run's image size."""
-    if isinstance(data, str):
-        data = replace(config.data, shards=data, expected_name=None, limit=None)
-    return open_dataset(replace(data, size=config.data.size), config.seed)
 
 
 def _split(dataset: Dataset, name: str) -> Split:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pfcluster.cli.results import evaluate
 from pfcluster.config import ConfigError, DataConfig, EvaluateConfig, RunConfig
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.fingerprints import require_fitting_start
 from pfcluster.distributed.process_group import world
-from pfcluster.evaluate.evaluate_run import evaluate_run
+from pfcluster.evaluate.evaluate_run import evaluate_run, judge_run
 from pfcluster.evaluate.evaluators import load_judge
 from pfcluster.evaluate.run_comparison import open_runs
 from pfcluster.runs.folder import RESULT_FILE
@@ -109,3 +110,22 @@ def test_the_result_records_what_was_read(root: Path) -> None:
     result = json.loads((root / "run" / RESULT_FILE).read_text())
     assert set(result["inputs"]) == {"data.shards"}
     assert result["inputs"]["data.shards"]["train"]["samples"] == result["dataset"]["train"]
+
+
+def test_poker_faces_are_classified_by_a_judge_given_later(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = EvaluateConfig(judge=str(root / "run"), n_poker_faces=1000)
+    with_judge = run(on(root / "a", "pf_mag", evaluate=judged), tmp_path / "with-judge")
+    run(on(root / "a", "pf_mag"), tmp_path / "later")
+    figures = judge_run(tmp_path / "later", root / "run")
+    rows = {name: {k: v for k, v in row.items() if v is not None} for name, row in figures["rows"].items()}
+    expected = with_judge["poker"]["rows"]
+    assert rows == {name: {k: v for k, v in row.items() if v is not None} for name, row in expected.items()}
+    assert evaluate([str(tmp_path / "later"), "--judge", str(root / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert f"{100 * rows['poker face']['neutralised_rate']:.1f} %" in shown
+    with pytest.raises(ConfigError, match=r"a run of finetune, which makes no poker faces; leave --judge out"):
+        judge_run(root / "run", root / "run")
+    with pytest.raises(ConfigError, match="trained on another build of faces"):
+        judge_run(tmp_path / "later", root / "run", data=str(root / "seed"))
