@@ -6,7 +6,7 @@ A face consists of the expression region, where photo and true poker face differ
 composites show which part the judge reacts to: the poker face with the true region, and the true face with the poker
 face's region.
 
-Legend: b images, h w pixels, k classes, c columns.
+Legend: b images, n faces, k classes, c columns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pfcluster.evaluate.classification import load_images
 from pfcluster.evaluate.poker_faces import expression_region, masked_squared_error
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-COLUMNS = ("mse_ratio", "neutral", "true_emotion", "other", "true_region", "true_rest", "truth")
+COLUMNS = ("poker_error", "input_error", "neutral", "true_emotion", "other", "true_region", "true_rest", "truth")
 BATCH = 100
 HEADER = """# What the judge still sees
 
@@ -46,12 +46,11 @@ alone.
 
 @torch.inference_mode()
 def residue(file: Path, faces: int | None = None) -> tuple[Sequence[str], Tensor, Tensor]:
-    """Class names k; means k c by true emotion, in the order of `COLUMNS`, over a saved run's first test faces; counts
-    k.
+    """Class names k; labels n and columns n c of a saved run's first test faces.
 
-    mse_ratio: the poker face's squared error inside the region over the input's; neutral, true_emotion, other: shares
-    of the judge's predictions for the poker face; true_region, true_rest, truth: shares classified as neutral of the
-    two composites and of the true poker face.
+    poker_error, input_error: squared error of poker face and input inside the region; neutral, true_emotion, other:
+    whether the judge's prediction for the poker face is that; true_region, true_rest, truth: whether it classifies the
+    two composites and the true poker face as neutral.
     """
     nets, configs = restore(file)
     config = configs["model"]
@@ -65,19 +64,18 @@ def residue(file: Path, faces: int | None = None) -> tuple[Sequence[str], Tensor
         for indices in torch.arange(count).split(BATCH)
     ]
     rows = torch.cat(batches)
-    means, counts = [], []
-    for emotion in range(len(dataset.classes)):
-        of_emotion = rows[rows[:, 0] == emotion, 1:]
-        ratio = of_emotion[:, :1].sum(0) / of_emotion[:, 1:2].sum(0)
-        means.append(torch.cat([ratio, of_emotion[:, 2:].mean(0)]))
-        counts.append(len(of_emotion))
-    return dataset.classes, torch.stack(means), torch.tensor(counts)
+    return dataset.classes, rows[:, 0].long(), rows[:, 1:]
+
+
+def summary(rows: Tensor) -> Tensor:
+    """Error of the poker faces over that of the inputs, and the means of the other columns: n c -> c - 1."""
+    return torch.cat([rows[:, :1].sum(0) / rows[:, 1:2].sum(0), rows[:, 2:].mean(0)])
 
 
 def _batch_rows(
     model: nn.Module, judge: nn.Module, split: SyntheticSplit, indices: Tensor, size: int, neutral: int
 ) -> Tensor:
-    """Label, squared errors of poker face and input inside the region, and `COLUMNS` from neutral on: b (2 + c)."""
+    """Label and `COLUMNS`: b (1 + c)."""
     images, labels = load_images(split, indices, size, torch.device("cpu"))
     poker = model(images, emotion_view=False).poker.float().clamp(-1, 1)
     truth = transforms.to_float(split.poker_faces(indices))
@@ -91,19 +89,17 @@ def _batch_rows(
     return torch.stack([column.double() for column in columns], 1)
 
 
-def table(classes: Sequence[str], means: Tensor, counts: Tensor) -> str:
+def table(classes: Sequence[str], labels: Tensor, rows: Tensor) -> str:
     """Markdown with a row for each emotion and a last row for all faces with an expression."""
     neutral = neutral_index(tuple(classes))
     assert neutral is not None
-    expressive = torch.arange(len(classes)) != neutral
-    weights = counts[expressive].double() / counts[expressive].sum()
-    rows = [(name, int(counts[index]), means[index]) for index, name in enumerate(classes)]
-    rows.append(("all with an expression", int(counts[expressive].sum()), (means[expressive].T * weights).sum(1)))
+    groups = {name: rows[labels == index] for index, name in enumerate(classes)}
+    groups["all with an expression"] = rows[labels != neutral]
     lines = []
-    for name, count, row in rows:
-        ratio = "–" if name == classes[neutral] else f"{row[0].item():.2f}"
-        shares = " | ".join(f"{100 * share:.0f} %" for share in row[1:].tolist())
-        lines.append(f"| {name} | {count} | {ratio} | {shares} |")
+    for name, faces in groups.items():
+        ratio, *shares = summary(faces).tolist()
+        cells = ["–" if name == classes[neutral] else f"{ratio:.2f}", *(f"{100 * share:.0f} %" for share in shares)]
+        lines.append(f"| {name} | {len(faces)} | {' | '.join(cells)} |")
     return HEADER + "\n".join(lines) + "\n"
 
 

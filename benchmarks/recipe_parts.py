@@ -1,4 +1,4 @@
-"""Leave-one-out: what each part of the PF-ViT recipe contributes, at the demo's length and on faces of no search.
+"""Leave-one-out: what each part of the PF-ViT recipe contributes, at the demo's length, not on the search's faces.
 
 python -m benchmarks.recipe_parts [--seeds 1 2 3]    train missing runs, write docs/results/recipe_parts.{json,md}
 """
@@ -29,7 +29,7 @@ FIGURES: recipe_variants.Columns = {
 
 LEGEND = (
     "Bold: differs from the whole recipe, p < 0.05 (Holm's correction over the table); (better) where leaving it out "
-    "helps. Reproduce with"
+    "helps. Reproduce, at that commit, with"
 )
 FOOTNOTE = (
     "Error in the region: of the poker face, over the photo's. Error outside: of the poker face, over the "

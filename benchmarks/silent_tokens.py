@@ -3,7 +3,7 @@
     python -m benchmarks.silent_tokens [--seeds 1 2 3]    train missing runs, write docs/results/silent_tokens.{json,md}
 
 Compares the recipe without erasure and swap cycle with an emotion adversary on f_p (`pf_mag.weights.confusion`), and
-with the erasure (`pf_mag.erasure_start`), on faces that no search has looked at. Besides the linear probe of pooled
+with the erasure (`pf_mag.erasure_start`), on other faces than the search's. Besides the linear probe of pooled
 tokens, a linear probe reads all tokens, and a small net predicts the emotion from either: what is linearly silent may
 still be there.
 """
@@ -157,7 +157,7 @@ def markdown(values: Mapping[str, Any]) -> str:
         "# The emotion in the identity tokens",
         "",
         f"{recipe_variants.measured_line(values)} Bold: differs from the "
-        "recipe, p < 0.05 (Holm's correction over the table). Reproduce with",
+        "recipe, p < 0.05 (Holm's correction over the table). Reproduce, at these commits, with",
         "",
         f"    {values['command']}",
         "",

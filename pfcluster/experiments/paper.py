@@ -45,7 +45,7 @@ COSTS = {
     "train_gflop": 15.2,
     "test_gflop": 9.0,
 }
-"""ViT-B at 112 px; one multiply-add counts as one FLOP."""
+"""Of ViT-B. The paper names neither the image size nor how FLOPs were counted; ours count a multiply-add as two."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from benchmarks.poker_faces import (
     runs_by_name,
 )
 from benchmarks.poker_records import Records
-from benchmarks.poker_residue import COLUMNS, residue
+from benchmarks.poker_residue import residue, summary, table
 from benchmarks.recipe_variants import commits_line
 from pfcluster.config.io import with_values
 from pfcluster.config.starts import EQUAL_EPOCHS, EQUAL_FLOPS
@@ -81,15 +81,17 @@ def test_committed_tables_show_the_committed_figures():
     assert (RESULTS / f"{NAME}.md").read_text() == markdown(json.loads(FIGURES.read_text()))
 
 
-def test_residue_shares_add_up_to_one():
-    classes, means, counts = residue(WEIGHTS, 200)
-    cells = dict(zip(COLUMNS, means[1:].T, strict=True))
-    assert counts.sum() == 200
+def test_residue_shares_add_up_to_one_and_errors_are_those_of_the_checkpoint(measured):
+    classes, labels, rows = residue(WEIGHTS)
     assert classes[0] == "neutral"
-    totals = cells["neutral"] + cells["true_emotion"] + cells["other"]
-    assert totals.tolist() == pytest.approx([1.0] * (len(classes) - 1))
-    assert cells["truth"].mean() > 0.8
-    assert (cells["mse_ratio"] < 1).all()
+    of_emotions = {name: summary(rows[labels == index]) for index, name in enumerate(classes)}
+    for ratio, neutral, true_emotion, other, *_, truth in (of_emotions[name].tolist() for name in classes[1:]):
+        assert ratio < 1
+        assert neutral + true_emotion + other == pytest.approx(1)
+        assert truth > 0.8
+    assert summary(rows)[0].item() == pytest.approx(measured["poker_mse_inside"] / measured["input_mse_inside"])
+    last = table(classes, labels, rows).splitlines()[-1]
+    assert last.startswith(f"| all with an expression | {(labels > 0).sum()} | 0.2")
 
 
 def test_runs_differ_only_in_the_compared_options(tmp_path):
