@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ import tyro
 from rich.table import Table
 
 from pfcluster.launch.command_line import parse
+from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import RESULT_FILE, find_runs
 from pfcluster.runs.inputs import input_states, record_inputs
 from pfcluster.runs.terminal import plain_console
@@ -67,6 +69,8 @@ class EvaluateOptions:
     judge: Path | None = None
     """Folder of the run of a classifier: print how it classifies the photos, reconstructions and poker faces of a run
     of pf-mag. It may be another one than the judge that the run was trained with."""
+    output: Path | None = None
+    """Write the figures as JSON to this file, too."""
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -74,8 +78,15 @@ def evaluate(arguments: list[str]) -> int:
     from pfcluster.evaluate.evaluate_run import evaluate_run, judge_run
 
     options = parse(EvaluateOptions, arguments, prog="pfcluster evaluate")
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
     judged = None if options.judge is None else judge_run(options.run, options.judge, options.split, options.shards)
     scores = evaluate_run(options.run, options.split, options.shards)
+    if options.output is not None:
+        figures = {"run": str(options.run), "split": options.split, **scores}
+        if judged is not None:
+            figures |= {"judge": str(options.judge), "poker": judged}
+        write_atomically(options.output, json.dumps(figures, indent=1) + "\n")
     console = plain_console()
     console.print(_score_table(f"{options.run} on {scores['dataset']}, {options.split}", scores))
     if scores["dropped"]:

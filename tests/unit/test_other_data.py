@@ -122,8 +122,11 @@ def test_poker_faces_are_classified_by_a_judge_given_later(
     rows = {name: {k: v for k, v in row.items() if v is not None} for name, row in figures["rows"].items()}
     expected = with_judge["poker"]["rows"]
     assert rows == {name: {k: v for k, v in row.items() if v is not None} for name, row in expected.items()}
-    assert evaluate([str(tmp_path / "later"), "--judge", str(root / "run")]) == 0
-    shown = capsys.readouterr().out
+    file = tmp_path / "figures" / "later.json"
+    assert evaluate([str(tmp_path / "later"), "--judge", str(root / "run"), "--output", str(file)]) == 0
+    shown, written = capsys.readouterr().out, json.loads(file.read_text())
+    assert written["poker"] == figures
+    assert written["accuracy"] == evaluate_run(tmp_path / "later")["accuracy"]
     assert f"{100 * rows['poker face']['neutralised_rate']:.1f} %" in shown
     with pytest.raises(ConfigError, match=r"a run of finetune, which makes no poker faces; leave --judge out"):
         judge_run(root / "run", root / "run")
