@@ -2,10 +2,12 @@
 
     python -m benchmarks.release_models --only synthetic
     python -m benchmarks.release_models --only fer2013 --data SHARDS
+    python -m benchmarks.release_models --only fer2013 --data SHARDS --judge RUN
     python -m benchmarks.release_models --check --data SHARDS
 
 trains what is missing below --runs (finished runs are used as they are), writes float16 weights, config and card into
-the package, the judge and all figures into benchmarks/results. With --check it evaluates the committed weights again
+the package, the judge and all figures into benchmarks/results. With --judge alone the committed weights stay, and their
+poker faces are measured by this judge. With --check it evaluates the committed weights again
 and exits with 1 if they give other figures.
 
 All figures are those of the weights as they are stored, computed as `pfcluster predict` does.
@@ -35,7 +37,7 @@ from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.export import RunModel, export_run, read_run
 from pfcluster.inference.model import Model
 from pfcluster.inference.model_card import model_card
-from pfcluster.inference.model_folder import with_precision, write_model
+from pfcluster.inference.model_folder import read_model, with_precision, write_model
 from pfcluster.inference.model_info import CARD_FILE, Figures, ModelInfo
 from pfcluster.inference.torch_predictor import TorchPredictor, build_net, load_weights
 from pfcluster.launch.local import run_plan
@@ -160,6 +162,30 @@ def write(
     }
 
 
+def judge_again(
+    name: str, record: Mapping[str, Any], judge: Path, data: Path | None, output: Path, note: str
+) -> dict[str, Any]:
+    """Measure the poker faces of a committed model by the finished run `judge`, for config, card and record; returns
+    the record. The weights stay. A `note` takes the place of the card's.
+    """
+    shards = None if data is None else str(data)
+    own_data = replace(convert(DataConfig, dict(record["data"]), f"data of {name}"), shards=shards)
+    judge_model = _export_judge(judge, judge_file(name), shards)
+    info, weights = read_model(output / name)
+    measured = measure(_model(RunModel(info, weights), str(output / name)), own_data, judge_model)
+    assert measured.poker is not None
+    notes = (*info.notes[:2], note) if note else info.notes
+    write_model(output / name, replace(info, poker_faces=_poker_row(measured), notes=notes), weights)
+    size = sum(path.stat().st_size for path in (output / name).iterdir())
+    return {**record, "judge": judge_file(name).name, "bytes": size, "figures": measured.figures()}
+
+
+def _poker_row(measured: Measured) -> dict[str, float | int | str | None] | None:
+    """Figures of the poker faces for the card."""
+    rows = {} if measured.poker is None else measured.poker["rows"]
+    return {metric: value for metric, value in rows.get(POKER_ROW, {}).items() if value is not None} or None
+
+
 def _export_judge(run: Path, file: Path, shards: str | None) -> Model:
     export_run(run, file, precision="float16", shards=shards)
     return pfcluster.load(file, device="cpu")
@@ -199,8 +225,6 @@ def with_figures(
         n=test["n"],
         **{metric: test[metric] for metric in ("accuracy", "mean_class_accuracy", "macro_f1", "per_class")},
     )
-    rows = {} if stored.poker is None else stored.poker["rows"]
-    poker = {metric: value for metric, value in rows.get(POKER_ROW, {}).items() if value is not None}
     notes = (
         f"It comes with pfcluster: `pfcluster predict photos/ --model builtin:{name}`,"
         f' `pfcluster.load("builtin:{name}")`.',
@@ -215,7 +239,7 @@ def with_figures(
         figures=figures,
         no_figures=None,
         over_seeds=None,
-        poker_faces=poker or None,
+        poker_faces=_poker_row(stored),
         training=training,
         notes=notes,
     )
@@ -314,7 +338,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--preset", choices=presets.PRESETS, help="another recipe; needs --only with one model")
     command.add_argument("--role", choices=("mae-vit", "pf-vit"), help="another run of it; needs --only with one model")
     command.add_argument("--run", type=Path, help="export this finished run instead of training one, with --judge")
-    command.add_argument("--judge", type=Path, help="the judge of --run")
+    command.add_argument(
+        "--judge", type=Path, help="the judge of --run; without --run: measure the committed model anew"
+    )
     command.add_argument("--note", default="", help="a sentence for the card")
     command.add_argument("--max-parallel", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     return command
@@ -326,8 +352,8 @@ def main() -> int:
     options = command.parse_args()
     records = read_records()
     names = options.only or list(records if options.check else RELEASES)
-    if len(names) > 1 and (options.preset or options.role or options.run or options.note):
-        command.error("--preset, --role, --run and --note are for one model: name it with --only")
+    if len(names) > 1 and (options.preset or options.role or options.run or options.judge or options.note):
+        command.error("--preset, --role, --run, --judge and --note are for one model: name it with --only")
     for name in names:
         if RELEASES[name].needs_data and options.data is None:
             command.error(
@@ -340,6 +366,11 @@ def main() -> int:
         release = replace(release, preset=options.preset or release.preset, role=options.role or release.role)
         data = options.data if release.needs_data else None
         run, judge = options.run, options.judge
+        if run is None and judge is not None:
+            records[name] = judge_again(name, records[name], judge, data, options.output, options.note)
+            write_records(records)
+            print(f"{options.output / name}: measured by {judge}")
+            continue
         if run is None:
             if not run_plan(plan(name, release, options.runs, data), processes=1, max_parallel=options.max_parallel):
                 return 130

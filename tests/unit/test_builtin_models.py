@@ -16,7 +16,17 @@ from safetensors.torch import load_file, save_file
 import pfcluster
 from benchmarks import release_models
 from benchmarks.release_figures import Measured
-from benchmarks.release_models import MAX_BYTES, RELEASES, check, command_of, markdown, plan, read_records, write
+from benchmarks.release_models import (
+    MAX_BYTES,
+    RELEASES,
+    check,
+    command_of,
+    judge_again,
+    markdown,
+    plan,
+    read_records,
+    write,
+)
 from pfcluster.cli.main import main
 from pfcluster.config import ConfigError
 from pfcluster.inference import builtin_models
@@ -129,7 +139,7 @@ def test_the_committed_models_give_the_committed_figures(
 
 
 @pytest.mark.slow
-def test_a_finished_run_becomes_a_model_with_the_figures_of_its_stored_weights(
+def test_a_finished_run_becomes_a_model_with_the_figures_of_its_stored_weights_and_is_judged_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "results").mkdir()
@@ -153,3 +163,13 @@ def test_a_finished_run_becomes_a_model_with_the_figures_of_its_stored_weights(
         "the card's accuracy is not that of benchmarks/results",
         "accuracy",
     ]
+    other = tmp_path / "other" / "seed-0"
+    run(tiny.config("finetune", name="judge", seed=1), other)
+    again = judge_again("synthetic", record, other, None, tmp_path / "weights", "Judged again.")
+    assert check("synthetic", json.loads(json.dumps(again)), folder, None) == []
+    assert again["weights_sha256"] == record["weights_sha256"]
+    assert again["figures"]["accuracy"] == again["correct"] / again["n"]
+    assert again["figures"] != record["figures"]
+    card = (folder / CARD_FILE).read_text()
+    assert "Judged again." in card
+    assert "Only a test." not in card
