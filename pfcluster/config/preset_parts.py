@@ -165,12 +165,14 @@ def real_faces(
     augment: AugmentConfig,
     epochs: Mapping[str, float],
     *,
-    judge_widths: tuple[int, ...],
     batch_size: int,
     lr: float,
     warmup_steps: int,
 ) -> Recipe:
-    """Classifiers with label smoothing and weight averaging, PF-ViT from MAE-ViT with a weak anchor, at 48 px."""
+    """Classifiers with label smoothing and weight averaging, PF-ViT from MAE-ViT with a weak anchor, at 48 px.
+
+    Nets of every size have the same judge.
+    """
     data = DataConfig(size=48, cache_mode="host")
     plain = replace(augment, mixup=0.0)
     recipe = small_nets(data, model, plain, epochs, batch_size=batch_size, warmup_steps=warmup_steps)
@@ -183,9 +185,10 @@ def real_faces(
     return recipe | {
         "judge": replace(
             recipe["judge"],
-            augment=plain,
+            batch_size=128,
+            augment=AugmentConfig(erasing=0.25, mixup=0.2),
             classifier=smoothed,
-            model=replace(recipe["judge"].model, cnn_widths=judge_widths),
+            model=replace(recipe["judge"].model, cnn_widths=(32, 64, 128, 256), cnn_convolutions=2),
             optim=replace(recipe["judge"].optim, ema=0.998),
         ),
         "mae": mae,

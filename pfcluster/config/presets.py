@@ -140,16 +140,8 @@ def fer2013() -> Recipe:
     model = ModelConfig(
         patch=8, stem_channels=(32, 64, 96), width=96, depth=3, heads=3, decoder_width=96, patch_gain=1.0
     )
-    epochs = {"judge": 24, "mae": 6, "finetune": 30, "pf_mag": 12}
-    return real_faces(
-        model,
-        AugmentConfig(erasing=0.25),
-        epochs,
-        judge_widths=(32, 64, 128, 256),
-        batch_size=128,
-        lr=1.5e-3,
-        warmup_steps=900,
-    )
+    epochs = {"judge": 45, "mae": 6, "finetune": 30, "pf_mag": 12}
+    return real_faces(model, AugmentConfig(erasing=0.25), epochs, batch_size=128, lr=1.5e-3, warmup_steps=900)
 
 
 def fer2013_s() -> Recipe:
@@ -168,12 +160,8 @@ def fer2013_s() -> Recipe:
         patch_gain=1.0,
     )
     augment = AugmentConfig(crop_scale=(0.6, 1.0), rotation=10.0, erasing=0.25, mixup=0.2)
-    epochs = {"judge": 40, "mae": 30, "finetune": 50, "pf_mag": 12}
-    recipe = real_faces(
-        model, augment, epochs, judge_widths=(64, 128, 256, 512), batch_size=256, lr=7e-4, warmup_steps=400
-    )
-    judge = recipe["judge"]
-    recipe["judge"] = replace(judge, model=replace(judge.model, cnn_convolutions=2))
+    epochs = {"judge": 45, "mae": 30, "finetune": 50, "pf_mag": 12}
+    recipe = real_faces(model, augment, epochs, batch_size=256, lr=7e-4, warmup_steps=400)
     for role in ("scratch", "mae-vit"):
         recipe[role] = replace(recipe[role], model=replace(model, drop_path=0.1))
     return {role: replace(config, engine=EngineConfig(precision="bf16")) for role, config in recipe.items()}
