@@ -38,10 +38,11 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
     Raises ConfigError, also if there is other data now where the run's own was; DataError, of which UnfitDataError for
     data without the split or without two classes of the run; CheckpointError.
     """
+    weights = store.load(run).weights()
     config, dataset, classes = _read(run, data)
     shared = SharedClasses(_split(dataset, split), classes)
     with world(config.engine.device) as ranks:
-        all_logits = logits_function(_model(run, config, classes).to(ranks.device).eval())
+        all_logits = logits_function(_model(run, weights, config, classes).to(ranks.device).eval())
         columns = shared.columns.to(ranks.device)
 
         def classify(images: Tensor) -> Tensor:
@@ -69,13 +70,14 @@ def judge_run(run: Path, judge: Path, split: str = "test", data: DataConfig | st
     Raises ConfigError, also for a run that generates no images and for a judge that was trained on another build of
     the data or on other classes; DataError; CheckpointError.
     """
+    weights = store.load(run).weights()
     config, dataset, classes = _read(run, data)
     if config.objective != "pf_mag":
         raise ConfigError(f"{run} is a run of {config.objective}, which makes no poker faces; leave --judge out")
     faces = _split(dataset, split)
     config = replace(config, evaluate=replace(config.evaluate, judge=str(judge), n_poker_faces=len(faces)))
     with world(config.engine.device) as ranks:
-        model = _model(run, config, classes).to(ranks.device).eval()
+        model = _model(run, weights, config, classes).to(ranks.device).eval()
         assert isinstance(model, PFViT)
         return poker_faces.measure(config, model, faces, Evaluators(load_judge(config, dataset, ranks)), ranks)
 
@@ -95,9 +97,8 @@ def _read(run: Path, data: DataConfig | str | None) -> tuple[RunConfig, Dataset,
     return config, dataset or open_dataset(config.data, config.seed), classes
 
 
-def _model(run: Path, config: RunConfig, classes: tuple[str, ...]) -> nn.Module:
-    """The net of a run with the weights of its best checkpoint."""
-    weights = store.load(run).weights()
+def _model(run: Path, weights: Mapping[str, Tensor], config: RunConfig, classes: tuple[str, ...]) -> nn.Module:
+    """The net of a run with these weights."""
     require_outputs(enclosing_run(run) or run, weights, classes)
     model = factory.build(config, len(classes), load_init=False)["model"]
     model.load_state_dict(weights)
