@@ -79,7 +79,8 @@ def judge_run(run: Path, judge: Path, split: str = "test", data: DataConfig | st
     with world(config.engine.device) as ranks:
         model = _model(run, weights, config, classes).to(ranks.device).eval()
         assert isinstance(model, PFViT)
-        return poker_faces.measure(config, model, faces, Evaluators(load_judge(config, dataset, ranks)), ranks)
+        evaluators = Evaluators(load_judge(config, dataset, ranks, "--judge"))
+        return poker_faces.measure(config, model, faces, evaluators, ranks)
 
 
 def _read(run: Path, data: DataConfig | str | None) -> tuple[RunConfig, Dataset, tuple[str, ...]]:

@@ -81,26 +81,26 @@ def load_evaluators(config: RunConfig, dataset: Dataset, identity_net: IdentityN
     )
 
 
-def load_judge(config: RunConfig, dataset: Dataset, world: World) -> Judge | None:
-    """Load the judge from its run folder; None where the config names none.
+def load_judge(config: RunConfig, dataset: Dataset, world: World, option: str = "evaluate.judge") -> Judge | None:
+    """Load the judge from its run folder; None where the config names none. `option` is what error messages call it.
 
     Its classes are met by name. Raises ConfigError if the dataset has no neutral class or other classes than the judge,
     or if the judge was trained on another build of the same dataset, which may share photos with this one's test split.
     """
     if config.objective != "pf_mag" or config.evaluate.judge is None:
         return None
-    classifier = load_classifier(Path(config.evaluate.judge), "evaluate.judge")
+    classifier = load_classifier(Path(config.evaluate.judge), option)
     neutral = neutral_index(dataset.classes)
     if neutral is None:
-        raise ConfigError(f"evaluate.judge: {dataset.name} has no neutral class; leave evaluate.judge out")
+        raise ConfigError(f"{option}: {dataset.name} has no neutral class; leave {option} out")
     judges = dataset.classes if classifier.classes is None else classifier.classes
     if set(judges) != set(dataset.classes) or classifier.outputs != len(judges):
         known = f"{classifier.outputs} classes" if classifier.classes is None else f"the classes {', '.join(judges)}"
         raise ConfigError(
-            f"evaluate.judge: {config.evaluate.judge} has {known}, {dataset.name} has {', '.join(dataset.classes)};"
+            f"{option}: {config.evaluate.judge} has {known}, {dataset.name} has {', '.join(dataset.classes)};"
             " train a judge on the same data"
         )
-    require_same_build(config, Path(config.evaluate.judge), "evaluate.judge")
+    require_same_build(config, Path(config.evaluate.judge), option)
     columns = torch.tensor([judges.index(name) for name in dataset.classes], device=world.device)
     net = classifier.net.to(world.device)
     return Judge(lambda images: net(images)[:, columns], classifier.config.data.size, neutral)
