@@ -79,7 +79,7 @@ class _Supervisor:
                         break
                     self._start(run)
                 for bar in list(self.running):
-                    self._check(bar)
+                    self._check(bar, stopping=stop.requested or self.failure is not None)
                 if (stop.requested or self.failure) and not signalled:
                     signalled = True
                     for each in self.running.values():
@@ -98,8 +98,8 @@ class _Supervisor:
         if not self.console.is_terminal:
             self._print(f"{self.title}{run.label}: started, its log is {started.logs[0]}")
 
-    def _check(self, bar: TaskID) -> None:
-        """Update the display of a run, and handle its end."""
+    def _check(self, bar: TaskID, *, stopping: bool) -> None:
+        """Update the display of a run, and handle its end. `stopping`: all runs are asked to stop."""
         each = self.running[bar]
         code = each.poll()
         each.read_metrics()
@@ -116,8 +116,8 @@ class _Supervisor:
                 self._print(f"{self.title}{each.run.label}: {each.summary()}")
             return
         self.queue.drop_after(each.run)
-        if code != INTERRUPTED:
-            failure = launch_error(each, code)
+        if code != INTERRUPTED or not stopping:
+            failure = stopped_alone(each.run) if code == INTERRUPTED else launch_error(each, code)
             if self.on_failure is None:
                 self.failure = self.failure or failure
             else:
@@ -149,6 +149,11 @@ def launch_error(failed: RunProcesses, code: int) -> LaunchError:
     end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     advice = "earlier checkpoints are complete, the same command continues from them"
     return LaunchError(f"{name} {end}; {advice}. The end of its log ({log}):\n{tail}", 1)
+
+
+def stopped_alone(run: TrainRun) -> LaunchError:
+    """The error of a run that a signal stopped which its launcher did not receive: what waits for it must not start."""
+    return LaunchError(f"{run.label} was stopped by a signal to its own process; the same command continues it", 1)
 
 
 def run_ranks(module: str, arguments: Sequence[str], processes: int) -> int:

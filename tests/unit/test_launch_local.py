@@ -102,6 +102,35 @@ def test_failed_run_does_not_end_the_runs_beside_it(tmp_path: Path) -> None:
     assert not plan.all_finished
 
 
+@pytest.mark.slow
+def test_run_that_a_signal_stops_alone_has_failed(tmp_path: Path) -> None:
+    """What starts from it is not trained from a checkpoint of the middle; the same plan continues it."""
+    long = replace(config("mae", max_steps=300), epochs=1000.0)
+    pretraining = TrainRun(replace(long, data=replace(long.data, workers=0)), tmp_path / "mae")
+    start = config("finetune", max_steps=1)
+    start = replace(start, model=replace(start.model, init=str(pretraining.folder)))
+    run = TrainRun(start, tmp_path / "finetune")
+    stages = (Stage("mae", (pretraining,)), Stage("finetune", (run,), after=("mae",)))
+    plan = Plan("plan", tmp_path, stages, "", continue_on_failure=True)
+
+    def stop_worker() -> None:
+        wait_for(lambda: (tmp_path / PLAN_FILE).exists() and status.overview(tmp_path).tasks[0].step)
+        children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children").read_text().split()
+        for child in children:
+            if b"pfcluster.launch.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_worker)
+    thread.start()
+    with pytest.raises(LaunchError, match=r"(?s)was stopped by a signal to its own process.*finetune"):
+        run_plan(plan, processes=1, max_parallel=1)
+    thread.join()
+    assert not run.folder.exists()
+    assert run_plan(plan, processes=1, max_parallel=1)
+    assert pretraining.finished()
+    assert run.finished()
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_a_command_ends_it_and_the_plan(tmp_path: Path, sent: int) -> None:
     """`pfcluster cancel` signals the launcher alone: the command is told, and nothing begins after it."""

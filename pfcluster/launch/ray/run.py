@@ -12,7 +12,7 @@ from pfcluster.config import ConfigError
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.errors import LaunchError
 from pfcluster.launch.launcher_lock import launching
-from pfcluster.launch.local import unfinished
+from pfcluster.launch.local import stopped_alone, unfinished
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, TrainRun
 from pfcluster.launch.processes import RunMonitor
@@ -108,7 +108,7 @@ class _Supervisor:
                         queue.finished(monitor.run)
                     else:
                         queue.drop_after(monitor.run)
-                    self._handle_end(monitor, status)
+                    self._handle_end(monitor, status, stopping=stop.requested or self.failure is not None)
                 if (stop.requested or self.failure) and not signalled:
                     signalled = True
                     for monitor in running.values():
@@ -119,15 +119,16 @@ class _Supervisor:
             self.console.print("stopped; the same command continues from the checkpoints")
         return not stop.requested
 
-    def _handle_end(self, monitor: RunMonitor, status: ExitStatus) -> None:
+    def _handle_end(self, monitor: RunMonitor, status: ExitStatus, *, stopping: bool) -> None:
+        """`stopping`: all runs are asked to stop."""
         run = monitor.run
         monitor.read_metrics()
         (run.folder / STOP_FILE).unlink(missing_ok=True)
         if status.code == FINISHED:
             self.console.print(f"{run.label}: {monitor.summary()}", soft_wrap=True)
-        if status.code in (FINISHED, INTERRUPTED):
+        if status.code == FINISHED or (status.code == INTERRUPTED and stopping):
             return
-        failure = _launch_error(run, status)
+        failure = stopped_alone(run) if status.code == INTERRUPTED else _launch_error(run, status)
         if self.on_failure is not None:
             self.on_failure(run, failure)
         else:
