@@ -59,6 +59,7 @@ def sweep(arguments: Sequence[str]) -> int:
     print_warnings(preflight(_first_runs(spec, folder), options.cluster), console)
     print_warnings(_missing_test_split(spec, folder), console)
     require_counted_evaluations(spec, Runs(spec, folder), schedule_of)
+    search.require_valid_trials(spec)
     if options.dry_run:
         require_same(spec, folder)
         _describe(spec, folder, schedule_of, console)

@@ -18,7 +18,7 @@ from pfcluster.experiments.claims import (
 from pfcluster.experiments.results import Results
 from pfcluster.report.formatting import MISSING, interval, mean_std, number, p_value, signed
 from pfcluster.report.rendering import Table
-from pfcluster.report.statistics import Paired, holm, summarize
+from pfcluster.report.statistics import Paired, holm_over_tests, summarize
 from pfcluster.report.tables import NOT_COMPARABLE, OVER_SAMPLES, OVER_SEEDS
 
 STAND_IN = "rafdb"
@@ -69,8 +69,8 @@ def accuracy_table(results: Results, dataset: str, key: str) -> Table | None:
     stated = paper.ACCURACY.get(STAND_IN if results.record.miniature else dataset, {})
     reference = results.group(dataset, REFERENCE[key])
     differences = {cell.name: accuracy_difference(results.group(dataset, cell.name), reference) for cell in cells[1:]}
-    p_values = {name: one.t_p for name, one in differences.items() if one is not None and one.t_p is not None}
-    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    p_values = {name: one.t_p for name, one in differences.items() if one is not None}
+    corrected = dict(zip(p_values, holm_over_tests(list(p_values.values())), strict=True))
     rows = [
         _accuracy_row(results, dataset, cell, cells[0], stated, differences.get(cell.name), corrected.get(cell.name))
         for cell in cells

@@ -15,7 +15,7 @@ from pfcluster.report.prediction_stats import (
     compare_predictions,
     correct_over_comparisons,
 )
-from pfcluster.report.statistics import Paired, Summary, holm, paired
+from pfcluster.report.statistics import Paired, Summary, holm_over_tests, paired
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 INCONCLUSIVE, NOT_RUN = "inconclusive", "not run"
@@ -85,11 +85,11 @@ def check_claims(results: Results) -> list[ClaimResult]:
         if results.is_planned(dataset, claim.better) and results.is_planned(dataset, claim.worse)
     ]
     differences = [accuracy_difference(better, worse) for _, _, better, worse in cases]
-    corrected = iter(holm([one.t_p for one in differences if one is not None and one.t_p is not None]))
+    corrected = iter(holm_over_tests([one.t_p for one in differences if one is not None]))
     predictions = correct_over_comparisons([prediction_difference(better, worse) for _, _, better, worse in cases])
     claim_results = []
     for (dataset, claim, better, worse), difference, comparison in zip(cases, differences, predictions, strict=True):
-        holm_p = next(corrected) if difference is not None and difference.t_p is not None else None
+        holm_p = None if difference is None else next(corrected)
         reason = not_comparable(better, worse) if better is not None and worse is not None else ""
         outcome = f"not compared: {reason}" if reason else _outcome(difference, holm_p)
         claim_results.append(ClaimResult(dataset, claim, difference, holm_p, outcome, comparison))

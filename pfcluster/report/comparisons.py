@@ -15,7 +15,7 @@ from pfcluster.report.prediction_stats import (
     correct_over_comparisons,
     sample_mismatch,
 )
-from pfcluster.report.statistics import Paired, holm, paired
+from pfcluster.report.statistics import Paired, holm_over_tests, paired
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,8 @@ def compare_with_each(group: RunGroup, baselines: Sequence[RunGroup]) -> list[Co
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
-    p_values = {
-        index: one.accuracy.t_p
-        for index, one in enumerate(comparisons)
-        if one.accuracy is not None and one.accuracy.t_p is not None
-    }
-    for index, p in zip(p_values, holm(list(p_values.values())), strict=True):
+    p_values = {index: one.accuracy.t_p for index, one in enumerate(comparisons) if one.accuracy is not None}
+    for index, p in zip(p_values, holm_over_tests(list(p_values.values())), strict=True):
         comparisons[index] = replace(comparisons[index], holm_p=p)
     corrected = correct_over_comparisons([one.predictions for one in comparisons])
     return [replace(one, predictions=predictions) for one, predictions in zip(comparisons, corrected, strict=True)]

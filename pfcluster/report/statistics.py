@@ -156,6 +156,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def holm_over_tests(p_values: Sequence[float | None]) -> list[float | None]:
+    """`holm` over comparisons of which some had no test (None): they count, as p = 1, and have no corrected p."""
+    corrected = holm([1.0 if p is None else p for p in p_values])
+    return [None if p is None else new for p, new in zip(p_values, corrected, strict=True)]
+
+
 def sum_matrices(matrices: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
     """Element-wise sum of square matrices. Raises ValueError for different sizes or an empty sequence."""
     if not matrices or len({len(matrix) for matrix in matrices}) != 1:

@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from pfcluster.config.io import may_change_on_resume
 from pfcluster.runs.run_inputs import DATA_FIELD
 
 OUTPUT_FIELDS = ("output", "output_dir", "folder", "run_dir", "resume")
 """Top-level config fields that say where a run writes, not what it computes."""
+FINAL_SPLIT = "evaluate.final_split"
 NUMBERED = re.compile(r"((?<![A-Za-z0-9.])(?:seed[-_=]?|s)?\d+(?![\w.]))")
 """A number in a string that may be a seed."""
 
@@ -33,8 +35,8 @@ class RunRecord(Protocol):
 def config_differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]:
     """Config fields in which two runs differ, apart from the seed: dotted name -> both values.
 
-    Output folders, strings that differ only by the run's seed (e.g. initial weights in `mae-seed1`), and paths of the
-    same data or weights are ignored.
+    Output folders, fields that may change on resume (but not the split of the final evaluation), strings that differ
+    only by the run's seed (e.g. initial weights in `mae-seed1`), and paths of the same data or weights are ignored.
     Empty if either run has no config.
     """
     if not a.config or not b.config:
@@ -43,6 +45,7 @@ def config_differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]
     for name in sorted({*a.config, *b.config}):
         left, right = a.config.get(name), b.config.get(name)
         ignored = name == "seed" or name.split(".")[0] in OUTPUT_FIELDS
+        ignored |= may_change_on_resume(name) and name != FINAL_SPLIT
         ignored |= _inputs(a).get(name) is not None and _inputs(a).get(name) == _inputs(b).get(name)
         if not ignored and not _equal_but_for_seeds(left, right, (a.seed, b.seed)):
             differences[name] = (left, right)

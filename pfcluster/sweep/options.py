@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -110,6 +110,14 @@ class SweepCommand:
 SET_BY_SWEEPS = {**SET_BY_STUDIES, "--evaluate.final-split": "no trial of a search uses the test split"}
 
 
+SET_BY_STARTS = {
+    "model.init": (MAE, "every trial starts from the sweep's own pre-training"),
+    "pf_mag.decoder_init": (MAE_VIT, "every trial's decoder starts from the sweep's own pre-training"),
+    "evaluate.judge": (JUDGE, "the sweep trains one judge for all trials"),
+}
+"""Fields that a sweep sets if it trains the run of this name before the trials, and why they cannot be searched."""
+
+
 @dataclass(frozen=True)
 class SweepOptions:
     """A sweep and where it runs."""
@@ -152,6 +160,7 @@ def _spec(command: SweepCommand, overrides: Sequence[str]) -> Spec:
         for name, config in with_start(presets.recipe(preset), command.pf_vit_start).items()
     }
     config, before = recipe[role], _before(recipe, role)
+    _require_free_fields(parameters, before)
     on_curve = command.metric in CURVE_METRICS
     if on_curve:
         config = replace(config, evaluate=replace(config.evaluate, metric=command.metric))  # type: ignore[arg-type]
@@ -175,6 +184,16 @@ def _spec(command: SweepCommand, overrides: Sequence[str]) -> Spec:
         preset=preset,
         overrides=tuple(overrides),
     )
+
+
+def _require_free_fields(parameters: Sequence[Parameter], before: Mapping[str, RunConfig]) -> None:
+    """Raises ConfigError if a field is to be searched that the sweep sets itself: all its trials would be equal."""
+    reasons = {option.removeprefix("--").replace("-", "_"): reason for option, reason in SET_BY_SWEEPS.items()}
+    reasons["evaluate.selection_split"] = "the test split must not influence the search"
+    reasons |= {name: reason for name, (run, reason) in SET_BY_STARTS.items() if run in before}
+    for one in parameters:
+        if one.field in reasons:
+            raise ConfigError(f"--space {one.name}={one.text()} cannot be searched: {reasons[one.field]}")
 
 
 def _default_lag(command: SweepCommand) -> int:

@@ -32,7 +32,7 @@ def draw(spec: Spec, baseline: Mapping[str, Any], member: int) -> dict[str, Any]
     if member == 0:
         return dict(baseline)
     random = Random(f"{spec.seed}/{member}")
-    return {one.name: one.draw(random) for one in spec.space}
+    return spec.valid_draw(lambda _: {one.name: one.draw(random) for one in spec.space})
 
 
 def offspring(
@@ -53,11 +53,14 @@ def offspring(
         random = Random(f"{spec.seed}/{generation}/{member}")
         if member in replaced and best and member not in best:
             parent = random.choice(best)
-            perturbed = {one.name: _perturbed(one, values[parent][one.name], random) for one in spec.space}
-            children.append((parent, perturbed))
+            children.append((parent, _perturbed_values(spec, values[parent], random)))
         else:
             children.append((member, dict(values[member])))
     return children
+
+
+def _perturbed_values(spec: Spec, values: Mapping[str, Any], random: Random) -> dict[str, Any]:
+    return spec.valid_draw(lambda _: {one.name: _perturbed(one, values[one.name], random) for one in spec.space})
 
 
 def _perturbed(parameter: Parameter, value: Any, random: Random) -> Any:

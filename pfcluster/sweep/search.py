@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from pfcluster.config import ConfigError
 from pfcluster.sweep.space import Parameter
 from pfcluster.sweep.space import baseline as baseline_of
 from pfcluster.sweep.spec import Spec
@@ -44,7 +45,10 @@ def required_trials(spec: Spec, number: int) -> int:
 
 
 def propose(spec: Spec, baseline: Mapping[str, Any], number: int, earlier: Sequence[Observation]) -> dict[str, Any]:
-    """The values of a trial. `earlier`: the trials before it; TPE uses the scores of the first `required_trials`."""
+    """The values of a trial. `earlier`: the trials before it; TPE uses the scores of the first `required_trials`.
+
+    Raises ConfigError if no draw is a valid config.
+    """
     if number == 0:
         return dict(baseline)
     if spec.search == "grid":
@@ -53,8 +57,27 @@ def propose(spec: Spec, baseline: Mapping[str, Any], number: int, earlier: Seque
         return _one_at_a_time(spec, baseline)[number - 1]
     if spec.search == "random":
         random = Random(f"{spec.seed}/{number}")
-        return {one.name: one.draw(random) for one in spec.space}
-    return _tpe(spec, number, earlier)
+        return spec.valid_draw(lambda _: {one.name: one.draw(random) for one in spec.space})
+    return spec.valid_draw(lambda attempt: _tpe(spec, number, earlier, attempt))
+
+
+def require_valid_trials(spec: Spec) -> None:
+    """Raises ConfigError if a trial that is known beforehand is no valid config: of a grid, one-at-a-time, or a random
+    search.
+    """
+    if spec.search == "tpe" or spec.scheduler == "pbt":
+        return
+    own = baseline_of(spec.space, spec.stages())
+    for number in range(1, trial_count(spec)):
+        values = propose(spec, own, number, ())
+        try:
+            spec.require_valid(values)
+        except ConfigError as error:
+            shown = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise ConfigError(
+                f"--search {spec.search}: trial {number}, {shown}, is no valid config: {error}; leave out one of these"
+                " values, or use --search tpe or random, which draw again"
+            ) from error
 
 
 def _grid(spec: Spec) -> list[dict[str, Any]]:
@@ -73,13 +96,14 @@ def _one_at_a_time(spec: Spec, baseline: Mapping[str, Any]) -> list[dict[str, An
     ]
 
 
-def _tpe(spec: Spec, number: int, earlier: Sequence[Observation]) -> dict[str, Any]:
-    """Tree-structured Parzen estimators (Bergstra et al. 2011) of Optuna, in a new study for each trial."""
+def _tpe(spec: Spec, number: int, earlier: Sequence[Observation], attempt: int) -> dict[str, Any]:
+    """Tree-structured Parzen estimators (Bergstra et al. 2011) of Optuna, in a new study for each draw."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {one.name: distribution(one) for one in spec.space}
-    seed = int.from_bytes(hashlib.sha256(f"{spec.seed}/{number}".encode()).digest()[:4], "big")
+    key = f"{spec.seed}/{number}" + (f"/{attempt}" if attempt else "")
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
     sampler = optuna.samplers.TPESampler(
         seed=seed,
         multivariate=True,

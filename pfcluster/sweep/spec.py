@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from pfcluster.config.io import REMOVED, REMOVED_FIELDS
 from pfcluster.config.json_files import JsonFileError, read_object, record_of, without_removed
 from pfcluster.config.starts import MAE_VIT
 from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.sweep.space import MAE, Parameter, baseline, check
+from pfcluster.sweep.space import MAE, Parameter, applied, baseline, check
 
 Search = Literal["tpe", "random", "grid", "one-at-a-time"]
 """`one-at-a-time`: the baseline with one value changed in each trial."""
@@ -46,6 +46,8 @@ CHANGEABLE = (
     "augment.",
 )
 """Fields that population-based training may change between generations."""
+DRAWS = 100
+"""Draws of a trial's values, of which one must be a valid config."""
 SWITCHES = ("optim.ema", "pf_mag.weights.confusion")
 """Of these, fields whose value 0 leaves tensors out of the checkpoint that other values need."""
 BALANCED_SWITCHES = ("pf_mag.weights.anchor", "pf_mag.weights.swap")
@@ -127,8 +129,12 @@ class Spec:
             raise ConfigError(f"--fresh-seeds: seed {min(both)} is one of --seeds; a confirmation needs unused seeds")
         if self.confirm and not self.fresh_seeds:
             raise ConfigError("--fresh-seeds: a confirmation needs at least one; --confirm 0 skips it")
-        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
-            raise ConfigError(f"--seeds must be at least one and differ from each other, got {list(self.seeds)}")
+        if not self.seeds:
+            raise ConfigError("--seeds: a search needs at least one")
+        for option, seeds in (("--seeds", self.seeds), ("--fresh-seeds", self.fresh_seeds)):
+            if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
+                given = " ".join(map(str, seeds))
+                raise ConfigError(f"{option} must differ from each other and lie in 0..2^31-1, got {given}")
 
     def _check_population(self) -> None:
         fixed = [one.name for one in self.space if not one.name.startswith(CHANGEABLE)]
@@ -149,6 +155,29 @@ class Spec:
             raise ConfigError(f"--scheduler pbt draws its own values: remove --search {self.search}")
         if self.trials < 4:
             raise ConfigError(f"--trials: a population needs at least 4 members, got {self.trials}")
+
+    def require_valid(self, values: Mapping[str, Any]) -> None:
+        """Raises ConfigError if the values of a trial together are no valid config."""
+        for stage, config in self.stages().items():
+            applied(config, self.space, values, stage)
+
+    def valid_draw(self, draw: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+        """The first of `draw(0)`, `draw(1)`, ... that is a valid config: the ends of all ranges are, but not every
+        value between them, nor every combination. Raises ConfigError after `DRAWS`.
+        """
+        reason = ""
+        for number in range(DRAWS):
+            values = draw(number)
+            try:
+                self.require_valid(values)
+            except ConfigError as error:
+                reason = str(error)
+                continue
+            return values
+        raise ConfigError(
+            f"--space: {DRAWS} draws in a row were no valid config, the last one because of {reason}; give the values"
+            " that are valid, as choice:..."
+        )
 
     def stages(self) -> dict[str | None, RunConfig]:
         """The configs that hold the parameters' fields, by `Parameter.stage`."""

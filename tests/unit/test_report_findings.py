@@ -57,6 +57,14 @@ def test_holm_correction_over_comparisons(tmp_path: Path) -> None:
     assert "not significant after correction for the number of comparisons (p = 0.052)" in report
 
 
+def test_comparison_with_equal_differences_counts_in_the_correction(tmp_path: Path) -> None:
+    write_group(tmp_path, "scratch", [0.70, 0.71, 0.72])
+    write_group(tmp_path, "a", [0.75, 0.77, 0.76])
+    for name in "bcd":
+        write_group(tmp_path, name, [0.71, 0.72, 0.73])
+    assert "| a | 3 | +5.00 | +2.52 to +7.48 | – | 0.013 | 0.052 |" in text(write_report(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("mse_inside", "sentence"),
     [
@@ -128,6 +136,17 @@ def test_runs_with_different_configs_are_not_comparable(tmp_path: Path) -> None:
     assert "odd: no mean accuracy" in report
     assert "odd cannot be compared with scratch" in report
     assert "odd ⚠" in report
+
+
+def test_fields_that_may_change_on_resume_are_no_differences(tmp_path: Path) -> None:
+    for seed, workers in enumerate((2, 8)):
+        more = {"data": {"workers": workers}, "engine": {"backend": ("ddp", "fsdp2")[seed], "precision": "fp32"}}
+        write_run(tmp_path, "resumed", seed, config=more)
+    assert not write_report(tmp_path).notices
+    write_run(tmp_path, "resumed", 2, config={"data": {"workers": 2}, "engine": {"precision": "bf16"}})
+    (notice,) = write_report(tmp_path).notices
+    assert "engine.precision is 'fp32' and 'bf16'" in notice.text
+    assert "workers" not in notice.text
 
 
 def test_removed_fields_are_differences_only_if_they_had_an_effect(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pfcluster.report.statistics import WILCOXON_MIN_PAIRS, holm, paired, row_shares, sum_matrices, summarize
+from pfcluster.report.statistics import (
+    WILCOXON_MIN_PAIRS,
+    holm,
+    holm_over_tests,
+    paired,
+    row_shares,
+    sum_matrices,
+    summarize,
+)
 
 
 def test_mean_std_and_interval_by_hand() -> None:
@@ -140,6 +148,10 @@ def test_small_differences_of_small_values_have_a_test() -> None:
 def test_paired_rejects_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="3 and 2"):
         paired([1, 2, 3], [1, 2])
+
+
+def test_comparisons_without_a_test_count_in_the_correction() -> None:
+    assert holm_over_tests([None, 0.01, 0.03, None]) == [None, pytest.approx(0.04), pytest.approx(0.09), None]
 
 
 def test_holm_by_hand() -> None:

@@ -70,6 +70,42 @@ def test_proposals_are_reproducible_and_depend_on_the_seed(how):
     assert all(parameter.holds(one[parameter.name]) for parameter in SPACE)
 
 
+@pytest.mark.parametrize("how", ["random", "tpe"])
+def test_values_that_no_config_accepts_are_drawn_again(how):
+    """Both ends of the range are valid, and few of the values between them."""
+    words = ("model.width=int:96,128", "model.heads=choice:2,4")
+    spec = replace(SPEC, space=tuple(map(parse, words)), search=how)
+    search.require_valid_trials(spec)
+    for number in range(8):
+        spec.require_valid(search.propose(spec, BASELINE, number, observations(number, spec)))
+
+
+def test_members_of_a_population_are_valid_configs():
+    """Adam has no weight decay: half of the combinations are no config."""
+    config = replace(RECIPE["pf-vit"], optim=replace(RECIPE["pf-vit"].optim, weight_decay=0.0))
+    words = ("optim.algorithm=choice:adam,adamw", "optim.weight_decay=choice:0,0.05")
+    spec = replace(SPEC, config=config, space=tuple(map(parse, words)), scheduler="pbt", search="random", trials=8)
+    own = space.baseline(spec.space, spec.stages())
+    members = [pbt.draw(spec, own, member) for member in range(8)]
+    assert {"optim.algorithm": "adamw", "optim.weight_decay": 0.05} in members
+    for generation in range(1, 6):
+        children = pbt.offspring(spec, generation, members, [float(member) for member in range(8)])
+        members = [values for _, values in children]
+        for values in members:
+            spec.require_valid(values)
+
+
+def test_a_space_without_valid_values_is_refused_before_the_sweep():
+    fusions = (parse("pf_mag.fusion=choice:self,cross"), parse("pf_mag.fusion_bias=choice:none,4"))
+    spec = replace(SPEC, space=fusions)
+    message = r"--search grid: trial 2, pf_mag\.fusion self, pf_mag\.fusion_bias 4, is no valid config: .*fusion"
+    with pytest.raises(ConfigError, match=message):
+        search.require_valid_trials(replace(spec, search="grid"))
+    search.require_valid_trials(replace(spec, search="random"))
+    with pytest.raises(ConfigError, match=r"100 draws in a row were no valid config, the last one because of .*fusion"):
+        spec.valid_draw(lambda _: {"pf_mag.fusion": "self", "pf_mag.fusion_bias": 4})
+
+
 def test_tpe_ignores_trials_within_the_lag():
     """The proposal does not depend on whether the last `lag` trials have ended yet."""
     spec = replace(SPEC, trials=40, lag=5)
@@ -214,7 +250,11 @@ def test_pbt_replaces_the_worst_quarter_by_perturbed_copies_of_the_best():
         ({"metric": "test_accuracy"}, "--metric must be one of accuracy"),
         ({"metric": "neutral_rate"}, "known only at the end of a trial"),
         ({"fresh_seeds": (0, 1)}, "seed 0 is one of --seeds"),
-        ({"seeds": (0, 0)}, "differ"),
+        ({"seeds": (0, 0)}, "--seeds must differ"),
+        ({"seeds": (0, -1)}, "--seeds .*lie in"),
+        ({"seeds": ()}, "--seeds: a search needs at least one"),
+        ({"fresh_seeds": (7, 7)}, "--fresh-seeds must differ"),
+        ({"fresh_seeds": (7, 2**31)}, "--fresh-seeds .*lie in"),
         ({"space": ()}, "nothing to search"),
         ({"scheduler": "pbt", "space": (parse("model.depth=int:2,4"),)}, "model.depth cannot be"),
         ({"scheduler": "pbt", "space": (parse("optim.ema=choice:0,0.9"),)}, "optim.ema is 0 .off. in some members"),

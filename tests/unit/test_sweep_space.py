@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from pfcluster.config import ConfigError, presets
+from pfcluster.sweep.options import read
 from pfcluster.sweep.space import Parameter, applied, baseline, check, named_spaces, parse
 
 CONFIGS = {None: presets.recipe("mini")["pf-vit"], "mae": presets.recipe("mini")["mae"]}
@@ -87,6 +88,23 @@ def test_space_with_invalid_config_values_is_refused(text, message):
 def test_mae_parameter_needs_a_pretraining():
     with pytest.raises(ConfigError, match="no pre-training"):
         check([parse("mae.mask_ratio=uniform:0.3,0.9")], {None: CONFIGS[None]})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("seed=int:0,5", "runs take their seeds from --seeds"),
+        ("name=choice:a,b", "named after"),
+        ("evaluate.final_split=choice:validation,test", "no trial of a search uses the test split"),
+        ("evaluate.selection_split=choice:validation,test", "must not influence the search"),
+        ("evaluate.judge=choice:none,x", "one judge for all trials"),
+        ("mae:seed=int:0,5", "runs take their seeds from --seeds"),
+        ("model.init=choice:none,x", "own pre-training"),
+    ],
+)
+def test_fields_that_a_sweep_sets_cannot_be_searched(text, reason):
+    with pytest.raises(ConfigError, match=f"--space {text} cannot be searched: .*{reason}"):
+        read(["--space", text, "--output", "unused"])
 
 
 def test_choice_may_be_a_list_of_names():

@@ -13,7 +13,7 @@ from typing import Any
 
 from pfcluster.launch.plan import TrainRun
 from pfcluster.report.errors import ReportError
-from pfcluster.report.statistics import Paired, Summary, holm, paired, summarize
+from pfcluster.report.statistics import Paired, Summary, holm_over_tests, paired, summarize
 from pfcluster.runs.folder import RESULT_FILE
 from pfcluster.sweep import search
 from pfcluster.sweep.asha import EvalSchedule
@@ -196,10 +196,9 @@ def _compared(confirmed: list[Confirmed]) -> list[Confirmed]:
     """Add differences from the baseline, which is the first, and Holm's correction over all of them."""
     for index, one in enumerate(confirmed[1:], 1):
         confirmed[index] = replace(one, difference=on_common_seeds(one.scores, confirmed[0].scores))
-    tests = [(index, one.difference.t_p) for index, one in enumerate(confirmed) if one.difference is not None]
-    corrected = holm([1.0 if p is None else p for _, p in tests])  # comparisons without a p count, too
-    for (index, p), new in zip(tests, corrected, strict=True):
-        confirmed[index] = replace(confirmed[index], holm_p=None if p is None else new)
+    p_values = {index: one.difference.t_p for index, one in enumerate(confirmed) if one.difference is not None}
+    for index, p in zip(p_values, holm_over_tests(list(p_values.values())), strict=True):
+        confirmed[index] = replace(confirmed[index], holm_p=p)
     return confirmed
 
 
