@@ -37,6 +37,10 @@ WEIGHT_FIELDS = (
 """Fields that name a run, a checkpoint or a file of weights."""
 
 
+START_FIELDS = ("model.init", "pf_mag.decoder_init")
+"""Of these, fields that name what a run's own weights start from."""
+
+
 def split_fingerprint(manifest: Manifest, split: str) -> str:
     """Hash of a split's contents: the checksums of its tars and indexes, and the classes that its labels index."""
     files = [(shard.sha256, shard.index_sha256) for shard in manifest.splits[split].shards]
@@ -160,6 +164,21 @@ def check_inputs(folder: Path, config: RunConfig, *, finished: bool = False) -> 
                     " them, or train in another folder"
                 )
     return changes
+
+
+def changed_starts(folder: Path, config: RunConfig) -> list[str]:
+    """Sentences about weights that a finished run in a folder started from, and that are others now."""
+    recorded = read_inputs(folder)
+    places = {name: place for name, place in _places(config).items() if name in START_FIELDS}
+    changed = []
+    for name, place in places.items():
+        before, now = None if recorded is None else recorded.weights.get(name), weights_fingerprint(place)
+        if None not in (before, now) and before != now:
+            changed.append(
+                f"{folder} is finished, but was trained from another checkpoint than {name} {place} has now; to train"
+                " it again, remove its folder"
+            )
+    return changed
 
 
 def _require_same_order(folder: Path, data: DataConfig) -> None:

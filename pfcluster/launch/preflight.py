@@ -9,7 +9,7 @@ from pathlib import Path
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import with_values
 from pfcluster.data.build.options import BuildOptions
-from pfcluster.data.fingerprints import check_inputs
+from pfcluster.data.fingerprints import changed_starts, check_inputs
 from pfcluster.data.types import Dataset
 from pfcluster.launch.command_line import parse
 from pfcluster.launch.job_record import read_job
@@ -41,6 +41,8 @@ def preflight(plan: Plan, cluster: Cluster) -> list[str]:
     for run in runs:
         finished = run.finished()
         check_inputs(run.folder, run.config, finished=finished or run.config.data.shards in unbuilt)
+        if finished:
+            warnings += changed_starts(run.folder, run.config)
         if (run.study, run.config.name) in checked or finished:
             continue
         checked.add((run.study, run.config.name))

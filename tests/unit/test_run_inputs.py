@@ -14,7 +14,7 @@ import torch
 
 from pfcluster.config import ConfigError, DataConfig, RunConfig
 from pfcluster.data.build.pipeline import build
-from pfcluster.data.fingerprints import check_inputs, data_record, run_inputs, weights_fingerprint
+from pfcluster.data.fingerprints import changed_starts, check_inputs, data_record, run_inputs, weights_fingerprint
 from pfcluster.runs.folder import INPUTS_FILE, write_config
 from pfcluster.runs.run_inputs import read_inputs, write_inputs
 from tests.photos import make_folder, options
@@ -127,12 +127,16 @@ def test_weights_at_another_path_are_compared_by_content(tmp_path: Path) -> None
         assert list(check_inputs(tmp_path / "run", moved)) == ["model.init"]
     with pytest.raises(ConfigError, match=r"belongs to another config: model\.init"):
         check_inputs(tmp_path / "run", replace(config, model=replace(config.model, init=str(other))))
+    assert changed_starts(tmp_path / "run", config) == []
     shutil.rmtree(first)
     assert check_inputs(tmp_path / "run", config) == {}
+    assert changed_starts(tmp_path / "run", config) == []
     weights(first, 3.0)
     with pytest.raises(ConfigError, match=r"model\.init: .*mae holds other weights now than when"):
         check_inputs(tmp_path / "run", config)
     assert check_inputs(tmp_path / "run", config, finished=True) == {}
+    (sentence,) = changed_starts(tmp_path / "run", config)
+    assert f"was trained from another checkpoint than model.init {first} has now" in sentence
 
 
 def test_files_and_names_have_fingerprints(tmp_path: Path) -> None:
