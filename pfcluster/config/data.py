@@ -38,6 +38,7 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         require_min(1, "data.synthetic", self, "train", "validation", "test", "identities", "annotators")
+        require(0 <= self.seed < 2**63, "data.synthetic.seed", self.seed, "lie in 0..2^63-1")
         require(self.imbalance >= 1, "data.synthetic.imbalance", self.imbalance, "be at least 1")
         require_fraction("data.synthetic", self, "label_noise", below_one=True)
         require_fraction("data.synthetic", self, "nuisance", "min_intensity")
@@ -143,15 +144,16 @@ class AugmentConfig:
     """CutMix's alpha (Yun et al. 2019); 0 is off. With mixup too, each step applies one of the two with probability
     0.5."""
 
-    def __post_init__(self) -> None:
-        require_fraction("augment", self, "flip", "erasing")
+    def check(self, section: str) -> None:
+        """Raises ConfigError for an invalid field, which it names as one of `section`: RunConfig has two."""
+        require_fraction(section, self, "flip", "erasing")
         low, high = self.crop_scale
-        require(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "be 0 < low <= high <= 1")
+        require(0 < low <= high <= 1, f"{section}.crop_scale", self.crop_scale, "be 0 < low <= high <= 1")
         low, high = self.crop_ratio
-        require(0 < low <= high, "augment.crop_ratio", self.crop_ratio, "be 0 < low <= high")
-        require(0 <= self.rotation <= 180, "augment.rotation", self.rotation, "lie in 0..180 degrees")
-        require_fraction("augment", self, "jitter", below_one=True)
-        require_min(0, "augment", self, "mixup", "cutmix")
+        require(0 < low <= high, f"{section}.crop_ratio", self.crop_ratio, "be 0 < low <= high")
+        require(0 <= self.rotation <= 180, f"{section}.rotation", self.rotation, "lie in 0..180 degrees")
+        require_fraction(section, self, "jitter", below_one=True)
+        require_min(0, section, self, "mixup", "cutmix")
 
     @property
     def transforms(self) -> bool:

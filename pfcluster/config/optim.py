@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pfcluster.config.validation import require, require_fraction, require_min
+from pfcluster.config.validation import require, require_fraction, require_min, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +40,17 @@ class OptimConfig:
     """Decay of an exponential moving average of the weights, in [0, 1). The average is evaluated, and loaded by later
     runs, in place of the weights; 0 keeps none."""
 
-    def __post_init__(self) -> None:
-        require_fraction("optim", self, "ema", below_one=True)
-        require(self.lr > 0, "optim.lr", self.lr, "be positive")
-        require(self.encoder_lr_factor >= 0, "optim.encoder_lr_factor", self.encoder_lr_factor, "be at least 0")
-        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "lie in (0, 1]")
-        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "lie in [0, 1)")
-        require_min(0, "optim", self, "weight_decay", "warmup_steps", "clip_norm")
-        require_min(1, "optim", self, "plateau_patience")
-        require(0 < self.plateau_factor < 1, "optim.plateau_factor", self.plateau_factor, "lie in (0, 1)")
-        if self.algorithm == "adam":
-            require(self.weight_decay == 0, "optim.weight_decay", self.weight_decay, "be 0 for adam; adamw has one")
+    def check(self, section: str) -> None:
+        """Raises ConfigError for an invalid field, which it names as one of `section`: RunConfig has two optimizers."""
+        require_fraction(section, self, "ema", below_one=True)
+        require_positive(section, self, "lr")
+        require(0 < self.layer_decay <= 1, f"{section}.layer_decay", self.layer_decay, "lie in (0, 1]")
+        require(all(0 <= beta < 1 for beta in self.betas), f"{section}.betas", self.betas, "lie in [0, 1)")
+        require_min(0, section, self, "encoder_lr_factor", "weight_decay", "warmup_steps", "clip_norm")
+        require_min(1, section, self, "plateau_patience")
+        require(0 < self.plateau_factor < 1, f"{section}.plateau_factor", self.plateau_factor, "lie in (0, 1)")
+        none = self.weight_decay == 0 or self.algorithm != "adam"
+        require(none, f"{section}.weight_decay", self.weight_decay, "be 0 for adam; adamw has one")
 
 
 def default_discriminator_optim() -> OptimConfig:

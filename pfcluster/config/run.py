@@ -62,6 +62,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_finite(self)
+        for section in ("optim", "discriminator_optim", "augment", "discriminator_augment"):
+            getattr(self, section).check(section)
         plain = "be letters, digits, - _ . only: it names a folder"
         require(is_folder_name(self.name), "name", self.name, plain)
         require(self.epochs > 0, "epochs", self.epochs, "be positive")

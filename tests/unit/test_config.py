@@ -21,6 +21,7 @@ from pfcluster.config import (
     OptimConfig,
     PfMagConfig,
     RunConfig,
+    SyntheticConfig,
     presets,
 )
 from pfcluster.config import run as config_module
@@ -41,15 +42,19 @@ def test_presets_survive_json(name):
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda: OptimConfig(lr=0.0), "optim.lr"),
-        (lambda: OptimConfig(algorithm="adam"), "optim.weight_decay"),
+        (lambda: RunConfig(optim=OptimConfig(lr=0.0)), "optim.lr"),
+        (lambda: RunConfig(optim=OptimConfig(algorithm="adam")), "optim.weight_decay"),
+        (lambda: RunConfig(discriminator_optim=OptimConfig(lr=-1.0)), "discriminator_optim.lr"),
         (lambda: MaeConfig(mask_ratio=1.0), "mae.mask_ratio"),
         (lambda: ModelConfig(width=130), "model.width"),
         (lambda: ModelConfig(width=128, heads=3), "model.width"),
         (lambda: ModelConfig(cnn_widths=()), "model.cnn_widths"),
         (lambda: ModelConfig(cnn_convolutions=2), "model.architecture"),
         (lambda: ModelConfig(cnn_convolutions=0), "model.cnn_convolutions"),
-        (lambda: AugmentConfig(crop_scale=(0.9, 0.5)), "augment.crop_scale"),
+        (lambda: RunConfig(augment=AugmentConfig(crop_scale=(0.9, 0.5))), "augment.crop_scale"),
+        (lambda: RunConfig(discriminator_augment=AugmentConfig(flip=3.0)), "discriminator_augment.flip"),
+        (lambda: SyntheticConfig(seed=-1), "data.synthetic.seed"),
+        (lambda: SyntheticConfig(seed=2**63), "data.synthetic.seed"),
         (lambda: DataConfig(size=4), "data.size"),
         (lambda: RunConfig(name="a/b"), "name"),
         (lambda: RunConfig(data=DataConfig(size=50)), "data.size"),
@@ -99,8 +104,7 @@ def test_numbers_are_finite(value):
     assert {"epochs", "optim.lr", "optim.betas", "engine.peak_tflops", "pf_mag.weights.rec"} <= set(numbers)
     for name, is_tuple in numbers.items():
         changed = [value] if name == "evaluate.mask_ratios" else [0.5, value] if is_tuple else value
-        section = name.removeprefix("discriminator_")
-        with pytest.raises(ConfigError, match=rf"{section} must .* got .*(inf|nan)"):
+        with pytest.raises(ConfigError, match=rf"config: {name} must .* got .*(inf|nan)"):
             with_values(RunConfig(), {name: changed})
 
 
