@@ -18,6 +18,7 @@ from pfcluster.data.build.align import (
     LandmarkAligner,
     Rejected,
     choose_face,
+    crop_listed_box,
     overlap,
     resize,
     similarity,
@@ -210,6 +211,28 @@ def test_landmark_aligner_crops_without_detection() -> None:
     np.testing.assert_allclose(results[0].face.box, (39.5, 19.5, 99.5, 79.5), atol=0.5)
     reasons = [result.reason for result in results[1:] if isinstance(result, Rejected)]
     assert reasons == ["no landmarks", "invalid landmarks", "invalid landmarks", "face too small"]
+
+
+def test_the_square_around_a_listed_box() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (100, 160, 3), np.uint8)
+    exact = crop_listed_box(image, (90, 10, 130, 50), 40)
+    assert isinstance(exact, AlignedFace)
+    np.testing.assert_array_equal(exact.image, image[10:50, 90:130])
+    assert exact.face.box == (90, 10, 130, 50)
+    assert exact.face.landmarks.shape == (0, 2)
+    halved = crop_listed_box(image, (90, 20, 130, 40), 20)  # the longer side counts
+    assert isinstance(halved, AlignedFace)
+    means = image[10:50, 90:130].reshape(20, 2, 20, 2, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(halved.image, means, atol=1)
+    across_the_edge = crop_listed_box(image, (-10, 0, 30, 40), 40)
+    assert isinstance(across_the_edge, AlignedFace)
+    np.testing.assert_array_equal(across_the_edge.image[:, 10:], image[:40, :30])
+    assert not across_the_edge.image[:, :10].any()
+    reasons = [crop_listed_box(image, box, 40) for box in ((161, 0, 181, 20), (0, 0, 9, 9))]
+    assert [one.reason for one in reasons if isinstance(one, Rejected)] == [
+        "face box outside the photo",
+        "face too small",
+    ]
 
 
 @real_data

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pfcluster.config import DataConfig
 from pfcluster.data.build.candidates import Candidate
@@ -22,7 +24,7 @@ from pfcluster.data.raw.base import OfficialSplit, RawPhoto
 from pfcluster.data.shards import ShardSplit
 from pfcluster.data.types import DataError
 from pfcluster.runs.locks import exclusive_lock
-from tests.photos import ROOT, SIZE, contents, make_folder, options, picture
+from tests.photos import COLOURS, ROOT, SIZE, contents, make_folder, options, picture
 
 
 @pytest.mark.slow
@@ -197,6 +199,40 @@ def test_copies_of_test_input_photos_without_boxes_are_left_out(tmp_path: Path) 
     assert manifest is not None
     assert manifest.left_out == {"also in the test split": 4}
     assert {name: split.samples for name, split in manifest.splits.items()} == {"train": 8, "test": 2}
+
+
+def two_faces() -> Image.Image:
+    """A photo of a happy and a sad face, at (5, 10) and (60, 10), of 32 px."""
+    photo = Image.new("RGB", (100, 60))
+    photo.paste(picture("happy", 0), (5, 10))
+    photo.paste(picture("sad", 1), (60, 10))
+    return photo
+
+
+def test_faces_of_a_photo_are_pictures_of_their_own_without_alignment(tmp_path: Path) -> None:
+    (tmp_path / "expw" / "image").mkdir(parents=True)
+    two_faces().save(tmp_path / "expw" / "image" / "0.png")
+    lines = ["0.png 0 10 5 37 42 50.0 3", "0.png 1 10 60 92 42 50.0 4", "0.png 2 70 5 25 90 50.0 6"]
+    (tmp_path / "expw" / "label.lst").write_text("\n".join(lines))
+    manifest = build(options(tmp_path / "expw", tmp_path / "out", val_share=0, size=32)).manifest
+    assert manifest is not None
+    assert manifest.left_out == {"face box outside the photo": 1}
+    split = ShardSplit(tmp_path / "out", "train")
+    images = {manifest.classes[label]: split.image(n) for n, label in enumerate(split.labels().tolist())}
+    for emotion, label in (("happiness", "happy"), ("sadness", "sad")):
+        np.testing.assert_allclose(images[emotion][12:, :28], np.broadcast_to(COLOURS[label], (20, 28, 3)), atol=12)
+
+
+def test_boxes_of_photos_of_one_face_are_not_cut_out_without_alignment(tmp_path: Path) -> None:
+    """AffectNet's photos are often crops to which its boxes do not refer."""
+    (tmp_path / "raw").mkdir()
+    points = ";".join(["20"] * 136)
+    for name, label in (("training", 1), ("validation", 2)):
+        picture("happy", label, 64).save(tmp_path / "raw" / f"{name}.png")
+        (tmp_path / "raw" / f"{name}.csv").write_text(f"{name}.png,30,30,34,34,{points},{label},0,0\n")
+    build(options(tmp_path / "raw", tmp_path / "out", val_share=0, size=64))
+    image = ShardSplit(tmp_path / "out", "train").image(0)
+    np.testing.assert_allclose(image[:12, :12], np.broadcast_to((1, 0, 77), (12, 12, 3)), atol=12)
 
 
 def test_boxes_tell_faces_apart_within_a_split_only() -> None:

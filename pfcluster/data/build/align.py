@@ -6,6 +6,7 @@ w columns, s side of the square crop, p points. Points are (x, y) in pixels; pix
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -31,7 +32,7 @@ class Face:
     box: Box
     """Left, top, right, bottom in pixels of the photo."""
     landmarks: np.ndarray
-    """p 2: both eyes, nose, both mouth corners, in pixels of the photo."""
+    """p 2: both eyes, nose, both mouth corners, in pixels of the photo; empty if only the box is known."""
     probability: float
 
 
@@ -105,6 +106,24 @@ def crop_face(
         return Rejected("face too small", f"{side:.0f} px for a crop of {size} px")
     matrix = similarity(face.landmarks, template(size) if targets is None else targets)
     return AlignedFace(warp(image, matrix, size), face, faces_in_photo)
+
+
+def crop_listed_box(image: np.ndarray, box: Box, size: int) -> AlignedFace | Rejected:
+    """The upright square with the centre and the longer side of a box that a dataset lists; without landmarks. Rejected
+    as by `crop_face`, or if the box's centre is outside the photo.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = box
+    x, y = (left + right) / 2, (top + bottom) / 2
+    if not (0 <= x <= width and 0 <= y <= height):
+        return Rejected("face box outside the photo", f"{box} in a photo of {width} x {height} px")
+    corners = np.array([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]) / 2
+    # the edges of a box lie between pixels, whose centres have integer coordinates
+    square = np.array([x, y]) - 0.5 + corners * max(right - left, bottom - top)
+    cropped = crop_face(image, Face(box, square, 1.0), 1, size, (size - 1) / 2 + corners * size)
+    if isinstance(cropped, Rejected):
+        return cropped
+    return dataclasses.replace(cropped, face=dataclasses.replace(cropped.face, landmarks=np.empty((0, 2))))
 
 
 def crop_box(matrix: np.ndarray, size: int) -> Box:

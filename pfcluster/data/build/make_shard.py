@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.data.build.align import AlignedFace, Aligner, Hint, Rejected
+from pfcluster.data.build.align import AlignedFace, Aligner, Hint, Rejected, crop_listed_box
 from pfcluster.data.build.candidates import LeftOut
 from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.plan import PlannedPhoto, PlannedShard
@@ -56,7 +56,7 @@ class ShardMaker:
     size: int
     quality: int
     aligner: Aligner | None
-    """None resizes photos without alignment."""
+    """None resizes photos without alignment, or cuts the listed boxes from those of `RawDataset.several_faces`."""
 
     def make(self, shard: PlannedShard, advance: Callable[[int], None]) -> None:
         """Write the shard's tar, index and marker; report photos to `advance`. Raises BuildError, OSError."""
@@ -112,11 +112,7 @@ class ShardMaker:
         return data
 
     def _samples(self, split: str, window: Sequence[_PlannedImage], left_out: list[LeftOut]) -> Iterator[Sample]:
-        images = [each.decoded.image for each in window]
-        raw = [self._raw(each.photo) for each in window]
-        hints = [Hint(photo.box, photo.landmarks) for photo in raw]
-        faces = self.aligner.align(images, hints) if self.aligner else [None] * len(window)
-        for planned, face in zip(window, faces, strict=True):
+        for planned, face in zip(window, self._faces(window), strict=True):
             photo = planned.photo
             if isinstance(face, Rejected):
                 left_out.append(LeftOut(photo.role, photo.number, face.reason, face.detail))
@@ -126,6 +122,20 @@ class ShardMaker:
             else:
                 jpeg = stored_photo(planned.decoded, self.size, self.quality)
             yield Sample(photo.key, jpeg, self._record(split, planned, face))
+
+    def _faces(self, window: Sequence[_PlannedImage]) -> Sequence[AlignedFace | Rejected | None]:
+        """The face of each photo; None for photos that are stored whole."""
+        if self.aligner is None:
+            return [self._face_in_box(each) for each in window]
+        raw = [self._raw(each.photo) for each in window]
+        hints = [Hint(photo.box, photo.landmarks) for photo in raw]
+        return self.aligner.align([each.decoded.image for each in window], hints)
+
+    def _face_in_box(self, planned: _PlannedImage) -> AlignedFace | Rejected | None:
+        box = self._raw(planned.photo).box
+        if box is None or not self.datasets[planned.photo.role].several_faces:
+            return None
+        return crop_listed_box(planned.decoded.image, box, self.size)
 
     def _record(self, split: str, planned: _PlannedImage, face: AlignedFace | None) -> dict[str, Any]:
         """JSON of a sample. Box and landmarks are in pixels of the photo after EXIF rotation."""
@@ -146,7 +156,8 @@ class ShardMaker:
             record["votes"] = {name: round(share, 6) for name, share in zip(CANONICAL, votes, strict=True) if share}
         if face:
             record["box"] = [round(value, 2) for value in face.face.box]
-            record["landmarks"] = [[round(value, 2) for value in point] for point in face.face.landmarks.tolist()]
+            points = face.face.landmarks.tolist()
+            record["landmarks"] = [[round(value, 2) for value in point] for point in points] or None
             record |= {"faces_found": face.faces_in_photo, "probability": round(face.face.probability, 4)}
         return record
 

@@ -70,7 +70,7 @@ class BuildOptions:
     """Side of the square crops, in pixels."""
     align: Literal["mtcnn", "landmarks", "none"] = "mtcnn"
     """mtcnn: detect faces and align them by five landmarks. landmarks: align by landmarks of the dataset or of
-    --landmarks. none: resize photos without alignment."""
+    --landmarks. none: resize photos without alignment; of ExpW, the listed boxes."""
     face: FaceRule = "largest-central"
     """Which of several faces to use if the dataset gives no box: largest area weighted by closeness to the photo's
     centre, largest area, or closest to the centre."""

@@ -84,6 +84,8 @@ class RawDataset:
     """Folder of its photos, for messages."""
     votes: VotingMode | None = None
     """How annotators' votes were turned into labels. Accuracies under different modes are not comparable."""
+    several_faces: bool = False
+    """Whether it may list several faces of a photo, so that only their boxes tell them apart."""
     hint: str = ""
     """What else the source holds and how that is read, for messages."""
     notes: tuple[str, ...] = ()

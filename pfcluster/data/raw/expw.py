@@ -42,7 +42,7 @@ def read(source: Path, options: ReadOptions) -> RawDataset:
         dataclasses.replace(photo, source=f"{photo.source}#{face}") if faces_per_photo[photo.source] > 1 else photo
         for face, photo in faces
     ]
-    return RawDataset("expw", "expw", tuple(photos), {}, str(folder))
+    return RawDataset("expw", "expw", tuple(photos), {}, str(folder), several_faces=True)
 
 
 def _listing(source: Path) -> Path | None:
