@@ -209,33 +209,36 @@ def are_strings(*values: object) -> bool:
 
 
 def require_files(folder: Path, manifest: Manifest) -> None:
-    """Raises ShardError that names the files of the manifest's shards that are missing or have another size, without
-    reading them.
+    """Raises ShardError that names the files of the manifest's shards that are missing or damaged: tars of another size
+    (they are not read), and indexes and checksums of samples with another SHA-256.
     """
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    sizes: dict[str, int | None] = {}
-    for shard in shards:
-        sizes |= {shard.file: shard.bytes, shard.index_file: None}
-        if shard.crc32_sha256 is not None:
-            sizes[shard.crc32_file] = CRC32_BYTES * shard.samples
     wrong = []
-    for name, size in sizes.items():
-        try:
-            actual = retry_transient((folder / name).stat).st_size
-        except (FileNotFoundError, NotADirectoryError):
-            wrong.append(f"{name} is missing")
-            continue
-        except OSError as error:
-            wrong.append(describe(error))
-            continue
-        if actual != size and (size is not None or not actual):
-            wrong.append(f"{name} has {actual} bytes" + ("" if size is None else f" instead of {size}"))
+    for shard in (shard for split in manifest.splits.values() for shard in split.shards):
+        wrong += _problem(folder, shard.file, shard.bytes, None)
+        wrong += _problem(folder, shard.index_file, None, shard.index_sha256)
+        if shard.crc32_sha256 is not None:
+            wrong += _problem(folder, shard.crc32_file, CRC32_BYTES * shard.samples, shard.crc32_sha256)
     if wrong:
         more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ShardError(
             f"{folder} is damaged: {', '.join(wrong[:SHOWN])}{more}; copy these files there again, or delete the folder"
             " and build it again"
         )
+
+
+def _problem(folder: Path, name: str, size: int | None, checksum: str | None) -> list[str]:
+    """What is wrong with a file, if anything, in a list. `size` in bytes; None: not compared."""
+    try:
+        actual = retry_transient((folder / name).stat).st_size
+        if size is not None and actual != size:
+            return [f"{name} has {actual} bytes instead of {size}"]
+        if checksum is not None and retry_transient(partial(sha256, folder / name)) != checksum:
+            return [f"{name} ({actual} bytes) has changed since it was built"]
+    except (FileNotFoundError, NotADirectoryError):
+        return [f"{name} is missing"]
+    except OSError as error:
+        return [describe(error)]
+    return []
 
 
 def check_shard(folder: Path, shard: ShardFile) -> None:

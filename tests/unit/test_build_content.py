@@ -118,17 +118,27 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def invert(path: Path) -> None:
+    path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
         ("train-00000.tar", Path.unlink, "train-00000.tar is missing"),
         ("train-00000.tar", cut, r"train-00000.tar has \d+ bytes instead of \d+"),
         ("train-00001.index.json", Path.unlink, "train-00001.index.json is missing"),
-        ("validation-00000.index.json", lambda path: path.write_bytes(b""), "validation-00000.index.json has 0 bytes"),
+        ("train-00001.index.json", empty, r"train-00001.index.json \(0 bytes\) has changed since it was built"),
+        ("validation-00000.index.json", cut, r"0.index.json \(\d+ bytes\) has changed since it was built"),
+        ("train-00000.crc32", invert, r"train-00000.crc32 \(32 bytes\) has changed since it was built"),
         ("train-00001.crc32", cut, r"train-00001.crc32 has 31 bytes instead of 32"),
     ],
 )
-def test_missing_and_truncated_files_of_a_finished_build_are_named(
+def test_missing_and_damaged_files_of_a_finished_build_are_named(
     raw: Path, damaged: Path, name: str, damage: Callable[[Path], object], message: str
 ) -> None:
     damage(damaged / name)
@@ -140,8 +150,14 @@ def test_missing_and_truncated_files_of_a_finished_build_are_named(
     assert not (damaged / ".build").exists()
 
 
-def test_inspect_ends_with_an_error_if_files_are_missing(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_names_missing_and_cut_files(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect([str(damaged), "--no-quality"]) == 0
+    index = damaged / "train-00001.index.json"
+    complete = index.read_bytes()
+    cut(index)
+    assert inspect([str(damaged), "--no-quality"]) == 2
+    assert f"train-00001.index.json ({len(complete) - 1} bytes) has changed since" in capsys.readouterr().err
+    index.write_bytes(complete)
     for shard in damaged.glob("train-*.tar"):
         shard.unlink()
     assert inspect([str(damaged), "--no-quality"]) == 2
