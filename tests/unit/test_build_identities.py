@@ -10,7 +10,7 @@ import pytest
 from pfcluster.cli.build import main
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.manifest import load_manifest
-from pfcluster.data.raw.identities import NOT_KNOWN
+from pfcluster.data.raw.identities import NA, NOT_KNOWN
 from pfcluster.data.raw.readers import read_raw
 from tests.photos import make_csv, make_folder, options
 
@@ -21,12 +21,22 @@ def write_list(root: Path, identities: list[str]) -> Path:
     return make_csv(root, [(f"{n}.png", LABELS[n % 2], identity) for n, identity in enumerate(identities)])
 
 
-@pytest.mark.parametrize("cell", sorted(NOT_KNOWN))
+@pytest.mark.parametrize("cell", sorted((*NOT_KNOWN, NA)))
 def test_cells_that_mean_not_known_are_no_identity(tmp_path: Path, cell: str) -> None:
-    dataset = read_raw(write_list(tmp_path, [cell, cell.upper(), "Ann", "NA", "", "None Smith", "10"]))
-    assert [photo.identity for photo in dataset.photos] == [None, None, "Ann", "NA", None, "None Smith", "10"]
+    dataset = read_raw(write_list(tmp_path, [cell, cell.upper(), "Ann", "", "None Smith", "10"]))
+    assert [photo.identity for photo in dataset.photos] == [None, None, "Ann", None, "None Smith", "10"]
     (note,) = dataset.notes
     assert note.startswith(f"the identity of 2 photos is not known ({cell}: ")
+
+
+def test_na_is_a_person_among_codes_of_two_letters(tmp_path: Path) -> None:
+    jaffe = ["KA", "KL", "KM", "KR", "MK", "NA", "NM", "TM", "UY", "YM", "nan"]
+    dataset = read_raw(write_list(tmp_path / "jaffe", jaffe))
+    assert [photo.identity for photo in dataset.photos] == [*jaffe[:-1], None]
+    dataset = read_raw(write_list(tmp_path / "other", ["KA", "NA", "p12"]))
+    assert [photo.identity for photo in dataset.photos] == ["KA", None, "p12"]
+    dataset = read_raw(write_list(tmp_path / "none", ["NA", "NA"]))
+    assert [photo.identity for photo in dataset.photos] == [None, None]
 
 
 def test_unknown_identities_of_metadata_and_parquet(tmp_path: Path) -> None:

@@ -13,21 +13,23 @@ NOT_KNOWN = frozenset(
         *("?", "-", "--", "-1", "-1.0"),
     )
 )
-"""In lower case. Not `na`: a person of JAFFE."""
+"""In lower case."""
+NA = "na"
+"""Not known, too, as R writes it; but a person where people have codes of two letters, as JAFFE's KA, KL, ..., NA."""
 
 
 def without_unknown(dataset: RawDataset) -> RawDataset:
     """The dataset with no identity where a cell says that it is not known, and a note that counts these cells."""
-    unknown = Counter(
-        photo.identity
-        for photo in dataset.photos
-        if photo.identity is not None and photo.identity.casefold() in NOT_KNOWN
-    )
+    cells = Counter(photo.identity for photo in dataset.photos if photo.identity is not None)
+    people = [cell for cell in cells if cell.casefold() not in (*NOT_KNOWN, NA)]
+    have_codes = bool(people) and all(len(cell) == 2 and cell.isalpha() for cell in people)
+    words = NOT_KNOWN if have_codes else NOT_KNOWN | {NA}
+    unknown = Counter({cell: count for cell, count in cells.items() if cell.casefold() in words})
     if not unknown:
         return dataset
     photos = tuple(
         dataclasses.replace(photo, identity=None) if photo.identity in unknown else photo for photo in dataset.photos
     )
-    cells = ", ".join(f"{cell}: {count}" for cell, count in unknown.most_common())
-    note = f"the identity of {unknown.total()} photos is not known ({cells}); each of them counts as a person"
+    counts = ", ".join(f"{cell}: {count}" for cell, count in unknown.most_common())
+    note = f"the identity of {unknown.total()} photos is not known ({counts}); each of them counts as a person"
     return dataclasses.replace(dataset, photos=photos, notes=(*dataset.notes, note))
