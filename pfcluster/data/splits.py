@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pfcluster.data.in_memory import load_in_host_memory
+from pfcluster.data.in_memory import FileSplit, load_in_host_memory
 from pfcluster.data.manifest import UNKNOWN_PERSON
 from pfcluster.data.shards import BadSampleError, ShardSplit
 from pfcluster.data.synthetic.dataset import SyntheticFaces
@@ -26,12 +26,16 @@ class SyntheticSplit:
     `folder`, rendered once into a file there, which other processes and later runs reuse.
     """
 
-    def __init__(self, faces: SyntheticFaces, first_index: int = 0, folder: Path | None = None) -> None:
+    def __init__(
+        self, faces: SyntheticFaces, first_index: int = 0, folder: Path | None = None, in_memory: bool = True
+    ) -> None:
+        """`in_memory`: whether images may be kept in memory."""
         self.faces = faces
         self.folder = folder
         self.first_index = first_index
         self.classes = tuple(faces.classes)
-        self._cached: Tensor | None = None
+        self._in_memory = in_memory and len(faces) * 3 * faces.size**2 <= MAX_CACHED_BYTES
+        self._cached: Tensor | FileSplit | None = None
         self._render_lock = threading.Lock()
         self._labels = faces.labels()
 
@@ -52,18 +56,19 @@ class SyntheticSplit:
         return self.faces.poker_faces(indices)
 
     def _images(self, indices: Tensor) -> Tensor:
-        if self.folder is None and len(self) * 3 * self.faces.size**2 > MAX_CACHED_BYTES:
+        if self.folder is None and not self._in_memory:
             return self.faces.images(indices)
         with self._render_lock:  # prefetching threads share the split
             if self._cached is None:
-                self._cached = self._render_all()
-        return self._cached[indices]
+                self._cached = self._render_all() if self.folder is None else self._in_file(self.folder)
+        return self._cached[indices] if isinstance(self._cached, Tensor) else self._cached.batch(indices).images
 
     def _render_all(self) -> Tensor:
-        if self.folder is not None:
-            uncached = SyntheticSplit(self.faces, self.first_index)
-            return load_in_host_memory(uncached, self.folder, self.faces.fingerprint(), 1).images
         return torch.cat([self.faces.images(chunk) for chunk in torch.arange(len(self)).split(RENDER_CHUNK)])
+
+    def _in_file(self, folder: Path) -> FileSplit:
+        uncached = SyntheticSplit(self.faces, self.first_index, in_memory=False)
+        return load_in_host_memory(uncached, folder, self.faces.fingerprint(), 1)
 
 
 @dataclass

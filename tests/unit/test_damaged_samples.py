@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from PIL import Image
 
 from pfcluster.config import DataConfig, EvaluateConfig
 from pfcluster.data.build.pipeline import build
-from pfcluster.data.dataset import open_dataset
+from pfcluster.data.dataset import cache_train_split, open_dataset
 from pfcluster.data.manifest import load_manifest
 from pfcluster.data.shards import BadSampleError, ShardError, ShardSplit
-from pfcluster.data.types import DataError
+from pfcluster.data.splits import sharded
+from pfcluster.data.types import DataError, Dataset
 from pfcluster.distributed.process_group import World
 from pfcluster.evaluate.token_probes import token_features
 from pfcluster.models.factory import build as build_modules
@@ -75,6 +77,62 @@ def test_damaged_samples_are_named_in_folder_and_result(shards: Path, tmp_path: 
         named = json.loads((tmp_path / attempt / DAMAGED_FILE).read_text())
         assert set(named["train"]) == set(keys)
         assert keys[0] in (tmp_path / attempt / WARNINGS_FILE).read_text()
+
+
+def decoded_once(folder: Path, cache: Path) -> Dataset:
+    settings = DataConfig(shards=str(folder), size=24, max_bad_share=0.2, cache_mode="host", cache=str(cache))
+    return cache_train_split(open_dataset(settings, 0), settings, torch.device("cpu"))
+
+
+def test_repaired_samples_are_read_from_the_shards_where_a_decoded_file_lacks_them(
+    built: Path, shards: Path, tmp_path: Path
+) -> None:
+    keys = damage(shards, [1, 5])
+    split = decoded_once(shards, tmp_path).train
+    everything = torch.arange(len(split))
+    expected = open_dataset(DataConfig(shards=str(built), size=24), 0).train.batch(everything)
+    replaced = split.batch(everything)
+    assert (replaced.images != expected.images).flatten(1).any(dim=1).nonzero().flatten().tolist() == [1, 5]
+    (file,) = (tmp_path / "decoded").glob("*.u8")
+    written = file.stat().st_mtime_ns
+    for folder in (built, shards):  # an intact copy of the shards, and the repaired ones
+        if folder == shards:
+            shutil.copy(built / "train-00000.tar", shards)
+        again = decoded_once(folder, tmp_path).train
+        batch, source = again.batch(everything), sharded(again)
+        assert torch.equal(batch.images, expected.images)
+        assert torch.equal(batch.labels, expected.labels)
+        assert source is not None
+        assert source.damaged == {}
+    assert file.stat().st_mtime_ns == written
+    damage(shards, [5])
+    split = decoded_once(shards, tmp_path).train
+    source = sharded(split)
+    assert source is not None
+    assert torch.equal(split.batch(torch.tensor([5, 1, 5])).images[1], expected.images[1])
+    assert list(source.damaged) == [keys[1]]
+
+
+@pytest.mark.parametrize("suffix", [".u8", ".crc32"])
+def test_a_decoded_file_that_has_changed_is_noticed_and_written_again(built: Path, tmp_path: Path, suffix: str) -> None:
+    expected = open_dataset(DataConfig(shards=str(built), size=24), 0).train.batch(torch.arange(36)).images
+    decoded_once(built, tmp_path)
+    (file,) = (tmp_path / "decoded").glob("*" + suffix)
+    data = bytearray(file.read_bytes())
+    row = len(data) // 36
+    data[5 * row] ^= 1
+    data[7 * row : 8 * row] = bytes(row)
+    file.write_bytes(data)
+    split = decoded_once(built, tmp_path).train
+    with pytest.warns(UserWarning, match=r"\.u8 has changed since it was decoded; its damaged samples"):
+        assert torch.equal(split.batch(torch.tensor([4, 5, 6, 7])).images, expected[4:8])
+    assert torch.equal(split.batch(torch.arange(36)).images, expected)
+    assert not file.with_suffix(".u8").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(split.batch(torch.tensor([7])).images, expected[7:8])  # once
+        assert torch.equal(decoded_once(built, tmp_path).train.batch(torch.arange(36)).images, expected)
+    assert file.read_bytes() != data
 
 
 def test_a_damaged_face_is_replaced_by_another_with_its_own_identity(tmp_path: Path) -> None:

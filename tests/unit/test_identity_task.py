@@ -68,6 +68,11 @@ def test_rendered_faces_are_cached_for_later_runs(tmp_path):
     assert len(files) == 1
     assert torch.equal(open_dataset(cached, 0).train.batch(indices).images, rendered.batch(indices).images)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "decoded").glob("*.u8")} == files
+    (file,) = (tmp_path / "decoded").glob("*.u8")
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.warns(UserWarning, match="has changed since it was decoded"):
+        assert torch.equal(open_dataset(cached, 0).train.batch(indices).images, rendered.batch(indices).images)
+    assert torch.equal(open_dataset(cached, 0).train.batch(indices).images, rendered.batch(indices).images)
     other = replace(cached, synthetic=replace(FACES, seed=1))
     assert not torch.equal(open_dataset(other, 0).train.batch(indices).images, rendered.batch(indices).images)
     assert len(list((tmp_path / "decoded").glob("*.u8"))) == 2
