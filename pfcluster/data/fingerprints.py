@@ -108,18 +108,25 @@ def require_same_data(folder: Path, recorded: RunInputs | None, config: RunConfi
     )
 
 
+def is_other_build(data: DataConfig, recorded: RunInputs) -> bool:
+    """Whether shards are another build of the dataset that a run was trained on: equal names, other training samples.
+    Raises ShardError, OSError.
+    """
+    if data.shards is None:
+        return False
+    now = data_record(data)
+    return recorded.data.name == now.name and not now.same_samples(recorded.data, "train")
+
+
 def require_same_build(config: RunConfig, run: Path, option: str) -> None:
     """Raises ConfigError if the classifier in a run folder was trained on another build of a config's dataset: what is
     test data here may have been training data there. Raises ShardError, OSError.
     """
     recorded = read_inputs(enclosing_run(run) or run)
-    if recorded is None or config.data.shards is None:
-        return
-    data = data_record(config.data)
-    if recorded.data.name == data.name and not data.same_samples(recorded.data, "train"):
+    if recorded is not None and is_other_build(config.data, recorded):
         raise ConfigError(
-            f"{option}: {run} was trained on another build of {data.name} than {config.data.shards}, so it may have"
-            " been trained on faces of this test split; train it on these shards"
+            f"{option}: {run} was trained on another build of {recorded.data.name} than {config.data.shards}, so it may"
+            " have been trained on faces of this test split; train it on these shards"
         )
 
 

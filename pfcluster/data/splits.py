@@ -179,6 +179,15 @@ def _recorded_identities(split: Split) -> list[str]:
     return [""] * len(split)
 
 
+def may_share_photos(one: Split, other: Split) -> bool:
+    """Whether a photo, or a person, may be in both splits, by the identities that their shard folders record. True also
+    where these do not tell: for other splits, and where some persons are known and others are not.
+    """
+    first, second = set(_recorded_identities(one)), set(_recorded_identities(other))
+    kinds = {name.startswith(UNKNOWN_PERSON) for name in first | second}
+    return bool(first & second) or "" in first | second or len(kinds) > 1
+
+
 def sample_ids(split: Split) -> list[str]:
     """Names of all samples that tell different builds apart: name and person, or the photo's content hash where the
     person is unknown. The names alone are numbers. Equal for builds of the same photos at another size.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pfcluster.checkpoint import store
 from pfcluster.config import ConfigError, DataConfig, RunConfig
 from pfcluster.data.dataset import open_dataset
-from pfcluster.data.fingerprints import require_same_data
+from pfcluster.data.fingerprints import is_other_build, require_same_data
 from pfcluster.data.manifest import ShardError
+from pfcluster.data.splits import may_share_photos
 from pfcluster.data.types import DataError, Dataset, Split, UnfitDataError
 from pfcluster.distributed.process_group import world
 from pfcluster.engine.precision import autocast
@@ -35,11 +36,12 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
     (`missing_classes`).
 
     `data` is a folder of shards or a DataConfig, read at the run's image size; None is the run's own dataset.
-    Raises ConfigError, also if there is other data now where the run's own was; DataError, of which UnfitDataError for
-    data without the split or without two classes of the run; CheckpointError.
+    Raises ConfigError, also if there is other data now where the run's own was, and for another build of the run's
+    dataset whose split may hold its training photos; DataError, of which UnfitDataError for data without the split or
+    without two classes of the run; CheckpointError.
     """
     weights = store.load(run).weights()
-    config, dataset, classes = _read(run, data)
+    config, dataset, classes = _read(run, split, data)
     shared = SharedClasses(_split(dataset, split), classes)
     with world(config.engine.device) as ranks:
         all_logits = logits_function(_model(run, weights, config, classes).to(ranks.device).eval())
@@ -67,11 +69,11 @@ def judge_run(run: Path, judge: Path, split: str = "test", data: DataConfig | st
     """Figures of all poker faces of a split by a judge (see `poker_faces.measure`), which need not be the judge that
     the run was trained with: `judge` is the folder of its run. `data` as in `evaluate_run`.
 
-    Raises ConfigError, also for a run that generates no images and for a judge that was trained on another build of
-    the data or on other classes; DataError; CheckpointError.
+    Raises ConfigError, as `evaluate_run`, also for a run that generates no images and for a judge that was trained on
+    another build of the data or on other classes; DataError; CheckpointError.
     """
     weights = store.load(run).weights()
-    config, dataset, classes = _read(run, data)
+    config, dataset, classes = _read(run, split, data)
     if config.objective != "pf_mag":
         raise ConfigError(f"{run} is a run of {config.objective}, which makes no poker faces; leave --judge out")
     faces = _split(dataset, split)
@@ -83,19 +85,41 @@ def judge_run(run: Path, judge: Path, split: str = "test", data: DataConfig | st
         return poker_faces.measure(config, model, faces, evaluators, ranks)
 
 
-def _read(run: Path, data: DataConfig | str | None) -> tuple[RunConfig, Dataset, tuple[str, ...]]:
+def _read(run: Path, split: str, data: DataConfig | str | None) -> tuple[RunConfig, Dataset, tuple[str, ...]]:
     """Config of a run with the data to evaluate on, the dataset of these data, and the run's classes."""
     folder = enclosing_run(run) or run
     config = read_config(folder)
     if config.objective == "mae":
         raise ConfigError(f"{run} is a run of MAE pre-training, which has no classes; give a run of finetune or pf-mag")
-    dataset = open_own_dataset(folder, config) if data is None else None
+    if data is None:
+        dataset = open_own_dataset(folder, config)
+        return config, dataset, recorded_classes(folder) or dataset.classes
     classes = recorded_classes(folder) or open_dataset(config.data, config.seed).classes
     if isinstance(data, str):
         data = replace(config.data, shards=data, expected_name=None, limit=None)
-    if data is not None:
-        config = replace(config, data=replace(data, size=config.data.size))
-    return config, dataset or open_dataset(config.data, config.seed), classes
+    data = replace(data, size=config.data.size)
+    dataset = open_dataset(data, config.seed)
+    _require_unseen(folder, config, data, _split(dataset, split))
+    return replace(config, data=data), dataset, classes
+
+
+def _require_unseen(folder: Path, config: RunConfig, data: DataConfig, split: Split) -> None:
+    """Raises ConfigError if other data are another build of the dataset of the run in a folder, and a split of them may
+    hold photos, or persons, that the run was trained on. Raises ShardError, OSError.
+    """
+    recorded = read_inputs(folder)
+    if recorded is None or not is_other_build(data, recorded):
+        return
+    try:
+        may_be_seen = may_share_photos(open_own_dataset(folder, config).train, split)
+    except (ConfigError, DataError, OSError):
+        may_be_seen = True  # its own data are gone: nothing to compare with
+    if may_be_seen:
+        raise ConfigError(
+            f"--shards: {folder} was trained on another build of {recorded.data.name} than {data.shards}, so it may"
+            " have been trained on these photos; evaluate it on the shards that it was trained on, or, if these are"
+            " another dataset of the same name, build them under their own --name"
+        )
 
 
 def _model(run: Path, weights: Mapping[str, Tensor], config: RunConfig, classes: tuple[str, ...]) -> nn.Module:
@@ -112,8 +136,8 @@ def open_own_dataset(folder: Path, config: RunConfig) -> Dataset:
         require_same_data(folder, read_inputs(folder), config)
     except ConfigError as error:
         raise ConfigError(
-            f"{error}. To evaluate on other data, with the classes matched by name, name it: pfcluster evaluate RUN"
-            " --shards FOLDER"
+            f"{error}. To evaluate on another dataset, with the classes matched by name, name it: pfcluster evaluate"
+            " RUN --shards FOLDER"
         ) from error
     except (ShardError, OSError) as error:
         raise DataError(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from pfcluster.config import ConfigError, DataConfig, SyntheticConfig
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.identity_task import identity_dataset
-from pfcluster.data.splits import identities_of, sample_ids
+from pfcluster.data.splits import ShardedSplit, identities_of, may_share_photos, sample_ids
 from pfcluster.data.types import DataError
 from tests.photos import make_csv, options
 
@@ -57,6 +58,18 @@ def test_unknown_persons_are_no_identities(tmp_path):
     assert known.count("") > 4
     assert len(set(sample_ids(train))) == len(train)
     assert open_dataset(replace(data, target="identity"), 0).classes == tuple(sorted(persons))
+
+
+def test_identities_tell_whether_two_splits_may_share_photos():
+    def split(*identities):
+        return ShardedSplit(SimpleNamespace(identities=lambda: list(identities)), 0)
+
+    assert not may_share_photos(split("anna", "anna", "ben"), split("carla"))
+    assert not may_share_photos(split("photo-1", "photo-2"), split("photo-3"))
+    assert may_share_photos(split("anna", "ben"), split("carla", "ben"))
+    assert may_share_photos(split("photo-1", "photo-2"), split("photo-2"))
+    assert may_share_photos(split("anna", "ben"), split("photo-1"))  # may be a photo of Anna
+    assert may_share_photos(split("anna"), open_dataset(IDENTITY_TASK, 0).train)
 
 
 def test_rendered_faces_are_cached_for_later_runs(tmp_path):

@@ -13,32 +13,39 @@ from pfcluster.cli.results import evaluate
 from pfcluster.config import ConfigError, DataConfig, EvaluateConfig, RunConfig
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.dataset import open_dataset
-from pfcluster.data.fingerprints import require_fitting_start
+from pfcluster.data.fingerprints import require_fitting_start, run_inputs
+from pfcluster.data.shards import ShardSplit
 from pfcluster.distributed.process_group import world
 from pfcluster.evaluate.evaluate_run import evaluate_run, judge_run
 from pfcluster.evaluate.evaluators import load_judge
 from pfcluster.evaluate.run_comparison import open_runs
-from pfcluster.runs.folder import RESULT_FILE
+from pfcluster.runs.folder import RESULT_FILE, read_config, write_config
+from pfcluster.runs.run_inputs import write_inputs
 from pfcluster.training import run
 from tests.photos import make_folder, options
 from tests.tiny import config
 
 pytestmark = pytest.mark.slow
 FIRST, SECOND = ("happy", "sad", "neutral"), ("happy", "fear", "neutral")
+OTHER_PHOTOS = ("neutral", "happy", "sad")
+"""Of the classes of FIRST: each class has the numbers of another one there."""
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Builds of three datasets of one name, and a classifier of the first in `run`."""
+    """Builds of two datasets of one name, of one of another, and a classifier of the first in `run`."""
     root = tmp_path_factory.mktemp("other")
-    raw = {name: make_folder(root / f"raw-{name}", labels=labels) for name, labels in (("a", FIRST), ("b", SECOND))}
+    sources = (("a", FIRST), ("b", SECOND), ("new", OTHER_PHOTOS))
+    raw = {name: make_folder(root / f"raw-{name}", labels=labels) for name, labels in sources}
     for name, source, changes in (
         ("a", "a", {}),
-        ("b", "b", {}),
+        ("b", "b", {"name": "others"}),
         ("seed", "a", {"seed": 1}),
         ("large", "a", {"size": 32}),
+        ("new", "new", {}),
     ):
-        build(options(raw[source], root / name, name="faces", val_share=0.25, test_share=0.25, **changes))
+        settings = {"name": "faces", "val_share": 0.25, "test_share": 0.25, **changes}
+        build(options(raw[source], root / name, **settings))
     run(on(root / "a"), root / "run")
     return root
 
@@ -54,6 +61,26 @@ def test_evaluation_on_other_data_meets_classes_by_name(root: Path) -> None:
     assert set(other["per_class"]) == {"neutral", "happiness"}
     assert list(other["dropped"]) == ["fear"]
     assert other["missing_classes"] == ["sadness"]
+
+
+def test_another_build_whose_photos_the_run_may_have_seen_is_refused(root: Path, tmp_path: Path) -> None:
+    """Equal photos in equal splits, and photos that its indexes tell apart, are accepted."""
+    own = evaluate_run(root / "run")
+    shutil.copytree(root / "a", tmp_path / "moved")
+    assert evaluate_run(root / "run", data=str(tmp_path / "moved")) == own
+    assert evaluate_run(root / "run", data=str(root / "large"))["n"] == own["n"]
+    assert evaluate_run(root / "run", data=str(root / "new"))["n"] > 0
+    trained = set(ShardSplit(root / "a", "train").identities())
+    for split in ("train", "test"):
+        assert trained & set(ShardSplit(root / "seed", split).identities())
+        with pytest.raises(ConfigError, match=r"--shards: .* on another build of faces .* their own --name"):
+            evaluate_run(root / "run", split, data=str(root / "seed"))
+    away = replace(read_config(root / "run"), data=DataConfig(shards=str(tmp_path / "gone"), size=24))
+    shutil.copytree(root / "run", tmp_path / "run")
+    write_config(tmp_path / "run", away)
+    assert evaluate_run(tmp_path / "run", data=str(root / "a")) == own
+    with pytest.raises(ConfigError, match="another build of faces"):  # nothing to compare with
+        evaluate_run(tmp_path / "run", data=str(root / "new"))
 
 
 def test_other_data_in_the_place_of_its_own_is_refused(root: Path, tmp_path: Path) -> None:
@@ -86,7 +113,7 @@ def test_a_judge_has_the_same_classes_and_has_not_seen_the_test_faces(root: Path
     assert judge_of(root / "a", root / "run") is not None
     assert judge_of(root / "large", root / "run") is not None  # the same photos in the same splits
     with pytest.raises(
-        ConfigError, match=r"has the classes neutral, happiness, sadness, faces has neutral, happiness, fear"
+        ConfigError, match=r"has the classes neutral, happiness, sadness, others has neutral, happiness, fear"
     ):
         judge_of(root / "b", root / "run")
     with pytest.raises(ConfigError, match="trained on another build of faces"):
@@ -130,5 +157,17 @@ def test_poker_faces_are_classified_by_a_judge_given_later(
     assert f"{100 * rows['poker face']['neutralised_rate']:.1f} %" in shown
     with pytest.raises(ConfigError, match=r"a run of finetune, which makes no poker faces; leave --judge out"):
         judge_run(root / "run", root / "run")
-    with pytest.raises(ConfigError, match=r"--judge: .* was trained on another build of faces"):
+    with pytest.raises(ConfigError, match=r"--shards: .* was trained on another build of faces"):
         judge_run(tmp_path / "later", root / "run", data=str(root / "seed"))
+    with pytest.raises(ConfigError, match=r"--judge: .* was trained on another build of faces"):
+        judge_run(tmp_path / "later", of_another_build(root / "run", root / "seed", tmp_path / "judge"))
+
+
+def of_another_build(folder: Path, shards: Path, copy: Path) -> Path:
+    """A copy of a run that says that it was trained on other shards."""
+    shutil.copytree(folder, copy)
+    settings = read_config(folder)
+    settings = replace(settings, data=replace(settings.data, shards=str(shards)))
+    write_config(copy, settings)
+    write_inputs(copy, run_inputs(settings))
+    return copy
