@@ -131,14 +131,16 @@ def require_same_build(config: RunConfig, run: Path, option: str) -> None:
 
 
 def require_fitting_start(config: RunConfig) -> None:
-    """Raises ConfigError if PF-ViT would start from the head of other classes, or from a classifier of another build of
-    its dataset; ShardError, OSError. The head of another number of classes is left out (models/factory.py).
+    """Raises ConfigError if a run of finetune or pf_mag would start from a run that learned the labels of another build
+    of its dataset, or PF-ViT from the head of other classes; ShardError, OSError. The head of another number of classes
+    is left out (models/factory.py). Pre-training sees no labels, so its runs may be of any build.
     """
     run = None if config.model.init is None else enclosing_run(Path(config.model.init))
-    if run is None or config.objective != "pf_mag" or read_config(run).objective != "finetune":
+    if run is None or config.objective == "mae" or (start := read_config(run).objective) == "mae":
         return
     theirs, ours = recorded_classes(run), data_record(config.data).classes
-    if theirs is not None and theirs != ours and len(theirs) == len(ours):
+    heads_meet = (config.objective, start) == ("pf_mag", "finetune")
+    if heads_meet and theirs is not None and theirs != ours and len(theirs) == len(ours):
         raise ConfigError(
             f"model.init: {run} classifies {', '.join(theirs)}, and the data has {', '.join(ours)}: its head cannot"
             " start PF-ViT's; give a classifier of the same classes, or weights of pre-training"

@@ -133,6 +133,28 @@ def test_pf_vit_starts_from_a_classifier_of_its_classes_and_splits(root: Path) -
         require_fitting_start(start("seed"))
 
 
+def test_a_classifier_starts_from_no_run_that_learned_labels_of_another_build(root: Path, tmp_path: Path) -> None:
+    """Pre-training has seen none."""
+
+    def start(shards: str, source: Path) -> RunConfig:
+        settings = on(root / shards)
+        return replace(settings, model=replace(settings.model, init=str(source)))
+
+    for source in ("finetune", "pf_mag", "mae"):
+        folder = tmp_path / source
+        folder.mkdir()
+        write_config(folder, on(root / "a", source))
+        write_inputs(folder, run_inputs(on(root / "a", source)))
+    for source in (root / "run", tmp_path / "finetune", tmp_path / "pf_mag"):
+        for same in ("a", "large", "b"):  # b: another dataset
+            require_fitting_start(start(same, source))
+        with pytest.raises(ConfigError, match=r"model\.init: .*another build of faces"):
+            require_fitting_start(start("seed", source))
+    require_fitting_start(start("seed", tmp_path / "mae"))
+    with pytest.raises(ConfigError, match=r"model\.init: .*another build of faces"):
+        run(start("seed", root / "run"), tmp_path / "started")
+
+
 def test_the_result_records_what_was_read(root: Path) -> None:
     result = json.loads((root / "run" / RESULT_FILE).read_text())
     assert set(result["inputs"]) == {"data.shards"}
