@@ -14,7 +14,7 @@ from pfcluster.launch.command_line import parse
 from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import RESULT_FILE, find_runs
 from pfcluster.runs.inputs import input_states, record_inputs
-from pfcluster.runs.terminal import plain_console
+from pfcluster.runs.terminal import plain_console, print_warnings
 
 Split = Literal["train", "validation", "test"]
 
@@ -75,6 +75,7 @@ class EvaluateOptions:
 
 def evaluate(arguments: list[str]) -> int:
     """Print accuracy and F1 of a run, and what a judge says of its poker faces."""
+    from pfcluster.data.splits import damaged_warning
     from pfcluster.evaluate.evaluate_run import evaluate_run, judge_run
 
     options = parse(EvaluateOptions, arguments, prog="pfcluster evaluate")
@@ -95,6 +96,8 @@ def evaluate(arguments: list[str]) -> int:
     if scores["missing_classes"]:
         names = ", ".join(scores["missing_classes"])
         console.print(f"the data has no {names}: these classes were excluded from the predictions")
+    damaged = scores["damaged_samples"] if judged is None else judged["damaged_samples"]
+    print_warnings((damaged_warning(split, record) for split, record in damaged.items()), console)
     if judged is not None:
         console.print(_judge_table(f"Classified by {options.judge}: {judged['n']} images", judged["rows"]))
     return 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from pfcluster.data.types import DataError, RawBatch, Split
 MAX_CACHED_BYTES = 2**31
 """Larger synthetic splits are rendered on each access, unless they are cached in a file."""
 RENDER_CHUNK = 512
+MAX_NAMES = 20
+"""Damaged samples that a result or a warning names."""
 
 
 class SyntheticSplit:
@@ -160,6 +163,18 @@ def sharded(split: Split | None) -> ShardedSplit | None:
     while split is not None and not isinstance(split, ShardedSplit):
         split = getattr(split, "split", None)
     return split
+
+
+def damaged_record(keys: Iterable[str], size: int) -> dict[str, Any]:
+    """Damaged samples of a split as results record them: their count, the size of the split, and names."""
+    names = sorted(keys)
+    return {"count": len(names), "of": size, "names": names[:MAX_NAMES]}
+
+
+def damaged_warning(split: str, record: Mapping[str, Any]) -> str:
+    """A sentence on the damaged samples of a split, from their `damaged_record`."""
+    names = ", ".join(record["names"]) + (", ..." if record["count"] > MAX_NAMES else "")
+    return f"{record['count']} damaged samples of the {split} split were replaced by the next ones: {names}"
 
 
 def identities_of(split: Split) -> list[str]:

@@ -16,9 +16,9 @@ from pfcluster.config import ConfigError, DataConfig, RunConfig
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.fingerprints import is_other_build, require_same_data
 from pfcluster.data.manifest import ShardError
-from pfcluster.data.splits import may_share_photos
+from pfcluster.data.splits import damaged_record, may_share_photos, sharded
 from pfcluster.data.types import DataError, Dataset, Split, UnfitDataError
-from pfcluster.distributed.process_group import world
+from pfcluster.distributed.process_group import World, world
 from pfcluster.engine.precision import autocast
 from pfcluster.evaluate import poker_faces
 from pfcluster.evaluate.classification import confusion_matrix, logits_function, predict, scores
@@ -32,8 +32,8 @@ from pfcluster.runs.run_inputs import read_inputs, recorded_classes
 
 def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None = None) -> dict[str, Any]:
     """Scores of a classifier's best checkpoint (see `classification.scores`) over the emotions that the run and the
-    data share, matched by name; also the numbers of dropped samples (`dropped`) and the classes that the data lacks
-    (`missing_classes`).
+    data share, matched by name; also the numbers of dropped samples (`dropped`), the classes that the data lacks
+    (`missing_classes`), and the damaged samples that others replaced (`damaged_samples`, as in result.json).
 
     `data` is a folder of shards or a DataConfig, read at the run's image size; None is the run's own dataset.
     Raises ConfigError, also if there is other data now where the run's own was, and for another build of the run's
@@ -60,14 +60,22 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
                 classes=len(shared.classes),
                 world=ranks,
             )
+        damaged = _damaged(shared, ranks)
     values = scores(confusion_matrix(logits, labels), shared.classes)
     name = f"{dataset.name} ({dataset.votes} votes)" if dataset.votes else dataset.name
-    return {**values, "dataset": name, "dropped": shared.dropped(), "missing_classes": list(shared.missing_classes)}
+    return {
+        **values,
+        "dataset": name,
+        "dropped": shared.dropped(),
+        "missing_classes": list(shared.missing_classes),
+        "damaged_samples": damaged,
+    }
 
 
 def judge_run(run: Path, judge: Path, split: str = "test", data: DataConfig | str | None = None) -> dict[str, Any]:
     """Figures of all poker faces of a split by a judge (see `poker_faces.measure`), which need not be the judge that
-    the run was trained with: `judge` is the folder of its run. `data` as in `evaluate_run`.
+    the run was trained with: `judge` is the folder of its run. `data`, and `damaged_samples` in the figures, as in
+    `evaluate_run`.
 
     Raises ConfigError, as `evaluate_run`, also for a run that generates no images and for a judge that was trained on
     another build of the data or on other classes; DataError; CheckpointError.
@@ -82,7 +90,15 @@ def judge_run(run: Path, judge: Path, split: str = "test", data: DataConfig | st
         model = _model(run, weights, config, classes).to(ranks.device).eval()
         assert isinstance(model, PFViT)
         evaluators = Evaluators(load_judge(config, dataset, ranks, "--judge"))
-        return poker_faces.measure(config, model, faces, evaluators, ranks)
+        figures = poker_faces.measure(config, model, faces, evaluators, ranks)
+        return {**figures, "damaged_samples": _damaged(faces, ranks)}
+
+
+def _damaged(split: Split, ranks: World) -> dict[str, Any]:
+    """The damaged samples of a split that the ranks have met, by the name of the split; empty if there are none."""
+    source = sharded(split)
+    keys: set[str] = set() if source is None else set().union(*ranks.gather(set(source.damaged)))
+    return {source.shards.split: damaged_record(keys, len(source))} if source is not None and keys else {}
 
 
 def _read(run: Path, split: str, data: DataConfig | str | None) -> tuple[RunConfig, Dataset, tuple[str, ...]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.manifest import ShardError
-from pfcluster.data.types import DataError, Split
+from pfcluster.data.types import DataError, RawBatch, Split
 from pfcluster.evaluate.classification import confusion_matrix, scores
 from pfcluster.inference.model_info import ModelInfo
 from pfcluster.inference.runtime_info import Int8Figures
@@ -47,12 +47,15 @@ class EvaluationImages:
         """Accuracy of two classifiers over the split, or the reason why there is none."""
         if self.split is None:
             return None, self.reason
-        labels, answers = self.split.labels(), ([], [])  # type: tuple[Tensor, tuple[list[Tensor], list[Tensor]]]
+        truth: list[Tensor] = []  # of the images that are read: a damaged one is replaced by the next
+        answers: tuple[list[Tensor], list[Tensor]] = ([], [])
         for indices in torch.arange(len(self.split)).split(BATCH):
-            crops = _crops(self.split, indices)
+            batch = self.split.batch(indices)
+            truth.append(batch.labels)
+            crops = _crops(batch)
             for classify, logits in zip((float32, int8), answers, strict=True):
                 logits.append(torch.from_numpy(classify(crops)))
-        first, second = (torch.cat(logits) for logits in answers)
+        labels, first, second = torch.cat(truth), *(torch.cat(logits) for logits in answers)
         accuracies = [
             scores(confusion_matrix(logits, labels), self.split.classes)["accuracy"] for logits in (first, second)
         ]
@@ -84,7 +87,7 @@ def evaluation_images(run: Path, info: ModelInfo, shards: str | None = None) -> 
             split, name = dataset.validation, "validation"
         reason = None if split.classes == info.classes else "the classes of the run's data are not those of the run"
         if reason is None and len(split):
-            crops = _crops(split, torch.arange(min(N_CHECKED, len(split))))
+            crops = _crops(split.batch(torch.arange(min(N_CHECKED, len(split)))))
             return EvaluationImages(crops, f"{len(crops)} images of the {name} split", split, name, None)
         reason = reason or f"the {name} split is empty"
     except (DataError, ShardError, OSError) as error:
@@ -101,5 +104,5 @@ def random_images(
     return EvaluationImages(noise, f"{N_CHECKED} random images", None, "test", reason)
 
 
-def _crops(split: Split, indices: Tensor) -> NDArray[np.uint8]:
-    return split.batch(indices).images.permute(0, 2, 3, 1).contiguous().numpy()
+def _crops(batch: RawBatch) -> NDArray[np.uint8]:
+    return batch.images.permute(0, 2, 3, 1).contiguous().numpy()

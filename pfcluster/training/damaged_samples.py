@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pfcluster.data.splits import ShardedSplit, sharded
+from pfcluster.data.splits import ShardedSplit, damaged_record, damaged_warning, sharded
 from pfcluster.data.types import Dataset
 from pfcluster.distributed.process_group import World
 from pfcluster.runs.folder import DAMAGED_FILE, read_damaged, write_damaged
 from pfcluster.runs.progress import warn
-
-MAX_NAMES = 20
-"""Names in result.json; damaged_samples.json has all."""
 
 
 class DamagedSamples:
@@ -37,7 +34,7 @@ class DamagedSamples:
         if self.world.any(any(new.values())):
             self._add(self.world.gather(new))
         return {
-            name: {"count": len(keys), "of": len(self.splits[name]), "names": sorted(keys)[:MAX_NAMES]}
+            name: damaged_record(keys, len(self.splits[name]))
             for name, keys in self.known.items()
             if keys and name in self.splits
         }
@@ -55,6 +52,5 @@ class DamagedSamples:
     def _warn(self, split: str, new: dict[str, str]) -> None:
         if self.world.is_main:
             write_damaged(self.folder, self.known)
-        names = ", ".join(list(new)[:MAX_NAMES]) + (", ..." if len(new) > MAX_NAMES else "")
-        message = f"{len(new)} damaged samples of the {split} split were replaced by the next ones: {names}"
+        message = damaged_warning(split, damaged_record(new, len(self.splits[split])))
         warn(self.folder, f"{message} ({DAMAGED_FILE}; {next(iter(new.values()))})", self.world.is_main)

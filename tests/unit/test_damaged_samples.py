@@ -7,10 +7,12 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pfcluster.cli.results import evaluate
 from pfcluster.config import DataConfig, EvaluateConfig
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.dataset import cache_train_split, open_dataset
@@ -19,7 +21,9 @@ from pfcluster.data.shards import BadSampleError, ShardError, ShardSplit
 from pfcluster.data.splits import sharded
 from pfcluster.data.types import DataError, Dataset
 from pfcluster.distributed.process_group import World
+from pfcluster.evaluate.evaluate_run import evaluate_run
 from pfcluster.evaluate.token_probes import token_features
+from pfcluster.inference.evaluation_images import EvaluationImages
 from pfcluster.models.factory import build as build_modules
 from pfcluster.runs.folder import DAMAGED_FILE, WARNINGS_FILE
 from pfcluster.training import run
@@ -42,10 +46,10 @@ def shards(built: Path, tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def damage(folder: Path, rows: list[int]) -> list[str]:
-    """Change one pixel value of samples of the first training shard: they still decode. Returns their keys."""
-    index = json.loads((folder / "train-00000.index.json").read_text())
-    tar = folder / "train-00000.tar"
+def damage(folder: Path, rows: list[int], split: str = "train") -> list[str]:
+    """Change one pixel value of samples of a split's first shard: they still decode. Returns their keys."""
+    index = json.loads((folder / f"{split}-00000.index.json").read_text())
+    tar = folder / f"{split}-00000.tar"
     data = bytearray(tar.read_bytes())
     for row in rows:
         data[index[row]["offset"] + index[row]["size"] - 10] ^= 1
@@ -158,6 +162,42 @@ def test_a_damaged_face_is_replaced_by_another_with_its_own_identity(tmp_path: P
         source = next(other for other in range(len(split)) if torch.equal(batch.images[index], images[other]))
         assert not lost[source]
         assert batch.labels[index] == labels[source]
+
+
+@pytest.mark.slow
+def test_an_evaluation_names_the_damaged_samples_of_its_split(
+    built: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(finetune(shards), tmp_path / "run")
+    damage(shards, [0, 2])  # of another split
+    keys = damage(shards, [1, 4], "validation")
+    file = tmp_path / "figures.json"
+    assert evaluate([str(tmp_path / "run"), "--split", "validation", "--output", str(file)]) == 0
+    record = {"count": 2, "of": 12, "names": sorted(keys)}
+    assert json.loads(file.read_text())["damaged_samples"] == {"validation": record}
+    sentence = f"2 damaged samples of the validation split were replaced by the next ones: {', '.join(sorted(keys))}"
+    assert f"warning: {sentence}" in capsys.readouterr().out
+    assert evaluate_run(tmp_path / "run", "validation", str(built))["damaged_samples"] == {}
+
+
+def test_int8_is_compared_by_the_labels_of_the_images_that_are_read(shards: Path) -> None:
+    """A damaged sample is replaced by the next one, whose label is another one here."""
+    whole = ShardSplit(shards, "train")
+    changes = (whole.labels()[:-1] != whole.labels()[1:]).nonzero().flatten()[:3]
+    damage(shards, changes.tolist())
+    split = open_dataset(finetune(shards).data, 0).train
+    class_of = {
+        whole.image(number).tobytes(): int(label)
+        for number, label in enumerate(whole.labels())
+        if number not in changes
+    }
+
+    def perfect(crops: np.ndarray) -> np.ndarray:
+        return np.eye(3, dtype=np.float32)[[class_of[crop.tobytes()] for crop in crops]]
+
+    figures, _ = EvaluationImages(np.zeros((0, 24, 24, 3), np.uint8), "", split, "test", None).compare(perfect, perfect)
+    assert figures is not None
+    assert (figures.n, figures.accuracy_float32, figures.accuracy_int8) == (len(split), 1.0, 1.0)
 
 
 def test_an_intact_run_names_none(shards: Path, tmp_path: Path) -> None:
