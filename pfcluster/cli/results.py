@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -80,14 +81,9 @@ def evaluate(arguments: list[str]) -> int:
 
     options = parse(EvaluateOptions, arguments, prog="pfcluster evaluate")
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
+        _require_writable(options.output)
     judged = None if options.judge is None else judge_run(options.run, options.judge, options.split, options.shards)
     scores = evaluate_run(options.run, options.split, options.shards)
-    if options.output is not None:
-        figures = {"run": str(options.run), "split": options.split, **scores}
-        if judged is not None:
-            figures |= {"judge": str(options.judge), "poker": judged}
-        write_atomically(options.output, json.dumps(figures, indent=1) + "\n")
     console = plain_console()
     console.print(_score_table(f"{options.run} on {scores['dataset']}, {options.split}", scores))
     if scores["dropped"]:
@@ -100,7 +96,23 @@ def evaluate(arguments: list[str]) -> int:
     print_warnings((damaged_warning(split, record) for split, record in damaged.items()), console)
     if judged is not None:
         console.print(_judge_table(f"Classified by {options.judge}: {judged['n']} images", judged["rows"]))
+    if options.output is not None:
+        figures = {"run": str(options.run), "split": options.split, **scores}
+        if judged is not None:
+            figures |= {"judge": str(options.judge), "poker": judged}
+        write_atomically(options.output, json.dumps(figures, indent=1) + "\n")
     return 0
+
+
+def _require_writable(output: Path) -> None:
+    """Creates the folder of a file. Raises ValueError if the file cannot be written there; OSError."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder; give the name of a file in it")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--output {output}: {output.parent} cannot be written; check its permissions, or give another"
+        )
 
 
 def _judge_table(title: str, rows: dict[str, dict[str, float | None]]) -> Table:

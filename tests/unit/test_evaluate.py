@@ -9,6 +9,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from pfcluster.cli.results import evaluate
 from pfcluster.config import DataConfig, EngineConfig, EvaluateConfig, SyntheticConfig
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.splits import Subset
@@ -16,7 +17,7 @@ from pfcluster.data.transforms import to_float
 from pfcluster.data.types import DataError, RawBatch
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.precision import autocast
-from pfcluster.evaluate import final, similarity
+from pfcluster.evaluate import evaluate_run, final, similarity
 from pfcluster.evaluate.classification import confusion_matrix, predict, predict_run, rank_batches, scores
 from pfcluster.evaluate.evaluators import Evaluators, Judge
 from pfcluster.evaluate.image_grid import pick_round_robin, write_grid
@@ -100,6 +101,30 @@ def test_shared_classes_are_matched_by_name_and_others_left_out():
         SharedClasses(data, ("neutral", "contempt"))
     with pytest.raises(DataError, match=r"no sample of the data is of a class that the run has \(surprise, fear\)"):
         SharedClasses(GreySplit(fer, [6, 3]), ("surprise", "fear"))
+
+
+def test_a_file_of_figures_that_cannot_be_written_is_named_before_the_evaluation(tmp_path, monkeypatch, capsys):
+    """One that fails later does so after the table."""
+    figures = {**scores(torch.eye(2).long(), ("neutral", "fear")), "dataset": "faces"}
+    figures |= {"dropped": {}, "missing_classes": [], "damaged_samples": {}}
+    evaluated = []
+    monkeypatch.setattr(evaluate_run, "evaluate_run", lambda *_: evaluated.append(1) or figures)
+    with pytest.raises(ValueError, match=r"--output .* is a folder; give the name of a file in it"):
+        evaluate(["run", "--output", str(tmp_path)])
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValueError, match=r"--output .*figures\.json: .* cannot be written; check its permissions"):
+        evaluate(["run", "--output", str(tmp_path / "figures.json")])
+    assert not evaluated
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluate_run, "evaluate_run", lambda *_: figures)
+
+    def disk_is_full(path, _):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("pfcluster.cli.results.write_atomically", disk_is_full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate(["run", "--output", str(tmp_path / "figures.json")])
+    assert "macro F1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
