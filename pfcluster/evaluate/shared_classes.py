@@ -11,8 +11,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pfcluster.data.labels import in_canonical_order, index_mapping
+from pfcluster.data.labels import CANONICAL, in_canonical_order, index_mapping
 from pfcluster.data.types import RawBatch, Split, UnfitDataError
+
+
+def _ordered(classes: tuple[str, ...]) -> tuple[str, ...]:
+    return in_canonical_order(classes) if set(classes) <= set(CANONICAL) else classes
 
 
 class SharedClasses:
@@ -23,8 +27,9 @@ class SharedClasses:
         class.
         """
         self.split = split
-        self.classes = tuple(name for name in in_canonical_order(split.classes) if name in model_classes)
-        """In canonical order."""
+        common = set(split.classes) & set(model_classes)
+        self.classes = tuple(name for name in _ordered(split.classes) if name in common)
+        """Emotions in canonical order; persons, of `data.target` identity, in the split's."""
         if len(self.classes) < 2:
             raise UnfitDataError(
                 f"the data's classes ({', '.join(split.classes) or 'none'}) and the run's ({', '.join(model_classes)})"
@@ -38,9 +43,10 @@ class SharedClasses:
                 f"no sample of the data is of a class that the run has ({', '.join(self.classes)}); give data with the"
                 " run's emotions"
             )
-        self.columns = torch.tensor([model_classes.index(name) for name in self.classes])
+        columns = {name: column for column, name in enumerate(model_classes)}
+        self.columns = torch.tensor([columns[name] for name in self.classes])
         """k: indices of the shared classes among the classifier's outputs."""
-        self.missing_classes = tuple(name for name in model_classes if name not in self.classes)
+        self.missing_classes = tuple(name for name in model_classes if name not in common)
         """Classes of the classifier that the data lacks; their logits are ignored."""
 
     def dropped(self) -> dict[str, int]:

@@ -10,11 +10,14 @@ import torch
 
 from pfcluster.config import ConfigError, DataConfig, SyntheticConfig
 from pfcluster.data.build.pipeline import build
-from pfcluster.data.dataset import open_dataset
+from pfcluster.data.dataset import missing_test_split, open_dataset
 from pfcluster.data.identity_task import identity_dataset
 from pfcluster.data.splits import ShardedSplit, identities_of, may_share_photos, sample_ids
 from pfcluster.data.types import DataError
+from pfcluster.evaluate.evaluate_run import evaluate_run
+from pfcluster.training import run
 from tests.photos import make_csv, options
+from tests.tiny import config
 
 FACES = SyntheticConfig(train=96, validation=8, test=8, identities=12)
 IDENTITY_TASK = DataConfig(size=32, target="identity", synthetic=FACES)
@@ -70,6 +73,28 @@ def test_identities_tell_whether_two_splits_may_share_photos():
     assert may_share_photos(split("photo-1", "photo-2"), split("photo-2"))
     assert may_share_photos(split("anna", "ben"), split("photo-1"))  # may be a photo of Anna
     assert may_share_photos(split("anna"), open_dataset(IDENTITY_TASK, 0).train)
+
+
+def test_identity_datasets_have_no_test_split_to_build():
+    with_identities, emotions = (
+        open_dataset(IDENTITY_TASK, 0),
+        open_dataset(replace(IDENTITY_TASK, target="emotion"), 0),
+    )
+    assert missing_test_split(with_identities, config("finetune", data=IDENTITY_TASK)) is None
+    without = replace(emotions, test=None)
+    settings = config("finetune", data=replace(IDENTITY_TASK, target="emotion"))
+    assert "has no test split" in missing_test_split(without, settings)
+
+
+@pytest.mark.slow
+def test_an_identity_net_is_evaluated_on_the_validation_split(tmp_path):
+    result = run(config("finetune", data=IDENTITY_TASK, epochs=1), tmp_path)
+    figures = evaluate_run(tmp_path, "validation")
+    assert (figures["n"], figures["accuracy"]) == (result["dataset"]["validation"], result["validation"]["accuracy"])
+    assert set(figures["per_class"]) <= set(result["dataset"]["classes"])
+    assert figures["missing_classes"] == []
+    with pytest.raises(DataError, match="has no test split; give --split validation"):
+        evaluate_run(tmp_path)
 
 
 def test_rendered_faces_are_cached_for_later_runs(tmp_path):
