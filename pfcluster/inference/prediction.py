@@ -51,6 +51,8 @@ class Counts:
     """Rows without a label."""
     kept_rows: int = 0
     """Rows of an earlier attempt."""
+    kept_frames: int = 0
+    """Photos and frames that an earlier attempt could read."""
 
 
 class _Table(Protocol):
@@ -58,8 +60,8 @@ class _Table(Protocol):
 
     start: Position
 
-    def append(self, rows: Sequence[Row], after: Position) -> None:
-        """Add the rows of a frame."""
+    def append(self, rows: Sequence[Row], after: Position, *, is_readable: bool = True) -> None:
+        """Add the rows of a photo or frame. `is_readable`: whether there was an image."""
 
     def flush(self) -> None:
         """Keep the rows."""
@@ -78,7 +80,7 @@ class _Lines:
         self.start = Position()
         self._show = show
 
-    def append(self, rows: Sequence[Row], after: Position) -> None:
+    def append(self, rows: Sequence[Row], after: Position, *, is_readable: bool = True) -> None:
         for row in rows:
             self._show(describe(row))
 
@@ -144,7 +146,7 @@ def run_prediction(
     table = _open_table(sources, predictor.info, options, show)
     counts = Counts(sources=table.start.source)
     if isinstance(table, PartialTable):
-        counts.kept_rows = table.rows
+        counts.kept_rows, counts.kept_frames = table.rows, table.frames
     writer = _Writer(sources, predictor.info.classes, table, annotator, options.poker_faces, counts)
     pipeline = PipelineOptions(
         batch_size=options.batch_size,
@@ -166,7 +168,7 @@ def run_prediction(
         writer.abandon()
         raise
     table.finish(predictor.info.classes)
-    if counts.frames == 0 and counts.kept_rows == 0:
+    if counts.frames == 0 and counts.kept_frames == 0:
         raise InferenceError(f"none of the {len(sources)} inputs can be read; {writer.last_reason or 'see the table'}")
     return counts
 
@@ -225,7 +227,8 @@ class _Writer:
                 face.poker_face = str(path)
         if self.annotator is not None:
             self.annotator.add(frame.frame, frame.image, frame.faces)
-        self.table.append([face.to_row(self.classes) for face in frame.faces], frame.after)
+        rows = [face.to_row(self.classes) for face in frame.faces]
+        self.table.append(rows, frame.after, is_readable=frame.is_readable)
         self.table.flush()
         self.counts.frames += frame.is_readable
         self.counts.sources += frame.frame.is_last

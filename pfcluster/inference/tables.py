@@ -65,6 +65,8 @@ class PartialTable:
         """Where to continue."""
         self.rows = 0
         """Rows of the earlier attempt that are kept."""
+        self.frames = 0
+        """Photos and frames that the earlier attempt could read."""
         header = json.dumps({"command": command}, sort_keys=True)
         self._lock = FileLock(self.path)
         if not self._lock.acquire(blocking=False, record=False):
@@ -85,7 +87,7 @@ class PartialTable:
         """Read an existing file; -> the position behind its last valid marker, 0 if there is nothing to keep."""
         if self._has_only_header():
             return 0
-        end = position = rows = 0
+        end = position = rows = frames = 0
         with open(self.path, "rb") as file:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n"):
@@ -99,8 +101,9 @@ class PartialTable:
                 rows += "row" in values
                 if "after" in values:
                     after = Position(**values["after"])
+                    frames += bool(values.get("readable", True))  # earlier versions did not say
                     if after.frame == 0 or not whole_sources:
-                        self.start, self.rows, end = after, rows, position
+                        self.start, self.rows, self.frames, end = after, rows, frames, position
         return end
 
     def _has_only_header(self) -> bool:
@@ -127,12 +130,12 @@ class PartialTable:
             " command again to finish it, or remove the file to start anew"
         )
 
-    def append(self, rows: Sequence[Row], after: Position) -> None:
-        """Add the rows of a frame, and a marker."""
+    def append(self, rows: Sequence[Row], after: Position, *, is_readable: bool = True) -> None:
+        """Add the rows of a photo or frame, and a marker. `is_readable`: whether there was an image."""
         self._is_empty = False
         for row in rows:
             self._write(json.dumps({"row": row}))
-        self._write(json.dumps({"after": asdict(after)}))
+        self._write(json.dumps({"after": asdict(after), "readable": is_readable}))
 
     def flush(self) -> None:
         """Hand the rows to the system, so that they outlive this process."""

@@ -326,6 +326,40 @@ def test_an_interrupted_prediction_goes_on(classifier: Path, photos: Path, tmp_p
         assert counts.kept_rows >= 36
 
 
+@pytest.mark.parametrize("first", ["bad", "blank"])
+def test_a_continued_prediction_that_could_read_nothing_fails(classifier: Path, tmp_path: Path, first: str) -> None:
+    """Rows that name unreadable photos are kept, too. A photo without a face was read."""
+    for number in range(4):
+        (tmp_path / f"{number}.jpg").write_bytes(b"no image")
+    if first == "blank":
+        models.face_pictures(tmp_path, 1, side=48)[0].rename(tmp_path / "0.jpg")
+    model = pfcluster.load(classifier, device="cpu")
+    sources = list_inputs([str(tmp_path)]).sources
+
+    class NoFaces(WholePhotos):
+        def faces(self, photos: Any) -> list[list[Face]]:
+            return [[] for _ in photos]
+
+    def predict(interrupt_at: int | None = None) -> Any:
+        def advance(counts: Any) -> None:
+            if counts.sources == interrupt_at:
+                raise KeyboardInterrupt
+
+        options = PredictionOptions(output=tmp_path / "table.csv", batch_size=2)
+        cropper = NoFaces(model.info.preprocessing)
+        return run_prediction(sources, model.predictor, cropper, options, show=print, advance=advance)
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(2)
+    if first == "bad":
+        with pytest.raises(InferenceError, match=r"none of the 4 inputs can be read; .*3\.jpg"):
+            predict()
+    else:
+        counts = predict()
+        assert (counts.frames, counts.kept_rows, counts.kept_frames) == (0, 2, 1)
+    assert len(rows(tmp_path / "table.csv")) == 4
+
+
 def test_what_an_interrupt_keeps_is_said(
     classifier: Path, photos: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
