@@ -127,7 +127,8 @@ def assignments(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, ast.expr]
     for node in ast.walk(function):
         if isinstance(node, ast.Assign):
             for target in node.targets:
-                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                starred = any(isinstance(each, ast.Starred) for each in getattr(target, "elts", ()))
+                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) and not starred:
                     yield from zip(target.elts, node.value.elts, strict=True)
                 else:
                     yield target, node.value
