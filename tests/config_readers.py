@@ -127,8 +127,9 @@ def assignments(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, ast.expr]
     for node in ast.walk(function):
         if isinstance(node, ast.Assign):
             for target in node.targets:
-                starred = any(isinstance(each, ast.Starred) for each in getattr(target, "elts", ()))
-                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) and not starred:
+                both = (target, node.value)
+                tuples = all(isinstance(each, ast.Tuple) for each in both)
+                if tuples and not any(isinstance(each, ast.Starred) for side in both for each in side.elts):
                     yield from zip(target.elts, node.value.elts, strict=True)
                 else:
                     yield target, node.value
