@@ -69,8 +69,7 @@ def accuracy_table(results: Results, dataset: str, key: str) -> Table | None:
     stated = paper.ACCURACY.get(STAND_IN if results.record.miniature else dataset, {})
     reference = results.group(dataset, REFERENCE[key])
     differences = {cell.name: accuracy_difference(results.group(dataset, cell.name), reference) for cell in cells[1:]}
-    p_values = {name: one.t_p for name, one in differences.items() if one is not None}
-    corrected = dict(zip(p_values, holm_over_tests(list(p_values.values())), strict=True))
+    corrected = dict(zip(differences, holm_over_tests(list(differences.values())), strict=True))
     rows = [
         _accuracy_row(results, dataset, cell, cells[0], stated, differences.get(cell.name), corrected.get(cell.name))
         for cell in cells

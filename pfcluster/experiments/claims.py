@@ -85,11 +85,11 @@ def check_claims(results: Results) -> list[ClaimResult]:
         if results.is_planned(dataset, claim.better) and results.is_planned(dataset, claim.worse)
     ]
     differences = [accuracy_difference(better, worse) for _, _, better, worse in cases]
-    corrected = iter(holm_over_tests([one.t_p for one in differences if one is not None]))
+    p_values = holm_over_tests(differences)
     predictions = correct_over_comparisons([prediction_difference(better, worse) for _, _, better, worse in cases])
     claim_results = []
-    for (dataset, claim, better, worse), difference, comparison in zip(cases, differences, predictions, strict=True):
-        holm_p = None if difference is None else next(corrected)
+    for case, difference, holm_p, comparison in zip(cases, differences, p_values, predictions, strict=True):
+        dataset, claim, better, worse = case
         reason = not_comparable(better, worse) if better is not None and worse is not None else ""
         outcome = f"not compared: {reason}" if reason else _outcome(difference, holm_p)
         claim_results.append(ClaimResult(dataset, claim, difference, holm_p, outcome, comparison))

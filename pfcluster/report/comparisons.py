@@ -67,11 +67,12 @@ def compare_with_each(group: RunGroup, baselines: Sequence[RunGroup]) -> list[Co
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
-    p_values = {index: one.accuracy.t_p for index, one in enumerate(comparisons) if one.accuracy is not None}
-    for index, p in zip(p_values, holm_over_tests(list(p_values.values())), strict=True):
-        comparisons[index] = replace(comparisons[index], holm_p=p)
-    corrected = correct_over_comparisons([one.predictions for one in comparisons])
-    return [replace(one, predictions=predictions) for one, predictions in zip(comparisons, corrected, strict=True)]
+    p_values = holm_over_tests([one.accuracy for one in comparisons])
+    predictions = correct_over_comparisons([one.predictions for one in comparisons])
+    return [
+        replace(one, holm_p=p, predictions=of_samples)
+        for one, p, of_samples in zip(comparisons, p_values, predictions, strict=True)
+    ]
 
 
 def _compare(group: RunGroup, baseline: RunGroup) -> Comparison:

@@ -156,10 +156,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def holm_over_tests(p_values: Sequence[float | None]) -> list[float | None]:
-    """`holm` over comparisons of which some had no test (None): they count, as p = 1, and have no corrected p."""
-    corrected = holm([1.0 if p is None else p for p in p_values])
-    return [None if p is None else new for p, new in zip(p_values, corrected, strict=True)]
+def holm_over_tests(tests: Sequence[Paired | None]) -> list[float | None]:
+    """Corrected p of the t-tests of a table; None where there is no test, or no comparison.
+
+    Equal differences count as p = 1: whether they are equal depends on the results. A single seed does not count.
+    """
+    counted = {index: test.t_p for index, test in enumerate(tests) if test is not None and test.difference.n > 1}
+    corrected = dict(zip(counted, holm([1.0 if p is None else p for p in counted.values()]), strict=True))
+    return [None if counted.get(index) is None else corrected[index] for index in range(len(tests))]
 
 
 def sum_matrices(matrices: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:

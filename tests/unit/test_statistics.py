@@ -151,7 +151,11 @@ def test_paired_rejects_unequal_lengths() -> None:
 
 
 def test_comparisons_without_a_test_count_in_the_correction() -> None:
-    assert holm_over_tests([None, 0.01, 0.03, None]) == [None, pytest.approx(0.04), pytest.approx(0.09), None]
+    tests = [paired(values, [0.0] * len(values)) for values in ([1, 2, 3], [4, 5, 7], [1, 1, 1], [5])]
+    first, second, equal, one_seed, absent = holm_over_tests([*tests, None])
+    assert (equal, one_seed, absent) == (None, None, None)
+    assert second == pytest.approx(3 * tests[1].t_p)
+    assert first == pytest.approx(2 * tests[0].t_p)
 
 
 def test_holm_by_hand() -> None:

@@ -196,10 +196,8 @@ def _compared(confirmed: list[Confirmed]) -> list[Confirmed]:
     """Add differences from the baseline, which is the first, and Holm's correction over all of them."""
     for index, one in enumerate(confirmed[1:], 1):
         confirmed[index] = replace(one, difference=on_common_seeds(one.scores, confirmed[0].scores))
-    p_values = {index: one.difference.t_p for index, one in enumerate(confirmed) if one.difference is not None}
-    for index, p in zip(p_values, holm_over_tests(list(p_values.values())), strict=True):
-        confirmed[index] = replace(confirmed[index], holm_p=p)
-    return confirmed
+    p_values = holm_over_tests([one.difference for one in confirmed])
+    return [replace(one, holm_p=p) for one, p in zip(confirmed, p_values, strict=True)]
 
 
 def on_common_seeds(treated: Mapping[int, float], reference: Mapping[int, float]) -> Paired | None:
