@@ -39,8 +39,8 @@ from benchmarks.gpu_parts.reading import reading_measurements
 from benchmarks.gpu_parts.report import markdown
 from benchmarks.gpu_parts.steps import peak_measurement, step_measurements
 from pfcluster.distributed.process_group import world
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.provenance import git_commit
+from pfcluster.system.atomic_files import write_atomically
 
 LIMIT = 530.0
 COMPLETE, CONTINUES = 0, 75

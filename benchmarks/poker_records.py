@@ -18,8 +18,8 @@ from benchmarks.result_files import training_device
 from pfcluster.config import RunConfig
 from pfcluster.config.io import to_json
 from pfcluster.launch.plan import TrainRun
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import read_result
+from pfcluster.system.atomic_files import write_atomically
 
 FOLDER = "FOLDER"
 """What stands for the folder of the runs in a digest."""

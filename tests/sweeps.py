@@ -24,12 +24,12 @@ from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus
 from pfcluster.runs.folder import newest_checkpoint_step
-from pfcluster.runs.locks import exclusive_lock
 from pfcluster.sweep.confirm import Confirmation
 from pfcluster.sweep.driver import Sweep
 from pfcluster.sweep.options import read
 from pfcluster.sweep.spec import Spec, load, save
 from pfcluster.sweep.state import SweepState
+from pfcluster.system.locks import exclusive_lock
 from pfcluster.training.trainer import TrainingError, run
 from tests.tiny import OPTIONS, ROOT
 

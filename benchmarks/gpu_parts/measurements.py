@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.steps import processor
 from pfcluster.distributed.process_group import World
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.system.atomic_files import write_atomically
 
 RESULTS_FILE, REPORT_FILE = "results.json", "results.md"
 MAX_STARTS = 2

@@ -16,7 +16,7 @@ from pfcluster.checkpoint import dcp, store
 from pfcluster.checkpoint.tensor_shards import TensorShard, TensorShards
 from pfcluster.distributed.process_group import World
 from pfcluster.runs.folder import checkpoint_steps, step_folder
-from pfcluster.runs.os_errors import retry_transient
+from pfcluster.system.os_errors import retry_transient
 
 
 class CheckpointManager:

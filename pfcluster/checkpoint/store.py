@@ -26,9 +26,9 @@ from torch import Tensor
 
 from pfcluster.checkpoint import dcp
 from pfcluster.checkpoint.tensor_shards import TensorShards, unsharded
-from pfcluster.runs.atomic_files import fsync, sha256, write_atomically
 from pfcluster.runs.folder import CHECKPOINT_FILE, CHECKPOINTS_DIR, checkpoint_steps, step_folder
-from pfcluster.runs.os_errors import retry_transient
+from pfcluster.system.atomic_files import fsync, sha256, write_atomically
+from pfcluster.system.os_errors import retry_transient
 
 FORMAT = 3
 UNSEALED = 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pfcluster.inference.builtin_models import default_model
 from pfcluster.launch.command_line import parse
-from pfcluster.runs.terminal import plain_console
+from pfcluster.system.terminal import plain_console
 
 
 @dataclass(frozen=True, kw_only=True)

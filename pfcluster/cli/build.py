@@ -17,7 +17,7 @@ from pfcluster.cli.inspect import left_out_table, splits_table
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.build.pipeline import BuildResult, Progress, build
 from pfcluster.launch.command_line import parse
-from pfcluster.runs.terminal import labelled, plain_column, plain_console
+from pfcluster.system.terminal import labelled, plain_column, plain_console
 
 STAGES = {"reading": "reading photos", "checking": "comparing photos", "faces": "making shards"}
 

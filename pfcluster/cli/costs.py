@@ -13,8 +13,8 @@ from rich.table import Table
 from pfcluster.config import presets
 from pfcluster.launch.command_line import parse
 from pfcluster.profiling.model_cost import measure_model_cost
-from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.terminal import plain_console
+from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.terminal import plain_console
 
 COLUMNS = (
     "M par.\ntrain",

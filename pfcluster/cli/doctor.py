@@ -31,8 +31,8 @@ from pfcluster.distributed.process_group import World, ensure_group, world
 from pfcluster.engine.factory import choose_backend
 from pfcluster.launch.command_line import parse
 from pfcluster.launch.local import run_ranks
-from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.terminal import plain_console
+from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.terminal import plain_console
 from pfcluster.training.parity import compare
 
 BACKENDS = tuple(name for name in get_args(Backend) if name != "auto")

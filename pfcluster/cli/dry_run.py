@@ -19,7 +19,7 @@ from pfcluster.models.from_runs import build_identity_net
 from pfcluster.models.identity_net import IdentityNet
 from pfcluster.profiling.flops import Profile, profile
 from pfcluster.profiling.memory_plan import BACKENDS, MemoryPlan, micro_batch_size, plans, with_backend
-from pfcluster.runs.terminal import print_warnings
+from pfcluster.system.terminal import print_warnings
 from pfcluster.training.schedule import schedule_warnings, total_steps
 
 MIB = 2**20

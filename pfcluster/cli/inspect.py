@@ -18,9 +18,9 @@ from pfcluster.data.inspect.contact_sheet import contact_sheet
 from pfcluster.data.manifest import Manifest, ShardError, check_shard, load_manifest, require_files
 from pfcluster.data.shards import ShardSplit
 from pfcluster.launch.command_line import parse
-from pfcluster.runs.atomic_files import write_via_temporary
-from pfcluster.runs.os_errors import describe
-from pfcluster.runs.terminal import labelled, plain_console
+from pfcluster.system.atomic_files import write_via_temporary
+from pfcluster.system.os_errors import describe
+from pfcluster.system.terminal import labelled, plain_console
 
 SHEET_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Of Pillow, by suffix of the contact sheet."""

@@ -12,9 +12,9 @@ from pfcluster.data.inspect.quality import DuplicatePair, Percentiles, Quality, 
 from pfcluster.data.inspect.quality_warnings import quality_warnings
 from pfcluster.data.manifest import Manifest
 from pfcluster.data.shards import ShardSplit
-from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.csv_tables import csv_table
-from pfcluster.runs.terminal import print_warnings
+from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.csv_tables import csv_table
+from pfcluster.system.terminal import print_warnings
 
 EXAMPLES = 5
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 from pfcluster.cli.commands import COMMANDS, SLURM_COMMANDS, help_text, similar
 from pfcluster.launch.errors import LaunchError
-from pfcluster.runs.os_errors import describe
-from pfcluster.runs.redaction import redact_output
-from pfcluster.runs.streams import accept_all_characters
+from pfcluster.system.os_errors import describe
+from pfcluster.system.redaction import redact_output
+from pfcluster.system.streams import accept_all_characters
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE, as a shell reports it."""

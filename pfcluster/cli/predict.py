@@ -22,7 +22,7 @@ from pfcluster.inference.prediction import Counts, PredictionOptions, check_opti
 from pfcluster.inference.sources import ReadOptions, list_inputs
 from pfcluster.inference.tables import partial_file
 from pfcluster.launch.command_line import parse
-from pfcluster.runs.terminal import plain_column, plain_console
+from pfcluster.system.terminal import plain_column, plain_console
 
 if TYPE_CHECKING:
     from pfcluster.inference.model_info import ModelInfo

@@ -22,7 +22,7 @@ from pfcluster.launch.command_line import parse_known
 from pfcluster.launch.options import ClusterOptions, InlineCluster, resolve_cluster
 from pfcluster.launch.overrides import SET_BY_STUDIES, apply_overrides, require_absent
 from pfcluster.launch.training_options import Options, command_text, require_seeds
-from pfcluster.runs.terminal import plain_console
+from pfcluster.system.terminal import plain_console
 
 CELL_NAMES = tuple(cell.name for cell in CELLS)
 OF_REAL_DATASETS = (

@@ -12,10 +12,10 @@ import tyro
 from rich.table import Table
 
 from pfcluster.launch.command_line import parse
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import RESULT_FILE, find_runs
-from pfcluster.runs.inputs import input_states, record_inputs
-from pfcluster.runs.terminal import plain_console, print_warnings
+from pfcluster.runs.output_inputs import input_states, record_inputs
+from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.terminal import plain_console, print_warnings
 
 Split = Literal["train", "validation", "test"]
 

@@ -12,7 +12,7 @@ from pfcluster.cli.watch import table, watch
 from pfcluster.config.json_files import JsonFileError
 from pfcluster.launch import status as plans
 from pfcluster.launch.command_line import parse
-from pfcluster.runs.terminal import plain_console
+from pfcluster.system.terminal import plain_console
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from pfcluster.launch.plan import Command, Plan, Stage
 from pfcluster.launch.slurm.submit import submit as submit_to_slurm
 from pfcluster.launch.study_plan import BUILD_COMMAND, build_stage
 from pfcluster.launch.training_options import command_text
-from pfcluster.runs.terminal import plain_console
+from pfcluster.system.terminal import plain_console
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,6 @@ from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.command_line import parse
 from pfcluster.launch.plan import Plan, Stage, TrainRun, stages_of
 from pfcluster.launch.preflight import preflight
-from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.redaction import redact
-from pfcluster.runs.terminal import plain_console, print_warnings
 from pfcluster.sweep import search
 from pfcluster.sweep.asha import EvalSchedule
 from pfcluster.sweep.driver import Sweep
@@ -34,6 +31,9 @@ from pfcluster.sweep.space import baseline
 from pfcluster.sweep.spec import Spec, require_same, save
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Runs, Trial, clear_failures
+from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.redaction import redact
+from pfcluster.system.terminal import plain_console, print_warnings
 
 ScheduleOf = Callable[[TrainRun], EvalSchedule]
 

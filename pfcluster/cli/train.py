@@ -16,7 +16,7 @@ from pfcluster.launch.preflight import preflight
 from pfcluster.launch.study_plan import make_plan, unbuilt_shards
 from pfcluster.launch.training_options import TRAINING, Options, parse_training
 from pfcluster.runs.folder import RESULT_FILE
-from pfcluster.runs.terminal import plain_console, print_warnings
+from pfcluster.system.terminal import plain_console, print_warnings
 
 INTERRUPTED = 130
 """Exit code after SIGINT or SIGTERM."""

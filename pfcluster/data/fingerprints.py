@@ -15,7 +15,6 @@ from pfcluster.config import ConfigError, DataConfig, RunConfig
 from pfcluster.config.io import flatten
 from pfcluster.data.labels import CANONICAL, in_canonical_order
 from pfcluster.data.manifest import Manifest, ShardError, load_manifest
-from pfcluster.runs.atomic_files import sha256
 from pfcluster.runs.folder import (
     CHECKPOINT_FILE,
     CHECKPOINTS_DIR,
@@ -25,6 +24,7 @@ from pfcluster.runs.folder import (
     read_config,
 )
 from pfcluster.runs.run_inputs import DATA_FIELD, DataRecord, RunInputs, SplitRecord, read_inputs, recorded_classes
+from pfcluster.system.atomic_files import sha256
 
 WEIGHT_FIELDS = (
     "model.init",

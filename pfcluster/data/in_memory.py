@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfcluster.data.types import DataError, RawBatch, Split
-from pfcluster.runs.atomic_files import fsync, write_via_temporary
-from pfcluster.runs.locks import exclusive_lock
-from pfcluster.runs.os_errors import describe
+from pfcluster.system.atomic_files import fsync, write_via_temporary
+from pfcluster.system.locks import exclusive_lock
+from pfcluster.system.os_errors import describe
 
 CHUNK = 256
 """Samples decoded per task of a thread."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.data.storage import LocalStore, Store, StoreError, open_store
-from pfcluster.runs.atomic_files import sha256
-from pfcluster.runs.os_errors import describe, retry_transient
+from pfcluster.system.atomic_files import sha256
+from pfcluster.system.os_errors import describe, retry_transient
 
 FORMAT = 2
 MANIFEST = "manifest.json"

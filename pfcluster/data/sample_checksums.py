@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pfcluster.data.manifest import REBUILD, ShardError, ShardFile, require_checksum
 from pfcluster.data.storage import Store, StoreError
-from pfcluster.runs.os_errors import retry_transient
+from pfcluster.system.os_errors import retry_transient
 
 
 class SampleChecksums:

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from pfcluster.data.index_rows import Rows, decode_rows
 from pfcluster.data.manifest import REBUILD, ShardError, ShardFile, require_checksum
 from pfcluster.data.storage import Store, StoreError, default_cache
-from pfcluster.runs.atomic_files import sha256, write_atomically
-from pfcluster.runs.locks import exclusive_lock
-from pfcluster.runs.os_errors import describe, retry_transient
+from pfcluster.system.atomic_files import sha256, write_atomically
+from pfcluster.system.locks import exclusive_lock
+from pfcluster.system.os_errors import describe, retry_transient
 
 MAPPED_SAMPLES = 20_000
 """Indexes of splits with at least this many samples are converted into the cache and mapped."""

@@ -26,7 +26,7 @@ from pfcluster.data.sample_checksums import SampleChecksums
 from pfcluster.data.shard_index import load_index
 from pfcluster.data.storage import LocalStore, Store, StoreError
 from pfcluster.data.torch_jpeg import decode_jpegs_on
-from pfcluster.runs.os_errors import retry_transient
+from pfcluster.system.os_errors import retry_transient
 
 
 class BadSampleError(ShardError):

@@ -19,10 +19,10 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from pfcluster.config import ConfigError
 from pfcluster.config.urls import hide_credentials, refuse_credentials, with_variables
-from pfcluster.runs.atomic_files import sha256, write_atomically, write_via_temporary
-from pfcluster.runs.home import home_folder
-from pfcluster.runs.locks import exclusive_lock
-from pfcluster.runs.os_errors import describe, is_full
+from pfcluster.system.atomic_files import sha256, write_atomically, write_via_temporary
+from pfcluster.system.home import home_folder
+from pfcluster.system.locks import exclusive_lock
+from pfcluster.system.os_errors import describe, is_full
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs")
 """URL schemes that are allowed. `pipe:`, `ssh:` and the like are rejected: no URL can start another program."""

@@ -21,7 +21,7 @@ from pfcluster.data.transforms import to_uint8
 from pfcluster.evaluate.attention import attention_maps, overlay
 from pfcluster.evaluate.failures import Failure
 from pfcluster.evaluate.run_comparison import ClassifierOutputs, ComparedRun
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.system.atomic_files import write_atomically
 
 CORRECT_COLOUR, WRONG_COLOUR = "#1c7a4b", "#b3261e"
 CLASS_COLOURS = ("#3b82d6", "#e0762f", "#2f9e6e", "#b05cc6", "#c9a227", "#d64f5c", "#2ab0c5", "#5b5148")

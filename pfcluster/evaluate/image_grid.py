@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pfcluster.data.transforms import to_uint8
-from pfcluster.runs.atomic_files import write_via_temporary
+from pfcluster.system.atomic_files import write_via_temporary
 
 MARGIN = 4
 HEADER = 18

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pfcluster.config.json_files import JsonFileError, parse_json
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import PREDICTIONS_FILE
+from pfcluster.system.atomic_files import write_atomically
 
 FORMAT = "1"
 

@@ -17,8 +17,8 @@ from pfcluster.evaluate.evaluate_run import evaluate_run
 from pfcluster.experiments.cells import DEFAULT_SIZE
 from pfcluster.experiments.results import MEASURED_DIR, Results, read_results
 from pfcluster.profiling.model_cost import measure_model_cost
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import read_config
+from pfcluster.system.atomic_files import write_atomically
 
 CROSS_DATASET_CELLS = ("mae-vit", "pf-vit")
 """Cells whose runs are tested on every dataset."""

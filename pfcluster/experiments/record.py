@@ -11,7 +11,7 @@ from typing import Any
 from pfcluster.config.json_files import JsonFileError, read_object, record_of
 from pfcluster.experiments.cells import CELLS, Cell, cell_by_name
 from pfcluster.experiments.matrix import PlannedRun, Settings, selected_cells, unavailable_reason
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.system.atomic_files import write_atomically
 
 RECORD_FILE, FORMAT = "reproduce.json", 2
 

@@ -31,7 +31,7 @@ from pfcluster.inference.model_card import model_card
 from pfcluster.inference.model_folder import with_precision, write_weights
 from pfcluster.inference.model_info import CONFIG_FILE, WEIGHTS_FILE, ModelInfo, info_of, to_dict, to_json
 from pfcluster.inference.torch_predictor import build_net, load_weights
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.system.atomic_files import write_atomically
 
 CLIENT_ERRORS = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, ConnectionError)
 

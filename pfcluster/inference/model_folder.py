@@ -27,7 +27,7 @@ from pfcluster.inference.model_info import (
 )
 from pfcluster.inference.runtime_info import RUNTIME_FILES
 from pfcluster.inference.torch_predictor import weights_sha256
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.system.atomic_files import write_atomically
 
 SUFFIX = ".safetensors"
 StateDict = Mapping[str, Tensor]

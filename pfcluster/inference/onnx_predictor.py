@@ -24,7 +24,7 @@ from pfcluster.inference.runtime_info import (
     POKER_FACES,
     RuntimeInfo,
 )
-from pfcluster.runs.atomic_files import sha256
+from pfcluster.system.atomic_files import sha256
 
 ERROR_SEVERITY = 3
 """onnxruntime's number: log errors only."""

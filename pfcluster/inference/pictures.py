@@ -15,7 +15,7 @@ from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.faces import Face
 from pfcluster.inference.sources import Frame, Source
 from pfcluster.inference.video import DEFAULT_RATE, VideoWriter
-from pfcluster.runs.atomic_files import cut_encoded, hidden_beside
+from pfcluster.system.atomic_files import cut_encoded, hidden_beside
 
 SHOWN_SIDE = 224
 """Side of each of the two faces in a picture, in pixels, or the next multiple of the poker face's side."""

@@ -20,8 +20,8 @@ from pfcluster.data.jpeg import UnreadablePhotoError
 from pfcluster.data.raw.base import IMAGE_SUFFIXES, MAX_FILE_BYTES, skipped_as
 from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.video import VIDEO_SUFFIXES, VideoReader
-from pfcluster.runs.os_errors import describe
-from pfcluster.runs.walk import walk_through_links
+from pfcluster.system.os_errors import describe
+from pfcluster.system.walk import walk_through_links
 
 READ_AHEAD = 32
 """Photos that are decoded before they are needed."""

@@ -14,7 +14,7 @@ from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.export import export_run
 from pfcluster.inference.model_card import EMOTION_LAW, POKER_FACE_LAW, yaml_text
 from pfcluster.inference.model_info import CARD_FILE, ModelInfo
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.system.atomic_files import write_atomically
 
 MODEL_DIR = "model"
 APP_FILE = "app.py"

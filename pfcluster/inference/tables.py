@@ -19,9 +19,9 @@ from pfcluster.config.json_files import JsonFileError, parse_json
 from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.faces import PROBABILITY, Row, columns, utf8_row
 from pfcluster.inference.pipeline import Position
-from pfcluster.runs.atomic_files import write_via_temporary
-from pfcluster.runs.csv_tables import csv_rows
-from pfcluster.runs.locks import FileLock
+from pfcluster.system.atomic_files import write_via_temporary
+from pfcluster.system.csv_tables import csv_rows
+from pfcluster.system.locks import FileLock
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 CHUNK = 4096

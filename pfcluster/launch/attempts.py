@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from pfcluster.config.json_files import JsonFileError, read_record, try_read_record
 from pfcluster.launch.job_record import read_job
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import ATTEMPTS_DIR, newest_checkpoint_step
 from pfcluster.runs.metrics_file import last_trained_step
+from pfcluster.system.atomic_files import write_atomically
 
 Outcome = Literal[
     "running", "finished", "stopped", "failed", "cancelled", "preempted", "time limit", "requeued", "lost"

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pfcluster.config.json_files import read_record
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import JOB_FILE
+from pfcluster.system.atomic_files import write_atomically
 
 
 @dataclass(frozen=True)

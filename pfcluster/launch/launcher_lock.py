@@ -17,7 +17,7 @@ from pfcluster.launch.plan_record import Launcher, of_this_process, read_plan, w
 from pfcluster.launch.slurm.queued_plans import QueuedPlans
 from pfcluster.launch.training_lock import QUIET_SECONDS
 from pfcluster.runs.folder import CONFIG_FILE
-from pfcluster.runs.locks import FileLock, exclusive_lock, owner_text
+from pfcluster.system.locks import FileLock, exclusive_lock, owner_text
 
 LAUNCHER_LOCK = ".launcher"
 """Locked by a launcher on this machine or on Ray while it works on the plan, and by the driver of a sweep, also on

@@ -26,7 +26,7 @@ from pfcluster.launch.run_queue import RunQueue
 from pfcluster.launch.waves import OnFailure, run_waves
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR
 from pfcluster.runs.folder import logged_error, read_progress
-from pfcluster.runs.terminal import plain_column, plain_console
+from pfcluster.system.terminal import plain_column, plain_console
 
 POLL_SECONDS = 0.25
 TAIL_LINES = 15

@@ -9,7 +9,7 @@ from pfcluster.config.json_files import try_read_object
 from pfcluster.launch import attempts
 from pfcluster.launch.task_status import TaskStatus
 from pfcluster.runs.folder import CONFIG_FILE, LOGS_DIR, RESULT_FILE, TRAINING_LOCK, read_progress
-from pfcluster.runs.locks import is_locked
+from pfcluster.system.locks import is_locked
 
 CONTINUES = "the same command continues it"
 

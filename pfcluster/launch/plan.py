@@ -12,7 +12,7 @@ from pathlib import Path
 from pfcluster.config import RunConfig
 from pfcluster.runs.early_stop import read_early_stop
 from pfcluster.runs.folder import read_config, read_result
-from pfcluster.runs.inputs import is_made_from
+from pfcluster.runs.output_inputs import is_made_from
 
 CLI_MODULE = "pfcluster"
 

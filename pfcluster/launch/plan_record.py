@@ -16,8 +16,8 @@ from typing import Literal
 from pfcluster.config.json_files import try_read_record
 from pfcluster.launch.attempts import now
 from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
-from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.processes import process_started
+from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.processes import process_started
 
 PLAN_FILE = "plan.json"
 Launcher = Literal["local", "ray", "slurm"]
@@ -70,7 +70,7 @@ class PlanRecord:
     """Process of the launcher on `host`."""
     stages: dict[str, StageRecord]
     process_start: int | None = None
-    """When that process started (runs/processes.py); None: of a version that did not record it."""
+    """When that process started (system/processes.py); None: of a version that did not record it."""
     grows: bool | None = None
     """Whether it is a sweep's, whose tasks are added while it runs; None: of a version that did not record it."""
     also: list[PlanRecord] = field(default_factory=list)

@@ -12,8 +12,8 @@ from pathlib import Path
 from pfcluster.distributed.hosts import host_name
 from pfcluster.launch import attempts
 from pfcluster.runs.folder import LOG_HEADER, log_path
-from pfcluster.runs.redaction import redact_output
-from pfcluster.runs.streams import accept_all_characters
+from pfcluster.system.redaction import redact_output
+from pfcluster.system.streams import accept_all_characters
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.job_state import slurm_tasks
 from pfcluster.launch.task_status import BAD, ENDED, TaskStatus
 from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, log_path, read_config, read_progress
-from pfcluster.runs.locks import is_locked
 from pfcluster.runs.metrics_file import last_metrics
+from pfcluster.system.locks import is_locked
 
 LOG_ORDER = {"failed": 0, "lost": 0, "timed out": 0, "running": 1, "evaluating": 1}
 """Which task's log is shown first."""

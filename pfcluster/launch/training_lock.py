@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pfcluster.runs.folder import TRAINING_LOCK
-from pfcluster.runs.locks import FileLock, is_locked, lock_owner, owner_text
+from pfcluster.system.locks import FileLock, is_locked, lock_owner, owner_text
 
 POLL_SECONDS = 0.2
 QUIET_SECONDS = 1.0

@@ -19,7 +19,7 @@ from pfcluster.launch.budget_controls import BudgetControl
 from pfcluster.launch.command_line import is_help, parse, parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
 from pfcluster.launch.overrides import SET_BY_COMMANDS, SET_BY_STUDIES, override_value, require_absent
-from pfcluster.runs.redaction import redact
+from pfcluster.system.redaction import redact
 
 TRAINING = {"pretrain": "mae", "finetune": "scratch", "pf-mag": "pf-vit", "judge": "judge"}
 """Commands that train one stage, and the preset's run that each takes; `finetune --model.init` takes mae-vit."""

@@ -19,11 +19,11 @@ from typing import Literal
 
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.training_lock import training_lock
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import PROFILE_DIR, exit_status_path
-from pfcluster.runs.os_errors import describe, is_full, is_transient, is_users
-from pfcluster.runs.redaction import redact, redact_output
-from pfcluster.runs.streams import accept_all_characters
+from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.os_errors import describe, is_full, is_transient, is_users
+from pfcluster.system.redaction import redact, redact_output
+from pfcluster.system.streams import accept_all_characters
 
 FINISHED, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 75
 """75 is EX_TEMPFAIL of sysexits.h: the run continues when it is started again."""

@@ -27,8 +27,8 @@ from pfcluster.report.groups import group_runs
 from pfcluster.report.page_pictures import PagePictures, PictureFile
 from pfcluster.report.results import Run, read_run
 from pfcluster.report.saved_pictures import INDEX_FILE, SavedPicture, run_pictures
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import PICTURES_DIR
+from pfcluster.system.atomic_files import write_atomically
 
 HTML_FILE = "index.html"
 

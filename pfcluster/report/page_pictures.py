@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfcluster.report.errors import ReportError
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.system.atomic_files import write_atomically
 
 MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 MAX_INLINE_BYTES = 8 << 20

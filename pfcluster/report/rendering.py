@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pfcluster.report.formatting import MISSING
-from pfcluster.runs.csv_tables import csv_table
+from pfcluster.system.csv_tables import csv_table
 
 
 @dataclass(frozen=True)

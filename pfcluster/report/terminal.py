@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pfcluster.report import tables
 from pfcluster.report.rendering import Table
 from pfcluster.report.study import Report
-from pfcluster.runs.terminal import plain_console
+from pfcluster.system.terminal import plain_console
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -14,7 +14,7 @@ from pfcluster.report.page_pictures import PagePictures
 from pfcluster.report.poker_faces import poker_sentences
 from pfcluster.report.rendering import csv_text, latex, markdown, markdown_text
 from pfcluster.report.study import Report, read_report
-from pfcluster.runs.atomic_files import write_atomically
+from pfcluster.system.atomic_files import write_atomically
 
 HTML_FILE = "report.html"
 DISCLAIMER = (

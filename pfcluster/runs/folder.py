@@ -19,13 +19,13 @@ failure.json             the batch at which training became non-finite
 damaged_samples.json     samples that could not be read, by split: key and reason
 warnings.log             warnings of all attempts
 profile/                 traces of --profile, snapshots of a GPU's memory
-flight_recorder/         the last collectives of each rank of a run that lost one; see runs/flight_recorder.py
+flight_recorder/         the last collectives of each rank of a run that lost one; see training/flight_recorder.py
 logs/                    rank-N.log: output of a rank; exit-status-N.json: how it exited
 attempts/                one file per attempt and per failed rank; see launch/attempts.py
 job.json, task.json      the SLURM job that the task was submitted as, and what it executes
 cancelled, .stop         markers: cancelled by the user; a running attempt is asked to stop
 .training                lock held by the process that trains in the folder, whichever launcher started it; names it
-.training.lease          the same on a file system without locks; see runs/leases.py
+.training.lease          the same on a file system without locks; see system/leases.py
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from typing import Any
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.io import differences, load, may_change_on_resume, to_json
 from pfcluster.config.json_files import convert, read_json, read_object, try_read_object
-from pfcluster.runs.atomic_files import write_atomically
-from pfcluster.runs.redaction import redact
-from pfcluster.runs.walk import walk_through_links
+from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.redaction import redact
+from pfcluster.system.walk import walk_through_links
 
 CONFIG_FILE = "config.json"
 REQUESTED_CONFIG_FILE = "requested_config.json"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pfcluster.config.json_files import JsonFileError, parse_json
-from pfcluster.runs.atomic_files import write_via_temporary
 from pfcluster.runs.folder import METRICS_FILE, RANKS_FILE, append_warning
-from pfcluster.runs.os_errors import retry_transient
+from pfcluster.system.atomic_files import write_via_temporary
+from pfcluster.system.os_errors import retry_transient
 
 LINE_TYPES = frozenset((str, int, float, bool, type(None)))
 """Types of the values of a line of metrics.jsonl; its split is the only string."""

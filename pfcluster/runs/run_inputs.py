@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pfcluster.config import ConfigError
 from pfcluster.config.json_files import JsonFileError, read_record
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import INPUTS_FILE, RESULT_FILE, read_config, try_read_object
+from pfcluster.system.atomic_files import write_atomically
 
 DATA_FIELD = "data.shards"
 """The config's field of the data; also its name in `inputs` of result.json."""

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pfcluster.config.json_files import JsonFileError, convert, read_object
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import TrialRun, first_failure, result_of
+from pfcluster.system.atomic_files import write_atomically
 
 CONFIRMED = "confirmed.json"
 

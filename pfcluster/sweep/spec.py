@@ -15,8 +15,8 @@ from pfcluster.config import ConfigError, RunConfig, presets
 from pfcluster.config.io import REMOVED, REMOVED_FIELDS
 from pfcluster.config.json_files import JsonFileError, read_object, record_of, without_removed
 from pfcluster.config.starts import MAE_VIT
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.sweep.space import MAE, Parameter, applied, baseline, check
+from pfcluster.system.atomic_files import write_atomically
 
 Search = Literal["tpe", "random", "grid", "one-at-a-time"]
 """`one-at-a-time`: the baseline with one value changed in each trial."""

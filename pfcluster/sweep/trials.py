@@ -23,12 +23,12 @@ from pfcluster.config.starts import MAE_VIT, from_mae_vit
 from pfcluster.launch.plan import TrainRun
 from pfcluster.report.errors import ReportError
 from pfcluster.report.result_schema import check_fields
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.early_stop import EarlyStop, write_early_stop
 from pfcluster.runs.folder import CHECKPOINTS_DIR, RESULT_FILE
 from pfcluster.runs.metrics_file import metric_series, read_metrics
 from pfcluster.sweep.space import MAE, applied
 from pfcluster.sweep.spec import SPEC, Spec
+from pfcluster.system.atomic_files import write_atomically
 
 TRIALS, FAILED = "trials.json", "failed.json"
 JUDGE = "judge"

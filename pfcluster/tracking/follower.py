@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pfcluster.config.json_files import convert, try_read_object
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import GRIDS_DIR, PROVENANCE_FILE, RESULT_FILE, TRACKERS_FILE, read_result
 from pfcluster.runs.metrics_file import MetricsTail
 from pfcluster.runs.progress import warn
+from pfcluster.system.atomic_files import write_atomically
 from pfcluster.tracking.clients import TrackedRun, Tracker
 
 POLL_SECONDS = 2.0

@@ -12,8 +12,8 @@ from pathlib import Path
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.distributed.process_group import World
 from pfcluster.runs.folder import TRACKERS_FILE, TRAINING_LOCK, find_runs, read_config, read_result
-from pfcluster.runs.locks import is_locked
 from pfcluster.runs.progress import warn
+from pfcluster.system.locks import is_locked
 from pfcluster.tracking.clients import CLIENTS, TrackedRun
 from pfcluster.tracking.follower import TrackerFollower, TrackerRecords
 

@@ -30,7 +30,6 @@ from pfcluster.evaluate.final import final_evaluation
 from pfcluster.models import factory
 from pfcluster.models.from_runs import load_identity_net
 from pfcluster.runs.early_stop import EarlyStop, read_early_stop
-from pfcluster.runs.flight_recorder import record_collectives, write_collectives
 from pfcluster.runs.folder import CHECKPOINTS_DIR, FAILURE_FILE, checkpoint_steps, write_failure, write_result
 from pfcluster.runs.metrics_file import append_rank_times
 from pfcluster.runs.metrics_log import MetricsLog
@@ -39,6 +38,7 @@ from pfcluster.tracking.trackers import open_trackers
 from pfcluster.training.damaged_samples import DamagedSamples
 from pfcluster.training.errors import TrainingError, is_communication_error
 from pfcluster.training.factory import build_class_weights, build_engines, build_objective
+from pfcluster.training.flight_recorder import record_collectives, write_collectives
 from pfcluster.training.objective import Metrics
 from pfcluster.training.result import earlier_validation_result, training_result
 from pfcluster.training.resume import TrainState, claim_folder, load_checkpoint, save_checkpoint

@@ -23,7 +23,7 @@ from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
 from pfcluster.data.raw.base import OfficialSplit, RawPhoto
 from pfcluster.data.shards import ShardSplit
 from pfcluster.data.types import DataError
-from pfcluster.runs.locks import exclusive_lock
+from pfcluster.system.locks import exclusive_lock
 from tests.photos import COLOURS, ROOT, SIZE, contents, make_folder, options, picture
 
 

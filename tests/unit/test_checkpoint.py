@@ -19,8 +19,8 @@ from pfcluster.checkpoint.manager import CheckpointManager
 from pfcluster.checkpoint.store import CheckpointError
 from pfcluster.checkpoint.tensor_shards import TensorShard, unsharded
 from pfcluster.distributed.process_group import World
-from pfcluster.runs import os_errors
 from pfcluster.runs.folder import checkpoint_steps, step_folder
+from pfcluster.system import os_errors
 from pfcluster.training import run
 from tests.syscalls import bound_by_permissions, where_refused
 from tests.tiny import config, write_checkpoint

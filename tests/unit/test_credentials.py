@@ -13,7 +13,7 @@ from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.submit import make_private
 from pfcluster.launch.training_options import command_text
 from pfcluster.runs import provenance
-from pfcluster.runs.redaction import redact
+from pfcluster.system.redaction import redact
 
 SECRET = "s3cr3t"
 LEAKING = (

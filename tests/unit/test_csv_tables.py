@@ -14,7 +14,7 @@ from pfcluster.data.build.shard_writer import write_table
 from pfcluster.data.inspect.quality import DuplicatePair
 from pfcluster.report.rendering import csv_text
 from pfcluster.report.write import write_report
-from pfcluster.runs.csv_tables import FORMULA_STARTS, csv_table
+from pfcluster.system.csv_tables import FORMULA_STARTS, csv_table
 from tests.studies import write_run
 
 PACKAGE = Path(__file__).parents[2] / "pfcluster"
@@ -56,4 +56,4 @@ def test_a_run_with_a_formula_for_a_name_is_reported_as_text(tmp_path: Path) -> 
 def test_only_one_module_writes_csv() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         called = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-        assert path == PACKAGE / "runs/csv_tables.py" or not called & {"DictWriter", "to_csv", "writerow"}, path
+        assert path == PACKAGE / "system/csv_tables.py" or not called & {"DictWriter", "to_csv", "writerow"}, path

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pfcluster.runs.flight_recorder import record_collectives, write_collectives
+from pfcluster.training.flight_recorder import record_collectives, write_collectives
 
 
 def test_variables_are_set_for_several_processes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pfcluster.cli.main import main
 from pfcluster.launch.plan import Command
 from pfcluster.runs.folder import RESULT_FILE
-from pfcluster.runs.inputs import input_states, is_made_from, record_inputs
+from pfcluster.runs.output_inputs import input_states, is_made_from, record_inputs
 from tests.studies import write_run
 
 

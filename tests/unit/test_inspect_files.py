@@ -57,7 +57,7 @@ def test_an_error_of_the_disk_names_the_file_and_what_to_do(built, tmp_path, cap
         raise OSError(errno.ENOSPC, "No space left on device", ".x.tmp")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pfcluster.runs.atomic_files.os.fsync", full)
+        patch.setattr("pfcluster.system.atomic_files.os.fsync", full)
         assert main([str(built), option, str(tmp_path / name)]) == 2
     assert f"{tmp_path / name}: No space left on device (ENOSPC); free space there" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -46,8 +46,8 @@ from pfcluster.report.write import report_markdown
 from pfcluster.runs import provenance
 from pfcluster.runs.early_stop import EarlyStop, read_early_stop, write_early_stop
 from pfcluster.runs.folder import write_progress
-from pfcluster.runs.inputs import input_states, is_made_from, record_inputs
 from pfcluster.runs.metrics_file import MetricsTail, append_metrics, last_trained_step, read_metrics, truncate_metrics
+from pfcluster.runs.output_inputs import input_states, is_made_from, record_inputs
 from pfcluster.sweep.report.csv_rows import confirmed_rows, trial_rows
 from pfcluster.sweep.report.data import read_sweep
 from pfcluster.sweep.report.findings import findings

@@ -22,10 +22,10 @@ from pfcluster.launch.plan import Command, Plan, Stage, TrainRun
 from pfcluster.launch.plan_record import PLAN_FILE, read_plan
 from pfcluster.launch.processes import RunMonitor
 from pfcluster.launch.waves import run_waves
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import METRICS_FILE, TRAINING_LOCK
-from pfcluster.runs.locks import is_locked, lock_owner
 from pfcluster.runs.metrics_file import last_trained_step, read_metrics
+from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.locks import is_locked, lock_owner
 from tests.commands import command
 from tests.tiny import LAUNCH, OPTIONS, ROOT, config
 

@@ -24,10 +24,10 @@ from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.launch.plan_record import PLAN_FILE, PlanRecord, read_plan, write_plan
 from pfcluster.launch.status import Cancelled, StatusError, overview
 from pfcluster.runs.folder import CONFIG_FILE, RESULT_FILE, TRAINING_LOCK, log_path, write_config
-from pfcluster.runs.locks import FileLock
-from pfcluster.runs.processes import process_started
 from pfcluster.sweep.options import read
 from pfcluster.sweep.spec import save
+from pfcluster.system.locks import FileLock
+from pfcluster.system.processes import process_started
 from tests.tiny import OPTIONS, config
 
 

@@ -1,4 +1,4 @@
-"""runs/locks.py: locks between processes."""
+"""system/locks.py: locks between processes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import pytest
 
-from pfcluster.runs.leases import STALE
-from pfcluster.runs.locks import FileLock, exclusive_lock, is_locked, lock_owner
+from pfcluster.system.leases import STALE
+from pfcluster.system.locks import FileLock, exclusive_lock, is_locked, lock_owner
 from tests.syscalls import where_refused
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 HOLDER = """
 import sys
 from pathlib import Path
-from pfcluster.runs.locks import FileLock
+from pfcluster.system.locks import FileLock
 with FileLock(Path(sys.argv[1])) as lock:
     lock.acquire(shared=sys.argv[2] == "shared")
     print("held", flush=True)

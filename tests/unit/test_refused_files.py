@@ -14,7 +14,7 @@ import torch
 from pfcluster.config import DataConfig, SyntheticConfig
 from pfcluster.data.dataset import cache_train_split, open_dataset
 from pfcluster.data.types import DataError
-from pfcluster.runs.os_errors import retry_transient
+from pfcluster.system.os_errors import retry_transient
 from tests.syscalls import bound_by_permissions
 
 PROGRAM = [sys.executable, "-m", "pfcluster"]

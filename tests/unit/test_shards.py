@@ -21,7 +21,7 @@ from pfcluster.data.build.pipeline import build
 from pfcluster.data.jpeg import encode_jpeg
 from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.shards import BadSampleError, ShardSplit
-from pfcluster.runs.os_errors import ADVICE, describe
+from pfcluster.system.os_errors import ADVICE, describe
 from tests.photos import (
     COLOURS,
     SIZE,

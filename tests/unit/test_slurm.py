@@ -18,7 +18,7 @@ from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.launch.plan_record import PLAN_FILE
 from pfcluster.launch.slurm import client, diagnosis, resubmit
 from pfcluster.launch.slurm.client import SlurmError
-from pfcluster.runs import redaction
+from pfcluster.system import redaction
 from tests.slurm_records import failed, write_plan_file
 
 SCONTROL_LINE = (

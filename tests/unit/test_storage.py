@@ -22,7 +22,7 @@ from pfcluster.data.manifest import MANIFEST, ShardError, load_manifest
 from pfcluster.data.shards import ShardSplit
 from pfcluster.data.storage import StoreError, open_store
 from pfcluster.data.types import DataError
-from pfcluster.runs.atomic_files import sha256
+from pfcluster.system.atomic_files import sha256
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pfcluster.cli.doctor import show
 from pfcluster.cli.main import main
-from pfcluster.runs.terminal import labelled, plain_column, plain_console
+from pfcluster.system.terminal import labelled, plain_column, plain_console
 
 PACKAGE = Path(__file__).parents[2] / "pfcluster"
 MARKUP_LIKE = ("exp[lr=1e-3]", "[/tmp/gloo/pair.cc:534]", "[bold]x[/bold]", "[/]", "[red]", "run:warning:2", r"a\[b")
@@ -60,7 +60,7 @@ def test_an_error_names_the_path_as_it_was_given(command: str, text: str, capsys
 def test_only_one_module_makes_consoles_and_nothing_parses_markup() -> None:
     makers = {"Console", "TextColumn", "RichHandler", "Prompt", "Confirm"}
     for path in sorted(PACKAGE.rglob("*.py")):
-        if path == PACKAGE / "runs/terminal.py":
+        if path == PACKAGE / "system/terminal.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):

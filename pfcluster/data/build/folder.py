@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pfcluster.data.build.errors import BuildError
 from pfcluster.data.manifest import BUILD_FOLDER, BUILD_LOCK, MANIFEST
-from pfcluster.runs.locks import FileLock
+from pfcluster.system.locks import FileLock
 
 PLAN = "plan.json"
 """In the build folder, until the manifest is written."""

@@ -41,8 +41,8 @@ from pfcluster.data.raw.landmarks import with_openface
 from pfcluster.data.raw.readers import read_raw
 from pfcluster.data.raw.split_names import IGNORE
 from pfcluster.data.raw.spool import spool
-from pfcluster.runs.atomic_files import TEMPORARY_FILES
-from pfcluster.runs.locks import exclusive_lock
+from pfcluster.system.atomic_files import TEMPORARY_FILES
+from pfcluster.system.locks import exclusive_lock
 
 LEFT_OUT_FILE = "left_out.csv"
 GENERIC = ("folder", "tar", "csv", "parquet")

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pfcluster.data.manifest import ShardFile, crc32_name, index_name
-from pfcluster.runs.atomic_files import sha256, write_atomically, write_via_temporary
-from pfcluster.runs.csv_tables import csv_table
+from pfcluster.system.atomic_files import sha256, write_atomically, write_via_temporary
+from pfcluster.system.csv_tables import csv_table
 
 OWNER = "pfcluster"
 MODE = 0o444

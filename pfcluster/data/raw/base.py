@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pfcluster.data.manifest import BUILD_FOLDER, BUILD_LOCK, MANIFEST, index_name
-from pfcluster.runs.walk import walk_through_links
+from pfcluster.system.walk import walk_through_links
 
 OfficialSplit = Literal["train", "validation", "test"]
 Form = Literal["file", "pixels", "parquet"]

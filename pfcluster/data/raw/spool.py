@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, file_size
 from pfcluster.data.raw.parquet import read_images
-from pfcluster.runs.atomic_files import write_via_temporary
+from pfcluster.system.atomic_files import write_via_temporary
 
 Rows = Mapping[int, int]
 """Size of the photo in bytes, by row of a parquet file."""

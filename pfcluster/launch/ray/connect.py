@@ -16,8 +16,8 @@ from typing import Any
 
 from pfcluster.config import ConfigError
 from pfcluster.launch.code_snapshot import snapshot
-from pfcluster.runs.home import home_folder
-from pfcluster.runs.redaction import VARIABLE
+from pfcluster.system.home import home_folder
+from pfcluster.system.redaction import VARIABLE
 
 OBJECT_STORE = 200 * 2**20
 """Bytes of Ray's object store; only configs and exit statuses pass through it."""

@@ -28,7 +28,6 @@ from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.rank import RankInfo, redirect_output
 from pfcluster.launch.training_lock import training_lock
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, informative_status, work
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import (
     REQUESTED_CONFIG_FILE,
     STOP_FILE,
@@ -36,6 +35,7 @@ from pfcluster.runs.folder import (
     remove_exit_statuses,
     write_requested_config,
 )
+from pfcluster.system.atomic_files import write_atomically
 
 RAY_JOB = "ray"
 """Stands for the job id in the attempts of a run."""

@@ -12,7 +12,7 @@ from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.job_record import read_job
 from pfcluster.launch.slurm import client
 from pfcluster.runs.folder import LOGS_DIR
-from pfcluster.runs.redaction import redact
+from pfcluster.system.redaction import redact
 
 ATTEMPT_MARK = "--- attempt of job"
 """Printed by the batch script before it starts srun."""

@@ -19,8 +19,8 @@ from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.client import SlurmError, UnreachableError
 from pfcluster.launch.slurm.diagnosis import ATTEMPT_MARK
 from pfcluster.launch.slurm.site import Site
-from pfcluster.runs.os_errors import describe
-from pfcluster.runs.redaction import VARIABLE
+from pfcluster.system.os_errors import describe
+from pfcluster.system.redaction import VARIABLE
 
 SCRIPTS_DIR = "slurm"
 """Folder of submitit's files in the plan's folder."""

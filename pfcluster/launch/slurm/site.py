@@ -27,7 +27,7 @@ from typing import Any
 from pfcluster.config import ConfigError
 from pfcluster.config.urls import hide_credentials
 from pfcluster.launch.slurm.client import SlurmError, minutes
-from pfcluster.runs.home import home_folder
+from pfcluster.system.home import home_folder
 
 if sys.version_info >= (3, 11):
     import tomllib

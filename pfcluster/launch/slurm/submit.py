@@ -28,9 +28,9 @@ from pfcluster.launch.slurm.queued_plans import QueuedPlans
 from pfcluster.launch.slurm.script import FOLDERS_FILE, SCRIPTS_DIR, Layout, executor_of, layout_of, scripts_folder
 from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.task import read_task, run_task
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, TASK_FILE, write_requested_config
-from pfcluster.runs.locks import FileLock
+from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.locks import FileLock
 
 SCRIPT_VARIABLES = tuple(
     f"SBATCH_{name}"

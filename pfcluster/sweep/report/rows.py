@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any, Literal
 
 from pfcluster.runs.folder import TRAINING_LOCK
-from pfcluster.runs.locks import is_locked
 from pfcluster.sweep.spec import FINAL_METRICS, Spec
 from pfcluster.sweep.state import SweepState
 from pfcluster.sweep.trials import Failed, Trial, curve, first_failure, result_of
+from pfcluster.system.locks import is_locked
 from pfcluster.training.schedule import adversarial_start
 
 State = Literal["completed", "stopped", "generation", "failed", "running", "unfinished"]

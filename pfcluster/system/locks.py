@@ -1,7 +1,7 @@
 """Locks between processes: flock(2) on a file. Closing the file releases the lock, so a crash does, too.
 
 On a file system without flock (ENOLCK: an NFS without lock service, Lustre without `-o flock`), the lock is a lease
-instead (runs/leases.py): a file that is created atomically and kept fresh by its owner.
+instead (system/leases.py): a file that is created atomically and kept fresh by its owner.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pfcluster.runs.leases import Lease
-from pfcluster.runs.os_errors import NO_LOCKS, with_path
+from pfcluster.system.leases import Lease
+from pfcluster.system.os_errors import NO_LOCKS, with_path
 
 POLL_SECONDS = 0.2
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pfcluster.config.json_files import try_read_object
-from pfcluster.runs.atomic_files import sha256, write_atomically
+from pfcluster.system.atomic_files import sha256, write_atomically
 
 SUFFIX = ".inputs.json"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from pfcluster.runs.os_errors import retry_transient
+from pfcluster.system.os_errors import retry_transient
 
 TEMPORARY_FILES = ".*.tmp"
 """Glob of the temporary files of `write_via_temporary`; a killed process leaves one behind."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pfcluster.runs.atomic_files import write_atomically
 from pfcluster.runs.folder import FLIGHT_RECORDER_DIR
+from pfcluster.system.atomic_files import write_atomically
 
 COLLECTIVES = "2000"
 """That a rank remembers."""
