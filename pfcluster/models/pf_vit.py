@@ -29,19 +29,19 @@ class PFViTOutput(NamedTuple):
     reconstruction: Tensor
     """I_rec."""
     poker: Tensor | None
-    """I_p; None without a separator, as are `emotion` and `face_tokens`."""
+    """I_p; None without a separator, as are `emotion` and `identity_tokens`."""
     emotion: Tensor | None
     """I_e; None unless `emotion_view` was requested."""
     emotion_tokens: Tensor
     """f_e."""
-    face_tokens: Tensor | None
+    identity_tokens: Tensor | None
     """f_p."""
     mask: Tensor | None = None
     """The separator's mask a, g t d in 0..1, detached."""
     unerased_tokens: Tensor | None = None
     """f_p of all images before the erasure, b t d, detached; in training with an erasure only."""
     unswapped: Tensor | None = None
-    """Poker faces of swapped images, g 3 h w; None unless `swapped_faces` was given."""
+    """Poker faces of swapped images, g 3 h w; None unless `swap_rows` was given."""
 
 
 def visible_count(patches: int, mask_ratio: float) -> int:
@@ -129,12 +129,12 @@ class PFViT(nn.Module):
         *,
         emotion_view: bool = True,
         generate_every: int = 1,
-        swapped_faces: Tensor | None = None,
+        swap_rows: Tensor | None = None,
     ) -> PFViTOutput:
         """b 3 h w -> all outputs; the two or three images per face are generated in one batch, from every
         `generate_every`-th image of `images`.
 
-        order: a permutation of the patches b n, visible ones first; None if all are visible. swapped_faces: indices of
+        order: a permutation of the patches b n, visible ones first; None if all are visible. swap_rows: indices of
         g of the images; each is given the expression of another one of the images to generate from, and
         the poker face of the result is the output `unswapped`. None for none.
         """
@@ -144,20 +144,20 @@ class PFViT(nn.Module):
         order = order if order is None or generate_every == 1 else order[::generate_every]
         if self.separator is None:
             return PFViTOutput(self.classifier(tokens[:, 0]), self.generator(chosen, order), None, None, chosen, None)
-        emotion, face, mask = self.separator(chosen)
+        emotion, identity, mask = self.separator(chosen)
         class_tokens = emotion[:, :1] if chosen is tokens else self.separator(tokens[:, :1])[0]
         logits = self.classifier(class_tokens[:, 0])
         unerased = None
         if self.erasure is not None:
-            unerased = self._unerased(tokens, face) if self.training and self.erasure.running is not None else None
-            face = self.erasure(face, logits[::generate_every])
-            emotion = chosen - face
-        sources = [chosen, face, emotion] if emotion_view else [chosen, face]
+            unerased = self._unerased(tokens, identity) if self.training and self.erasure.running is not None else None
+            identity = self.erasure(identity, logits[::generate_every])
+            emotion = chosen - identity
+        sources = [chosen, identity, emotion] if emotion_view else [chosen, identity]
         orders = None if order is None else order.repeat(len(sources), 1)
         generated = self.generator(torch.cat(sources), orders).chunk(len(sources))
         unswapped = None
-        if swapped_faces is not None:
-            swapped = self._swap(tokens[swapped_faces], logits[swapped_faces], emotion)
+        if swap_rows is not None:
+            swapped = self._swap(tokens[swap_rows], logits[swap_rows], emotion)
             unswapped = self.generator(self._identity(scale_gradient(self.encoder(swapped), share)))
         return PFViTOutput(
             logits=logits,
@@ -165,7 +165,7 @@ class PFViT(nn.Module):
             poker=generated[1],
             emotion=generated[2] if emotion_view else None,
             emotion_tokens=emotion,
-            face_tokens=face,
+            identity_tokens=identity,
             mask=mask.detach(),
             unerased_tokens=unerased,
             unswapped=unswapped,
@@ -178,25 +178,25 @@ class PFViT(nn.Module):
         """
         assert self.separator is not None
         emotion = emotion[(torch.arange(len(emotion), device=emotion.device) ^ 1).clamp(max=len(emotion) - 1)]
-        face = self.separator(tokens)[1]
+        identity = self.separator(tokens)[1]
         if self.erasure is not None:
-            face = self.erasure(face, logits)
-        images: Tensor = self.generator(face + emotion).clamp(-1, 1)
+            identity = self.erasure(identity, logits)
+        images: Tensor = self.generator(identity + emotion).clamp(-1, 1)
         return images
 
     def _identity(self, tokens: Tensor) -> Tensor:
         """f b t d -> f_p b t d."""
         assert self.separator is not None
-        emotion, face = self.separator(tokens)[:2]
+        emotion, identity = self.separator(tokens)[:2]
         if self.erasure is not None:
-            face = self.erasure(face, self.classifier(emotion[:, 0]))
-        return face
+            identity = self.erasure(identity, self.classifier(emotion[:, 0]))
+        return identity
 
     @torch.no_grad()
-    def _unerased(self, tokens: Tensor, face: Tensor) -> Tensor:
-        """f_p of the tokens b t d before the erasure, b t d; `face` is that of the images to generate from."""
+    def _unerased(self, tokens: Tensor, identity: Tensor) -> Tensor:
+        """f_p of the tokens b t d before the erasure, b t d; `identity` is that of the images to generate from."""
         assert self.separator is not None
-        return face.detach() if len(face) == len(tokens) else self.separator(tokens)[1]
+        return identity.detach() if len(identity) == len(tokens) else self.separator(tokens)[1]
 
     def separate(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """b 3 h w -> f, f_e and f_p, each b t d; without a separator f, f and None. keep: indices of the visible
@@ -205,19 +205,19 @@ class PFViT(nn.Module):
         tokens = self.encoder(images, keep)
         if self.separator is None:
             return tokens, tokens, None
-        emotion, face = self.separator(tokens)[:2]
+        emotion, identity = self.separator(tokens)[:2]
         if self.erasure is None:
-            return tokens, emotion, face
-        face = self.erasure(face, self.classifier(emotion[:, 0]))
-        return tokens, tokens - face, face
+            return tokens, emotion, identity
+        identity = self.erasure(identity, self.classifier(emotion[:, 0]))
+        return tokens, tokens - identity, identity
 
-    def transfer(self, emotion_images: Tensor, face_images: Tensor) -> Tensor:
-        """Expression transfer: images of the faces in `face_images` with the emotions of `emotion_images`, from f_e of
-        one and f_p of the other: b 3 h w twice -> b 3 h w. Needs a separator.
+    def transfer(self, emotion_images: Tensor, identity_images: Tensor) -> Tensor:
+        """Expression transfer: images of the faces in `identity_images` with the emotions of `emotion_images`, from f_e
+        of one and f_p of the other: b 3 h w twice -> b 3 h w. Needs a separator.
         """
-        emotion, face = self.separate(emotion_images)[1], self.separate(face_images)[2]
-        assert face is not None
-        images: Tensor = self.generator(emotion + face)
+        emotion, identity = self.separate(emotion_images)[1], self.separate(identity_images)[2]
+        assert identity is not None
+        images: Tensor = self.generator(emotion + identity)
         return images
 
     def classify(self, images: Tensor, keep: Tensor | None = None) -> Tensor:

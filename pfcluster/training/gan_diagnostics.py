@@ -36,7 +36,7 @@ DISCRETE_METRICS = frozenset(
 """Metrics of this module that are fractions of images or of mask values."""
 TERMS_BY_TENSOR = {
     "emotion": ("cls", "ort"),
-    "face": ("adv", "rec", "ort", "confusion", "anchor"),
+    "identity": ("adv", "rec", "ort", "confusion", "anchor"),
     "rec": ("adv", "rec"),
     "poker": ("adv", "rec", "ort", "anchor"),
 }
@@ -166,8 +166,8 @@ def _sum_norms(
     """
     tensors = {"emotion": [leaves[0]], "rec": [output.reconstruction]}
     if output.poker is not None:
-        assert output.face_tokens is not None
-        tensors |= {"face": [output.face_tokens if erased else leaves[1]], "poker": [output.poker]}
+        assert output.identity_tokens is not None
+        tensors |= {"identity": [output.identity_tokens if erased else leaves[1]], "poker": [output.poker]}
     if erased:
         tensors["emotion"].append(output.emotion_tokens)
     norms: Metrics = {}
@@ -178,7 +178,7 @@ def _sum_norms(
         if not found:
             continue
         gradient = torch.stack(found).sum(0)
-        if erased and tensor_name == "face":
+        if erased and tensor_name == "identity":
             gradient = gradient[:, 1:]
         # times count: the terms are means over images
         by_term = gradient.float().flatten(1).norm(dim=1).view(len(names), count).sum(1) * count

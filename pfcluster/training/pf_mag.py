@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,14 @@ from pfcluster.training.pf_mag_terms import (
 )
 
 
+class StepOutput(NamedTuple):
+    """What a step of PF-MAG computed."""
+
+    metrics: Metrics
+    unerased: list[tuple[Tensor, Tensor]]
+    """f_p of all images before the erasure, b t d, and their logits, b k, of each micro-batch; empty without one."""
+
+
 def pf_mag_step(
     batches: Sequence[Batch],
     pf_vit: Engine,
@@ -43,42 +51,20 @@ def pf_mag_step(
     *,
     warmup: bool,
     with_r1: bool = True,
-    seen: list[tuple[Tensor, Tensor]] | None = None,
-) -> Metrics:
+) -> StepOutput:
     """Update the discriminator, then PF-ViT. Batches: images b 3 h w, labels b, order b n if patches are hidden.
 
     With one micro-batch a single forward pass of PF-ViT serves both updates, which is exact because the discriminator's
     update does not change PF-ViT. With several, all must pass the discriminator before PF-ViT's update begins, so
     PF-ViT runs forward twice: the same update as with the whole batch at once, with less memory. Further discriminator
     updates use the same generated images; the metrics are those of the first update. `with_r1` adds the R1
-    penalty if its weight is positive. f_p of all images before its erasure and their logits are appended to `seen`.
+    penalty if its weight is positive.
     """
-    emotion_view, every = settings.identity_net is not None and not warmup, settings.generate_every
-
-    def generate(batch: Batch, *, swap: bool = True, **named: bool) -> PFViTOutput:
-        faces = None
-        if swap and settings.has_swap and not warmup:
-            assert settings.neutral is not None
-            faces = neutral_faces(batch.labels, settings.neutral, every)
-        output: PFViTOutput = pf_vit(
-            batch.images,
-            batch.order,
-            emotion_view=emotion_view,
-            generate_every=every,
-            swapped_faces=faces,
-            **named,
-        )
-        return output
-
     shared = len(batches) == 1
     outputs: list[PFViTOutput] = []
     for batch in batches:
         with nullcontext() if shared else torch.no_grad():
-            outputs.append(generate(batch, swap=shared or balancer.measuring))
-    if seen is not None:
-        seen.extend(
-            (output.unerased_tokens, output.logits.detach()) for output in outputs if output.unerased_tokens is not None
-        )
+            outputs.append(_generate(pf_vit, batch, settings, warmup=warmup, swap=shared or balancer.measuring))
     metrics: list[Metrics] = [mask_statistics(output.mask) for output in outputs]
     norms: Metrics = {}
     if settings.warmup_discriminator or not warmup:
@@ -86,19 +72,59 @@ def pf_mag_step(
             batches, outputs, discriminator, settings, with_r1=with_r1 and settings.r1 > 0
         )
         metrics = [ours | theirs for ours, theirs in zip(metrics, of_discriminator, strict=True)]
-
     with discriminator.frozen() as frozen_discriminator:
         if balancer.measuring and not warmup:
             balancer.observe(_magnitudes(outputs, batches, frozen_discriminator, settings))
-        for index, batch in enumerate(batches):
-            last = index == len(batches) - 1
-            output = outputs[0] if shared else generate(batch, sync=last)
-            terms = pf_vit_terms(output, batch, None if warmup else frozen_discriminator, settings)
-            total = balancer.total(terms, warmup=warmup)
-            pf_vit.backward(total / len(batches))
-            accuracy = (output.logits.argmax(1) == batch.labels).float().mean()
-            metrics[index] |= {**terms, "loss": total, "train_accuracy": accuracy}
-    return {**mean(metrics), "grad_norm": pf_vit.step(), **norms}
+        of_pf_vit, norms["grad_norm"] = _update_pf_vit(
+            batches, outputs if shared else None, pf_vit, frozen_discriminator, settings, balancer, warmup=warmup
+        )
+    metrics = [ours | theirs for ours, theirs in zip(metrics, of_pf_vit, strict=True)]
+    unerased = [(out.unerased_tokens, out.logits.detach()) for out in outputs if out.unerased_tokens is not None]
+    return StepOutput(mean(metrics) | norms, unerased)
+
+
+def _generate(
+    pf_vit: Engine, batch: Batch, settings: LossSettings, *, warmup: bool, swap: bool = True, **sync: bool
+) -> PFViTOutput:
+    """PF-ViT's forward pass with the outputs that the loss terms of this step need; `swap` False leaves out the swapped
+    images. `sync`: of the engine.
+    """
+    swap_rows = None
+    if swap and settings.has_swap and not warmup:
+        assert settings.neutral is not None
+        swap_rows = neutral_faces(batch.labels, settings.neutral, settings.generate_every)
+    output: PFViTOutput = pf_vit(
+        batch.images,
+        batch.order,
+        emotion_view=settings.identity_net is not None and not warmup,
+        generate_every=settings.generate_every,
+        swap_rows=swap_rows,
+        **sync,
+    )
+    return output
+
+
+def _update_pf_vit(
+    batches: Sequence[Batch],
+    outputs: Sequence[PFViTOutput] | None,
+    pf_vit: Engine,
+    discriminator: Callable[..., Any],
+    settings: LossSettings,
+    balancer: LossBalancer,
+    *,
+    warmup: bool,
+) -> tuple[list[Metrics], Tensor]:
+    """One update of PF-ViT; -> metrics of each micro-batch and gradient norm. `outputs` None: generate once more."""
+    metrics: list[Metrics] = []
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        output = outputs[index] if outputs else _generate(pf_vit, batch, settings, warmup=warmup, sync=last)
+        terms = pf_vit_terms(output, batch, None if warmup else discriminator, settings)
+        total = balancer.total(terms, warmup=warmup)
+        pf_vit.backward(total / len(batches))
+        accuracy = (output.logits.argmax(1) == batch.labels).float().mean()
+        metrics.append({**terms, "loss": total, "train_accuracy": accuracy})
+    return metrics, pf_vit.step()
 
 
 def _update_discriminator(
@@ -154,8 +180,7 @@ class PfMagObjective:
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
         config = self.config
         warmup = step < config.warmup_steps
-        seen: list[tuple[Tensor, Tensor]] = []
-        metrics = pf_mag_step(
+        metrics, unerased = pf_mag_step(
             batches,
             self.engines["model"],
             self.engines["discriminator"],
@@ -163,20 +188,19 @@ class PfMagObjective:
             self.balancer,
             warmup=warmup,
             with_r1=step % config.r1_every == 0,
-            seen=seen,
         )
         if self.erasure is not None:
-            self._observe(self.erasure, seen, batches, step)
+            self._observe(self.erasure, unerased, batches, step)
         if config.grad_norms_every and (step + 1) % config.grad_norms_every == 0:
             metrics |= self._gradient_norms(batches[0], warmup=warmup)
         return metrics
 
     def _observe(
-        self, erasure: EmotionErasure, seen: Sequence[tuple[Tensor, Tensor]], batches: Sequence[Batch], step: int
+        self, erasure: EmotionErasure, unerased: Sequence[tuple[Tensor, Tensor]], batches: Sequence[Batch], step: int
     ) -> None:
         """Let the erasure of f_p follow f_p and the logits of a step's micro-batches. A collective."""
         assert self.config.erasure_start is not None
-        tokens, logits = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        tokens, logits = (torch.cat(parts) for parts in zip(*unerased, strict=True))
         emotions = graded_emotions(logits)
         labels = torch.cat([batch.labels for batch in batches])
         statistics = class_statistics(tokens, emotions, labels, self.world.sum)

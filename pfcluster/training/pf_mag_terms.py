@@ -99,7 +99,7 @@ def discriminator_terms(
     fakes = [image.detach() for image in (output.reconstruction, output.poker) if image is not None]
     real_images = batch.augment_for_discriminator(batch.images.detach(), update).requires_grad_(with_r1)
     inputs = torch.cat([real_images, *[batch.augment_for_discriminator(image, update) for image in fakes]])
-    tokens = None if output.face_tokens is None else output.face_tokens.detach()
+    tokens = None if output.identity_tokens is None else output.identity_tokens.detach()
     logits, adversary_logits = _call_discriminator(discriminator, inputs, tokens, settings, sync=sync)
     real, fake = logits[: len(real_images)], logits[len(real_images) :]
     loss = losses.discriminator(
@@ -124,13 +124,17 @@ def discriminator_terms(
 
 
 def _call_discriminator(
-    discriminator: Callable[..., Any], images: Tensor, face_tokens: Tensor | None, settings: LossSettings, **named: bool
+    discriminator: Callable[..., Any],
+    images: Tensor,
+    identity_tokens: Tensor | None,
+    settings: LossSettings,
+    **named: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The discriminator's logits of images, and its adversary's logits of f_p if it has one."""
     if not settings.has_adversary:
         return discriminator(images, **named), None
-    assert face_tokens is not None
-    logits, adversary_logits = discriminator(images, face_tokens, **named)
+    assert identity_tokens is not None
+    logits, adversary_logits = discriminator(images, identity_tokens, **named)
     return logits, adversary_logits
 
 
@@ -153,14 +157,14 @@ def pf_vit_terms(
     size = len(batch.images)
     generated = [output.reconstruction] if output.poker is None else [output.reconstruction, output.poker]
     inputs = batch.augment_for_discriminator(torch.cat(generated), -1)
-    logits, adversary_logits = _call_discriminator(discriminator, inputs, output.face_tokens, settings)
+    logits, adversary_logits = _call_discriminator(discriminator, inputs, output.identity_tokens, settings)
     if adversary_logits is not None:
         terms["confusion"] = losses.confusion(adversary_logits)
     poker_logits = None if output.poker is None else logits[size:]
     terms["adv"] = losses.adversarial(
         logits[:size], poker_logits, batch.labels, settings.neutral, emotions=settings.discriminator_emotions
     )
-    if output.poker is None or output.face_tokens is None:
+    if output.poker is None or output.identity_tokens is None:
         return terms
     if settings.has_anchor:
         terms["anchor"] = losses.anchor(output.poker, output.reconstruction)
@@ -170,7 +174,7 @@ def pf_vit_terms(
         is_neutral = whole.labels[faces] == settings.neutral
         terms["swap"] = losses.swap(output.unswapped, whole.images[faces], is_neutral)
     if settings.identity_net is None:
-        terms["ort"] = losses.orthogonality(output.emotion_tokens, output.face_tokens)
+        terms["ort"] = losses.orthogonality(output.emotion_tokens, output.identity_tokens)
     else:
         assert output.emotion is not None
         features = settings.identity_net(torch.cat([output.emotion, output.poker]).float())

@@ -42,7 +42,7 @@ def faces(count: int = 3) -> torch.Tensor:
 def test_without_separator_no_poker_face_and_classifier_on_encoder():
     model = built(separator_ratio=0.0)
     views = model(faces())
-    assert views.poker is views.emotion is views.face_tokens is None
+    assert views.poker is views.emotion is views.identity_tokens is None
     tokens = model.encoder(faces())
     assert torch.equal(model.classify(faces()), model.classifier(tokens[:, 0]))
     assert torch.allclose(views.reconstruction, model.generator(tokens))

@@ -268,7 +268,7 @@ def test_f_e_takes_up_what_is_erased_from_f_p_and_the_classifier_reads_what_it_r
     assert not torch.allclose(face, plain[2])
     assert torch.allclose(emotion + face, tokens, atol=1e-6)
     assert torch.equal(after.emotion_tokens, emotion)
-    assert torch.equal(after.face_tokens, face)
+    assert torch.equal(after.identity_tokens, face)
     assert torch.allclose(model.transfer(photos, photos), after.reconstruction, atol=1e-5)
 
 
@@ -279,7 +279,7 @@ def test_gradient_norms_show_what_reaches_f_e_and_f_p_after_the_erasure() -> Non
     for step in range(4):
         metrics = objective.step(make_micro_batches(raw(), values, step, SINGLE), step)
     assert engines["model"].module.erasure.erases
-    for name in ("grad_emotion_cls", "grad_emotion_ort", "grad_face_ort", "grad_face_adv"):
+    for name in ("grad_emotion_cls", "grad_emotion_ort", "grad_identity_ort", "grad_identity_adv"):
         assert metrics[name] > 0, name
 
 

@@ -186,7 +186,7 @@ class FixedPokerFaces(nn.Module):
         self.offset += len(images)
         return PFViTOutput(torch.zeros(len(images), 8), images, poker, None, images, images)
 
-    def transfer(self, emotion_images, face_images):
+    def transfer(self, emotion_images, identity_images):
         """A transfer that ignores the face."""
         return emotion_images
 

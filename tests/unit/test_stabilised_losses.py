@@ -72,7 +72,7 @@ def test_swapped_faces_get_the_expression_of_the_other_of_their_pair():
     (batch,) = make_micro_batches(raw(), values, 5, SINGLE)
     model = factory.build(values, CLASSES)["model"]
     faces = torch.tensor([1, 2, 4, 7])
-    output = model(batch.images, emotion_view=False, generate_every=2, swapped_faces=faces)
+    output = model(batch.images, emotion_view=False, generate_every=2, swap_rows=faces)
     with torch.no_grad():
         swapped = model.transfer(batch.images[[2, 0, 6, 4]], batch.images[faces]).clamp(-1, 1)
         expected = model.generator(model.separate(swapped)[2])
@@ -97,9 +97,8 @@ def test_swap_term_is_part_of_the_step_after_the_warmup():
     for warmup in (True, False):
         (batch,) = make_micro_batches(raw(), values, 5, SINGLE)
         model, discriminator = engines(values)
-        by_warmup[warmup] = pf_mag_step(
-            [batch], model, discriminator, settings(values), balancer(values), warmup=warmup
-        )
+        step = pf_mag_step([batch], model, discriminator, settings(values), balancer(values), warmup=warmup)
+        by_warmup[warmup] = step.metrics
     assert "swap" not in by_warmup[True]
     weights, terms = vars(values.pf_mag.weights), by_warmup[False]
     weighted = sum(weights[name] * terms[name] for name in ("cls", "adv", "rec", "ort", "swap"))
@@ -137,7 +136,7 @@ def test_adversary_trains_with_discriminator_and_pf_vit_against_it():
 
     model, discriminator = engines(values)
     for _ in range(3):
-        metrics = pf_mag_step([batch], model, discriminator, settings(values), balancer(values), warmup=False)
+        metrics = pf_mag_step([batch], model, discriminator, settings(values), balancer(values), warmup=False).metrics
         assert metrics["loss"] == metrics["confusion"] >= math.log(CLASSES)
     moved = {
         name for name, value in model.module.named_parameters() if (model.optimizer.state[value]["exp_avg"] != 0).any()
@@ -156,8 +155,8 @@ def test_confusion_raises_the_adversarys_loss():
         (batch,) = make_micro_batches(raw(), values, 5, SINGLE)
         model, discriminator = engines(values, replace(MOVING, lr=3e-3))
         for _ in range(25):
-            metrics = pf_mag_step([batch], model, discriminator, settings(values), balancer(values), warmup=False)
-        adversary_loss[weight] = metrics["adversary_loss"].item()
+            step = pf_mag_step([batch], model, discriminator, settings(values), balancer(values), warmup=False)
+        adversary_loss[weight] = step.metrics["adversary_loss"].item()
     assert adversary_loss[1e-9] < 0.5 * adversary_loss[5.0]
 
 

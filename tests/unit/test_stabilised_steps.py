@@ -59,7 +59,7 @@ def test_discriminator_updates_are_separate_steps_on_the_same_fakes():
         by_hand[1].backward(terms["disc_loss"])
         by_hand[1].step()
         disc_losses.append(terms["disc_loss"].detach())
-    metrics = pf_mag_step([batch], model, discriminator, settings(values), balancer(values), warmup=False)
+    metrics = pf_mag_step([batch], model, discriminator, settings(values), balancer(values), warmup=False).metrics
     assert (discriminator.updates, model.updates) == (3, 1)
     assert torch.equal(weights_of(discriminator), weights_of(by_hand[1]))
     assert metrics["disc_loss"] == disc_losses[0]

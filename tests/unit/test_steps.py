@@ -16,12 +16,13 @@ from pfcluster.engine.factory import build_engine
 from pfcluster.models import factory, losses
 from pfcluster.training.finetune import finetune_step
 from pfcluster.training.loss_balancing import LossBalancer
-from pfcluster.training.pf_mag import pf_mag_step
+from pfcluster.training.pf_mag import _generate, _update_discriminator, pf_mag_step
 from pfcluster.training.pf_mag_terms import LossSettings
 from tests.reference.plain_steps import plain_pf_mag_step
 from tests.stabilised import CLASSES, SINGLE, engines
 
 TINY = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
+MOVING = OptimConfig(algorithm="adam", lr=1e-2, weight_decay=0.0, schedule="constant")
 STILL = OptimConfig(algorithm="adam", lr=1e-12, weight_decay=0.0, schedule="constant")
 """A rate at which weights do not change, so that both updates have the gradients of the initial weights."""
 
@@ -85,16 +86,23 @@ def test_shared_forward_has_gradients_of_plain_gan_loop(identity_net):
 
 
 def test_pf_vit_update_does_not_change_discriminator():
-    model, discriminator = engines(config(), STILL)
-    weights = {name: value.clone() for name, value in discriminator.module.state_dict().items()}
+    """After a step the discriminator has the weights of its own update alone."""
     settings = LossSettings(0, None, 0.0, "ignore", None)
-    pf_mag_step(
-        [batch()], model, discriminator, settings, LossBalancer(LossWeights(), False, 1, 1.0, 1.0, SINGLE), warmup=False
-    )
+    model, discriminator = engines(config(), MOVING)
+    outputs = [_generate(model, batch(), settings, warmup=False)]
+    _update_discriminator([batch()], outputs, discriminator, settings, with_r1=False)
+    expected = discriminator.module.state_dict()
+
+    model, discriminator = engines(config(), MOVING)
+    initial = {name: value.clone() for name, value in discriminator.module.state_dict().items()}
+    balancer = LossBalancer(LossWeights(), False, 1, 1.0, 1.0, SINGLE)
+    pf_mag_step([batch()], model, discriminator, settings, balancer, warmup=False)
     assert discriminator.updates == model.updates == 1
     assert all(parameter.grad is None and parameter.requires_grad for parameter in discriminator.module.parameters())
-    for name, value in discriminator.module.state_dict().items():
-        assert torch.allclose(value, weights[name], atol=1e-9), name
+    weights = discriminator.module.state_dict()
+    assert any(not torch.equal(value, initial[name]) for name, value in weights.items())
+    for name, value in weights.items():
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize("automatic", [False, True])
@@ -108,7 +116,7 @@ def test_accumulation_equals_whole_batch(automatic):
             Batch(*pair) for pair in zip(whole.images.chunk(parts), whole.labels.chunk(parts), strict=True)
         ]
         balancer = LossBalancer(LossWeights(), automatic, 1, 1.0, 1.0, SINGLE)
-        metrics = pf_mag_step(micro_batches, model, discriminator, settings, balancer, warmup=False)
+        metrics = pf_mag_step(micro_batches, model, discriminator, settings, balancer, warmup=False).metrics
         results.append((gradients(model), gradients(discriminator), metrics))
     for first, second in zip(results[0][:2], results[1][:2], strict=True):
         for name, value in first.items():
@@ -121,7 +129,7 @@ def test_warmup_has_no_adversarial_terms():
     model, discriminator = engines(config(), STILL)
     settings = LossSettings(0, None, 0.0, "ignore", None)
     balancer = LossBalancer(LossWeights(), True, 5, 10.0, 0.3, SINGLE)
-    metrics = pf_mag_step([batch()], model, discriminator, settings, balancer, warmup=True)
+    metrics = pf_mag_step([batch()], model, discriminator, settings, balancer, warmup=True).metrics
     assert "adv" not in metrics
     assert "ort" not in metrics
     assert metrics["loss"].item() == pytest.approx(10 * metrics["rec"].item() + 0.3 * metrics["cls"].item(), rel=1e-5)
@@ -188,7 +196,7 @@ def test_bf16_autocast_keeps_fp32_weights_and_is_close_to_fp32():
             DdpEngine(modules[name], OptimConfig(), options, SINGLE) for name in ("model", "discriminator")
         )
         balancer = LossBalancer(LossWeights(), True, 1, 1.0, 1.0, SINGLE)
-        metrics.append(pf_mag_step([batch()], model, discriminator, settings, balancer, warmup=False))
+        metrics.append(pf_mag_step([batch()], model, discriminator, settings, balancer, warmup=False).metrics)
         assert all(parameter.dtype == torch.float32 for module in modules.values() for parameter in module.parameters())
     fp32, bf16 = metrics
     for name in ("disc_loss", "cls", "adv", "rec"):
@@ -205,7 +213,7 @@ def test_r1_adds_the_gradient_penalty_to_the_discriminator_loss():
     discriminator = build_engine("ddp", modules["discriminator"], STILL, EngineConfig(), SINGLE, double_backward=True)
     settings = LossSettings(0, None, 0.0, "ignore", None, r1=weight)
     balancer = LossBalancer(LossWeights(), False, 1, 1.0, 1.0, SINGLE)
-    metrics = pf_mag_step([batch()], model, discriminator, settings, balancer, warmup=False)
+    metrics = pf_mag_step([batch()], model, discriminator, settings, balancer, warmup=False).metrics
 
     plain = factory.build(run, CLASSES)
     images = batch().images.requires_grad_(True)
