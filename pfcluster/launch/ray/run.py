@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from rich.console import Console
 
 from pfcluster.config import ConfigError
-from pfcluster.distributed.signals import StopRequest
 from pfcluster.launch.errors import LaunchError
 from pfcluster.launch.launcher_lock import launching
-from pfcluster.launch.local import stopped_alone, unfinished
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, TrainRun
 from pfcluster.launch.processes import RunMonitor
 from pfcluster.launch.ray.connect import RayCluster, connected
 from pfcluster.launch.ray.train import Workers, train
-from pfcluster.launch.run_queue import RunQueue
+from pfcluster.launch.supervisor import EndedRun, train_runs
 from pfcluster.launch.waves import OnFailure, run_waves
 from pfcluster.launch.worker import FINISHED, INTERRUPTED, USER_ERROR, ExitStatus
 from pfcluster.runs.folder import STOP_FILE, log_path
+
+POLL_SECONDS = 0.5
 
 
 def run_plan(plan: Plan, cluster: Cluster, max_parallel: int, console: Console) -> bool:
@@ -35,8 +35,8 @@ def run_plan(plan: Plan, cluster: Cluster, max_parallel: int, console: Console) 
         workers = workers_of(cluster, ray_cluster, max_parallel)
 
         def train_wave(runs: Sequence[TrainRun], _: str, on_failure: OnFailure | None) -> bool:
-            supervisor = _Supervisor(workers, cluster.retries, plan.command, max_parallel, console, on_failure)
-            return supervisor.train(runs, plan.same_seed_runs())
+            backend = _RayRuns(workers, cluster.retries, plan.command, console)
+            return train_runs(backend, runs, plan.same_seed_runs(), max_parallel=max_parallel, on_failure=on_failure)
 
         with launching(plan, "ray", layouts):
             return run_waves(plan, train_wave)
@@ -61,78 +61,47 @@ def workers_of(cluster: Cluster, ray_cluster: RayCluster, max_parallel: int = 1)
     return Workers(count, cpus, gpus, cluster.nodes)
 
 
-class _Supervisor:
-    """Trains runs on Ray, at most `max_parallel` runs at a time."""
+class _RayRuns:
+    """The runs in progress, each a Ray task that waits for its workers."""
 
-    def __init__(
-        self,
-        workers: Workers,
-        retries: int,
-        command: str,
-        max_parallel: int,
-        console: Console,
-        on_failure: OnFailure | None,
-    ) -> None:
-        self.workers, self.retries, self.command = workers, retries, command
-        self.max_parallel, self.console, self.on_failure = max_parallel, console, on_failure
-        self.failure: LaunchError | None = None
-        """The first failure, where there is no `on_failure`: the other runs are then stopped."""
+    display = nullcontext()
 
-    def train(self, runs: Sequence[TrainRun], before: Mapping[Path, Sequence[TrainRun]]) -> bool:
-        """Train all runs, each after those that `before` names; True once all have ended, False if a signal stopped
-        them with checkpoints.
-
-        Raises the first LaunchError if there is no `on_failure`.
-        """
+    def __init__(self, workers: Workers, retries: int, command: str, console: Console) -> None:
         import ray
 
-        queue = RunQueue(unfinished(runs, self.console), before)
-        train_remotely = ray.remote(num_cpus=0, max_retries=0)(_train)
-        running: dict[Any, RunMonitor] = {}
-        with StopRequest() as stop:
-            signalled = False
-            while running or (queue and not stop.requested and self.failure is None):
-                while len(running) < self.max_parallel and not (stop.requested or self.failure):
-                    run = queue.next()
-                    if run is None:
-                        break
-                    (run.folder / STOP_FILE).unlink(missing_ok=True)
-                    reference = train_remotely.remote(run, self.workers, self.retries, self.command)
-                    running[reference] = RunMonitor(run)
-                ended, _ = ray.wait(list(running), timeout=0.5)
-                for monitor in running.values():
-                    monitor.read_metrics()
-                for reference in ended:
-                    monitor, status = running.pop(reference), _exit_status(reference)
-                    if status.code == FINISHED:
-                        queue.finished(monitor.run)
-                    else:
-                        queue.drop_after(monitor.run)
-                    self._handle_end(monitor, status, stopping=stop.requested or self.failure is not None)
-                if (stop.requested or self.failure) and not signalled:
-                    signalled = True
-                    for monitor in running.values():
-                        (monitor.run.folder / STOP_FILE).touch()
-        if self.failure is not None:
-            raise self.failure
-        if stop.requested:
-            self.console.print("stopped; the same command continues from the checkpoints")
-        return not stop.requested
+        self.workers, self.retries, self.command, self.console = workers, retries, command, console
+        self.train_remotely = ray.remote(num_cpus=0, max_retries=0)(_train)
+        self.running: dict[Any, RunMonitor] = {}
 
-    def _handle_end(self, monitor: RunMonitor, status: ExitStatus, *, stopping: bool) -> None:
-        """`stopping`: all runs are asked to stop."""
+    def start(self, run: TrainRun) -> None:
+        (run.folder / STOP_FILE).unlink(missing_ok=True)
+        reference = self.train_remotely.remote(run, self.workers, self.retries, self.command)
+        self.running[reference] = RunMonitor(run)
+
+    def poll(self) -> list[EndedRun]:
+        import ray
+
+        ended, _ = ray.wait(list(self.running), timeout=POLL_SECONDS)
+        for monitor in self.running.values():
+            monitor.read_metrics()
+        return [self._end(reference) for reference in ended]
+
+    def _end(self, reference: Any) -> EndedRun:
+        monitor, status = self.running.pop(reference), _exit_status(reference)
         run = monitor.run
         monitor.read_metrics()
         (run.folder / STOP_FILE).unlink(missing_ok=True)
         if status.code == FINISHED:
             self.console.print(f"{run.label}: {monitor.summary()}", soft_wrap=True)
-        if status.code == FINISHED or (status.code == INTERRUPTED and stopping):
-            return
-        failure = stopped_alone(run) if status.code == INTERRUPTED else _launch_error(run, status)
-        if self.on_failure is not None:
-            self.on_failure(run, failure)
-        else:
-            self.failure = self.failure or failure
+        failure = None if status.code in (FINISHED, INTERRUPTED) else _launch_error(run, status)
+        return EndedRun(run, status.code, failure)
+
+    def request_stop(self) -> None:
+        for monitor in self.running.values():
+            (monitor.run.folder / STOP_FILE).touch()
+
+    def show_failure(self, failure: LaunchError) -> None:
+        """Nothing: the plan's own error names it at the end."""
 
 
 def _train(run: TrainRun, workers: Workers, retries: int, command: str) -> ExitStatus:
