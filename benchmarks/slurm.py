@@ -22,8 +22,8 @@ from pathlib import Path
 
 from pfcluster.config import presets
 from pfcluster.config.io import to_json
+from pfcluster.launch import slurm_client
 from pfcluster.launch.overrides import apply_overrides
-from pfcluster.launch.slurm import client
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE
 from tests.cluster.work import TINY
 
@@ -76,7 +76,7 @@ def measure(repeats: int) -> dict[str, list[list[float]]]:
             try:
                 rounds[name].append(method(folder))
             finally:
-                while client.run_command("squeue", "--noheader").strip():
+                while slurm_client.run_command("squeue", "--noheader").strip():
                     time.sleep(0.2)
                 shutil.rmtree(folder)
     return {name: rows[1:] for name, rows in rounds.items()}  # without the first round, which warms the disk cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan_record import PLAN_FILE
-from pfcluster.launch.slurm.site import Site
+from pfcluster.launch.site import Site
 
 CLUSTER = Cluster("slurm", "a test", Site(), nodes=1, per_node=1, processes=1, retries=2, wait=False)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pfcluster.config import ConfigError
 from pfcluster.launch.plan import Plan
 from pfcluster.launch.plan_record import Launcher, of_this_process, read_plan, write_plan, write_record
-from pfcluster.launch.slurm.queued_plans import QueuedPlans
+from pfcluster.launch.queued_plans import QueuedPlans
 from pfcluster.launch.training_lock import QUIET_SECONDS
 from pfcluster.runs.folder import CONFIG_FILE
 from pfcluster.system.locks import FileLock, exclusive_lock, owner_text

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import tyro
 
 from pfcluster.config import ConfigError
-from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import SlurmError
-from pfcluster.launch.slurm.site import Site, load_site
+from pfcluster.launch import slurm_client
+from pfcluster.launch.site import Site, load_site
+from pfcluster.launch.slurm_client import SlurmError
 
 Executor = Literal["local", "slurm", "ray"]
 SITE_OPTIONS = (
@@ -121,7 +121,7 @@ def resolve_cluster(options: ClusterOptions, *, dry_run: bool = False) -> Cluste
     if options.retries < 0:
         raise ConfigError(f"--retries must be at least 0, got {options.retries}")
     if options.time is not None:
-        client.minutes(options.time)
+        slurm_client.minutes(options.time)
     executor, reason, answers = choose_executor(options.executor, dry_run=dry_run)
     site = load_site(options.site) if executor == "slurm" or options.site is not None else Site()
     if executor != "slurm":
@@ -149,7 +149,7 @@ def choose_executor(name: str, *, dry_run: bool = False) -> tuple[Executor, str,
     if name in ("local", "ray"):
         return name, f"--executor {name}", False  # type: ignore[return-value]
     try:
-        available, reason = client.available()
+        available, reason = slurm_client.available()
     except SlurmError as error:
         if not (dry_run and name == "slurm"):
             raise

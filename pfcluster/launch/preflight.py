@@ -11,13 +11,13 @@ from pfcluster.config.io import with_values
 from pfcluster.data.build.options import BuildOptions
 from pfcluster.data.fingerprints import changed_starts, check_inputs
 from pfcluster.data.types import Dataset
+from pfcluster.launch import slurm_client
 from pfcluster.launch.command_line import parse
 from pfcluster.launch.job_record import read_job
 from pfcluster.launch.launcher_lock import require_kind
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Command, Plan, TrainRun
-from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import SlurmError
+from pfcluster.launch.slurm_client import SlurmError
 from pfcluster.launch.study_plan import BUILD_COMMAND, SHARDS, unbuilt_shards
 from pfcluster.tracking.trackers import require_trackers
 from pfcluster.training.schedule import schedule_warnings, total_steps
@@ -166,7 +166,7 @@ def _require_not_queued(runs: Sequence[TrainRun]) -> None:
     if not by_job:
         return
     try:
-        jobs = client.job_states(by_job)
+        jobs = slurm_client.job_states(by_job)
     except SlurmError:  # SLURM is absent or does not answer
         return
     for number, job in jobs.items():

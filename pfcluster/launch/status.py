@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pfcluster.config import ConfigError
 from pfcluster.config.json_files import try_read_object
+from pfcluster.launch import slurm_client
 from pfcluster.launch.launcher_lock import LAUNCHER_LOCK
 from pfcluster.launch.local_state import task_state
 from pfcluster.launch.plan_record import (
@@ -21,7 +22,6 @@ from pfcluster.launch.plan_record import (
     folders_before,
     read_plan,
 )
-from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.job_state import slurm_tasks
 from pfcluster.launch.task_status import BAD, ENDED, TaskStatus
 from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, log_path, read_config, read_progress
@@ -133,7 +133,7 @@ def cancel(folder: Path) -> Cancelled:
         queued = [task for task in overview(folder).tasks if task.state not in ENDED and task.job]
         for task in queued:
             (task.folder / CANCELLED_FILE).touch()
-        client.cancel(task.job for task in queued)
+        slurm_client.cancel(task.job for task in queued)
         tasks += [task for task in queued if task.folder not in [each.folder for each in tasks]]
     return Cancelled([task.label for task in tasks], at_work)
 

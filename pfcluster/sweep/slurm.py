@@ -13,9 +13,9 @@ from pfcluster.launch import attempts
 from pfcluster.launch.job_record import read_job
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, Stage, TrainRun
-from pfcluster.launch.slurm.client import UnreachableError
 from pfcluster.launch.slurm.job_state import slurm_tasks
 from pfcluster.launch.slurm.submit import submit
+from pfcluster.launch.slurm_client import UnreachableError
 from pfcluster.launch.task_status import ENDED
 from pfcluster.launch.worker import FAILED, FINISHED, USER_ERROR, ExitStatus
 from pfcluster.sweep.recorded import STAGE

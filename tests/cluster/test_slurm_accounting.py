@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pfcluster.launch.slurm import client
+from pfcluster.launch import slurm_client
 from tests.cluster import slurm
 from tests.cluster.work import LONG, TINY, Work
 
@@ -34,7 +34,7 @@ def test_state_of_a_forgotten_job_comes_from_the_accounting(tmp_path: Path, monk
         work.wait_for(lambda: job not in cluster.run("squeue", "-h", "-t", "all", "-o", "%i").split(), "forgetting")
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
-        jobs = client.job_states([job])
+        jobs = slurm_client.job_states([job])
         assert jobs[job].state in ("NODE_FAIL", "FAILED")
         status = " ".join(work.launch("status", "scratch").split())
         assert "seed 0 lost " in status
@@ -44,4 +44,6 @@ def test_state_of_a_forgotten_job_comes_from_the_accounting(tmp_path: Path, monk
         work.launch("finetune", "--preset", "demo", *TINY, *LONG)
         assert work.wait_for_end(RUN).outcome == "finished"
         assert work.outcomes(RUN) == ["lost", "finished"]
-        work.wait_for(lambda: client.job_states([work.job(RUN)])[work.job(RUN)].state == "COMPLETED", "accounting")
+        work.wait_for(
+            lambda: slurm_client.job_states([work.job(RUN)])[work.job(RUN)].state == "COMPLETED", "accounting"
+        )

@@ -195,7 +195,7 @@ SUBMISSION = """
 import sys
 from pathlib import Path
 from pfcluster.launch.plan import Command, Plan, Stage
-from pfcluster.launch.slurm.site import load_site
+from pfcluster.launch.site import load_site
 from pfcluster.launch.slurm.submit import submit
 task = Command("stubborn", Path("runs/x/stubborn"), (sys.argv[1],), module="stubborn")
 stage = Stage("stubborn", (task,), single_process=True)

@@ -182,7 +182,7 @@ GROWING = """
 import sys
 from pathlib import Path
 from pfcluster.launch.plan import Command, Plan, Stage
-from pfcluster.launch.slurm.site import load_site
+from pfcluster.launch.site import load_site
 from pfcluster.launch.slurm.submit import submit
 root = Path("runs/x")
 report = Command("report", root / "report", (), module="this", produces=root / "report.html")

@@ -8,7 +8,7 @@ import sys
 SUBMIT = """
 from pathlib import Path
 from pfcluster.launch.plan import Command, Plan, Stage
-from pfcluster.launch.slurm.site import load_site
+from pfcluster.launch.site import load_site
 from pfcluster.launch.slurm.submit import submit
 
 def stage(name, code, **options):

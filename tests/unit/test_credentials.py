@@ -9,7 +9,7 @@ import pytest
 from pfcluster.cli.main import main
 from pfcluster.config import ConfigError, DataConfig
 from pfcluster.config.urls import hide_credentials, with_variables
-from pfcluster.launch.slurm.site import Site
+from pfcluster.launch.site import Site
 from pfcluster.launch.slurm.submit import make_private
 from pfcluster.launch.training_options import command_text
 from pfcluster.runs import provenance

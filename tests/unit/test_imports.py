@@ -33,6 +33,17 @@ ROOMS = (
 """From the bottom up."""
 BUILDERS_OF_NETS = ("factory", "from_runs", "pretrained")
 """Modules of `models` that read configs, runs and checkpoints; the others are nets and losses."""
+LAUNCHERS = ("launch/slurm", "launch/ray")
+"""Packages on top of the other modules of `launch`."""
+IMPORTERS_OF_LAUNCHERS = {
+    "launch/status.py",
+    "sweep/executors.py",
+    "sweep/ray.py",
+    "sweep/slurm.py",
+    "cli/submit.py",
+    "cli/train.py",
+}
+"""Files that choose a launcher or belong to one. No file of `launch` imports these."""
 ONLY_WHERE_USED = {
     "deepspeed",
     "ray",
@@ -71,7 +82,7 @@ def test_every_room_is_named():
 
 
 def imports(path: Path):
-    """Imported modules of a file, and whether at its top: (name, top)."""
+    """Imported modules of a file, or names in them, and whether at its top: (name, top)."""
     tree = ast.parse(path.read_text())
     top = {id(node) for node in tree.body}
     for node in ast.walk(tree):
@@ -79,11 +90,8 @@ def imports(path: Path):
             for alias in node.names:
                 yield alias.name, id(node) in top
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "pfcluster":
-                for alias in node.names:
-                    yield f"pfcluster.{alias.name}", id(node) in top
-            else:
-                yield node.module, id(node) in top
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", id(node) in top
 
 
 def own_files():
@@ -99,6 +107,24 @@ def test_imports_point_down():
             if name.startswith("pfcluster.") and ROOMS.index(room(name)) > ROOMS.index(importer):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong
+
+
+def test_launchers_are_imported_by_named_files_only():
+    importers = set()
+    for path in own_files():
+        file = path.relative_to(PACKAGE)
+        for name, _ in imports(path):
+            package = next((each for each in LAUNCHERS if is_in(name, each)), None)
+            if package not in (None, file.parent.as_posix()):
+                importers.add(file.as_posix())
+            if file.parts[0] == "launch":
+                assert not any(is_in(name, each.removesuffix(".py")) for each in IMPORTERS_OF_LAUNCHERS), (path, name)
+    assert importers == IMPORTERS_OF_LAUNCHERS
+
+
+def is_in(name: str, place: str) -> bool:
+    """Whether an imported name is, or belongs to, a package or module, given as its path below pfcluster."""
+    return f"{name}.".startswith(f"pfcluster.{place.replace('/', '.')}.")
 
 
 def test_nets_and_losses_know_torch_and_each_other_only():

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from pfcluster.config import RunConfig
-from pfcluster.launch import attempts
+from pfcluster.launch import attempts, slurm_client
 from pfcluster.launch.attempts import Failure
 from pfcluster.launch.job_record import JobRecord, write_job
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.launch.plan_record import PLAN_FILE
-from pfcluster.launch.slurm import client, diagnosis, resubmit
-from pfcluster.launch.slurm.client import SlurmError
+from pfcluster.launch.slurm import diagnosis, resubmit
+from pfcluster.launch.slurm_client import SlurmError
 from pfcluster.system import redaction
 from tests.slurm_records import failed, write_plan_file
 
@@ -47,13 +47,13 @@ SCONTROL_LINE = (
 )
 def test_signal_cause_follows_the_job_record(state, reason, restarts, preempted, cause):
     line = SCONTROL_LINE.format(state=state, reason=reason, restarts=restarts, preempted=preempted)
-    job = client.parse_job(line)
+    job = slurm_client.parse_job(line)
     assert (job.job, job.nodes) == ("30_1", "n[1-2]")
-    assert client.signal_cause(job, 0) == cause
+    assert slurm_client.signal_cause(job, 0) == cause
 
 
 def test_signal_to_a_forgotten_job_is_a_cancellation():
-    assert client.signal_cause(None, 0) == "cancelled"
+    assert slurm_client.signal_cause(None, 0) == "cancelled"
 
 
 def test_retries_count_failures_but_not_preemptions():

@@ -10,15 +10,15 @@ import pytest
 from pfcluster.cli.main import main
 from pfcluster.cli.submit import job_name
 from pfcluster.config import ConfigError
+from pfcluster.launch import slurm_client
 from pfcluster.launch.options import ClusterOptions, resolve_cluster
 from pfcluster.launch.plan import Plan, Stage, TrainRun
 from pfcluster.launch.ray.connect import RayCluster
 from pfcluster.launch.ray.run import workers_of
 from pfcluster.launch.ray.train import Workers
-from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import SlurmError
+from pfcluster.launch.site import Site, load_site
 from pfcluster.launch.slurm.script import script_of, scripts_folder
-from pfcluster.launch.slurm.site import Site, load_site
+from pfcluster.launch.slurm_client import SlurmError
 from tests.slurm_records import CLUSTER
 from tests.tiny import config
 
@@ -28,13 +28,13 @@ from tests.tiny import config
     [("90", 90), ("1:30:00", 90), ("2-00:00:00", 2880), ("1-12", 2160), ("90:30", 91), ("UNLIMITED", None)],
 )
 def test_minutes_parses_time_limits(text, minutes):
-    assert client.minutes(text) == minutes
+    assert slurm_client.minutes(text) == minutes
 
 
 @pytest.mark.parametrize("text", ["soon", "1h", "", "0:10", "-5"])
 def test_minutes_refuses_invalid_time_limits(text):
     with pytest.raises(SlurmError, match="--time must be"):
-        client.minutes(text)
+        slurm_client.minutes(text)
 
 
 def test_site_file_has_settings_of_single_runs(tmp_path):
@@ -127,8 +127,8 @@ def test_dry_run_prints_scripts_without_slurm(tmp_path, monkeypatch, capsys, ava
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     if available:
-        monkeypatch.setattr(client, "available", lambda: (True, "a cluster answers"))
-        monkeypatch.setattr(client, "partition", lambda name: {"PartitionName": "gpu", "MaxTime": "30"})
+        monkeypatch.setattr(slurm_client, "available", lambda: (True, "a cluster answers"))
+        monkeypatch.setattr(slurm_client, "partition", lambda name: {"PartitionName": "gpu", "MaxTime": "30"})
     words = ["pretrain", "--preset", "demo", "--nodes", "4", "--time", "90", "--executor", "slurm", "--dry-run"]
     assert main(words) == 0
     output = capsys.readouterr().out

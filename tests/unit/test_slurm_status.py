@@ -8,13 +8,12 @@ import pytest
 
 from pfcluster.cli.main import main
 from pfcluster.config import RunConfig
-from pfcluster.launch import attempts, status
+from pfcluster.launch import attempts, slurm_client, status
 from pfcluster.launch.job_record import JobRecord, write_job
 from pfcluster.launch.plan import TrainRun
 from pfcluster.launch.plan_record import PLAN_FILE
-from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import JobInfo, SlurmError
 from pfcluster.launch.slurm.job_state import slurm_task
+from pfcluster.launch.slurm_client import JobInfo, SlurmError
 from pfcluster.runs.folder import write_config
 from pfcluster.sweep.slurm import SlurmExecutor
 from tests.slurm_records import CLUSTER, failed, write_plan_file
@@ -96,7 +95,7 @@ def test_status_without_slurm_reads_the_folders(tmp_path, monkeypatch):
     assert [task.state for task in tasks] == ["finished", "failed", "lost", "not run"]
     assert tasks[1].error == "no such shard"
     assert "SLURM has forgotten it; the same command continues it" in tasks[2].reason
-    monkeypatch.setattr(client, "job_states", no_slurm)
+    monkeypatch.setattr(slurm_client, "job_states", no_slurm)
     plan = status.overview(tmp_path)
     assert "the states are those recorded in the folders" in plan.warning
     assert [task.state for task in plan.tasks] == ["finished", "failed", "unknown", "not started"]

@@ -7,10 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pfcluster.launch import attempts
+from pfcluster.launch import attempts, slurm_client
 from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.job_record import read_job
-from pfcluster.launch.slurm import client
 from pfcluster.runs.folder import LOGS_DIR
 from pfcluster.system.redaction import redact
 
@@ -33,7 +32,7 @@ def explain(folder: Path, attempt: Attempt, job: str, status: int) -> dict[str, 
         return {"kind": first.kind, "error": first.error, "node": first.lost_node or first.node}
     if died:
         nodes, task, reason = died[0]
-        node = nodes.split("[")[0] if "[" not in nodes else client.expand(nodes)[0]
+        node = nodes.split("[")[0] if "[" not in nodes else slurm_client.expand(nodes)[0]
         error = f"rank {task} on {node}: {reason} (srun); srun ended the other ranks"
         kind = "bug" if OUT_OF_MEMORY.search(reason) else "killed"  # another node has no more memory
         return {"kind": kind, "error": error, "node": node}

@@ -17,13 +17,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pfcluster.launch import attempts
+from pfcluster.launch import attempts, slurm_client
 from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.job_record import read_job
-from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import SlurmError
 from pfcluster.launch.slurm.diagnosis import explain
 from pfcluster.launch.slurm.resubmit import cancel_waiting, resubmit, this_job
+from pfcluster.launch.slurm_client import SlurmError
 from pfcluster.runs.folder import CANCELLED_FILE
 
 NODE_FAILURES = ("killed", "storage", "device", "lost rank", "submission")
@@ -69,18 +68,18 @@ def conclude(folder: Path, job: str, restart: int, status: int) -> Attempt:
     return _handle_failure(folder, attempt, job, status)
 
 
-def _signal_cause(folder: Path, job: str, restart: int) -> client.SignalCause:
+def _signal_cause(folder: Path, job: str, restart: int) -> slurm_client.SignalCause:
     if (folder / CANCELLED_FILE).exists():
         return "cancelled"
     try:
-        return client.signal_cause(client.find_job(job), restart)
+        return slurm_client.signal_cause(slurm_client.find_job(job), restart)
     except SlurmError:
         return "warned"  # unknown: what the ranks recorded decides
 
 
 def _is_preempted(job: str) -> bool:
     try:
-        info = client.find_job(job)
+        info = slurm_client.find_job(job)
     except SlurmError:
         return False
     return info is not None and info.preempted
@@ -108,7 +107,7 @@ def _run_again(folder: Path, attempt: Attempt, job: str, node: str | None = None
         follows = f"submitted again as {follower}"
     else:
         try:
-            client.requeue(job, exclude)
+            slurm_client.requeue(job, exclude)
             follows = "requeued"
         except SlurmError as refused:
             try:
@@ -125,12 +124,12 @@ def _nodes_to_exclude(job: str, node: str | None) -> str | None:
     if node is None:
         return None
     try:
-        text = client.run_command("scontrol", "--oneliner", "show", "job", job, retry_seconds=30)
+        text = slurm_client.run_command("scontrol", "--oneliner", "show", "job", job, retry_seconds=30)
         match = re.search(r"ExcNodeList=(\S+)", text)
-        before = [] if match is None or match.group(1) == "(null)" else client.expand(match.group(1))
+        before = [] if match is None or match.group(1) == "(null)" else slurm_client.expand(match.group(1))
         excluded = sorted({*before, node})
         partition = re.search(r"Partition=(\S+)", text)
-        usable = client.usable_nodes(partition.group(1) if partition else None, excluded)
+        usable = slurm_client.usable_nodes(partition.group(1) if partition else None, excluded)
     except SlurmError:
         return None
     return ",".join(excluded) if len(usable) >= int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) else None

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pfcluster.launch import attempts
+from pfcluster.launch import attempts, slurm_client
 from pfcluster.launch.attempts import Attempt
 from pfcluster.launch.job_record import JobRecord, read_job
-from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import JobInfo, SlurmError
+from pfcluster.launch.slurm_client import JobInfo, SlurmError
 from pfcluster.launch.task_status import BAD, TaskStatus
 from pfcluster.runs.folder import CANCELLED_FILE, is_finished, read_progress
 
@@ -21,11 +20,11 @@ FOLLOWED = ("requeued", "submitted")
 
 def slurm_tasks(tasks: Sequence[tuple[str, str, Path]], **options: Any) -> tuple[list[TaskStatus], str | None]:
     """The states of tasks, given as stage, label and folder, and a warning if SLURM cannot be queried. `options`: those
-    of `client.job_states`.
+    of `slurm_client.job_states`.
     """
     ids = {folder: read_job(folder).job for _, _, folder in tasks}
     try:
-        jobs, warning = client.job_states(ids.values(), **options), None
+        jobs, warning = slurm_client.job_states(ids.values(), **options), None
     except SlurmError as error:
         jobs, warning = {}, f"{error}; the states are those recorded in the folders"
     queried = warning is None

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pfcluster.launch import attempts
+from pfcluster.launch import attempts, slurm_client
 from pfcluster.launch.job_record import JobRecord, read_job, write_job
 from pfcluster.launch.plan_record import StageRecord, folders_before, read_plan
-from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import JOB_VARIABLES, SlurmError
+from pfcluster.launch.slurm_client import JOB_VARIABLES, SlurmError
 
 SBATCH_SECONDS = 120
 """Time in which sbatch must answer."""
@@ -73,7 +72,7 @@ def cancel_waiting(folder: Path) -> list[str]:
             else:
                 names += [stage.labels[stage.folders.index(each)] for each in submitted]
     try:
-        client.cancel(jobs)
+        slurm_client.cancel(jobs)
     except SlurmError as error:
         print(f"warning: {error}", file=sys.stderr)
     return list(dict.fromkeys(names))
@@ -130,7 +129,9 @@ def _update_dependency(folder: Path) -> None:
         ["afterany" if plans[0][record.stage].always_run else "afterok", *(job for job in jobs if job)]
     )
     try:
-        client.run_command("scontrol", "update", f"JobId={record.job}", f"Dependency={dependency}", retry_seconds=30)
+        slurm_client.run_command(
+            "scontrol", "update", f"JobId={record.job}", f"Dependency={dependency}", retry_seconds=30
+        )
     except SlurmError as error:
         print(f"warning: {folder}: {error}", file=sys.stderr)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
+from pfcluster.launch import slurm_client
 from pfcluster.launch.code_snapshot import CODE_DIR
 from pfcluster.launch.options import Cluster
 from pfcluster.launch.plan import Plan, Stage
-from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import SlurmError, UnreachableError
+from pfcluster.launch.site import Site
 from pfcluster.launch.slurm.diagnosis import ATTEMPT_MARK
-from pfcluster.launch.slurm.site import Site
+from pfcluster.launch.slurm_client import SlurmError, UnreachableError
 from pfcluster.system.os_errors import describe
 from pfcluster.system.redaction import VARIABLE
 
@@ -52,9 +52,9 @@ def layout_of(stage: Stage, site: Site, processes: int, *, query: bool = True) -
     per_node = 1 if stage.single_process else settings.gpus_per_node or processes
     try:
         partition = settings.partition or os.environ.get("SBATCH_PARTITION")
-        limits = client.partition(partition) if query else {}
-        allowed = client.minutes(limits.get("MaxTime", "UNLIMITED"))
-        requested = client.minutes(settings.time) if settings.time else None
+        limits = slurm_client.partition(partition) if query else {}
+        allowed = slurm_client.minutes(limits.get("MaxTime", "UNLIMITED"))
+        requested = slurm_client.minutes(settings.time) if settings.time else None
     except UnreachableError:
         raise
     except SlurmError as error:

@@ -16,18 +16,17 @@ from typing import Any, Literal
 
 from pfcluster.config import ConfigError
 from pfcluster.config.io import load
-from pfcluster.launch import attempts
+from pfcluster.launch import attempts, slurm_client
 from pfcluster.launch.code_snapshot import snapshot
 from pfcluster.launch.job_record import JobRecord, read_job, write_job
 from pfcluster.launch.launcher_lock import require_kind, require_no_launcher
 from pfcluster.launch.plan import Plan, Stage, Task, TrainRun
 from pfcluster.launch.plan_record import write_plan
-from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import JOB_VARIABLES, JobInfo, UnreachableError
-from pfcluster.launch.slurm.queued_plans import QueuedPlans
+from pfcluster.launch.queued_plans import QueuedPlans
+from pfcluster.launch.site import Site
 from pfcluster.launch.slurm.script import FOLDERS_FILE, SCRIPTS_DIR, Layout, executor_of, layout_of, scripts_folder
-from pfcluster.launch.slurm.site import Site
 from pfcluster.launch.slurm.task import read_task, run_task
+from pfcluster.launch.slurm_client import JOB_VARIABLES, JobInfo, UnreachableError
 from pfcluster.runs.folder import CANCELLED_FILE, REQUESTED_CONFIG_FILE, TASK_FILE, write_requested_config
 from pfcluster.system.atomic_files import write_atomically
 from pfcluster.system.locks import FileLock
@@ -108,7 +107,7 @@ class _Submission:
         self.plan, self.site, self.layouts, self.retries = plan, site, layouts, retries
         self.code = Path()
         self.records = {task.folder: _current_job(task) for stage in plan.stages for task in stage.tasks}
-        self.jobs = client.job_states(record.job for record in self.records.values())
+        self.jobs = slurm_client.job_states(record.job for record in self.records.values())
         self.unfinished = {stage.name: [task for task in stage.tasks if not task.finished()] for stage in plan.stages}
         self.resubmitted: set[str] = set()
         """Stages of which tasks were submitted: what waits for them must be submitted again, too."""
@@ -135,7 +134,7 @@ class _Submission:
             self.resubmitted_folders |= {task.folder for task in new}
             previous = [self.records[task.folder].job for task in new]
             replaced = [job for job in previous if job in self.jobs and self.jobs[job].alive]
-            client.cancel(replaced)
+            slurm_client.cancel(replaced)
             for dependency, tasks in self._by_dependency(stage, new, replaced).items():
                 _submit_array(self, stage, tasks, dependency)
         results = tuple(self._result(task, stage, new) for task in stage.tasks)
@@ -195,7 +194,7 @@ def _submit_array(submission: _Submission, stage: Stage, tasks: Sequence[Task], 
         with _without_variables(submission.site.for_run(stage.name)):
             jobs = executor.map_array(run_task, [str(task.folder.resolve()) for task in tasks])
     except (FailedJobError, FailedSubmissionError) as error:
-        if client.is_unreachable(str(error)):
+        if slurm_client.is_unreachable(str(error)):
             raise UnreachableError(f"sbatch: {' '.join(str(error).split())[-200:]}") from error
         lines = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if "sbatch:" in line]
         raise ConfigError(f"SLURM refused {stage.name}: {'; '.join(lines) or error}") from error
@@ -230,7 +229,7 @@ def _current_job(task: Task) -> JobRecord:
     record = read_job(task.folder)
     if record.job or not record.token:
         return record
-    text = client.run_command(
+    text = slurm_client.run_command(
         "squeue", "--noheader", "--array", "--states=all", "--format=%i|%k", "--me", retry_seconds=10
     )
     jobs = [line.split("|")[0] for line in text.splitlines() if line.endswith(f"pfcluster:{record.token}")]

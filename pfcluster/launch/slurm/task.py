@@ -21,11 +21,10 @@ from types import TracebackType
 from pfcluster.config.json_files import read_record
 from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.signals import StopRequest
-from pfcluster.launch import attempts
+from pfcluster.launch import attempts, slurm_client
 from pfcluster.launch.attempts import Failure
 from pfcluster.launch.plan import CLI_MODULE
 from pfcluster.launch.rank import RankInfo, redirect_output
-from pfcluster.launch.slurm import client
 from pfcluster.launch.slurm.resubmit import resubmit
 from pfcluster.launch.training_lock import training_lock
 from pfcluster.launch.worker import FAILED, FINISHED, INTERRUPTED, ExitStatus, work
@@ -236,8 +235,8 @@ class SignalWatcher:
 
     def _requeue_if_needed(self) -> None:
         try:
-            job = client.find_job(self.info.job)
-            cause = client.signal_cause(job, self.info.restart)
+            job = slurm_client.find_job(self.info.job)
+            cause = slurm_client.signal_cause(job, self.info.restart)
             print(f"{attempts.now()} received a signal; cause according to SLURM: {cause}", flush=True)
             if cause == "preempted":
                 print(f"preempted without a requeue by SLURM: {self._run_again()}", flush=True)
@@ -247,13 +246,13 @@ class SignalWatcher:
                 if not ended and not (self.folder / CANCELLED_FILE).exists():
                     follows = self._run_again()
                     print(f"no step ended in time: {follows}, to continue from the last checkpoint", flush=True)
-        except (client.SlurmError, OSError) as error:
+        except (slurm_client.SlurmError, OSError) as error:
             print(f"warning: {error}", file=sys.stderr, flush=True)
 
     def _run_again(self) -> str:
         """Requeue the job or submit a new one; returns which. Raises SlurmError, OSError."""
         try:
-            client.requeue(self.info.job)
-        except client.SlurmError:
+            slurm_client.requeue(self.info.job)
+        except slurm_client.SlurmError:
             return f"submitted again as {resubmit(self.folder, None)}"
         return "requeued"

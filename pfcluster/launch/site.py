@@ -26,7 +26,7 @@ from typing import Any
 
 from pfcluster.config import ConfigError
 from pfcluster.config.urls import hide_credentials
-from pfcluster.launch.slurm.client import SlurmError, minutes
+from pfcluster.launch.slurm_client import SlurmError, minutes
 from pfcluster.system.home import home_folder
 
 if sys.version_info >= (3, 11):

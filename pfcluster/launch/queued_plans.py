@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pfcluster.launch import attempts
+from pfcluster.launch import attempts, slurm_client
 from pfcluster.launch.job_record import read_job
 from pfcluster.launch.plan import Plan
 from pfcluster.launch.plan_record import PlanRecord, folders_before, read_plan
-from pfcluster.launch.slurm import client
-from pfcluster.launch.slurm.client import SlurmError
+from pfcluster.launch.slurm_client import SlurmError
 
 
 class QueuedPlans:
@@ -46,7 +45,7 @@ def _folders(launch: PlanRecord) -> Iterator[str]:
 def _unended_jobs(folders: Sequence[str] | dict[str, None]) -> dict[str, str]:
     jobs = {folder: job for folder in folders if (job := read_job(Path(folder)).job)}
     try:
-        found = client.job_states(jobs.values())
+        found = slurm_client.job_states(jobs.values())
     except SlurmError:
         return {folder: job for folder, job in jobs.items() if not _has_ended(Path(folder))}
     return {folder: job for folder, job in jobs.items() if job in found and found[job].alive}
