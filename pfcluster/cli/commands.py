@@ -34,12 +34,12 @@ GROUPS: dict[str, dict[str, CommandInfo]] = {
         "inspect": CommandInfo("pfcluster.cli.inspect:main", "show and check a folder of shards", "DIR"),
     },
     "Results": {
-        "evaluate": CommandInfo("pfcluster.cli.results:evaluate", "scores of a run's best checkpoint", "RUN"),
-        "report": CommandInfo("pfcluster.cli.results:report", "mean ± std over seeds, tables, pictures", "STUDY"),
-        "pictures": CommandInfo("pfcluster.cli.results:pictures", "attention maps, features, failures", "RUN ..."),
-        "tables": CommandInfo("pfcluster.cli.results:tables", "the paper's tables of a reproduction", "OUTPUT"),
-        "measure": CommandInfo("pfcluster.cli.results:measure", "one measurement of a reproduction", "WHAT OUTPUT"),
-        "consolidate": CommandInfo("pfcluster.cli.results:consolidate", "weights as one safetensors file", "RUN"),
+        "evaluate": CommandInfo("pfcluster.cli.evaluate:main", "scores of a run's best checkpoint", "RUN"),
+        "report": CommandInfo("pfcluster.cli.report:main", "mean ± std over seeds, tables, pictures", "STUDY"),
+        "pictures": CommandInfo("pfcluster.cli.pictures:main", "attention maps, features, failures", "RUN ..."),
+        "tables": CommandInfo("pfcluster.cli.tables:main", "the paper's tables of a reproduction", "OUTPUT"),
+        "measure": CommandInfo("pfcluster.cli.measure:main", "one measurement of a reproduction", "WHAT OUTPUT"),
+        "consolidate": CommandInfo("pfcluster.cli.consolidate:main", "weights as one safetensors file", "RUN"),
         "costs": CommandInfo("pfcluster.cli.costs:main", "parameters, FLOPs and speed of presets"),
     },
     "Models": {

@@ -9,20 +9,18 @@ import tyro
 
 from pfcluster.cli.app import AppOptions
 from pfcluster.cli.build import BuildOptions
+from pfcluster.cli.consolidate import ConsolidateOptions
 from pfcluster.cli.costs import CostsOptions
 from pfcluster.cli.doctor import DoctorOptions
+from pfcluster.cli.evaluate import EvaluateOptions
 from pfcluster.cli.inspect import InspectOptions
+from pfcluster.cli.measure import MeasureOptions
+from pfcluster.cli.pictures import PicturesOptions
 from pfcluster.cli.predict import ExportOptions, PredictOptions
+from pfcluster.cli.report import ReportOptions
 from pfcluster.cli.reproduce import ReproduceOptions
-from pfcluster.cli.results import (
-    ConsolidateOptions,
-    EvaluateOptions,
-    MeasureOptions,
-    PicturesOptions,
-    ReportOptions,
-    TablesOptions,
-)
 from pfcluster.cli.status import CancelOptions, LogsOptions, StatusOptions
+from pfcluster.cli.tables import TablesOptions
 from pfcluster.launch.command_line import parse
 from pfcluster.launch.training_options import STUDIES, TRAINING, defaults, with_config
 from pfcluster.sweep.options import SweepCommand

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pfcluster.cli.results import evaluate
+from pfcluster.cli import evaluate
 from pfcluster.config import DataConfig, EvaluateConfig
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.dataset import cache_train_split, open_dataset
@@ -172,7 +172,7 @@ def test_an_evaluation_names_the_damaged_samples_of_its_split(
     damage(shards, [0, 2])  # of another split
     keys = damage(shards, [1, 4], "validation")
     file = tmp_path / "figures.json"
-    assert evaluate([str(tmp_path / "run"), "--split", "validation", "--output", str(file)]) == 0
+    assert evaluate.main([str(tmp_path / "run"), "--split", "validation", "--output", str(file)]) == 0
     record = {"count": 2, "of": 12, "names": sorted(keys)}
     assert json.loads(file.read_text())["damaged_samples"] == {"validation": record}
     sentence = f"2 damaged samples of the validation split were replaced by the next ones: {', '.join(sorted(keys))}"

@@ -9,7 +9,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from pfcluster.cli.results import evaluate
+from pfcluster.cli import evaluate
 from pfcluster.config import DataConfig, EngineConfig, EvaluateConfig, SyntheticConfig
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.splits import Subset
@@ -114,10 +114,10 @@ def test_a_file_of_figures_that_cannot_be_written_is_named_before_the_evaluation
     evaluated = []
     monkeypatch.setattr(evaluate_run, "evaluate_run", lambda *_: evaluated.append(1) or figures)
     with pytest.raises(ValueError, match=r"--output .* is a folder; give the name of a file in it"):
-        evaluate(["run", "--output", str(tmp_path)])
+        evaluate.main(["run", "--output", str(tmp_path)])
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(ValueError, match=r"--output .*figures\.json: .* cannot be written; check its permissions"):
-        evaluate(["run", "--output", str(tmp_path / "figures.json")])
+        evaluate.main(["run", "--output", str(tmp_path / "figures.json")])
     assert not evaluated
     monkeypatch.undo()
     monkeypatch.setattr(evaluate_run, "evaluate_run", lambda *_: figures)
@@ -125,9 +125,9 @@ def test_a_file_of_figures_that_cannot_be_written_is_named_before_the_evaluation
     def disk_is_full(path, _):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("pfcluster.cli.results.write_atomically", disk_is_full)
+    monkeypatch.setattr("pfcluster.cli.evaluate.write_atomically", disk_is_full)
     with pytest.raises(OSError, match="No space left"):
-        evaluate(["run", "--output", str(tmp_path / "figures.json")])
+        evaluate.main(["run", "--output", str(tmp_path / "figures.json")])
     assert "macro F1" in capsys.readouterr().out
 
 

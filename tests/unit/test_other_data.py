@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pfcluster.cli.results import evaluate
+from pfcluster.cli import evaluate
 from pfcluster.config import ConfigError, DataConfig, EvaluateConfig, RunConfig
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.dataset import open_dataset
@@ -172,7 +172,7 @@ def test_poker_faces_are_classified_by_a_judge_given_later(
     expected = with_judge["poker"]["rows"]
     assert rows == {name: {k: v for k, v in row.items() if v is not None} for name, row in expected.items()}
     file = tmp_path / "figures" / "later.json"
-    assert evaluate([str(tmp_path / "later"), "--judge", str(root / "run"), "--output", str(file)]) == 0
+    assert evaluate.main([str(tmp_path / "later"), "--judge", str(root / "run"), "--output", str(file)]) == 0
     shown, written = capsys.readouterr().out, json.loads(file.read_text())
     assert written["poker"] == figures
     assert written["accuracy"] == evaluate_run(tmp_path / "later")["accuracy"]
