@@ -9,21 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError, RunConfig
-from pfcluster.config.json_files import JsonFileError, parse_json, record_of, without_removed
-
-REMOVED_FIELDS: Mapping[str, float] = {
-    "pf_mag.refine_channels": 0,
-    "pf_mag.adv_ramp_steps": 0,
-    "pf_mag.real_label_smoothing": 0.0,
-    "pf_mag.discriminator_emotion_weight": 1.0,
-}
-"""Fields that configs of earlier versions have -> the values with which a run is the same as without the field. Other
-values are refused."""
-REMOVED = (
-    "but the option was removed, as the present recipe is better without it; use the version of pfcluster with which"
-    " the run was trained (`versions` and `git_commit` in its provenance.json)"
-)
-"""Why a removed field is refused, and the remedy."""
+from pfcluster.config.json_files import JsonFileError, parse_json, record_of
 
 
 def to_json(config: RunConfig) -> str:
@@ -32,11 +18,9 @@ def to_json(config: RunConfig) -> str:
 
 
 def from_json(text: str | bytes, source: str = "config") -> RunConfig:
-    """Parse the output of `to_json`, also of earlier versions: `REMOVED_FIELDS` without effect are dropped. Raises
-    ConfigError that names the unknown field, wrong type, invalid value or removed field.
-    """
+    """Parse the output of `to_json`. Raises ConfigError that names the unknown field, wrong type or invalid value."""
     try:
-        values = without_removed(parse_json(text, source), REMOVED_FIELDS, source, REMOVED)
+        values = parse_json(text, source)
     except JsonFileError as error:
         raise ConfigError(str(error)) from error
     return _config_of(values, source)

@@ -75,23 +75,6 @@ def record_of(kind: type[T], values: object, source: str) -> T:
     return record
 
 
-def without_removed(values: Any, removed: Mapping[str, Any], source: str, reason: str, prefix: str = "") -> Any:
-    """A JSON value without fields that a record no longer has: their dotted names -> the values that had no effect.
-    Raises JsonFileError that names `source`, the field and the reason if a field has another value.
-    """
-    if not isinstance(values, dict):
-        return values
-    kept = {}
-    for name, value in values.items():
-        field = prefix + name
-        if field not in removed:
-            has_removed = any(one.startswith(f"{field}.") for one in removed)
-            kept[name] = without_removed(value, removed, source, reason, f"{field}.") if has_removed else value
-        elif value != removed[field]:
-            raise JsonFileError(f"{source}: {field} is {_shown(value)}, {reason}")
-    return kept
-
-
 def convert(hint: Any, value: Any, source: str, field: str = "") -> Any:
     """A JSON value as the type of a hint: dataclasses, tuples, lists, mappings, literals, unions of these and None, and
     the types of JSON. Raises JsonFileError that names `source` and `field`.

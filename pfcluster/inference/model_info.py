@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pfcluster.config.json_files import JsonFileError, convert, parse_json, without_removed
+from pfcluster.config.json_files import JsonFileError, convert, parse_json
 from pfcluster.data.build.align import TEMPLATE_112, FaceRule, template
 from pfcluster.inference.errors import InferenceError
 from pfcluster.inference.runtime_info import RuntimeInfo
@@ -27,13 +27,6 @@ CARD_FILE = "README.md"
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 METADATA_KEY = "pfcluster"
 """Of the safetensors file's metadata: the content of `config.json`."""
-REMOVED_FIELDS = {"network.generator.refine_channels": 0}
-"""Fields of models that earlier versions exported -> the values with which a model is the same as without them."""
-REMOVED = (
-    "but the option was removed, as the present recipe is better without it; use the version of pfcluster that"
-    " exported the model (`version` and `training.commit` in the same config)"
-)
-"""Why a removed field is refused, and the remedy."""
 MEAN_AND_STD = (0.5, 0.5)
 """Normalisation of all nets: pixels in 0..1 minus 0.5, over 0.5."""
 
@@ -249,10 +242,6 @@ def info_of(values: object, source: str) -> ModelInfo:
             f"{source} has format {values.get('format')!r}, this version reads format {FORMAT}; export the run again"
             " with `pfcluster export`, or install the version of pfcluster that wrote it"
         )
-    try:
-        values = without_removed(values, REMOVED_FIELDS, source, REMOVED)
-    except JsonFileError as error:
-        raise InferenceError(str(error)) from error
     try:
         info: ModelInfo = convert(ModelInfo, values, source)
     except JsonFileError as error:

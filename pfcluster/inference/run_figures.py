@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfcluster.config.io import REMOVED_FIELDS, flatten
+from pfcluster.config.io import flatten
 from pfcluster.config.json_files import try_read_object
 from pfcluster.inference.model_info import Figures, OverSeeds
 from pfcluster.runs.folder import CONFIG_FILE, RESULT_FILE, find_runs
@@ -114,7 +114,7 @@ def _read(folder: Path) -> _Run | None:
         return None
     test = values.get("test")
     accuracy = test.get("accuracy") if isinstance(test, Mapping) else None
-    config = {name: value for name, value in flatten(recorded).items() if (name, value) not in REMOVED_FIELDS.items()}
+    config = flatten(recorded)
     seed = config.get("seed")
     if not isinstance(accuracy, float | int) or not math.isfinite(accuracy) or not isinstance(seed, int):
         return None

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pfcluster.config.io import REMOVED_FIELDS, flatten
+from pfcluster.config.io import flatten
 from pfcluster.config.json_files import JsonFileError, read_object
 from pfcluster.evaluate import predictions as predictions_file
 from pfcluster.evaluate.predictions import Predictions, PredictionsError
@@ -34,8 +34,7 @@ class Run:
     values: Mapping[str, Any]
     """Content of result.json, validated."""
     config: Mapping[str, Any]
-    """Config values by dotted field name, without removed fields that had no effect; empty if config.json is missing.
-    """
+    """Config values by dotted field name; empty if config.json is missing."""
     finished_at: datetime
     """Modification time of result.json, UTC."""
     predictions: Predictions | None = None
@@ -122,8 +121,7 @@ def read_run(folder: Path, relative_path: str) -> Run:
     file = folder / RESULT_FILE
     values = _object(file)
     check_result(file, values)
-    recorded = flatten(_object(folder / CONFIG_FILE)) if (folder / CONFIG_FILE).exists() else {}
-    config = {name: value for name, value in recorded.items() if (name, value) not in REMOVED_FIELDS.items()}
+    config = flatten(_object(folder / CONFIG_FILE)) if (folder / CONFIG_FILE).exists() else {}
     run = Run(folder, relative_path, values, config, datetime.fromtimestamp(file.stat().st_mtime, timezone.utc))
     predictions, reason = _read_predictions(run)
     return replace(run, predictions=predictions, no_predictions=reason)

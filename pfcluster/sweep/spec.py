@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pfcluster.config import ConfigError, RunConfig, presets
-from pfcluster.config.io import REMOVED, REMOVED_FIELDS
-from pfcluster.config.json_files import JsonFileError, read_object, record_of, without_removed
+from pfcluster.config.json_files import JsonFileError, read_object, record_of
 from pfcluster.config.starts import MAE_VIT
 from pfcluster.sweep.space import MAE, Parameter, applied, baseline, check
 from pfcluster.system.atomic_files import write_atomically
@@ -232,22 +231,12 @@ def load(folder: Path) -> Spec:
         values = read_object(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} holds no sweep: it has no {path.name}") from error
-    spec: Spec = record_of(Spec, _without_removed_fields(values, str(path)), str(path))
+    spec: Spec = record_of(Spec, values, str(path))
     runs = presets.recipe(spec.preset) if spec.preset in presets.PRESETS else {}
     unknown = [name for name in (spec.config.name, *spec.before) if spec.preset and name not in runs]
     if unknown:
         raise JsonFileError(f"{path}: the preset {spec.preset!r} has no run {unknown[0]!r}")
     return spec
-
-
-def _without_removed_fields(values: Mapping[str, Any], source: str) -> Any:
-    """The JSON value of a spec of an earlier version, its configs without fields that were removed since. Raises
-    JsonFileError if one of them had an effect.
-    """
-    before = values.get("before")
-    configs = ["config", *(f"before.{name}" for name in (before if isinstance(before, Mapping) else ()))]
-    removed = {f"{config}.{name}": value for config in configs for name, value in REMOVED_FIELDS.items()}
-    return without_removed(values, removed, source, REMOVED)
 
 
 def _as_json(spec: Spec) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pfcluster.config import (
     presets,
 )
 from pfcluster.config import run as config_module
-from pfcluster.config.io import REMOVED_FIELDS, differences, from_json, to_json, with_values
+from pfcluster.config.io import differences, from_json, to_json, with_values
 from pfcluster.training.schedule import grid_due
 from tests import config_readers
 from tests.config_readers import all_fields, fields_read
@@ -129,42 +129,6 @@ def test_wrong_json_error_names_the_field(change, words):
 def test_invalid_json_error_names_the_source():
     with pytest.raises(ConfigError, match=r"run/config\.json is not JSON"):
         from_json("{", "run/config.json")
-
-
-def earlier_json(**removed):
-    """A config as an earlier version wrote it, with all removed fields: those given, the others without effect."""
-    values = json.loads(to_json(presets.recipe("mini")["pf-vit"]))
-    for name, value in REMOVED_FIELDS.items():
-        section, field = name.split(".")
-        values[section][field] = removed.get(field, value)
-    return json.dumps(values)
-
-
-def test_removed_fields_without_effect_are_dropped():
-    config = presets.recipe("mini")["pf-vit"]
-    assert from_json(earlier_json()) == config
-    assert "refine_channels" not in to_json(from_json(earlier_json()))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("refine_channels", 32),
-        ("adv_ramp_steps", 500),
-        ("real_label_smoothing", 0.1),
-        ("discriminator_emotion_weight", 4.0),
-    ],
-)
-def test_removed_fields_with_effect_are_refused(field, value):
-    refused = (
-        rf"^run/config\.json: pf_mag\.{field} is {value}, but the option was removed, as the present"
-        " recipe is better without it; use the version of pfcluster with which the run was trained .* provenance.json"
-    )
-    with pytest.raises(ConfigError, match=refused):
-        from_json(earlier_json(**{field: value}), "run/config.json")
-    for given in (value, REMOVED_FIELDS[f"pf_mag.{field}"]):
-        with pytest.raises(ConfigError, match=rf"no field pf_mag\.{field}"):
-            with_values(RunConfig(), {f"pf_mag.{field}": given})
 
 
 def test_differences_name_the_fields():

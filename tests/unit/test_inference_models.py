@@ -13,7 +13,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
@@ -27,7 +26,6 @@ from pfcluster.inference.model_card import model_card
 from pfcluster.inference.model_folder import with_precision, write_model
 from pfcluster.inference.model_info import (
     CONFIG_FILE,
-    METADATA_KEY,
     WEIGHTS_FILE,
     EncoderInfo,
     GeneratorInfo,
@@ -140,31 +138,6 @@ def test_old_and_damaged_models_are_refused(folder: Path, tmp_path: Path, reason
     DAMAGE[reason](copy)
     with pytest.raises(InferenceError, match=reason):
         pfcluster.load(copy, device="cpu")
-
-
-def _give_refinement(place: Path, channels: int) -> None:
-    """Write `refine_channels` into a model's config, as earlier versions did."""
-    if place.is_dir():
-        values = json.loads((place / CONFIG_FILE).read_text())
-        values["network"]["generator"]["refine_channels"] = channels
-        _edit(place, **values)
-        return
-    with safe_open(place, framework="pt") as opened:
-        metadata = opened.metadata()
-    values = json.loads(metadata[METADATA_KEY])
-    values["network"]["generator"]["refine_channels"] = channels
-    save_file(load_file(place), place, metadata | {METADATA_KEY: json.dumps(values)})
-
-
-@pytest.mark.parametrize("name", ["model", "model.safetensors"])
-def test_models_of_earlier_versions_are_read_where_removed_options_were_off(tmp_path: Path, name: str) -> None:
-    info, _ = models.write(tmp_path / name, "pf_vit")
-    _give_refinement(tmp_path / name, 0)
-    assert pfcluster.load(tmp_path / name, device="cpu").info == info
-    _give_refinement(tmp_path / name, 32)
-    refused = r"network\.generator\.refine_channels is 32, but the option was removed, .* that exported the model"
-    with pytest.raises(InferenceError, match=refused):
-        pfcluster.load(tmp_path / name, device="cpu")
 
 
 def test_places_without_a_model_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

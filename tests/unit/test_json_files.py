@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import shutil
@@ -19,7 +18,7 @@ import pytest
 from pfcluster.cli.watch import table
 from pfcluster.config import RunConfig, presets
 from pfcluster.config.io import load, to_json
-from pfcluster.config.json_files import JsonFileError, record_of, without_removed
+from pfcluster.config.json_files import JsonFileError, record_of
 from pfcluster.config.overrides import read_overrides
 from pfcluster.data.build.make_shard import ShardResult
 from pfcluster.data.build.plan import Plan as BuildPlan
@@ -317,16 +316,3 @@ def test_a_record_is_checked_field_by_field() -> None:
     ):
         with pytest.raises(JsonFileError, match=message):
             record_of(Outer, whole | change, "f")
-
-
-def test_removed_fields_are_dropped_where_they_had_no_effect() -> None:
-    removed = {"a.b": 0, "a.c.d": 1.0, "e": None}
-    values = {"a": {"b": 0, "c": {"d": 1, "b": 0}, "e": 2}, "b": 3, "e": None}
-    before = copy.deepcopy(values)
-    assert without_removed(values, removed, "f", "gone") == {"a": {"c": {"b": 0}, "e": 2}, "b": 3}
-    assert values == before
-    for other in (3, [values], None, {}, {"a": 0}, {"a": [0]}):
-        assert without_removed(other, removed, "f", "gone") == other
-    for change, message in (({"b": 1}, "f: a.b is 1, gone"), ({"c": {"d": "x"}}, "f: a.c.d is 'x', gone")):
-        with pytest.raises(JsonFileError, match=message):
-            without_removed({"a": change}, removed, "f", "gone")

@@ -149,15 +149,6 @@ def test_fields_that_may_change_on_resume_are_no_differences(tmp_path: Path) -> 
     assert "workers" not in notice.text
 
 
-def test_removed_fields_are_differences_only_if_they_had_an_effect(tmp_path: Path) -> None:
-    write_run(tmp_path, "scratch", 0)
-    write_run(tmp_path, "scratch", 1, config={"model": {"depth": 4}, "pf_mag": {"refine_channels": 0}})
-    assert not write_report(tmp_path).notices
-    write_run(tmp_path, "scratch", 2, config={"model": {"depth": 4}, "pf_mag": {"refine_channels": 32}})
-    (notice,) = write_report(tmp_path).notices
-    assert "pf_mag.refine_channels is None and 32" in notice.text
-
-
 def test_paths_with_the_seed_are_not_config_differences(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path, "good", seed, config={"model": {"init": f"runs/mae-seed{seed}"}, "output": f"x{seed}"})

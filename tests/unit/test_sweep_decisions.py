@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import replace
 
 import pytest
 
 from pfcluster.config import ConfigError, presets
-from pfcluster.config.json_files import JsonFileError
 from pfcluster.sweep import pbt, search, space
 from pfcluster.sweep.asha import EvalSchedule, Progress, decide, is_settled, rungs
 from pfcluster.sweep.options import read
 from pfcluster.sweep.search import Observation
 from pfcluster.sweep.space import parse
-from pfcluster.sweep.spec import SPEC as SPEC_FILE
 from pfcluster.sweep.spec import Spec, load, save
 
 RECIPE = presets.recipe("mini")
@@ -305,18 +302,3 @@ def test_sweep_goes_on_with_another_number_of_parallel_runs(tmp_path):
         save(spec_of(*options), tmp_path / "sweep")
     with pytest.raises(ConfigError, match="another sweep: lag is 8 there, 5 here; use another --output"):
         save(spec_of("--lag", "5"), tmp_path / "sweep")
-
-
-def test_sweep_of_an_earlier_version_goes_on_unless_a_removed_field_had_an_effect(tmp_path):
-    save(SPEC, tmp_path)
-    path = tmp_path / SPEC_FILE
-    values = json.loads(path.read_text())
-    for config in (values["config"], values["before"]["mae"]):
-        config["pf_mag"] |= {"refine_channels": 0, "discriminator_emotion_weight": 1.0}
-    path.write_text(json.dumps(values))
-    assert load(tmp_path) == SPEC
-    save(SPEC, tmp_path)
-    values["before"]["mae"]["pf_mag"]["refine_channels"] = 32
-    path.write_text(json.dumps(values))
-    with pytest.raises(JsonFileError, match=r"before\.mae\.pf_mag\.refine_channels is 32, but the option was removed"):
-        load(tmp_path)
