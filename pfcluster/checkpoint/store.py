@@ -30,9 +30,7 @@ from pfcluster.runs.folder import CHECKPOINT_FILE, CHECKPOINTS_DIR, checkpoint_s
 from pfcluster.system.atomic_files import fsync, sha256, write_atomically
 from pfcluster.system.os_errors import retry_transient
 
-FORMAT = 3
-UNSEALED = 2
-"""Format of checkpoints whose `state.json` has no checksum of its own; read, but no longer written."""
+FORMAT = 4
 StateDict = dict[str, Tensor]
 
 
@@ -77,13 +75,7 @@ class Checkpoint:
         return by_group
 
     def weights(self) -> StateDict:
-        """Full weights of the model for evaluation: the moving average if the run keeps one. Raises CheckpointError if
-        they contain the projection that was the erasure of f_p before 2026-11-28.
-        """
-        if "model/erasure.calibrated.left" in self.shapes:
-            raise CheckpointError(
-                f"{self.path}: its erasure of f_p is of an earlier version and cannot be applied; train it again"
-            )
+        """Full weights of the model for evaluation: the moving average if the run keeps one. Raises CheckpointError."""
         group = "model_ema" if any(key.startswith("model_ema/") for key in self.shapes) else "model"
         return self.tensors(group)[group]
 
@@ -136,9 +128,12 @@ def _read_record(path: Path) -> tuple[Checkpoint, dict[str, str]]:
     file = path / CHECKPOINT_FILE
     try:
         record = json.loads(_read(file))
-        if record["format"] not in (FORMAT, UNSEALED):
-            raise CheckpointError(f"{path} has format {record['format']}; this version reads format {FORMAT}")
-        if (record["format"] != UNSEALED or "sha256" in record) and record["sha256"] != _seal(record):
+        if record["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path} has format {record['format']!r}; this version reads format {FORMAT}: train the run again, or"
+                " use the version of pfcluster that wrote it"
+            )
+        if record["sha256"] != _seal(record):
             raise CheckpointError(f"{file} is damaged: wrong checksum")
         shapes = {key: tuple(shape) for key, shape in record["shapes"].items()}
         files = {name: expected["sha256"] for name, expected in record["files"].items()}

@@ -123,12 +123,5 @@ def load_checkpoint(
         engine.sync_after_load()
     values = checkpoint.state
     objective.load_state(values["objective"])
-    return TrainState(checkpoint.step, values["seconds"], values["best"], _plateaus(values))
-
-
-def _plateaus(values: Mapping[str, Any]) -> dict[str, Plateau]:
-    """The states of the plateau schedules; checkpoints before 2026-11-29 have one for all engines."""
-    if "plateaus" in values:
-        return {name: Plateau(**plateau) for name, plateau in values["plateaus"].items()}
-    common = values["plateau"]
-    return {} if common["best"] is None else dict.fromkeys(("model", "discriminator"), Plateau(**common))
+    plateaus = {name: Plateau(**plateau) for name, plateau in values["plateaus"].items()}
+    return TrainState(checkpoint.step, values["seconds"], values["best"], plateaus)

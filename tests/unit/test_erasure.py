@@ -318,12 +318,6 @@ def test_a_checkpoint_that_was_not_evaluated_has_the_erasure_of_its_training(tmp
         assert torch.equal(saved[f"erasure.calibrated.{part}"], saved[f"erasure.running.{part}"])
 
 
-def test_checkpoints_with_the_former_projection_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    former = store.Checkpoint(4, tmp_path / "step-4", {"model/erasure.calibrated.left": (17, 64, 8)}, {})
-    with pytest.raises(store.CheckpointError, match=r"step-4: its erasure of f_p is of an earlier version .* again$"):
-        former.weights()
-
-
 def test_an_exported_net_still_computes_in_training_mode() -> None:
     model = factory.build(config(erasure_start=0), CLASSES)["model"]
     model.erasure.drop_training_state()
