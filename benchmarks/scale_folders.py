@@ -15,7 +15,16 @@ import numpy as np
 from pfcluster.config import presets
 from pfcluster.config.io import to_json
 from pfcluster.data.labels import CANONICAL
-from pfcluster.data.manifest import FORMAT, MANIFEST, Manifest, ShardFile, SplitInfo, index_name
+from pfcluster.data.manifest import (
+    CRC32_BYTES,
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    ShardFile,
+    SplitInfo,
+    crc32_name,
+    index_name,
+)
 from pfcluster.evaluate import predictions
 from pfcluster.evaluate.predictions import Predictions
 from pfcluster.report.gan_curves import PANELS
@@ -56,8 +65,12 @@ def _split(folder: Path, split: str, samples: int) -> SplitInfo:
         size = 512 + count * SAMPLE_BYTES
         with open(folder / tar, "wb") as file:
             file.truncate(size)
-        index_sha256 = hashlib.sha256(data).hexdigest()
-        shards.append(ShardFile(tar, count, hashlib.sha256(tar.encode()).hexdigest(), size, index_sha256))
+        checksums = bytes(CRC32_BYTES * count)
+        (folder / crc32_name(tar)).write_bytes(checksums)
+        sha256, index_sha256, crc32_sha256 = (
+            hashlib.sha256(content).hexdigest() for content in (tar.encode(), data, checksums)
+        )
+        shards.append(ShardFile(tar, count, sha256, size, index_sha256, crc32_sha256))
     per_class = dict.fromkeys(CANONICAL, 0)
     for n in range(samples):
         per_class[CANONICAL[n * 7 % len(CANONICAL)]] += 1

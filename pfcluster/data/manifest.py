@@ -51,8 +51,8 @@ class ShardFile:
     sha256: str
     bytes: int
     index_sha256: str
-    crc32_sha256: str | None = None
-    """Of the checksums of its samples; None for shards of earlier versions, which have none."""
+    crc32_sha256: str
+    """Of the checksums of its samples."""
 
     @property
     def index_file(self) -> str:
@@ -188,7 +188,7 @@ def _shard_file(values: Mapping[str, Any]) -> ShardFile:
         raise ValueError("the file of a shard lies outside its folder, or is not a tar")
     if not is_count(shard.samples) or not is_count(shard.bytes) or shard.bytes == 0:
         raise ValueError("samples and bytes of a shard must be counts, and bytes must not be 0")
-    checksums = [shard.sha256, shard.index_sha256, *([] if shard.crc32_sha256 is None else [shard.crc32_sha256])]
+    checksums = (shard.sha256, shard.index_sha256, shard.crc32_sha256)
     if not all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in checksums):
         raise ValueError("a checksum is not a SHA-256")
     return shard
@@ -216,8 +216,7 @@ def require_files(folder: Path, manifest: Manifest) -> None:
     for shard in (shard for split in manifest.splits.values() for shard in split.shards):
         wrong += _problem(folder, shard.file, shard.bytes, None)
         wrong += _problem(folder, shard.index_file, None, shard.index_sha256)
-        if shard.crc32_sha256 is not None:
-            wrong += _problem(folder, shard.crc32_file, CRC32_BYTES * shard.samples, shard.crc32_sha256)
+        wrong += _problem(folder, shard.crc32_file, CRC32_BYTES * shard.samples, shard.crc32_sha256)
     if wrong:
         more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ShardError(
@@ -243,8 +242,7 @@ def _problem(folder: Path, name: str, size: int | None, checksum: str | None) ->
 
 def check_shard(folder: Path, shard: ShardFile) -> None:
     """Compare a shard's files with the manifest's checksums. Raises ShardError if they differ, OSError."""
-    files = [(shard.file, shard.sha256), (shard.index_file, shard.index_sha256)]
-    files += [] if shard.crc32_sha256 is None else [(shard.crc32_file, shard.crc32_sha256)]
+    files = ((shard.file, shard.sha256), (shard.index_file, shard.index_sha256), (shard.crc32_file, shard.crc32_sha256))
     for name, expected in files:
         path = folder / name
         try:

@@ -26,18 +26,15 @@ class SampleChecksums:
         self._of_shard: list[NDArray[np.uint32] | None] = [None] * len(shards)
 
     def matches(self, shard: int, row: int, sample: memoryview) -> bool:
-        """Whether a sample has the bytes that it was written with. True for shards of earlier versions, which have no
-        checksums. Raises ShardError if the checksums are missing or damaged, OSError.
+        """Whether a sample has the bytes that it was written with. Raises ShardError if the checksums are missing or
+        damaged, OSError.
         """
-        if self._shards[shard].crc32_sha256 is None:
-            return True
         checksums = self._of_shard[shard]
         if checksums is None:
             checksums = self._of_shard[shard] = self._read(self._shards[shard])
         return zlib.crc32(sample) == int(checksums[row])
 
     def _read(self, shard: ShardFile) -> NDArray[np.uint32]:
-        assert shard.crc32_sha256 is not None
         where, expected = f"{self._store.name}/{shard.crc32_file}", shard.crc32_sha256
         try:
             data = retry_transient(lambda: self._store.read_metadata(shard.crc32_file, expected))
