@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from pfcluster.config.json_files import JsonFileError, parse_json
 from pfcluster.inference.errors import InferenceError
-from pfcluster.inference.faces import PROBABILITY, Row, columns, utf8_row
+from pfcluster.inference.faces import PROBABILITY, Row, columns
 from pfcluster.inference.pipeline import Position
 from pfcluster.system.atomic_files import write_via_temporary
 from pfcluster.system.csv_tables import csv_rows
@@ -100,11 +100,20 @@ class PartialTable:
                 values = _line(line, self.path)
                 rows += "row" in values
                 if "after" in values:
-                    after = Position(**values["after"])
-                    frames += bool(values.get("readable", True))  # earlier versions did not say
+                    after, is_readable = self._marker(values)
+                    frames += is_readable
                     if after.frame == 0 or not whole_sources:
                         self.start, self.rows, self.frames, end = after, rows, frames, position
         return end
+
+    def _marker(self, values: Mapping[str, Any]) -> tuple[Position, bool]:
+        """The position of a marker, and whether there was an image before it."""
+        try:
+            return Position(**values["after"]), bool(values["readable"])
+        except (KeyError, TypeError) as error:
+            raise InferenceError(
+                f"{self.path} has a marker without all of its fields; remove the file to start anew"
+            ) from error
 
     def _has_only_header(self) -> bool:
         with open(self.path, "rb") as file:
@@ -164,7 +173,7 @@ class PartialTable:
             for line in file:
                 values = _line(line, self.path)
                 if "row" in values:
-                    yield utf8_row(values["row"])  # earlier versions kept names as they were
+                    yield values["row"]
 
 
 def _line(line: bytes, path: Path) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _cost(run: Run) -> TrainingCost | None:
         from pfcluster.profiling.training_cost import training_cost
 
         return training_cost(config, len(run.classes), int(samples), int(steps))
-    except ValueError:  # an older config, or an identity net whose package is missing
+    except ValueError:  # a config that is not read, or an identity net whose package is missing
         return None
 
 

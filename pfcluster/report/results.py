@@ -133,7 +133,7 @@ def _read_predictions(run: Run) -> tuple[Predictions | None, str]:
     if accuracy is None:
         return None, "no test accuracy"
     if not (run.folder / PREDICTIONS_FILE).exists():
-        return None, f"no {PREDICTIONS_FILE} (an older run)"
+        return None, f"no {PREDICTIONS_FILE}"
     try:
         predictions = predictions_file.read(run.folder)
     except PredictionsError:

@@ -152,7 +152,7 @@ def test_bad_files_are_rows_and_the_others_go_on(
 def test_names_that_are_not_utf8_are_escaped_in_all_tables(
     classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also those of videos and pictures, and rows that an earlier version kept; an attempt goes on after them."""
+    """Also those of videos and pictures; an attempt goes on after them."""
     folder = tmp_path / os.fsdecode(b"in\xff")
     folder.mkdir()
     models.face_pictures(folder, 1, side=48)[0].rename(folder / os.fsdecode(b"a\xe9.png"))
@@ -169,13 +169,13 @@ def test_names_that_are_not_utf8_are_escaped_in_all_tables(
     assert main([*words, "--output", str(output), "--annotate", str(drawn)]) == 0
     assert [json.loads(line)["source"] for line in output.read_text().splitlines()] == sources
     assert sorted(path.name for path in drawn.iterdir()) == ["000000_a_.jpg", "000001_b_.mp4"]
-    table = PartialTable(tmp_path / "old.csv", {"model": "a"})
-    table.append([{**Face(str(folder)).to_row(()), "source": str(folder)}], Position(1))
+    table = PartialTable(tmp_path / "kept.csv", {"model": "a"})
+    table.append([Face(str(folder)).to_row(())], Position(1))
     table.close()
-    again = PartialTable(tmp_path / "old.csv", {"model": "a"})
+    again = PartialTable(tmp_path / "kept.csv", {"model": "a"})
     assert again.rows == 1
     again.finish(())
-    assert rows(tmp_path / "old.csv")[0]["source"] == f"{tmp_path}/in\\udcff"
+    assert rows(tmp_path / "kept.csv")[0]["source"] == f"{tmp_path}/in\\udcff"
     capsys.readouterr()
     assert main(words) == 0
     assert capsys.readouterr().out.startswith(f"{sources[0]} face 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ from pfcluster.inference.model import Model
 from pfcluster.inference.pipeline import Position
 from pfcluster.inference.prediction import PredictionOptions, run_prediction
 from pfcluster.inference.sources import list_inputs
-from pfcluster.inference.tables import PartialTable
+from pfcluster.inference.tables import PartialTable, partial_file
 from tests import inference_models as models
 
 
@@ -168,6 +169,15 @@ def test_a_partial_table_of_another_command_is_refused(tmp_path: Path) -> None:
     assert (again.start, again.rows) == (Position(1), 1)
     again.close()
     assert table.path.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("marker", [{"after": {"source": 1}}, {"after": {"photo": 1}, "readable": True}])
+def test_a_partial_table_with_other_markers_is_refused(tmp_path: Path, marker: dict[str, Any]) -> None:
+    output = tmp_path / "out.csv"
+    with partial_file(output).open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in ({"command": {"model": "a"}}, {"row": {}}, marker))
+    with pytest.raises(InferenceError, match=r"out\.csv\.partial has a marker without all of its fields; remove the"):
+        PartialTable(output, {"model": "a"})
 
 
 def test_a_partial_table_without_rows_is_no_obstacle(

@@ -143,7 +143,7 @@ def test_runs_without_predictions_have_a_dash_and_a_reason(tmp_path: Path) -> No
     write_group(tmp_path, "old", [0.7, 0.71], test={"n": N, "accuracy": 0.7, "macro_f1": 0.6})
     report = text(write_report(tmp_path))
     assert "| old | finetune | validation | 2 | 400 | 70.00 ± 0.00 | – | – | – |" in report
-    reason = "predictions are missing: old seed 0, old seed 1: no predictions.safetensors (an older run)."
+    reason = "predictions are missing: old seed 0, old seed 1: no predictions.safetensors."
     assert report.count(reason) == 2
     assert "old is better" in report
 
@@ -153,7 +153,7 @@ def test_one_run_without_predictions_leaves_the_group_without_an_interval(tmp_pa
     (folders[1] / "predictions.safetensors").unlink()
     interval, reason = read_report(tmp_path).groups[0].bootstrap_accuracy
     assert interval is None
-    assert reason == "scratch seed 1: no predictions.safetensors (an older run)"
+    assert reason == "scratch seed 1: no predictions.safetensors"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "another test"])
