@@ -142,7 +142,7 @@ def build_page(gradio: ModuleType, viewer: FaceViewer, examples: list[Path]) -> 
                 outputs["emotion_view"] = _picture(gradio, "Emotion view", "emotion-view")
             if info.network.encoder is not None:
                 outputs["attention"] = _picture(gradio, "Grad-CAM++ of the label", "attention")
-        show = _show(gradio, viewer, list(outputs))
+        show = _show(viewer, list(outputs))
         photo.change(show, photo, [message, *outputs.values()], preprocess=False, api_visibility="private")
         if info.generates:
             _add_transfer(gradio, viewer, examples, photo)
@@ -229,7 +229,7 @@ def _add_transfer(gradio: ModuleType, viewer: FaceViewer, examples: list[Path], 
     )
 
 
-def _show(gradio: ModuleType, viewer: FaceViewer, names: list[str]) -> Callable[[dict[str, Any] | None], list[Any]]:
+def _show(viewer: FaceViewer, names: list[str]) -> Callable[[dict[str, Any] | None], list[Any]]:
     """The function that fills the page: an uploaded photo -> message, and the outputs of the given names."""
 
     def show(photo: dict[str, Any] | None) -> list[Any]:

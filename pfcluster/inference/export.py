@@ -119,7 +119,7 @@ def read_run(run: Path, shards: str | None = None, license: str | None = None) -
             f"{folder} does not record its classes; train the run again with this version of pfcluster"
         )
     require_outputs(folder, weights, classes)
-    training = _training(folder, config, result, checkpoint.step)
+    training = _training(config, result, checkpoint.step)
     measured = run_figures(folder, result, classes, checkpoint.step)
     info = ModelInfo(
         name=f"{config.name}-{training.dataset}",
@@ -158,7 +158,7 @@ def _result(folder: Path) -> dict[str, Any]:
         raise InferenceError(f"{error}; restore {RESULT_FILE}, or train the run again") from error
 
 
-def _training(folder: Path, config: RunConfig, result: Mapping[str, Any], step: int) -> Training:
+def _training(config: RunConfig, result: Mapping[str, Any], step: int) -> Training:
     dataset = result.get("dataset") or {}
     samples = {name: dataset[name] for name in ("train", "validation", "test") if isinstance(dataset.get(name), int)}
     name = dataset.get("name") or ("synthetic" if config.data.shards is None else Path(config.data.shards).name)

@@ -169,7 +169,7 @@ def _build_discriminator(config: RunConfig, decoder: Decoder, classes: int) -> D
     )
 
 
-def parameter_counts(config: RunConfig, modules: dict[str, nn.Module]) -> dict[str, int]:
+def parameter_counts(modules: dict[str, nn.Module]) -> dict[str, int]:
     """Numbers of trained parameters and of parameters used at inference (E, S, C for PF-ViT; the encoder for MAE)."""
 
     def count(*parts: nn.Module) -> int:

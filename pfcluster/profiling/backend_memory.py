@@ -35,7 +35,7 @@ class BackendMemory(ABC):
     buffers = 0
     """Current bytes, changed by `on_event`."""
 
-    def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int) -> None:
+    def __init__(self, name: str, module: nn.Module, config: RunConfig) -> None:
         self.optim = optimizers_of(config)[name]
         self.sizes = {key: parameter.numel() for key, parameter in module.named_parameters()}
         self.total = sum(self.sizes.values())
@@ -60,7 +60,7 @@ class DdpMemory(BackendMemory):
     """
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int) -> None:
-        super().__init__(name, module, config, processes)
+        super().__init__(name, module, config)
         self.parameters = FP32 * self.total + self.module_buffers
         self.optimizer = FP32 * self.total * self.states
         self.buckets = FP32 * self.total if processes > 1 else 0
@@ -88,7 +88,7 @@ class Fsdp2Memory(BackendMemory):
     """
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int) -> None:
-        super().__init__(name, module, config, processes)
+        super().__init__(name, module, config)
         ranks = config.engine.fsdp_shard_size or processes
         if processes % ranks:
             raise ConfigError(f"engine.fsdp_shard_size must divide the number of processes ({processes}), got {ranks}")

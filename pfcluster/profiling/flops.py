@@ -111,7 +111,7 @@ def profile(config: RunConfig, classes: int, *, identity_net: nn.Module | None =
         every = config.pf_mag.r1_every
         if every > 1:
             flops = (flops + (every - 1) * count(with_r1=False)[0]) // every
-    counts = factory.parameter_counts(config, modules)
+    counts = factory.parameter_counts(modules)
     return Profile(
         train_parameters=counts["train"],
         test_parameters=counts["test"],

@@ -17,7 +17,7 @@ class ZeroMemory(BackendMemory):
     """
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int, *, stage: int) -> None:
-        super().__init__(name, module, config, processes)
+        super().__init__(name, module, config)
         options = deepspeed_settings(self.optim, config.engine, stage, module)["zero_optimization"]
         self.stage, self.bucket, self.offload = stage, options["reduce_bucket_size"], "offload_optimizer" in options
         self.shard = -(-self.total // processes)
@@ -98,7 +98,7 @@ class Zero3Memory(BackendMemory):
     """DeepSpeed's param_persistence_threshold: smaller parameters are not sharded."""
 
     def __init__(self, name: str, module: nn.Module, config: RunConfig, processes: int) -> None:
-        super().__init__(name, module, config, processes)
+        super().__init__(name, module, config)
         options = deepspeed_settings(self.optim, config.engine, 3, module)["zero_optimization"]
         self.bucket, self.offload = options["reduce_bucket_size"], "offload_optimizer" in options
         self.shard = sum(-(-size // processes) for size in self.sizes.values())

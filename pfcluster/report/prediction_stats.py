@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pfcluster.report.errors import ReportError
 from pfcluster.report.resampling import BootstrapInterval, McNemar, bootstrap, bootstrap_difference, mcnemar
-from pfcluster.report.results import Run, read_run
+from pfcluster.report.results import Run
 from pfcluster.report.statistics import holm
 
 ALPHA = 0.05
@@ -76,18 +74,6 @@ def compare_predictions(treated: Sequence[Run], reference: Sequence[Run]) -> tup
         ),
         "",
     )
-
-
-def compare_folders(treated: Sequence[Path], reference: Sequence[Path]) -> PredictionComparison:
-    """`compare_predictions` of run folders, paired by the seeds in their result.json.
-
-    Raises ReportError if a folder holds no run, or if the runs cannot be compared.
-    """
-    sides = [[read_run(folder, str(folder)) for folder in folders] for folders in (treated, reference)]
-    comparison, reason = compare_predictions(*sides)
-    if comparison is None:
-        raise ReportError(f"these runs cannot be compared per sample: {reason}")
-    return comparison
 
 
 def correct_over_comparisons(

@@ -15,8 +15,6 @@ from pfcluster.engine.peak import device_name, peak_tflops
 
 StepFlops = Callable[[RunConfig, int, bool], float]
 """FLOPs of a step for one of its images; of a config, a number of classes, and whether the step is in the warm-up."""
-FIGURES = ("images_per_second", "tflops_per_device", "mfu", "host_wait", "peak_memory_gb")
-"""Metrics that depend on the machine and its load."""
 
 
 class Throughput:

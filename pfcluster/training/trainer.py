@@ -105,7 +105,7 @@ class Trainer:
         self.dataset = cache_train_split(dataset, config.data, world.device)
         self.order = sample_order(config.data, dataset, config.seed)
         modules = factory.build(config, len(self.dataset.classes))
-        self.parameters = factory.parameter_counts(config, modules)
+        self.parameters = factory.parameter_counts(modules)
         self.replica = copy.deepcopy(modules["model"])
         identity_net = load_identity_net(config, world)
         self.evaluators = load_evaluators(config, self.dataset, identity_net, world)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy import stats
 
-from pfcluster.report.errors import ReportError
-from pfcluster.report.prediction_stats import compare_folders
+from pfcluster.report.prediction_stats import compare_predictions
 from pfcluster.report.resampling import bootstrap, bootstrap_difference
+from pfcluster.report.results import read_run
 from pfcluster.report.study import read_report
 from pfcluster.report.terminal import main_table
 from pfcluster.report.write import write_report
@@ -186,17 +186,21 @@ def test_seeds_on_different_samples_are_not_comparable(tmp_path: Path) -> None:
     assert "different samples" in report.groups[0].bootstrap_accuracy[1]
 
 
-def test_compare_folders_pairs_runs_by_seed(tmp_path: Path) -> None:
-    treated = write_predicted(tmp_path, "better", [0.70, 0.71, 0.72])
-    reference = write_predicted(tmp_path, "scratch", [0.60, 0.61])
-    comparison = compare_folders(treated, reference[::-1])
+def test_predictions_are_compared_by_seed(tmp_path: Path) -> None:
+    sides = {"better": [0.70, 0.71, 0.72], "scratch": [0.60, 0.61]}
+    treated, reference = (
+        [read_run(folder, folder.name) for folder in write_predicted(tmp_path, name, accuracies)]
+        for name, accuracies in sides.items()
+    )
+    comparison, reason = compare_predictions(treated, reference[::-1])
+    assert comparison is not None
+    assert reason == ""
     assert comparison.seeds == (0, 1)
     assert comparison.difference.mean == pytest.approx(
         100
         * np.mean([correct(0.7, 0).mean() - correct(0.6, 0).mean(), correct(0.71, 1).mean() - correct(0.61, 1).mean()])
     )
-    with pytest.raises(ReportError, match="no seed in common"):
-        compare_folders(treated[2:], reference)
+    assert compare_predictions(treated[2:], reference) == (None, "no seed in common")
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])

@@ -32,7 +32,7 @@ def test_stabilised_run_resumes_exactly(tmp_path):
     assert from_json(to_json(config)) == config
     result = run(config, tmp_path / "whole")
     assert result["status"] == "finished"
-    assert result["parameters"] == factory.parameter_counts(config, factory.build(config, 8))
+    assert result["parameters"] == factory.parameter_counts(factory.build(config, 8))
     assert any(name.endswith("discriminator/adversary.head.weight") for name in tiny.final_weights(tmp_path / "whole"))
     assert set(result["poker"]["rows"]) >= {"reconstruction", "poker face"}
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
