@@ -87,7 +87,7 @@ def child_open(shards: str, cache: str) -> None:
 
     opened = 0
 
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
+    def count(event: str, _arguments: tuple[Any, ...]) -> None:
         nonlocal opened
         opened += event == "open"
 

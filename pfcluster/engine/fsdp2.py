@@ -113,12 +113,12 @@ def _hidden(value: Any) -> Any:
     return _Hidden(value) if isinstance(value, Tensor) and value.requires_grad else value
 
 
-def _reveal(module: nn.Module, inputs: Any, named: Any) -> Any:
+def _reveal(_module: nn.Module, inputs: Any, named: Any) -> Any:
     """A hook that takes hidden tensors out."""
     return tree_map(lambda value: value.tensor if isinstance(value, _Hidden) else value, (inputs, named))
 
 
-def _round(module: nn.Module, inputs: Any, named: Any) -> Any:
+def _round(_module: nn.Module, inputs: Any, named: Any) -> Any:
     """A hook that casts inputs to bf16, as FSDP2 casts those of modules that it shards and that it sees."""
 
     def rounded(value: Any) -> Any:

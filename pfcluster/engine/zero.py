@@ -167,7 +167,7 @@ def _in_context(context: Callable[[], AbstractContextManager[Any]], forward: Cal
     return inside
 
 
-def _to_bf16(unit: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _to_bf16(_unit: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Forward pre-hook: cast a unit's positional floating-point inputs to bf16."""
     return tuple(each.bfloat16() if isinstance(each, Tensor) and each.is_floating_point() else each for each in inputs)
 

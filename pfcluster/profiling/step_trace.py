@@ -205,6 +205,6 @@ class _LiveBytes(TorchDispatchMode):
         self.now += size
 
 
-def _to_bf16(unit: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _to_bf16(_unit: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Cast a unit's inputs to the precision of its weights, as mixed precision in FSDP2 and ZeRO does."""
     return tuple(each.bfloat16() if isinstance(each, Tensor) and each.is_floating_point() else each for each in inputs)

@@ -104,7 +104,7 @@ def gradient_norms(
     names = [name for name in names if name != "ort" or net.separator is not None]
     leaves: list[Tensor] = []
 
-    def detach_tokens(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor | tuple[Tensor, ...]) -> object:
+    def detach_tokens(_module: nn.Module, _inputs: tuple[Tensor, ...], outputs: Tensor | tuple[Tensor, ...]) -> object:
         tokens = (outputs,) if isinstance(outputs, Tensor) else outputs[:2]
         leaves[:] = [each.detach().requires_grad_() for each in tokens]
         return leaves[0] if isinstance(outputs, Tensor) else (*leaves, *outputs[2:])

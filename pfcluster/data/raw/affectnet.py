@@ -77,7 +77,7 @@ def _has_columns(table: Path) -> bool:
     return not names or NAME in names or len(names) == len(HEADER) or {EXPRESSION, LANDMARKS} <= set(names)
 
 
-def read(source: Path, options: ReadOptions) -> RawDataset:
+def read(source: Path, _options: ReadOptions) -> RawDataset:
     """List the photos in CSV order, or by name in the newer layout. Raises RawDataError."""
     if _npy_folders(source):
         return _read_npy(source)

@@ -30,7 +30,7 @@ def recognises(source: Path) -> bool:
     return _listing(source) is not None
 
 
-def read(source: Path, options: ReadOptions) -> RawDataset:
+def read(source: Path, _options: ReadOptions) -> RawDataset:
     """List the faces in file order, each with its box. Raises RawDataError."""
     listing = _listing(source)
     if listing is None:

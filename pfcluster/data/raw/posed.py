@@ -95,7 +95,7 @@ def jaffe_recognises(source: Path) -> bool:
     return source.is_dir() and any(_jaffe_parts(path.name) for path in source.iterdir())
 
 
-def jaffe_read(source: Path, options: ReadOptions) -> RawDataset:
+def jaffe_read(source: Path, _options: ReadOptions) -> RawDataset:
     """List the photos of a flat folder, with person and emotion from their names. Raises RawDataError."""
     photos: list[RawPhoto] = []
     skipped: Counter[str] = Counter()
