@@ -25,7 +25,7 @@ from pfcluster.sweep.driver import Sweep
 from pfcluster.sweep.evaluations import require_counted_evaluations
 from pfcluster.sweep.executor import Executor
 from pfcluster.sweep.executors import make_executor
-from pfcluster.sweep.options import read
+from pfcluster.sweep.options import SweepOptions, read
 from pfcluster.sweep.report.data import COMMAND
 from pfcluster.sweep.space import baseline
 from pfcluster.sweep.spec import Spec, require_same, save
@@ -62,7 +62,7 @@ def sweep(arguments: Sequence[str]) -> int:
     search.require_valid_trials(spec)
     if options.dry_run:
         require_same(spec, folder)
-        _describe(spec, folder, schedule_of, console)
+        _describe(options, schedule_of, console)
         return 0
     command = redact(shlex.join(["pfcluster", "sweep", *arguments]))
     with make_executor(options, command) as executor:
@@ -71,7 +71,7 @@ def sweep(arguments: Sequence[str]) -> int:
             write_atomically(folder / COMMAND, command + "\n")
         if options.retry_failed and (count := clear_failures(folder)):
             console.print(f"trying {count} failed runs again")
-        _describe(spec, folder, schedule_of, console)
+        _describe(options, schedule_of, console)
         if spec.search == "tpe" and spec.scheduler != "pbt" and spec.lag < executor.max_parallel < spec.trials:
             console.print(
                 f"{executor.max_parallel} runs fit, but TPE with --lag {spec.lag} keeps at most {spec.lag} trials in"
@@ -139,8 +139,11 @@ def _first_runs(spec: Spec, folder: Path) -> Plan:
     return Plan(folder.name, folder, (*shared, Stage("baseline", tuple(first))), "", grows=True)
 
 
-def _describe(spec: Spec, folder: Path, schedule_of: ScheduleOf, console: Console) -> None:
+def _describe(options: SweepOptions, schedule_of: ScheduleOf, console: Console) -> None:
     """Print what is searched, and how."""
+    spec, folder = options.spec, options.output
+    for sentence in options.about:
+        console.print(sentence, soft_wrap=True)
     state = SweepState(spec, folder, schedule_of)
     table = Table("field", "values", "baseline", title=f"{folder}: {spec.config.name}", title_justify="left")
     values = baseline(spec.space, spec.stages())

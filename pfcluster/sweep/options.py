@@ -22,7 +22,7 @@ from pfcluster.data.labels import neutral_index
 from pfcluster.launch.command_line import parse_known
 from pfcluster.launch.options import Cluster, ClusterOptions, InlineCluster, resolve_cluster
 from pfcluster.launch.overrides import SET_BY_STUDIES, apply_overrides, override_value, require_absent
-from pfcluster.sweep.space import MAE, Parameter, named_spaces, parse
+from pfcluster.sweep.space import MAE, NamedSpace, Parameter, named_spaces, parse
 from pfcluster.sweep.spec import CURVE_METRICS, METRICS, SPEC, Scheduler, Search, Spec, load
 from pfcluster.sweep.trials import JUDGE
 
@@ -131,6 +131,8 @@ class SweepOptions:
     cpus: int | None
     retry_failed: bool
     dry_run: bool
+    about: tuple[str, ...]
+    """What each of the named spaces searches."""
 
 
 def read(arguments: Sequence[str]) -> SweepOptions:
@@ -149,6 +151,7 @@ def read(arguments: Sequence[str]) -> SweepOptions:
         command.cluster.cpus_per_task,
         command.retry_failed,
         command.dry_run,
+        tuple(f"{one.name}: {one.about}" for one in _named(command)),
     )
 
 
@@ -207,7 +210,7 @@ def _default_lag(command: SweepCommand) -> int:
 
 def _space(command: SweepCommand) -> tuple[tuple[Parameter, ...], str]:
     """The parameters of all --space options, and the run that they belong to."""
-    spaces = named_spaces() | (named_spaces(command.spaces) if command.spaces is not None else {})
+    spaces = _available(command)
     parameters: list[Parameter] = []
     roles: list[str] = []
     for word in command.space or (DEFAULT_SPACE,):
@@ -229,6 +232,17 @@ def _space(command: SweepCommand) -> tuple[tuple[Parameter, ...], str]:
     if role not in ROLES:
         raise ConfigError(f"the space's role must be one of {', '.join(ROLES)}, got {role!r}")
     return tuple(last.values()), role
+
+
+def _available(command: SweepCommand) -> dict[str, NamedSpace]:
+    """The spaces that --space may name."""
+    return named_spaces() | (named_spaces(command.spaces) if command.spaces is not None else {})
+
+
+def _named(command: SweepCommand) -> list[NamedSpace]:
+    """The spaces that --space names."""
+    spaces = _available(command)
+    return [spaces[word] for word in command.space or (DEFAULT_SPACE,) if word in spaces]
 
 
 def _before(recipe: Recipe, role: str) -> dict[str, RunConfig]:

@@ -112,6 +112,7 @@ class NamedSpace:
 
     name: str
     about: str
+    """What it searches, as a phrase."""
     role: str
     """Which run of a preset is searched."""
     parameters: tuple[Parameter, ...]

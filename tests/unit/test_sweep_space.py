@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from pfcluster.cli.main import main
 from pfcluster.config import ConfigError, presets
 from pfcluster.sweep.options import read
 from pfcluster.sweep.space import Parameter, applied, baseline, check, named_spaces, parse
@@ -151,3 +152,14 @@ def test_spaces_file_is_read_and_errors_are_located(tmp_path):
         named_spaces(bad)
     with pytest.raises(ConfigError, match="cannot read"):
         named_spaces(tmp_path / "none.toml")
+
+
+def test_a_sweep_says_what_its_named_spaces_are_about(tmp_path, capsys):
+    spaces = tmp_path / "spaces.toml"
+    spaces.write_text('[mine]\nabout = "a rate"\nrole = "scratch"\n[mine.space]\n"optim.lr" = "uniform:1e-4,1e-2"\n')
+    words = ["sweep", "--spaces", str(spaces), "--space", "mine", "--space", "optim.weight-decay=uniform:0,0.1"]
+    assert main([*words, "--preset", "mini", "--output", str(tmp_path / "sweep"), "--dry-run"]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == "mine: a rate"
+    assert any("optim.lr" in line for line in others)
+    assert not any("about" in line for line in others)
