@@ -18,7 +18,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 MISSING = [
     name
     for name, there in (
-        ("gradio (pip install 'pfcluster[app]')", importlib.util.find_spec("gradio")),
+        ("gradio (pip install -e '.[app]')", importlib.util.find_spec("gradio")),
         ("playwright", importlib.util.find_spec("playwright")),
         ("a chromium in PATH", CHROMIUM),
     )

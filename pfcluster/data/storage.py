@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from pfcluster.config import ConfigError
 from pfcluster.config.urls import hide_credentials, refuse_credentials, with_variables
 from pfcluster.system.atomic_files import sha256, write_atomically, write_via_temporary
+from pfcluster.system.extras import install_command
 from pfcluster.system.home import home_folder
 from pfcluster.system.locks import exclusive_lock
 from pfcluster.system.os_errors import describe, is_full
@@ -179,7 +180,7 @@ class RemoteStore:
                 yield remote
         except ImportError as error:
             raise StoreError(
-                f"{self.name} needs a package that is not installed ({error}); run pip install 'pfcluster[remote]'"
+                f"{self.name} needs a package that is not installed ({error}): {install_command('remote')}"
             ) from error
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.name}/{file} does not exist") from None

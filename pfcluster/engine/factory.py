@@ -20,6 +20,7 @@ from pfcluster.engine.attention import AttentionKernels, attend_with
 from pfcluster.engine.base import Engine
 from pfcluster.engine.ddp import DdpEngine
 from pfcluster.engine.torch_engine import ConfiguredEngine
+from pfcluster.system.extras import install_command
 
 PREFERRED = ("zero2", "fsdp2", "ddp")
 KNOWN_WARNINGS = (
@@ -63,7 +64,7 @@ def check_backend(engine: EngineConfig, processes: int) -> None:
     """Raises ConfigError if the backend is not installed or does not fit the number of processes."""
     if engine.backend.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
-            f"engine.backend {engine.backend} needs deepspeed, which is not installed: pip install 'pfcluster[zero]',"
+            f"engine.backend {engine.backend} needs deepspeed, which is not installed: {install_command('zero')},"
             " or take fsdp2, ddp or auto"
         )
     if engine.fsdp_shard_size is not None and processes % engine.fsdp_shard_size:

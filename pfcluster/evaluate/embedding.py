@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfcluster.distributed.process_group import derive_seed, generator
+from pfcluster.system.extras import install_command
 
 MAX_POINTS = 2000
 """Samples plotted at most; larger splits are subsampled."""
 MIN_POINTS = 10
 """Below this number of samples t-SNE and UMAP are not meaningful."""
-UMAP_MISSING = "UMAP is not shown: it needs the package umap-learn (pip install -e '.[umap]')."
+UMAP_MISSING = f"UMAP is not shown: it needs the package umap-learn ({install_command('umap')})."
 
 
 def has_umap() -> bool:

@@ -33,6 +33,7 @@ from pfcluster.inference.model import Model
 from pfcluster.inference.model_card import EMOTION_LAW, POKER_FACE_LAW
 from pfcluster.inference.model_info import ModelInfo
 from pfcluster.inference.pictures import synthetic_picture
+from pfcluster.system.extras import install_command
 
 SIDE = 320
 """Side of the pictures of the page, in pixels."""
@@ -96,7 +97,7 @@ def gradio_module() -> ModuleType:
     try:
         import gradio
     except ImportError as error:
-        raise InferenceError(f"the page needs gradio ({error}): pip install 'pfcluster[app]'") from error
+        raise InferenceError(f"the page needs gradio ({error}): {install_command('app')}") from error
     return gradio
 
 

@@ -47,6 +47,7 @@ from pfcluster.inference.runtime_info import (
 )
 from pfcluster.inference.timm_weights import load_in_timm, timm_info, timm_state
 from pfcluster.inference.torch_predictor import build_net, load_weights
+from pfcluster.system.extras import install_command
 
 OPSET = 18
 """Of ONNX: the first with Col2Im, and with the antialiased Resize, which the preprocessing needs."""
@@ -122,7 +123,7 @@ def _require_onnx() -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise InferenceError(
-                f"--format onnx needs {name}, which cannot be imported ({error}): pip install 'pfcluster[onnx]'"
+                f"--format onnx needs {name}, which cannot be imported ({error}): {install_command('onnx')}"
             ) from error
 
 

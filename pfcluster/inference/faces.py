@@ -11,6 +11,7 @@ import numpy as np
 
 from pfcluster.data.build.align import Box
 from pfcluster.inference.errors import InferenceError
+from pfcluster.system.extras import install_command
 
 POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 """Order of the landmarks, left and right from the viewer's side."""
@@ -77,7 +78,7 @@ class Faces(list[Face]):
         try:
             import pandas
         except ImportError as error:
-            raise InferenceError("to_frame needs pandas: pip install pandas") from error
+            raise InferenceError(f"to_frame needs pandas: {install_command('pandas')}") from error
         return pandas.DataFrame([face.to_row(self.classes) for face in self], columns=columns(self.classes))
 
 

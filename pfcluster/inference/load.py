@@ -13,6 +13,7 @@ from pfcluster.inference.model import Model
 from pfcluster.inference.model_folder import read_model
 from pfcluster.inference.torch_predictor import TorchPredictor, build_net, load_weights
 from pfcluster.runs.folder import CHECKPOINT_FILE, CHECKPOINTS_DIR
+from pfcluster.system.extras import install_command
 
 SHOWN = 8
 """Names of a folder's content in an error message."""
@@ -82,5 +83,5 @@ def hub_module() -> ModuleType:
         return importlib.import_module("pfcluster.inference.hub")
     except ImportError as error:
         raise InferenceError(
-            f"the Hugging Face hub needs huggingface_hub ({error}): pip install 'pfcluster[hub]'"
+            f"the Hugging Face hub needs huggingface_hub ({error}): {install_command('hub')}"
         ) from error

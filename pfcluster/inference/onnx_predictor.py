@@ -25,6 +25,7 @@ from pfcluster.inference.runtime_info import (
     RuntimeInfo,
 )
 from pfcluster.system.atomic_files import sha256
+from pfcluster.system.extras import install_command
 
 ERROR_SEVERITY = 3
 """onnxruntime's number: log errors only."""
@@ -98,7 +99,7 @@ def open_session(model: Path | bytes) -> Any:
         import onnxruntime
     except ImportError as error:
         raise InferenceError(
-            f"ONNX models need onnxruntime, which cannot be imported ({error}): pip install 'pfcluster[onnx]'"
+            f"ONNX models need onnxruntime, which cannot be imported ({error}): {install_command('onnx')}"
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERROR_SEVERITY

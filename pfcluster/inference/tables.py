@@ -21,6 +21,7 @@ from pfcluster.inference.faces import PROBABILITY, Row, columns
 from pfcluster.inference.pipeline import Position
 from pfcluster.system.atomic_files import write_via_temporary
 from pfcluster.system.csv_tables import csv_rows
+from pfcluster.system.extras import install_command
 from pfcluster.system.locks import FileLock
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -219,7 +220,7 @@ def _pyarrow() -> ModuleType:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise InferenceError("a parquet table needs pyarrow: pip install 'pfcluster[parquet]'") from error
+        raise InferenceError(f"a parquet table needs pyarrow: {install_command('parquet')}") from error
     return pyarrow
 
 

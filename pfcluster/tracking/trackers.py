@@ -13,6 +13,7 @@ from pfcluster.config import ConfigError, RunConfig
 from pfcluster.distributed.process_group import World
 from pfcluster.runs.folder import TRACKERS_FILE, TRAINING_LOCK, find_runs, read_config, read_result
 from pfcluster.runs.progress import warn
+from pfcluster.system.extras import install_command
 from pfcluster.system.locks import is_locked
 from pfcluster.tracking.clients import CLIENTS, TrackedRun
 from pfcluster.tracking.follower import TrackerFollower, TrackerRecords
@@ -64,7 +65,7 @@ def require_trackers(config: RunConfig) -> None:
     """Raises ConfigError if the package of a tracker is not installed: better said before a run starts."""
     for name in config.tracker:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"tracker {name} is not installed: pip install 'pfcluster[{name}]'")
+            raise ConfigError(f"tracker {name} is not installed: {install_command(name)}")
 
 
 def send_report(study: Path, page: Path) -> None:

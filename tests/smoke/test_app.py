@@ -211,7 +211,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app", "--model", "anything"]) == 2
     error = capsys.readouterr().err
-    assert "pip install 'pfcluster[app]'" in error
+    assert "pip install -e '.[app]'" in error
     assert error.count("\n") == 1
 
 

@@ -74,7 +74,7 @@ def test_a_damaged_record_starts_the_trackers_anew(tmp_path: Path) -> None:
 
 def test_trackers_are_checked_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'pfcluster\[trackio\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[trackio\]'"):
         trackers.require_trackers(config("trackio"))
     with pytest.raises(ConfigError, match="name each tracker once"):
         config("wandb", "wandb")
@@ -141,7 +141,7 @@ def test_mlflow_file_store_and_report(tmp_path: Path, patient: None) -> None:
 @pytest.mark.slow
 def test_trackio_local(tmp_path: Path, patient: None) -> None:
     if find_spec("trackio") is None:  # importing it would fix its folder
-        pytest.skip("pip install 'pfcluster[trackio]', which replaces the newest Pillow by an older one")
+        pytest.skip("pip install -e '.[trackio]', which replaces the newest Pillow by an older one")
     interrupted(config("trackio"), tmp_path)
     run(config("trackio"), tmp_path)
     from trackio.sqlite_storage import SQLiteStorage

@@ -242,7 +242,7 @@ def test_hub_ids_load_from_the_clients_cache_without_a_network(
 def test_a_missing_hub_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.delitem(sys.modules, "pfcluster.inference.hub")
-    with pytest.raises(InferenceError, match=r"pip install 'pfcluster\[hub\]'"):
+    with pytest.raises(InferenceError, match=r"pip install -e '\.\[hub\]'"):
         pfcluster.load("someone/tiny")
 
 

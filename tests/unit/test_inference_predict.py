@@ -223,7 +223,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     words = ["predict", str(photos), "--model", str(classifier), "--no-detect", "--output", str(tmp_path / "x.parquet")]
     assert main(words) == 2
-    assert "pip install 'pfcluster[parquet]'" in capsys.readouterr().err
+    assert "pip install -e '.[parquet]'" in capsys.readouterr().err
 
 
 def test_poker_faces_are_pictures_marked_as_synthetic(model_folder: Path, photos: Path, tmp_path: Path) -> None:

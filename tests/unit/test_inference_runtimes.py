@@ -316,4 +316,4 @@ def test_engines_that_cannot_read_a_model_say_why(
     assert "user/name is none; --engine torch takes the other forms" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["export", str(vit_run), "--format", "onnx", "--output", str(tmp_path / "onnx")]) == 2
-    assert "pip install 'pfcluster[onnx]'" in capsys.readouterr().err
+    assert "pip install -e '.[onnx]'" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from pfcluster.data.raw.base import RawDataError, RawDataset, RawPhoto, ReadOpti
 from pfcluster.data.raw.split_columns import MAX_CELLS, splits_of_cells
 from pfcluster.data.raw.split_names import IGNORE, column_splits, named_splits
 from pfcluster.data.raw.tables import COLUMNS, columns_of, plain_name, require_equal
+from pfcluster.system.extras import install_command
 
 NESTED = ("*/*.parquet", "*/*/*.parquet")
 """Places of files such as `default/train/0000.parquet`."""
@@ -96,7 +97,7 @@ def open_parquet(file: Path) -> Any:
     try:
         arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise RawDataError(f"{file} requires pyarrow: pip install pyarrow") from error
+        raise RawDataError(f"{file} requires pyarrow: {install_command('parquet')}") from error
     try:
         return parquet.ParquetFile(file, page_checksum_verification=True)  # if the pages have checksums
     except (arrow.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8

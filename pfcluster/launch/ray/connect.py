@@ -16,6 +16,7 @@ from typing import Any
 
 from pfcluster.config import ConfigError
 from pfcluster.launch.code_snapshot import snapshot
+from pfcluster.system.extras import install_command
 from pfcluster.system.home import home_folder
 from pfcluster.system.redaction import VARIABLE
 
@@ -55,7 +56,7 @@ def connected(address: str | None, folder: Path) -> Iterator[RayCluster]:
     code in `folder`. Raises ConfigError if Ray is not installed or no cluster answers.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("--executor ray: Ray is not installed; pip install 'pfcluster[ray]'")
+        raise ConfigError(f"--executor ray: Ray is not installed: {install_command('ray')}")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # no progress tables of Ray
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
