@@ -45,7 +45,8 @@ class Checkpoint:
     step: int
     path: Path
     shapes: dict[str, tuple[int, ...]]
-    """Of all tensors: `model/<name>`, `model_optimizer/<name>/<slot>`, `model_ema/<name>`; also `discriminator...`."""
+    """Shapes of all tensors: `model/<name>`, `model_optimizer/<name>/<slot>`, `model_ema/<name>`; also
+    `discriminator...`."""
     state: dict[str, Any]
     """Training state as given to `CheckpointManager.save`."""
 
@@ -103,7 +104,7 @@ def commit(
 
 
 def _seal(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a record without its own seal, whatever the order and spacing of its fields."""
+    """SHA-256 of a record without its own seal, independent of the order and spacing of its fields."""
     values = json.loads(json.dumps({name: value for name, value in record.items() if name != "sha256"}))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -166,7 +167,8 @@ def _checksum(file: Path) -> str:
 
 
 def _unreadable(file: Path, error: OSError) -> Exception:
-    """EIO after several attempts is a damaged file; every other error may be over later, and is not the file's."""
+    """The exception for a read error: EIO after several attempts means a damaged file, other errors may be
+    temporary."""
     if error.errno == errno.EIO:
         return CheckpointError(f"{file} is damaged: {error.strerror} (EIO)")
     return error
@@ -228,7 +230,7 @@ def find(run: Path) -> Path:
 
 def load(run: Path, warn: Callable[[str], None] | None = None) -> Checkpoint:
     """The verified checkpoint of a run or checkpoint folder, as `find` selects it. If the best one is damaged, the
-    newest intact one; `warn` is told, by default stderr. Raises CheckpointError if there is none, OSError.
+    newest intact one, with a message to `warn`, by default stderr. Raises CheckpointError if there is none, OSError.
     """
     warn = warn or _print_warning
     problems: list[str] = []

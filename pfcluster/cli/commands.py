@@ -75,7 +75,7 @@ def help_text() -> str:
     lines += [
         "",
         "`pfcluster COMMAND --help` lists the options of a command, `pfcluster --version` prints the version.",
-        "An interrupted command continues from its checkpoints when it is given again.",
+        "An interrupted command continues from its checkpoints when it is run again.",
     ]
     return "\n".join(lines)
 

@@ -30,13 +30,13 @@ class EvaluateOptions:
     """Other shards to evaluate on; classes are matched by name. Default: those of the run."""
     judge: Path | None = None
     """Folder of the run of a classifier: print how it classifies the photos, reconstructions and poker faces of a run
-    of pf-mag. It may be another one than the judge that the run was trained with."""
+    of pf-mag. It may differ from the judge that the run was trained with."""
     output: Path | None = None
     """Write the figures as JSON to this file, too."""
 
 
 def main(arguments: list[str]) -> int:
-    """Print accuracy and F1 of a run, and what a judge says of its poker faces."""
+    """Print accuracy and F1 of a run, and how a judge classifies its poker faces."""
     from pfcluster.data.splits import damaged_warning
     from pfcluster.evaluate.evaluate_run import evaluate_run, judge_run
 
@@ -69,11 +69,9 @@ def _require_writable(output: Path) -> None:
     """Creates the folder of a file. Raises ValueError if the file cannot be written there; OSError."""
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.is_dir():
-        raise ValueError(f"--output {output} is a folder; give the name of a file in it")
+        raise ValueError(f"--output {output} is a folder; pass the path of a file in it")
     if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"--output {output}: {output.parent} cannot be written; check its permissions, or give another"
-        )
+        raise ValueError(f"--output {output}: {output.parent} cannot be written; check its permissions, or use another")
 
 
 def _judge_table(title: str, rows: dict[str, dict[str, float | None]]) -> Table:

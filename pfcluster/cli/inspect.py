@@ -23,7 +23,7 @@ from pfcluster.system.os_errors import describe
 from pfcluster.system.terminal import labelled, plain_console
 
 SHEET_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""Of Pillow, by suffix of the contact sheet."""
+"""Pillow's name of the format, by suffix of the contact sheet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,11 @@ def _require_writable(option: str, path: Path, suffixes: Sequence[str]) -> None:
     if path.suffix.lower() not in suffixes:
         raise ShardError(f"{option} {path} must be a file that ends in {' or '.join(suffixes)}")
     if path.is_dir():
-        raise ShardError(f"{option} {path} is a folder; give the name of a file in it")
+        raise ShardError(f"{option} {path} is a folder; pass the path of a file in it")
     if not path.parent.is_dir():
-        raise ShardError(f"{option} {path}: {path.parent} is no folder; create it first, or give another")
+        raise ShardError(f"{option} {path}: {path.parent} is not a folder; create it first, or use another")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ShardError(f"{option} {path}: {path.parent} cannot be written; check its permissions, or give another")
+        raise ShardError(f"{option} {path}: {path.parent} cannot be written; check its permissions, or use another")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _leave_process_group() -> None:
-    """Forget that this process is one of several ranks, and say so: a command would wait for the others."""
+    """Remove a launcher's rank from the environment, with a message: a command would wait for the other ranks."""
     size = os.environ.get("WORLD_SIZE", "1")
     for name in RANK_VARIABLES:
         os.environ.pop(name, None)
@@ -101,7 +101,7 @@ def report_errors(run: Callable[[], int]) -> int:
 
 
 def _discard_output() -> None:
-    """Let nothing fail that Python still writes to stdout at its exit."""
+    """Prevent errors when Python flushes stdout at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -111,8 +111,8 @@ def _load(options: PredictOptions) -> Predictor:
 
     if options.detect:
         raise InferenceError(
-            f"--engine {options.engine} works without torch, and MTCNN, which finds faces, needs it: give crops of"
-            " faces and --no-detect, or --engine torch"
+            f"--engine {options.engine} works without torch, which the face detector (MTCNN) needs: use crops of faces"
+            " with --no-detect, or --engine torch"
         )
     if options.model is None:
         raise InferenceError(f"--engine {options.engine} needs --model, a folder of `pfcluster export --format onnx`")
@@ -188,7 +188,7 @@ class ExportOptions:
     int8: bool = False
     """With --format onnx: write the classifier with 8-bit weights, too, and measure its accuracy."""
     precision: Literal["float32", "float16"] = "float32"
-    """Type of the weights in the file. float32 loads back equal to the bit; float16 has half the size."""
+    """Type of the weights in the file. float32 loads back bit for bit; float16 has half the size."""
     discriminator: bool = False
     """Write the discriminator as well (discriminator.safetensors)."""
     shards: str | None = None
@@ -208,8 +208,8 @@ def export(arguments: list[str]) -> int:
     )
     if info.preprocessing.template_faces is not None:
         console.print(
-            f"the training data is not aligned: faces are cropped as {info.preprocessing.template_faces} of it lie on"
-            " average",
+            f"the training data is not aligned: faces are aligned to the mean of {info.preprocessing.template_faces} of"
+            " its faces",
             soft_wrap=True,
         )
     for line in _runtime_lines(info, options.output):

@@ -178,5 +178,5 @@ def _require_no_real_data(arguments: Sequence[str]) -> None:
     if ignored:
         raise ConfigError(
             f"{', '.join(ignored)}: without effect with --miniature, whose faces, presets and nets are fixed; leave it"
-            " out, or give --datasets"
+            " out, or use --datasets"
         )

@@ -29,7 +29,9 @@ Change = Callable[[RunConfig], RunConfig]
 def dataset_settings(options: ReproduceOptions, output: Path, change: Change) -> Settings:
     """The experiments on the given datasets. Raises ConfigError, DataError, IdentityNetError."""
     if PRETRAINING in options.datasets:
-        raise ConfigError(f"--datasets must not name {PRETRAINING}, the folder of the runs that all share; rename it")
+        raise ConfigError(
+            f"--datasets must not name {PRETRAINING}, the folder of the shared pre-training runs; rename it"
+        )
     datasets = {name: _open_shards("--datasets", options.data_root, name) for name in options.datasets}
     sizes = {name: len(dataset.train) for name, dataset in datasets.items()}
     faces = options.faces or max(sizes, key=lambda name: sizes[name])
@@ -110,7 +112,7 @@ def downloads(options: ReproduceOptions, needed: Settings) -> list[str]:
 
 
 def _is_download(options: ReproduceOptions, source: str) -> bool:
-    """Whether weights would be fetched from the network, which --dry-run leaves alone."""
+    """Whether weights would be fetched from the network, which --dry-run does not use."""
     return options.dry_run and source.startswith(TIMM)
 
 
@@ -135,7 +137,7 @@ def _weights_problem(source: str, preset: str, change: Change) -> str | None:
 
 def _missing_identity_nets(options: ReproduceOptions, needed: set[str]) -> dict[str, str]:
     """Reasons why needed identity nets are missing. Raises IdentityNetError if every PF-ViT needs the missing one. With
-    --dry-run those that would be downloaded are taken to be there.
+    --dry-run those that would be downloaded count as present.
     """
     missing = {}
     try:
@@ -154,7 +156,7 @@ def _missing_identity_nets(options: ReproduceOptions, needed: set[str]) -> dict[
 
 
 def _presets_by_size(name: str) -> dict[str, str]:
-    """The presets NAME-t, NAME-s, ... of a family; a preset that is no family stands for every size."""
+    """The presets NAME-t, NAME-s, ... of a family; a preset that is not a family stands for every size."""
     return {size: f"{name}-{size}" if f"{name}-{size}" in presets.PRESETS else name for size in SIZES}
 
 

@@ -28,7 +28,7 @@ class StatusOptions:
 
 
 def status(arguments: list[str]) -> int:
-    """Print the state of plans. Of all plans, one whose record is damaged is named, and the exit code is then 1."""
+    """Print the state of plans. Plans with a damaged record are named, and the exit code is then 1."""
     options = parse(StatusOptions, arguments, prog="pfcluster status")
     console = plain_console()
     if options.name is None:

@@ -58,8 +58,8 @@ def run_or_submit(command: str, arguments: list[str]) -> int:
 
 
 def job_name(command: str, arguments: Sequence[str]) -> str:
-    """A name that tells commands apart: the command, its first argument and, if there are others, a digest of them; of
-    a build the folder that it writes.
+    """A name that distinguishes commands: the command, its first argument and, if there are others, a digest of them;
+    for a build, the folder that it writes.
     """
     first, others = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
     if command == BUILD_COMMAND:

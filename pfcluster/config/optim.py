@@ -33,7 +33,7 @@ class OptimConfig:
     """Factor between the learning rates of a block and of the block above it, in fine-tuning (Clark et al. 2020; MAE
     uses 0.65 to 0.75); 1 gives all layers the same rate."""
     encoder_lr_factor: float = 1.0
-    """Learning rate of the encoder over `lr`. PF-MAG only."""
+    """Learning rate of the encoder relative to `lr`. PF-MAG only."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 disables clipping."""
     ema: float = 0.0

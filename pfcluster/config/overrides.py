@@ -50,7 +50,7 @@ class OverridesFile:
             first = others[0].partition(":")[2]
             raise ConfigError(
                 f"{self.path} has only values of {runs}, and {command} trains the preset's {run}, which they do not"
-                f" change: use `pfcluster study`, or give the values as options, such as --{first.replace('_', '-')}"
+                f" change: use `pfcluster study`, or pass the values as options, such as --{first.replace('_', '-')}"
                 f" {self.values[others[0]]}"
             )
 

@@ -26,8 +26,8 @@ class LossWeights:
     """Domain confusion against an auxiliary net that classifies the emotion from f_p (docs/guides/pf-mag.md); 0
     builds no such net. Not in the paper."""
     anchor: float = 0.0
-    """Mean absolute difference between the poker face and the reconstruction, which is held fixed: what is no
-    expression stays as it is (docs/guides/pf-mag.md). Not in the paper."""
+    """Mean absolute difference between the poker face and the reconstruction, which is held fixed: it keeps what is not
+    expression as it is (docs/guides/pf-mag.md). Not in the paper."""
 
     swap: float = 0.0
     """Swap-cycle term: a neutral photo is given another one's expression by swapped tokens, and the poker face of the
@@ -86,8 +86,8 @@ class PfMagConfig:
     """"self" replaces the generator's cross-attention from mask tokens with self-attention over the encoder's tokens
     (docs/concepts/method.md, Ablations 3)."""
     fusion_bias: float | None = None
-    """Initial value, at a patch's own place, of a learned relative position bias in the attention of the cross fusion;
-    4 starts with each mask token attending mostly to the token of its own patch. None adds no bias."""
+    """Initial value, at a patch's own position, of a learned relative position bias in the attention of the cross
+    fusion; 4 starts with each mask token attending mostly to the token of its own patch. None adds no bias."""
     mask_ratio: float = 0.0
     """Fraction of patches hidden from the encoder in training and replaced by mask tokens, in [0, 1): Multi-Task MAE
     (docs/concepts/method.md, Ablations 4). Only with fusion "self"."""
@@ -109,9 +109,9 @@ class PfMagConfig:
     patch_mask_bias: float | None = None
     """The same for the patch tokens: -2 starts with f_p = 0.88 f for them. None adds no bias."""
     erasure_start: int | None = None
-    """Training steps before the erasure of f_p begins, at most `warmup_steps`: the identity tokens lose what the
-    classifier says of the emotion, so that their mean is the same for every class, and a linear classifier learns
-    nothing of it from them (models/erasure.py). None erases nothing. Not in the paper."""
+    """Training steps before the erasure of f_p begins, at most `warmup_steps`. An offset computed from the classifier's
+    output is subtracted from the identity tokens, so that their mean is the same for every class and no linear
+    classifier can predict the emotion (models/erasure.py). None: no erasure. Not in the paper."""
     patch_overlap: int = 0
     """Pixels by which the generator's output for a patch extends over each neighbour; overlapping outputs are added
     up. At most `model.patch`. 0 generates each patch separately."""

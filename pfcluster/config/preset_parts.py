@@ -50,7 +50,8 @@ FROM_CLASSIFIER = PfMagConfig(
 """PF-MAG from a fine-tuned classifier, with which small nets separate the expression (docs/results/poker_faces.md). The
 number of warm-up steps and the moving average depend on the length of the run; `discriminator_augment` goes with it."""
 MEASURED_BIASES: Mapping[str, Any] = {"fusion_bias": 4.0, "class_mask_bias": 3.0}
-"""In the presets whose published figures are of before both were lowered (docs/results/poker_face_search.md)."""
+"""Biases of the presets whose published figures were measured before both were lowered
+(docs/results/poker_face_search.md)."""
 
 
 def rendered_faces(size: int, epochs: Mapping[str, float], *, pf_vit: Mapping[str, Any]) -> Recipe:

@@ -133,7 +133,7 @@ def small() -> Recipe:
 
 def fer2013() -> Recipe:
     """A ViT of 0.7 M parameters with a convolutional stem at 48 px, for FER2013 and photos like it: hours per run on
-    one core, PF-MAG from MAE-ViT with a weak anchor, because a discriminator knows little of real emotions.
+    one core, PF-MAG from MAE-ViT with a weak anchor, because a discriminator learns little about real emotions.
 
     Command: `pfcluster study --preset fer2013 --data.shards DIR`. Results: docs/results/fer2013.md.
     """

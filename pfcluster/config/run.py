@@ -136,7 +136,7 @@ class RunConfig:
         factors = {"optim": self.optim, "discriminator_optim": self.discriminator_optim}
         for name, optim in factors.items():
             factor = optim.encoder_lr_factor
-            for_pf_mag = "be 1: only PF-MAG has parts beside the encoder to set apart"
+            for_pf_mag = "be 1: only PF-MAG has a separate learning rate for the encoder"
             require(self.objective == "pf_mag" or factor == 1, f"{name}.encoder_lr_factor", factor, for_pf_mag)
         ema, decay = self.discriminator_optim.ema, self.discriminator_optim.layer_decay
         require(ema == 0, "discriminator_optim.ema", ema, "be 0: the discriminator's average is not used")

@@ -54,6 +54,6 @@ def require_classifier_start(pf_vit: RunConfig, option: str) -> None:
     """
     if pf_vit.pf_mag.discriminator_init == "classifier":
         raise ConfigError(
-            f'pf_mag.discriminator_init must be "decoder" where PF-ViT starts from the MAE, got "classifier", which the'
-            f" MAE is not; or start it from MAE-ViT with {option} {MAE_VIT}"
+            f'pf_mag.discriminator_init must be "decoder" if PF-ViT starts from the MAE, which has no classifier, got'
+            f' "classifier"; or start it from MAE-ViT with {option} {MAE_VIT}'
         )

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from math import isfinite
 
 LARGEST = 1e12
-"""Of epochs and seconds, whose products with counts are converted to integers."""
+"""Largest number of epochs and seconds, whose products with counts are converted to integers."""
 
 
 class ConfigError(ValueError):

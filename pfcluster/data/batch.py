@@ -1,6 +1,6 @@
 """Micro-batches of a training step: samples on the device, augmented, with all random parameters of the step.
 
-Random draws are those of a sample's place in the global batch, whatever the rank count (distributed/counter_random.py).
+Random draws depend on a sample's place in the global batch, not on the number of ranks (distributed/counter_random.py).
 
 Legend: b images, n patches, l transformer blocks, h w pixels.
 """

@@ -105,7 +105,7 @@ def _open_synthetic(config: DataConfig) -> Dataset:
     if config.expected_name not in (None, "synthetic"):
         raise DataError(
             f"data.expected_name is {config.expected_name!r}, but without data.shards the data are the synthetic faces;"
-            " give data.shards"
+            " set data.shards"
         )
     if not 32 <= config.size <= 224:
         raise DataError(f"data.size is {config.size}; synthetic faces can have 32 to 224 pixels")

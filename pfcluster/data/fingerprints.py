@@ -38,7 +38,7 @@ WEIGHT_FIELDS = (
 
 
 START_FIELDS = ("model.init", "pf_mag.decoder_init")
-"""Of these, fields that name what a run's own weights start from."""
+"""Fields that name the weights that a run starts from."""
 
 
 def split_fingerprint(manifest: Manifest, split: str) -> str:
@@ -64,8 +64,8 @@ def data_record(config: DataConfig) -> DataRecord:
 
 
 def weights_fingerprint(place: str) -> str | None:
-    """Fingerprint of a run, a checkpoint, a file or a folder of weights. What is no path, such as `timm:NAME`, is its
-    own; None if there is nothing yet.
+    """Fingerprint of a run, a checkpoint, a file or a folder of weights. A name that is not a path, such as
+    `timm:NAME`, is its own fingerprint; None if nothing exists yet.
     """
     path = Path(place)
     try:
@@ -143,7 +143,7 @@ def require_fitting_start(config: RunConfig) -> None:
     if heads_meet and theirs is not None and theirs != ours and len(theirs) == len(ours):
         raise ConfigError(
             f"model.init: {run} classifies {', '.join(theirs)}, and the data has {', '.join(ours)}: its head cannot"
-            " start PF-ViT's; give a classifier of the same classes, or weights of pre-training"
+            " start PF-ViT's; use a classifier of the same classes, or weights of pre-training"
         )
     require_same_build(config, run, "model.init")
 

@@ -115,7 +115,7 @@ def _decode_photo(data: bytes) -> tuple[np.ndarray, bool]:
     try:
         photo = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise UnreadablePhotoError(f"it is no image of a known format ({', '.join(FORMATS)})") from error
+        raise UnreadablePhotoError(f"it is not an image of a known format ({', '.join(FORMATS)})") from error
     with photo:
         width, height = photo.size
         if width * height > MAX_PIXELS:

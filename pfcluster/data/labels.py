@@ -137,7 +137,7 @@ def name_of(dataset: str, written: str) -> str:
 
 
 def plain_code(written: str) -> str:
-    """A label as written, stripped; whole numbers without decimals, as spreadsheets add them: `3.0` -> `3`."""
+    """A label as written, stripped; without the decimals that spreadsheets add to whole numbers: `3.0` -> `3`."""
     match = re.fullmatch(r"(\d+)[.,]0+", written.strip())
     return match[1] if match else written.strip()
 

@@ -114,7 +114,7 @@ def load_manifest(folder: Path | str | Store) -> Manifest:
     try:
         values = json.loads(retry_transient(lambda: store.read_metadata(MANIFEST)))
     except (FileNotFoundError, NotADirectoryError) as error:
-        hint = "give a folder made by `pfcluster build`"
+        hint = "pass a folder made by `pfcluster build`"
         if isinstance(store, LocalStore) and (store.folder / BUILD_FOLDER).is_dir():
             hint = "its build is unfinished; run the same `pfcluster build` command again"
         raise ShardError(f"{store.name} holds no {MANIFEST}: {hint}") from error
@@ -123,7 +123,7 @@ def load_manifest(folder: Path | str | Store) -> Manifest:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        raise ShardError(f"{store.name} is too long for a folder's name; give a folder of `pfcluster build`") from error
+        raise ShardError(f"{store.name} is too long for a folder's name; pass a folder of `pfcluster build`") from error
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{store.name}/{MANIFEST} cannot be read ({error}); {REBUILD}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:

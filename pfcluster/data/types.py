@@ -13,7 +13,7 @@ class DataError(ValueError):
 
 
 class UnfitDataError(DataError):
-    """The data can be read, but lacks what is asked of it: a split, or classes in common with a run."""
+    """The data can be read, but lacks what is needed: a split, or classes in common with a run."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Counter-based random numbers: a sample's draws are a function of its number in the global batch.
 
 Philox (Salmon et al. 2011) computes each block of its stream from the block's number, without those before it. A rank
-therefore draws for its own samples alone, and gets what one process draws for them, at a cost that falls with the
-number of ranks. NumPy's implementation: torch's CPU generator cannot start in the middle of a stream.
+therefore draws for its own samples only, and gets the values that a single process would draw, at a cost that falls
+with the number of ranks. NumPy's implementation: torch's CPU generator cannot start in the middle of a stream.
 """
 
 from __future__ import annotations

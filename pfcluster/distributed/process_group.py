@@ -135,7 +135,7 @@ def ensure_group(world: World, timeout: float) -> None:
 
 def _loopback_store(world: World, timeout: timedelta) -> Store | None:
     """The store of ranks on one machine, whose server listens on the loopback interface alone; torch's own listens on
-    all. None where MASTER_ADDR is no loopback address, or where torchrun runs the store.
+    all. None where MASTER_ADDR is not a loopback address, or where torchrun runs the store.
     """
     host, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
     if host not in LOOPBACK or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":

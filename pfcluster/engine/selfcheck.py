@@ -17,8 +17,8 @@ from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine
 
 TOLERANCE = 1e-4
-"""Largest relative difference of all weights after three Adam steps. Rounding stays far below it, wrong gradients far
-above."""
+"""Largest relative difference of all weights after three Adam steps. Rounding errors are far below it, wrong gradients
+far above."""
 WIDTH, BATCH_PER_RANK, STEPS = 24, 4, 3
 
 Builder = Callable[[nn.Module, OptimConfig, EngineConfig, World], Engine]

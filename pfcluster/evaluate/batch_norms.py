@@ -1,4 +1,4 @@
-"""Statistics of batch norms for averaged weights, which belong to no batch that the net was trained with."""
+"""Statistics of batch norms for averaged weights, which differ from those of training."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MAX_IMAGES = 2000
 @torch.no_grad()
 def recompute_batch_norms(config: RunConfig, model: nn.Module, train: Split, world: World) -> dict[str, Tensor]:
     """Set the running statistics of a model to means over batches of training images without augmentation, equal on all
-    ranks (Izmailov et al. 2018, section 3.2); -> the norms' buffers by name. They stay as they are where the net's
-    weights have grown so large that they would not be finite.
+    ranks (Izmailov et al. 2018, section 3.2); -> the norms' buffers by name. They are kept where the weights are so
+    large that the new statistics would not be finite.
     """
     before = {name: buffer.clone() for name, buffer in norm_statistics(model).items()}
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]

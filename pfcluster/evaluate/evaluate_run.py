@@ -106,7 +106,7 @@ def _read(run: Path, split: str, data: DataConfig | str | None) -> tuple[RunConf
     folder = enclosing_run(run) or run
     config = read_config(folder)
     if config.objective == "mae":
-        raise ConfigError(f"{run} is a run of MAE pre-training, which has no classes; give a run of finetune or pf-mag")
+        raise ConfigError(f"{run} is a run of MAE pre-training, which has no classes; pass a run of finetune or pf-mag")
     if data is None:
         dataset = open_own_dataset(folder, config)
         return config, dataset, recorded_classes(folder) or dataset.classes
@@ -173,5 +173,5 @@ def require_outputs(folder: Path, weights: Mapping[str, Tensor], classes: tuple[
 def _split(dataset: Dataset, name: str) -> Split:
     split = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}[name]
     if split is None:
-        raise UnfitDataError(f"{dataset.name} has no test split; give --split validation")
+        raise UnfitDataError(f"{dataset.name} has no test split; use --split validation")
     return split

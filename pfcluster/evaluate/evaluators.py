@@ -60,7 +60,7 @@ class Inception(nn.Module):
             self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
         except (OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise ConfigError(
-                f"evaluate.fid: cannot load InceptionV3 from {weights or 'the network'}: {error}; give torch-fidelity's"
+                f"evaluate.fid: cannot load InceptionV3 from {weights or 'the network'}: {error}; use torch-fidelity's"
                 " file weights-inception-2015-12-05-6726825d.pth or the folder of a finetune run, or leave it out"
             ) from error
 
@@ -82,9 +82,9 @@ def load_evaluators(config: RunConfig, dataset: Dataset, identity_net: IdentityN
 
 
 def load_judge(config: RunConfig, dataset: Dataset, world: World, option: str = "evaluate.judge") -> Judge | None:
-    """Load the judge from its run folder; None where the config names none. `option` is what error messages call it.
+    """Load the judge from its run folder; None where the config names none. `option` is its name in error messages.
 
-    Its classes are met by name. Raises ConfigError if the dataset has no neutral class or other classes than the judge,
+    Classes are matched by name. Raises ConfigError if the dataset has no neutral class or other classes than the judge,
     or if the judge was trained on another build of the same dataset, which may share photos with this one's test split.
     """
     if config.objective != "pf_mag" or config.evaluate.judge is None:
@@ -123,7 +123,7 @@ def _fid(config: RunConfig, world: World) -> nn.Module | None:
         classifier = load_classifier(Path(source), "evaluate.fid")
         return ClassifierFeatures(classifier.net, classifier.config.data.size, "embedding").to(world.device)
     if source != "inception" and not Path(source).is_file():
-        raise ConfigError(f'evaluate.fid: neither a file nor a folder: {source}; give "inception", a file or a run')
+        raise ConfigError(f'evaluate.fid: neither a file nor a folder: {source}; use "inception", a file or a run')
     if world.is_main and source == "inception":
         Inception(None)  # the download takes no lock: rank 0 fills the cache first
     world.barrier()

@@ -23,7 +23,7 @@ NAMES_WIDTH = 80
 def write_grid(path: Path, columns: dict[str, Tensor], row_names: list[str]) -> None:
     """Write a PNG or JPEG with a titled column for each batch (b 3 h w in -1..1) and a named row for each image.
 
-    Trackers read it while the training goes on, hence a complete file or none.
+    Written atomically, because trackers read it during training.
     """
     count = len(row_names)
     width = NAMES_WIDTH + len(columns) * (SIDE + MARGIN)

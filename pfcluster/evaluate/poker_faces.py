@@ -175,7 +175,7 @@ class _FrechetFeatures:
             self.rows = {row: torch.zeros(count, width, device=world.device) for row in rows}
 
     def add_labels(self, labels: Tensor, indices: Tensor) -> None:
-        """Of the images that were read, which differ from the split's where a damaged sample was replaced."""
+        """Labels of the images that were read, which differ from the split's where a damaged sample was replaced."""
         self.labels[indices.to(labels.device)] = labels
 
     def add(self, row: str, faces: Tensor, indices: Tensor) -> None:

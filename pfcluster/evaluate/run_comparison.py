@@ -71,18 +71,19 @@ class ClassifierOutputs:
 
 
 def finished_config(folder: Path) -> RunConfig:
-    """The config of a finished run. Raises PicturesError if the folder is no run or has not finished; ConfigError."""
+    """The config of a finished run. Raises PicturesError if the folder is not a run or has not finished;
+    ConfigError."""
     if not (folder / CONFIG_FILE).is_file():
         runs = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
         hint = f", such as {folder / runs[0]}" if runs else " (OUTPUT/NAME/seed-N)"
-        raise PicturesError(f"{folder} is not a run: it has no {CONFIG_FILE}; give the folder of one run{hint}")
+        raise PicturesError(f"{folder} is not a run: it has no {CONFIG_FILE}; pass the folder of one run{hint}")
     try:
         result = read_result(folder)
     except JsonFileError as error:
         raise PicturesError(f"{error}; train the run again") from error
     status = "no result yet" if result is None else result.get("status")
     if status != "finished":
-        raise PicturesError(f"{folder} has not finished ({status}); give its command again, or leave it out")
+        raise PicturesError(f"{folder} has not finished ({status}); run its command again, or leave it out")
     return read_config(folder)
 
 
@@ -93,7 +94,7 @@ def open_runs(folders: Sequence[Path], split: str = "test", device: torch.device
     ConfigError, DataError, CheckpointError.
     """
     if not folders:
-        raise PicturesError("no classifier was given; give folders of runs of finetune or pf-mag")
+        raise PicturesError("no classifier was given; pass folders of runs of finetune or pf-mag")
     configs = {folder: finished_config(folder) for folder in dict.fromkeys(folders)}
     for folder, config in configs.items():
         _require_vit(folder, config)
@@ -107,7 +108,7 @@ def open_runs(folders: Sequence[Path], split: str = "test", device: torch.device
         evaluated = {"validation": dataset.validation, "test": dataset.test}[split]
         if evaluated is None:
             raise PicturesError(
-                f"{dataset.name}, on which {folder} was trained, has no test split; give --split validation"
+                f"{dataset.name}, on which {folder} was trained, has no test split; use --split validation"
             )
         runs.append(ComparedRun(folder, label, config, _model(folder, config, dataset, device), evaluated))
     _require_same_faces(runs, [datasets[run.config.data] for run in runs])
@@ -160,7 +161,7 @@ def _recorded_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _require_vit(folder: Path, config: RunConfig) -> None:
-    remedy = "give runs of finetune or pf-mag"
+    remedy = "pass runs of finetune or pf-mag"
     if config.objective == "mae":
         raise PicturesError(f"{folder} is a run of MAE pre-training, which has no classifier; {remedy}")
     if config.model.architecture == "cnn":

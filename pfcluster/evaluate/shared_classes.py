@@ -33,14 +33,14 @@ class SharedClasses:
         if len(self.classes) < 2:
             raise UnfitDataError(
                 f"the data's classes ({', '.join(split.classes) or 'none'}) and the run's ({', '.join(model_classes)})"
-                f" share {len(self.classes)}: at least two shared classes are needed; give data with the run's emotions"
+                f" share {len(self.classes)}: at least two shared classes are needed; use data with the run's emotions"
             )
         indices = index_mapping(split.classes, self.classes)
         self._shared_index = torch.tensor([-1 if index is None else index for index in indices])
         self._samples = (self._shared_index[split.labels()] >= 0).nonzero().flatten()
         if not len(self._samples):
             raise UnfitDataError(
-                f"no sample of the data is of a class that the run has ({', '.join(self.classes)}); give data with the"
+                f"no sample of the data is of a class that the run has ({', '.join(self.classes)}); use data with the"
                 " run's emotions"
             )
         columns = {name: column for column, name in enumerate(model_classes)}

@@ -97,6 +97,6 @@ def measure(what: str, root: Path) -> Path:
         raise MeasureError(
             f"{file} lacks {len(failures)} of its measurements, or holds those of an earlier command:"
             f" {'; '.join(failures[:MAX_FAILURES])}{'; ...' if len(failures) > MAX_FAILURES else ''}. Make this data"
-            " readable, and give the same command again"
+            " readable, and run the same command again"
         )
     return file

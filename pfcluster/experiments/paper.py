@@ -45,7 +45,8 @@ COSTS = {
     "train_gflop": 15.2,
     "test_gflop": 9.0,
 }
-"""Of ViT-B. The paper names neither the image size nor how FLOPs were counted; ours count a multiply-add as two."""
+"""Figures of ViT-B. The paper states neither the image size nor how FLOPs were counted; ours count a multiply-add as
+two."""
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,11 @@ def write_record(folder: Path, record: Record) -> None:
 def read_record(folder: Path) -> Record:
     """Raises RecordError if the file is missing, damaged or of another format."""
     file = folder / RECORD_FILE
-    remedy = "give the OUTPUT of `pfcluster reproduce`"
+    remedy = "pass the OUTPUT of `pfcluster reproduce`"
     try:
         values = read_object(file)
         if values.pop("format", None) != FORMAT:
-            raise RecordError(f"{file} is of another version; give the same reproduce command again")
+            raise RecordError(f"{file} is of another version; run the same reproduce command again")
         record = record_of(Record, values, str(file))
         unknown = [cell.cell for cell in record.cells if cell.cell not in {each.name for each in CELLS}]
         if unknown or not record.seeds:

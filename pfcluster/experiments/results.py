@@ -150,5 +150,5 @@ def _read_measurement(root: Path, name: str, kind: Any, default: Any) -> Any:
     except FileNotFoundError:
         return default
     except JsonFileError as error:
-        raise ReportError(f"{error}; remove it and give the same command again") from error
+        raise ReportError(f"{error}; remove it and run the same command again") from error
     return values

@@ -1,4 +1,4 @@
-"""A web page that shows what a model says of a face (`pfcluster app`), with Gradio.
+"""A web page that shows a model's outputs for a face (`pfcluster app`), with Gradio.
 
 The page works offline: nothing is loaded from other servers, and Gradio's analytics are off. Photos are kept in a
 temporary folder, an hour at most, and never leave the machine.
@@ -161,7 +161,7 @@ def heading(info: ModelInfo, *, detect: bool) -> str:
         f"**{info.name}**, {info.network.size} px, trained on {training.dataset}{accuracy}.",
     ]
     if training.dataset == "synthetic":
-        lines.append("It knows rendered faces only: on real photos it is a demonstration at most.")
+        lines.append("It was trained on rendered faces only: on real photos it is a demonstration at most.")
     if not detect:
         lines.append("Photos are taken as crops of one face (`--no-detect`).")
     return f"{lines[0]}\n\n{' '.join(lines[1:])} An expression is not an emotion."

@@ -62,7 +62,7 @@ class DetectedFaces:
         except ImportError as error:
             raise NoDetectorError(
                 f"faces are detected with facenet-pytorch and torch, which cannot be imported ({error}); install them,"
-                " or give crops of faces and --no-detect"
+                " or use crops of faces with --no-detect"
             ) from error
         self._preprocessing, self._which = preprocessing, which
 

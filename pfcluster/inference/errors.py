@@ -12,7 +12,7 @@ class NoGeneratorError(InferenceError):
 
     def __init__(self, model: str) -> None:
         super().__init__(
-            f"the model {model} has no generator of poker faces, it classifies only; give a model of `pfcluster pf-mag`"
+            f"the model {model} has no generator of poker faces, it classifies only; use a model of `pfcluster pf-mag`"
             " with a separator"
         )
 

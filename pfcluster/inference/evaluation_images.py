@@ -70,7 +70,7 @@ class EvaluationImages:
 
 
 def evaluation_images(run: Path, info: ModelInfo, shards: str | None = None) -> EvaluationImages:
-    """Of the run's test split, else, or if `evaluate.final_split` leaves that alone, of its validation split. `shards`:
+    """Images of the run's test split; of its validation split if it has no test split or does not use it. `shards`:
     where the run's shards are now.
     """
     config = read_config(enclosing_run(run) or run)
@@ -96,7 +96,7 @@ def evaluation_images(run: Path, info: ModelInfo, shards: str | None = None) -> 
 
 
 def random_images(
-    info: ModelInfo, reason: str = "the source is a model, and only runs know their data"
+    info: ModelInfo, reason: str = "the source is a model, and only runs record their data"
 ) -> EvaluationImages:
     """Noise at the size of the model's crops. `reason`: why there is no split."""
     side = info.preprocessing.crop_size

@@ -77,14 +77,16 @@ def export_run(
     if discriminator and not is_model(run):
         group = store.load(run).tensors("discriminator").get("discriminator")
     if discriminator and group is None:
-        raise InferenceError(f"--discriminator: {run} has none, because it is no run of pf-mag; leave the option out")
+        raise InferenceError(
+            f"--discriminator: {run} has none, because it is not a run of pf-mag; leave the option out"
+        )
     info, weights = with_precision(model.info, model.weights, precision)
     write_model(output, info, weights, group)
     return info
 
 
 def is_model(source: Path) -> bool:
-    """Whether `pfcluster.load` takes it as something else than a run: a folder or file of an export, a name on the hub,
+    """Whether `pfcluster.load` reads it as a model rather than a run: a folder or file of an export, a name on the hub,
     builtin:NAME.
     """
     if not source.is_dir():
@@ -97,7 +99,7 @@ def read_source(source: Path, shards: str | None = None, license: str | None = N
     if not is_model(source):
         return read_run(source, shards, license)
     if shards is not None:
-        raise InferenceError(f"--shards is for runs, and {source} is a model, which knows how its photos were cropped")
+        raise InferenceError(f"--shards is for runs; the model {source} already records how its photos were cropped")
     model = load(str(source), device="cpu")
     info, weights = with_precision(model.info, model.predictor.net.state_dict(), "float32")
     return RunModel(dataclasses.replace(info, license=license or info.license), weights)
@@ -189,13 +191,13 @@ def _preprocessing(folder: Path, config: RunConfig, shards: str | None) -> Prepr
         require_same_data(folder, read_inputs(folder), config)
     except ConfigError as error:
         raise InferenceError(
-            f"{error}. A model crops photos as the run's were; if its shards are elsewhere now, name them: pfcluster"
+            f"{error}. A model crops photos as the run's shards did; if these have moved, name their folder: pfcluster"
             " export RUN --shards FOLDER"
         ) from error
     except (ShardError, OSError) as error:
         raise InferenceError(
-            f"how the run's photos were cropped is in the manifest of its shards, which cannot be read: {error}; name"
-            " the folder where they are now with --shards"
+            f"the manifest of the run's shards, which records how photos are cropped, cannot be read: {error}; if they"
+            " have moved, name their folder with --shards"
         ) from error
     options = _build_options(manifest)
     template, faces = build_template(), None
@@ -217,13 +219,13 @@ def _build_options(manifest: Manifest) -> dict[str, Any]:
 
 
 def measured_template(config: RunConfig) -> tuple[tuple[Point, ...], int | None]:
-    """Where the five landmarks lie on average in training data that is not aligned, made symmetric, and the number of
-    faces it is the mean of; the template of `pfcluster build` and None if too few are detected.
+    """Mean position of the five landmarks in training data that is not aligned, made symmetric, and the number of faces
+    averaged; the template of `pfcluster build` and None if too few are detected.
     """
     try:
         split = open_dataset(config.data, config.seed).validation
     except (DataError, ShardError, OSError) as error:
-        raise InferenceError(f"the run's data cannot be read, to see where its faces lie: {error}") from error
+        raise InferenceError(f"the run's data, in which faces are located, cannot be read: {error}") from error
     indices = torch.linspace(0, len(split) - 1, min(TEMPLATE_IMAGES, len(split))).long()
     images = split.batch(indices).images.permute(0, 2, 3, 1).numpy()
     landmarks = template_landmarks(images, FaceAligner(DETECTION_SIDE))

@@ -50,7 +50,7 @@ from pfcluster.inference.torch_predictor import build_net, load_weights
 from pfcluster.system.extras import install_command
 
 OPSET = 18
-"""Of ONNX: the first with Col2Im, and with the antialiased Resize, which the preprocessing needs."""
+"""ONNX's opset: the first with Col2Im and the antialiased Resize that the preprocessing needs."""
 TOLERANCE = 1e-4
 """Largest difference to torch, relative to the largest output where that exceeds 1."""
 MAX_ONNX_BYTES = 2**31
@@ -60,7 +60,7 @@ Outputs = tuple[NDArray[np.float32], ...]
 
 @dataclass
 class _Exported:
-    """Files of a format, with what `config.json` says of them."""
+    """Files of a format, with their entries in `config.json`."""
 
     files: dict[str, bytes]
     differences: dict[str, float]
@@ -80,10 +80,10 @@ def export_runtime(
     """Write the best checkpoint of a run, or a model (see `read_source`), as a folder for another runtime.
 
     `int8`: with "onnx", quantise the classifier as well and measure its accuracy. Nothing is written unless the files
-    give what torch gives. Raises InferenceError, CheckpointError, OSError.
+    compute what torch computes. Raises InferenceError, CheckpointError, OSError.
     """
     if output.suffix == SUFFIX:
-        raise InferenceError(f"--format {format} writes a folder; give a name without {SUFFIX} as --output")
+        raise InferenceError(f"--format {format} writes a folder; use a name without {SUFFIX} as --output")
     require_free(output)
     if format == "onnx":
         _require_onnx()

@@ -1,4 +1,4 @@
-"""All that a model says of one face: label, poker face, emotion view, Grad-CAM++; with the time that each takes.
+"""All outputs of a model for one face: label, poker face, emotion view, Grad-CAM++; with the time that each takes.
 
 Legend: s side of a stored image, z side of the network's input.
 """
@@ -34,7 +34,7 @@ class FaceViews:
     crop: NDArray[np.uint8]
     """The stored image: s s 3."""
     attention: NDArray[np.float32] | None
-    """Grad-CAM++ map of the most probable class, z z in 0..1; None if the net is no ViT."""
+    """Grad-CAM++ map of the most probable class, z z in 0..1; None if the net is not a ViT."""
     poker_face: NDArray[np.uint8] | None
     """z z 3; None if the model classifies only."""
     emotion_view: NDArray[np.uint8] | None

@@ -21,7 +21,7 @@ from pfcluster.models.pf_vit import PFViT
 BATCH = "batch"
 """Name of the dynamic dimension."""
 EXAMPLES = 2
-"""Images of the example input; with one, torch.export would take the batch for a constant."""
+"""Images of the example input; with one, torch.export would treat the batch size as a constant."""
 
 
 class ClassifierGraph(nn.Module):

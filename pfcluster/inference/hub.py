@@ -40,7 +40,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="pfcluster", pipeli
     """A net whose parameters have their own names, as in `model.safetensors`, with the client's functions."""
 
     net: nn.Module
-    """The net; not registered as a part, its own parts are."""
+    """The net; its submodules are registered instead of itself."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         """`config`: the content of config.json. Raises InferenceError."""
@@ -86,16 +86,18 @@ def pull(repo_id: str, revision: str | None) -> tuple[ModelInfo, nn.Module]:
     try:
         model = HubModel.from_pretrained(repo_id, revision=revision)
     except TypeError as error:  # the client calls the model without a config
-        raise InferenceError(f"{repo_id} on the hub has no config.json, so it is no pfcluster model") from error
+        raise InferenceError(f"{repo_id} on the hub has no config.json, so it is not a pfcluster model") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise InferenceError(f"no model {repo_id} on the hub that you may read: {_reason(error)}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
         raise InferenceError(
-            f"{repo_id} is not in the hub's cache, and the hub cannot be reached: {_reason(error)}; give a local"
+            f"{repo_id} is not in the hub's cache, and the hub cannot be reached: {_reason(error)}; use a local"
             " folder, or download it where there is a network (`hf download`) and copy the folder"
         ) from error
     except EntryNotFoundError as error:
-        raise InferenceError(f"{repo_id} on the hub has no model.safetensors, so it is no pfcluster model") from error
+        raise InferenceError(
+            f"{repo_id} on the hub has no model.safetensors, so it is not a pfcluster model"
+        ) from error
     except (json.JSONDecodeError, *CLIENT_ERRORS) as error:
         raise InferenceError(f"{repo_id} cannot be loaded from the hub: {_reason(error)}") from error
     return model.info, model.net

@@ -56,7 +56,7 @@ def _photo(image: Any, name: str) -> DecodedPhoto:
     try:
         if isinstance(image, str | os.PathLike):
             if Path(name).suffix.lower() in VIDEO_SUFFIXES:
-                raise InferenceError(f"{name} is a video; use `pfcluster predict {name}`, or give its frames as arrays")
+                raise InferenceError(f"{name} is a video; use `pfcluster predict {name}`, or pass its frames as arrays")
             return read_photo(name)
         if isinstance(image, Image.Image):
             return DecodedPhoto(b"", _pillow(image), plain=False)

@@ -24,8 +24,8 @@ def load(source: str | Path, *, device: str = "auto") -> Model:
     """Load a model: a folder or a .safetensors file of `pfcluster export`, a run folder, `user/name` or
     `user/name@revision` on the Hugging Face hub, or `builtin:NAME`.
 
-    `device`: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N". Existing paths take precedence over the hub,
-    and `user/name` is not looked up there if the folder `user` exists: `user/name@main` is. Raises InferenceError,
+    `device`: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N". Existing paths take precedence over the hub. If
+    a folder `user` exists, `user/name` is taken as a path; use `user/name@main` for the hub. Raises InferenceError,
     CheckpointError.
     """
     text, path = str(source), Path(source)
@@ -39,18 +39,18 @@ def load(source: str | Path, *, device: str = "auto") -> Model:
     if match is None or match["revision"] is None:
         _require_no_folder(text, path, on_hub=match is not None)
     if match is None:
-        raise InferenceError(f"no model {text}: give {FORMS}")
+        raise InferenceError(f"no model {text}: pass {FORMS}")
     info, net = hub_module().pull(match["repo"], match["revision"])
     return Model(TorchPredictor(info, net, device))
 
 
 def is_run(path: Path) -> bool:
-    """Whether `load` takes a path as a run or a checkpoint folder, whatever else it holds."""
+    """Whether `load` reads a path as a run or a checkpoint folder, even if it also holds other files."""
     return (path / CHECKPOINTS_DIR).is_dir() or (path / CHECKPOINT_FILE).is_file()
 
 
 def _require_no_folder(text: str, path: Path, *, on_hub: bool) -> None:
-    """Raise InferenceError for a missing path below a folder that exists, which names what that folder has."""
+    """Raise InferenceError for a missing path below a folder that exists; the message lists that folder's content."""
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     if folder in (Path(), Path(path.anchor)):
         return

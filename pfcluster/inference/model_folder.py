@@ -85,20 +85,20 @@ def require_free(output: Path) -> None:
     """Raises InferenceError if a folder, or a file that ends in .safetensors, holds something other than a model."""
     if output.suffix == SUFFIX:
         if output.is_dir():
-            raise InferenceError(f"--output {output} is a folder; give a file's name, or a folder's without {SUFFIX}")
+            raise InferenceError(f"--output {output} is a folder; pass a file name, or a folder name without {SUFFIX}")
         if output.exists() and not _is_model_file(output):
             raise InferenceError(
-                f"--output {output} exists and is no model of `pfcluster export`, so it is not replaced; give another"
+                f"--output {output} exists and is not a model of `pfcluster export`, so it is not replaced; use another"
                 " name, or remove the file"
             )
         return
     if output.is_file():
-        raise InferenceError(f"--output {output} is a file; give a folder, or a name that ends in {SUFFIX}")
+        raise InferenceError(f"--output {output} is a file; pass a folder, or a name that ends in {SUFFIX}")
     if output.is_dir() and any(output.iterdir()):
         try:
             read_info(output)
         except InferenceError as error:
-            raise InferenceError(f"--output {output} holds other files; give a new folder") from error
+            raise InferenceError(f"--output {output} holds other files; use a new folder") from error
 
 
 def _is_model_file(path: Path) -> bool:
@@ -121,7 +121,7 @@ def read_model(place: Path) -> tuple[ModelInfo, dict[str, Tensor]]:
             " without --format"
         )
     if not file.is_file():
-        raise InferenceError(f"{place} is no model: it has no {file.name}; export one with `pfcluster export`")
+        raise InferenceError(f"{place} is not a model: it has no {file.name}; export one with `pfcluster export`")
     try:
         with safe_open(file, framework="pt") as opened:
             metadata: dict[str, Any] = opened.metadata() or {}

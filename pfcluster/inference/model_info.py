@@ -44,12 +44,12 @@ class EncoderInfo:
     heads: int
     mlp_ratio: float
     stem_channels: tuple[int, ...] = ()
-    """Of a convolutional stem; empty for a linear patch embedding."""
+    """Channels of a convolutional stem; empty for a linear patch embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorInfo:
-    """Sizes of PF-ViT's separator, fusion and generator; but for `erasure` as in the configs of runs."""
+    """Sizes of PF-ViT's separator, fusion and generator; all except `erasure` as in the configs of runs."""
 
     width: int
     depth: int
@@ -79,7 +79,7 @@ class NetworkInfo:
     encoder: EncoderInfo | None = None
     """None for "cnn"."""
     generator: GeneratorInfo | None = None
-    """Of "pf_vit" only."""
+    """Only for "pf_vit"."""
 
     def __post_init__(self) -> None:
         if (self.encoder is None) != (self.kind == "cnn") or (self.generator is None) != (self.kind != "pf_vit"):
@@ -108,7 +108,7 @@ class Preprocessing:
     def targets(self) -> np.ndarray:
         """The five landmarks in a crop, in pixels whose centres are integers: 5 2.
 
-        Equal to those of a build to the bit, for its template, whose fractions are pixels over the side. Fractions of a
+        Bit-identical to those of a build for its template, whose fractions are pixels over the side. Fractions of a
         measured template count from the crop's edge, half a pixel before the centre of its first pixel.
         """
         if self.template == build_template():
@@ -159,7 +159,7 @@ class Training:
     objective: str
     seed: int
     step: int
-    """Of the checkpoint."""
+    """Step of the checkpoint."""
     commit: str | None
     command: str | None = None
     """The command that repeats the training, if it is a public one."""
@@ -178,23 +178,23 @@ class ModelInfo:
     figures: Figures | None
     """None if these weights have not been evaluated."""
     no_figures: str | None = None
-    """Sentences on why not, if the run has been: its figures are those of another checkpoint."""
+    """Why there are no figures although the run was evaluated: they belong to another checkpoint."""
     over_seeds: OverSeeds | None = None
     poker_faces: dict[str, float | int | str | None] | None = None
     """The run's metrics of poker faces, by their names in docs/reference/metrics.md."""
     license: str
-    """Of the weights, which depends on the data."""
+    """Licence of the weights, which depends on the data."""
     weights_sha256: str
     """`weights_sha256` of the tensors."""
     runtime: RuntimeInfo | None = None
-    """Of `--format onnx`, `torch-export` and `timm`."""
+    """Only for `--format onnx`, `torch-export` and `timm`."""
     notes: tuple[str, ...] = ()
-    """Sentences for the model card that only those who trained the model know."""
+    """Sentences for the model card that only the model's authors can add."""
     mean: float = MEAN_AND_STD[0]
     std: float = MEAN_AND_STD[1]
     library: str = LIBRARY
     version: str = ""
-    """Of pfcluster."""
+    """Version of pfcluster."""
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -236,7 +236,7 @@ def parse_info(text: str | bytes, source: str) -> ModelInfo:
 def info_of(values: object, source: str) -> ModelInfo:
     """The record of a JSON value. Raises InferenceError that names `source`."""
     if not isinstance(values, dict) or values.get("library") != LIBRARY:
-        raise InferenceError(f"{source} does not describe a pfcluster model; give a folder of `pfcluster export`")
+        raise InferenceError(f"{source} does not describe a pfcluster model; pass a folder of `pfcluster export`")
     if values.get("format") != FORMAT:
         raise InferenceError(
             f"{source} has format {values.get('format')!r}, this version reads format {FORMAT}; export the run again"
@@ -256,5 +256,5 @@ def read_info(folder: Path) -> ModelInfo:
         return parse_info(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise InferenceError(
-            f"{folder} is no model: it has no {CONFIG_FILE}; export one with `pfcluster export`"
+            f"{folder} is not a model: it has no {CONFIG_FILE}; export one with `pfcluster export`"
         ) from (error)

@@ -41,7 +41,7 @@ class OnnxPredictor:
         """
         if not folder.is_dir():
             raise InferenceError(
-                f"onnxruntime needs a folder of `pfcluster export RUN --format onnx` as --model, and {folder} is none;"
+                f"onnxruntime needs a folder of `pfcluster export RUN --format onnx` as --model, not {folder};"
                 " --engine torch takes the other forms of --model"
             )
         self.info = read_info(folder)

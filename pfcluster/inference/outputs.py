@@ -20,7 +20,7 @@ class Target:
     option: str
     path: Path
     suffixes: tuple[str, ...] = ()
-    """Of the pictures in a folder; empty for a file."""
+    """Suffixes of the pictures in a folder; empty for a file."""
 
     @property
     def is_folder(self) -> bool:
@@ -43,7 +43,7 @@ def require_apart(inputs: Inputs, targets: Sequence[Target]) -> None:
             if searched is not None:
                 raise InferenceError(
                     f"{target.option} {target.path} lies in {searched}, which is searched for inputs, so the next"
-                    " prediction would take what is written there for photos or videos; name a place outside"
+                    " prediction would read what is written there; use a folder outside"
                 )
     _require_no_input(inputs, targets)
 
@@ -98,11 +98,11 @@ def _require_no_input(inputs: Inputs, targets: Sequence[Target]) -> None:
         for target, place in places:
             if not target.is_folder and place == file:
                 raise InferenceError(
-                    f"{target.option} {target.path} is the input {source.name}, which would be replaced; give another"
+                    f"{target.option} {target.path} is the input {source.name}, which would be replaced; use another"
                     " name"
                 )
             if target.is_folder and place in (os.path.dirname(file), folders[folder]):
                 raise InferenceError(
                     f"{target.option} {target.path} is the folder of the input {source.name}, so pictures could replace"
-                    " inputs or be taken for them; give another folder"
+                    " inputs or be taken for them; use another folder"
                 )

@@ -52,7 +52,7 @@ def is_one_video(target: Path) -> bool:
 def make_folder(folder: Path, option: str) -> None:
     """Create a folder for pictures. Raises InferenceError if a file is in its place, OSError."""
     if folder.exists() and not folder.is_dir():
-        raise InferenceError(f"{option} {folder} is a file; give a folder")
+        raise InferenceError(f"{option} {folder} is a file; pass a folder")
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -88,7 +88,7 @@ def synthetic_picture(pixels: np.ndarray, side: int) -> Image.Image:
 
 
 def _mark_pixels(draw: ImageDraw.ImageDraw, right: int, bottom: int) -> None:
-    """Write the mark into the corner of the generated face itself, so that it stays when the picture is cut."""
+    """Write the mark into the corner of the generated face itself, so that cropping the picture keeps it."""
     font = ImageFont.load_default(12)
     place = (right - 4, bottom - 3)
     draw.text(place, "synthetic", "white", font, anchor="rs", stroke_width=2, stroke_fill="black")
@@ -130,7 +130,7 @@ class Annotator:
         self._writer: VideoWriter | None = None
         self._temporary = self._final = target
         if self._is_file and (len(sources) != 1 or not sources[0].is_stream):
-            raise InferenceError(f"--annotate {target} is one video, but the inputs are not; give a folder")
+            raise InferenceError(f"--annotate {target} is one video, but the inputs are not; pass a folder")
         if self._is_file and target.is_dir():
             raise InferenceError(f"--annotate {target} is a folder; a name that ends in .mp4 must be that of a video")
         make_folder(target.parent if self._is_file else target, "--annotate")

@@ -58,7 +58,7 @@ class PipelineOptions:
     """How photos are read and batched."""
 
     batch_size: int = 32
-    """Faces a batch of the network."""
+    """Faces per batch of the network."""
     read: ReadOptions = field(default_factory=ReadOptions)
     keep_images: bool = False
     """Keep the photos, to draw on them."""

@@ -1,7 +1,7 @@
 """The interface between the pipeline, which reads photos and writes tables, and a runtime that computes the network.
 
-Every runtime takes stored images as a shard has them and does resizing and normalisation itself. This module and all
-that reads, tracks and writes know no torch.
+Every runtime takes images as stored in a shard and does resizing and normalisation itself. This module, and the modules
+that read, track and write, do not import torch.
 
 Legend: b images, s side of a stored image (`Preprocessing.crop_size`), z side of the network's input, k classes, d
 features.

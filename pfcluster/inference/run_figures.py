@@ -22,11 +22,11 @@ PokerFigures = dict[str, float | int | str | None]
 
 @dataclass(frozen=True, kw_only=True)
 class RunFigures:
-    """What a model card says of a checkpoint's quality."""
+    """Figures of a checkpoint's quality for the model card."""
 
     figures: Figures | None = None
     no_figures: str | None = None
-    """Why there are none, if the run has been evaluated."""
+    """Why there are no figures although the run has been evaluated."""
     over_seeds: OverSeeds | None = None
     poker_faces: PokerFigures | None = None
 

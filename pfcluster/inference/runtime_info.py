@@ -1,4 +1,4 @@
-"""What `config.json` says of a model that was exported for another runtime: files, checks, int8, timm. No torch."""
+"""The part of `config.json` on a model exported for another runtime: files, checks, int8, timm. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RUNTIME_FILES = (
     TIMM_FILE,
 )
 INPUT = "crops"
-"""Of all graphs: stored images uint8 b s s 3, RGB."""
+"""Input of all graphs: stored images uint8 b s s 3, RGB."""
 LOGITS, FEATURES = "logits", "features"
 """Outputs of the classifier's graphs: float32 b k and b d."""
 POKER_FACES = "poker_faces"
@@ -68,8 +68,8 @@ class RuntimeInfo:
     checked_on: str
     """The images of this check."""
     versions: dict[str, str]
-    """Of the packages that wrote and checked the files."""
+    """Versions of the packages that wrote and checked the files."""
     opset: int | None = None
-    """Of ONNX."""
+    """ONNX's opset."""
     int8: Int8Info | None = None
     timm: TimmInfo | None = None

@@ -120,9 +120,9 @@ def split_pattern(pattern: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def _pattern(text: str) -> tuple[list[Source], str]:
-    """What a pattern matches, and a sentence on what is skipped of it."""
+    """The sources that a pattern matches, and a sentence on skipped files."""
     if not glob.has_magic(text):
-        raise InferenceError(f"{text} does not exist; give a photo, a folder, a pattern, a video or a webcam's number")
+        raise InferenceError(f"{text} does not exist; pass a photo, a folder, a pattern, a video or a webcam's number")
     matches = sorted(glob.glob(text, recursive=True))
     matches = [match for match in matches if os.path.isfile(match) or not os.path.exists(match)]  # or a broken link
     note = _skipped(split_pattern(text)[0], [match for match in matches if not is_listed(match)])
@@ -148,7 +148,7 @@ def is_listed(name: str) -> bool:
 
 
 def _folder(root: Path) -> tuple[list[Source], str]:
-    """What a folder holds, and a sentence on what is skipped of it."""
+    """The sources in a folder, and a sentence on skipped files."""
     names: list[str] = []
     others: list[str] = []
 
@@ -182,7 +182,7 @@ def read_photo(name: str) -> DecodedPhoto:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What is read of videos."""
+    """Which frames of videos are read."""
 
     frame_step: int = 1
     """Every n-th frame is used."""

@@ -54,11 +54,11 @@ def export_space(
 def _require_free(output: Path) -> None:
     """Raises InferenceError if a folder holds something other than a Space of this module."""
     if output.is_file():
-        raise InferenceError(f"--output {output} is a file; give a folder")
+        raise InferenceError(f"--output {output} is a file; pass a folder")
     if output.is_dir() and any(output.iterdir()):
         app = output / APP_FILE
         if not app.is_file() or app.read_text(errors="replace") != APP:
-            raise InferenceError(f"--output {output} holds other files; give a new folder")
+            raise InferenceError(f"--output {output} holds other files; use a new folder")
 
 
 def _left_out(folder: str, names: list[str]) -> list[str]:

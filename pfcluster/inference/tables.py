@@ -36,7 +36,7 @@ def require_writable(output: Path) -> None:
     if output.suffix not in SUFFIXES:
         raise InferenceError(f"--output must end in {', '.join(SUFFIXES)}, got {output}")
     if output.is_dir():
-        raise InferenceError(f"--output {output} is a folder; give a file in it")
+        raise InferenceError(f"--output {output} is a folder; pass the path of a file in it")
     if not output.parent.is_dir():
         raise InferenceError(f"--output {output}: there is no folder {output.parent}; create it first")
     if output.suffix == ".parquet":
@@ -49,7 +49,7 @@ def partial_file(output: Path) -> Path:
 
 
 FILES = "files"
-"""Of what rows depend on: the state of the inputs' files."""
+"""Key of the state of the inputs' files, on which rows depend."""
 
 
 class PartialTable:
@@ -72,7 +72,7 @@ class PartialTable:
         self._lock = FileLock(self.path)
         if not self._lock.acquire(blocking=False, record=False):
             self._lock.__exit__(None, None, None)
-            raise InferenceError(f"another process is writing {output}; wait for it, or give another --output")
+            raise InferenceError(f"another process is writing {output}; wait for it, or use another --output")
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._lock.__exit__, None, None, None)
             end = self._resume(header, whole_sources)
@@ -136,7 +136,7 @@ class PartialTable:
                 " to predict all of them anew"
             )
         raise InferenceError(
-            f"{self.path} belongs to a prediction with another model, other inputs or other options; give that"
+            f"{self.path} belongs to a prediction with another model, other inputs or other options; run that"
             " command again to finish it, or remove the file to start anew"
         )
 
@@ -148,7 +148,7 @@ class PartialTable:
         self._write(json.dumps({"after": asdict(after), "readable": is_readable}))
 
     def flush(self) -> None:
-        """Hand the rows to the system, so that they outlive this process."""
+        """Flush the rows to the operating system, so that they are kept if this process dies."""
         self._file.flush()
 
     def _write(self, line: str) -> None:
@@ -183,7 +183,7 @@ def _line(line: bytes, path: Path) -> dict[str, Any]:
     except JsonFileError as error:
         raise InferenceError(f"{error}; remove the file to start anew") from error
     if not isinstance(values, dict):
-        raise InferenceError(f"{path} has a line that is no object; remove the file to start anew")
+        raise InferenceError(f"{path} has a line that is not an object; remove the file to start anew")
     return values
 
 

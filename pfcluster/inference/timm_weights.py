@@ -22,7 +22,7 @@ normalisation is pfcluster's."""
 
 
 def timm_info(info: ModelInfo) -> TimmInfo:
-    """How timm makes the encoder. Raises InferenceError for nets that timm's ViT is not."""
+    """How timm makes the encoder. Raises InferenceError for nets that timm's ViT cannot represent."""
     encoder = _encoder(info)
     return TimmInfo(
         name=BASE,

@@ -189,7 +189,7 @@ class TorchPredictor:
         return _pixels(self._pf_vit().transfer(self._input(emotion_crops), self._input(face_crops)))
 
     def attention(self, crops: NDArray[np.uint8]) -> NDArray[np.float32] | None:
-        """Grad-CAM++ maps of the predicted class in 0..1: b s s 3 -> b z z; None for a net that is no ViT.
+        """Grad-CAM++ maps of the predicted class in 0..1: b s s 3 -> b z z; None for a net that is not a ViT.
 
         Not for several threads at once: a hook is in the net while it computes.
         """

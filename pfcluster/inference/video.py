@@ -21,7 +21,7 @@ CODEC = "mp4v"
 DEFAULT_RATE = 25.0
 """Frames per second of a video that does not say."""
 MIN_COMPLETE = 0.98
-"""A video of which fewer frames can be read than its header says, by this factor, is reported as cut."""
+"""A video with fewer readable frames than this share of the number in its header is reported as cut."""
 
 
 class VideoReader:
@@ -44,7 +44,7 @@ class VideoReader:
             self._capture.release()
             if is_webcam:
                 raise InferenceError(f"{name} cannot be opened: no such camera, or another program uses it")
-            raise UnreadablePhotoError("it is no video that OpenCV can read")
+            raise UnreadablePhotoError("it is not a video that OpenCV can read")
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.rate = rate if np.isfinite(rate) and 0 < rate <= 1000 else DEFAULT_RATE
         """Frames per second."""

@@ -93,7 +93,7 @@ def read(folder: Path) -> list[Attempt]:
         except FileNotFoundError:
             continue
         except JsonFileError as error:
-            warnings.warn(f"{error}; this attempt counts as one that never was", stacklevel=2)
+            warnings.warn(f"{error}; this attempt is ignored", stacklevel=2)
     return recorded
 
 

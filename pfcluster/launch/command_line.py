@@ -56,14 +56,14 @@ def parse_known(
 
 
 HELP = ("-h", "--help")
-"""Options that ask for help, also after one of `QUOTING`."""
+"""Help options, which are recognised even after one of `QUOTING`."""
 QUOTING = ("--build",)
 """Options whose value is another command's options."""
 
 
 def join_quoted(arguments: Sequence[str]) -> list[str]:
-    """`--build "--size 112"` as `--build="--size 112"`: tyro takes every word that begins with -- for an option. A
-    single word, as of `--build --no-detect`, can only be told from an option after `QUOTING`.
+    """`--build "--size 112"` as `--build="--size 112"`: tyro treats every word that begins with -- as an option. A
+    single word, as in `--build --no-detect`, is recognised as a value only after `QUOTING`.
     """
     words: list[str] = []
     for word in arguments:
@@ -123,7 +123,7 @@ def option_names(kind: type, prefix: str = "--") -> Iterator[str]:
 
 
 def _missing(kind: type, arguments: Sequence[str]) -> list[str]:
-    """Required options that the arguments do not give; positional ones by their placeholder."""
+    """Required options missing from the arguments; positional ones by their placeholder."""
     given = {word.partition("=")[0].replace("_", "-") for word in arguments}
     hints = get_type_hints(kind, include_extras=True)
     names = []

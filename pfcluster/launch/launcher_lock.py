@@ -70,11 +70,11 @@ def require_kind(folder: Path, *, grows: bool) -> None:
     it is a run's.
     """
     if (folder / CONFIG_FILE).exists():
-        raise ConfigError(f"{folder} is the folder of a run; give another --output")
+        raise ConfigError(f"{folder} is the folder of a run; use another --output")
     record = read_plan(folder)
     if record is not None and record.grows == (not grows):
         kind = "the sweep" if record.grows else "the runs of"
-        raise ConfigError(f"{folder} holds {kind} {record.name}; give another --output")
+        raise ConfigError(f"{folder} holds {kind} {record.name}; use another --output")
 
 
 def require_no_launcher(folder: Path) -> None:
@@ -98,6 +98,6 @@ def in_progress(folder: Path) -> ConfigError:
 
 
 def _wait(lock: FileLock) -> bool:
-    """Take a launcher's lock exclusively; False if others keep it, for longer than `pfcluster status` does."""
+    """Take a launcher's lock exclusively; False if it stays locked for longer than `pfcluster status` holds it."""
     deadline = time.monotonic() + QUIET_SECONDS
     return lock.wait(lambda: time.monotonic() > deadline)

@@ -1,4 +1,4 @@
-"""Where a command runs: the options of SLURM, Ray and this machine, and what they amount to."""
+"""Where a command runs: the options of SLURM, Ray and this machine, and the resulting cluster."""
 
 from __future__ import annotations
 

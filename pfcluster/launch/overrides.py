@@ -18,7 +18,7 @@ SET_BY_STUDIES = {**SET_BY_COMMANDS, "--name": "the runs of a study are named af
 
 
 def require_absent(overrides: Sequence[str], reasons: Mapping[str, str]) -> None:
-    """Raises ConfigError if the pairs give one of the options in `reasons`, whose value would have no effect."""
+    """Raises ConfigError if the pairs set one of the options in `reasons`, whose value would have no effect."""
     for word in overrides:
         option = word.partition("=")[0].replace("_", "-")
         if option in reasons:
@@ -36,7 +36,7 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def override_value(overrides: Sequence[str], option: str) -> str | None:
-    """The last value that the pairs give to an option such as "--data.shards"; None if they give none."""
+    """The last value that the pairs set for an option such as "--data.shards"; None if they set none."""
     value = None
     for number, word in enumerate(overrides):
         name, equals, text = word.partition("=")

@@ -173,5 +173,5 @@ def _require_not_queued(runs: Sequence[TrainRun]) -> None:
         if job.alive:
             raise ConfigError(
                 f"{by_job[number].folder} belongs to SLURM: job {number} is {job.state.lower()}; cancel it first"
-                " (`pfcluster cancel NAME`), or give the same command with --executor slurm"
+                " (`pfcluster cancel NAME`), or run the same command with --executor slurm"
             )

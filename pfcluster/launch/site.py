@@ -177,7 +177,7 @@ def load_site(path: Path | None) -> Site:
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"site file {file} cannot be read: {error.strerror}; give --site FILE") from error
+        raise ConfigError(f"site file {file} cannot be read: {error.strerror}; pass --site FILE") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"site file {file} is not TOML: {error}") from error
     return Site(source=str(file), **checked(values, str(file)))

@@ -155,7 +155,7 @@ def signal_cause(job: JobInfo | None, restarts: int) -> SignalCause:
 
     "cancelled": by a user; "requeued": SLURM restarts it; "preempted": SLURM ends it and does not restart it; "timed
     out": it is at its time limit; "warned": the time limit or the grace time approaches. A job that is ending has only
-    the state COMPLETING in `scontrol`; its restarts, its preemption time and its reason tell the cases apart (observed
+    the state COMPLETING in `scontrol`; its restarts, its preemption time and its reason distinguish the cases (observed
     with SLURM 22.05).
     """
     if job is None:
@@ -170,8 +170,8 @@ def signal_cause(job: JobInfo | None, restarts: int) -> SignalCause:
 
 
 def job_states(ids: Iterable[str], *, retry_seconds: float = 10.0) -> dict[str, JobInfo]:
-    """Jobs by their ids, from slurmctld and for those that it has forgotten from the accounting, if there is one. Jobs
-    that neither knows are left out. Raises SlurmError if nothing answers.
+    """Jobs by their ids, from slurmctld, or from the accounting (if there is one) for those that it no longer lists.
+    Jobs that are in neither are left out. Raises SlurmError if nothing answers.
     """
     requested = {job for job in ids if job}
     if not requested:
@@ -184,7 +184,7 @@ def job_states(ids: Iterable[str], *, retry_seconds: float = 10.0) -> dict[str, 
 
 
 def _queued_jobs(ids: set[str], retry_seconds: float) -> list[JobInfo]:
-    """Jobs that squeue knows. It rejects a list that holds a forgotten job only if that is the only one."""
+    """Jobs that squeue lists. It rejects a list with a job that it no longer knows only if that is the only one."""
     numbers = sorted({job.split("_")[0] for job in ids}, key=int)
     try:
         text = run_command(
@@ -200,7 +200,7 @@ def _queued_jobs(ids: set[str], retry_seconds: float) -> list[JobInfo]:
 
 
 def _accounted_jobs(ids: set[str]) -> list[JobInfo]:
-    """Jobs that sacct knows; none on a site without accounting."""
+    """Jobs that sacct lists; none on a site without accounting."""
     try:
         text = run_command(
             "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(sorted(ids))}",
@@ -253,7 +253,7 @@ def partition(name: str | None) -> dict[str, str]:
     rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.strip()]
     chosen = [row for row in rows if name or row.get("Default") == "YES"]
     if not chosen:
-        raise SlurmError(f"the cluster has no default partition: give --partition, one of {', '.join(_names(rows))}")
+        raise SlurmError(f"the cluster has no default partition: set --partition, one of {', '.join(_names(rows))}")
     return chosen[0]
 
 

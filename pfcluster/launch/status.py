@@ -238,7 +238,7 @@ def _with_metrics(task: TaskStatus) -> TaskStatus:
 
 
 def _retried(task: TaskStatus, plan: PlanRecord) -> TaskStatus:
-    """Say of a failed trial what trains it again: a sweep goes on without it."""
+    """Add to a failed trial how it is trained again: a sweep continues without it."""
     retried = plan.grows and task.state == "failed" and task.reason != RESTORE
     return replace(task, reason=RETRIES) if retried else task
 

@@ -41,7 +41,7 @@ def make_plan(options: Options) -> Plan:
         config = apply_overrides(start, options.overrides)
     if config.model.init == SAME_SEED_MAE_VIT:
         raise ConfigError(
-            f"model.init must name a run: PF-ViT of preset {options.preset} starts from a fine-tuned MAE-ViT; give"
+            f"model.init must name a run: PF-ViT of preset {options.preset} starts from a fine-tuned MAE-ViT; pass"
             " --model.init and --pf-mag.decoder-init, the folders of runs of `pfcluster finetune` and `pfcluster"
             " pretrain`, or train everything with `pfcluster study`"
         )
@@ -157,7 +157,7 @@ def _require_size(options: Options, shards: Path) -> None:
     if options.budget_controls and not (shards / MANIFEST).exists():
         raise ConfigError(
             "--budget-controls: the length of these runs depends on the number of training images, and the shards are"
-            f" not built; build them first with `pfcluster build --input {options.input} --output {shards}`, then give"
+            f" not built; build them first with `pfcluster build --input {options.input} --output {shards}`, then pass"
             f" --data.shards {shards} instead of --input"
         )
 

@@ -137,5 +137,5 @@ def _unfinished(runs: Sequence[TrainRun], console: Console) -> list[TrainRun]:
 
 
 def _stopped_alone(run: TrainRun) -> LaunchError:
-    """The error of a run that a signal stopped which its launcher did not receive: what waits for it must not start."""
+    """The error of a run stopped by a signal that its launcher did not get; runs that wait for it must not start."""
     return LaunchError(f"{run.label} was stopped by a signal to its own process; the same command continues it", 1)

@@ -111,7 +111,7 @@ class Options:
     overrides: tuple[str, ...]
     """`--section.field value` pairs, as given."""
     overrides_file: OverridesFile | None = None
-    """Of --overrides."""
+    """Content of the file that --overrides names."""
     pf_vit_start: PfVitStart | None = None
     budget_controls: tuple[BudgetControl, ...] = ()
 

@@ -59,7 +59,7 @@ class Stage(nn.Module):
 
 class ConvStem(nn.Module):
     """An image to one token per patch by stages of stride 2. With kept patches, hidden ones are set to zero before
-    every convolution, so that no token of a kept patch depends on a hidden one; their own tokens are computed in vain.
+    every convolution, so that no token of a kept patch depends on a hidden one; tokens of hidden patches are discarded.
     """
 
     def __init__(self, channels: Sequence[int], width: int) -> None:

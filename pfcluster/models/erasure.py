@@ -1,12 +1,12 @@
 """Erasure of the emotion from the identity tokens f_p. Not in the paper, whose losses leave the emotion in f_p.
 
-The classifier of PF-ViT says how much of each emotion an image shows, and the patch tokens lose the offset that belongs
-to it, so that their mean is the same for every class. Then no linear classifier predicts the class from them better
-than a constant does (Belrose et al. 2023, theorem 3.1). The class token, from which the classifier reads the emotion,
-becomes the mean class token. What is not linear in the tokens may still tell the emotion.
+An offset, which depends linearly on the probabilities that PF-ViT's classifier assigns to the emotions, is subtracted
+from an image's patch tokens, so that their mean is the same for every class. Then no linear classifier predicts the
+class from them better than a constant does (Belrose et al. 2023, theorem 3.1). The class token, from which the
+classifier reads the emotion, is replaced by the mean class token. Nonlinear classifiers may still predict the emotion.
 
-The projection of Belrose et al. (LEACE), which needs no classifier, removes k - 1 numbers of every token, this offset
-k - 1 numbers of all patch tokens together (docs/results/poker_face_search.md).
+The projection of Belrose et al. (LEACE), which needs no classifier, removes k - 1 dimensions of every token; this
+offset has k - 1 degrees of freedom for all patch tokens together (docs/results/poker_face_search.md).
 
 Legend: b images, k classes, t tokens, n = t - 1 patches, d channels.
 """
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 DECAY = 0.98
-"""Of the running sums over training steps: they cover the last 50 steps."""
+"""Decay of the running sums over training steps, which cover about the last 50 steps."""
 SMALLEST_COUNT = 1e-12
-"""Of a class in the running sums: one that has not occurred for a thousand steps keeps its mean, which smaller and
-smaller sums would lose to rounding."""
+"""Smallest count of a class in the running sums: a class that has not occurred for a thousand steps keeps its mean,
+which would be lost to rounding if its sums became ever smaller."""
 TEMPERATURE = 3.0
-"""Of the classifier's probabilities, so that they grade an expression instead of naming it with certainty."""
+"""Softens the classifier's probabilities, so that they grade an expression instead of being near 0 or 1."""
 RIDGE = 1e-4
 """Added to the squared differences between the classes' mean probabilities: a classifier that cannot distinguish the
 classes, at the start of a training from the MAE, removes little instead of amplifying noise."""
@@ -114,8 +114,8 @@ class OffsetRemoval(nn.Module):
 
     @torch.no_grad()
     def fit(self, statistics: ClassStatistics, valid: Tensor | None = None) -> None:
-        """Give the patch tokens of the images that were counted the same mean for all their classes; nothing where
-        `valid`, a scalar on the device, is false. Reads nothing from the device.
+        """Fit the offset such that the patch tokens of the counted images have the same mean for all classes. No effect
+        where `valid`, a scalar on the device, is false. Reads nothing from the device.
 
         D are the differences of the classes' mean tokens from the mean of these means, Q those of their graded
         emotions. M solves Q M = D by ridge regression: M = Qᵀ(Q Qᵀ + ε I)⁻¹ D with ε = RIDGE.
@@ -199,7 +199,7 @@ class EmotionErasure(nn.Module):
         self.running = None
 
     def calibrate_from_running(self) -> None:
-        """Take the running erasure for the calibrated one: for weights that are saved without an evaluation."""
+        """Use the running erasure as the calibrated one: for weights that are saved without an evaluation."""
         if self.running is not None:
             self.calibrated.load_state_dict(self.running.state_dict())
 
@@ -209,7 +209,7 @@ class EmotionErasure(nn.Module):
 
 
 def inference_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's weights without what only the training of its erasure needs."""
+    """A model's weights without those that its erasure needs in training only."""
     return {
         name: value
         for name, value in weights.items()

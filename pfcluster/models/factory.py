@@ -111,7 +111,7 @@ def _load_classifier(config: RunConfig, modules: dict[str, nn.Module], values: M
             found = "no classification head" if weight is None else f"a head for {len(weight)} classes"
             raise pretrained.WeightsError(
                 f'model.init: pf_mag.discriminator_init "classifier" needs a fine-tuned classifier of'
-                f" {len(pf_vit.classifier.weight)} classes, but {source} has {found}; give a run of mae-vit or scratch"
+                f" {len(pf_vit.classifier.weight)} classes, but {source} has {found}; use a run of mae-vit or scratch"
                 ' on the same classes, or pf_mag.discriminator_init "decoder"'
             )
         assert source is not None

@@ -28,7 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class IdentityNetError(ValueError):
-    """The identity net cannot be loaded. The message says what was tried and names alternatives."""
+    """The identity net cannot be loaded. The message names what was tried, and alternatives."""
 
 
 class IdentityNet(nn.Module, ABC):
@@ -127,7 +127,7 @@ def find_weights(kind: Literal["facenet", "resnet"], local: str | None) -> Path 
     With several processes call it on one first, because the download takes no lock. Raises IdentityNetError.
     """
     options = (
-        "give the file with --pf-mag.identity-net-weights FILE (reproduce: --identity-net-weights, --resnet-weights),"
+        "pass the file with --pf-mag.identity-net-weights FILE (reproduce: --identity-net-weights, --resnet-weights),"
         " or use no net with --pf-mag.identity-net tokens (the paper's ablation: the cosine of the tokens)"
     )
     if local is not None:
@@ -165,7 +165,7 @@ def _matching(state: dict[str, Tensor], expected: dict[str, Tensor], problem: st
     first = next(iter(expected))
     prefixes = [name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")]
     if not prefixes:
-        raise IdentityNetError(f"pf_mag.identity_net_weights: {problem}: it has no {first}; give its library's file")
+        raise IdentityNetError(f"pf_mag.identity_net_weights: {problem}: it has no {first}; use its library's file")
     matching = {name: state.get(min(prefixes, key=len) + name) for name in expected}
     for name, value in expected.items():
         found = matching[name]
@@ -173,7 +173,7 @@ def _matching(state: dict[str, Tensor], expected: dict[str, Tensor], problem: st
             matching[name] = value
         elif found is None or found.shape != value.shape or found.is_complex():
             shape = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {tuple(value.shape)}"
-            raise IdentityNetError(f"pf_mag.identity_net_weights: {problem}: {name} {shape}; give its library's file")
+            raise IdentityNetError(f"pf_mag.identity_net_weights: {problem}: {name} {shape}; use its library's file")
         elif not torch.isfinite(found).all():
             raise IdentityNetError(f"pf_mag.identity_net_weights: {problem}: {name} is not finite; download it again")
     return {name: value for name, value in matching.items() if value is not None}

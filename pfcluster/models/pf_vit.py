@@ -116,8 +116,8 @@ class PFViT(nn.Module):
         self.erasure: EmotionErasure | None = None
 
     def add_erasure(self) -> None:
-        """Erase the emotion from f_p (models/erasure.py); f_e = f - f_p takes it up, the classifier reads a f still.
-        Needs a separator, and the tokens of all patches.
+        """Erase the emotion from f_p (models/erasure.py). f_e = f - f_p then contains what was erased; the classifier
+        still reads a f. Needs a separator, and the tokens of all patches.
         """
         tokens = 1 + len(self.encoder.positions)
         self.erasure = EmotionErasure(tokens, self.classifier.in_features, self.classifier.out_features)

@@ -33,7 +33,7 @@ RENAMED = (
     (r"decoder_embed\.(\w+)$", r"decoder.embed.\1"),
     (r"mask_token$", "decoder.mask_token"),
 )
-"""Names of timm and facebookresearch/mae, which agree on the encoder, and pfcluster's."""
+"""Parameter names of timm and facebookresearch/mae, which agree on the encoder, and of pfcluster."""
 
 
 def read(source: str, normalisation: Normalisation = "auto") -> StateDict:
@@ -128,14 +128,14 @@ def _open(source: str, *, pretrained: bool) -> WeightsFile:
         stated = {"mean": list(setup["mean"]), "std": list(setup["std"])}
         return WeightsFile(model.state_dict(), nested=False, config=stated)
     if not Path(source).exists():
-        raise WeightsError(f"model.init: neither a folder nor a file: {source}; give a run, a checkpoint or timm:NAME")
+        raise WeightsError(f"model.init: neither a folder nor a file: {source}; pass a run, a checkpoint or timm:NAME")
     return read_weights(Path(source))
 
 
 def _files_hint(folder: Path) -> str:
-    """The file of weights in a folder that is no run, for its error message."""
+    """The file of weights in a folder that is not a run, for its error message."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".safetensors"))
-    return f"; give a file in it, such as {files[0]}" if files else ""
+    return f"; use a file in it, such as {files[0]}" if files else ""
 
 
 def _timm_model(name: str, *, pretrained: bool) -> nn.Module:
@@ -146,7 +146,7 @@ def _timm_model(name: str, *, pretrained: bool) -> nn.Module:
     except Exception as error:  # timm and the hub raise many kinds: unknown names, no network, no such file
         raise WeightsError(
             f"model.init: cannot get timm's {name}: {error}; check the name with"
-            " timm.list_models('vit_*', pretrained=True) and the network, or give a downloaded file"
+            " timm.list_models('vit_*', pretrained=True) and the network, or use a downloaded file"
         ) from error
 
 
@@ -180,7 +180,7 @@ def _channels_first(head: Tensor, patch: int, source: str) -> Tensor:
     if channels not in (1, 3) or len(head) != channels * patch**2:
         raise WeightsError(
             f"model.init: the decoder of {source} predicts {len(head)} values per patch, not the {3 * patch**2} of"
-            f" {patch} x {patch} pixels; give the encoder's weights alone"
+            f" {patch} x {patch} pixels; use the encoder's weights alone"
         )
     grid = head.reshape(patch, patch, channels, -1).permute(2, 0, 1, 3).expand(3, -1, -1, -1)
     return grid.reshape(3 * patch**2, *head.shape[1:])

@@ -26,10 +26,10 @@ OTHER_FORMATS = {
     b"<": "a web page or XML, not weights: the download went wrong",
     b"\x89HDF": "HDF5, as Keras writes it: convert it to safetensors",
     b"\x93NUMPY": "a NumPy array: convert it to safetensors",
-    b"GGUF": "GGUF, a format for inference: give the original weights",
+    b"GGUF": "GGUF, a format for inference: use the original weights",
     b"\x1f\x8b": "compressed with gzip: unpack it first",
 }
-"""First bytes of files that are taken for weights, and what to say of them."""
+"""First bytes of files that are mistaken for weights, and the message for each."""
 
 
 class WeightsError(ValueError):
@@ -85,7 +85,7 @@ def read_weights(path: Path, option: str = "model.init") -> WeightsFile:
         raise WeightsError(f"{option}: {path} holds no weights that can be read: {_reason(error)}") from error
     tensors, nested = _named_tensors(values)
     if not tensors:
-        raise WeightsError(f"{option}: {path} is no state dict: it holds no named tensors")
+        raise WeightsError(f"{option}: {path} is not a state dict: it holds no named tensors")
     is_hub = path.name in HUB_FILES
     return WeightsFile(
         tensors,
@@ -114,7 +114,7 @@ def _read_file(path: Path) -> Any:
 
 def _unpickle(path: Path) -> Any:
     """The content of torch.save's file. torch's restricted unpickler runs nothing in it; objects of classes that it
-    does not know (options, NumPy numbers, whole nets) become inert dicts.
+    does not allow (options, NumPy numbers, whole nets) become inert dicts.
     """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -159,7 +159,7 @@ def _reason(error: Exception) -> str:
     line = (str(error).splitlines() or [""])[0].strip()
     if not line or "weights_only" in line or "Weights only" in line:
         line = "it is damaged, or not written by torch.save"
-    return f"{line[:200]} ({type(error).__name__}); give a file of torch.save or safetensors, or download it again"
+    return f"{line[:200]} ({type(error).__name__}); use a file of torch.save or safetensors, or download it again"
 
 
 def _named_tensors(values: Any) -> tuple[StateDict, bool]:

@@ -46,7 +46,7 @@ HUGGING_FACE_NAMES = (
     (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)$", r"blocks.\1.mlp.fc2.\2"),
     (r"encoder\.layer\.(\d+\.attention\.attention\.(?:query|key|value)\.\w+)$", r"attention.\1"),
 )
-"""Of `ViTModel`, without its prefix; the decoder of `ViTMAEForPreTraining` has the same blocks."""
+"""Names of `ViTModel`, without its prefix; the decoder of `ViTMAEForPreTraining` has the same blocks."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class ForeignViT:
     state: StateDict
     mean: Mean
     std: Mean
-    """Of the images that it was trained with, in 0..1, one value per channel."""
+    """Standard deviation of its training images, in 0..1, one value per channel."""
     reason: str
     """Why this normalisation."""
     heads: int | None
-    """Attention heads, if a config.json tells them."""
+    """Attention heads, if a config.json states them."""
 
 
 def own_weights(file: WeightsFile) -> StateDict | None:
@@ -104,7 +104,7 @@ def _find_net(tensors: StateDict, source: str) -> tuple[str, bool]:
         some = ", ".join(list(tensors)[:3])
         raise WeightsError(
             f"model.init: {source} is not a supported ViT: it has no {TIMM} (timm, facebookresearch/mae) and no"
-            f" embeddings.{HUGGING_FACE} (Hugging Face), but {some}, ...; give a ViT of one of these layouts"
+            f" embeddings.{HUGGING_FACE} (Hugging Face), but {some}, ...; use a ViT of one of these layouts"
         )
     ranks = {prefix: _preference(prefix) for prefix in prefixes}
     best = [prefix for prefix, rank in ranks.items() if rank == min(ranks.values())]
@@ -191,7 +191,7 @@ def check_supported(state: StateDict, source: str) -> None:
     if channels not in (1, 3):
         hybrid = " (a hybrid, which embeds features of a convolutional net)" if channels > 4 else ""
         raise WeightsError(
-            f"model.init: {source} takes {channels} channels{hybrid}; pfcluster's images have 3: give a net for colour"
+            f"model.init: {source} takes {channels} channels{hybrid}; pfcluster's images have 3: use a net for colour"
             " or grey images"
         )
     foreign = [name for name in state if re.match(CHANGES_THE_OUTPUT, name)]
@@ -205,7 +205,8 @@ def check_supported(state: StateDict, source: str) -> None:
 
 
 def _check_shapes(state: StateDict, width: int, source: str) -> None:
-    """Raises WeightsError for position embeddings that are no square grid with a class token, and other odd shapes."""
+    """Raises WeightsError for position embeddings that are not a square grid with a class token, and other odd
+    shapes."""
     positions = state["pos_embed"]
     places = positions.shape[1] - 1 if positions.ndim == 3 else -1
     if places < 1 or math.isqrt(places) ** 2 != places:
@@ -237,7 +238,7 @@ def _fp32(value: Tensor, name: str, source: str) -> Tensor:
         return value
     if not value.is_floating_point() or value.layout != torch.strided:
         raise WeightsError(
-            f"model.init: {name} of {source} has the type {value.dtype}, not floating-point numbers: give weights that"
+            f"model.init: {name} of {source} has the type {value.dtype}, not floating-point numbers: use weights that"
             " are not quantised"
         )
     value = value.detach().float()
@@ -277,7 +278,7 @@ def _stated_normalisation(file: WeightsFile, source: str) -> tuple[Mean, Mean, s
         std: Any = values.get(std_key)
         if not (_are_per_channel(mean) and _are_per_channel(std) and min(std) > 0):
             raise WeightsError(
-                f"model.init: {place} of {source} must give {mean_key} and a positive {std_key} of three channels, got"
+                f"model.init: {place} of {source} must have {mean_key} and a positive {std_key} of three channels, got"
                 f" {mean!r} and {std!r}; correct it, or set model.init_normalisation"
             )
         return tuple(mean * (3 // len(mean))), tuple(std * (3 // len(std))), f"from {place}"

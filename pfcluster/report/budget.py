@@ -36,8 +36,8 @@ class Budget:
 
 
 def budgets(groups: Sequence[RunGroup]) -> dict[str, Budget]:
-    """Budget of each group by its label; none without PF-ViT, whose budget raises the question, as counting FLOPs needs
-    torch. Groups whose config or data size is unknown are left out.
+    """Budget of each group by its label; empty for studies without PF-ViT, which need no such comparison: counting
+    FLOPs needs torch. Groups whose config or data size is unknown are left out.
     """
     if not any(group.objective == "pf_mag" for group in groups):
         return {}
@@ -76,8 +76,8 @@ def budgets(groups: Sequence[RunGroup]) -> dict[str, Budget]:
 
 
 def _start(place: Path, by_folder: Mapping[Path, Run]) -> Run | None:
-    """The run in this folder. If nothing is there, the study was moved: the run whose path agrees with the folder's in
-    most of its last parts, at least in two. None if there is no such run, or more than one.
+    """The run in this folder. If it does not exist, the study was moved: the run whose path shares the most last parts
+    with the folder's, at least two. None if there is no such run, or more than one.
     """
     try:
         present = place.exists()

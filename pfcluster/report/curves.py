@@ -30,7 +30,7 @@ class _Series:
         self.kept: Curve = np.zeros((0, 2))
         self.size = 1
         self._sum, self._count = np.zeros(2), 0
-        """Of the points since the last mean."""
+        """Sum and number of the points since the last mean."""
 
     def extend(self, points: Curve) -> None:
         """Add points in the order of the file: p 2."""

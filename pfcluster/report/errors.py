@@ -1,4 +1,4 @@
-"""What a report refuses, and what it warns of."""
+"""Errors and warnings of the report."""
 
 from __future__ import annotations
 

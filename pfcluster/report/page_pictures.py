@@ -56,7 +56,7 @@ class PagePictures:
             raise ReportError(f"the picture {relative_path} is outside the run folder {folder}; it is omitted")
         mime_type = MIME_TYPES.get(file.suffix.lower())
         if mime_type is None:
-            raise ReportError(f"the picture {file} is none of {', '.join(MIME_TYPES)}; it is omitted")
+            raise ReportError(f"the picture {file} is not one of {', '.join(MIME_TYPES)}; it is omitted")
         try:
             content = file.read_bytes()
         except OSError as error:
@@ -78,7 +78,7 @@ class PagePictures:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(target, content)
             except OSError as error:
-                raise ReportError(f"cannot write {target}: {error.strerror}; give another output folder") from error
+                raise ReportError(f"cannot write {target}: {error.strerror}; use another output folder") from error
             self._beside.add(target.name)
         return f"{self._files.name}/{target.name}"
 

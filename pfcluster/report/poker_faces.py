@@ -60,7 +60,7 @@ def poker_sentences(group: RunGroup) -> list[str]:
 
 
 def poker_findings(group: RunGroup) -> list[str]:
-    """Of `poker_sentences` those that belong among a report's findings: distances, and how many faces are neutral."""
+    """The `poker_sentences` that are findings of a report: distances, and how many faces are neutral."""
     sentences = poker_sentences(group)
     return sentences if not group.comparable else [*sentences[:2], *_neutralised_rate(group)]
 

@@ -75,8 +75,8 @@ def small_sample_factor(seeds: int, confidence: float = 0.95) -> float:
     """Width of Student's t interval relative to the percentile bootstrap's: sqrt(s / (s - 1)) t / z.
 
     The expanded percentile interval of Hesterberg 2015 (The American Statistician 69(4)), as a factor: 2.7 for three
-    seeds, 1.2 for ten; 1 for one seed, which has no spread. A draw of two seeds deviates by no more than sqrt(2)
-    standard deviations, which then stands for z: 12.7.
+    seeds, 1.2 for ten; 1 for one seed, which has no spread. The mean of two drawn seeds deviates by at most sqrt(2)
+    standard deviations, which then replaces z: 12.7.
     """
     if seeds == 1:
         return 1.0

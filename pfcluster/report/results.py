@@ -94,7 +94,7 @@ def read_runs(study: Path) -> tuple[list[Run], list[UnfinishedRun], list[Notice]
     Raises ReportError if the folder does not exist or holds no finished run, and for a malformed result.json.
     """
     if not study.is_dir():
-        raise ReportError(f"{study} is not a folder; give the folder that contains the runs of a study")
+        raise ReportError(f"{study} is not a folder; pass the folder that contains the runs of a study")
     runs, unfinished, notices = [], [], []
     for folder in find_runs(study):
         relative_path = folder.relative_to(study).as_posix()

@@ -117,5 +117,5 @@ def write_file(file: Path, text: str) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, text)
     except OSError as error:
-        raise ReportError(f"cannot write {file}: {error.strerror}; give another output folder") from error
+        raise ReportError(f"cannot write {file}: {error.strerror}; use another output folder") from error
     return file

@@ -34,8 +34,8 @@ class DataRecord:
     """In the order of the labels; empty for unlabelled data."""
     votes: str | None
     plan: str | None
-    """Of shards, the checksum of their build's plan: builds with equal plans have the same photos in the same splits,
-    also at another size or alignment."""
+    """Checksum of the plan with which shards were built: builds with equal plans have the same photos in the same
+    splits, also at another size or alignment."""
     splits: dict[str, SplitRecord]
 
     def describe(self) -> str:

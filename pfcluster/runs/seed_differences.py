@@ -54,7 +54,7 @@ def config_differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]
 
 def _equal_but_for_seeds(left: Any, right: Any, seeds: tuple[int, int]) -> bool:
     """Whether two values are equal, or strings that differ only where each has its own run's seed: a number that is a
-    word or follows "seed" or "s". Numbers that both strings share, as in a folder `study-1`, are no seeds.
+    word or follows "seed" or "s". Numbers that both strings share, as in a folder `study-1`, are not seeds.
     """
     if not (isinstance(left, str) and isinstance(right, str)):
         return bool(left == right)

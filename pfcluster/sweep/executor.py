@@ -45,7 +45,7 @@ class Resources:
     cpus: int
     """Cores, and threads, of each process."""
     gpus: float
-    """Of each process; below 1 several runs share a GPU."""
+    """GPUs of each process; below 1 several runs share a GPU."""
     max_parallel: int
 
 
@@ -111,8 +111,8 @@ def divide_machine(
 
 
 def _room(gpus: float, devices: Sequence[int]) -> int:
-    """Number of processes with this many GPUs each, a whole number or a fraction of one, that the machines' GPUs hold.
-    What is left of a GPU, or of a machine, is not joined with that of another.
+    """Number of processes with this many GPUs each, a whole number or a fraction of one, that fit on the machines'
+    GPUs. Remainders of different GPUs, or machines, are not combined.
     """
     if gpus > 1:
         return sum(count // int(gpus) for count in devices)

@@ -35,7 +35,7 @@ ROLES = ("scratch", "mae-vit", "pf-vit", "judge")
 class SweepCommand:
     """Search on validation with few seeds, then train the best trials and the baseline again on fresh seeds and report
     both. Every field of the config is an option too, for all runs: --optim.lr 1e-4 --epochs 5. An interrupted sweep
-    continues when the same command is given again. `pfcluster sweep report FOLDER` writes the report again.
+    continues when the same command is run again. `pfcluster sweep report FOLDER` writes the report again.
     """
 
     space: Annotated[
@@ -70,8 +70,8 @@ class SweepCommand:
     grid_points: int = 3
     """Values of each range with --search grid or one-at-a-time."""
     lag: int | None = None
-    """TPE proposes trial i from the results of the trials up to i - LAG; default: 4, or --max-parallel if larger; in a
-    sweep that goes on, its own."""
+    """TPE proposes trial i from the results of the trials up to i - LAG; default: 4, or --max-parallel if larger; a
+    continued sweep keeps its own."""
     reduction: int = 3
     """ASHA: one trial in REDUCTION continues at each rung."""
     rungs: int = 2
@@ -81,11 +81,11 @@ class SweepCommand:
     confirm: int = 2
     """Best configurations that are trained again on fresh seeds; 0: none."""
     seeds: tuple[int, ...] = (0,)
-    """Of the search: each trial is trained with each of them."""
+    """Seeds of the search: each trial is trained with each of them."""
     fresh_seeds: tuple[int, ...] = (1000, 1001, 1002)
-    """Of the confirmation."""
+    """Seeds of the confirmation."""
     search_seed: int = 0
-    """Of the proposals."""
+    """Seed of the proposals."""
     output: Path = Path("runs/sweep")
     """The sweep's folder."""
     job_name: str | None = None
@@ -200,8 +200,8 @@ def _require_free_fields(parameters: Sequence[Parameter], before: Mapping[str, R
 
 
 def _default_lag(command: SweepCommand) -> int:
-    """The lag of the sweep in the folder, which goes on with any --max-parallel: its proposals depend on the lag. Else
-    as many trials as can run in parallel. Raises JsonFileError if the sweep's file is damaged.
+    """The lag of the sweep in the folder, which is kept even if --max-parallel changes: proposals depend on it. Else as
+    many trials as can run in parallel. Raises JsonFileError if the sweep's file is damaged.
     """
     if (command.output / SPEC).exists():
         return load(command.output).lag

@@ -62,8 +62,8 @@ def propose(spec: Spec, baseline: Mapping[str, Any], number: int, earlier: Seque
 
 
 def require_valid_trials(spec: Spec) -> None:
-    """Raises ConfigError if a trial that is known beforehand is no valid config: of a grid, one-at-a-time, or a random
-    search.
+    """Raises ConfigError if a trial that is known beforehand is not a valid config: of a grid, one-at-a-time, or a
+    random search.
     """
     if spec.search == "tpe" or spec.scheduler == "pbt":
         return
@@ -75,8 +75,8 @@ def require_valid_trials(spec: Spec) -> None:
         except ConfigError as error:
             shown = ", ".join(f"{name} {value}" for name, value in values.items())
             raise ConfigError(
-                f"--search {spec.search}: trial {number}, {shown}, is no valid config: {error}; leave out one of these"
-                " values, or use --search tpe or random, which draw again"
+                f"--search {spec.search}: trial {number}, {shown}, is not a valid config: {error}; leave out one of"
+                " these values, or use --search tpe or random, which draw again"
             ) from error
 
 

@@ -203,7 +203,7 @@ def check(parameters: Sequence[Parameter], configs: Mapping[str | None, RunConfi
             with_values(config, {parameter.field: value}, source)
     duplicates = [one.name for one in parameters if sum(one.name == other.name for other in parameters) > 1]
     if duplicates:
-        raise ConfigError(f"--space names {duplicates[0]} twice; give it once")
+        raise ConfigError(f"--space names {duplicates[0]} twice; name it once")
 
 
 def applied(

@@ -48,7 +48,7 @@ CHANGEABLE = (
 DRAWS = 100
 """Draws of a trial's values, of which one must be a valid config."""
 SWITCHES = ("optim.ema", "pf_mag.weights.confusion")
-"""Of these, fields whose value 0 leaves tensors out of the checkpoint that other values need."""
+"""Fields whose value 0 leaves tensors out of the checkpoint that other values need."""
 BALANCED_SWITCHES = ("pf_mag.weights.anchor", "pf_mag.weights.swap")
 """With automatic loss balancing, fields whose value 0 leaves a term's magnitude out of the checkpoint."""
 
@@ -82,7 +82,7 @@ class Spec:
     metric: str = "accuracy"
     """On the validation split."""
     seed: int = 0
-    """Of the search."""
+    """Seed of the search."""
     seeds: tuple[int, ...] = (0,)
     """Every configuration is trained with each of these seeds."""
     confirm: int = 2
@@ -156,7 +156,7 @@ class Spec:
             raise ConfigError(f"--trials: a population needs at least 4 members, got {self.trials}")
 
     def require_valid(self, values: Mapping[str, Any]) -> None:
-        """Raises ConfigError if the values of a trial together are no valid config."""
+        """Raises ConfigError if the values of a trial together are not a valid config."""
         for stage, config in self.stages().items():
             applied(config, self.space, values, stage)
 
@@ -174,7 +174,7 @@ class Spec:
                 continue
             return values
         raise ConfigError(
-            f"--space: {DRAWS} draws in a row were no valid config, the last one because of {reason}; give the values"
+            f"--space: {DRAWS} draws in a row were not valid configs, the last one because of {reason}; list the values"
             " that are valid, as choice:..."
         )
 

@@ -52,9 +52,9 @@ class SweepState:
         self.trials: list[Trial] = read_trials(folder, self.runs)
         self.statuses: list[TrialStatus] = []
         self._ended: dict[int, tuple[Failed | None, Progress]] = {}
-        """Of trials whose runs will not continue."""
+        """Results of trials whose runs will not continue."""
         self._settled: dict[int, TrialStatus] = {}
-        """Of trials whose outcome is final."""
+        """Status of trials whose outcome is final."""
         self._rungs: dict[int, list[int | None]] = {}
         self._search_runs: dict[int, list[list[TrialRun]]] = {}
 
@@ -84,8 +84,8 @@ class SweepState:
             self.statuses.append(self._settled.get(index) or TrialStatus(settled=False))
 
     def _stop(self, stopped: dict[int, StopDecision], rungs: list[list[int | None]]) -> None:
-        """Record new stops, for the sweep and in the folders of the runs; there also those that the sweep knows, but a
-        folder has lost.
+        """Record new stops in the sweep and in the run folders; also earlier stops whose file is missing in a run
+        folder.
         """
         changed = False
         for index, decision in stopped.items():

@@ -114,7 +114,7 @@ class Runs:
         )
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], TrainRun]) -> TrainRun:
-        """A run is made once: the driver asks for those of all trials again and again."""
+        """Make a run once: the driver requests the runs of all trials repeatedly."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -224,7 +224,7 @@ def _require_values(trial: Trial, spec: Spec) -> None:
 
 
 def write_trials(folder: Path, trials: Sequence[Trial]) -> None:
-    """Write all trials, one a line."""
+    """Write all trials, one per line."""
     lines = [json.dumps({**vars(trial), "stop": trial.stop and asdict(trial.stop)}) for trial in trials]
     write_atomically(folder / TRIALS, "[\n" + ",\n".join(lines) + "\n]\n")
 

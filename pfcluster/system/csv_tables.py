@@ -1,4 +1,4 @@
-"""CSV files that people open in spreadsheets: no cell is taken for a formula, whoever chose its text."""
+"""CSV files that may be opened in spreadsheets: no cell is interpreted as a formula, whatever its text."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Locks on file systems without flock(2): files that are created atomically (O_EXCL) and kept fresh by their owner.
 
-<lock>.lease           held exclusively: host, process and id of the owner as JSON
-<lock>.lease-ID        held by one of several that share the lock
+<lock>.lease held exclusively: host, process and id of the owner as JSON <lock>.lease-ID held by one of several that
+share the lock
 
 The owner touches its file every `BEAT` seconds. A file that was not touched for `STALE` seconds, or whose process has
-ended on this machine, belongs to nobody and is removed. Times are those of the file server: clocks may differ.
+ended on this machine, is abandoned and is removed. Times are those of the file server: clocks may differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STALE = 60.0
 
 
 class Lease:
-    """A lock beside the file `path`. Not reentrant; one holder an object."""
+    """A lock beside the file `path`. Not reentrant; each object is one holder."""
 
     def __init__(self, path: Path, owner: Mapping[str, Any]) -> None:
         self.id = uuid.uuid4().hex

@@ -128,7 +128,7 @@ def _open(path: Path) -> io.FileIO:
 
 
 def _record(file: io.FileIO, owner: dict[str, Any]) -> None:
-    """Only messages need it: a full disk is no reason to refuse the lock."""
+    """Only messages need it: a full disk is not a reason to refuse the lock."""
     text = json.dumps(owner) + "\n"
     with suppress(OSError):
         os.pwrite(file.fileno(), text.encode(), 0)

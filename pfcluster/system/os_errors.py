@@ -1,4 +1,4 @@
-"""What an OSError means: whether a retry helps, and one sentence that says what failed and what to do."""
+"""Interprets an OSError: whether a retry helps, and one sentence on what failed and what to do."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class TrackerError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run."""
+    """Properties of a run that are passed to a tracker."""
 
     config: RunConfig
     folder: Path

@@ -25,7 +25,7 @@ INTERRUPTED_SECONDS = 10.0
 
 
 class Trackers:
-    """What the trainer tells the trackers; everything else they read in the run folder."""
+    """What the trainer passes to the trackers; they read everything else from the run folder."""
 
     def __init__(self) -> None:
         self.status = "failed"

@@ -13,7 +13,7 @@ from pfcluster.runs.progress import warn
 
 
 class DamagedSamples:
-    """Collects the damaged samples of a run's splits. Every rank reads other samples, so each knows other ones."""
+    """Collects the damaged samples of a run's splits over all ranks, each of which reads different samples."""
 
     def __init__(self, dataset: Dataset, folder: Path, world: World) -> None:
         self.folder, self.world = folder, world

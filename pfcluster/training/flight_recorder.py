@@ -18,8 +18,8 @@ COLLECTIVES = "2000"
 
 
 def record_collectives(folder: Path) -> None:
-    """Switch the recorder on for a run of several processes, and have NCCL's watchdog write it on a time-out. Call
-    before the process group is created. Variables that are set already stay.
+    """Enable the recorder for a run of several processes, and let NCCL's watchdog write it on a time-out. Call before
+    the process group is created. Variables that are already set are kept.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return

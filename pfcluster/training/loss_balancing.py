@@ -15,8 +15,8 @@ from pfcluster.training.objective import Metrics
 TERMS = ("cls", "adv", "rec", "ort", "confusion", "anchor", "swap")
 SMALLEST_MAGNITUDE = 1e-4
 MAGNITUDE_OF = {"swap": "rec"}
-"""Terms that take another one's magnitude. The swap cycle is a squared error of pixels, too, and 0 in steps without
-neutral images: its own mean would hang on how many these first steps had.
+"""Terms that use another term's magnitude. The swap cycle is a squared error of pixels, too, and 0 in steps without
+neutral images: its own mean would depend on how many these first steps had.
 """
 
 

@@ -17,8 +17,8 @@ def evaluation_steps(config: RunConfig, samples: int) -> int:
 
 
 def adversarial_start(config: RunConfig) -> int:
-    """Length of PF-MAG's warm-up, 0 for other objectives. Evaluations up to this step say nothing about poker faces:
-    they select no checkpoint and are no scores of a sweep.
+    """Length of PF-MAG's warm-up, 0 for other objectives. Evaluations up to this step do not measure poker faces: they
+    select no checkpoint and are not scores of a sweep.
     """
     return config.pf_mag.warmup_steps if config.objective == "pf_mag" else 0
 
@@ -33,7 +33,7 @@ def selection_start(config: RunConfig, steps: int) -> int:
 
 
 def schedule_warnings(config: RunConfig, steps: int) -> list[str]:
-    """Sentences on what a run of so many steps is too short for: PF-MAG's warm-up, the learning rate's, the average."""
+    """Warnings if a run has too few steps for PF-MAG's warm-up, that of the learning rate, or the moving average."""
     is_pf_mag, pf_mag = config.objective == "pf_mag", config.pf_mag
     if is_pf_mag and pf_mag.warmup_steps >= steps:
         erasure = "" if (pf_mag.erasure_start or 0) <= steps // 3 else ", pf_mag.erasure_start to at most that,"

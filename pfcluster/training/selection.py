@@ -37,7 +37,7 @@ class PeriodicEvaluation:
         """Evaluations up to here select no checkpoint: before PF-MAG's adversarial part begins, PF-ViT generates no
         poker faces, but from a fine-tuned classifier its accuracy may be highest then."""
         self.warmup_steps = min(adversarial_start(config), self.uncounted_steps)
-        """Evaluations up to here count for no plateau, whose scores PF-MAG's adversarial part would change."""
+        """The plateau schedule ignores evaluations up to here, because PF-MAG's adversarial part changes the scores."""
         self._has_averaged_norms = config.optim.ema > 0 and bool(norm_statistics(replica))
         self.tracked_faces = TrackedFaces(config, self.split, world) if config.objective == "pf_mag" else None
 
@@ -68,8 +68,8 @@ class PeriodicEvaluation:
         return metrics, True
 
     def _calibrate(self, engine: Engine, model: nn.Module) -> None:
-        """Fit what belongs to the evaluated weights, the erasure of f_p and batch norms of averaged weights, and keep
-        it where it is saved. A collective.
+        """Fit the erasure of f_p and the batch norms of averaged weights to the evaluated weights, also in the module
+        that is saved. A collective.
         """
         trained = engine.module
         if self._has_averaged_norms:
@@ -81,8 +81,8 @@ class PeriodicEvaluation:
             trained.erasure.copy_calibration(model.erasure)
 
     def before_saving(self, engine: Engine, step: int) -> None:
-        """Let a checkpoint that was not evaluated have the erasure of its training, which nearly fits its weights, and
-        the statistics of batch norms for its averaged weights. A collective.
+        """Give a checkpoint that was not evaluated the erasure of training, which nearly fits its weights, and the
+        statistics of batch norms for its averaged weights. A collective.
         """
         trained = engine.module
         if self._has_averaged_norms and not self.due(step):

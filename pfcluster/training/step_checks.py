@@ -32,7 +32,7 @@ class NonFiniteStep(RuntimeError):
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What a step changes besides weights and optimizers, as it was before the step."""
+    """State before a step that the step changes, besides weights and optimizers."""
 
     step: int
     objective: dict[str, Any]

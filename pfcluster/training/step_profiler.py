@@ -23,7 +23,7 @@ class StepProfiler:
     """While entered, traces `config.profile` steps after the first few of this attempt; 0 traces nothing."""
 
     def __init__(self, config: RunConfig, folder: Path, first_step: int, world: World) -> None:
-        """`first_step`: number of complete steps, from which this attempt goes on."""
+        """`first_step`: number of complete steps, from which this attempt continues."""
         self.folder, self.first_step, self.device = folder / PROFILE_DIR, first_step, world.device
         self.profile: torch.profiler.profile | None = None
         if config.profile and world.is_main:

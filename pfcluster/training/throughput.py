@@ -39,7 +39,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time of what is no training: evaluations and waits for checkpoints."""
+        """Leave out the time that is not training: evaluations and waits for checkpoints."""
         began = time.monotonic()
         try:
             yield

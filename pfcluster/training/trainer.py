@@ -277,7 +277,7 @@ class Trainer:
             self.early_stop = read_early_stop(self.folder)
 
     def _stops_early(self) -> bool:
-        """Whether early_stop.json ends the run at this step; only rank 0 knows."""
+        """Whether early_stop.json ends the run at this step; valid on rank 0 only."""
         return self.early_stop is not None and self.early_stop.step <= self.state.step < self.total_steps
 
     def _report_early_stop(self, progress: Progress) -> str:

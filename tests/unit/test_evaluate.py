@@ -113,7 +113,7 @@ def test_a_file_of_figures_that_cannot_be_written_is_named_before_the_evaluation
     figures |= {"dropped": {}, "missing_classes": [], "damaged_samples": {}}
     evaluated = []
     monkeypatch.setattr(evaluate_run, "evaluate_run", lambda *_: evaluated.append(1) or figures)
-    with pytest.raises(ValueError, match=r"--output .* is a folder; give the name of a file in it"):
+    with pytest.raises(ValueError, match=r"--output .* is a folder; pass the path of a file in it"):
         evaluate.main(["run", "--output", str(tmp_path)])
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(ValueError, match=r"--output .*figures\.json: .* cannot be written; check its permissions"):

@@ -278,7 +278,7 @@ def test_record_round_trip_and_errors(tmp_path):
     (tmp_path / "reproduce.json").write_text("{")
     with pytest.raises(RecordError, match=r"reproduce\.json is not JSON"):
         read_record(tmp_path)
-    with pytest.raises(RecordError, match=r"holds no reproduce\.json: give the OUTPUT"):
+    with pytest.raises(RecordError, match=r"holds no reproduce\.json: pass the OUTPUT"):
         read_record(tmp_path / "elsewhere")
 
 

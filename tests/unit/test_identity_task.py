@@ -93,7 +93,7 @@ def test_an_identity_net_is_evaluated_on_the_validation_split(tmp_path):
     assert (figures["n"], figures["accuracy"]) == (result["dataset"]["validation"], result["validation"]["accuracy"])
     assert set(figures["per_class"]) <= set(result["dataset"]["classes"])
     assert figures["missing_classes"] == []
-    with pytest.raises(DataError, match="has no test split; give --split validation"):
+    with pytest.raises(DataError, match="has no test split; use --split validation"):
         evaluate_run(tmp_path)
 
 

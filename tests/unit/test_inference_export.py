@@ -87,7 +87,7 @@ def fake_run(folder: Path, objective: str, **data: object) -> Path:
         ("mae", {}, "is a run of MAE pre-training: it has no classes"),
         ("finetune", {"target": "identity"}, "recognises the identities"),
         ("finetune", {}, "does not record its classes"),
-        ("finetune", {"shards": "gone"}, "name the folder where they are now with --shards"),
+        ("finetune", {"shards": "gone"}, "name their folder with --shards"),
     ],
 )
 def test_runs_that_are_no_models_say_why(
@@ -188,7 +188,7 @@ def test_shards_that_have_moved_are_named(built: Path, tmp_path: Path, capsys: p
     assert info["license"] == "cc-by-4.0"
     assert pfcluster.load(tmp_path / "model", device="cpu").classes == ("neutral", "happiness", "sadness")
     assert main([*words, "--discriminator"]) == 2
-    assert "has none, because it is no run of pf-mag" in capsys.readouterr().err
+    assert "has none, because it is not a run of pf-mag" in capsys.readouterr().err
 
 
 def test_shards_of_another_build_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,11 +239,11 @@ def test_models_are_exported_as_runs_are(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*words, str(tmp_path / "timm"), "--format", "timm"]) == 0
     assert read_info(tmp_path / "timm").runtime.checked_on == "32 random images"  # type: ignore[union-attr]
     for more, reason in (
-        (["--shards", "gone"], "--shards is for runs, and"),
-        (["--discriminator"], "has none, because it is no run of pf-mag"),
+        (["--shards", "gone"], "--shards is for runs; the model"),
+        (["--discriminator"], "has none, because it is not a run of pf-mag"),
     ):
         assert main([*words, str(tmp_path / "x"), *more]) == 2
         assert reason in capsys.readouterr().err
     assert main(["export", "runs/none/seed-0", "--output", str(tmp_path / "x")]) == 2
-    assert "no model runs/none/seed-0: give a folder or file of `pfcluster export`, a run" in capsys.readouterr().err
+    assert "no model runs/none/seed-0: pass a folder or file of `pfcluster export`, a run" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -194,8 +194,8 @@ def test_a_file_that_is_no_model_is_not_overwritten(
     for content in (b"notes", b"", save({"head": torch.ones(2)}, {"format": "pt"})):
         output.write_bytes(content)
         assert main(words) == 2
-        assert f"--output {output} exists and is no model of `pfcluster export`" in capsys.readouterr().err
-        with pytest.raises(InferenceError, match="is no model of `pfcluster export`, so it is not replaced"):
+        assert f"--output {output} exists and is not a model of `pfcluster export`" in capsys.readouterr().err
+        with pytest.raises(InferenceError, match="is not a model of `pfcluster export`, so it is not replaced"):
             pfcluster.load(folder, device="cpu").save(output)
         assert output.read_bytes() == content
     output.unlink()

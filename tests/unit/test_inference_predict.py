@@ -109,8 +109,8 @@ def bad_files(folder: Path) -> dict[str, str]:
     }
     for name, data in contents.items():
         (folder / name).write_bytes(data)
-    reasons = ("truncated", "the file is empty", "no video that OpenCV can read", "more than 100000000 px")
-    return dict(zip(contents, (*reasons, "no image of a known format", "the file is empty"), strict=True))
+    reasons = ("truncated", "the file is empty", "not a video that OpenCV can read", "more than 100000000 px")
+    return dict(zip(contents, (*reasons, "not an image of a known format", "the file is empty"), strict=True))
 
 
 def odd_files(folder: Path) -> list[str]:
@@ -283,7 +283,7 @@ def test_files_that_are_skipped_are_counted(
         (photos / name).write_bytes(b"a photo of another format")
     (photos / "lost.jpg").symlink_to(photos / "nowhere.jpg")
     words = ["--model", str(classifier), "--no-detect", "--output", str(tmp_path / "out.csv")]
-    skipped = "skipped that are no photos or videos by their names: "
+    skipped = "skipped, not photos or videos by their names: "
     assert main(["predict", "photos", "../" + tmp_path.name + "/photos/deep/*", *words]) == 0
     error = capsys.readouterr().err
     every = "2 *.heic, 1 *.txt, 1 deep/* without a suffix, 1 deep/*.avif, 1 hidden files"
@@ -291,7 +291,7 @@ def test_files_that_are_skipped_are_counted(
     assert f"/photos/deep/*: 2 {skipped}1 * without a suffix, 1 *.avif" in error
     assert len(rows(tmp_path / "out.csv")) == 6  # those in photos/deep once
     assert main(["predict", "photos/*.jpg", "photos/deep/*.png", *words]) == 0
-    assert "skipped that" not in capsys.readouterr().err
+    assert "skipped, not" not in capsys.readouterr().err
     assert [row["reason"] for row in rows(tmp_path / "out.csv")] == ["No such file or directory", "", ""]
     assert main(["predict", "photos/*.heic", *words]) == 2
     assert f"no photo and no video matches photos/*.heic: 2 {skipped}2 *.heic" in capsys.readouterr().err

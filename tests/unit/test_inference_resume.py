@@ -188,7 +188,7 @@ def test_a_partial_table_without_rows_is_no_obstacle(
     words = ["predict", str(photo), "--model", str(model_folder), "--no-detect", "--output", str(tmp_path / "out.csv")]
     (tmp_path / "drawn").write_text("a file")
     assert main([*words, "--annotate", str(tmp_path / "drawn")]) == 2
-    assert "drawn is a file; give a folder" in capsys.readouterr().err
+    assert "drawn is a file; pass a folder" in capsys.readouterr().err
     (tmp_path / "folder.mp4").mkdir()
     film = models.write_video(tmp_path / "film.mp4", list(models.rendered(2, 48)))
     assert main(["predict", str(film), *words[2:], "--annotate", str(tmp_path / "folder.mp4")]) == 2

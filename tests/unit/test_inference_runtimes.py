@@ -180,7 +180,7 @@ def test_damaged_and_other_folders_are_refused(
     models.face_pictures(tmp_path, 1)
     words = ["predict", str(tmp_path / "face0.png"), "--model", str(onnx_folder), "--engine", "onnx"]
     assert main(words) == 2
-    assert "works without torch, and MTCNN, which finds faces, needs it" in capsys.readouterr().err
+    assert "works without torch, which the face detector (MTCNN) needs" in capsys.readouterr().err
     assert main([*words, "--no-detect", "--device", "cuda"]) == 2
     assert "--device cuda needs --engine torch" in capsys.readouterr().err
 
@@ -313,7 +313,7 @@ def test_engines_that_cannot_read_a_model_say_why(
     assert main([*words, str(tmp_path / "model")]) == 2
     assert "holds the model as safetensors, not as ONNX; write it with `pfcluster export" in capsys.readouterr().err
     assert main([*words, "user/name"]) == 2
-    assert "user/name is none; --engine torch takes the other forms" in capsys.readouterr().err
+    assert "not user/name; --engine torch takes the other forms" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["export", str(vit_run), "--format", "onnx", "--output", str(tmp_path / "onnx")]) == 2
     assert "pip install -e '.[onnx]'" in capsys.readouterr().err

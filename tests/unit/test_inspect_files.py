@@ -19,11 +19,11 @@ from pfcluster.data.manifest import Manifest
     [
         ("--sheet", "x.foo", "must be a file that ends in .png or .jpg or .jpeg or .webp"),
         ("--sheet", "x", "must be a file that ends in"),
-        ("--sheet", "nowhere/x.png", "nowhere is no folder; create it first"),
-        ("--sheet", "folder.png", "is a folder; give the name of a file in it"),
+        ("--sheet", "nowhere/x.png", "nowhere is not a folder; create it first"),
+        ("--sheet", "folder.png", "is a folder; pass the path of a file in it"),
         ("--duplicates", "x.png", "must be a file that ends in .csv"),
-        ("--duplicates", "nowhere/x.csv", "nowhere is no folder; create it first"),
-        ("--duplicates", "file/x.csv", "file is no folder"),
+        ("--duplicates", "nowhere/x.csv", "nowhere is not a folder; create it first"),
+        ("--duplicates", "file/x.csv", "file is not a folder"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_any_work(

@@ -72,12 +72,12 @@ def test_the_record_has_the_plans_of_all_launchers_at_work(tmp_path: Path) -> No
 def test_a_folder_is_a_sweeps_or_that_of_other_runs(tmp_path: Path) -> None:
     with launching(plan(tmp_path / "study", "a"), "local", {}):
         pass
-    with pytest.raises(ConfigError, match="study holds the runs of study; give another --output"):
+    with pytest.raises(ConfigError, match="study holds the runs of study; use another --output"):
         require_kind(tmp_path / "study", grows=True)
     with driving(tmp_path / "search"):
         write_plan(plan(tmp_path / "search", "a", grows=True), "local", {})
         before = (tmp_path / "search" / PLAN_FILE).read_bytes()
-        holds = "search holds the sweep search; give another --output"
+        holds = "search holds the sweep search; use another --output"
         with pytest.raises(ConfigError, match=holds), launching(plan(tmp_path / "search", "b"), "local", {}):
             pass
     assert (tmp_path / "search" / PLAN_FILE).read_bytes() == before
@@ -94,10 +94,10 @@ def test_dry_runs_refuse_what_the_commands_refuse(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="search holds another sweep: "):
         sweep([*search, "--space", "optim.weight_decay=choice:0,0.1"])
     write_plan(plan(tmp_path / "search", "a", grows=True), "local", {})
-    with pytest.raises(ConfigError, match="holds the sweep search; give another --output"):
+    with pytest.raises(ConfigError, match="holds the sweep search; use another --output"):
         study(words)
     write_plan(plan(tmp_path / "search", "a"), "local", {})
-    with pytest.raises(ConfigError, match="holds the runs of search; give another --output"):
+    with pytest.raises(ConfigError, match="holds the runs of search; use another --output"):
         sweep(search)
 
 

@@ -259,7 +259,7 @@ def test_drawn_faces_depend_on_the_seed_and_not_on_the_run(study):
         (["unfinished/seed-0"], "has not finished"),
         (["mae/seed-0"], "no classifier was given"),
         (["judge/seed-0"], r"is a CNN \(a judge\)"),
-        (["scratch"], "give the folder of one run, such as .*scratch/seed-0"),
+        (["scratch"], "pass the folder of one run, such as .*scratch/seed-0"),
         (["nothing"], "is not a run"),
     ],
 )

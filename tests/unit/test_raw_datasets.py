@@ -196,7 +196,7 @@ def test_one_landmark_file_for_several_photos_is_an_error(tmp_path: Path, photos
         write(tmp_path / "photos" / name)
     table = write(tmp_path / "tables" / "001.csv", "\n".join([OPENFACE, openface_row(1, 0)]))
     listed = {"input": read_raw(tmp_path / "photos")}
-    message = rf"001\.csv can be the CSV of photos/{photos[0]} and of photos/{photos[1]}; give each photo its own"
+    message = rf"001\.csv can be the CSV of photos/{photos[0]} and of photos/{photos[1]}; write one CSV for each photo"
     with pytest.raises(RawDataError, match=message):
         with_openface(listed, table.parent)
     write(tmp_path / "tables" / "happy" / "001.csv", table.read_bytes())

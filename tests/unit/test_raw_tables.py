@@ -92,7 +92,9 @@ def test_split_columns_of_csv_and_parquet(tmp_path: Path, cells: tuple[str, ...]
 def test_unknown_cells_in_a_split_column_are_an_error_with_a_remedy(tmp_path: Path, cell: str) -> None:
     source = put(tmp_path, "a.jpg") / "l.csv"
     source.write_text(f"image,label,split\na.jpg,sad,train\nb.jpg,sad,test\nc.jpg,sad,{cell}\n")
-    with pytest.raises(RawDataError, match=rf"l\.csv: '{cell}': 1 in its split column mean no split.*--splits"):
+    with pytest.raises(
+        RawDataError, match=rf"l\.csv: '{cell}': 1 in its split column are not known names of splits.*--splits"
+    ):
         read_raw(source)
     told = with_options(f"{cell}=validation" if cell else "other=validation")
     assert [photo.split for photo in read_raw(source, told).photos] == ["train", "test", "validation"]
@@ -131,7 +133,7 @@ def test_parquet_files_that_name_no_split_beside_others_are_an_error(tmp_path: P
         parquet(tmp_path / f"{name}.parquet", [0], None)
     with pytest.raises(RawDataError, match="--classes 0=anger"):
         read_raw(tmp_path)
-    with pytest.raises(RawDataError, match=r"'more-0' in its split files mean no split"):
+    with pytest.raises(RawDataError, match=r"'more-0' in its split files are not known names of splits"):
         read_raw(tmp_path, with_options(classes=("0=fear",)))
     dataset = read_raw(tmp_path, with_options("more=validation", classes=("0=fear",)))
     assert [(photo.label, photo.split) for photo in dataset.photos] == [

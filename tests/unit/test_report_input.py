@@ -35,7 +35,7 @@ def test_minimal_result_makes_a_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("relative", "reason"),
-    [("gone.png", "cannot be read"), ("../../secret.png", "outside"), ("result.json", "none of")],
+    [("gone.png", "cannot be read"), ("../../secret.png", "outside"), ("result.json", "not one of")],
 )
 def test_unreadable_pictures_are_omitted_with_a_notice(tmp_path: Path, relative: str, reason: str) -> None:
     (tmp_path / "secret.png").write_bytes(b"secret")
@@ -86,7 +86,7 @@ def test_errors_name_the_folder_and_the_remedy(tmp_path: Path) -> None:
 def test_unwritable_output_folder(tmp_path: Path) -> None:
     write_run(tmp_path, "scratch", 0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ReportError, match="give another output folder"):
+    with pytest.raises(ReportError, match="use another output folder"):
         write_report(tmp_path, tmp_path / "file" / "report")
 
 

@@ -42,7 +42,7 @@ def test_commands_work_from_the_folder_of_the_scripts(raw: Path, built: Path, tm
         (["--input", "{tmp}/unknown"], "labels are 'bored'"),
         (["--input", "{raw}", "--val-share", "1.5"], "--val-share must lie in [0, 1)"),
         (["--input", "{raw}", "--val-share", "0.6", "--test-share", "0.5"], "must be < 1"),
-        (["--input", "{raw}", "--test-input", "{raw}", "--test-share", "0.5"], "give only one of them"),
+        (["--input", "{raw}", "--test-input", "{raw}", "--test-share", "0.5"], "use only one of them"),
         (["--input", "{raw}", "--size", "huge"], "invalid"),
         (["--input", "{raw}", "--align", "retina"], "invalid"),
         (["--input", "{raw}", "--speed", "9"], "--speed"),

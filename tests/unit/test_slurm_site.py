@@ -104,7 +104,9 @@ def test_commands_that_differ_have_names_that_differ():
 def test_a_time_limit_before_the_signal_is_refused(tmp_path):
     plan = Plan("p", tmp_path, (Stage("scratch", (TrainRun(config("finetune"), tmp_path / "run"),)),), "")
     cluster = replace(CLUSTER, slurm_answers=False)
-    with pytest.raises(ConfigError, match=r"scratch: jobs of 2 minutes would be told to stop 120 s before their end"):
+    with pytest.raises(
+        ConfigError, match=r"scratch: jobs of 2 minutes would be signalled to stop as soon as they begin"
+    ):
         script_of(plan, plan.stages[0], replace(cluster, site=Site(time="2")))
     assert "--time=3" in script_of(plan, plan.stages[0], replace(cluster, site=Site(time="3")))
 

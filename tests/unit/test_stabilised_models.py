@@ -108,7 +108,7 @@ def test_discriminator_starts_as_the_fine_tuned_classifier(tmp_path):
     with pytest.raises(WeightsError, match=r"needs a fine-tuned classifier of 4 classes, but .* a head for 8 classes"):
         factory.build(values, 4)
     from_mae = replace(values, model=replace(values.model, init=str(tmp_path / "mae")))
-    with pytest.raises(WeightsError, match="no classification head; give a run of mae-vit"):
+    with pytest.raises(WeightsError, match="no classification head; use a run of mae-vit"):
         factory.build(from_mae, 8)
     without_decoder = replace(values, pf_mag=replace(options, decoder_init=str(tmp_path / "classifier")))
     with pytest.raises(WeightsError, match=r"pf_mag\.decoder_init: .* lacks decoder\."):

@@ -96,11 +96,13 @@ def test_members_of_a_population_are_valid_configs():
 def test_a_space_without_valid_values_is_refused_before_the_sweep():
     fusions = (parse("pf_mag.fusion=choice:self,cross"), parse("pf_mag.fusion_bias=choice:none,4"))
     spec = replace(SPEC, space=fusions)
-    message = r"--search grid: trial 2, pf_mag\.fusion self, pf_mag\.fusion_bias 4, is no valid config: .*fusion"
+    message = r"--search grid: trial 2, pf_mag\.fusion self, pf_mag\.fusion_bias 4, is not a valid config: .*fusion"
     with pytest.raises(ConfigError, match=message):
         search.require_valid_trials(replace(spec, search="grid"))
     search.require_valid_trials(replace(spec, search="random"))
-    with pytest.raises(ConfigError, match=r"100 draws in a row were no valid config, the last one because of .*fusion"):
+    with pytest.raises(
+        ConfigError, match=r"100 draws in a row were not valid configs, the last one because of .*fusion"
+    ):
         spec.valid_draw(lambda _: {"pf_mag.fusion": "self", "pf_mag.fusion_bias": 4})
 
 

@@ -241,5 +241,5 @@ def test_a_damaged_attempt_is_named(tmp_path):
     for number in (1, 2):
         attempts.write(tmp_path, attempts.Attempt(number, "ray", 0, 0, "node", attempts.now()))
     (tmp_path / "attempts/001.json").write_text("{")
-    with pytest.warns(UserWarning, match=r"attempts/001\.json is not JSON: .*; this attempt counts as one that never"):
+    with pytest.warns(UserWarning, match=r"attempts/001\.json is not JSON: .*; this attempt is ignored"):
         assert [attempt.number for attempt in attempts.read(tmp_path)] == [2]

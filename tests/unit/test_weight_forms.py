@@ -219,5 +219,5 @@ def test_other_files_are_named(tmp_path, name, data, words):
 
 def test_a_folder_of_checkpoints_names_them(tmp_path):
     torch.save(net().state_dict(), tmp_path / "vit.pth")
-    with pytest.raises(WeightsError, match=r"give a file in it, such as .*vit\.pth"):
+    with pytest.raises(WeightsError, match=r"use a file in it, such as .*vit\.pth"):
         pretrained.read(str(tmp_path))

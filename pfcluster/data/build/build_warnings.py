@@ -9,7 +9,7 @@ from pfcluster.data.build.plan import DEFAULT_VAL_SHARE, Plan
 from pfcluster.data.manifest import Manifest
 from pfcluster.data.raw.base import RawDataset
 
-WHY = "(left_out.csv says why): give usable ones"
+WHY = "(left_out.csv says why): add usable ones"
 
 
 def build_warnings(manifest: Manifest, plan: Plan, datasets: Mapping[str, RawDataset]) -> tuple[str, ...]:
@@ -82,5 +82,5 @@ def _missing_splits(manifest: Manifest, plan: Plan, datasets: Mapping[str, RawDa
         elif share > 0:
             yield (
                 f"there is no {name} split, although {option} is {share}: photos of one identity stay together, and a"
-                " class stays in the training split; check the identities, or give more photos"
+                " class stays in the training split; check the identities, or add photos"
             )

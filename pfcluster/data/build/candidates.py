@@ -33,7 +33,7 @@ class Candidate:
     label: str
     """Canonical name; empty if the build ignores labels."""
     sha256: str
-    """Of the photo's file."""
+    """Hash of the photo's file."""
 
     @property
     def identity(self) -> str:

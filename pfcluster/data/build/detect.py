@@ -40,8 +40,8 @@ MIN_PROBABILITY = 0.9
 MIN_OVERLAP = 0.2
 """Intersection over union with a given box below which a detection is another face."""
 LANDMARK_STEPS = 16
-"""Landmarks are rounded to this fraction of a pixel. In other batches, with other numbers of threads and on other
-processors they differ by 1e-4 px, which would change single pixels of a quarter of all crops."""
+"""Landmarks are rounded to this fraction of a pixel. Depending on the batch, the number of threads and the processor
+they differ by 1e-4 px, which would change single pixels of a quarter of all crops."""
 SAME_FACE = 0.5
 """Intersection over union from which detections of two searches are the same face."""
 

@@ -24,7 +24,7 @@ def build_lock(output: Path, *, shared: bool) -> Iterator[None]:
     folder = output / BUILD_FOLDER
     try:
         if output.is_dir() and not (output / MANIFEST).exists() and not folder.is_dir() and any(output.iterdir()):
-            raise BuildError(f"{output} contains other files and no build; give a new or empty folder as --output")
+            raise BuildError(f"{output} contains other files and no build; use a new or empty folder as --output")
         lock = _open_lock(folder)
     except OSError as error:
         raise BuildError(f"--output {output} cannot be written: {error.strerror or error}") from error

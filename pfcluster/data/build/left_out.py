@@ -40,7 +40,7 @@ def left_out_notes(datasets: Mapping[str, RawDataset], left_out: Iterable[LeftOu
     notes += _counted("left out, in no folder that names a split", folders)
     notes += _counted("left out, two levels of folders name an emotion (--classes NAME=none settles it)", conflicts)
     if missing:
-        notes.append(f"{len(missing)} missing; the first was looked for at {missing[0]}")
+        notes.append(f"{len(missing)} missing; the first was expected at {missing[0]}")
     return tuple(notes)
 
 
@@ -53,17 +53,19 @@ def _label_notes(labels: Counter[str]) -> Iterator[str]:
 
 
 def unknown_label(label: str) -> str:
-    """Why a label is not used, and what would do."""
+    """Why a label is not used, and the remedy."""
     if not label:
         return "they have no label"
     if label in WITHOUT_EMOTION:
-        return f"label {label!r} is no emotion"
+        return f"label {label!r} is not an emotion"
     if label.isdecimal():
-        return f"label {label!r} is a number without a meaning of its own; name it with --classes {label}=EMOTION"
+        return f"label {label!r} is a number without a known meaning; name it with --classes {label}=EMOTION"
     nearest = nearest_emotion(label)
     if nearest is None:
-        return f"label {label!r} is no known emotion; name it with --classes {label}=EMOTION"
-    return f"label {label!r} is no known emotion, the nearest is {nearest!r}: rename it, or --classes {label}={nearest}"
+        return f"label {label!r} is not a known emotion; name it with --classes {label}=EMOTION"
+    return (
+        f"label {label!r} is not a known emotion, the nearest is {nearest!r}: rename it, or --classes {label}={nearest}"
+    )
 
 
 def _counted(what: str, names: Counter[str]) -> list[str]:
@@ -98,4 +100,4 @@ def skipped_names(skipped: Mapping[str, int], kind: str) -> str:
         return ""
     shown = ", ".join(f"{count} {name}" for name, count in most[:SHOWN])
     more = f" and {sum(count for _, count in most[SHOWN:])} others" if len(most) > SHOWN else ""
-    return f"{sum(skipped.values())} skipped that are no {kind} by their names: {shown}{more}"
+    return f"{sum(skipped.values())} skipped, not {kind} by their names: {shown}{more}"

@@ -47,7 +47,7 @@ def marker_path(folder: Path, shard: str) -> Path:
 
 @dataclass(frozen=True)
 class ShardMaker:
-    """Makes shards; holds everything that the shards of a build share."""
+    """Makes shards; has everything that the shards of a build share."""
 
     folder: Path
     dataset: str
@@ -106,7 +106,9 @@ class ShardMaker:
         try:
             data = read_bytes(raw)
         except OSError as error:
-            raise BuildError(f"{raw.source} was readable when the build was planned, not any more: {error}") from error
+            raise BuildError(
+                f"{raw.source} was readable when the build was planned, but is not any more: {error}"
+            ) from error
         if hashlib.sha256(data).hexdigest() != photo.sha256:
             raise BuildError(f"{raw.source} has changed since the build was planned; delete the output and build again")
         return data

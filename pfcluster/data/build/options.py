@@ -55,11 +55,11 @@ class BuildOptions:
     labels: Literal["required", "ignored"] = "required"
     """"ignored" uses all photos and stores no labels, for pre-training."""
     classes: tuple[str, ...] = ()
-    """Emotions of labels that name none by themselves: `--classes 1=happiness 2=sadness suprise=surprise`, or
-    `NAME=none` for folders that are no label."""
+    """Emotions of labels that are not names of emotions: `--classes 1=happiness 2=sadness suprise=surprise`, or
+    `NAME=none` for folders that are not labels."""
     splits: tuple[str, ...] = ()
-    """Splits of names that are not understood: `--splits extra=train holdout=test other=train`, or `NAME=none` for a
-    name that is no split; `--splits ignore` splits all photos anew."""
+    """Splits of names that are not recognised: `--splits extra=train holdout=test other=train`, or `NAME=none` for a
+    name that is not a split; `--splits ignore` splits all photos anew."""
     exclude_classes: tuple[str, ...] = ()
     """Emotions to leave out: `--exclude-classes contempt` turns AffectNet-8 into AffectNet-7."""
     duplicates: Literal["leave-out", "keep"] = "leave-out"
@@ -130,7 +130,7 @@ class BuildOptions:
         if self.landmarks is not None and self.align != "landmarks":
             raise BuildError(f"--landmarks requires --align landmarks, got --align {self.align}")
         if self.test_input and self.test_share:
-            raise BuildError("--test-input and --test-share both define a test split: give only one of them")
+            raise BuildError("--test-input and --test-share both define a test split: use only one of them")
 
     @property
     def dataset(self) -> str:
@@ -147,7 +147,7 @@ class BuildOptions:
             names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
             if any(name not in os.environ for name in names):
                 raise BuildError(
-                    "--slice auto requires a SLURM array (sbatch --array=0-15); outside of one give e.g. 3/16"
+                    "--slice auto requires a SLURM array (sbatch --array=0-15); outside of one use e.g. 3/16"
                 )
             task, first, count = (os.environ[name] for name in names)
             text = f"{int(task) - int(first)}/{count}" if task.isdecimal() and first.isdecimal() else f"{task}/{count}"

@@ -36,7 +36,7 @@ class PlannedPhoto(NamedTuple):
     identity: str
     """The person, or `photo-<content hash>` if it is not known."""
     sha256: str
-    """Of the photo's file."""
+    """Hash of the photo's file."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class PlanOptions:
 
 
 def listing_digest(datasets: Mapping[str, RawDataset]) -> str:
-    """SHA-256 of all that the inputs list, of every photo: name, label, identity, size, split, votes, box, landmarks.
+    """SHA-256 of what the inputs list for every photo: name, label, identity, size, split, votes, box, landmarks.
 
-    Only where a photo is stored does not count, so that an input can be moved.
+    The place where a photo is stored does not count, so that an input can be moved.
     """
     names = [field.name for field in fields(RawPhoto) if field.name not in ("path", "offset")]
     digest = hashlib.sha256()
@@ -154,7 +154,7 @@ def require_training_photos(dataset: RawDataset) -> None:
     if splits and splits <= {"validation", "test"}:
         names = " and ".join(sorted(str(split) for split in splits))
         raise BuildError(
-            f"{dataset.name} has photos of the {names} split only, and none for training; give it as --test-input, or"
+            f"{dataset.name} has photos of the {names} split only, and none for training; pass it as --test-input, or"
             " split its photos anew with --splits ignore"
         )
 

@@ -24,7 +24,7 @@ from pfcluster.data.build.shard_writer import read_checksummed, write_checksumme
 from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST, Manifest, ShardError, load_manifest
 from pfcluster.data.raw.base import RawDataset
 
-DELETE = "delete the folder to build again, or give another --output"
+DELETE = "delete the folder to build again, or use another --output"
 
 
 def build_identity(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def require_same_content(output: Path, plan_digest: str, manifest: Manifest) -> 
 
 
 def files_state(datasets: Mapping[str, RawDataset]) -> str:
-    """Hash of the sizes and times of all files that hold photos: as long as it is the same, so are their contents."""
+    """Hash of the sizes and times of all files with photos; while it is unchanged, so are their contents."""
     digest = hashlib.sha256()
     for path in sorted({photo.path for dataset in datasets.values() for photo in dataset.photos if photo.path}):
         try:

@@ -87,15 +87,15 @@ class SplitQuality:
     samples: int
     per_class: dict[str, int]
     brightness: Percentiles
-    """Of the faces' mean brightness, 0..255."""
+    """Percentiles of the faces' mean brightness, 0..255."""
     contrast: Percentiles
-    """Of the standard deviation of the brightness within a face."""
+    """Percentiles of the standard deviation of the brightness within a face."""
     black: float
     """Share of nearly black faces."""
     white: float
     """Share of nearly white faces."""
     enlargement: Percentiles | None = None
-    """Of the crop's side divided by the shorter side of the face box. None if no record has a box."""
+    """Percentiles of the crop's side over the shorter side of the face box. None if no record has a box."""
     small: float = 0.0
     """Share of faces that are smaller than their crop."""
 

@@ -33,7 +33,7 @@ def _duplicate_warnings(quality: Quality) -> list[str]:
     if between := quality.pairs_between_splits:
         warnings.append(
             f"{len(between)} pairs of near-duplicates lie in two splits, so a test would reward memorising: list them"
-            " with --duplicates, and remove one of each or give both the same identity before building again"
+            " with --duplicates, and remove one of each or assign both to one identity before building again"
         )
     if conflicting := quality.conflicting_labels:
         warnings.append(

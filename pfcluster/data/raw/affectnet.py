@@ -89,7 +89,7 @@ def read(source: Path, _options: ReadOptions) -> RawDataset:
             return RawDataset("affectnet", "affectnet", tuple(photos), {}, str(folder))
     raise RawDataError(
         f"{source} is not AffectNet: it has neither {' and '.join(MANUAL)} nor train_set/annotations;"
-        " give the folder that contains them"
+        " pass the folder that contains them"
     )
 
 

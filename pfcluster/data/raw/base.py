@@ -32,7 +32,7 @@ MAX_FILE_BYTES = 256 * 2**20
 
 HIDDEN = "hidden files"
 NOT_A_LABEL = "none"
-"""In --classes: a name that is no label."""
+"""In --classes: a name that is not a label."""
 
 
 class RawDataError(ValueError):
@@ -85,11 +85,11 @@ class RawDataset:
     votes: VotingMode | None = None
     """How annotators' votes were turned into labels. Accuracies under different modes are not comparable."""
     several_faces: bool = False
-    """Whether it may list several faces of a photo, so that only their boxes tell them apart."""
+    """Whether it may list several faces of a photo, which only their boxes distinguish."""
     hint: str = ""
     """What else the source holds and how that is read, for messages."""
     notes: tuple[str, ...] = ()
-    """What the reader found out or decided and people should know, as sentences."""
+    """Findings and decisions of the reader that users should know, as sentences."""
 
     @property
     def other_files(self) -> int:
@@ -108,7 +108,7 @@ class ReadOptions:
     peak_frames: int = 1
     """ckplus: number of last frames of a sequence that get its label; the first frame is neutral."""
     classes: Mapping[str, str] = field(default_factory=dict)
-    """Emotion of a label as written; NOT_A_LABEL if a name is no label."""
+    """Emotion of a label as written; NOT_A_LABEL if a name is not a label."""
     splits: Mapping[str, str] = field(default_factory=dict)
     """folder, tar, csv, parquet, fer2013: what names of splits mean; see `name_options.split_options`."""
     all_names_occur: bool = True
@@ -159,8 +159,8 @@ def is_hidden(name: PurePosixPath) -> bool:
 
 
 def is_build(folder: Path) -> bool:
-    """Whether a folder holds a build of pfcluster, unfinished or finished. It is no part of an input around it, so that
-    a build whose output lies in its input can be continued and repeated.
+    """Whether a folder holds a build of pfcluster, unfinished or finished. Readers skip it, so that a build whose
+    output is inside its input can be continued and repeated.
     """
     if (folder / BUILD_FOLDER / BUILD_LOCK).is_file():
         return True
@@ -171,8 +171,8 @@ def find_images(root: Path) -> tuple[list[tuple[str, Path]], Counter[str]]:
     """All images below a folder as (relative name, path), sorted by name; and what was skipped, with its count.
 
     Links are followed. A link to one of its own parent folders is skipped, and so is the output of a build. Raises
-    RawDataError for a link that leads nowhere and may have been a folder of photos, and OSError for a folder that
-    cannot be listed.
+    RawDataError for a broken link that may have been a folder of photos, and OSError for a folder that cannot be
+    listed.
     """
     images: list[tuple[str, Path]] = []
     skipped: Counter[str] = Counter()
@@ -191,7 +191,7 @@ def find_images(root: Path) -> tuple[list[tuple[str, Path]], Counter[str]]:
                 images.append((str(name), path))
                 continue
             if path.is_symlink() and not path.exists():
-                raise RawDataError(f"{path} is a link to {os.readlink(path)}, which does not exist; mend or remove it")
+                raise RawDataError(f"{path} is a link to {os.readlink(path)}, which does not exist; fix or remove it")
             skipped[skipped_as(name)] += 1
     return sorted(images), skipped
 

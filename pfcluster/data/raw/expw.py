@@ -34,7 +34,7 @@ def read(source: Path, _options: ReadOptions) -> RawDataset:
     """List the faces in file order, each with its box. Raises RawDataError."""
     listing = _listing(source)
     if listing is None:
-        raise RawDataError(f"{source} is not ExpW: it has no label/label.lst; give the folder that contains it")
+        raise RawDataError(f"{source} is not ExpW: it has no label/label.lst; pass the folder that contains it")
     folder = next((source / name for name in ("image", "origin") if (source / name).is_dir()), source / "image")
     faces = [_face(f"{listing}, line {number}", line, folder) for number, line in numbered_lines(listing)]
     faces_per_photo = Counter(photo.source for _, photo in faces)

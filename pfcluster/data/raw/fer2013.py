@@ -171,7 +171,7 @@ def _photos(source: Path, images: Path | None, rows: Sequence[Sequence[str]]) ->
         folders = (images,) if images is not None else tuple(source / name for name in PHOTO_FOLDERS)
         if not any(folder.is_dir() for folder in folders):
             raise RawDataError(
-                f"{source} has FERPlus's votes but no photos: put FER2013's fer2013.csv next to them, or give the"
+                f"{source} has FERPlus's votes but no photos: put FER2013's fer2013.csv next to them, or pass the"
                 " folder of its PNGs with --images"
             )
         names = [row[1].strip() if len(row) > 1 else "" for row in rows]

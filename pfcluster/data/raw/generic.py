@@ -82,8 +82,8 @@ def _tree_options(options: ReadOptions) -> TreeOptions:
 def _explained(
     photos: Sequence[RawPhoto], folders: Sequence[Folder], options: ReadOptions
 ) -> tuple[ReadOptions, dict[str, str]]:
-    """The options for the folders, and those names of --splits, with their meaning, that are no folder's but the names
-    of photos, or are for all others.
+    """The options for the folders, and the entries of --splits that are names of photos instead of folders, or apply to
+    all others.
     """
     paths = {folder[: end + 1] for folder in set(folders) for end in range(len(folder))}
     names = {name for path in paths for name in (path[-1], "/".join(path))} | {OTHER, IGNORE}

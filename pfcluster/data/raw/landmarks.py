@@ -48,7 +48,7 @@ def with_openface(datasets: Mapping[str, RawDataset], folder: Path) -> dict[str,
     unchanged. Raises RawDataError, also if several photos have the same CSV.
     """
     if not folder.is_dir():
-        raise RawDataError(f"--landmarks {folder} is not a folder; give the -out_dir of FaceLandmarkImg")
+        raise RawDataError(f"--landmarks {folder} is not a folder; pass the -out_dir of FaceLandmarkImg")
     owners: dict[Path, tuple[RawPhoto, str]] = {}
     results = {}
     try:
@@ -79,13 +79,13 @@ def _table_of(photo: RawPhoto, folder: Path) -> Path | None:
 def _require_one_photo(
     table: Path, folder: Path, owners: dict[Path, tuple[RawPhoto, str]], photo: RawPhoto, name: str
 ) -> None:
-    """Note the owner of a CSV; the rows of one photo share it. Raises RawDataError if it is another photo's."""
+    """Record the owner of a CSV; the rows of one photo share it. Raises RawDataError if another photo owns it."""
     owner, owner_name = owners.setdefault(table, (photo, name))
     if (owner.path, owner.offset) != (photo.path, photo.offset):
         raise RawDataError(
-            f"--landmarks {folder}: {table.relative_to(folder)} can be the CSV of {owner_name} and of {name}; give each"
-            " photo its own, in subfolders as those of the photos (FaceLandmarkImg once for each folder, with its own"
-            " -out_dir), or rename the photos"
+            f"--landmarks {folder}: {table.relative_to(folder)} can be the CSV of {owner_name} and of {name}; write"
+            " one CSV for each photo, in subfolders as those of the photos (FaceLandmarkImg once for each folder, with"
+            " its own -out_dir), or rename the photos"
         )
 
 
@@ -113,7 +113,7 @@ def _best_face(table: Path, box: Box | None) -> tuple[Point, ...]:
 
 
 def _is_in(points: Sequence[Point], box: Box) -> bool:
-    """Whether the mean of some points lies in a box."""
+    """Whether the mean of some points is in a box."""
     x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
     left, top, right, bottom = box
     return left <= x <= right and top <= y <= bottom

@@ -30,7 +30,7 @@ def split_options(pairs: Sequence[str]) -> dict[str, str]:
     allowed = ("train", "validation", "test", NO_SPLIT)
     for name, value in values.items():
         if value not in allowed:
-            raise RawDataError(f"--splits {name}={value}: give one of {', '.join(allowed)}")
+            raise RawDataError(f"--splits {name}={value}: use one of {', '.join(allowed)}")
     return values
 
 
@@ -42,6 +42,6 @@ def class_options(pairs: Sequence[str]) -> dict[str, str]:
             values[name] = NOT_A_LABEL if value == NOT_A_LABEL else canonical_name(value)
         except UnknownEmotionError as error:
             raise RawDataError(
-                f"--classes {name}={value}: give an emotion of {', '.join(CANONICAL)}, or {NOT_A_LABEL}"
+                f"--classes {name}={value}: use an emotion of {', '.join(CANONICAL)}, or {NOT_A_LABEL}"
             ) from error
     return values

@@ -157,7 +157,7 @@ def _batches(file: Path, parquet: Any, column: str) -> Iterator[Any]:
 
 
 def _other_columns(files: Sequence[Path], counts: Sequence[int]) -> dict[str, list[str | None]]:
-    """Cells of the columns that are none of COLUMNS, by name; None for files without the column. Only columns of text
+    """Cells of the columns that are not in COLUMNS, by name; None for files without the column. Only columns of text
     with few distinct values in each file, which may be splits. `counts`: rows of each file.
     """
     known = {name for names in COLUMNS.values() for name in names}
@@ -176,7 +176,7 @@ def _other_columns(files: Sequence[Path], counts: Sequence[int]) -> dict[str, li
 
 
 def _few_texts(file: Path, parquet: Any, column: str) -> list[str] | None:
-    """Text of each row of a column; None if it is no text, or has more distinct values than a split column."""
+    """Text of each row of a column; None if it is not text, or has more distinct values than a split column."""
     types = importlib.import_module("pyarrow.types")
     kind = parquet.schema_arrow.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind

@@ -52,7 +52,7 @@ def read_raw(source: Path, options: ReadOptions | None = None, *, kind: str = "a
     """
     try:
         if not source.exists():
-            raise RawDataError(f"{source} does not exist; give a folder of class folders, a .csv or a .tar")
+            raise RawDataError(f"{source} does not exist; pass a folder of class folders, a .csv or a .tar")
         name = next((name for name, reader in READERS.items() if reader.recognises(source)), None)
         if kind != "auto":
             name = kind

@@ -19,7 +19,7 @@ def other_content(root: Path, photos: Sequence[RawPhoto], skipped: Mapping[str, 
     suffixes = {PurePosixPath(name).suffix.lower() for name in skipped}
     if ".txt" in suffixes and any(_in_labels(name) for name in skipped):
         return (
-            "labels/*.txt looks like YOLO's boxes, which are not read: list the photos in a CSV of image,label and give"
+            "labels/*.txt looks like YOLO's boxes, which are not read: list the photos in a CSV of image,label and pass"
             " it as --input"
         )
     tables = sorted(

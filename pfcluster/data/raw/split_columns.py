@@ -14,7 +14,7 @@ MAX_CELLS = 50
 
 
 Cells = Sequence[str | None]
-"""Of a column, None for rows of tables without the column."""
+"""Cells of a column, None for rows of tables without the column."""
 
 
 def table_splits(

@@ -18,7 +18,7 @@ from pfcluster.data.raw.base import OfficialSplit, RawDataError
 Meaning = Literal["train", "validation", "test", "second test"]
 """`second test`: the test split, or the validation split of a dataset that also has a test split."""
 OTHER, NO_SPLIT, IGNORE = "other", "none", "ignore"
-"""In --splits: photos that no name assigns; a name that is no split; all names."""
+"""In --splits: photos that no name assigns; a name that is not a split; all names."""
 
 TRAIN = frozenset(("train", "training", "trn", "trainval"))
 VALIDATION = frozenset(("val", "valid", "validation", "validate", "validating", "dev", "devel", "development"))
@@ -123,7 +123,7 @@ def require_used(given: Mapping[str, str], used: Iterable[str], source: object) 
     """Raises RawDataError if --splits names something that does not occur."""
     unused = sorted(set(given) - set(used) - {OTHER, IGNORE})
     if unused:
-        raise RawDataError(f"--splits names {', '.join(map(repr, unused))}, which no split of {source} is called")
+        raise RawDataError(f"--splits names {', '.join(map(repr, unused))}, but {source} has no split of that name")
 
 
 def column_splits(cells: Sequence[str], given: Mapping[str, str], source: object) -> list[OfficialSplit | None]:
@@ -170,10 +170,10 @@ def unknown_names(source: object, meanings: Mapping[str, str | None], unknown: M
     more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
     first = next((name for name in unknown if name), "")
     example = f"--splits {first}=test" if first else f"--splits {OTHER}=train"
-    beside = f"; {known} mean one" if known else ""
+    beside = f", unlike {known}" if known else ""
     return (
-        f"{source}: {names}{more} in its split {place} mean no split that is known{beside}. Say what they are with"
-        f" {example} (train, validation, test, or none for a name that is no split; {OTHER}=... for all others), or"
+        f"{source}: {names}{more} in its split {place} are not known names of splits{beside}. Define them with"
+        f" {example} (train, validation, test, or none for a name that is not a split; {OTHER}=... for all others), or"
         f" split all photos anew with --splits {IGNORE}"
     )
 
@@ -221,7 +221,7 @@ def photo_splits(names: Sequence[str], given: Mapping[str, str], source: object)
     """The splits that names of photos such as `train_00001.jpg` and `test_0001.jpg` mean. None unless most names mean
     one, some of them the training split, others not.
 
-    `given`: what --splits says of names, by `names_photo`. Raises RawDataError if the other names mean no split.
+    `given`: the entries of --splits, matched by `names_photo`. Raises RawDataError if the other names mean no split.
     """
     told = {key: value for key, value in given.items() if key not in (OTHER, IGNORE)}
     if IGNORE in given or not (told or any("train" in name or "trn" in name for name in map(str.lower, names))):

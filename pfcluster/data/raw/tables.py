@@ -153,7 +153,7 @@ class Table:
         return index
 
     def others(self) -> dict[str, list[str]]:
-        """Cells of the columns that are none of COLUMNS, by name; a name that occurs again gets its column's number."""
+        """Cells of the columns that are not in COLUMNS, by name; a repeated name gets its column's number."""
         names = {name for names in COLUMNS.values() for name in names}
         columns: dict[str, list[str]] = {}
         for index, cell in enumerate(self.header):
@@ -190,7 +190,7 @@ def read_table(path: Path) -> Table:
 
 
 def _read_json_lines(path: Path) -> Table:
-    """A table of JSON objects, one a line. Raises RawDataError."""
+    """A table of JSON objects, one per line. Raises RawDataError."""
     records = []
     for number, line in numbered_lines(path):
         try:
@@ -232,6 +232,6 @@ def header_names(cells: Sequence[str]) -> list[str]:
 
 
 def decode_short(data: bytes) -> str:
-    """A short text, such as a label, stripped; bytes that are no text become replacement characters."""
+    """A short text, such as a label, stripped; bytes that are not text become replacement characters."""
     encoding = encoding_of(data)
     return data[encoding.mark :].decode(encoding.name, "replace").strip()

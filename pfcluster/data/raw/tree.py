@@ -32,12 +32,12 @@ CONFLICT = "conflicting labels"
 MISSPELT = 0.88
 """Likeness from which a folder counts as the misspelt name of an emotion: `suprise`, but not `fer`."""
 CERTAIN_CLASSES = 3
-"""A level with at least so many emotions is taken for the classes where another complete level names only one."""
+"""A level with at least so many emotions has the labels if another complete level names only one emotion."""
 
 
 @dataclass(frozen=True)
 class FolderMeaning:
-    """What a folder says about its photos."""
+    """Label and split of a folder's photos."""
 
     label: str
     """As written; empty if there is none."""
@@ -69,7 +69,7 @@ class TreeOptions:
 
 
 def folder_meanings(folders: Folders, options: TreeOptions, source: object) -> dict[Folder, FolderMeaning]:
-    """What each folder says about its photos. Raises RawDataError if splits or labels are ambiguous."""
+    """Label and split of each folder's photos. Raises RawDataError if splits or labels are ambiguous."""
     splits = find_splits(folders, options, source)
     inside = {folder: count for folder, count in folders.items() if splits[folder] is not OUTSIDE}
     places = {folder: place for folder, place in splits.items() if isinstance(place, tuple)}
@@ -114,7 +114,7 @@ def find_splits(folders: Folders, options: TreeOptions, source: object) -> dict[
         if len(splits) > 1:
             raise RawDataError(
                 f"{source}: {'/'.join(folder)} names several splits ({', '.join(sorted(splits))}); say which names are"
-                f" no split with --splits NAME={NO_SPLIT}, or split all photos anew with --splits {IGNORE}"
+                f" not splits with --splits NAME={NO_SPLIT}, or split all photos anew with --splits {IGNORE}"
             )
         places[folder] = (found[0][0], splits.pop()) if found else None
     _settle_others(folders, places, options, source)
@@ -122,7 +122,7 @@ def find_splits(folders: Folders, options: TreeOptions, source: object) -> dict[
 
 
 def _given(path: Folder, given: Mapping[str, str]) -> str | None:
-    """What --splits says of a folder, by its name or path."""
+    """The value of --splits for a folder, by its name or path."""
     return given.get("/".join(path), given.get(path[-1]))
 
 
@@ -165,7 +165,7 @@ def _drop_wrappers(hits: dict[Folder, list[tuple[int, SplitName]]]) -> None:
 def _settle_others(
     folders: Folders, places: dict[Folder, SplitPlace | str | None], options: TreeOptions, source: object
 ) -> None:
-    """Set folders without a split aside, or give them that of `--splits other=...`. Raises RawDataError."""
+    """Set folders without a split aside, or assign them that of `--splits other=...`. Raises RawDataError."""
     parents = {folder[: place[0]] for folder, place in places.items() if isinstance(place, tuple)}
     unknown: Counter[str] = Counter()
     for folder, place in places.items():
@@ -309,6 +309,6 @@ def _ambiguous_levels(source: object, best: _Level, rivals: Sequence[_Level], le
     ]
     return (
         f"{source}: which folders name the emotions? One level has {names(best)}; another has {names(others[0])}. Name"
-        " the classes, e.g. --classes joy=happiness angst=fear, and give names that are none as --classes"
+        " the classes, e.g. --classes joy=happiness angst=fear, and exclude other names with --classes"
         f" NAME={NOT_A_LABEL}"
     )

@@ -68,8 +68,9 @@ def layout_of(stage: Stage, site: Site, processes: int, *, query: bool = True) -
     time = min(requested or min(longest, MINUTES_PER_DAY), longest)
     if 60 * time <= settings.signal_seconds:
         raise ConfigError(
-            f"{stage.name}: jobs of {time} minutes would be told to stop {settings.signal_seconds} s before their end,"
-            " as they begin: give a longer --time or another partition, or a smaller signal_seconds in the site file"
+            f"{stage.name}: jobs of {time} minutes would be signalled to stop as soon as they begin, because that is"
+            f" {settings.signal_seconds} s before their end: use a longer --time or another partition, or a smaller"
+            " signal_seconds in the site file"
         )
     note = None
     if requested is not None and requested > time:
@@ -124,8 +125,8 @@ def executor_of(
 
 def path_without_percent(folder: Path, *, create: bool) -> Path:
     """The folder, or a link to it if its path contains `%`: SLURM expands patterns in the paths of output files, those
-    of arrays twice, so that no escape holds. The link lies beside the first folder whose name contains one; with
-    `create` it is made. Raises ConfigError if it cannot be.
+    of arrays twice, so that they cannot be escaped. The link is beside the first folder whose name contains `%`; with
+    `create` it is made. Raises ConfigError if that fails.
     """
     place = next((parent for parent in reversed([folder, *folder.parents]) if "%" in parent.name), None)
     if place is None:
@@ -145,7 +146,7 @@ def path_without_percent(folder: Path, *, create: bool) -> Path:
 
 
 def scripts_folder(plan: Plan, stage: Stage, suffix: str = "", *, create: bool) -> Path:
-    """Folder of submitit's files for a stage, as SLURM is told. `create` as in `path_without_percent`."""
+    """Folder of submitit's files for a stage, as passed to SLURM. `create` as in `path_without_percent`."""
     parent = path_without_percent(plan.folder.resolve() / SCRIPTS_DIR, create=create)
     return parent / f"{stage.name.replace('%', '_')}{suffix}"
 

@@ -205,8 +205,8 @@ def _submit_array(submission: _Submission, stage: Stage, tasks: Sequence[Task], 
 
 
 def make_private(scripts: Path) -> None:
-    """Let only the user read the batch scripts, which hold the environment of the jobs. The umask is left as it is:
-    SLURM would pass it on to the jobs, and nobody else could read the runs.
+    """Let only the user read the batch scripts, which hold the environment of the jobs. The umask is not changed: SLURM
+    would pass it on to the jobs, and other users could not read the runs.
     """
     for path in scripts.glob("*.sh"):
         path.chmod(0o600)
@@ -281,8 +281,8 @@ def _check_same_task(task: Task, job: JobInfo | None) -> None:
 
 @contextmanager
 def _without_variables(site: Site) -> Iterator[None]:
-    """Hide variables that sbatch would take for options: those of a job that the launcher itself runs in, and the
-    user's for what the batch script says, as they would take precedence.
+    """Hide variables that sbatch would read as options: those of a job in which the launcher itself runs, and the
+    user's variables for options of the batch script, over which they would take precedence.
     """
     of_job = JOB_VARIABLES if "SLURM_JOB_ID" in os.environ else ()
     given = [name for option, name in VARIABLES_OF_OPTIONS.items() if getattr(site, option) is not None]

@@ -107,7 +107,7 @@ def _run(folder: Path, info: RankInfo, stop: StopRequest) -> ExitStatus:
     if not _continues(folder) and attempts.ended_repeatedly(attempts.read(folder)[:-1]):
         error = (
             "three attempts in a row were lost, or ended by their time limit, without an error or a new checkpoint;"
-            " check nodes and memory, or give a longer --time"
+            " check nodes and memory, or use a longer --time"
         )
         status = ExitStatus(FAILED, "user", error)
         _write_failure(folder, attempt.number, info, status)

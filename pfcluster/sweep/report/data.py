@@ -37,7 +37,7 @@ class Confirmed:
     test: Mapping[str, Mapping[int, float]]
     """Metric -> seed -> value on the test split; only for the winner and the baseline."""
     difference: Paired | None = None
-    """From the baseline, on common seeds."""
+    """Difference from the baseline, on common seeds."""
     holm_p: float | None = None
     """p of the paired t-test, corrected for the number of trials compared."""
 

@@ -23,7 +23,7 @@ class Importance:
 
     parameter: Parameter
     fraction: float
-    """Of the total importance; all fractions sum to 1."""
+    """Share of the total importance; all fractions sum to 1."""
     rho: float | None
     """Spearman's correlation of value and score (higher being better); None for non-numbers and constant values."""
     p: float | None

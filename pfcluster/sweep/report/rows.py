@@ -17,7 +17,7 @@ from pfcluster.training.schedule import adversarial_start
 
 State = Literal["completed", "stopped", "generation", "failed", "running", "unfinished"]
 OPEN_STATES = ("running", "unfinished")
-"""Of trials that the sweep's command continues."""
+"""States of trials that the sweep's command continues."""
 Points = tuple[tuple[int, float], ...]
 
 

@@ -24,7 +24,7 @@ WINNER_FILE = "winner.json"
 LOCAL_FIELDS = ("data.shards", "model.init", "evaluate.judge", "pf_mag.identity_net_weights", "name", "seed")
 """Fields that name files of one machine, or one run: given on the command line."""
 SEEDS = (0, 1, 2)
-"""Of the commands."""
+"""Seeds of the commands."""
 
 
 @dataclass(frozen=True)
