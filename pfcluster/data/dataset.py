@@ -50,8 +50,8 @@ def require_labels(dataset: Dataset, config: RunConfig) -> None:
 
 
 def missing_test_split(dataset: Dataset, config: RunConfig) -> str | None:
-    """A sentence if the run is to be evaluated on the test split, and the dataset has none. The persons of
-    `data.target` identity never have one.
+    """A sentence if the run is to be evaluated on the test split, and the dataset has none. With `data.target` identity
+    there never is one.
     """
     if dataset.test is not None or config.objective == "mae" or config.evaluate.final_split != "test":
         return None

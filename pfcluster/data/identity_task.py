@@ -1,4 +1,4 @@
-"""The identity task: a dataset's people as classes, to train a face recognition net. Legend: n samples."""
+"""The identity task: a dataset's identities as classes, to train a face recognition net. Legend: n samples."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def identity_dataset(dataset: Dataset, identities: list[str]) -> Dataset:
     samples_of = {identity: samples for identity, samples in sorted(samples_of.items()) if len(samples) > 1}
     if len(samples_of) < 2:
         raise DataError(
-            f"data.target is identity, but {dataset.name} names fewer than two people with two faces or more; build its"
-            " shards from a dataset with identities, or train on the synthetic faces"
+            f"data.target is identity, but {dataset.name} has fewer than two identities with two faces or more; build"
+            " its shards from a dataset with identities, or train on the synthetic faces"
         )
     classes = tuple(samples_of)
     samples: tuple[list[int], list[int]] = ([], [])

@@ -26,8 +26,8 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 BUILD_FOLDER = ".build"
 """Subfolder of a shard folder while a build is running."""
-UNKNOWN_PERSON = "photo-"
-"""Beginning of the identity of a photo of an unknown person; the rest is the photo's hash."""
+UNKNOWN_IDENTITY = "photo-"
+"""Prefix of the identity recorded for a photo of unknown identity; the rest is the photo's hash."""
 BUILD_LOCK = "lock"
 """In the build folder."""
 CRC32_BYTES = 4
@@ -71,7 +71,7 @@ class SplitInfo:
     per_class: dict[str, int]
     """Class -> number of samples, in the order of the manifest's classes."""
     identities: int
-    """Number of identities, each in this split only; a photo of an unknown person counts as one."""
+    """Number of identities, each in this split only; a photo of unknown identity counts as one."""
     shards: tuple[ShardFile, ...]
 
 

@@ -99,7 +99,7 @@ class ShardSplit:
         return self._labels
 
     def identities(self) -> list[str]:
-        """Identity of each sample, or the source photo's group if the person is unknown."""
+        """Identity of each sample, or the source photo's group if it is unknown."""
         return self._index.identities()
 
     def key(self, index: int) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pfcluster.data.in_memory import FileSplit, load_in_host_memory
-from pfcluster.data.manifest import UNKNOWN_PERSON
+from pfcluster.data.manifest import UNKNOWN_IDENTITY
 from pfcluster.data.shards import BadSampleError, ShardSplit
 from pfcluster.data.synthetic.dataset import SyntheticFaces
 from pfcluster.data.types import DataError, RawBatch, Split
@@ -178,12 +178,12 @@ def damaged_warning(split: str, record: Mapping[str, Any]) -> str:
 
 
 def identities_of(split: Split) -> list[str]:
-    """The identity of each sample, "" if unknown; equal names mean the same person."""
-    return ["" if name.startswith(UNKNOWN_PERSON) else name for name in _recorded_identities(split)]
+    """The identity of each sample, "" if unknown; equal names mean the same identity."""
+    return ["" if name.startswith(UNKNOWN_IDENTITY) else name for name in _recorded_identities(split)]
 
 
 def _recorded_identities(split: Split) -> list[str]:
-    """The identity of each sample as its shard folder records it: the photo's hash if the person is unknown."""
+    """The identity of each sample as its shard folder records it: the photo's hash if it is unknown."""
     if isinstance(split, SyntheticSplit):
         return [str(number) for number in split.faces.identities().tolist()]
     if isinstance(split, ShardedSplit):
@@ -195,17 +195,17 @@ def _recorded_identities(split: Split) -> list[str]:
 
 
 def may_share_photos(one: Split, other: Split) -> bool:
-    """Whether a photo, or a person, may be in both splits, by the identities that their shard folders record. True also
-    where these do not tell: for other splits, and where some persons are known and others are not.
+    """Whether a photo, or an identity, may be in both splits, according to their shard folders. True also if these
+    cannot decide it: for other kinds of splits, and if some identities are known and others are not.
     """
     first, second = set(_recorded_identities(one)), set(_recorded_identities(other))
-    kinds = {name.startswith(UNKNOWN_PERSON) for name in first | second}
+    kinds = {name.startswith(UNKNOWN_IDENTITY) for name in first | second}
     return bool(first & second) or "" in first | second or len(kinds) > 1
 
 
 def sample_ids(split: Split) -> list[str]:
-    """Names of all samples that tell different builds apart: name and person, or the photo's content hash where the
-    person is unknown. The names alone are numbers. Equal for builds of the same photos at another size.
+    """Names of all samples that distinguish builds: name and identity, or the photo's content hash if the identity is
+    unknown. The names alone are numbers. Equal for builds of the same photos at another size.
     """
     keys = split.keys(torch.arange(len(split)))
     return [f"{key} {identity}" for key, identity in zip(keys, _recorded_identities(split), strict=True)]

@@ -121,7 +121,7 @@ def _read(run: Path, split: str, data: DataConfig | str | None) -> tuple[RunConf
 
 def _require_unseen(folder: Path, config: RunConfig, data: DataConfig, split: Split) -> None:
     """Raises ConfigError if other data are another build of the dataset of the run in a folder, and a split of them may
-    hold photos, or persons, that the run was trained on. Raises ShardError, OSError.
+    contain photos, or identities, that the run was trained on. Raises ShardError, OSError.
     """
     recorded = read_inputs(folder)
     if recorded is None or not is_other_build(data, recorded):

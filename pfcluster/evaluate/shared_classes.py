@@ -29,7 +29,7 @@ class SharedClasses:
         self.split = split
         common = set(split.classes) & set(model_classes)
         self.classes = tuple(name for name in _ordered(split.classes) if name in common)
-        """Emotions in canonical order; persons, of `data.target` identity, in the split's."""
+        """Emotions in canonical order; identities (`data.target` identity) in the split's order."""
         if len(self.classes) < 2:
             raise UnfitDataError(
                 f"the data's classes ({', '.join(split.classes) or 'none'}) and the run's ({', '.join(model_classes)})"

@@ -73,7 +73,7 @@ def test_a_build_splits_photos_of_unknown_identity_and_says_so(
 def test_an_identity_with_most_photos_and_an_empty_split_are_named(tmp_path: Path) -> None:
     source = write_list(tmp_path, ["same"] * 10 + ["Ann"])
     warnings = build(options(source, tmp_path / "out", val_share=0, test_share=0.5)).warnings
-    assert any("one identity, 'same', has 10 of 11 photos" in warning for warning in warnings)
+    assert any("identity 'same' has 10 of 11 photos" in warning for warning in warnings)
     source = write_list(tmp_path / "all", ["same"] * 10)
     warnings = build(options(source, tmp_path / "other", val_share=0.2)).warnings
     assert any("there is no validation split, although --val-share is 0.2" in warning for warning in warnings)

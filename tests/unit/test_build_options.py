@@ -180,7 +180,7 @@ def test_copies_of_test_photos_with_another_box_or_none_are_left_out(tmp_path: P
     result = build(options(raw, tmp_path / "out", val_share=0))
     assert result.manifest is not None
     assert result.manifest.left_out == {"also in the test split": 2}
-    assert any("splits share no photo, but may share persons" in warning for warning in result.warnings)
+    assert any("splits share no photo, but may share identities" in warning for warning in result.warnings)
     kept = build(options(raw, tmp_path / "all", val_share=0, duplicates="keep"))
     assert any(warning.startswith("2 photos are in several splits") for warning in kept.warnings)
     assert not any("share no photo" in warning for warning in kept.warnings)

@@ -97,8 +97,8 @@ def test_shared_classes_are_matched_by_name_and_others_left_out():
     assert shared.batch(torch.tensor([3, 0])).labels.tolist() == [1, 0]
     assert shared.columns.tolist() == [0, 1, 2]
     assert (shared.dropped(), shared.missing_classes) == ({"disgust": 2, "surprise": 1}, ("contempt",))
-    people = GreySplit(("ben", "anna", "carla"), [0, 1, 2, 1])
-    shared = SharedClasses(people, ("anna", "ben", "dan"))
+    identities = GreySplit(("ben", "anna", "carla"), [0, 1, 2, 1])
+    shared = SharedClasses(identities, ("anna", "ben", "dan"))
     assert (shared.classes, shared.labels().tolist(), shared.columns.tolist()) == (("ben", "anna"), [0, 1, 1], [1, 0])
     assert (shared.dropped(), shared.missing_classes) == ({"carla": 1}, ("dan",))
     with pytest.raises(DataError, match="share 1"):

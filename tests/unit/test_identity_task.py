@@ -44,7 +44,7 @@ def test_identities_are_classes_and_every_eighth_face_is_held_out():
 def test_dataset_without_repeated_identities_is_rejected():
     dataset = open_dataset(replace(IDENTITY_TASK, target="emotion"), 0)
     for identities in ([""] * 96, [str(number) for number in range(96)]):
-        with pytest.raises(DataError, match="names fewer than two people with two faces or more"):
+        with pytest.raises(DataError, match="has fewer than two identities with two faces or more"):
             identity_dataset(dataset, identities)
 
 

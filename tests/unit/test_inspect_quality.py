@@ -190,8 +190,8 @@ def test_identities_and_photos_in_two_splits_are_found() -> None:
         ("anna", {"train": "key-5", "test": "key-6"}),
         ("photo-0123", {"train": "key-7", "test": "key-8"}),
     ]
-    persons, photos = quality_warnings(quality)
-    assert persons.startswith("1 identities are in more than one split")
+    identities, photos = quality_warnings(quality)
+    assert identities.startswith("1 identities are in more than one split")
     assert photos.startswith("1 photos are in more than one split")
 
 

@@ -19,9 +19,9 @@ from pfcluster.data.synthetic.faces import Faces, concatenate
 from pfcluster.data.synthetic.renderer import render
 
 
-def studio(people: int = 8, **units: float) -> Faces:
+def studio(identities: int = 8, **units: float) -> Faces:
     """Studio portraits without hair, glasses, beard or wrinkles, with the given action units (`au12=1.0`)."""
-    faces = studio_portraits(SyntheticFaces(people, seed=4).faces(range(people))).neutral_twin()
+    faces = studio_portraits(SyntheticFaces(identities, seed=4).faces(range(identities))).neutral_twin()
     for name in ("glasses", "hair_amount", "beard", "age"):
         faces = faces.with_parameter(name, -0.2)
     for name, intensity in units.items():
@@ -350,7 +350,7 @@ def test_empty_indices_give_no_images(dataset: SyntheticFaces) -> None:
 
 def test_contact_sheet_is_an_image(tmp_path) -> None:
     path = tmp_path / "sheet.png"
-    contact_sheet(path, size=32, people=2, sample_rows=1)
+    contact_sheet(path, size=32, identities=2, sample_rows=1)
     with Image.open(path) as sheet:
         assert sheet.width == 9 * 32
         assert sheet.height > 3 * 32

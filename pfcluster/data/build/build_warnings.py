@@ -13,7 +13,7 @@ WHY = "(left_out.csv says why): add usable ones"
 
 
 def build_warnings(manifest: Manifest, plan: Plan, datasets: Mapping[str, RawDataset]) -> tuple[str, ...]:
-    """Sentences on persons, classes and splits that people should know. `datasets`: the listing of each input."""
+    """Warnings about identities, classes and splits, as sentences. `datasets`: the listing of each input."""
     samples = sum(split.samples for split in manifest.splits.values())
     assert manifest.photos == samples + sum(manifest.left_out.values()), "every photo is a sample or left out"
     return (*_identities(manifest, plan, samples), *_classes(manifest), *_missing_splits(manifest, plan, datasets))
@@ -23,12 +23,12 @@ def _identities(manifest: Manifest, plan: Plan, samples: int) -> Iterator[str]:
     known_identities = manifest.source["known_identities"]
     if 0 < known_identities < samples:
         yield (
-            f"the identity is known for {known_identities} photos only; each other photo counts as a person, so the"
-            " same person may occur in several splits"
+            f"the identity is known for {known_identities} photos only; each other photo counts as an identity"
+            " of its own, so photos of one identity may be in several splits"
         )
     shared = _photos_in_several_splits(plan)
     if known_identities == 0:
-        yield f"no photo has an identity: splits {'' if shared else 'share no photo, but '}may share persons"
+        yield f"no photo has an identity: splits {'' if shared else 'share no photo, but '}may share identities"
     if shared:
         yield (
             f"{shared} photos are in several splits, as --duplicates keep allows, so a test would reward memorising:"
@@ -38,8 +38,8 @@ def _identities(manifest: Manifest, plan: Plan, samples: int) -> Iterator[str]:
     for identity, count in photos.most_common(1):
         if count > 1 and 2 * count > photos.total():
             yield (
-                f"one identity, {identity!r}, has {count} of {photos.total()} photos, which all are in one split if the"
-                " dataset names none: check that it is a person"
+                f"identity {identity!r} has {count} of {photos.total()} photos, which all go into one split if the"
+                " dataset has no splits: check that it is a single identity"
             )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pfcluster.data.labels import UnknownEmotionError, canonical_name
-from pfcluster.data.manifest import UNKNOWN_PERSON
+from pfcluster.data.manifest import UNKNOWN_IDENTITY
 from pfcluster.data.raw.base import RawDataset, RawPhoto, read_bytes
 
 
@@ -37,8 +37,8 @@ class Candidate:
 
     @property
     def identity(self) -> str:
-        """The person, or `photo-<content hash>` if it is not known."""
-        return self.photo.identity or f"{UNKNOWN_PERSON}{self.sha256[:16]}"
+        """The listed identity, or `photo-<content hash>` if it is not known."""
+        return self.photo.identity or f"{UNKNOWN_IDENTITY}{self.sha256[:16]}"
 
     @property
     def face(self) -> str:

@@ -34,7 +34,7 @@ class PlannedPhoto(NamedTuple):
     label: str
     """Canonical name; empty if the build ignores labels."""
     identity: str
-    """The person, or `photo-<content hash>` if it is not known."""
+    """The listed identity, or `photo-<content hash>` if it is not known."""
     sha256: str
     """Hash of the photo's file."""
 
@@ -57,7 +57,7 @@ class Plan:
     photos: int
     """Number of listed photos of all inputs."""
     known_identities: int
-    """Number of planned photos whose person is known."""
+    """Number of planned photos whose identity is known."""
     shards: tuple[PlannedShard, ...]
     left_out: tuple[LeftOut, ...]
 
@@ -173,10 +173,10 @@ def _split(
 ) -> dict[str, list[Candidate]]:
     """Kept photos by split: official splits as they are, the rest split by groups.
 
-    Copies that were left out still connect the persons that they name into one group.
+    Copies that were left out still connect their identities into one group.
     """
     free = [candidate for candidate in candidates if not candidate.is_test and candidate.photo.split != "validation"]
-    groups = connected_groups((("content", one.sha256), ("person", one.identity)) for one in free)
+    groups = connected_groups((("content", one.sha256), ("identity", one.identity)) for one in free)
     group_of = {(one.role, one.index): group for one, group in zip(free, groups, strict=True)}
     members: dict[int, Counter[str]] = {}
     splits: dict[str, list[Candidate]] = {split: [] for split in SPLITS}

@@ -16,9 +16,9 @@ def rank(seed: int, name: str) -> str:
 
 
 def connected_groups(links: Iterable[Sequence[Hashable]]) -> list[int]:
-    """Group number of each photo; photos are connected by shared items (person, content), transitively (union-find).
+    """Group number of each photo; photos are connected by shared items (identity, content), transitively (union-find).
 
-    E.g. if the same photo occurs under two names, all photos of both persons form one group. Groups are numbered in the
+    E.g. if the same photo occurs with two identities, all photos of both form one group. Groups are numbered in the
     order of their first photo.
     """
     parent: dict[Hashable, Hashable] = {}

@@ -25,7 +25,7 @@ from pfcluster.data.inspect.near_duplicates import (
     near_pairs,
     thumbnails,
 )
-from pfcluster.data.manifest import UNKNOWN_PERSON, ShardError, ShardFile
+from pfcluster.data.manifest import UNKNOWN_IDENTITY, ShardError, ShardFile
 from pfcluster.data.shards import UNLABELLED
 
 BATCH_PIXELS = 1 << 22
@@ -76,8 +76,8 @@ class IdentityLeak(NamedTuple):
 
     @property
     def is_photo(self) -> bool:
-        """Whether the person is unknown, so that the identity is that of one photo's file."""
-        return self.identity.startswith(UNKNOWN_PERSON)
+        """Whether the identity is unknown, so that the photo's hash takes its place."""
+        return self.identity.startswith(UNKNOWN_IDENTITY)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def read_enlargements(folder: Path, shards: Sequence[ShardFile], size: int) -> n
 
 
 def identity_leaks(splits: Mapping[str, Faces]) -> tuple[IdentityLeak, ...]:
-    """Identities that occur in more than one split: known persons, and photos of unknown ones (UNKNOWN_PERSON)."""
+    """Identities that occur in more than one split: known ones, and photos of unknown ones (UNKNOWN_IDENTITY)."""
     occurrences = Counter(identity for split in splits.values() for identity in set(split.identities()))
     leaking = {identity for identity, count in occurrences.items() if count > 1}
     keys: dict[str, dict[str, str]] = {identity: {} for identity in sorted(leaking)}

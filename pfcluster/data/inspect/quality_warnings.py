@@ -46,10 +46,10 @@ def _duplicate_warnings(quality: Quality) -> list[str]:
             " between splits: remove copies and inspect again"
         )
     photos = sum(leak.is_photo for leak in quality.leaks)
-    if persons := len(quality.leaks) - photos:
+    if identities := len(quality.leaks) - photos:
         warnings.append(
-            f"{persons} identities are in more than one split, so the test does not measure generalisation"
-            " to new people: split by person, or give photos of different people different identities"
+            f"{identities} identities are in more than one split, so the test does not measure generalisation to new"
+            " identities: split by identity, or use different names for different identities"
         )
     if photos:
         warnings.append(

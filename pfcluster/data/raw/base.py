@@ -48,7 +48,7 @@ class RawPhoto:
     label: str
     """As written, or the name of a numeric label; empty if there is none."""
     identity: str | None
-    """Person, if the listing names one."""
+    """Identity, if the listing names one."""
     path: str
     """File that contains the bytes; empty if a CSV row names no image."""
     offset: int = 0

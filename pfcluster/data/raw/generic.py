@@ -152,18 +152,18 @@ def _table_photos(table: Table, folders: Sequence[Path]) -> Iterator[RawPhoto]:
     names = [image.replace("\\", "/") for image in table.cells(table.require("image"))]
     columns = [table.cells(column) for column in (table.require("label"), table.find("identity"))]
     base = _base(names, folders)
-    for name, label, identity in zip(names, *columns, strict=True):
+    for name, label, cell in zip(names, *columns, strict=True):
         if "\0" in name:
             raise RawDataError(
                 f"{table.path} names an image with a zero byte, {name!r}; it is not a valid CSV of file names"
             )
         source = str(PurePosixPath(_normal(name)).relative_to(base)) if name.startswith("/") else name
-        person = None if identity in ("", name, PurePosixPath(name).name) else identity
+        identity = None if cell in ("", name, PurePosixPath(name).name) else cell
         if not name:
-            yield RawPhoto(source, label, person, "")
+            yield RawPhoto(source, label, identity, "")
             continue
         path = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
-        yield RawPhoto(source, label, person, str(path), 0, file_size(path))
+        yield RawPhoto(source, label, identity, str(path), 0, file_size(path))
 
 
 def _base(names: Sequence[str], folders: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Identities as tables write them where the person is not known."""
+"""Words that tables write in place of an identity that is not known."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ NOT_KNOWN = frozenset(
 )
 """In lower case."""
 NA = "na"
-"""Not known, too, as R writes it; but a person where people have codes of two letters, as JAFFE's KA, KL, ..., NA."""
+"""R's word for it; but an identity if identities are codes of two letters, as JAFFE's KA, KL, ..., NA."""
 
 
 def without_unknown(dataset: RawDataset) -> RawDataset:
     """The dataset with no identity where a cell says that it is not known, and a note that counts these cells."""
     cells = Counter(photo.identity for photo in dataset.photos if photo.identity is not None)
-    people = [cell for cell in cells if cell.casefold() not in (*NOT_KNOWN, NA)]
-    have_codes = bool(people) and all(len(cell) == 2 and cell.isalpha() for cell in people)
+    identities = [cell for cell in cells if cell.casefold() not in (*NOT_KNOWN, NA)]
+    have_codes = bool(identities) and all(len(cell) == 2 and cell.isalpha() for cell in identities)
     words = NOT_KNOWN if have_codes else NOT_KNOWN | {NA}
     unknown = Counter({cell: count for cell, count in cells.items() if cell.casefold() in words})
     if not unknown:
@@ -31,5 +31,5 @@ def without_unknown(dataset: RawDataset) -> RawDataset:
         dataclasses.replace(photo, identity=None) if photo.identity in unknown else photo for photo in dataset.photos
     )
     counts = ", ".join(f"{cell}: {count}" for cell, count in unknown.most_common())
-    note = f"the identity of {unknown.total()} photos is not known ({counts}); each of them counts as a person"
+    note = f"the identity of {unknown.total()} photos is not known ({counts}); each counts as an identity of its own"
     return dataclasses.replace(dataset, photos=photos, notes=(*dataset.notes, note))

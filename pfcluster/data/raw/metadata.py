@@ -48,17 +48,17 @@ def metadata_splits(
 
 
 class MetadataRow(NamedTuple):
-    """What a table says about an image; cells are empty where it says nothing."""
+    """A table's row of an image; cells without a value are empty."""
 
     label: str
-    person: str
+    identity: str
     split: OfficialSplit | None
 
 
 def with_metadata(
     photos: Sequence[RawPhoto], root: Path, tables: Sequence[Table], splits: Splits | None
 ) -> Iterator[RawPhoto]:
-    """Photos with the labels, persons and splits of their rows in metadata tables, once for each row, as in a CSV;
+    """Photos with the labels, identities and splits of their rows in metadata tables, once for each row, as in a CSV;
     photos without a row are left out if the tables have labels. `splits`: of the rows of all tables. Raises
     RawDataError.
     """
@@ -69,7 +69,7 @@ def with_metadata(
             missing = ("no row in the metadata", "") if labelled else photo.left_out
             yield dataclasses.replace(photo, left_out=missing)
         for row in rows.pop(photo.source, ()):
-            values = {"identity": row.person or None, "split": row.split or photo.split}
+            values = {"identity": row.identity or None, "split": row.split or photo.split}
             values |= {"label": row.label, "left_out": None} if labelled else {}
             yield dataclasses.replace(photo, **values)  # type: ignore[arg-type]
     of_folder = {PurePosixPath(photo.source).parent: photo.split for photo in photos}
@@ -77,7 +77,7 @@ def with_metadata(
         folder = next((folder for folder in PurePosixPath(name).parents if folder in of_folder), None)
         for row in of_image:
             split = row.split or (of_folder[folder] if folder is not None else None)
-            yield RawPhoto(name, row.label, row.person or None, str(root / name) if name else "", split=split)
+            yield RawPhoto(name, row.label, row.identity or None, str(root / name) if name else "", split=split)
 
 
 def _rows_by_image(root: Path, tables: Sequence[Table], splits: Splits | None) -> dict[str, list[MetadataRow]]:
@@ -91,12 +91,12 @@ def _rows_by_image(root: Path, tables: Sequence[Table], splits: Splits | None) -
         of_table: dict[str, list[MetadataRow]] = {}
         columns = [table.cells(table.find(column)) for column in ("label", "identity")]
         below = table.path.parent.relative_to(root)
-        for image, label, person in zip(table.cells(table.require("image")), *columns, strict=True):
+        for image, label, identity in zip(table.cells(table.require("image")), *columns, strict=True):
             name = image.replace("\\", "/")
             if leaves_folder(name):
                 raise RawDataError(f"{table.path} names an image outside its folder, {name!r}; correct the row")
             place = (below / name).as_posix() if name else ""
-            of_table.setdefault(place, []).append(MetadataRow(label, person, next(of_rows)))
+            of_table.setdefault(place, []).append(MetadataRow(label, identity, next(of_rows)))
         rows.setdefault("", []).extend(of_table.pop("", []))
         for name, of_image in of_table.items():
             if of_image != rows.setdefault(name, of_image):

@@ -1,4 +1,4 @@
-"""Parquet files in the layout of Hugging Face datasets: columns of image bytes and labels, optionally of persons and
+"""Parquet files in the layout of Hugging Face datasets: columns of image bytes and labels, optionally of identities and
 splits.
 
 pyarrow is an optional dependency, imported when a parquet file is read.
@@ -88,8 +88,8 @@ def _rows(file: Path, options: ReadOptions) -> Iterator[tuple[RawPhoto, str]]:
         )
     for row, (label, size) in enumerate(zip(labels, sizes, strict=True)):
         path = str(file) if size >= 0 else ""
-        person, split = (others[column][row] if others[column] else "" for column in ("identity", "split"))
-        yield RawPhoto(f"{file.name}#{row}", label, person or None, path, row, size, "parquet"), split
+        identity, split = (others[column][row] if others[column] else "" for column in ("identity", "split"))
+        yield RawPhoto(f"{file.name}#{row}", label, identity or None, path, row, size, "parquet"), split
 
 
 def open_parquet(file: Path) -> Any:

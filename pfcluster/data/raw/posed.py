@@ -26,7 +26,7 @@ from pfcluster.data.raw.tables import numbered_lines
 CKPLUS_FRAMES = "cohn-kanade-images"
 CKPLUS_LABELS = ("Emotion", "Emotion_labels/Emotion", "Emotion_labels")
 JAFFE_NAME = re.compile(r"([A-Z]{2})\.([A-Z]{2})\d+\.\d+\.(tiff?|jpe?g|png|bmp)", re.IGNORECASE)
-"""`KA.AN1.39.tiff`: person, emotion and take, number."""
+"""`KA.AN1.39.tiff`: identity, emotion and take, number."""
 JAFFE_CODES = ("AN", "DI", "FE", "HA", "NE", "SA", "SU")
 SFEW_NAME = re.compile(r".+_\d{9}_\d{8}\.\w+")
 """`AirForceOne_000519240_00000005.png`: film, time, frame."""
@@ -96,7 +96,7 @@ def jaffe_recognises(source: Path) -> bool:
 
 
 def jaffe_read(source: Path, _options: ReadOptions) -> RawDataset:
-    """List the photos of a flat folder, with person and emotion from their names. Raises RawDataError."""
+    """List the photos of a flat folder, with identity and emotion from their names. Raises RawDataError."""
     photos: list[RawPhoto] = []
     skipped: Counter[str] = Counter()
     for path in sorted(source.iterdir()):
@@ -109,15 +109,16 @@ def jaffe_read(source: Path, _options: ReadOptions) -> RawDataset:
         parts = _jaffe_parts(path.name)
         if parts is None:
             raise RawDataError(
-                f"{path} does not follow JAFFE's naming scheme (KA.AN1.39.tiff: person, emotion, number); move it away"
+                f"{path} does not follow JAFFE's naming scheme (KA.AN1.39.tiff: identity, emotion, number);"
+                " move it away"
             )
-        person, code = parts
-        photos.append(RawPhoto(path.name, name_of("jaffe", code), person, str(path), 0, file_size(path)))
+        identity, code = parts
+        photos.append(RawPhoto(path.name, name_of("jaffe", code), identity, str(path), 0, file_size(path)))
     return RawDataset("jaffe", source.resolve().name, tuple(photos), skipped, str(source))
 
 
 def _jaffe_parts(name: str) -> tuple[str, str] | None:
-    """Person and emotion code in a photo's name; None if it does not follow the scheme."""
+    """Identity and emotion code in a photo's name; None if it does not follow the scheme."""
     match = JAFFE_NAME.fullmatch(name)
     if match is None or match[2].upper() not in JAFFE_CODES:
         return None

@@ -36,7 +36,7 @@ def recognises(source: Path) -> bool:
 
 
 def read(source: Path, options: ReadOptions) -> RawDataset:
-    """List the photos with their official splits; RAF-DB names no persons. Raises RawDataError."""
+    """List the photos with their official splits; RAF-DB names no identities. Raises RawDataError."""
     listed, numbered = _listed(source), _numbered(source)
     if listed is not None:
         return _read_listed(listed, options.originals)

@@ -25,7 +25,7 @@ VALIDATION = frozenset(("val", "valid", "validation", "validate", "validating", 
 TEST = frozenset(("test", "testing", "tst"))
 SECOND_TEST = frozenset(("eval", "evaluation", "evaluate", "evaluating", "holdout", "heldout"))
 GIVEN_NAMES = frozenset(("dev", "val"))
-"""Words that are persons' names as well."""
+"""Words that are first names as well."""
 SHORT: dict[str, Meaning] = {"tr": "train", "te": "test", "ts": "test", "va": "validation"}
 """Abbreviations; they count only among names that all mean splits."""
 TOGETHER = {

@@ -1,7 +1,7 @@
-"""Text files as people and spreadsheets save them: encodings, delimiters, and tables by column name.
+"""Text files as editors and spreadsheets save them: encodings, delimiters, and tables by column name.
 
-UTF-8 with or without a byte order mark, UTF-16 and UTF-32 are read; columns are separated by commas, semicolons,
-tabs or vertical bars, and Excel's first line `sep=;` is honoured. JSON Lines are tables too.
+UTF-8 with or without a byte order mark, UTF-16 and UTF-32 are read; columns are separated by commas, semicolons, tabs
+or vertical bars, and Excel's first line `sep=;` is honoured. JSON Lines are tables too.
 """
 
 from __future__ import annotations

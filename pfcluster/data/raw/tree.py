@@ -2,7 +2,7 @@
 
 Trees are described by their folders: the path of each folder that holds photos, and how many. Splits are looked for at
 any depth. The label is taken from one level of the whole tree, counted from the top (below the split) or from the
-photo, so that a person called Joy or a light called normal makes no class.
+photo, so that an identity called Joy or a lighting condition called normal is not taken for a class.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ HEADING, GAP = 18, 10
 
 
 def studio_portraits(faces: Faces) -> Faces:
-    """The same people and expressions in frontal pose and even light, without occlusion, blur or noise."""
+    """The same identities and expressions in frontal pose and even light, without occlusion, blur or noise."""
     neutral = {"ambient": 0.6, "exposure": 1.0, "light_x": -0.3, "light_y": -0.3, "scale": 1.0, "lids": 1.0}
     absent = {"blur": -1.0, "noise": -1.0, "occluder": -1.0}
     unchanged = ("clothes_red", "clothes_green", "clothes_blue")
@@ -35,38 +35,36 @@ def studio_portraits(faces: Faces) -> Faces:
     return faces
 
 
-def expression_rows(people: int) -> Faces:
-    """Studio portraits of `people` identities: each shows all canonical expressions clearly, then its neutral twin."""
-    emotions = torch.arange(len(CANONICAL)).repeat(people)
+def expression_rows(identities: int) -> Faces:
+    """Studio portraits of some identities: each shows all canonical expressions clearly, then its neutral twin."""
+    emotions = torch.arange(len(CANONICAL)).repeat(identities)
     draws = uniforms("sheet", 3, np.arange(len(emotions), dtype=np.uint64), facs.UNIFORMS)
     draws[:, 0] = 0.85
     draws[:, 2] = 0.0
     draws[:, 3 : 3 + len(facs.ACTION_UNITS)] = 0.0
-    identities = torch.arange(people).repeat_interleave(len(CANONICAL))
-    nuisance = from_uniforms(NUISANCE, uniforms("sheet", 5, identities.numpy().astype(np.uint64), len(NUISANCE)))
-    portraits = studio_portraits(
-        Faces(identity_parameters(identities + 21), nuisance, facs.intensities(emotions, draws))
-    )
+    numbers = torch.arange(identities).repeat_interleave(len(CANONICAL))
+    nuisance = from_uniforms(NUISANCE, uniforms("sheet", 5, numbers.numpy().astype(np.uint64), len(NUISANCE)))
+    portraits = studio_portraits(Faces(identity_parameters(numbers + 21), nuisance, facs.intensities(emotions, draws)))
     rows = []
-    for person in range(people):
-        row = portraits[slice(person * len(CANONICAL), (person + 1) * len(CANONICAL))]
+    for number in range(identities):
+        row = portraits[slice(number * len(CANONICAL), (number + 1) * len(CANONICAL))]
         rows += [row, row[1:2].neutral_twin()]
     return concatenate(rows)
 
 
-def contact_sheet(path: str | Path, size: int = 96, people: int = 6, sample_rows: int = 4) -> None:
-    """Save an image with `people` rows of studio portraits and `sample_rows` rows of samples of the dataset.
+def contact_sheet(path: str | Path, size: int = 96, identities: int = 6, sample_rows: int = 4) -> None:
+    """Save an image with `identities` rows of studio portraits and `sample_rows` rows of samples of the dataset.
 
     size: pixels of one face, 32..224.
     """
     columns = (*CANONICAL, "neutral twin")
     samples = SyntheticFaces(sample_rows * len(columns), size=size, seed=2)
-    sheet = Image.new("RGB", (len(columns) * size, 2 * HEADING + GAP + (people + sample_rows) * size), "white")
+    sheet = Image.new("RGB", (len(columns) * size, 2 * HEADING + GAP + (identities + sample_rows) * size), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(columns):
         draw.text((column * size + size / 2, HEADING / 2), name, fill="black", anchor="mm")
-    paste_grid(sheet, render(expression_rows(people), size), HEADING, len(columns))
-    top = HEADING + people * size + GAP
+    paste_grid(sheet, render(expression_rows(identities), size), HEADING, len(columns))
+    top = HEADING + identities * size + GAP
     draw.text((4, top + 2), "as in the dataset:", fill="black")
     paste_grid(sheet, samples.images(), top + HEADING, len(columns))
     for number, label in enumerate(samples.true_labels()):

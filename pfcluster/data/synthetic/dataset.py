@@ -81,8 +81,8 @@ class SyntheticFaces:
         seed: int = 0,
         first_index: int = 0,
     ) -> None:
-        """size: pixels. identities: number of people, numbered from first_identity. imbalance: ratio of the frequencies
-        of the first and the last class. label_noise: error rate of each of the `annotators`. nuisance: fraction of the
+        """size: pixels. identities: their number, counted from first_identity. imbalance: ratio of the frequencies of
+        the first and the last class. label_noise: error rate of each of the `annotators`. nuisance: fraction of the
         range of pose, light, background and so on. min_intensity: intensity of the weakest expressions.
         """
         _at_least("count", count, 1)
