@@ -79,7 +79,7 @@ RELEASES = {
         needs_data=True,
         build=(
             "pfcluster build --input fer2013/train.tar --test-input fer2013/public_test.tar --output SHARDS"
-            " --align none --size 48"
+            " --align none --size 48 --name fer2013"
         ),
         seed=1,
     ),
@@ -228,8 +228,9 @@ def with_figures(
     notes = (
         f"It comes with pfcluster: `pfcluster predict photos/ --model builtin:{name}`,"
         f' `pfcluster.load("builtin:{name}")`.',
-        f"The figures below are those of these float16 weights: {stored.correct:,} of {test['n']:,} images right."
-        f" The float32 weights of the run have {exact.correct:,} right, and give {same:,} images the same label.",
+        f"The figures below are those of the released float16 weights: {stored.correct:,} of {test['n']:,} images"
+        f" right. The float32 weights of the run have {exact.correct:,} right, and give {same:,} images the same"
+        " label.",
         *((note,) if note else ()),
     )
     training = replace(info.training, command=command)
@@ -279,7 +280,7 @@ def markdown(records: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "# Models that come with the package",
         "",
-        "Test split, seed 0, float16 weights; names as in docs/reference/metrics.md, `rec`: of the reconstructions."
+        "Test split, one seed, float16 weights; names as in docs/reference/metrics.md, `rec`: of the reconstructions."
         " `same label`: images to which the run's float32 weights give the same one. Check with",
         "",
         f"    {COMMAND} --check --data SHARDS",

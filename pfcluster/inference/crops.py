@@ -16,6 +16,7 @@ from pfcluster.data.build.stored_images import DecodedPhoto, stored_crop, stored
 from pfcluster.data.jpeg import decode_jpeg
 from pfcluster.inference.errors import NoDetectorError
 from pfcluster.inference.faces import Face
+from pfcluster.inference.grey import is_grey, to_grey
 from pfcluster.inference.model_info import Preprocessing
 
 WhichFaces = Literal["all", "one"]
@@ -42,6 +43,8 @@ class WholePhotos:
     def crop(self, photo: DecodedPhoto) -> np.ndarray:
         """The stored image of a photo: uint8 s s 3."""
         size, quality = self._preprocessing.crop_size, self._preprocessing.jpeg_quality
+        if self._preprocessing.grey and not is_grey(photo.image):
+            photo = DecodedPhoto(b"", to_grey(photo.image), plain=False)
         if quality is None:
             return align.resize(photo.image, size)
         return decode_jpeg(stored_photo(photo, size, quality))
@@ -96,4 +99,6 @@ class DetectedFaces:
     def _stored(self, crop: np.ndarray) -> np.ndarray:
         """A crop as training read it back from a shard."""
         quality = self._preprocessing.jpeg_quality
+        if self._preprocessing.grey:
+            crop = to_grey(crop)
         return crop if quality is None else decode_jpeg(stored_crop(crop, quality))

@@ -23,6 +23,7 @@ from pfcluster.data.manifest import Manifest, ShardError, load_manifest
 from pfcluster.data.types import DataError
 from pfcluster.evaluate.evaluate_run import require_outputs
 from pfcluster.inference.errors import InferenceError
+from pfcluster.inference.grey import is_grey
 from pfcluster.inference.load import is_run, load
 from pfcluster.inference.model_folder import require_free, with_precision, write_model
 from pfcluster.inference.model_info import (
@@ -40,6 +41,8 @@ from pfcluster.models.erasure import inference_weights
 from pfcluster.runs.folder import RESULT_FILE, enclosing_run, read_config, read_result
 from pfcluster.runs.run_inputs import read_inputs, recorded_classes
 
+GREY_IMAGES = 256
+"""Training images whose channels are compared."""
 TEMPLATE_IMAGES = 32
 """Images of unaligned training data in which faces are detected for the template."""
 MIN_TEMPLATE_FACES = 8
@@ -209,8 +212,23 @@ def _preprocessing(folder: Path, config: RunConfig, shards: str | None) -> Prepr
         template=template,
         template_faces=faces,
         jpeg_quality=options["quality"],
+        grey=trained_on_grey(config),
         face=options["face"],
     )
+
+
+def trained_on_grey(config: RunConfig) -> bool:
+    """Whether a run's training images are all grey, by a sample of them. Raises InferenceError if they cannot be
+    read.
+    """
+    if config.data.shards is None:
+        return False
+    try:
+        split = open_dataset(config.data, config.seed).train
+        indices = torch.linspace(0, len(split) - 1, min(GREY_IMAGES, len(split))).long()
+        return is_grey(split.batch(indices).images.permute(0, 2, 3, 1).numpy())
+    except (DataError, ShardError, OSError) as error:
+        raise InferenceError(f"the run's training images, which may be grey, cannot be read: {error}") from error
 
 
 def _build_options(manifest: Manifest) -> dict[str, Any]:

@@ -186,9 +186,10 @@ def _preprocessing(preprocessing: Preprocessing, size: int) -> str:
         if preprocessing.template_faces is None
         else f"the mean of {preprocessing.template_faces} faces detected in the training data, which is not aligned"
     )
+    grey = " The training images are grey: crops of colour photos become grey first." if preprocessing.grey else ""
     return (
         f"A face is cropped at {preprocessing.crop_size} px{jpeg}, such that both eyes, the nose and the mouth's"
-        f" corners lie at {points} of the side ({origin}). The network gets {size} px, pixels / 127.5 - 1."
+        f" corners lie at {points} of the side ({origin}).{grey} The network gets {size} px, pixels / 127.5 - 1."
     )
 
 

@@ -102,6 +102,8 @@ class Preprocessing:
     the training data, which is not aligned by landmarks."""
     jpeg_quality: int | None = 95
     """Stored images are JPEGs of this quality; None if the training data were never JPEGs."""
+    grey: bool = False
+    """Whether a crop becomes grey, because all training images are."""
     face: FaceRule = "largest-central"
     """Which face of a photo training used; it is number 0 of a photo's faces."""
 
