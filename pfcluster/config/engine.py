@@ -12,7 +12,8 @@ Backend = Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Distributed backend, precision and memory options. Apart from rounding they do not change the result."""
+    """Distributed backend, precision and memory options. Apart from rounding they do not change the result, except for
+    the "cnn" (the judge), whose batch normalisation sees one process's micro-batch at a time."""
 
     backend: Backend = "auto"
     """Distributed backend. "auto" takes DeepSpeed ZeRO-2 if it is installed and passes a self-check on this device,
@@ -21,7 +22,7 @@ class EngineConfig:
     """"bf16" runs forward passes under autocast and keeps weights and optimizer in fp32. "bf16_params" also gathers
     and computes with bf16 weights; the optimizer's master weights stay fp32 (FSDP2 and ZeRO)."""
     grad_accumulation_steps: int = 1
-    """Micro-batches per step: the same update with less memory."""
+    """Micro-batches per step: the same update with less memory (not of the "cnn", see above)."""
     activation_checkpointing: bool = False
     """Store only the inputs of each block and recompute its activations in the backward pass."""
     compile: bool = False

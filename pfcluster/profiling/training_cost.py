@@ -22,7 +22,8 @@ class TrainingCost:
     epochs: float
     """Passes over the training split."""
     flops: float
-    """Forward and backward passes of all training steps, without evaluations and diagnostics."""
+    """Forward and backward passes of all training steps, without evaluations and diagnostics, and without what saves
+    memory by computing twice (activation checkpointing, accumulation in PF-MAG)."""
 
     def __add__(self, other: TrainingCost) -> TrainingCost:
         return TrainingCost(
@@ -65,17 +66,17 @@ def _counted(config: RunConfig) -> RunConfig:
         max_steps=None,
         data=DataConfig(size=config.data.size),
         optim=OptimConfig(),
+        engine=replace(config.engine, activation_checkpointing=False, grad_accumulation_steps=1),
         evaluate=EvaluateConfig(),
         checkpoint=CheckpointConfig(),
     )
 
 
 def step_flops(config: RunConfig, classes: int, warmup: bool) -> float:
-    """The model's FLOPs in a step for one of its images, of PF-MAG's warm-up or of its adversarial part; what
-    activation checkpointing computes again does not count.
+    """The model's FLOPs in a step for one of its images, of PF-MAG's warm-up or of its adversarial part; what is
+    computed a second time to save memory does not count.
     """
-    engine = replace(config.engine, activation_checkpointing=False)
-    return _flops_per_image(_counted(replace(config, engine=engine)), classes, warmup=warmup)
+    return _flops_per_image(_counted(config), classes, warmup=warmup)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from pfcluster.launch.budget_controls import budget_controls
 from pfcluster.launch.study_plan import make_plan
 from pfcluster.launch.training_options import parse_training
 from pfcluster.profiling.flops import profile
-from pfcluster.profiling.training_cost import training_cost
+from pfcluster.profiling.training_cost import step_flops, training_cost
 from pfcluster.report.write import write_report
 from pfcluster.training.schedule import total_steps
 from tests.studies import CLASSES, text, write_run
@@ -35,6 +35,15 @@ def test_cost_of_a_run_has_its_warm_up_apart():
     assert cost.flops == pytest.approx(16 * (3 * warmup + 33 * adversarial))
     limited = training_cost(replace(PF_VIT, max_steps=12), CLASS_COUNT, SAMPLES)
     assert (limited.steps, limited.epochs) == (12, 2)
+
+
+@pytest.mark.parametrize("options", [{"activation_checkpointing": True}, {"grad_accumulation_steps": 2}])
+@pytest.mark.parametrize("run", [MAE_VIT, PF_VIT])
+def test_options_that_save_memory_do_not_change_the_budget(run, options):
+    """Controls of equal FLOPs are as long with them as without."""
+    saving = replace(run, engine=replace(run.engine, **options))
+    assert training_cost(saving, CLASS_COUNT, SAMPLES) == training_cost(run, CLASS_COUNT, SAMPLES)
+    assert step_flops(saving, CLASS_COUNT, False) == step_flops(run, CLASS_COUNT, False)
 
 
 @pytest.mark.parametrize(("from_mae_vit", "epochs"), [(True, 10), (False, 6)])
