@@ -17,6 +17,7 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of each position: b c h w -> b c h w."""
 
     def forward(self, values: Tensor) -> Tensor:
+        """b c h w -> b c h w."""
         return super().forward(values.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

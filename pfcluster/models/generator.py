@@ -36,7 +36,7 @@ class RelativePositionBias(nn.Module):
         self.register_buffer("index", difference[0] * offsets + difference[1], persistent=False)
 
     def forward(self) -> Tensor:
-        """-> h n (1 + n)."""
+        """The bias of every patch towards the class token, then towards every patch: -> h n (1 + n)."""
         pairs = self.table[:, self.index]
         return torch.cat([self.class_token.unsqueeze(1).expand(-1, pairs.shape[1], -1), pairs], dim=2)
 

@@ -103,6 +103,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """b t d -> b t d."""
         return self.fc2(functional.gelu(self.fc1(tokens)))
 
 

@@ -34,10 +34,13 @@ class MaeObjective:
         self.options: dict[str, Any] = {"kept": kept, "patch": patch, "norm_pixels": norm_pixels}
 
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
+        """Train on micro-batches: images b 3 h w, order b n; -> scalars of this rank. A collective."""
         return mae_step(batches, self.engines["model"], **self.options)
 
     def state(self) -> dict[str, Any]:
+        """Empty: an exact resume needs the engine alone. Not a collective."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Accept the empty state. Not a collective."""
         assert not state

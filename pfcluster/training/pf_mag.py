@@ -178,6 +178,9 @@ class PfMagObjective:
         self.world = world
 
     def step(self, batches: Sequence[Batch], step: int) -> Metrics:
+        """Update the discriminator and PF-ViT on micro-batches: images b 3 h w; -> scalars of this rank. `step` is
+        0-based. A collective.
+        """
         config = self.config
         warmup = step < config.warmup_steps
         metrics, unerased = pf_mag_step(
@@ -226,7 +229,9 @@ class PfMagObjective:
         return gradient_norms(generated, model, discriminator, names, single_term_loss, emotion_view=emotion_view)
 
     def state(self) -> dict[str, Any]:
+        """The balancer's state, as JSON values; equal on all ranks. Not a collective."""
         return self.balancer.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned. Not a collective."""
         self.balancer.load_state(state)

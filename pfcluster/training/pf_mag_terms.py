@@ -34,14 +34,19 @@ class LossSettings:
     label_smoothing: float
     """Of L_cls."""
     fake_class_targets: str
+    """Targets of the discriminator's emotion outputs for generated images, as in the config."""
     identity_net: nn.Module | None
     """φ of L_ort; None takes the cosine of the tokens."""
     r1: float = 0.0
     """Weight of the R1 penalty where it is computed, `r1_every` times that of the config."""
     r1_every: int = 1
+    """Steps between two computations of the R1 penalty."""
     generate_every: int = 1
+    """Images are generated from every n-th image of a micro-batch."""
     discriminator_emotions: bool = True
+    """Whether the discriminator also classifies emotions."""
     discriminator_updates: int = 1
+    """Of each step."""
     has_adversary: bool = False
     """Whether the discriminator's module holds an EmotionAdversary, which adds the confusion term to L_PFViT."""
     has_anchor: bool = False
@@ -49,6 +54,7 @@ class LossSettings:
     has_swap: bool = False
     """Whether L_PFViT has the swap-cycle term."""
     warmup_discriminator: bool = True
+    """Whether the discriminator trains during the warm-up."""
 
     def has_term(self, name: str) -> bool:
         """Whether a term is part of L_PFViT after the warm-up."""
