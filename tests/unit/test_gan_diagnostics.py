@@ -85,7 +85,7 @@ def test_gradient_norms_equal_those_of_separate_terms():
         "rec": losses.reconstruction(images, rec, poker, labels, 0),
         "ort": losses.orthogonality(emotion, face),
     }
-    for place, tensor in (("emotion", emotion), ("face", face), ("rec", rec), ("poker", poker)):
+    for place, tensor in (("emotion", emotion), ("identity", face), ("rec", rec), ("poker", poker)):
         for name, term in terms.items():
             (gradient,) = torch.autograd.grad(term, tensor, retain_graph=True, allow_unused=True)
             if f"grad_{place}_{name}" in metrics:
