@@ -26,7 +26,7 @@ CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 METADATA_KEY = "pfcluster"
-"""Of the safetensors file's metadata: the content of `config.json`."""
+"""Key of the safetensors file's metadata with the content of `config.json`."""
 MEAN_AND_STD = (0.5, 0.5)
 """Normalisation of all nets: pixels in 0..1 minus 0.5, over 0.5."""
 
