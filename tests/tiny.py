@@ -36,6 +36,8 @@ OPTIONS = shlex.split(
     " --pf-mag.erasure-start 2 --pf-mag.weights.swap 0 --pf-mag.r1 0 --pf-mag.loss-balancing-steps 2"
 )
 """Such a run on the command line, but for how often it saves and evaluates itself."""
+MACHINE_METRICS = ("images_per_second", "tflops_per_device", "mfu", "host_wait", "peak_memory_gb")
+"""Metrics that depend on the machine and its load."""
 DATA = DataConfig(size=32, synthetic=SyntheticConfig(train=96, validation=32, test=40, identities=12, nuisance=0.3))
 MODEL = ModelConfig(patch=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
 ROLES = {"mae": "mae", "finetune": "scratch", "pf_mag": "pf-vit"}

@@ -22,9 +22,8 @@ from pfcluster.evaluate import predictions
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE, step_folder
 from pfcluster.training.gan_diagnostics import DISCRETE_METRICS
 from pfcluster.training.parity import zero_key_biases
-from pfcluster.training.throughput import FIGURES
 from tests.distributed.ranks import launch
-from tests.tiny import config, final_weights
+from tests.tiny import MACHINE_METRICS, config, final_weights
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +116,7 @@ def test_layout_gives_weights_of_one_process(uninterrupted, layout):
 def test_layout_logs_metrics_of_one_process(uninterrupted, layout):
     for actual, expected in zip(metrics(uninterrupted[layout]), metrics(uninterrupted["ddp", 1]), strict=True):
         assert actual.keys() == expected.keys()
-        for name in expected.keys() - {*FIGURES, "split"}:
+        for name in expected.keys() - {*MACHINE_METRICS, "split"}:
             absolute = ONE_IMAGE if name in DISCRETE else 1e-6
             assert actual[name] == pytest.approx(expected[name], rel=1e-5, abs=absolute), (name, expected["step"])
 

@@ -24,9 +24,8 @@ from pfcluster.launch.study_plan import make_plan
 from pfcluster.launch.training_options import parse_training
 from pfcluster.launch.worker import work
 from pfcluster.runs.folder import REQUESTED_CONFIG_FILE
-from pfcluster.training.throughput import FIGURES
 from tests.commands import command
-from tests.tiny import LAUNCH, OPTIONS, ROOT, config, final_weights, train_here
+from tests.tiny import LAUNCH, MACHINE_METRICS, OPTIONS, ROOT, config, final_weights, train_here
 
 TINY = [*OPTIONS, *shlex.split("--checkpoint.every-steps 4 --evaluate.every-epochs 1")]
 
@@ -206,7 +205,7 @@ def test_killed_and_stopped_runs_resume_bit_exactly(tmp_path, objective, signals
     )
     for lines in (resumed_lines, expected_lines):
         for line in lines:
-            for name in FIGURES:
+            for name in MACHINE_METRICS:
                 line.pop(name, None)
     assert resumed_lines == expected_lines
 
