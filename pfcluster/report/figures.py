@@ -13,12 +13,15 @@ import io
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pfcluster.report.statistics import row_shares
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Curve = NDArray[np.float64]
 """(step, value) in ascending steps: p 2."""
@@ -73,22 +76,30 @@ def plot_curves(
     indices = {
         label: index for index, label in enumerate(name for name in groups if labelled is None or name in labelled)
     }
-    for label, seeds in ((label, with_points[label]) for label in names):
-        index = indices[label]
-        colour, dash = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
-        for curve in seeds if len(seeds) > 1 else []:
-            axes.plot(*curve.T, color=colour, linewidth=0.8, alpha=0.45, linestyle=dash)
-        mean = downsample(mean_curve(seeds), MAX_POINTS)
-        marker = "o" if len(mean) == 1 else None
-        axes.plot(
-            *mean.T,
-            color=colour,
-            linewidth=2.2,
-            label=escape_mathtext(label),
-            linestyle=dash,
-            marker=marker,
-        )
+    for label in names:
+        _draw_seeds_and_mean(axes, with_points[label], label, indices[label])
     axes.set(title=escape_mathtext(title), xlabel="step", ylabel=escape_mathtext(unit))
+    _set_scale(axes, limits, logarithmic=logarithmic)
+    place: dict[str, Any] = {"ncols": 1 + (len(names) > 4)}
+    if len(names) > MAX_LEGEND:
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place)
+    drawn = [*names, f"{len(others)} others"] if others else names
+    return svg_of(figure, f"{title}: {unit} over steps for {', '.join(drawn)}")
+
+
+def _draw_seeds_and_mean(axes: Axes, seeds: Sequence[NDArray[np.float64]], label: str, index: int) -> None:
+    """The curves of a group's seeds and their mean, in the colour and dash of its index."""
+    colour, dash = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
+    for curve in seeds if len(seeds) > 1 else []:
+        axes.plot(*curve.T, color=colour, linewidth=0.8, alpha=0.45, linestyle=dash)
+    mean = downsample(mean_curve(seeds), MAX_POINTS)
+    marker = "o" if len(mean) == 1 else None
+    axes.plot(*mean.T, color=colour, linewidth=2.2, label=escape_mathtext(label), linestyle=dash, marker=marker)
+
+
+def _set_scale(axes: Axes, limits: tuple[float, float] | None, *, logarithmic: bool) -> None:
+    """Limits and scale of the value axis, grid and frame."""
     if limits is not None:
         margin = 0.03 * (limits[1] - limits[0])
         axes.set_ylim(limits[0] - margin, limits[1] + margin)
@@ -97,12 +108,6 @@ def plot_curves(
         axes.tick_params(which="minor", colors=INK, labelsize=7)
     axes.grid(color=INK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    place: dict[str, Any] = {"ncols": 1 + (len(names) > 4)}
-    if len(names) > MAX_LEGEND:
-        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place)
-    drawn = [*names, f"{len(others)} others"] if others else names
-    return svg_of(figure, f"{title}: {unit} over steps for {', '.join(drawn)}")
 
 
 def points_per_curve(curves: int) -> int:
