@@ -17,7 +17,7 @@ from pfcluster.data.transforms import to_float
 from pfcluster.data.types import DataError, RawBatch
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.precision import autocast
-from pfcluster.evaluate import evaluate_run, final, similarity
+from pfcluster.evaluate import final, similarity
 from pfcluster.evaluate.classification import confusion_matrix, predict, predict_run, rank_batches, scores
 from pfcluster.evaluate.evaluators import Evaluators, Judge
 from pfcluster.evaluate.image_grid import pick_round_robin, write_grid
@@ -25,7 +25,7 @@ from pfcluster.evaluate.poker_faces import expression_region, masked_squared_err
 from pfcluster.evaluate.shared_classes import SharedClasses
 from pfcluster.models import factory
 from pfcluster.models.pf_vit import PFViTOutput
-from tests.tiny import config
+from tests.tiny import config, train_here
 
 WORLD = World(0, 1, torch.device("cpu"))
 CLASSES = ("neutral", "happiness", "anger", "fear")
@@ -109,25 +109,23 @@ def test_shared_classes_are_matched_by_name_and_others_left_out():
 
 def test_a_file_of_figures_that_cannot_be_written_is_named_before_the_evaluation(tmp_path, monkeypatch, capsys):
     """One that fails later does so after the table."""
-    figures = {**scores(torch.eye(2).long(), ("neutral", "fear")), "dataset": "faces"}
-    figures |= {"dropped": {}, "missing_classes": [], "damaged_samples": {}}
-    evaluated = []
-    monkeypatch.setattr(evaluate_run, "evaluate_run", lambda *_: evaluated.append(1) or figures)
+    folder = tmp_path / "run"
+    train_here(config("finetune"), folder)
+    capsys.readouterr()
     with pytest.raises(ValueError, match=r"--output .* is a folder; pass the path of a file in it"):
-        evaluate.main(["run", "--output", str(tmp_path)])
-    monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(ValueError, match=r"--output .*figures\.json: .* cannot be written; check its permissions"):
-        evaluate.main(["run", "--output", str(tmp_path / "figures.json")])
-    assert not evaluated
-    monkeypatch.undo()
-    monkeypatch.setattr(evaluate_run, "evaluate_run", lambda *_: figures)
+        evaluate.main([str(folder), "--output", str(tmp_path)])
+    with monkeypatch.context() as patch:  # root may write everywhere
+        patch.setattr("os.access", lambda *_: False)
+        with pytest.raises(ValueError, match=r"--output .*figures\.json: .* cannot be written; check its permissions"):
+            evaluate.main([str(folder), "--output", str(tmp_path / "figures.json")])
+    assert "macro F1" not in capsys.readouterr().out
 
     def disk_is_full(path, _):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("pfcluster.cli.evaluate.write_atomically", disk_is_full)
     with pytest.raises(OSError, match="No space left"):
-        evaluate.main(["run", "--output", str(tmp_path / "figures.json")])
+        evaluate.main([str(folder), "--output", str(tmp_path / "figures.json")])
     assert "macro F1" in capsys.readouterr().out
 
 
