@@ -143,7 +143,7 @@ def test_impossible_requests_are_refused_before_training(ray, tmp_path):
     assert not (tmp_path / RUN / "checkpoints").exists()
 
 
-def test_failures_that_repeat_are_not_retried(ray, tmp_path):
+def test_runs_whose_failure_would_repeat_are_not_retried_on_ray(ray, tmp_path):
     output = launch(ray, *FINETUNE, "--optim.lr", "1e30", "--output", str(tmp_path), code=1)
     assert "scratch seed 0 failed (training)" in output
     (only,) = attempts.read(tmp_path / RUN)

@@ -42,7 +42,7 @@ def test_wrong_step_raises(outcomes, backend, wrong):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pf_vit_update_does_not_change_discriminator(outcomes, backend):
+def test_pf_vit_update_does_not_change_discriminator_on_any_backend(outcomes, backend):
     assert outcomes[f"{backend}/right"] == {
         "discriminator_unchanged": True,
         "discriminator_changed_by_its_update": True,

@@ -94,7 +94,7 @@ def test_doctor_tests_engines_bandwidth_and_folder(tmp_path):
         (["doctor", "--processes", "0"], "--processes must be at least 1"),
     ],
 )
-def test_invalid_commands_end_with_one_sentence(tmp_path, arguments, words):
+def test_invalid_engine_options_end_with_one_sentence(tmp_path, arguments, words):
     options = ["--output", str(tmp_path / "runs")] if arguments[0] not in ("consolidate", "doctor") else []
     done = command(*arguments, *options)
     assert done.returncode == 2, done.stdout

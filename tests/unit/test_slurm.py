@@ -66,7 +66,7 @@ def test_retries_count_failures_but_not_preemptions():
 
 
 @pytest.mark.parametrize("kind", ["user", "training", "disk"])
-def test_failures_that_repeat_are_not_retried(kind):
+def test_jobs_whose_failure_would_repeat_are_not_requeued(kind):
     assert (
         attempts.reason_to_give_up([failed(1, kind=kind, step=100)], 5) == "another attempt would fail in the same way"
     )

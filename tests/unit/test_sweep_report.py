@@ -226,7 +226,7 @@ def test_markdown_has_no_html(files: SweepFiles) -> None:
 
 
 @pytest.mark.slow
-def test_report_is_deterministic(files: SweepFiles) -> None:
+def test_sweep_report_is_deterministic(files: SweepFiles) -> None:
     first = files.html.read_bytes()
     assert write_sweep_report(files.data.folder).html.read_bytes() == first
 
@@ -339,7 +339,7 @@ def test_failed_confirmation_is_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_strings_are_escaped(tmp_path: Path) -> None:
+def test_sweep_report_escapes_strings(tmp_path: Path) -> None:
     state = write_sweep(tmp_path, failed=())
     script = "<script>alert(1)</script>"
     write_result(state, state.trials[0], 0, dataset={"name": script, "classes": [], "train": 2400}, command=script)
