@@ -207,7 +207,9 @@ def test_what_cannot_be_served_is_one_sentence(
     assert error.count("\n") == 1
 
 
-def test_a_missing_extra_of_the_app_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_extra_of_the_app_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app", "--model", "anything"]) == 2
     error = capsys.readouterr().err
