@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> int:
         console.print(f"the data has no {names}: these classes were excluded from the predictions")
     damaged = scores["damaged_samples"] if judged is None else judged["damaged_samples"]
     print_warnings((damaged_warning(split, record) for split, record in damaged.items()), console)
+    print_warnings(filter(None, [scores["crop_warning"]]), console)
     if judged is not None:
         console.print(_judge_table(f"Classified by {options.judge}: {judged['n']} images", judged["rows"]))
     if options.output is not None:

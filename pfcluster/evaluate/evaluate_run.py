@@ -15,7 +15,7 @@ from pfcluster.checkpoint import store
 from pfcluster.config import ConfigError, DataConfig, RunConfig
 from pfcluster.data.dataset import open_dataset
 from pfcluster.data.fingerprints import is_other_build, require_same_data
-from pfcluster.data.manifest import ShardError
+from pfcluster.data.manifest import ShardError, load_manifest
 from pfcluster.data.splits import damaged_record, may_share_photos, sharded
 from pfcluster.data.types import DataError, Dataset, Split, UnfitDataError
 from pfcluster.distributed.process_group import World, world
@@ -33,7 +33,8 @@ from pfcluster.runs.run_inputs import read_inputs, recorded_classes
 def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None = None) -> dict[str, Any]:
     """Scores of a classifier's best checkpoint (see `classification.scores`) over the emotions that the run and the
     data share, matched by name; also the numbers of dropped samples (`dropped`), the classes that the data lacks
-    (`missing_classes`), and the damaged samples that others replaced (`damaged_samples`, as in result.json).
+    (`missing_classes`), the damaged samples that others replaced (`damaged_samples`, as in result.json), and a
+    `crop_warning` if the data was cropped in another way than the run's, else None.
 
     `data` is a folder of shards or a DataConfig, read at the run's image size; None is the run's own dataset.
     Raises ConfigError, also if there is other data now where the run's own was, and for another build of the run's
@@ -69,7 +70,24 @@ def evaluate_run(run: Path, split: str = "test", data: DataConfig | str | None =
         "dropped": shared.dropped(),
         "missing_classes": list(shared.missing_classes),
         "damaged_samples": damaged,
+        "crop_warning": _crop_warning(read_config(enclosing_run(run) or run).data, config.data),
     }
+
+
+def _crop_warning(trained: DataConfig, evaluated: DataConfig) -> str | None:
+    """Says that of two shard folders only one is aligned by landmarks; None if not, or if that is not known."""
+    if trained.shards is None or evaluated.shards is None:
+        return None
+    try:
+        ours, theirs = (load_manifest(place).options.get("align") for place in (trained.shards, evaluated.shards))
+    except (ShardError, OSError):
+        return None
+    if None in (ours, theirs) or (ours == "none") == (theirs == "none"):
+        return None
+    return (
+        f"the run was trained on faces cropped with --align {ours}, and these are of --align {theirs}: expect fewer"
+        f" right answers than on a build with --align {ours}"
+    )
 
 
 def judge_run(run: Path, judge: Path, split: str = "test", data: DataConfig | str | None = None) -> dict[str, Any]:

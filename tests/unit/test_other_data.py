@@ -63,6 +63,21 @@ def test_evaluation_on_other_data_meets_classes_by_name(root: Path) -> None:
     assert other["missing_classes"] == ["sadness"]
 
 
+def test_crops_of_another_kind_are_named(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run's photos are not aligned; this manifest says that its own are."""
+    shutil.copytree(root / "b", tmp_path / "aligned")
+    manifest = tmp_path / "aligned" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["options"]["align"] == "none"
+    content["options"]["align"] = "mtcnn"
+    manifest.write_text(json.dumps(content))
+    for shards, warned in ((root / "b", False), (tmp_path / "aligned", True)):
+        assert evaluate.main([str(root / "run"), "--shards", str(shards)]) == 0
+        assert (
+            "trained on faces cropped with --align none, and these are of --align mtcnn" in capsys.readouterr().out
+        ) is warned
+
+
 def test_another_build_whose_photos_the_run_may_have_seen_is_refused(root: Path, tmp_path: Path) -> None:
     """Equal photos in equal splits, and photos that its indexes tell apart, are accepted."""
     own = evaluate_run(root / "run")
