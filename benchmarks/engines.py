@@ -68,24 +68,24 @@ class PlainDdp(DdpEngine):
         return self._step()
 
 
-def objective(config: RunConfig, backend: str, here: World) -> Objective:
+def objective(config: RunConfig, backend: str, group: World) -> Objective:
     """A preset's objective on engines of one backend; "plain" is `PlainDdp`."""
     modules = factory.build(config, CLASSES)
     if backend == "plain":
         optims = optimizers_of(config)
         engines: dict[str, Engine] = {
-            name: PlainDdp(module, optims[name], config.engine, here) for name, module in modules.items()
+            name: PlainDdp(module, optims[name], config.engine, group) for name, module in modules.items()
         }
     else:
-        engines = build_engines(config, backend, modules, here)
+        engines = build_engines(config, backend, modules, group)
     model = modules["model"]
     if isinstance(model, MAE):
         return MaeObjective(engines["model"], kept=model.kept, patch=config.model.patch, norm_pixels=True)
     fixed = replace(config.pf_mag, loss_balancing="fixed", weights=LossWeights(), warmup_steps=0)
-    return PfMagObjective(engines["model"], engines["discriminator"], LOSS_SETTINGS, fixed, here)
+    return PfMagObjective(engines["model"], engines["discriminator"], LOSS_SETTINGS, fixed, group)
 
 
-def steps(here: World, rounds: int) -> dict[str, dict[str, list[float]]]:
+def steps(group: World, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of each round, by step and engine."""
     by_step: dict[str, dict[str, list[float]]] = {}
     for label, (role, images) in STEPS.items():
@@ -94,34 +94,34 @@ def steps(here: World, rounds: int) -> dict[str, dict[str, list[float]]]:
         size = config.data.size
         order = patch_order(config, slice(0, images), "mask", 0) if role == "mae" else None
         batch = Batch(torch.rand(images, 3, size, size) * 2 - 1, torch.randint(0, CLASSES, (images,)), order)
-        objectives = {backend: objective(config, backend, here) for backend in ("plain", *BACKENDS)}
+        objectives = {backend: objective(config, backend, group) for backend in ("plain", *BACKENDS)}
         times: dict[str, list[float]] = {backend: [] for backend in objectives}
         for turn in range(rounds + 2):
             for backend, backend_objective in objectives.items():
-                seconds = _seconds(here, functools.partial(backend_objective.step, [batch], turn))
+                seconds = _seconds(group, functools.partial(backend_objective.step, [batch], turn))
                 if turn >= 2:
                     times[backend].append(seconds)
         by_step[label] = times
     return by_step
 
 
-def _seconds(here: World, call: Callable[[], Any]) -> float:
+def _seconds(group: World, call: Callable[[], Any]) -> float:
     """Wall-clock time between barriers before and after the call."""
-    here.barrier()
+    group.barrier()
     started = time.perf_counter()
     call()
-    here.barrier()
+    group.barrier()
     return time.perf_counter() - started
 
 
-def checkpoints(here: World, backend: str, folder: Path) -> dict[str, float]:
+def checkpoints(group: World, backend: str, folder: Path) -> dict[str, float]:
     """Stall, write time, size and read time of a checkpoint of ViT-B PF-MAG, synchronous and asynchronous."""
     base = presets.recipe("vit-b")["pf-vit"]
     config = replace(base, engine=EngineConfig(device="cpu"))
-    engines = build_engines(config, backend, factory.build(config, CLASSES), here)
+    engines = build_engines(config, backend, factory.build(config, CLASSES), group)
     row: dict[str, float] = {}
     for asynchronous in (False, True):
-        manager = CheckpointManager(folder, here, keep=1, asynchronous=asynchronous, timeout=600)
+        manager = CheckpointManager(folder, group, keep=1, asynchronous=asynchronous, timeout=600)
         tensor_shards = {
             key: shard for name, engine in engines.items() for key, shard in engine.tensor_shards(name).items()
         }
@@ -135,21 +135,21 @@ def checkpoints(here: World, backend: str, folder: Path) -> dict[str, float]:
     row["largest file"] = max(file.stat().st_size for file in path.glob("*.safetensors"))
 
     def read() -> None:
-        checkpoint = here.from_main(lambda: store.verify(path))
+        checkpoint = group.from_main(lambda: store.verify(path))
         for name, engine in engines.items():
             checkpoint.read_into(engine.tensor_shards(name, loading=True))
             engine.sync_after_load()
 
-    row["read"] = _seconds(here, read)
+    row["read"] = _seconds(group, read)
     return row
 
 
 def one_rank(task: str, result: Path, rounds: int) -> None:
     """Measure on one rank; rank 0 writes the result."""
     torch.set_num_threads(1)
-    with world("cpu", 600) as here:
-        values: Any = steps(here, rounds) if task == "steps" else checkpoints(here, task, result.parent / task)
-        if here.is_main:
+    with world("cpu", 600) as group:
+        values: Any = steps(group, rounds) if task == "steps" else checkpoints(group, task, result.parent / task)
+        if group.is_main:
             result.write_text(json.dumps(values))
 
 

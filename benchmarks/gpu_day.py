@@ -81,11 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not all(1 <= number <= len(all_parts) for number in numbers):
         parser.error(f"--part must lie in 1..{len(all_parts)}, got {numbers}")
     stance: Any = torch.compiler.set_stance("force_eager" if options.miniature else "default")  # else minutes
-    with stance, world(options.device, timeout=120) as here:
-        if here.device.type == "cuda":
+    with stance, world(options.device, timeout=120) as group:
+        if group.device.type == "cuda":
             os.environ.setdefault(*CUBLAS)
         try:
-            machine = describe_machine(here.device, miniature=options.miniature)
+            machine = describe_machine(group.device, miniature=options.miniature)
             results = Results.open(options.output, machine)
         except ValueError as error:
             parser.error(str(error))
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sections = [(part.title, [each.name for each in part.measurements]) for part in all_parts]
             write_atomically(options.output / REPORT_FILE, markdown(results, sections))
 
-        complete = run_all(chosen, Slice(options, here, time.monotonic() + given.limit), results, save)
+        complete = run_all(chosen, Slice(options, group, time.monotonic() + given.limit), results, save)
     print(f"{options.output / REPORT_FILE}: {'complete' if complete else 'give the command again'}")
     return COMPLETE if complete else CONTINUES
 

@@ -155,32 +155,32 @@ def measure(case: Case, backend: str) -> int:
     """This rank's peak memory in a step above the baseline, in bytes."""
     torch.set_num_threads(1)
     config, phi = case.config(backend), case.phi()
-    with world("cpu") as here:
+    with world("cpu") as group:
         tiny = replace(parity.tiny_config(config.objective, config.engine), pf_mag=config.pf_mag)
-        _train(_objective(tiny, backend, here, None), tiny, here, range(WARM_STEPS))
+        _train(_objective(tiny, backend, group, None), tiny, group, range(WARM_STEPS))
         gc.collect()
         baseline = _resident("VmRSS") - _bytes(phi)
-        objective = _objective(config, backend, here, phi)
-        _train(objective, config, here, range(WARM_STEPS))
+        objective = _objective(config, backend, group, phi)
+        _train(objective, config, group, range(WARM_STEPS))
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-        _train(objective, config, here, range(WARM_STEPS, 2 * WARM_STEPS))
+        _train(objective, config, group, range(WARM_STEPS, 2 * WARM_STEPS))
         return _resident("VmHWM") - baseline
 
 
-def _train(objective: Objective, config: RunConfig, here: World, steps: range) -> None:
+def _train(objective: Objective, config: RunConfig, group: World, steps: range) -> None:
     for step in steps:
-        objective.step(_batches(config, here), step)
+        objective.step(_batches(config, group), step)
 
 
-def _objective(config: RunConfig, backend: str, here: World, phi: FaceNet | None) -> Objective:
-    engines = build_engines(config, backend, factory.build(config, CLASSES), here)
-    return build_objective(config, engines, CANONICAL[:CLASSES], here, identity_net=phi)
+def _objective(config: RunConfig, backend: str, group: World, phi: FaceNet | None) -> Objective:
+    engines = build_engines(config, backend, factory.build(config, CLASSES), group)
+    return build_objective(config, engines, CANONICAL[:CLASSES], group, identity_net=phi)
 
 
-def _batches(config: RunConfig, here: World) -> list[Batch]:
+def _batches(config: RunConfig, group: World) -> list[Batch]:
     """Random images, labels and patch orders of a rank."""
     parts = config.engine.grad_accumulation_steps
-    batches = empty_batches(config, config.batch_size // (here.size * parts), parts)
+    batches = empty_batches(config, config.batch_size // (group.size * parts), parts)
     for batch in batches:
         batch.images.uniform_(-1, 1)
         batch.labels.random_(CLASSES)

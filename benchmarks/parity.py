@@ -78,13 +78,13 @@ def finish(started: list[subprocess.Popen[str]]) -> None:
 def one_rank(result: Path) -> None:
     """Compare all engines on the process group of the environment; rank 0 writes the result."""
     torch.set_num_threads(1)
-    with world("cpu", 120) as here:
+    with world("cpu", 120) as group:
         differences: dict[str, list[float]] = {}
         for backend, objective, parts in product(BACKENDS, OBJECTIVES, (1, 2)):
             options = EngineConfig(backend=backend, device="cpu", grad_accumulation_steps=parts)  # type: ignore[arg-type]
-            difference = compare(backend, objective, here, engine=options)  # type: ignore[arg-type]
+            difference = compare(backend, objective, group, engine=options)  # type: ignore[arg-type]
             differences[f"{backend}/{objective}/{parts}"] = [difference.weights, difference.metrics]
-        if here.is_main:
+        if group.is_main:
             result.write_text(json.dumps(differences))
 
 

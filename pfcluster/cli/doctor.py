@@ -77,19 +77,19 @@ class DoctorOptions(RankOptions):
             raise ConfigError(f"--processes must be at least 1, got {self.processes}")
 
 
-def examine(here: World, folder: Path, backends: Sequence[str]) -> dict[str, Any]:
+def examine(group: World, folder: Path, backends: Sequence[str]) -> dict[str, Any]:
     """Run all tests on this process group. Collective; returns JSON values, the same on all ranks."""
-    hosts = _gather(here, f"{host_name()} ({_device_name(here)})")
-    engine = EngineConfig(device=here.device.type)  # type: ignore[arg-type]
-    choice = choose_backend(engine, here)
+    hosts = _gather(group, f"{host_name()} ({_device_name(group)})")
+    engine = EngineConfig(device=group.device.type)  # type: ignore[arg-type]
+    choice = choose_backend(engine, group)
     return {
-        "ranks": here.size,
+        "ranks": group.size,
         "hosts": {name: hosts.count(name) for name in dict.fromkeys(hosts)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "deepspeed": _deepspeed()},
         "auto": {"backend": choice.backend, "reason": choice.reason},
-        "parity": [_parity(here, backend, parts) for backend in backends for parts in (1, 2)],
-        "bandwidth": _bandwidth(here),
-        "folder": _folder(here, folder),
+        "parity": [_parity(group, backend, parts) for backend in backends for parts in (1, 2)],
+        "bandwidth": _bandwidth(group),
+        "folder": _folder(group, folder),
     }
 
 
@@ -99,7 +99,7 @@ def healthy(results: dict[str, Any]) -> bool:
     return all(row["ok"] for row in chosen) and not results["folder"]["missing"]
 
 
-def _parity(here: World, backend: str, parts: int) -> dict[str, Any]:
+def _parity(group: World, backend: str, parts: int) -> dict[str, Any]:
     """Train PF-MAG for a few steps and compare with one process; it uses every feature of an engine."""
     row: dict[str, Any] = {
         "backend": backend,
@@ -109,36 +109,36 @@ def _parity(here: World, backend: str, parts: int) -> dict[str, Any]:
         "problem": None,
     }
     no_deepspeed = backend.startswith("zero") and _deepspeed() is None
-    if here.any(no_deepspeed):
+    if group.any(no_deepspeed):
         return row | {"problem": "deepspeed is not installed" + ("" if no_deepspeed else " on all nodes")}
     start = time.monotonic()
     try:
-        options = EngineConfig(backend=backend, device=here.device.type, grad_accumulation_steps=parts)  # type: ignore[arg-type]
-        batch_size = 2 * parts * here.size * max(1, 8 // (2 * here.size))
-        difference = compare(backend, "pf_mag", here, engine=options, batch_size=batch_size)
+        options = EngineConfig(backend=backend, device=group.device.type, grad_accumulation_steps=parts)  # type: ignore[arg-type]
+        batch_size = 2 * parts * group.size * max(1, 8 // (2 * group.size))
+        difference = compare(backend, "pf_mag", group, engine=options, batch_size=batch_size)
         row |= {"weights": difference.weights, "metrics": difference.metrics}
-        row["ok"] = max(difference.weights, difference.metrics) <= TOLERANCE[here.device.type]
+        row["ok"] = max(difference.weights, difference.metrics) <= TOLERANCE[group.device.type]
     except Exception as error:  # backends, compilers and drivers raise anything
         row["problem"] = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}"
     return row | {"seconds": round(time.monotonic() - start, 1)}
 
 
-def _bandwidth(here: World) -> list[dict[str, Any]]:
+def _bandwidth(group: World) -> list[dict[str, Any]]:
     """Bus bandwidth of the engines' collectives: bytes that each rank sends, per second."""
-    if here.size == 1:
+    if group.size == 1:
         return []
     rows = []
-    ring = (here.size - 1) / here.size
+    ring = (group.size - 1) / group.size
     for size in SIZES:
-        full = torch.zeros(size // 4 // here.size * here.size, device=here.device)
-        part = torch.zeros(len(full) // here.size, device=here.device)
+        full = torch.zeros(size // 4 // group.size * group.size, device=group.device)
+        part = torch.zeros(len(full) // group.size, device=group.device)
         collectives: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...], float]] = {
             "all-reduce": (torch_dist.all_reduce, (full,), 2 * ring),
             "all-gather": (torch_dist.all_gather_into_tensor, (full, part), ring),
             "reduce-scatter": (torch_dist.reduce_scatter_tensor, (part, full), ring),
         }
         for name, (collective, tensors, factor) in collectives.items():
-            seconds = _timed(here, functools.partial(collective, *tensors))
+            seconds = _timed(group, functools.partial(collective, *tensors))
             sent = factor * 4 * len(full)
             rows.append(
                 {"collective": name, "bytes": size, "ms": 1e3 * seconds, "gigabytes_per_s": sent / seconds / 1e9}
@@ -146,24 +146,24 @@ def _bandwidth(here: World) -> list[dict[str, Any]]:
     return rows
 
 
-def _timed(here: World, collective: Callable[[], Any]) -> float:
+def _timed(group: World, collective: Callable[[], Any]) -> float:
     """Mean seconds of a collective, on the slowest rank."""
     for _ in range(2):
         collective()
     count = 0
-    here.barrier()
+    group.barrier()
     start = time.monotonic()
-    while count < 3 or (count < 50 and not here.any(time.monotonic() - start > SECONDS / 10)):
+    while count < 3 or (count < 50 and not group.any(time.monotonic() - start > SECONDS / 10)):
         collective()
         count += 1
-    if here.device.type == "cuda":
+    if group.device.type == "cuda":
         torch.cuda.synchronize()
-    seconds = torch.tensor((time.monotonic() - start) / count, device=here.device)
+    seconds = torch.tensor((time.monotonic() - start) / count, device=group.device)
     torch_dist.all_reduce(seconds, torch_dist.ReduceOp.MAX)
     return seconds.item()
 
 
-def _folder(here: World, folder: Path) -> dict[str, Any]:
+def _folder(group: World, folder: Path) -> dict[str, Any]:
     """Whether all ranks see a file that rank 0 writes, as sharded checkpoints require."""
 
     def write_file() -> str:
@@ -172,25 +172,25 @@ def _folder(here: World, folder: Path) -> dict[str, Any]:
         path.write_text("seen")
         return str(path)
 
-    path = Path(here.from_main(write_file))
-    visible = _gather(here, path.is_file())
-    here.barrier()
-    if here.is_main:
+    path = Path(group.from_main(write_file))
+    visible = _gather(group, path.is_file())
+    group.barrier()
+    if group.is_main:
         path.unlink()
     return {"path": str(folder), "missing": [rank for rank, sees in enumerate(visible) if not sees]}
 
 
-def _gather(here: World, value: Any) -> list[Any]:
+def _gather(group: World, value: Any) -> list[Any]:
     """The values of all ranks, in rank order."""
-    if here.size == 1:
+    if group.size == 1:
         return [value]
-    values = [None] * here.size
+    values = [None] * group.size
     torch_dist.all_gather_object(values, value)
     return values
 
 
-def _device_name(here: World) -> str:
-    return torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "CPU"
+def _device_name(group: World) -> str:
+    return torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "CPU"
 
 
 def _deepspeed() -> str | None:
@@ -243,10 +243,10 @@ def launch(arguments: list[str]) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Run one rank; rank 0 prints the results. Returns 0 if the cluster is healthy, else 1."""
     options = parse(RankOptions, arguments, prog="python -m pfcluster.cli.doctor")
-    with world(options.device, timeout=120) as here:
-        ensure_group(here, 120)
-        results = examine(here, options.folder, options.backends)
-        if here.is_main:
+    with world(options.device, timeout=120) as group:
+        ensure_group(group, 120)
+        results = examine(group, options.folder, options.backends)
+        if group.is_main:
             show(results, plain_console())
             if options.json is not None:
                 write_atomically(options.json, json.dumps(results, indent=2) + "\n")

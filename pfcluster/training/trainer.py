@@ -67,21 +67,21 @@ def run(
     another rank is lost.
     """
     record_collectives(folder)
-    with world(config.engine.device, config.engine.timeout) as here, contextlib.ExitStack() as stack:
+    with world(config.engine.device, config.engine.timeout) as group, contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest()) if stop is None else stop
-        if config.batch_size % (here.size * config.engine.grad_accumulation_steps):
+        if config.batch_size % (group.size * config.engine.grad_accumulation_steps):
             raise ConfigError(
-                f"batch_size must be a multiple of the number of processes ({here.size}) times"
+                f"batch_size must be a multiple of the number of processes ({group.size}) times"
                 f" engine.grad_accumulation_steps ({config.engine.grad_accumulation_steps}), got {config.batch_size}"
             )
-        finished = here.from_main(lambda: claim_folder(config, folder, command))
+        finished = group.from_main(lambda: claim_folder(config, folder, command))
         if finished is not None:
             return finished
-        with Heartbeat(here, config.engine.timeout, lambda: write_collectives(folder, here.rank)) as heartbeat:
+        with Heartbeat(group, config.engine.timeout, lambda: write_collectives(folder, group.rank)) as heartbeat:
             try:
-                return Trainer(config, folder, here, stop, heartbeat, step_flops).train()
+                return Trainer(config, folder, group, stop, heartbeat, step_flops).train()
             except (RuntimeError, ConnectionError) as error:
-                if here.size == 1 or not is_communication_error(error):
+                if group.size == 1 or not is_communication_error(error):
                     raise
                 raise heartbeat.diagnose(error) from error
 

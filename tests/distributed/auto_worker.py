@@ -29,7 +29,7 @@ def changed(section: str, value: Any):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with world("cpu", 300) as here:
+    with world("cpu", 300) as group:
         options = EngineConfig(device="cpu")
         cases = {
             "well": mock.patch.object(zero, "deepspeed_settings", SETTINGS),
@@ -42,9 +42,9 @@ if __name__ == "__main__":
         choices = {}
         for name, state in cases.items():
             with state:
-                choice = factory.choose_backend(options, here)
+                choice = factory.choose_backend(options, group)
             choices[name] = [choice.backend, choice.reason]
-        sharing = factory.choose_backend(EngineConfig(device="cpu", fsdp_shard_size=1), here)
+        sharing = factory.choose_backend(EngineConfig(device="cpu", fsdp_shard_size=1), group)
         choices["sharing"] = [sharing.backend, sharing.reason]
-        if here.is_main:
+        if group.is_main:
             Path(sys.argv[1]).write_text(json.dumps(choices))

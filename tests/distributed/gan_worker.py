@@ -27,14 +27,14 @@ def continuous(run: ParityRun) -> dict[str, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with world("cpu", 300) as here:
+    with world("cpu", 300) as group:
         result = {}
         for backend in sys.argv[2:]:
             config = tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
-            without, measured = (train(with_grad_norms(config, every), backend, here) for every in (0, 1))
+            without, measured = (train(with_grad_norms(config, every), backend, group) for every in (0, 1))
             equal = torch.equal(without.weights, measured.weights)
             result[backend] = {"equal": equal, "metrics": continuous(measured)}
-        reference = train(with_grad_norms(config, 1), "ddp", single_process(here))
+        reference = train(with_grad_norms(config, 1), "ddp", single_process(group))
         result["reference"] = {"metrics": continuous(reference)}
-        if here.is_main:
+        if group.is_main:
             Path(sys.argv[1]).write_text(json.dumps(result))

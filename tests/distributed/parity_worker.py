@@ -37,23 +37,23 @@ def gradients_in_a_thread() -> Iterator[None]:
         yield
 
 
-def train_as_on_gpus(config: RunConfig, backend: str, here: World) -> parity.ParityRun:
+def train_as_on_gpus(config: RunConfig, backend: str, group: World) -> parity.ParityRun:
     """`parity.train`; the reference, and plain torch on one rank, in one thread."""
-    with nullcontext() if (backend, here.size) == ("ddp", 1) else gradients_in_a_thread():
-        return train(config, backend, here)
+    with nullcontext() if (backend, group.size) == ("ddp", 1) else gradients_in_a_thread():
+        return train(config, backend, group)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     train = parity.train
     parity.train = train_as_on_gpus
-    with world("cpu", 300) as here:
+    with world("cpu", 300) as group:
         differences = []
         for case in json.loads(sys.argv[2]):
             engine = EngineConfig(backend=case["backend"], device="cpu", **case["options"])
             difference = parity.compare(
-                case["backend"], case["objective"], here, engine=engine, r1=case["r1"], stabilised=case["stabilised"]
+                case["backend"], case["objective"], group, engine=engine, r1=case["r1"], stabilised=case["stabilised"]
             )
             differences.append([difference.weights, difference.metrics])
-        if here.is_main:
+        if group.is_main:
             Path(sys.argv[1]).write_text(json.dumps(differences))

@@ -72,10 +72,10 @@ WRONG: tuple[Callable[[Engine, Engine, Tensor], None], ...] = (
 )
 
 
-def outcome(wrong: Callable[[Engine, Engine, Tensor], None], backend: str, here: World) -> dict[str, object]:
+def outcome(wrong: Callable[[Engine, Engine, Tensor], None], backend: str, group: World) -> dict[str, object]:
     """What a wrong step raised, whether PF-ViT's weights changed, and the number of updates of both engines."""
     config = parity.tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
-    engines = build_engines(config, backend, factory.build(config, parity.CLASSES), here)
+    engines = build_engines(config, backend, factory.build(config, parity.CLASSES), group)
     pf_vit, discriminator = engines["model"], engines["discriminator"]
     images = torch.rand(4, 3, 32, 32)
     before = {name: value.clone() for name, value in pf_vit.model_state().items()}
@@ -97,14 +97,14 @@ def outcome(wrong: Callable[[Engine, Engine, Tensor], None], backend: str, here:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with world("cpu", 300) as here:
+    with world("cpu", 300) as group:
         outcomes = {}
         for backend, wrong in product(BACKENDS, WRONG):
-            outcomes[f"{backend}/{wrong.__name__}"] = outcome(wrong, backend, here)
+            outcomes[f"{backend}/{wrong.__name__}"] = outcome(wrong, backend, group)
         # a correct step: the discriminator's weights before and after PF-ViT's update
         for backend in BACKENDS:
             config = parity.tiny_config("pf_mag", EngineConfig(backend=backend, device="cpu"))  # type: ignore[arg-type]
-            engines = build_engines(config, backend, factory.build(config, parity.CLASSES), here)
+            engines = build_engines(config, backend, factory.build(config, parity.CLASSES), group)
             pf_vit, discriminator = engines["model"], engines["discriminator"]
             images = torch.rand(4, 3, 32, 32)
             output = pf_vit(images)
@@ -123,5 +123,5 @@ if __name__ == "__main__":
                 "discriminator_unchanged": unchanged,
                 "discriminator_changed_by_its_update": changed,
             }
-        if here.is_main:
+        if group.is_main:
             Path(sys.argv[1]).write_text(json.dumps(outcomes))

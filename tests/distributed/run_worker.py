@@ -15,7 +15,7 @@ from pfcluster.training import run
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with world("cpu", 300) as here:
-        assert (here.size > 1) == torch_dist.is_initialized()
+    with world("cpu", 300) as group:
+        assert (group.size > 1) == torch_dist.is_initialized()
         for name in sys.argv[1:]:
             assert run(load(Path(name) / REQUESTED_CONFIG_FILE), Path(name))["status"] == "finished"

@@ -120,8 +120,8 @@ def test_other_data_in_the_place_of_its_own_is_refused(root: Path, tmp_path: Pat
 
 def judge_of(shards: Path, judge: Path) -> object:
     settings = on(shards, "pf_mag", evaluate=EvaluateConfig(judge=str(judge)))
-    with world("cpu") as here:
-        return load_judge(settings, open_dataset(settings.data, 0), here)
+    with world("cpu") as group:
+        return load_judge(settings, open_dataset(settings.data, 0), group)
 
 
 def test_a_judge_has_the_same_classes_and_has_not_seen_the_test_faces(root: Path) -> None:
