@@ -112,7 +112,7 @@ def load_manifest(folder: Path | str | Store) -> Manifest:
     """Read and validate `manifest.json` of a shard folder or its URL. Raises ShardError, OSError."""
     store = as_store(folder)
     try:
-        values = json.loads(retry_transient(lambda: store.read_metadata(MANIFEST)))
+        values = json.loads(store.read_metadata(MANIFEST))
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = "pass a folder made by `pfcluster build`"
         if isinstance(store, LocalStore) and (store.folder / BUILD_FOLDER).is_dir():

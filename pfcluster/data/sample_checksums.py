@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pfcluster.data.manifest import REBUILD, ShardError, ShardFile, require_checksum
 from pfcluster.data.storage import Store, StoreError
-from pfcluster.system.os_errors import retry_transient
 
 
 class SampleChecksums:
@@ -37,7 +36,7 @@ class SampleChecksums:
     def _read(self, shard: ShardFile) -> NDArray[np.uint32]:
         where, expected = f"{self._store.name}/{shard.crc32_file}", shard.crc32_sha256
         try:
-            data = retry_transient(lambda: self._store.read_metadata(shard.crc32_file, expected))
+            data = self._store.read_metadata(shard.crc32_file, expected)
         except FileNotFoundError as error:
             raise ShardError(f"{where} is missing: copy it there again, or {REBUILD}") from error
         except StoreError as error:

@@ -32,7 +32,7 @@ from pfcluster.data.manifest import REBUILD, ShardError, ShardFile, require_chec
 from pfcluster.data.storage import Store, StoreError, default_cache
 from pfcluster.system.atomic_files import sha256, write_atomically
 from pfcluster.system.locks import exclusive_lock
-from pfcluster.system.os_errors import describe, retry_transient
+from pfcluster.system.os_errors import describe
 
 MAPPED_SAMPLES = 20_000
 """Indexes of splits with at least this many samples are converted into the cache and mapped."""
@@ -130,7 +130,7 @@ def _read_shard(store: Store, split: str, shard: ShardFile, classes: Sequence[st
     """The index of a shard. Raises ShardError if it is missing, not the manifest's, or has an invalid row; OSError."""
     where = f"{store.name}/{shard.index_file}"
     try:
-        data = retry_transient(lambda: store.read_metadata(shard.index_file, shard.index_sha256))
+        data = store.read_metadata(shard.index_file, shard.index_sha256)
     except FileNotFoundError as error:
         raise ShardError(f"{where} is missing: copy it there again, or {REBUILD}") from error
     except StoreError as error:

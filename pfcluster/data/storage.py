@@ -7,6 +7,7 @@ downloaded again. So all datasets and processes of a machine can share the cache
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -23,13 +24,17 @@ from pfcluster.system.atomic_files import sha256, write_atomically, write_via_te
 from pfcluster.system.extras import install_command
 from pfcluster.system.home import home_folder
 from pfcluster.system.locks import exclusive_lock
-from pfcluster.system.os_errors import describe, is_full
+from pfcluster.system.os_errors import describe, is_full, is_transient, is_users, retry_transient
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs")
 """URL schemes that are allowed. `pipe:`, `ssh:` and the like are rejected: no URL can start another program."""
 ATTEMPTS = 4
 FIRST_DELAY = 1.0
 """Seconds before the second attempt; doubled for each further one."""
+MISSING = (404, 410)
+"""HTTP statuses of a file that does not exist."""
+LATER = (408, 425, 429)
+"""HTTP statuses below 500 that another attempt may change."""
 MAX_METADATA_BYTES = 2**30
 """Larger manifests and indexes are rejected."""
 BLOCK = 1 << 20
@@ -37,7 +42,11 @@ T = TypeVar("T")
 
 
 class StoreError(ValueError):
-    """A file is missing or cannot be downloaded. The message names the file and the reason."""
+    """A file cannot be read, for a reason that the user can correct. The message names the file and the reason."""
+
+
+class WrongDownloadError(OSError):
+    """A file was downloaded with another checksum than the manifest's."""
 
 
 class Store(Protocol):
@@ -52,7 +61,9 @@ class Store(Protocol):
         """Whether its files are on this machine."""
 
     def read_metadata(self, file: str, checksum: str | None = None) -> bytes:
-        """Contents of a manifest or an index. Raises FileNotFoundError, StoreError, OSError."""
+        """Contents of a manifest or an index, read again after a transient error. Raises FileNotFoundError, StoreError,
+        OSError.
+        """
 
     def local_path(self, file: str, checksum: str) -> Path:
         """Path of a file on this machine, downloaded if necessary. Raises StoreError, OSError."""
@@ -70,9 +81,10 @@ class LocalStore:
     def read_metadata(self, file: str, checksum: str | None = None) -> bytes:
         """See `Store`."""
         path = self.folder / file
-        if path.stat().st_size > MAX_METADATA_BYTES:
-            raise StoreError(f"{path} has {path.stat().st_size} bytes, too many for a manifest or an index")
-        return path.read_bytes()
+        size = retry_transient(path.stat).st_size
+        if size > MAX_METADATA_BYTES:
+            raise StoreError(f"{path} has {size} bytes, too many for a manifest or an index")
+        return retry_transient(path.read_bytes)
 
     def local_path(self, file: str, checksum: str) -> Path:
         """See `Store`."""
@@ -94,7 +106,7 @@ class RemoteStore:
         """See `Store`. Without a checksum the file is downloaded on each call."""
         if checksum is None:
             return self._retried(file, lambda: self._read(file))
-        data = self.local_path(file, checksum).read_bytes()
+        data = retry_transient(self.local_path(file, checksum).read_bytes)
         if hashlib.sha256(data).hexdigest() != checksum:
             _stamp(self._cached(file, checksum)).unlink(missing_ok=True)
             data = self.local_path(file, checksum).read_bytes()
@@ -113,6 +125,8 @@ class RemoteStore:
         except FileNotFoundError:
             raise
         except OSError as error:
+            if is_transient(error):
+                raise
             raise StoreError(f"data.cache {self.cache} cannot be used: {describe(error)}") from error
         return cached
 
@@ -123,7 +137,9 @@ class RemoteStore:
         return self.cache / checksum[:2] / checksum
 
     def _retried(self, file: str, fetch: Callable[[], T]) -> T:
-        """The result of `fetch`, tried ATTEMPTS times. Raises FileNotFoundError, StoreError."""
+        """The result of `fetch`, tried ATTEMPTS times. Raises FileNotFoundError, StoreError for what users can correct,
+        and OSError (EREMOTEIO) for a server or network that fails.
+        """
         for attempt in range(ATTEMPTS):
             try:
                 return fetch()
@@ -134,7 +150,10 @@ class RemoteStore:
                     raise StoreError(f"data.cache {self.cache} cannot be used: {describe(error)}") from error
                 if attempt == ATTEMPTS - 1:
                     reason = self._public(str(error) or type(error).__name__)
-                    raise StoreError(f"{self.name}/{file} cannot be downloaded: {reason}") from None
+                    if isinstance(error, WrongDownloadError | PermissionError) or is_users(error):
+                        raise StoreError(f"{self.name}/{file} cannot be downloaded: {reason}") from None
+                    message = f"it cannot be downloaded: {reason}"
+                    raise OSError(errno.EREMOTEIO, message, f"{self.name}/{file}") from None
             time.sleep(FIRST_DELAY * 2**attempt)
         raise AssertionError("unreachable: ATTEMPTS is positive")
 
@@ -164,7 +183,9 @@ class RemoteStore:
             write_via_temporary(staging, copy)
             actual = sha256(staging)
             if actual != checksum:
-                raise OSError(f"the download has the SHA-256 {actual[:12]}..., the manifest says {checksum[:12]}...")
+                raise WrongDownloadError(
+                    f"the download has the SHA-256 {actual[:12]}..., the manifest says {checksum[:12]}..."
+                )
             os.replace(staging, target)
             _record_state(target)
         finally:
@@ -182,16 +203,34 @@ class RemoteStore:
             raise StoreError(
                 f"{self.name} needs a package that is not installed ({error}): {install_command('remote')}"
             ) from error
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{self.name}/{file} does not exist") from None
+        except FileNotFoundError as error:
+            failure = error.__cause__ if self._url.startswith("http") else None
+            if not isinstance(failure, Exception) or _status(failure) in MISSING:
+                raise FileNotFoundError(f"{self.name}/{file} does not exist") from None
+            raise _download_error(failure) from failure  # fsspec calls every failed request of HTTP a missing file
         except (OSError, StoreError):
             raise
         except Exception as error:  # every protocol's library has errors of its own, such as aiohttp.ClientPayloadError
-            raise OSError(f"{type(error).__name__}: {error}") from error
+            raise _download_error(error) from error
 
     def _public(self, message: str) -> str:
         """A library's message with the name of the store instead of its URL, and without credentials."""
         return hide_credentials(message.replace(self._url, self.name))
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP status of an error of aiohttp; None if there was no answer. A missing file has none or 404."""
+    if isinstance(error, FileNotFoundError):
+        return MISSING[0]
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) else None
+
+
+def _download_error(error: Exception) -> OSError:
+    """An OSError for an error of a protocol's library; PermissionError if the server refuses the request."""
+    status = _status(error)
+    refused = status is not None and 400 <= status < 500 and status not in LATER
+    return (PermissionError if refused else OSError)(f"{type(error).__name__}: {error}")
 
 
 def _stamp(cached: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import functools
 import http.server
 import json
@@ -23,6 +24,7 @@ from pfcluster.data.shards import ShardSplit
 from pfcluster.data.storage import StoreError, open_store
 from pfcluster.data.types import DataError
 from pfcluster.system.atomic_files import sha256
+from pfcluster.system.os_errors import is_transient
 
 CPU = torch.device("cpu")
 
@@ -31,6 +33,8 @@ class Server(http.server.ThreadingHTTPServer):
     """Serves a folder and records the requested files."""
 
     requests: list[str]
+    failures = 0
+    """Number of requests that are still to fail."""
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -94,6 +98,28 @@ class LoginHandler(Handler):
         if self.headers.get("Authorization") == f"Basic {login}":
             return True
         self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return False
+
+
+class UnavailableHandler(Handler):
+    """Answers 503 while its server is overloaded."""
+
+    def do_HEAD(self) -> None:
+        if self._available():
+            super().do_HEAD()
+
+    def do_GET(self) -> None:
+        if self._available():
+            super().do_GET()
+
+    def _available(self) -> bool:
+        assert isinstance(self.server, Server)
+        if self.server.failures == 0:
+            return True
+        self.server.failures -= 1
+        self.send_response(503)
         self.send_header("Content-Length", "0")
         self.end_headers()
         return False
@@ -206,6 +232,28 @@ def test_a_missing_remote_folder_or_file_is_reported(server: Server, damaged: Pa
         ShardSplit(url(server), "train", cache=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("server", [UnavailableHandler], indirect=True)
+def test_a_server_that_is_down_is_asked_again_and_is_no_missing_file(
+    server: Server, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FIRST_DELAY", 0.0)
+    server.failures = 4
+    split = ShardSplit(url(server), "train", cache=tmp_path / "cache")
+    assert torch.equal(split.images([3]), ShardSplit(built, "train").images([3]))
+    server.failures = 10**6
+    with pytest.raises(OSError, match="cannot be downloaded: ClientResponseError: 503") as raised:
+        split.images(range(27))
+    assert raised.value.errno == errno.EREMOTEIO
+    server.server_close()
+    for read in (lambda: split.images(range(27)), lambda: load_manifest(url(server))):
+        with pytest.raises(OSError, match="cannot be downloaded") as raised:
+            read()
+        assert raised.value.errno == errno.EREMOTEIO
+        assert not isinstance(raised.value, ValueError)
+        assert is_transient(raised.value)
+        assert "missing" not in str(raised.value)
+
+
 @pytest.mark.parametrize("place", ["pipe:cat x", "pipe://x", "ssh://host/x", "file:///etc", "s3:x", "ftp://x/y"])
 def test_unsupported_urls_are_rejected(place: str) -> None:
     with pytest.raises(StoreError, match="neither a folder nor a supported URL"):
@@ -268,6 +316,6 @@ def test_credentials_come_from_the_environment(
     assert "SHARDS_LOGIN" in str(raised.value)
     assert "wr0ng" not in str(raised.value)
     server.server_close()
-    with pytest.raises(ShardError) as raised:
+    with pytest.raises(OSError, match="cannot be downloaded") as failed:
         load_manifest(place)
-    assert "wr0ng" not in str(raised.value)
+    assert "wr0ng" not in str(failed.value)
