@@ -77,6 +77,13 @@ class CheckpointManager:
             error, self._error = self._error, None
             raise error
 
+    def finish(self) -> None:
+        """Wait for the pending write after another error. An error of the write itself is dropped."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._error = None
+
     def summary(self) -> dict[str, Any]:
         """Entry of result.json about the checkpoints that this process wrote."""
         steps = checkpoint_steps(self.folder)

@@ -154,6 +154,10 @@ class Trainer:
                     status = self._loop(log, progress, profiler)
             except NonFiniteStep as error:
                 raise self._non_finite_error(error) from error
+            except Exception as error:
+                if self.world.size == 1 or not is_communication_error(error):
+                    self.checkpoints.finish()  # the writers of all ranks are still there
+                raise
             self.checkpoints.wait()
             result = self._result(status, progress)
             if status == "finished":
