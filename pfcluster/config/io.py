@@ -10,6 +10,7 @@ from typing import Any
 
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.config.json_files import JsonFileError, parse_json, record_of
+from pfcluster.system.os_errors import is_transient, retry_transient
 
 
 def to_json(config: RunConfig) -> str:
@@ -27,10 +28,12 @@ def from_json(text: str | bytes, source: str = "config") -> RunConfig:
 
 
 def load(path: Path) -> RunConfig:
-    """Read a config file. Raises ConfigError if the file is missing or invalid."""
+    """Read a config file. Raises ConfigError if the file is missing or invalid, OSError if the storage fails."""
     try:
-        text = path.read_bytes()
+        text = retry_transient(path.read_bytes)
     except OSError as error:
+        if is_transient(error):
+            raise
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     return from_json(text, str(path))
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from pfcluster.system.os_errors import is_transient, retry_transient
+
 T = TypeVar("T")
 
 
@@ -30,12 +32,16 @@ def parse_json(text: str | bytes, source: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises FileNotFoundError, and JsonFileError if it cannot be read or is not JSON."""
+    """The value of a JSON file. Raises FileNotFoundError, OSError if the storage fails, and JsonFileError if the file
+    cannot be read for another reason or is not JSON.
+    """
     try:
-        data = path.read_bytes()
+        data = retry_transient(path.read_bytes)
     except FileNotFoundError:
         raise
     except OSError as error:
+        if is_transient(error):
+            raise
         raise JsonFileError(f"{path} cannot be read: {error.strerror or error}") from error
     return parse_json(data, str(path))
 
@@ -49,7 +55,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def try_read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None if the file is missing or damaged."""
+    """A JSON object; None if the file is missing or damaged. Raises OSError if the storage fails."""
     try:
         return read_object(path)
     except (FileNotFoundError, JsonFileError):
@@ -62,7 +68,7 @@ def read_record(kind: type[T], path: Path) -> T:
 
 
 def try_read_record(kind: type[T], path: Path) -> T | None:
-    """A record; None if the file is missing or damaged."""
+    """A record; None if the file is missing or damaged. Raises OSError if the storage fails."""
     try:
         return read_record(kind, path)
     except (FileNotFoundError, JsonFileError):

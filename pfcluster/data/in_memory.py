@@ -27,7 +27,7 @@ from torch import Tensor
 from pfcluster.data.types import DataError, RawBatch, Split
 from pfcluster.system.atomic_files import fsync, write_via_temporary
 from pfcluster.system.locks import exclusive_lock
-from pfcluster.system.os_errors import describe
+from pfcluster.system.os_errors import TRANSIENT, describe
 
 CHUNK = 256
 """Samples decoded per task of a thread."""
@@ -156,7 +156,7 @@ def load_in_host_memory(
 
     The page cache keeps the file in memory as far as there is room. `fingerprint` identifies the split's contents.
     `damaged`: keys of the samples that the split has replaced by others so far; they are not stored. Raises DataError
-    if the disk is too small or the folder cannot be used.
+    if the disk is too small or the folder cannot be used, OSError if storage or network fail.
     """
     shape = _shape(split)
     pixels, checksums = (folder / f"{fingerprint[:32]}{suffix}" for suffix in (".u8", ".crc32"))
@@ -170,6 +170,8 @@ def load_in_host_memory(
         if stored is None:
             raise OSError(f"{pixels} was changed while it was written")
     except OSError as error:
+        if error.errno in TRANSIENT:  # of the cache, or of the split that is decoded
+            raise
         reason = f"{describe(error)}, or set data.cache_mode to stream"
         raise DataError(f"data.cache {folder} cannot be used: {reason}") from error
     return stored

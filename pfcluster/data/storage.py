@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from pfcluster.config import ConfigError
-from pfcluster.config.urls import hide_credentials, refuse_credentials, with_variables
+from pfcluster.config.urls import refuse_credentials, with_variables
 from pfcluster.system.atomic_files import sha256, write_atomically, write_via_temporary
+from pfcluster.system.credentials import hide_credentials
 from pfcluster.system.extras import install_command
 from pfcluster.system.home import home_folder
 from pfcluster.system.locks import exclusive_lock

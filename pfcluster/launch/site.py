@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config import ConfigError
-from pfcluster.config.urls import hide_credentials
 from pfcluster.launch.slurm_client import SlurmError, minutes
+from pfcluster.system.credentials import hide_credentials
 from pfcluster.system.home import home_folder
 
 if sys.version_info >= (3, 11):

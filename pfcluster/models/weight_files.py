@@ -142,12 +142,12 @@ def _merged(index: Path, option: str) -> StateDict:
 
 
 def _read_json(path: Path, option: str) -> dict[str, Any]:
-    """An object in a JSON file; empty if there is no file. Raises WeightsError."""
+    """An object in a JSON file; empty if there is no file. Raises WeightsError, OSError."""
     if not path.is_file():
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{option}: {path} cannot be read: {error}; download it again") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{option}: {path} must hold an object, got {type(values).__name__}; download it again")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pfcluster.config.json_files import JsonFileError, read_object, try_read_object
-from pfcluster.config.urls import hide_credentials
 from pfcluster.runs.folder import PROVENANCE_FILE
 from pfcluster.system.atomic_files import write_atomically
+from pfcluster.system.credentials import hide_credentials
 
 SNAPSHOT = "snapshot.json"
 """In a copy of the code (launch/code_snapshot.py): the commit that was copied."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from pfcluster.config.urls import hide_credentials
+from pfcluster.system.credentials import hide_credentials
 
 VARIABLE = "PFCLUSTER_SECRETS"
 """Names of the variables that hold secrets, separated by commas; the launcher sets it for jobs."""

@@ -8,11 +8,12 @@ import pytest
 
 from pfcluster.cli.main import main
 from pfcluster.config import ConfigError, DataConfig
-from pfcluster.config.urls import hide_credentials, with_variables
+from pfcluster.config.urls import with_variables
 from pfcluster.launch.site import Site
 from pfcluster.launch.slurm.submit import make_private
 from pfcluster.launch.training_options import command_text
 from pfcluster.runs import provenance
+from pfcluster.system.credentials import hide_credentials
 from pfcluster.system.redaction import redact
 
 SECRET = "s3cr3t"

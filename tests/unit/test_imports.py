@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pfcluster"
 
 ROOMS = (
-    "config",
     "system",
+    "config",
     "distributed",
     "runs",
     "checkpoint",

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -240,12 +241,15 @@ def test_a_server_that_is_down_is_asked_again_and_is_no_missing_file(
     server.failures = 4
     split = ShardSplit(url(server), "train", cache=tmp_path / "cache")
     assert torch.equal(split.images([3]), ShardSplit(built, "train").images([3]))
+    config = DataConfig(shards=url(server), size=24, cache_mode="host", cache=str(tmp_path / "other"))
+    dataset = open_dataset(config, 0)
     server.failures = 10**6
     with pytest.raises(OSError, match="cannot be downloaded: ClientResponseError: 503") as raised:
         split.images(range(27))
     assert raised.value.errno == errno.EREMOTEIO
     server.server_close()
-    for read in (lambda: split.images(range(27)), lambda: load_manifest(url(server))):
+    decode = partial(cache_train_split, dataset, config, CPU)
+    for read in (lambda: split.images(range(27)), lambda: load_manifest(url(server)), decode):
         with pytest.raises(OSError, match="cannot be downloaded") as raised:
             read()
         assert raised.value.errno == errno.EREMOTEIO
