@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -63,9 +64,10 @@ def data_record(config: DataConfig) -> DataRecord:
     return DataRecord(manifest.name, manifest.classes, manifest.votes, plan, splits)
 
 
-def weights_fingerprint(place: str) -> str | None:
-    """Fingerprint of a run, a checkpoint, a file or a folder of weights. A name that is not a path, such as
-    `timm:NAME`, is its own fingerprint; None if nothing exists yet.
+def weights_fingerprint(place: str, warn: Callable[[str], None] = lambda problem: None) -> str | None:
+    """Fingerprint of a run's checkpoint that would be loaded, of a checkpoint, a file or a folder of weights. A name
+    that is not a path, such as `timm:NAME`, is its own fingerprint; None if nothing exists yet. What is wrong with the
+    checkpoints of a run goes to `warn`.
     """
     path = Path(place)
     try:
@@ -76,17 +78,24 @@ def weights_fingerprint(place: str) -> str | None:
         if (path / CHECKPOINT_FILE).is_file() or (path / CHECKPOINTS_DIR).is_dir():
             from pfcluster.checkpoint import store
 
-            return sha256(store.find(path) / CHECKPOINT_FILE)  # holds the checksums of all files of the checkpoint
+            return sha256(
+                store.load(path, warn).path / CHECKPOINT_FILE
+            )  # holds the checksums of all files of the checkpoint
         files = sorted(file for file in path.iterdir() if file.is_file())
         return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest() if files else None
     except (OSError, ValueError):
         return None
 
 
-def run_inputs(config: RunConfig, notes: tuple[str, ...] = ()) -> RunInputs:
-    """The inputs of a run as they are now. Raises ShardError, OSError."""
-    places = _places(config)
-    weights = {name: weights_fingerprint(place) for name, place in places.items() if name in WEIGHT_FIELDS}
+def run_inputs(
+    config: RunConfig, notes: tuple[str, ...] = (), warn: Callable[[str], None] = lambda problem: None
+) -> RunInputs:
+    """The inputs of a run as they are now; what is wrong with them goes to `warn`. Raises ShardError, OSError."""
+    weights = {
+        name: weights_fingerprint(place, lambda problem, name=name: warn(f"{name}: {problem}"))  # type: ignore[misc]
+        for name, place in _places(config).items()
+        if name in WEIGHT_FIELDS
+    }
     return RunInputs(data_record(config.data), {name: one for name, one in weights.items() if one is not None}, notes)
 
 

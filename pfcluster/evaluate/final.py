@@ -59,7 +59,7 @@ def evaluate_split(
 def final_evaluation(
     config: RunConfig, folder: Path, dataset: Dataset, model: nn.Module, evaluators: Evaluators, world: World
 ) -> dict[str, Any]:
-    """Evaluate the best checkpoint, as selected on the validation split: the content of result.json.
+    """Evaluate the best checkpoint, or the newest intact one if it is damaged: the content of result.json.
 
     Poker faces, probes and grids use the test split if there is one and `evaluate.final_split` is "test", else the
     validation split. Writes predictions.safetensors and the grids on rank 0.
@@ -71,6 +71,7 @@ def final_evaluation(
     split = dataset.validation if test is None else test
     values, _ = evaluate_split(config, model, dataset.validation, dataset.classes, world)
     result: dict[str, Any] = {"validation": values, "pictures": {}, "poker": None, "reconstruction": None}
+    result["evaluated_step"] = checkpoint.step
     result["measured_on"] = config.evaluate.final_split
     model.eval()
     with autocast(world.device, config.engine.precision):

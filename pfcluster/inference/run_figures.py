@@ -43,10 +43,10 @@ def run_figures(folder: Path, result: Mapping[str, Any], classes: tuple[str, ...
 
 
 def _evaluated_step(result: Mapping[str, Any]) -> int | None:
-    """Step of the checkpoint that result.json has the figures of: the best, or the last if none was selected; None if
-    it does not say.
+    """Step of the checkpoint that result.json has the figures of; results that do not name it have those of the best,
+    or of the last if none was selected. None if neither is known.
     """
-    step = (result.get("best") or {}).get("step", result.get("steps"))
+    step = result.get("evaluated_step", (result.get("best") or {}).get("step", result.get("steps")))
     return None if step is None else int(step)
 
 

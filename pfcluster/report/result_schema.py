@@ -31,7 +31,7 @@ NUMBER_FIELDS = (
     ("reconstruction", "mse"),
     *(("efficiency", name) for name in ("tflops_per_device", "mfu", "host_wait", "peak_memory_gb")),
 )
-TOP_NUMBERS = ("steps", "seconds", "images_per_second")
+TOP_NUMBERS = ("steps", "evaluated_step", "seconds", "images_per_second")
 STRINGS = ("status", "command", "git_commit", "selection_split", "measured_on", "warning")
 
 Require = Callable[[bool, str, object, str], None]

@@ -62,7 +62,8 @@ def _record_inputs(config: RunConfig, folder: Path) -> None:
         return
     require_fitting_start(config)
     note = None if config.model.init is None else describe(config.model.init, config.model.init_normalisation)
-    write_inputs(folder, run_inputs(config, () if note is None else (note,)))
+    notes = () if note is None else (note,)
+    write_inputs(folder, run_inputs(config, notes, lambda problem: warn(folder, problem, True)))
     if note is not None:
         warn(folder, note, True)
 
