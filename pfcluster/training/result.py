@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ def training_result(
         "warning": TEST_SELECTION_WARNING if config.evaluate.selection_split == "test" else None,
         **provenance.read(folder),
     }
+
+
+def earlier_figures(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Figures of the training from the result of an earlier attempt, for one that has trained no step; null without."""
+    earlier = read_result(folder) or {}
+    return {name: earlier.get(name) for name in names}
 
 
 def earlier_validation_result(folder: Path, result: dict[str, Any]) -> dict[str, Any] | None:

@@ -59,9 +59,9 @@ class Throughput:
         return {name: value for name, value in figures.items() if value is not None}
 
     def summary(self) -> dict[str, Any]:
-        """The figures of all steps so far except images/s; null where they are unknown."""
-        seconds = max(self.total_seconds, 1e-9)
-        figures = self._figures(seconds, self.total_waited, None if self.count is None else self.total_flops)
+        """The figures of all flushed steps except images/s; null where they are unknown."""
+        known = self.count is not None and self.total_seconds > 0
+        figures = self._figures(self.total_seconds, self.total_waited, self.total_flops if known else None)
         rounded = {name: None if value is None else float(f"{value:.4g}") for name, value in figures.items()}
         tflops, source = (None, "unknown") if self.peak is None else self.peak
         return rounded | {"peak_tflops": tflops, "peak_source": source}
@@ -71,7 +71,8 @@ class Throughput:
         mfu = None if tflops is None or self.peak is None else tflops / self.peak[0]
         device = self.world.device
         memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
-        return {"tflops_per_device": tflops, "mfu": mfu, "host_wait": waited / seconds, "peak_memory_gb": memory}
+        waiting = waited / seconds if seconds > 0 else None
+        return {"tflops_per_device": tflops, "mfu": mfu, "host_wait": waiting, "peak_memory_gb": memory}
 
     def _flops(self) -> float | None:
         """FLOPs of all ranks since the last flush."""

@@ -40,7 +40,7 @@ from pfcluster.training.errors import TrainingError, is_communication_error
 from pfcluster.training.factory import build_class_weights, build_engines, build_objective
 from pfcluster.training.flight_recorder import record_collectives, write_collectives
 from pfcluster.training.objective import Metrics
-from pfcluster.training.result import earlier_validation_result, training_result
+from pfcluster.training.result import earlier_figures, earlier_validation_result, training_result
 from pfcluster.training.resume import TrainState, claim_folder, load_checkpoint, save_checkpoint
 from pfcluster.training.schedule import schedule_warnings, total_steps
 from pfcluster.training.selection import PeriodicEvaluation
@@ -133,6 +133,8 @@ class Trainer:
         self.throughput = Throughput(config, len(self.dataset.classes), world, step_flops)
         self.damaged = DamagedSamples(self.dataset, folder, world)
         self.state = TrainState()
+        self.first_step = 0
+        """Step of the checkpoint from which this attempt has resumed."""
         self.early_stop: EarlyStop | None = None
         """Read by rank 0 only."""
 
@@ -141,6 +143,7 @@ class Trainer:
         self.state = load_checkpoint(
             self.checkpoints, self.engines, self.objective, folder=self.folder, world=self.world
         )
+        self.first_step = self.state.step
         progress = Progress(self.config, self.folder, self.total_steps, self.world)
         progress.report(f"engine {self.backend_choice.backend} ({self.backend_choice.reason})")
         progress.report(f"from step {self.state.step} of {self.total_steps}")
@@ -314,6 +317,13 @@ class Trainer:
                 f"slowest rank: {stragglers['slowest_rank']} on {stragglers['host']}, {stragglers['busy_ms']} ms per"
                 f" step before it waits for others; median {stragglers['median_busy_ms']} ms"
             )
+        figures = {
+            "checkpoints": self.checkpoints.summary(),
+            "stragglers": stragglers,
+            "efficiency": self.throughput.summary(),
+        }
+        if self.state.step == self.first_step:
+            figures = earlier_figures(self.folder, figures)
         stopped = status == "stopped" and self.early_stop is not None
         return training_result(
             self.config,
@@ -326,8 +336,6 @@ class Trainer:
         ) | {
             "parameters": self.parameters,
             "ended_early": self.early_stop.reason if stopped and self.early_stop is not None else None,
-            "checkpoints": self.checkpoints.summary(),
-            "stragglers": stragglers,
-            "efficiency": self.throughput.summary(),
             "device": self.world.device.type,
+            **figures,
         }

@@ -13,11 +13,14 @@ from pfcluster.distributed.process_group import World
 from pfcluster.engine.peak import peak_tflops
 from pfcluster.launch.worker import work
 from pfcluster.profiling.training_cost import step_flops
-from pfcluster.runs.folder import read_result
+from pfcluster.runs.folder import RESULT_FILE, read_result
 from pfcluster.runs.metrics_file import read_metrics
-from pfcluster.training import throughput
+from pfcluster.training import run, throughput
 from pfcluster.training.throughput import Throughput
 from tests import tiny
+
+FIGURES = ("efficiency", "checkpoints", "stragglers")
+"""Entries of result.json about the training."""
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,19 @@ def test_evaluations_are_no_training_time(monkeypatch: pytest.MonkeyPatch) -> No
     line = measured.flush()
     assert line["images_per_second"] == pytest.approx(16 / 12)
     assert line["host_wait"] == pytest.approx(3 / 12)
+
+
+def test_an_attempt_that_trains_no_step_keeps_the_figures_of_the_one_before(tmp_path: Path) -> None:
+    config = tiny.config("finetune", max_steps=4)
+    spared = replace(config, evaluate=replace(config.evaluate, final_split="validation"))
+    first = run(spared, tmp_path, step_flops=step_flops)
+    assert first["efficiency"]["tflops_per_device"] > 0
+    assert first["checkpoints"]["written"] == 2
+    second = run(config, tmp_path, step_flops=step_flops)
+    assert "test" in second
+    assert {name: second[name] for name in FIGURES} == {name: first[name] for name in FIGURES}
+    (tmp_path / RESULT_FILE).unlink()
+    assert {run(config, tmp_path)[name] for name in FIGURES} == {None}
 
 
 def test_what_is_unknown_is_null() -> None:
