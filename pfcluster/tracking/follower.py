@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pfcluster.config.json_files import convert, try_read_object
 from pfcluster.runs.folder import GRIDS_DIR, PROVENANCE_FILE, RESULT_FILE, TRACKERS_FILE, read_result
@@ -33,8 +34,20 @@ class Received:
     id: str
     steps: dict[str, int] = field(default_factory=dict)
     """Newest step of metrics.jsonl by split."""
+    lines: dict[str, int] = field(default_factory=dict)
+    """Number of its lines at that step by split: with `selection_split` test the last evaluation's and the final one's.
+    """
     picture_step: int = 0
     """Step of the newest image grid."""
+
+
+@dataclass
+class _Newest:
+    """The scalars of all lines of a split at its newest step, and the number of those lines that differ."""
+
+    step: int
+    values: dict[str, float] = field(default_factory=dict)
+    lines: int = 0
 
 
 class TrackerRecords:
@@ -71,6 +84,7 @@ class TrackerFollower:
         self._status = "failed"
         self._recorded_at = time.monotonic()
         self._tail = MetricsTail(run.folder)
+        self._newest: dict[str, _Newest] = {}
         self._thread = threading.Thread(target=self._follow, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
@@ -114,12 +128,24 @@ class TrackerFollower:
         lines = list(self._tail.new_lines())
         grids = sorted((self.run.folder / GRIDS_DIR).glob("[0-9]*.jpg"))
         for line in lines:
-            split, step = line["split"], line["step"]
-            self._send_grids(tracker, received, [path for path in grids if int(path.stem) < step])
-            if step > received.steps.get(split, 0):
-                tracker.log(_scalars(line), step)
-                received.steps[split] = step
+            self._send_grids(tracker, received, [path for path in grids if int(path.stem) < line["step"]])
+            self._send_line(tracker, received, line)
         self._send_grids(tracker, received, grids)
+
+    def _send_line(self, tracker: Tracker, received: Received, line: dict[str, Any]) -> None:
+        """Send the scalars of a line, unless the tracker has it or earlier lines of the same step say the same."""
+        split, step = line["split"], line["step"]
+        newest = self._newest.get(split)
+        if newest is None or newest.step != step:
+            newest = self._newest[split] = _Newest(step)
+        new = {name: value for name, value in _scalars(line).items() if newest.values.get(name) != value}
+        if not new:
+            return
+        newest.values |= new
+        newest.lines += 1
+        if (step, newest.lines) > (received.steps.get(split, 0), received.lines.get(split, 1)):
+            tracker.log(new, step)
+            received.steps[split], received.lines[split] = step, newest.lines
 
     def _send_grids(self, tracker: Tracker, received: Received, grids: list[Path]) -> None:
         for path in grids:

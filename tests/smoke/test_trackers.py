@@ -16,8 +16,10 @@ import pytest
 from pfcluster.config import ConfigError, RunConfig
 from pfcluster.distributed.signals import StopRequest
 from pfcluster.runs.folder import write_config
+from pfcluster.runs.metrics_file import read_metrics
 from pfcluster.tracking import trackers
-from pfcluster.training import run
+from pfcluster.tracking.follower import Received, TrackerFollower
+from pfcluster.training import run, selection
 from tests import tiny
 
 STEPS = list(range(1, 13))
@@ -35,11 +37,15 @@ def interrupted(config: RunConfig, folder: Path) -> None:
 
 
 def tensorboard_steps(folder: Path) -> list[int]:
+    return [step for step, _ in tensorboard_scalars(folder, "train/loss")]
+
+
+def tensorboard_scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    return [event.step for event in events.Scalars("train/loss")]
+    return [(event.step, event.value) for event in events.Scalars(name)]
 
 
 @pytest.fixture
@@ -55,6 +61,40 @@ def test_tensorboard_gets_each_line_once_also_from_before_it_was_chosen(tmp_path
     assert tensorboard_steps(tmp_path) == STEPS
     record = json.loads((tmp_path / "trackers.json").read_text())["tensorboard"]
     assert record["steps"] == {"train": 12, "validation": 12, "test": 12}
+
+
+def test_final_test_figures_arrive_though_the_last_evaluation_was_on_test_too(
+    tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "is_better", lambda score, best: False)  # the final evaluation is of step 6
+    chosen = replace(config("tensorboard"), optim=replace(config().optim, lr=3e-3))
+    chosen = replace(chosen, evaluate=replace(chosen.evaluate, selection_split="test"))
+    result = run(chosen, tmp_path)
+    lines = [line["accuracy"] for line in read_metrics(tmp_path, "test")]
+    assert len(lines) == 3
+    assert lines[-1] == result["test"]["accuracy"]
+    assert lines[-1] != lines[-2]
+    expected = [(6, lines[0]), (12, lines[1]), (12, lines[2])]
+    assert tensorboard_scalars(tmp_path, "test/accuracy") == [(step, pytest.approx(value)) for step, value in expected]
+    assert tensorboard_steps(tmp_path) == STEPS
+
+
+def test_a_line_that_a_tracker_has_is_not_sent_again(tmp_path: Path) -> None:
+    """Of an attempt that was lost in the final evaluation, which the next one repeats."""
+    sent: list[tuple[int, dict[str, float]]] = []
+
+    class Recorder:
+        def log(self, values: dict[str, float], step: int) -> None:
+            sent.append((step, values))
+
+    received = Received("x")
+    for attempt in range(2):
+        follower = TrackerFollower.__new__(TrackerFollower)
+        follower._newest = {}
+        for accuracy in (0.5, 0.75, 0.75)[: 2 + attempt]:
+            line = {"split": "test", "step": 12, "epoch": 2.0, "accuracy": accuracy}
+            follower._send_line(Recorder(), received, line)  # type: ignore[arg-type]
+    assert sent == [(12, {"test/epoch": 2.0, "test/accuracy": 0.5}), (12, {"test/accuracy": 0.75})]
 
 
 def test_a_tracker_that_fails_warns_once_and_ends_nothing(tmp_path: Path) -> None:
