@@ -201,8 +201,7 @@ class Trainer:
             if self._due(self.config.engine.log_every):
                 self.checks.require_finite()
                 self._log(log, progress)
-            with self.throughput.paused():
-                improved = self.evaluation.due(self.state.step) and self._evaluate(log, progress)
+            improved = self.evaluation.due(self.state.step) and self._evaluate(log, progress)
             interrupted, stopped = self.world.any_of(self.stop.requested, self._stops_early())
             if improved or interrupted or stopped or self._due(self.config.checkpoint.every_steps):
                 self.checks.require_finite()
@@ -262,8 +261,9 @@ class Trainer:
 
     def _evaluate(self, log: MetricsLog, progress: Progress) -> bool:
         """Evaluate and log; whether the score is the best so far."""
-        self.checks.require_finite()
-        metrics, improved = self.evaluation.evaluate(self.engines["model"], self.state)
+        self.checks.require_finite()  # waits for queued steps, which is training time
+        with self.throughput.paused():
+            metrics, improved = self.evaluation.evaluate(self.engines["model"], self.state)
         log.write(self.config.evaluate.selection_split, self.state.step, self._epoch(), metrics)
         progress.update(self.state.step, {f"val {name}": value for name, value in metrics.items()})
         return improved

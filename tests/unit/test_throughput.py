@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pfcluster.profiling.training_cost import step_flops
 from pfcluster.runs.folder import RESULT_FILE, read_result
 from pfcluster.runs.metrics_file import read_metrics
 from pfcluster.training import run, throughput
+from pfcluster.training.step_checks import StepChecks
 from pfcluster.training.throughput import Throughput
 from tests import tiny
 
@@ -87,6 +90,29 @@ def test_an_attempt_that_trains_no_step_keeps_the_figures_of_the_one_before(tmp_
     assert {name: second[name] for name in FIGURES} == {name: first[name] for name in FIGURES}
     (tmp_path / RESULT_FILE).unlink()
     assert {run(config, tmp_path)[name] for name in FIGURES} == {None}
+
+
+def test_the_wait_for_queued_steps_before_an_evaluation_is_training_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused, require_finite, waits = Throughput.paused, StepChecks.require_finite, []
+    depth = [0]
+
+    @contextmanager
+    def counted(measured: Throughput) -> Iterator[None]:
+        depth[0] += 1
+        with paused(measured):
+            yield
+        depth[0] -= 1
+
+    def wait(checks: StepChecks) -> None:
+        waits.append(depth[0])
+        require_finite(checks)
+
+    monkeypatch.setattr(Throughput, "paused", counted)
+    monkeypatch.setattr(StepChecks, "require_finite", wait)
+    run(tiny.config("finetune", max_steps=6), tmp_path)
+    assert set(waits) == {0}
 
 
 def test_what_is_unknown_is_null() -> None:
