@@ -138,6 +138,10 @@ class RunConfig:
             factor = optim.encoder_lr_factor
             for_pf_mag = "be 1: only PF-MAG has a separate learning rate for the encoder"
             require(self.objective == "pf_mag" or factor == 1, f"{name}.encoder_lr_factor", factor, for_pf_mag)
+        factor, init = self.discriminator_optim.encoder_lr_factor, self.pf_mag.discriminator_init
+        without_encoder = f'be 1 with pf_mag.discriminator_init "{init}": only one from a classifier has an encoder'
+        own = self.objective != "pf_mag" or init == "classifier" or factor == 1
+        require(own, "discriminator_optim.encoder_lr_factor", factor, without_encoder)
         ema, decay = self.discriminator_optim.ema, self.discriminator_optim.layer_decay
         require(ema == 0, "discriminator_optim.ema", ema, "be 0: the discriminator's average is not used")
         uniform = "be 1: all blocks of the discriminator have the same learning rate"

@@ -282,7 +282,7 @@ class Engine(ABC):
             return
         share = torch.where(self.guard.skips.bool(), 0.0, 1 - self.decay)
         for name, values in weights.items():  # torch's foreach takes no share that is on the device
-            average[name].lerp_(values, share)
+            average[name].lerp_(values, share.to(values.device))  # in host memory with offload_optimizer
 
     def _saved_buffers(self) -> dict[str, Tensor]:
         """Persistent buffers."""

@@ -39,7 +39,6 @@ def training_result(
         "status": status,
         "steps": state.step,
         "seconds": round(state.seconds, 3),
-        "images_per_second": round(state.step * config.batch_size / max(state.seconds, 1e-9), 1),
         "dataset": {
             "name": dataset.name,
             "classes": list(dataset.classes),

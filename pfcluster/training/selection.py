@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from pfcluster.config import RunConfig
+from pfcluster.config import ConfigError, RunConfig
 from pfcluster.data.types import Dataset, Split
 from pfcluster.distributed.process_group import World
 from pfcluster.engine.base import Engine, norm_statistics
@@ -106,8 +106,12 @@ def is_better(score: float, best: float) -> bool:
 
 
 def selection_split(config: RunConfig, dataset: Dataset) -> Split:
-    """The split whose score selects the checkpoint."""
-    on_test = config.evaluate.selection_split == "test" and dataset.test is not None
-    split = dataset.test if on_test else dataset.validation
-    assert split is not None
-    return split
+    """The split whose score selects the checkpoint. Raises ConfigError if the data does not have it."""
+    if config.evaluate.selection_split == "validation":
+        return dataset.validation
+    if dataset.test is None:
+        raise ConfigError(
+            f"evaluate.selection_split test: {dataset.name} has no test split; use validation, or build the data with"
+            " --test-share or --test-input"
+        )
+    return dataset.test

@@ -28,6 +28,7 @@ class Throughput:
         self.config, self.classes, self.world = config, classes, world
         self.count = count if world.is_main else None
         self.peak = peak_tflops(device_name(world.device), config.engine.peak_tflops)
+        self.total_images = 0
         self.total_seconds = self.total_waited = self.total_flops = 0.0
         self.restart()
 
@@ -51,12 +52,17 @@ class Throughput:
         seconds = max(time.monotonic() - self.since, 1e-9)
         images = sum(self.steps.values()) * self.config.batch_size
         flops = self._flops()
+        self.total_images += images
         self.total_seconds += seconds
         self.total_waited += self.waited
         self.total_flops += flops or 0.0
         figures = {"images_per_second": images / seconds, **self._figures(seconds, self.waited, flops)}
         self.restart()
         return {name: value for name, value in figures.items() if value is not None}
+
+    def images_per_second(self) -> float | None:
+        """Images of all flushed steps over their time, as in the lines of metrics; None without any."""
+        return round(self.total_images / self.total_seconds, 1) if self.total_seconds > 0 else None
 
     def summary(self) -> dict[str, Any]:
         """The figures of all flushed steps except images/s; null where they are unknown."""

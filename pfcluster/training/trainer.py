@@ -318,6 +318,7 @@ class Trainer:
                 f" step before it waits for others; median {stragglers['median_busy_ms']} ms"
             )
         figures = {
+            "images_per_second": self.throughput.images_per_second(),
             "checkpoints": self.checkpoints.summary(),
             "stragglers": stragglers,
             "efficiency": self.throughput.summary(),

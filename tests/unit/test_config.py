@@ -45,6 +45,10 @@ def test_presets_survive_json(name):
         (lambda: RunConfig(optim=OptimConfig(lr=0.0)), "optim.lr"),
         (lambda: RunConfig(optim=OptimConfig(algorithm="adam")), "optim.weight_decay"),
         (lambda: RunConfig(discriminator_optim=OptimConfig(lr=-1.0)), "discriminator_optim.lr"),
+        (
+            lambda: RunConfig(objective="pf_mag", discriminator_optim=OptimConfig(encoder_lr_factor=0.5)),
+            "discriminator_optim.encoder_lr_factor",
+        ),
         (lambda: MaeConfig(mask_ratio=1.0), "mae.mask_ratio"),
         (lambda: ModelConfig(width=130), "model.width"),
         (lambda: ModelConfig(width=128, heads=3), "model.width"),

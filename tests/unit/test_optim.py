@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pfcluster.checkpoint import store
 from pfcluster.checkpoint.manager import CheckpointManager
-from pfcluster.config import OptimConfig
+from pfcluster.config import ConfigError, OptimConfig
 from pfcluster.data.dataset import open_dataset
+from pfcluster.engine.base import Engine
 from pfcluster.engine.optimizer import Plateau, build_optimizer, learning_rate, set_learning_rates
 from pfcluster.models import factory
 from pfcluster.models.vit import ViT
@@ -19,7 +23,7 @@ from pfcluster.runs.folder import step_folder
 from pfcluster.training import run
 from pfcluster.training.factory import build_engines, build_objective
 from pfcluster.training.resume import TrainState, load_checkpoint, save_checkpoint
-from pfcluster.training.selection import PeriodicEvaluation, is_better
+from pfcluster.training.selection import PeriodicEvaluation, is_better, selection_split
 from tests.stabilised import SINGLE
 from tests.tiny import config as tiny_config
 
@@ -119,3 +123,27 @@ def test_frozen_parameters_are_not_optimised():
     layer.bias.requires_grad_(False)
     optimizer = build_optimizer(layer, OptimConfig(algorithm="adam", weight_decay=0.0))
     assert [parameter for group in optimizer.param_groups for parameter in group["params"]] == [layer.weight]
+
+
+def test_an_average_in_host_memory_takes_the_share_of_the_device():
+    """As with `engine.offload_optimizer`: the guard is on the GPU, the fp32 weights and their average are not."""
+    with FakeTensorMode():
+        weights, average = torch.ones(4), torch.zeros(4)
+        engine = SimpleNamespace(
+            guard=SimpleNamespace(skips=torch.zeros((), device="cuda")),
+            decay=0.9,
+            _weights=lambda: {"weight": SimpleNamespace(values=weights)},
+            _averaged=lambda: {"weight": average},
+        )
+        Engine._update_average(engine)  # type: ignore[arg-type]
+    assert average.device.type == "cpu"
+
+
+def test_selection_on_a_test_split_needs_one():
+    config = tiny_config("finetune")
+    on_test = replace(config, evaluate=replace(config.evaluate, selection_split="test"))
+    dataset = open_dataset(config.data, 0)
+    assert selection_split(on_test, dataset) is dataset.test
+    assert selection_split(config, dataset) is dataset.validation
+    with pytest.raises(ConfigError, match=r"evaluate\.selection_split test: synthetic has no test split"):
+        selection_split(on_test, replace(dataset, test=None))

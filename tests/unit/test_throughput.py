@@ -77,6 +77,7 @@ def test_evaluations_are_no_training_time(monkeypatch: pytest.MonkeyPatch) -> No
     line = measured.flush()
     assert line["images_per_second"] == pytest.approx(16 / 12)
     assert line["host_wait"] == pytest.approx(3 / 12)
+    assert measured.images_per_second() == round(16 / 12, 1)
 
 
 def test_an_attempt_that_trains_no_step_keeps_the_figures_of_the_one_before(tmp_path: Path) -> None:
