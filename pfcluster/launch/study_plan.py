@@ -148,7 +148,7 @@ def _has_neutral(options: Options, config: RunConfig, shards: Path | None) -> bo
     if shards is None or (shards / MANIFEST).exists():
         return neutral_index(open_dataset(config.data, config.seed).classes) is not None
     build = parse(BuildOptions, _build_arguments(options, shards), prog=f"pfcluster {BUILD_COMMAND}")
-    raw = read_raw(build.input, build.read_options(), kind=build.kind)
+    raw = read_raw(build.input, build.read_options(build.images), kind=build.kind)
     return NEUTRAL in {emotion_or_none(label) for label in {photo.label for photo in raw.photos}}
 
 

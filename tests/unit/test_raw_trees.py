@@ -157,7 +157,8 @@ def test_persons_whose_names_are_split_words(tmp_path: Path) -> None:
 def test_a_test_split_alone_is_no_input_for_training(tmp_path: Path) -> None:
     dataset = read(tree(tmp_path, "test", "val"))
     with pytest.raises(
-        BuildError, match=r"test and validation split only, and none for training; pass it as --test-in"
+        BuildError,
+        match=r"test and validation split only, and none for training; pass photos of the test split as --test-in",
     ):
         require_training_photos(dataset)
     require_training_photos(read(tmp_path, "ignore"))

@@ -41,11 +41,14 @@ class BuildOptions:
     output: Path
     """Output folder."""
     test_input: Path | None = None
-    """The dataset's test split, if it is separate. Copies of its photos in the input are left out."""
+    """The dataset's test split, if it is separate; of data with splits of its own, their test split is used. Copies of
+    its photos in the input are left out."""
     kind: Kind = "auto"
     """Layout of the input; "auto" recognises it by file names."""
     images: Path | None = None
-    """Folder of a CSV's photos; default: next to the CSV, or `images/` there."""
+    """Folder of the input's photos if it is a CSV; default: next to the CSV, or `images/` there."""
+    test_images: Path | None = None
+    """The same for --test-input."""
     votes: VotingMode = "majority"
     """FERPlus: how annotators' votes are turned into a label. Accuracies under different modes are not comparable."""
     peak_frames: int = 1
@@ -126,9 +129,16 @@ class BuildOptions:
             if not holds:
                 raise BuildError(f"--{name} must {rule}, got {value}")
         self.slice_of_build()
-        self.read_options()
+        self.read_options(self.images)
+        if self.test_images is not None and self.test_input is None:
+            raise BuildError("--test-images is the folder of the photos of --test-input, which is missing")
         if self.landmarks is not None and self.align != "landmarks":
             raise BuildError(f"--landmarks requires --align landmarks, got --align {self.align}")
+        if self.multiple_faces != "take" and self.align != "mtcnn":
+            raise BuildError(
+                f"--multiple-faces {self.multiple_faces} requires --align mtcnn, which counts the faces of a photo;"
+                f" --align {self.align} detects none"
+            )
         if self.test_input and self.test_share:
             raise BuildError("--test-input and --test-share both define a test split: use only one of them")
 
@@ -166,10 +176,11 @@ class BuildOptions:
             return "cpu"
         return f"cuda:{os.getpid() % torch.cuda.device_count()}"
 
-    def read_options(self) -> ReadOptions:
-        """Options of the readers. Raises RawDataError."""
-        names = ("images", "votes", "peak_frames", "originals")
+    def read_options(self, images: Path | None) -> ReadOptions:
+        """Options of the readers of one input. `images`: folder of its photos. Raises RawDataError."""
+        names = ("votes", "peak_frames", "originals")
         return ReadOptions(
+            images=images,
             classes=class_options(self.classes),
             splits=split_options(self.splits),
             labels_ignored=self.labels == "ignored",
@@ -188,6 +199,7 @@ class BuildOptions:
             "output",
             "test_input",
             "images",
+            "test_images",
             "landmarks",
             "kind",
             "workers",

@@ -20,10 +20,11 @@ from pfcluster.data.build.candidates import LeftOut
 from pfcluster.data.build.detect import FaceAligner
 from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.folder import PLAN, build_lock
+from pfcluster.data.build.inputs import list_photos
 from pfcluster.data.build.left_out import left_out_notes, skipped_note
 from pfcluster.data.build.make_shard import ShardMaker, ShardResult, marker_path
 from pfcluster.data.build.options import BuildOptions
-from pfcluster.data.build.plan import SPLITS, Plan, PlannedShard, make_plan, require_training_photos, subsample
+from pfcluster.data.build.plan import SPLITS, Plan, PlannedShard, make_plan, subsample
 from pfcluster.data.build.saved_plan import (
     build_identity,
     files_state,
@@ -38,8 +39,6 @@ from pfcluster.data.build.workers import run_workers
 from pfcluster.data.manifest import BUILD_FOLDER, FORMAT, MANIFEST, Manifest, SplitInfo, load_manifest, require_files
 from pfcluster.data.raw.base import RawDataset
 from pfcluster.data.raw.landmarks import with_openface
-from pfcluster.data.raw.readers import read_raw
-from pfcluster.data.raw.split_names import IGNORE
 from pfcluster.data.raw.spool import spool
 from pfcluster.system.atomic_files import TEMPORARY_FILES
 from pfcluster.system.locks import exclusive_lock
@@ -138,8 +137,7 @@ def _list_inputs(options: BuildOptions) -> tuple[BuildOptions, dict[str, RawData
     """The photos of each input, with the landmarks of --landmarks, and the options with the dataset's name: without
     --name that of an earlier build of the folder, as the input may have been moved since.
     """
-    inputs = {"input": options.input} | ({"test_input": options.test_input} if options.test_input else {})
-    datasets = {role: _list_photos(options, source) for role, source in inputs.items()}
+    datasets = list_photos(options)
     if options.landmarks is not None:
         datasets = with_openface(datasets, options.landmarks)
     datasets = {role: subsample(dataset, options.limit, options.seed) for role, dataset in datasets.items()}
@@ -175,17 +173,6 @@ def _check_bad(options: BuildOptions, datasets: Mapping[str, RawDataset], left_o
             f"{len(bad)} of {photos} photos cannot be read ({reasons}; the first is {first}), more than --max-bad-share"
             f" {options.max_bad_share}: check the input folder and --images, or raise it; finished shards are kept"
         )
-
-
-def _list_photos(options: BuildOptions, source: Path) -> RawDataset:
-    """List the photos of an input."""
-    read_options = options.read_options()
-    if source is not options.input:  # all of it is the test split
-        read_options = replace(read_options, splits={IGNORE: IGNORE}, all_names_occur=False)
-    dataset = read_raw(source, read_options, kind=options.kind)
-    if source is options.input:
-        require_training_photos(dataset)
-    return dataset
 
 
 def _make_maker(options: BuildOptions, datasets: Mapping[str, RawDataset]) -> ShardMaker:

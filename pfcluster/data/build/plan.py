@@ -154,8 +154,8 @@ def require_training_photos(dataset: RawDataset) -> None:
     if splits and splits <= {"validation", "test"}:
         names = " and ".join(sorted(str(split) for split in splits))
         raise BuildError(
-            f"{dataset.name} has photos of the {names} split only, and none for training; pass it as --test-input, or"
-            " split its photos anew with --splits ignore"
+            f"{dataset.name} has photos of the {names} split only, and none for training; pass photos of the test"
+            " split as --test-input, or split its photos anew with --splits ignore"
         )
 
 
