@@ -213,6 +213,18 @@ def test_landmark_aligner_crops_without_detection() -> None:
     assert reasons == ["no landmarks", "invalid landmarks", "invalid landmarks", "face too small"]
 
 
+@pytest.mark.parametrize(("shift", "is_cropped"), [((-12, 0), True), ((-20, 0), False), ((600, 400), False)])
+def test_at_most_one_listed_landmark_may_be_outside_the_photo(shift: tuple[int, int], is_cropped: bool) -> None:
+    """Those of a photo at another resolution would give a black crop."""
+    points = template(60) + np.array([-10, 20]) + np.array(shift)
+    hint = Hint(landmarks=tuple(map(tuple, points.tolist())))
+    result = LandmarkAligner(60).align([np.full((120, 200, 3), 90, np.uint8)], [hint])[0]
+    assert isinstance(result, AlignedFace) == is_cropped, points
+    if isinstance(result, Rejected):
+        assert result.reason == "landmarks outside the photo"
+        assert result.detail.endswith("of 5 landmarks, in a photo of 200 x 120 px")
+
+
 def test_the_square_around_a_listed_box() -> None:
     image = np.random.default_rng(0).integers(0, 256, (100, 160, 3), np.uint8)
     exact = crop_listed_box(image, (90, 10, 130, 50), 40)

@@ -21,6 +21,9 @@ TEMPLATE_112 = np.array(
 MAX_ENLARGEMENT = 4.0
 """Faces that would have to be enlarged more than this are rejected as too small."""
 
+MAX_OUTSIDE = 1
+"""Listed landmarks of a face that may lie outside its photo, as those of a face at the edge."""
+
 FaceRule = Literal["largest-central", "largest", "most-central"]
 Box = tuple[float, float, float, float]
 
@@ -91,6 +94,11 @@ class LandmarkAligner:
             return Rejected("no landmarks", "the listing has none for this photo")
         if not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1:
             return Rejected("invalid landmarks", "not finite, or all at the same point")
+        height, width = image.shape[:2]
+        outside = int(((points < -0.5) | (points > np.array([width, height]) - 0.5)).any(axis=1).sum())
+        if outside > MAX_OUTSIDE:
+            detail = f"{outside} of {len(points)} landmarks, in a photo of {width} x {height} px"
+            return Rejected("landmarks outside the photo", detail)
         box = hint.box or crop_box(similarity(points, template(self.size)), self.size)
         return crop_face(image, Face(box, points, 1.0), 1, self.size)
 
