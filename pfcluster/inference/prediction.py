@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pfcluster.inference.crops import Cropper
 from pfcluster.inference.errors import InferenceError, NoGeneratorError
 from pfcluster.inference.faces import Face, Row
-from pfcluster.inference.model_info import ModelInfo
+from pfcluster.inference.model_info import ModelInfo, to_dict
 from pfcluster.inference.outputs import Target, require_apart
 from pfcluster.inference.pictures import Annotator, file_stem, is_one_video, make_folder, write_poker_face
 from pfcluster.inference.pipeline import FrameFaces, PipelineOptions, Position, run_pipeline
@@ -178,9 +178,10 @@ def _open_table(
 ) -> _Table:
     if options.output is None:
         return _Lines(show)
+    config = to_dict(info)
     command = {
         "model": info.weights_sha256,
-        "classes": list(info.classes),
+        **{name: config[name] for name in ("classes", "network", "preprocessing")},
         "inputs": _digest(source.name for source in sources),
         FILES: _digest(_state(source) for source in sources),
         "frame_step": options.read.frame_step,

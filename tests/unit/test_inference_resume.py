@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -151,6 +152,32 @@ def test_rows_of_photos_that_have_changed_are_not_kept(classifier: Path, photos:
         predict(-1)
     (photos / "face0.png").write_bytes(before)
     os.utime(photos / "face0.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert predict(-1).kept_rows == 2
+
+
+@pytest.mark.parametrize("field", ["preprocessing", "network", "classes"])
+def test_rows_of_a_model_with_the_same_weights_and_another_config_are_not_kept(
+    classifier: Path, photos: Path, tmp_path: Path, field: str
+) -> None:
+    model = pfcluster.load(classifier, device="cpu")
+    sources = list_inputs([str(photos)]).sources
+    changed = {
+        "preprocessing": dataclasses.replace(model.info.preprocessing, jpeg_quality=50),
+        "network": dataclasses.replace(model.info.network, size=64),
+        "classes": model.info.classes[::-1],
+    }
+
+    def predict(batches: int, **changes: Any) -> Any:
+        predictor = _Interrupted(model, batches)
+        predictor.info = dataclasses.replace(model.info, **changes)
+        options = PredictionOptions(output=tmp_path / "out.csv", batch_size=1)
+        cropper = WholePhotos(model.info.preprocessing)
+        return run_prediction(sources, predictor, cropper, options, show=print, advance=lambda counts: None)  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(2)
+    with pytest.raises(InferenceError, match="another model, other inputs or other options"):
+        predict(-1, **{field: changed[field]})
     assert predict(-1).kept_rows == 2
 
 
