@@ -29,7 +29,8 @@ class RunMonitor:
 
     run: TrainRun
     values: dict[str, float] = field(default_factory=dict)
-    """Newest value of each metric; those of validation have the prefix "val "."""
+    """Newest value of each metric; those of validation have the prefix "val ". Those of the test split, which follow at
+    the end of a run, are not among them."""
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -39,6 +40,8 @@ class RunMonitor:
         """Read the lines that were appended to metrics.jsonl."""
         for line in self._tail.new_lines():
             self.step = max(self.step, line["step"])
+            if line["split"] == "test":
+                continue
             prefix = "" if line["split"] == "train" else "val "
             self.values |= {prefix + name: value for name, value in line.items() if isinstance(value, int | float)}
 

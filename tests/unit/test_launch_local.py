@@ -47,6 +47,15 @@ def test_monitor_follows_metrics_of_a_run_that_replaces_the_file(tmp_path: Path)
     assert (monitor.step, monitor.values["loss"]) == (8, 0.123456789)
 
 
+def test_the_progress_line_shows_validation_not_test_figures(tmp_path: Path) -> None:
+    monitor = RunMonitor(TrainRun(RunConfig(), tmp_path))
+    validation, test = ({"split": name, "step": 4, "epoch": 1.0} for name in ("validation", "test"))
+    figures = [json.dumps(validation | {"accuracy": 0.75}), json.dumps(test | {"accuracy": 0.25, "loss": 9.0})]
+    write_atomically(tmp_path / METRICS_FILE, lines(range(1, 5), loss=1.0) + "\n".join(figures) + "\n")
+    monitor.read_metrics()
+    assert monitor.summary() == "loss 1.000  val accuracy 0.750"
+
+
 def failing_plan(folder: Path, *, continue_on_failure: bool) -> Plan:
     """A command that fails, two that wait for it, one that waits and always runs, and an independent one."""
 
