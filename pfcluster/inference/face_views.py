@@ -5,6 +5,7 @@ Legend: s side of a stored image, z side of the network's input.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pfcluster.data.jpeg import UnreadablePhotoError
 from pfcluster.inference.crops import Cropper, DetectedFaces, WholePhotos
 from pfcluster.inference.errors import InferenceError
-from pfcluster.inference.faces import Face
+from pfcluster.inference.faces import NOT_FINITE, Face
 from pfcluster.inference.model import Model
 from pfcluster.inference.predictor import softmax
 from pfcluster.inference.sources import read_photo
@@ -74,6 +75,8 @@ class FaceViewer:
             times.end("detection" if self.detect else "reading")
             predictor, generates = self.model.predictor, self.model.info.generates
             (probabilities,) = softmax(predictor.logits(crops)).tolist()
+            if not all(map(math.isfinite, probabilities)):
+                raise InferenceError(f"{name} cannot be classified: {NOT_FINITE}")
             times.end("classification")
             poker_faces = predictor.poker_faces(crops) if generates else None
             if generates:

@@ -17,6 +17,8 @@ POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 """Order of the landmarks, left and right from the viewer's side."""
 PROBABILITY = "p_"
 """Prefix of the column of a class."""
+NOT_FINITE = "the network's outputs are not finite numbers"
+"""Reason of a face that the network could not classify."""
 Value = str | int | float | None
 Row = dict[str, Value]
 
@@ -51,6 +53,14 @@ class Face:
     """File of the poker face, if `pfcluster predict --poker-face` wrote one."""
     reason: str | None = None
     """Why there is no label: what is wrong with the photo, video or face."""
+
+    def classify(self, classes: Sequence[str], probabilities: np.ndarray) -> None:
+        """Set label and probabilities (k, as `classes`); if they are not finite, the reason why there is none."""
+        if not np.isfinite(probabilities).all():
+            self.reason = NOT_FINITE
+            return
+        self.label = classes[int(probabilities.argmax())]
+        self.probabilities = dict(zip(classes, probabilities.tolist(), strict=True))
 
     def to_row(self, classes: Sequence[str]) -> Row:
         """Values by column, as `columns` lists them; text as `utf8_text`."""

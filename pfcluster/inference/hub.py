@@ -33,7 +33,13 @@ from pfcluster.inference.model_info import CONFIG_FILE, WEIGHTS_FILE, ModelInfo,
 from pfcluster.inference.torch_predictor import build_net, load_weights
 from pfcluster.system.atomic_files import write_atomically
 
-CLIENT_ERRORS = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, ConnectionError)
+CLIENT_ERRORS = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError)
+TRANSPORT_ERRORS: tuple[type[Exception], ...] = (
+    OfflineModeIsEnabled,
+    ConnectionError,
+    *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception) and base is not OSError),
+)
+"""Those of the client's HTTP library, which depends on its version, come after CLIENT_ERRORS: they are base classes."""
 
 
 class HubModel(nn.Module, PyTorchModelHubMixin, library_name="pfcluster", pipeline_tag="image-classification"):
@@ -89,17 +95,16 @@ def pull(repo_id: str, revision: str | None) -> tuple[ModelInfo, nn.Module]:
         raise InferenceError(f"{repo_id} on the hub has no config.json, so it is not a pfcluster model") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise InferenceError(f"no model {repo_id} on the hub that you may read: {_reason(error)}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        raise InferenceError(
-            f"{repo_id} is not in the hub's cache, and the hub cannot be reached: {_reason(error)}; use a local"
-            " folder, or download it where there is a network (`hf download`) and copy the folder"
-        ) from error
+    except LocalEntryNotFoundError as error:
+        raise _not_in_cache(repo_id, error) from error
     except EntryNotFoundError as error:
         raise InferenceError(
             f"{repo_id} on the hub has no model.safetensors, so it is not a pfcluster model"
         ) from error
     except (json.JSONDecodeError, *CLIENT_ERRORS) as error:
         raise InferenceError(f"{repo_id} cannot be loaded from the hub: {_reason(error)}") from error
+    except TRANSPORT_ERRORS as error:
+        raise _not_in_cache(repo_id, error) from error
     return model.info, model.net
 
 
@@ -111,6 +116,18 @@ def push(info: ModelInfo, net: nn.Module, repo_id: str, **options: Any) -> str:
         raise InferenceError(
             f"{repo_id} cannot be written on the hub: {_reason(error)}; log in with `hf auth login`"
         ) from error
+    except TRANSPORT_ERRORS as error:
+        raise InferenceError(
+            f"{repo_id} cannot be written on the hub, because the hub cannot be reached: {_reason(error)}; save the"
+            " model as a folder, and upload that where there is a network (`hf upload`)"
+        ) from error
+
+
+def _not_in_cache(repo_id: str, error: Exception) -> InferenceError:
+    return InferenceError(
+        f"{repo_id} is not in the hub's cache, and the hub cannot be reached: {_reason(error)}; use a local folder, or"
+        " download it where there is a network (`hf download`) and copy the folder"
+    )
 
 
 def as_hub_model(info: ModelInfo, net: nn.Module) -> HubModel:

@@ -59,8 +59,7 @@ class Model:
         result: list[Face] = []
         for batch, crops in self._batches(images, detect, faces, batch_size):
             for face, probabilities in zip(batch, softmax(self.predictor.logits(crops)), strict=True):
-                face.label = self.classes[int(probabilities.argmax())]
-                face.probabilities = dict(zip(self.classes, probabilities.tolist(), strict=True))
+                face.classify(self.classes, probabilities)
                 result.append(face)
         return Faces(result, self.classes)
 

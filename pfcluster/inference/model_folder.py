@@ -26,17 +26,31 @@ from pfcluster.inference.model_info import (
     to_json,
 )
 from pfcluster.inference.runtime_info import RUNTIME_FILES
-from pfcluster.inference.torch_predictor import weights_sha256
+from pfcluster.inference.torch_predictor import not_finite, weights_sha256
 from pfcluster.system.atomic_files import write_atomically
 
+SHOWN = 3
+"""Tensors that an error names."""
 SUFFIX = ".safetensors"
 StateDict = Mapping[str, Tensor]
 
 
 def with_precision(info: ModelInfo, weights: StateDict, precision: str) -> tuple[ModelInfo, dict[str, Tensor]]:
-    """The weights as "float32" or "float16", and the config with their checksum."""
+    """The weights as "float32" or "float16", and the config with their checksum. Raises InferenceError if they are not
+    finite, also if they exceed the range of float16.
+    """
     kind = torch.float16 if precision == "float16" else torch.float32
     converted = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
+    infinite = not_finite(converted)
+    if infinite and not not_finite(weights):
+        raise InferenceError(
+            f"--precision {precision}: values of {', '.join(infinite[:SHOWN])} exceed its range; use float32"
+        )
+    if infinite:
+        raise InferenceError(
+            f"{info.name} is not written: {', '.join(infinite[:SHOWN])} hold values that are not finite numbers; export"
+            " an earlier checkpoint, or train the run again"
+        )
     return dataclasses.replace(info, weights_sha256=weights_sha256(converted)), converted
 
 

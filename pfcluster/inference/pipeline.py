@@ -221,12 +221,11 @@ def _complete(frames: deque[FrameFaces]) -> Iterator[FrameFaces]:
 
 
 def _classify(batch: Sequence[tuple[FrameFaces, Face]], predictor: Predictor, options: PipelineOptions) -> None:
-    """Set label and probabilities of faces."""
+    """Set label and probabilities of faces, or the reason why they have none."""
     classes = predictor.info.classes
     crops = np.stack([face.crop for _, face in batch if face.crop is not None])
     for (_, face), probabilities in zip(batch, softmax(predictor.logits(crops)), strict=True):
-        face.label = classes[int(probabilities.argmax())]
-        face.probabilities = dict(zip(classes, probabilities.tolist(), strict=True))
+        face.classify(classes, probabilities)
     if options.poker_faces:
         for (frame, face), image in zip(batch, predictor.poker_faces(crops), strict=True):
             frame.poker_faces[face.number or 0] = image

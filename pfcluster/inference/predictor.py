@@ -35,7 +35,8 @@ class Predictor(Protocol):
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities of logits b k, in double precision."""
+    """Probabilities of logits b k, in double precision; NaN for a row whose logits are not all finite."""
+    logits = np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, np.nan)
     values = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = values / values.sum(axis=1, keepdims=True)
     return probabilities

@@ -89,12 +89,18 @@ def _config(network: NetworkInfo) -> RunConfig:
 
 
 def load_weights(net: nn.Module, weights: Mapping[str, Tensor], info: ModelInfo, source: str) -> None:
-    """Load weights into a net. Raises InferenceError if they are damaged or do not fit."""
+    """Load weights into a net. Raises InferenceError if they are damaged, not finite, or do not fit."""
     actual = weights_sha256(weights)
     if actual != info.weights_sha256:
         raise InferenceError(
             f"{source} is damaged: the checksum of its weights is {actual[:12]}..., its config says"
             f" {info.weights_sha256[:12]}...; copy or export the model again"
+        )
+    infinite = not_finite(weights)
+    if infinite:
+        raise InferenceError(
+            f"{source} cannot be used: {len(infinite)} of its {len(weights)} tensors hold values that are not finite"
+            f" numbers, the first is {infinite[0]}; export an earlier checkpoint, or train the model again"
         )
     try:
         net.load_state_dict(
@@ -105,6 +111,11 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], info: ModelInfo,
         raise InferenceError(f"the weights of {source} are not those of its config: {reason}; export it again") from (
             error
         )
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors with NaN or infinite values."""
+    return [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pfcluster.cli.main import main
 from pfcluster.config import DataConfig, ModelConfig, PfMagConfig, RunConfig
 from pfcluster.inference import builtin_models
 from pfcluster.inference.errors import InferenceError, NoGeneratorError
+from pfcluster.inference.faces import NOT_FINITE
 from pfcluster.inference.hub import HubModel
 from pfcluster.inference.model_card import model_card
 from pfcluster.inference.model_folder import with_precision, write_model
@@ -34,7 +36,7 @@ from pfcluster.inference.model_info import (
     read_info,
 )
 from pfcluster.inference.space import space_card
-from pfcluster.inference.torch_predictor import build_net, network_info
+from pfcluster.inference.torch_predictor import build_net, network_info, weights_sha256
 from tests import inference_models as models
 
 CROPS = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
@@ -237,6 +239,52 @@ def test_hub_ids_load_from_the_clients_cache_without_a_network(
         pfcluster.load("someone/other")
     with pytest.raises(InferenceError, match="someone/tiny cannot be written on the hub"):
         model.push_to_hub("someone/tiny")
+
+
+@pytest.mark.slow  # the client tries several times
+def test_a_hub_that_refuses_connections_is_named(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own, as the client reads its endpoint when it is imported."""
+    code = (
+        "import sys, pfcluster\n"
+        "for use in (lambda: pfcluster.load(sys.argv[1]).push_to_hub('user/name', token='hf_abc'),\n"
+        "            lambda: pfcluster.load('user/name@main')):\n"
+        "    try:\n"
+        "        use()\n"
+        "    except pfcluster.inference.errors.InferenceError as error:\n"
+        "        print(error)\n"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    assert "user/name cannot be written on the hub, because the hub cannot be reached: " in lines[0]
+    assert "user/name is not in the hub's cache, and the hub cannot be reached: " in lines[1]
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    info, net = models.write(tmp_path / "model", "vit")
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    weights["head.bias"][0] = 1e6
+    with pytest.raises(InferenceError, match=r"--precision float16: values of head\.bias exceed its range"):
+        with_precision(info, weights, "float16")
+    weights["head.bias"][0] = float("nan")
+    with pytest.raises(InferenceError, match=r"head\.bias hold values that are not finite numbers"):
+        with_precision(info, weights, "float32")
+    write_model(tmp_path / "nan", dataclasses.replace(info, weights_sha256=weights_sha256(weights)), weights)
+    with pytest.raises(InferenceError, match=r"1 of its \d+ tensors hold values that are not finite.* head\.bias"):
+        pfcluster.load(tmp_path / "nan")
+
+
+def test_a_face_whose_logits_are_not_finite_has_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pfcluster.load(folder, device="cpu")
+    logits = np.zeros((3, len(model.classes)), np.float32)
+    logits[:2, 1] = (np.nan, np.inf)
+    monkeypatch.setattr(model.predictor, "logits", lambda crops: logits)
+    faces = model.predict(models.rendered(3, 48), detect=False)
+    assert [face.label for face in faces] == [None, None, model.classes[0]]
+    assert [face.reason for face in faces] == [NOT_FINITE, NOT_FINITE, None]
 
 
 def test_a_missing_hub_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
