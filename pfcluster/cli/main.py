@@ -52,6 +52,10 @@ def _run_words(words: list[str]) -> int:
     if words[0] == "--version":
         print(version_text())
         return 0
+    if "" in words:
+        place = words.index("")
+        before = f" after {words[place - 1]}" if place else ""
+        raise ValueError(f"the argument{before} is empty: set the shell variable that it comes from, or remove it")
     command, rest = ("pipeline", words) if words[0].startswith("-") else (words[0], words[1:])
     return run_command(command, rest)
 

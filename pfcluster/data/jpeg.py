@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import io
-import re
 import struct
 import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error, Image.DecompressionBombError)
 """Exceptions that pillow raises on damaged files and on files that are not images."""
@@ -24,6 +23,7 @@ DARK = 128
 """Of 16-bit images that use 15 bits or fewer, the upper bytes lie below or, rounded, at this."""
 DEEP_FORMATS = ("PNG", "PPM", "TIFF")
 """Formats with up to 16 bits a channel."""
+MAX_16_BIT = 65535
 NOISE = 0.05
 """By so much floats of 0..1 may overshoot."""
 TURNS = {
@@ -121,12 +121,25 @@ def _decode_photo(data: bytes) -> tuple[np.ndarray, bool]:
         if width * height > MAX_PIXELS:
             raise UnreadablePhotoError(f"{width} x {height} px, more than {MAX_PIXELS} px")
         plain = photo.format == "JPEG" and photo.mode in ("L", "RGB")
-        deep = photo.format in DEEP_FORMATS and any(re.search("16|65535", str(tile.args)) for tile in photo.tile)
+        deep = photo.format in DEEP_FORMATS and _has_16_bits(photo)
         photo.load()  # before reading EXIF: some formats store it at the end; also rotates TIFFs
         orientation = photo.getexif().get(ExifTags.Base.Orientation, 1)
         if deep and photo.mode in ("RGB", "RGBA") and np.asarray(photo)[..., :3].max(initial=0) <= DARK:
             return _deep_colours(data, orientation), False
         return pixels_of(photo), plain and orientation == 1
+
+
+def _has_16_bits(photo: ImageFile.ImageFile) -> bool:
+    """Whether pillow decodes from a raw mode of 16 bits, such as "RGB;16L", or from a PPM up to 65535. The arguments of
+    its TIFF decoder hold a byte offset, too.
+    """
+    for tile in photo.tile:
+        values = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if any(isinstance(value, str) and ";16" in value for value in values):
+            return True
+        if photo.format == "PPM" and MAX_16_BIT in values:
+            return True
+    return False
 
 
 def pixels_of(photo: Image.Image) -> np.ndarray:

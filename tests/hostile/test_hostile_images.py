@@ -267,3 +267,16 @@ def test_damaged_jpegs_in_shards(damage: Damage) -> None:
         decode_jpeg_into(data, pixels)
     except ValueError as error:
         assert_explains(error)
+
+
+def test_dark_compressed_tiffs_of_8_bits_are_not_taken_for_16():
+    """The arguments of pillow's decoder hold a byte offset, which contains 16 for some of these."""
+    with_16 = 0
+    for rows in range(20, 120):
+        pixels = np.random.default_rng(rows).integers(0, 60, (rows, 73, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "TIFF", compression="tiff_lzw")
+        with Image.open(io.BytesIO(file.getvalue())) as photo:
+            with_16 += any("16" in str(tile.args) for tile in photo.tile)
+        assert np.array_equal(decode_photo(file.getvalue())[0], pixels)
+    assert with_16

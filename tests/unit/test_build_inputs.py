@@ -63,6 +63,16 @@ def test_a_test_input_with_other_splits_only_is_refused(tmp_path: Path) -> None:
         list_photos(options(train, tmp_path / "out", test_input=tmp_path / "other"))
 
 
+@pytest.mark.parametrize("name", ["public_test", "train"])
+def test_a_test_input_that_is_one_split_is_used_whole(tmp_path: Path, name: str) -> None:
+    """FER2013's public_test is the validation split of a whole FER2013, and here the test split."""
+    train = make_folder(tmp_path / "in", 4, ("happy", "sad"))
+    make_folder(tmp_path / "other" / name, 2, ("happy", "sad"))
+    for source in (tmp_path / "other", tmp_path / "other" / name):
+        photos = list_photos(options(train, tmp_path / "out", test_input=source))["test_input"].photos
+        assert [photo.split for photo in photos] == [None] * 4
+
+
 def test_names_of_splits_may_be_those_of_the_input_only(tmp_path: Path) -> None:
     for split in ("train", "extra"):
         make_folder(tmp_path / "in" / split, 2, ("happy", "sad"))

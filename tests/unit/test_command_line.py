@@ -214,3 +214,16 @@ def test_a_closed_pipe_ends_a_command_without_a_traceback():
         process.stdout.close()
         errors = process.stderr.read()
     assert (process.returncode, errors) == (BROKEN_PIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", ""], "the argument after predict is empty"),
+        (["build", "--input", "", "--output", "out"], "the argument after --input is empty"),
+    ],
+)
+def test_empty_arguments_are_refused(words, message, capsys):
+    """They would name the current folder; an unset shell variable in quotes gives one."""
+    assert main(words) == 2
+    assert message in capsys.readouterr().err

@@ -68,10 +68,14 @@ def _read_test_input(options: BuildOptions, source: Path) -> RawDataset:
 
 
 def _test_photos(dataset: RawDataset) -> RawDataset:
-    """The test split of a dataset, or all of it if it has no splits. Raises BuildError if it has other splits only."""
+    """The test split of a dataset, or all of it if it has no splits or is one split, such as FER2013's public_test.tar.
+    Raises BuildError if it has several splits, and none of them is the test split.
+    """
     splits = Counter(photo.split for photo in dataset.photos if photo.split is not None)
     if not splits:
         return dataset
+    if set(splits.values()) == {len(dataset.photos)}:
+        return replace(dataset, photos=tuple(replace(photo, split=None) for photo in dataset.photos))
     others = ", ".join(f"{split}: {count}" for split, count in sorted(splits.items()) if split != "test")
     if "test" not in splits:
         raise BuildError(
