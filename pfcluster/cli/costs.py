@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from pfcluster.cli.outputs import require_writable
 from pfcluster.config import presets
 from pfcluster.launch.command_line import parse
 from pfcluster.profiling.model_cost import measure_model_cost
@@ -56,6 +57,8 @@ class CostsOptions:
 def main(arguments: list[str]) -> int:
     """Measure and print the costs of presets."""
     options = parse(CostsOptions, arguments, prog="pfcluster costs")
+    if options.json is not None:
+        require_writable("--json", options.json)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     models: dict[str, dict[str, Any]] = {}
     for preset in options.preset:

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pfcluster.cli.outputs import require_writable
 from pfcluster.config import Backend, ConfigError, EngineConfig
 from pfcluster.distributed.hosts import host_name
 from pfcluster.distributed.process_group import World, ensure_group, world
@@ -235,6 +236,8 @@ def show(results: dict[str, Any], console: Console) -> None:
 def launch(arguments: list[str]) -> int:
     """Start the ranks on this machine; returns 0 if the cluster is healthy."""
     options = parse(DoctorOptions, arguments, prog="pfcluster doctor")
+    if options.json is not None:
+        require_writable("--json", options.json)
     passed = ["--folder", str(options.folder), "--device", options.device, "--backends", *options.backends]
     passed += ["--json", str(options.json)] if options.json else []
     return run_ranks("pfcluster.cli.doctor", passed, options.processes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import tyro
 from rich.table import Table
 
+from pfcluster.cli.outputs import require_writable
 from pfcluster.launch.command_line import parse
 from pfcluster.system.atomic_files import write_atomically
 from pfcluster.system.terminal import plain_console, print_warnings
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
     options = parse(EvaluateOptions, arguments, prog="pfcluster evaluate")
     if options.output is not None:
-        _require_writable(options.output)
+        require_writable("--output", options.output)
     judged = None if options.judge is None else judge_run(options.run, options.judge, options.split, options.shards)
     scores = evaluate_run(options.run, options.split, options.shards)
     console = plain_console()
@@ -64,15 +64,6 @@ def main(arguments: list[str]) -> int:
             figures |= {"judge": str(options.judge), "poker": judged}
         write_atomically(options.output, json.dumps(figures, indent=1) + "\n")
     return 0
-
-
-def _require_writable(output: Path) -> None:
-    """Creates the folder of a file. Raises ValueError if the file cannot be written there; OSError."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.is_dir():
-        raise ValueError(f"--output {output} is a folder; pass the path of a file in it")
-    if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"--output {output}: {output.parent} cannot be written; check its permissions, or use another")
 
 
 def _judge_table(title: str, rows: dict[str, dict[str, float | None]]) -> Table:

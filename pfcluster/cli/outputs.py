@@ -1,7 +1,8 @@
-"""What the commands have in common that write a file from finished runs: report, pictures, tables, measure."""
+"""What the commands that write a file have in common."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,3 +42,14 @@ def write_output(name: str, inputs: Iterable[Path], write: Callable[[], Output])
 def results_below(folder: Path) -> list[Path]:
     """The result files of all runs below a folder."""
     return [run / RESULT_FILE for run in find_runs(folder)]
+
+
+def require_writable(option: str, path: Path) -> None:
+    """Checks, before the work begins, that the file of an option can be written, and creates its folder. Raises
+    ValueError, OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; pass the path of a file in it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {path}: {path.parent} cannot be written; check its permissions, or use another")

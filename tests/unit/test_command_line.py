@@ -227,3 +227,11 @@ def test_empty_arguments_are_refused(words, message, capsys):
     """They would name the current folder; an unset shell variable in quotes gives one."""
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["costs", "doctor"])
+def test_a_json_file_that_cannot_be_written_is_named_before_the_measurement(command, tmp_path, capsys):
+    assert main([command, "--json", str(tmp_path)]) == 2
+    output = capsys.readouterr()
+    assert f"--json {tmp_path} is a folder; pass the path of a file in it" in output.err
+    assert not output.out
