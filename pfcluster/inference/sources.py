@@ -120,12 +120,18 @@ def split_pattern(pattern: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def _pattern(text: str) -> tuple[list[Source], str]:
-    """The sources that a pattern matches, and a sentence on skipped files."""
+    """The sources that a pattern matches, and a sentence on skipped files and folders."""
     if not glob.has_magic(text):
         raise InferenceError(f"{text} does not exist; pass a photo, a folder, a pattern, a video or a webcam's number")
     matches = sorted(glob.glob(text, recursive=True))
+    folders = [] if "**" in text else [match for match in matches if os.path.isdir(match)]
     matches = [match for match in matches if os.path.isfile(match) or not os.path.exists(match)]  # or a broken link
     note = _skipped(split_pattern(text)[0], [match for match in matches if not is_listed(match)])
+    if folders:
+        unsearched = (
+            f"matching folders are not searched ({len(folders)}, such as {folders[0]}): use {text.rstrip('/')}/**"
+        )
+        note = f"{note}; {unsearched}" if note else unsearched
     files = [match for match in matches if is_listed(match)]
     if not files:
         raise InferenceError(f"no photo and no video matches {text}{note and f': {note}'}")

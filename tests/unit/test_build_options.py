@@ -19,6 +19,7 @@ from pfcluster.data.build.errors import BuildError
 from pfcluster.data.build.folder import build_lock
 from pfcluster.data.build.pipeline import build
 from pfcluster.data.dataset import open_dataset
+from pfcluster.data.inspect.contact_sheet import CELL, GAP, NAME_WIDTH, contact_sheet
 from pfcluster.data.manifest import BUILD_FOLDER, MANIFEST
 from pfcluster.data.raw.base import OfficialSplit, RawPhoto
 from pfcluster.data.shards import ShardSplit
@@ -254,7 +255,12 @@ def test_build_without_labels(tmp_path: Path) -> None:
     assert manifest is not None
     assert (manifest.classes, manifest.left_out) == ((), {})
     assert sum(split.samples for split in manifest.splits.values()) == 25
-    assert set(ShardSplit(tmp_path / "out", "train").labels().tolist()) == {-1}
+    split = ShardSplit(tmp_path / "out", "train")
+    assert set(split.labels().tolist()) == {-1}
+    sheet = contact_sheet(split, per_class=4)  # one row
+    assert sheet.height == CELL + 2 * GAP
+    first = sheet.crop((NAME_WIDTH, GAP, NAME_WIDTH + CELL, GAP + CELL))
+    assert np.array_equal(first, Image.fromarray(split.image(0)).resize((CELL, CELL), Image.Resampling.BICUBIC))
 
 
 def test_excluded_classes_are_left_out(tmp_path: Path) -> None:

@@ -293,6 +293,8 @@ def test_files_that_are_skipped_are_counted(
     assert main(["predict", "photos/*.jpg", "photos/deep/*.png", *words]) == 0
     assert "skipped, not" not in capsys.readouterr().err
     assert [row["reason"] for row in rows(tmp_path / "out.csv")] == ["No such file or directory", "", ""]
+    assert main(["predict", "photos/*", *words]) == 0
+    assert "matching folders are not searched (1, such as photos/deep): use photos/*/**" in capsys.readouterr().err
     assert main(["predict", "photos/*.heic", *words]) == 2
     assert f"no photo and no video matches photos/*.heic: 2 {skipped}2 *.heic" in capsys.readouterr().err
     (tmp_path / "other").mkdir()
