@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,3 +107,9 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], rate: float = 2
         writer.write(frame)
     writer.close()
     return path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV that `predict` wrote."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))

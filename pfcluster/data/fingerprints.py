@@ -78,9 +78,8 @@ def weights_fingerprint(place: str, warn: Callable[[str], None] = lambda problem
         if (path / CHECKPOINT_FILE).is_file() or (path / CHECKPOINTS_DIR).is_dir():
             from pfcluster.checkpoint import store
 
-            return sha256(
-                store.load(path, warn).path / CHECKPOINT_FILE
-            )  # holds the checksums of all files of the checkpoint
+            # this file holds the checksums of all files of the checkpoint
+            return sha256(store.load(path, warn).path / CHECKPOINT_FILE)
         files = sorted(file for file in path.iterdir() if file.is_file())
         return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest() if files else None
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Shards that several rooms of tests read."""
+"""Shards and models that several files of tests read."""
 
 from __future__ import annotations
 
@@ -50,3 +50,11 @@ def photos(tmp_path: Path) -> Path:
     (tmp_path / "photos" / ".hidden.png").write_bytes(b"not read")
     (tmp_path / "photos" / "notes.txt").write_text("not read")
     return tmp_path / "photos"
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a ViT with random weights."""
+    path = tmp_path_factory.mktemp("classifier") / "vit"
+    models.write(path, "vit")
+    return path

@@ -24,6 +24,22 @@ from tests import tiny
 STEP = FinetuneObjective.step
 
 
+def fail_at_step_8(folder, monkeypatch):
+    """A run that saves a checkpoint at step 7 and cannot read its data at step 8."""
+
+    def step_until_8(objective, batches, step):
+        if step == 8:
+            raise DataError("61 of 6000 samples cannot be read")
+        return STEP(objective, batches, step)
+
+    monkeypatch.setattr(FinetuneObjective, "step", step_until_8)
+    config = tiny.config(
+        "finetune", checkpoint=CheckpointConfig(every_steps=7), evaluate=EvaluateConfig(every_epochs=2.0)
+    )
+    with pytest.raises(DataError, match="61 of 6000"):
+        run(config, folder)
+
+
 def test_a_checkpoint_that_is_being_written_when_a_run_fails_is_kept(tmp_path, monkeypatch):
     run_has_failed = threading.Event()
     write, finish = dcp.write, CheckpointManager.finish
@@ -36,19 +52,9 @@ def test_a_checkpoint_that_is_being_written_when_a_run_fails_is_kept(tmp_path, m
         run_has_failed.set()
         finish(manager)
 
-    def fail_at_step_8(objective, batches, step):
-        if step == 8:
-            raise DataError("61 of 6000 samples cannot be read")
-        return STEP(objective, batches, step)
-
     monkeypatch.setattr(dcp, "write", write_later)
     monkeypatch.setattr(CheckpointManager, "finish", finish_after_failure)
-    monkeypatch.setattr(FinetuneObjective, "step", fail_at_step_8)
-    config = tiny.config(
-        "finetune", checkpoint=CheckpointConfig(every_steps=7), evaluate=EvaluateConfig(every_epochs=2.0)
-    )
-    with pytest.raises(DataError, match="61 of 6000"):
-        run(config, tmp_path)
+    fail_at_step_8(tmp_path, monkeypatch)
     assert checkpoint_steps(tmp_path / CHECKPOINTS_DIR) == [7]
 
 
@@ -56,18 +62,8 @@ def test_a_failed_write_does_not_hide_the_error_that_ends_the_run(tmp_path, monk
     def fail(*_):
         raise OSError("the disk is gone")
 
-    def fail_at_step_8(objective, batches, step):
-        if step == 8:
-            raise DataError("61 of 6000 samples cannot be read")
-        return STEP(objective, batches, step)
-
     monkeypatch.setattr(dcp, "write", fail)
-    monkeypatch.setattr(FinetuneObjective, "step", fail_at_step_8)
-    config = tiny.config(
-        "finetune", checkpoint=CheckpointConfig(every_steps=7), evaluate=EvaluateConfig(every_epochs=2.0)
-    )
-    with pytest.raises(DataError, match="61 of 6000"):
-        run(config, tmp_path)
+    fail_at_step_8(tmp_path, monkeypatch)
     assert checkpoint_steps(tmp_path / CHECKPOINTS_DIR) == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -27,18 +26,6 @@ from pfcluster.inference.tracking import FaceTracker
 from tests import inference_models as models
 
 real_data = pytest.mark.skipif("PFCLUSTER_REAL_DATA" not in os.environ, reason="PFCLUSTER_REAL_DATA is not set")
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("classifier") / "vit"
-    models.write(path, "vit")
-    return path
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_tables_of_all_formats_hold_the_same_rows(model_folder: Path, photos: Path, tmp_path: Path) -> None:
@@ -134,7 +121,7 @@ def test_bad_files_are_rows_and_the_others_go_on(
         bad[name] = "No such file or directory"
     words = ["predict", str(tmp_path / "in"), "--model", str(model_folder), "--no-detect", "--output"]
     assert main([*words, str(tmp_path / "out.csv")]) == 0
-    table = {Path(row["source"]).name: row for row in rows(tmp_path / "out.csv")}
+    table = {Path(row["source"]).name: row for row in models.rows(tmp_path / "out.csv")}
     assert sorted(table) == sorted([*bad, *odd])
     for name, reason in bad.items():
         assert reason in table[name]["reason"], name
@@ -175,7 +162,7 @@ def test_names_that_are_not_utf8_are_escaped_in_all_tables(
     again = PartialTable(tmp_path / "kept.csv", {"model": "a"})
     assert again.rows == 1
     again.finish(())
-    assert rows(tmp_path / "kept.csv")[0]["source"] == f"{tmp_path}/in\\udcff"
+    assert models.rows(tmp_path / "kept.csv")[0]["source"] == f"{tmp_path}/in\\udcff"
     capsys.readouterr()
     assert main(words) == 0
     assert capsys.readouterr().out.startswith(f"{sources[0]} face 0")
@@ -229,7 +216,7 @@ def test_a_missing_extra_is_named(
 def test_poker_faces_are_pictures_marked_as_synthetic(model_folder: Path, photos: Path, tmp_path: Path) -> None:
     words = ["predict", str(photos), "--model", str(model_folder), "--no-detect", "--output", str(tmp_path / "out.csv")]
     assert main([*words, "--poker-face", str(tmp_path / "poker")]) == 0
-    paths = [Path(row["poker_face"]) for row in rows(tmp_path / "out.csv")]
+    paths = [Path(row["poker_face"]) for row in models.rows(tmp_path / "out.csv")]
     assert sorted(paths) == sorted((tmp_path / "poker").iterdir())
     with Image.open(paths[0]) as picture:
         assert picture.width > picture.height  # side by side
@@ -248,7 +235,7 @@ def test_videos_have_times_tracks_and_annotations(model_folder: Path, tmp_path: 
     video = models.write_video(tmp_path / "film.mp4", frames)
     words = ["predict", str(video), "--model", str(model_folder), "--no-detect", "--output", str(tmp_path / "out.csv")]
     assert main([*words, "--frame-step", "3", "--max-frames", "10", "--annotate", str(tmp_path / "drawn.mp4")]) == 0
-    table = rows(tmp_path / "out.csv")
+    table = models.rows(tmp_path / "out.csv")
     assert [int(row["frame"]) for row in table] == [0, 3, 6, 9]
     assert [float(row["time_ms"]) for row in table] == pytest.approx([0, 120, 240, 360], abs=1)
     assert {row["track"] for row in table} == {"0"}
@@ -289,10 +276,10 @@ def test_files_that_are_skipped_are_counted(
     every = "2 *.heic, 1 *.txt, 1 deep/* without a suffix, 1 deep/*.avif, 1 hidden files"
     assert f"photos: 6 {skipped}{every}" in error
     assert f"/photos/deep/*: 2 {skipped}1 * without a suffix, 1 *.avif" in error
-    assert len(rows(tmp_path / "out.csv")) == 6  # those in photos/deep once
+    assert len(models.rows(tmp_path / "out.csv")) == 6  # those in photos/deep once
     assert main(["predict", "photos/*.jpg", "photos/deep/*.png", *words]) == 0
     assert "skipped, not" not in capsys.readouterr().err
-    assert [row["reason"] for row in rows(tmp_path / "out.csv")] == ["No such file or directory", "", ""]
+    assert [row["reason"] for row in models.rows(tmp_path / "out.csv")] == ["No such file or directory", "", ""]
     assert main(["predict", "photos/*", *words]) == 0
     assert "matching folders are not searched (1, such as photos/deep): use photos/*/**" in capsys.readouterr().err
     assert main(["predict", "photos/*.heic", *words]) == 2
@@ -331,7 +318,7 @@ def test_real_photos_and_a_video_of_one(classifier: Path, tmp_path: Path) -> Non
     models.write_video(tmp_path / "both.mp4", frames)
     words = ["predict", str(tmp_path), "--model", str(classifier), "--output", str(tmp_path / "out.csv")]
     assert main(words) == 0
-    table = rows(tmp_path / "out.csv")
+    table = models.rows(tmp_path / "out.csv")
     photo = [row for row in table if row["source"].endswith("png")]
     assert [row["face"] for row in photo] == ["0", "1"]
     assert float(photo[0]["left_eye_x"]) < 180 < float(photo[1]["left_eye_x"])

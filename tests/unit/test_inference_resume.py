@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -24,18 +23,6 @@ from pfcluster.inference.prediction import PredictionOptions, run_prediction
 from pfcluster.inference.sources import list_inputs
 from pfcluster.inference.tables import PartialTable, partial_file
 from tests import inference_models as models
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("classifier") / "vit"
-    models.write(path, "vit")
-    return path
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 class _Interrupted:
@@ -116,7 +103,7 @@ def test_a_continued_prediction_that_could_read_nothing_fails(classifier: Path, 
     else:
         counts = predict()
         assert (counts.frames, counts.kept_rows, counts.kept_frames) == (0, 2, 1)
-    assert len(rows(tmp_path / "table.csv")) == 4
+    assert len(models.rows(tmp_path / "table.csv")) == 4
 
 
 def test_what_an_interrupt_keeps_is_said(
